@@ -1,0 +1,1 @@
+//! The inner maximisation: random starts and sign steps over micro-batches.

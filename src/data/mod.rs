@@ -1,0 +1,1 @@
+//! CIFAR binary files, generated images, download, splits and the order of an epoch.

@@ -1,0 +1,31 @@
+//! What can go wrong on a device.
+
+/// Result of an engine call.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An engine's error: names the thing, the value met and the value wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The device cannot be used at all: no driver, no GPU, no code for it. The text says what to do.
+    #[error("{0}")]
+    Unavailable(String),
+    #[error("out of device memory: {what} needs {bytes} bytes")]
+    OutOfMemory { what: String, bytes: usize },
+    #[error("{tensor}: {met} elements, expected {wanted}")]
+    Length { tensor: &'static str, met: usize, wanted: usize },
+    #[error("{tensor}: memory of another engine")]
+    ForeignTensor { tensor: &'static str },
+    /// A kernel failed: an out-of-bounds access, a barrier that cannot be met, a launch error.
+    #[error("kernel {kernel}: {message}")]
+    Kernel { kernel: String, message: String },
+    /// A call of the device driver failed.
+    #[error("{call}: {message}")]
+    Driver { call: &'static str, message: String },
+    /// A call that the engine's state or its limits do not allow.
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{tensor}: NaN at position {position}")]
+    NotANumber { tensor: &'static str, position: usize },
+    #[error(transparent)]
+    Model(#[from] crate::model::WeightsError),
+}

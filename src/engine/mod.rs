@@ -1,0 +1,257 @@
+//! An engine: the small set of operations on a device from which everything above is written once.
+//!
+//! Two engines exist. [`reference`] computes in f32 on the CPU and is the oracle for every kernel. [`cuda`] runs
+//! our kernels in bf16 with f32 accumulation, through one of two drivers: a real GPU, or the host runner that
+//! executes the same kernel sources on the CPU. Callers choose by [`open`] and see only the trait.
+
+pub mod cuda;
+mod error;
+mod open;
+pub mod reference;
+mod tensor;
+
+pub use error::{Error, Result};
+pub use open::{DeviceChoice, open};
+pub use tensor::{Element, Storage, Tensor};
+
+use crate::model::{ResNet18, Weights};
+use crate::philox::Key;
+
+/// What a device is, for `environment.json` and the first line of a run.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct DeviceInfo {
+    /// `cpu`, `cuda` or `emulated`.
+    pub kind: &'static str,
+    /// Product name: "NVIDIA H200", "8 CPU threads".
+    pub name: String,
+    /// Driver or runtime version, where there is one.
+    pub driver: Option<String>,
+    /// Code in use: "sm_90a", "ptx", "host".
+    pub code: String,
+    /// Bytes of device memory, where known.
+    pub memory: Option<u64>,
+}
+
+/// A labelled image set, resident on the device.
+#[derive(Clone, Debug)]
+pub struct ImageSet {
+    /// `count` x 3 x 32 x 32 bytes, the planar layout of the CIFAR files.
+    pub images: Tensor<u8>,
+    /// `count` class indices.
+    pub labels: Tensor<u32>,
+    pub count: usize,
+}
+
+/// Random crop (32 of 40, zero padding 4) and horizontal flip, drawn by `Purpose::Augment` for each sample.
+///
+/// Word 0 of the sample's first block picks the row offset `word % 9`, word 1 the column offset, bit 0 of word 2
+/// the flip: `x[h][w] = image[h + row - 4][w' + column - 4]`, `w' = flip ? 31 - w : w`, zero outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Augment {
+    pub seed: u64,
+    pub epoch: u32,
+}
+
+/// The random start of an attack; element `e` of a sample uses word `e % 4` of block `e / 4`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Noise {
+    /// Uniform on [-radius, radius).
+    Uniform { radius: f32 },
+    /// Normal with this standard deviation: Box-Muller on the word pairs (0, 1) and (2, 3) of a block,
+    /// `sqrt(-2 ln(1 - u0)) * (cos, sin)(2 pi u1)`.
+    Normal { deviation: f32 },
+}
+
+/// One ascent step: `x' <- clip01(proj(x' + step_size * sign(gradient)))`, proj onto the L-inf ball around x.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SignStep {
+    pub step_size: f32,
+    /// Radius of the ball; `f32::INFINITY` projects onto [0, 1] only.
+    pub epsilon: f32,
+}
+
+/// Which activations a network pass uses and keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// Running statistics, folded into the weights by [`Engine::fold_batch_norm`].
+    Eval,
+    /// Batch statistics; updates the running statistics. Slot 0 or 1: an objective with two train passes keeps both.
+    Train { slot: usize },
+}
+
+/// Live weights, or their exponential moving average.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightSet {
+    Live,
+    Average,
+}
+
+/// Softmax cross-entropy with label smoothing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CrossEntropy {
+    /// The target is `(1 - smoothing) * one_hot + smoothing / classes`.
+    pub smoothing: f32,
+    /// Factor on the logit gradient, not on the losses: `1 / batch` for a mean.
+    pub scale: f32,
+}
+
+/// Where a loss writes.
+#[derive(Clone, Copy, Debug)]
+pub struct LossOutputs<'a> {
+    /// Loss of each sample, unscaled and unweighted.
+    pub losses: &'a Tensor<f32>,
+    /// Class with the largest logit, the lowest index among equals.
+    pub predictions: &'a Tensor<u32>,
+    /// `batch x classes`: scale * weight * d loss / d logits.
+    pub logit_gradient: &'a Tensor<f32>,
+}
+
+/// SGD as in PyTorch: `g += weight_decay * w; v = momentum * v + g; w -= learning_rate * v`, on every parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sgd {
+    pub learning_rate: f32,
+    pub momentum: f32,
+    pub weight_decay: f32,
+    /// `average <- d * average + (1 - d) * live` after the step, parameters and running statistics alike.
+    pub average_decay: Option<f32>,
+}
+
+/// Everything besides the weights that the optimizer carries from step to step, in file layout.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OptimizerState {
+    /// Velocity of each trainable parameter.
+    pub momentum: Weights,
+    /// The moving average, where one is kept.
+    pub average: Option<Weights>,
+}
+
+/// A device that holds one ResNet-18 and runs the operations of adversarial training on it.
+///
+/// Images are f32 in [0, 1], NHWC (`batch x 32 x 32 x 3`); logits are f32 (`batch x classes`). The batch of a call
+/// is read off the length of its tensors; any batch from 1 up to the `max_batch` given to [`open`] works. A call
+/// either succeeds or reports an [`Error`]; work may be asynchronous until a `read` or [`Engine::synchronize`].
+pub trait Engine {
+    fn device(&self) -> &DeviceInfo;
+    fn network(&self) -> ResNet18;
+    /// Images a micro-batch of the attack should hold, so that its activations stay in cache.
+    fn micro_batch(&self) -> usize;
+
+    // Memory. The typed forms `alloc`, `upload`, `write` and `read` are below.
+    /// Uninitialised storage; `name` appears in error messages.
+    fn alloc_bytes(&self, name: &'static str, bytes: usize) -> Result<Storage>;
+    fn write_bytes(&self, storage: &Storage, offset: usize, bytes: &[u8]) -> Result<()>;
+    fn read_bytes(&self, storage: &Storage, offset: usize, bytes: &mut [u8]) -> Result<()>;
+    /// Waits for all work; reports an error that happened on the way.
+    fn synchronize(&self) -> Result<()>;
+
+    // Weights and optimizer.
+    /// Sets live weights and running statistics; clears momentum and average.
+    fn load_weights(&mut self, weights: &Weights) -> Result<()>;
+    fn weights(&self, set: WeightSet) -> Result<Weights>;
+    fn load_optimizer(&mut self, state: &OptimizerState) -> Result<()>;
+    fn optimizer(&self) -> Result<OptimizerState>;
+    /// Gradients of the last [`Engine::parameter_gradient`], one tensor a trainable parameter.
+    fn gradients(&self) -> Result<Weights>;
+    fn sgd_step(&mut self, sgd: &Sgd) -> Result<()>;
+
+    // Data.
+    /// Writes the (augmented) images and labels of `samples`.
+    fn gather(
+        &mut self,
+        set: &ImageSet,
+        samples: &Tensor<u32>,
+        augment: Option<Augment>,
+        images: &Tensor<f32>,
+        labels: &Tensor<u32>,
+    ) -> Result<()>;
+    /// `perturbed = clip01(images + noise)`, the noise of each image keyed by its sample.
+    fn perturb(
+        &mut self,
+        noise: Noise,
+        key: Key,
+        samples: &Tensor<u32>,
+        images: &Tensor<f32>,
+        perturbed: &Tensor<f32>,
+    ) -> Result<()>;
+
+    // The network.
+    /// Prepares [`Pass::Eval`] from the current weights; needed again after [`Engine::sgd_step`] or a train pass.
+    fn fold_batch_norm(&mut self, set: WeightSet) -> Result<()>;
+    /// Logits of `images`; the pass keeps what its backward needs until its next forward.
+    fn forward(&mut self, pass: Pass, images: &Tensor<f32>, logits: &Tensor<f32>) -> Result<()>;
+    /// Gradient with respect to the images of the pass's last forward.
+    fn input_gradient(
+        &mut self,
+        pass: Pass,
+        logit_gradient: &Tensor<f32>,
+        gradient: &Tensor<f32>,
+    ) -> Result<()>;
+    /// Input gradient and [`SignStep`] in one: moves `perturbed`, the images of the pass's last forward.
+    fn attack_step(
+        &mut self,
+        pass: Pass,
+        logit_gradient: &Tensor<f32>,
+        step: &SignStep,
+        images: &Tensor<f32>,
+        perturbed: &Tensor<f32>,
+    ) -> Result<()>;
+    /// Parameter gradients of a train pass; `accumulate` adds to those already there.
+    fn parameter_gradient(
+        &mut self,
+        pass: Pass,
+        logit_gradient: &Tensor<f32>,
+        accumulate: bool,
+    ) -> Result<()>;
+
+    // Losses and ranking.
+    /// Per-sample loss, prediction and logit gradient in one pass; `weights` are per-sample factors.
+    fn cross_entropy(
+        &mut self,
+        loss: &CrossEntropy,
+        logits: &Tensor<f32>,
+        labels: &Tensor<u32>,
+        weights: Option<&Tensor<f32>>,
+        outputs: LossOutputs,
+    ) -> Result<()>;
+    /// Positions of the `top.len()` largest values, ascending by position; equal values keep the lowest position.
+    /// NaN is an error.
+    fn top_k(&mut self, values: &Tensor<f32>, top: &Tensor<u32>) -> Result<()>;
+    /// Positions of all values `>= threshold`, ascending, at the front of `positions`; returns how many. NaN is an error.
+    fn at_least(&mut self, values: &Tensor<f32>, threshold: f32, positions: &Tensor<u32>) -> Result<usize>;
+}
+
+/// Typed memory calls, the same for every engine.
+impl dyn Engine + '_ {
+    /// Uninitialised tensor of `len` elements.
+    pub fn alloc<T: Element>(&self, name: &'static str, len: usize) -> Result<Tensor<T>> {
+        Ok(Tensor::new(self.alloc_bytes(name, len * size_of::<T>())?, len))
+    }
+    /// New tensor with these values.
+    pub fn upload<T: Element>(&self, name: &'static str, values: &[T]) -> Result<Tensor<T>> {
+        let tensor = self.alloc(name, values.len())?;
+        self.write(&tensor, values)?;
+        Ok(tensor)
+    }
+    /// Overwrites a whole tensor.
+    pub fn write<T: Element>(&self, tensor: &Tensor<T>, values: &[T]) -> Result<()> {
+        if tensor.len() != values.len() {
+            return Err(Error::Length { tensor: tensor.name(), met: values.len(), wanted: tensor.len() });
+        }
+        self.write_bytes(tensor.storage(), tensor.byte_offset(), bytemuck::cast_slice(values))
+    }
+    /// Copies a whole tensor back.
+    pub fn read<T: Element>(&self, tensor: &Tensor<T>) -> Result<Vec<T>> {
+        let mut values = vec![T::zeroed(); tensor.len()];
+        let bytes = bytemuck::cast_slice_mut(&mut values);
+        self.read_bytes(tensor.storage(), tensor.byte_offset(), bytes)?;
+        Ok(values)
+    }
+    /// Makes an image set resident: `images` is `labels.len()` x 3 x 32 x 32 bytes.
+    pub fn upload_images(&self, images: &[u8], labels: &[u32]) -> Result<ImageSet> {
+        Ok(ImageSet {
+            images: self.upload("data set images", images)?,
+            labels: self.upload("data set labels", labels)?,
+            count: labels.len(),
+        })
+    }
+}

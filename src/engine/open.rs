@@ -1,0 +1,51 @@
+//! From `--device` to an engine.
+
+use std::str::FromStr;
+
+use super::{Engine, Error, Result, cuda, reference};
+use crate::model::ResNet18;
+
+/// What `--device` means: `auto`, `cpu`, `cuda`, `cuda:N`, `emulated`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// A GPU if there is one that this build has code for, else the CPU.
+    #[default]
+    Auto,
+    /// The reference engine.
+    Cpu,
+    /// Our kernels on GPU number N.
+    Cuda(usize),
+    /// Our kernels on the host runner.
+    Emulated,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wanted = || format!("device '{text}': expected auto, cpu, cuda, cuda:N or emulated");
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "emulated" => Ok(Self::Emulated),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                let number = text.strip_prefix("cuda:").ok_or_else(wanted)?;
+                number.parse().map(Self::Cuda).map_err(|_| wanted())
+            }
+        }
+    }
+}
+
+/// Opens a device for `network`, ready for batches of up to `max_batch` images. Weights are undefined until loaded.
+pub fn open(choice: DeviceChoice, network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
+    match choice {
+        DeviceChoice::Cpu => reference::open(network, max_batch),
+        DeviceChoice::Cuda(ordinal) => cuda::open_device(ordinal, network, max_batch),
+        DeviceChoice::Emulated => cuda::open_emulated(network, max_batch),
+        DeviceChoice::Auto => match cuda::open_device(0, network, max_batch) {
+            Err(Error::Unavailable(_)) => reference::open(network, max_batch),
+            opened => opened,
+        },
+    }
+}

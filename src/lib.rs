@@ -1,0 +1,32 @@
+//! secateur: data-pruned adversarial training of ResNet-18 on CIFAR, through hand-written CUDA kernels.
+//!
+//! # The map of the house
+//!
+//! Imports run downward only. Nothing above `engine` says CUDA; nothing in `engine` names a training method.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`cli`] | one file a command: `train`, `eval`, `dump`, `weights`, `data`, `profile` |
+//! | [`train`] | the training loop, learning-rate schedules, checkpoints, metrics, the run folder |
+//! | [`evaluate`] | evaluation protocols: clean and PGD accuracy over a data split |
+//! | [`objective`] | what a training step minimises: loss, logit gradients, the train passes they need |
+//! | [`attack`] | the inner maximisation: random starts and sign steps over micro-batches |
+//! | [`recipe`] | TOML to a typed, fully resolved recipe; unknown keys are refused |
+//! | [`engine`] | the operations of a device: the trait, the CPU reference, and the CUDA kernels behind two drivers |
+//! | [`model`] | ResNet-18: layer table, parameter names, initialisation, weights files |
+//! | [`data`] | CIFAR binary files, generated images, download, splits and the order of an epoch |
+//! | [`philox`] | the one source of randomness: counter-based, the same bits on every device |
+//!
+//! Beside `src`: `kernels/` holds the CUDA C++, one operation a file, compiled by `build.rs` for GPUs and,
+//! from the same source, for the CPU; `recipes/` holds the recipes that ship inside the binary.
+
+pub mod attack;
+pub mod cli;
+pub mod data;
+pub mod engine;
+pub mod evaluate;
+pub mod model;
+pub mod objective;
+pub mod philox;
+pub mod recipe;
+pub mod train;
