@@ -1,1 +1,34 @@
-fn main() {}
+//! Compiles `kernels/` twice: for the host runner with the C++ compiler, always, and for GPUs with nvcc where there is one.
+//!
+//! Each unit is compiled by itself, in parallel, and again only when something it includes has changed.
+
+#[path = "build/host.rs"]
+mod host;
+#[path = "build/units.rs"]
+mod units;
+
+use std::path::PathBuf;
+
+fn main() {
+    if let Err(message) = build() {
+        // One line a cargo:error each, so that cargo shows the whole text without a backtrace.
+        for line in message.lines() {
+            println!("cargo:error={line}");
+        }
+        std::process::exit(1);
+    }
+}
+
+fn build() -> Result<(), String> {
+    for path in ["build.rs", "build", "kernels"] {
+        println!("cargo:rerun-if-changed={path}");
+    }
+    let root = PathBuf::from(env("CARGO_MANIFEST_DIR")?);
+    let out = PathBuf::from(env("OUT_DIR")?);
+    let kernels = units::find(&root.join("kernels"))?;
+    host::build(&root, &out, &kernels)
+}
+
+fn env(name: &str) -> Result<String, String> {
+    std::env::var(name).map_err(|_| format!("{name} is not set: run this through cargo"))
+}

@@ -1,5 +1,6 @@
 //! The cuda engine: our kernels in bf16 with f32 accumulation, on a GPU or on the host runner.
 
+pub mod driver;
 pub mod layout;
 
 use super::{Engine, Error, Result};

@@ -1,0 +1,147 @@
+// mma and ldmatrix of a whole warp. Checked by tests/runner.rs against plain loops over the matrices.
+//
+// Accumulators stay where the lanes have them: a lane's registers of one row of tiles, {c0, c1, c2, c3} for each n-tile, are
+// one row of 4 * NT floats, and a product step adds {a, a, a', a'} x {b, b', b, b'} to it. So nothing is gathered or scattered
+// but the two operands. Products are rounded before they are added (no contraction), in the order of k: the same bits on every
+// CPU, whatever its vector width.
+
+#include "portable/mma.h"
+
+#include <string.h>
+
+#include "host/runner.h"
+
+namespace secateur::host {
+
+namespace {
+
+constexpr int max_tiles = 16;
+
+typedef float Quad __attribute__((vector_size(16), aligned(4)));
+typedef float Octet __attribute__((vector_size(32), aligned(4)));
+typedef float Hexadecet __attribute__((vector_size(64), aligned(4)));
+
+__attribute__((always_inline)) inline float widen(uint32_t half) {
+    const uint32_t bits = half << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+/// Widened operands of a warp tile; kept out of the fiber's small stack.
+struct Operands {
+    // a[i][g][k]: {row g, row g, row g + 8, row g + 8} of row tile i.
+    alignas(64) float a[max_tiles][8][16][4];
+    // b[t][k]: {column 2t, 2t + 1, 2t, 2t + 1} of each column tile.
+    alignas(64) float b[4][16][4 * max_tiles];
+};
+
+__thread Operands operands;
+
+template <class Vector>
+__attribute__((always_inline)) inline Vector repeat(const float* four) {
+    Vector v;
+    for (size_t i = 0; i < sizeof(Vector) / 16; ++i) memcpy(reinterpret_cast<char*>(&v) + 16 * i, four, 16);
+    return v;
+}
+
+/// Multiplies the columns of `Vector` at a time: 1, 2 or 4 column tiles.
+template <class Vector>
+__attribute__((always_inline)) inline void multiply(const Operands& o, int row_tiles, int column_tiles, void* const* lanes) {
+    constexpr int tiles = sizeof(Vector) / 16;
+    for (int lane = 0; lane < 32; ++lane) {
+        const int g = lane / 4, t = lane % 4;
+        float* acc = static_cast<MmaLane*>(lanes[lane])->acc;
+        for (int i = 0; i < row_tiles; ++i) {
+            for (int j = 0; j < column_tiles; j += tiles) {
+                auto* place = reinterpret_cast<Vector*>(acc + 4 * (i * column_tiles + j));
+                Vector sum = *place;
+                for (int k = 0; k < 16; ++k) {
+                    sum += repeat<Vector>(o.a[i][g][k]) * *reinterpret_cast<const Vector*>(&o.b[t][k][4 * j]);
+                }
+                *place = sum;
+            }
+        }
+    }
+}
+
+__attribute__((always_inline)) inline void spread(Operands& o, int row_tiles, int column_tiles, void* const* lanes) {
+    for (int lane = 0; lane < 32; ++lane) {
+        const int g = lane / 4, t = lane % 4;
+        const auto* self = static_cast<const MmaLane*>(lanes[lane]);
+        for (int i = 0; i < row_tiles; ++i) {
+            for (int half = 0; half < 2; ++half) {
+                const uint32_t top = self->a[4 * i + 2 * half], bottom = self->a[4 * i + 2 * half + 1];
+                const int k = 8 * half + 2 * t;
+                float* even = o.a[i][g][k];
+                float* odd = o.a[i][g][k + 1];
+                even[0] = even[1] = widen(top & 0xFFFF);
+                even[2] = even[3] = widen(bottom & 0xFFFF);
+                odd[0] = odd[1] = widen(top >> 16);
+                odd[2] = odd[3] = widen(bottom >> 16);
+            }
+        }
+        // This lane holds column g of each column tile, rows 2t, 2t + 1, 2t + 8, 2t + 9.
+        for (int j = 0; j < column_tiles; ++j) {
+            for (int half = 0; half < 2; ++half) {
+                const uint32_t pair = self->b[2 * j + half];
+                const int k = 8 * half + 2 * t;
+                float* even = &o.b[g / 2][k][4 * j + g % 2];
+                float* odd = &o.b[g / 2][k + 1][4 * j + g % 2];
+                even[0] = even[2] = widen(pair & 0xFFFF);
+                odd[0] = odd[2] = widen(pair >> 16);
+            }
+        }
+    }
+}
+
+// One body, compiled for several vector widths where the compiler can choose among them when the program starts.
+#if defined(__x86_64__) && defined(__gnu_linux__)
+__attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#endif
+void multiply_tile(int row_tiles, int column_tiles, void* const* lanes) {
+    spread(operands, row_tiles, column_tiles, lanes);
+    if (column_tiles % 4 == 0) {
+        multiply<Hexadecet>(operands, row_tiles, column_tiles, lanes);
+    } else if (column_tiles % 2 == 0) {
+        multiply<Octet>(operands, row_tiles, column_tiles, lanes);
+    } else {
+        multiply<Quad>(operands, row_tiles, column_tiles, lanes);
+    }
+}
+
+}  // namespace
+
+void mma_warp_tile(int row_tiles, int column_tiles, void* const* lanes) {
+    if (row_tiles > max_tiles || column_tiles > max_tiles) {
+        fault("mma_bf16: a warp tile of %d x %d products, the host runner has room for %d x %d", row_tiles, column_tiles,
+              max_tiles, max_tiles);
+    }
+    multiply_tile(row_tiles, column_tiles, lanes);
+}
+
+void ldmatrix(int count, bool transposed, void* const* lanes) {
+    for (int i = 0; i < count; ++i) {
+        for (int matrix = 0; matrix < 4; ++matrix) {
+            uint16_t element[8][8];
+            for (int row = 0; row < 8; ++row) {
+                const void* address = static_cast<const LdmatrixLane*>(lanes[8 * matrix + row])->rows[i];
+                if (!in_shared(address, 16)) {
+                    fault("ldmatrix_x4: the row of lane %d lies outside the block's shared memory", 8 * matrix + row);
+                }
+                if (reinterpret_cast<uintptr_t>(address) % 16 != 0) {
+                    fault("ldmatrix_x4: the row of lane %d is not aligned to 16 bytes", 8 * matrix + row);
+                }
+                memcpy(element[row], address, 16);
+            }
+            for (int lane = 0; lane < 32; ++lane) {
+                const int g = lane / 4, t = lane % 4;
+                const uint32_t low = transposed ? element[2 * t][g] : element[g][2 * t];
+                const uint32_t high = transposed ? element[2 * t + 1][g] : element[g][2 * t + 1];
+                static_cast<LdmatrixLane*>(lanes[lane])->registers[4 * i + matrix] = high << 16 | low;
+            }
+        }
+    }
+}
+
+}  // namespace secateur::host

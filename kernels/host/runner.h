@@ -1,0 +1,73 @@
+// The runner: executes the threads of one block on the calling OS thread.
+//
+// Threads run one after another, warp by warp, each until it has to wait. Warp collectives are rendezvous of 32 lanes whose
+// last to arrive does the work of all; __syncthreads is a rendezvous of the block. What cannot happen on a correct launch ends
+// the block with a message: a bad access, lanes at different collectives, a barrier that some thread never reaches, an overrun
+// of shared memory. A kernel that never waits runs as a plain loop on one stack.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <vector>
+
+namespace secateur::host {
+
+struct Dim3 {
+    uint32_t x, y, z;
+};
+
+/// An operation of a whole warp. Two lanes are at the same one if the addresses of these are the same.
+struct Collective {
+    const char* name;
+    /// Does the work, given what each of the 32 lanes brought.
+    void (*work)(void* const* lanes);
+};
+
+struct Warp;
+struct Fiber;
+
+/// A cp.async under way: read when it completes.
+struct PendingCopy {
+    void* to;
+    const void* from;  // null: zeros
+    uint32_t bytes;
+    uint32_t group;
+};
+
+/// A CUDA thread.
+struct Thread {
+    Dim3 index;
+    Warp* warp;
+    Fiber* fiber;
+    /// Where it waits, for messages; null while it runs.
+    const char* waits_at;
+    std::vector<PendingCopy> copies;
+    uint32_t open_group;
+};
+
+/// The block that runs on this OS thread.
+struct Block {
+    Dim3 index, dim, grid;
+};
+
+extern __thread Thread* current_thread;
+extern __thread Block* current_block;
+
+/// The rendezvous of a warp; `argument` must live until it returns.
+void meet(const Collective& collective, void* argument);
+
+/// The rendezvous of the block.
+void block_barrier();
+
+/// Ends the block with this message (printf style), which will name kernel, block and thread.
+[[noreturn]] __attribute__((format(printf, 1, 2))) void fault(const char* format, ...);
+
+/// Whether these bytes lie in the block's shared memory.
+bool in_shared(const void* pointer, size_t bytes);
+
+void cp_async(void* to, const void* from, uint32_t bytes);
+void cp_async_commit();
+void cp_async_wait(uint32_t newest);
+
+}  // namespace secateur::host

@@ -1,0 +1,75 @@
+// How a kernel is declared: qualifiers, the KERNEL macro, and the built-in indices.
+//
+// KERNEL(symbol, Params, threads, Shared) { body } has `p` (const Params&) and `shared` (Shared&) in scope. Params is a POD,
+// mirrored by a #[repr(C)] struct in src/engine/cuda/launch/; Shared is the block's shared memory, a POD as well.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+
+#ifndef __CUDACC__
+#include "host/kernel_entry.h"
+#include "host/runner.h"
+#endif
+
+namespace secateur {
+
+/// For kernels that need no shared memory.
+struct NoShared {};
+
+#ifdef __CUDACC__
+
+#define DEVICE __device__ __forceinline__
+
+// Dynamic shared memory even where 48 KB would do: one way for all, and the size comes from the host library's table.
+extern __shared__ __align__(128) unsigned char secateur_shared_memory[];
+
+#define KERNEL(name, Params, threads, ...) SECATEUR_KERNEL(name, Params, threads, 1, __VA_ARGS__)
+/// The same with a wish: registers are limited so that `blocks` blocks fit on a multiprocessor.
+#define KERNEL_OCCUPANCY(name, Params, threads, blocks, ...) SECATEUR_KERNEL(name, Params, threads, blocks, __VA_ARGS__)
+#define SECATEUR_KERNEL(name, Params, threads, blocks, ...)                                                  \
+    static_assert((threads) % 32 == 0 && (threads) <= 1024, #name ": a block is 1 to 32 full warps");        \
+    __device__ __forceinline__ void name##_body(const Params& p, __VA_ARGS__& shared);                       \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p) {   \
+        name##_body(p, *reinterpret_cast<__VA_ARGS__*>(::secateur::secateur_shared_memory));                 \
+    }                                                                                                        \
+    __device__ __forceinline__ void name##_body([[maybe_unused]] const Params& p,                            \
+                                                [[maybe_unused]] __VA_ARGS__& shared)
+
+#else
+
+#define DEVICE inline
+
+#define threadIdx (::secateur::host::current_thread->index)
+#define blockIdx (::secateur::host::current_block->index)
+#define blockDim (::secateur::host::current_block->dim)
+#define gridDim (::secateur::host::current_block->grid)
+
+#define KERNEL_OCCUPANCY(name, Params, threads, blocks, ...) KERNEL(name, Params, threads, __VA_ARGS__)
+#define KERNEL(name, Params, threads, ...)                                                                   \
+    static_assert((threads) % 32 == 0 && (threads) <= 1024, #name ": a block is 1 to 32 full warps");        \
+    static void name##_body(const Params& p, __VA_ARGS__& shared);                                           \
+    static const ::secateur::host::KernelEntry name##_entry(                                                 \
+        #name, threads, ::secateur::host::shared_bytes<__VA_ARGS__>(), sizeof(Params),                       \
+        [](const void* p, void* shared) {                                                                    \
+            name##_body(*static_cast<const Params*>(p), *static_cast<__VA_ARGS__*>(shared));                 \
+        });                                                                                                  \
+    static void name##_body([[maybe_unused]] const Params& p, [[maybe_unused]] __VA_ARGS__& shared)
+
+#endif
+
+/// Position of the thread in its warp.
+DEVICE uint32_t lane_index() { return threadIdx.x % 32; }
+/// Position of the warp in its block.
+DEVICE uint32_t warp_index() { return threadIdx.x / 32; }
+
+/// Waits for every thread of the block; what they wrote to memory before is visible after.
+DEVICE void syncthreads() {
+#ifdef __CUDACC__
+    __syncthreads();
+#else
+    host::block_barrier();
+#endif
+}
+
+}  // namespace secateur

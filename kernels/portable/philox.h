@@ -1,0 +1,51 @@
+// Philox4x32-10, the twin of src/philox.rs: the same counters, the same bits. tests/runner.rs compares the two.
+#pragma once
+
+#include "portable/kernel.h"
+
+namespace secateur {
+
+/// Four random words.
+struct PhiloxBlock {
+    uint32_t word[4];
+};
+
+/// Everything a number depends on but its sample and index; filled by Rust from `philox::Key`.
+struct Philox {
+    uint32_t seed_low;
+    uint32_t seed_high;
+    uint32_t epoch;
+    /// Purpose in the high byte, step below it.
+    uint32_t purpose_and_step;
+
+    /// Numbers 4 * block .. 4 * block + 4 of `sample`.
+    DEVICE PhiloxBlock block(uint32_t sample, uint32_t block) const;
+};
+
+/// Ten rounds of Philox on a 128-bit counter under a 64-bit key.
+DEVICE PhiloxBlock philox4x32_10(PhiloxBlock counter, uint32_t key_low, uint32_t key_high) {
+#pragma unroll
+    for (int round = 0; round < 10; ++round) {
+        if (round > 0) {
+            key_low += 0x9E3779B9u;
+            key_high += 0xBB67AE85u;
+        }
+        const uint64_t even = uint64_t(counter.word[0]) * 0xD2511F53u;
+        const uint64_t odd = uint64_t(counter.word[2]) * 0xCD9E8D57u;
+        counter = {{uint32_t(odd >> 32) ^ counter.word[1] ^ key_low, uint32_t(odd),
+                    uint32_t(even >> 32) ^ counter.word[3] ^ key_high, uint32_t(even)}};
+    }
+    return counter;
+}
+
+DEVICE PhiloxBlock Philox::block(uint32_t sample, uint32_t block) const {
+    return philox4x32_10({{block, sample, epoch, purpose_and_step}}, seed_low, seed_high);
+}
+
+/// Uniform on [0, 1) with 24 random bits: every value is exact in f32.
+DEVICE float philox_unit(uint32_t word) { return float(word >> 8) * (1.0f / 16777216.0f); }
+
+/// Uniform on [-radius, radius): one rounding, so the same bits on every device.
+DEVICE float philox_symmetric(uint32_t word, float radius) { return radius * (2.0f * philox_unit(word) - 1.0f); }
+
+}  // namespace secateur

@@ -1,0 +1,15 @@
+// Everything a kernel needs, on a GPU and on the host runner alike. Kernels include this file and nothing else.
+//
+// Each part has two bodies behind one name: PTX or intrinsics where nvcc compiles it, C++ and calls into host/ where the
+// C++ compiler does. Checked by tests/runner.rs, which runs every function here on the host against plain loops.
+#pragma once
+
+#include "portable/kernel.h"
+#include "portable/global.h"
+#include "portable/bf16.h"
+#include "portable/warp.h"
+#include "portable/atomic.h"
+#include "portable/mma.h"
+#include "portable/async_copy.h"
+#include "portable/reduce.h"
+#include "portable/philox.h"

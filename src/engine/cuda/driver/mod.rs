@@ -1,0 +1,86 @@
+//! Drivers: memory and launches, on a GPU ([`device`]) or on the host runner ([`host`]). The only unsafe code of the crate.
+//!
+//! The same kernels, grids and parameter structs go through both. A launch names a kernel by its symbol; block size, shared
+//! memory and parameter size come from the one table of [`kernel`].
+
+mod buffer;
+pub mod host;
+mod kernel;
+
+pub use buffer::Buffer;
+pub use kernel::{Kernel, kernels};
+
+use std::ops::Add;
+
+use crate::engine::{DeviceInfo, Error, Result};
+
+/// A place in device memory: eight bytes in parameter structs, `Global<T>` in kernels. On the host runner it is a handle,
+/// not a host address; only the driver that made it can follow it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct Address(pub u64);
+
+impl Address {
+    /// What an absent optional operand is: `present()` is false in the kernel.
+    pub const NULL: Self = Self(0);
+
+    /// The place `count` elements of T further on.
+    pub fn offset<T>(self, count: usize) -> Self {
+        self + count * size_of::<T>()
+    }
+}
+
+/// Bytes further on.
+impl Add<usize> for Address {
+    type Output = Self;
+    fn add(self, bytes: usize) -> Self {
+        Self(self.0 + bytes as u64)
+    }
+}
+
+/// Device memory and launches. Work is done in the order of the calls; it may still be under way when a call returns, until
+/// `read` or `synchronize`, and an error of a launch may be reported by a later call.
+pub trait Driver {
+    fn info(&self) -> DeviceInfo;
+    /// Uninitialised memory (0xFF bytes on the host), aligned to 256 bytes. Use [`Buffer`], which frees it.
+    fn alloc(&self, name: &'static str, bytes: usize) -> Result<Address>;
+    fn free(&self, address: Address);
+    fn write(&self, address: Address, bytes: &[u8]) -> Result<()>;
+    fn read(&self, address: Address, bytes: &mut [u8]) -> Result<()>;
+    /// Sets `count` bytes.
+    fn fill(&self, address: Address, byte: u8, count: usize) -> Result<()>;
+    /// Copies `count` bytes between places that do not overlap.
+    fn copy(&self, from: Address, to: Address, count: usize) -> Result<()>;
+    /// Runs a kernel on `grid` blocks; `params` is its parameter struct. [`launch`] is the typed form.
+    fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8]) -> Result<()>;
+    fn synchronize(&self) -> Result<()>;
+}
+
+/// Runs a kernel on `grid` blocks of its own size. An empty grid does nothing.
+pub fn launch<P: bytemuck::Pod>(
+    driver: &dyn Driver,
+    kernel: &Kernel,
+    grid: [u32; 3],
+    params: &P,
+) -> Result<()> {
+    if size_of::<P>() != kernel.params_bytes() {
+        return Err(Error::Kernel {
+            kernel: kernel.name().into(),
+            message: format!(
+                "parameter struct of {} bytes, the kernel has one of {}: the Rust and C++ structs differ",
+                size_of::<P>(),
+                kernel.params_bytes()
+            ),
+        });
+    }
+    if grid[1] > 65535 || grid[2] > 65535 || grid[0] > i32::MAX as u32 {
+        return Err(Error::Kernel {
+            kernel: kernel.name().into(),
+            message: format!("grid {grid:?}, the limits are {}, 65535 and 65535", i32::MAX),
+        });
+    }
+    if grid.contains(&0) {
+        return Ok(());
+    }
+    driver.launch(kernel, grid, bytemuck::bytes_of(params))
+}
