@@ -15,6 +15,8 @@
 //! | [`engine`] | the operations of a device: the trait, the CPU reference, and the CUDA kernels behind two drivers |
 //! | [`model`] | ResNet-18: layer table, parameter names, initialisation, weights files |
 //! | [`data`] | CIFAR binary files, generated images, download, splits and the order of an epoch |
+//! | [`files`] | files written whole or not at all |
+//! | [`names`] | enums whose values have names in recipes and records |
 //! | [`philox`] | the one source of randomness: counter-based, the same bits on every device |
 //!
 //! Beside `src`: `kernels/` holds the CUDA C++, one operation a file, compiled by `build.rs` for GPUs and,
@@ -25,7 +27,9 @@ pub mod cli;
 pub mod data;
 pub mod engine;
 pub mod evaluate;
+pub mod files;
 pub mod model;
+pub mod names;
 pub mod objective;
 pub mod philox;
 pub mod recipe;

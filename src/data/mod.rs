@@ -1,1 +1,174 @@
-//! CIFAR binary files, generated images, download, splits and the order of an epoch.
+//! Labelled 32x32 images: CIFAR binary files, generated images, their download, splits and order.
+//!
+//! Checked by the tests beside the code, tests/data_files.rs and tests/download.rs. Called by train, evaluate and the
+//! commands; makes plain host memory, which `Engine::upload_images` takes to a device.
+
+pub mod cifar;
+pub mod generated;
+pub mod order;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use generated::{GENERATED_TEST, GENERATED_TRAIN, MAX_GENERATED};
+pub use order::{Split, ValidationSplit};
+
+use crate::names::named;
+
+/// Bytes of one image: three planes of 32 x 32.
+pub const IMAGE_BYTES: usize = 3 * 32 * 32;
+
+/// Labelled images in the planar layout of the CIFAR files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Images {
+    /// `len` x 3 x 32 x 32 bytes: red plane, green plane, blue plane, each by rows.
+    pub pixels: Vec<u8>,
+    /// Class indices, one an image.
+    pub labels: Vec<u32>,
+}
+
+impl Images {
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+    /// The 3,072 bytes of one image.
+    pub fn image(&self, index: usize) -> &[u8] {
+        &self.pixels[index * IMAGE_BYTES..][..IMAGE_BYTES]
+    }
+    /// A copy of the images at `indices`, in that order.
+    pub fn select(&self, indices: &[u32]) -> Self {
+        let pixels = indices.iter().flat_map(|&index| self.image(index as usize)).copied().collect();
+        Self { pixels, labels: indices.iter().map(|&index| self.labels[index as usize]).collect() }
+    }
+    /// Keeps the first `count` images.
+    pub fn truncate(&mut self, count: usize) {
+        self.labels.truncate(count);
+        self.pixels.truncate(count * IMAGE_BYTES);
+    }
+    /// Images of each of `classes` classes.
+    pub fn class_counts(&self, classes: usize) -> Vec<usize> {
+        let mut counts = vec![0; classes];
+        for &label in &self.labels {
+            counts[label as usize] += 1;
+        }
+        counts
+    }
+}
+
+/// A training set and a test set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataSet {
+    /// `cifar10`, `cifar100` or `generated`.
+    pub name: String,
+    pub classes: usize,
+    pub class_names: Vec<String>,
+    pub train: Images,
+    pub test: Images,
+}
+
+named! {
+    /// The sets there are.
+    pub enum SetKind {
+        Cifar10 = "cifar10",
+        Cifar100 = "cifar100",
+        /// Made by [`generated`]; needs no files.
+        Generated = "generated",
+    }
+}
+
+/// How many images a set has (or, generated, can have).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    pub train: usize,
+    pub test: usize,
+}
+
+impl SetKind {
+    pub fn classes(self) -> usize {
+        match self {
+            Self::Cifar10 => 10,
+            Self::Cifar100 => 100,
+            Self::Generated => generated::CLASS_NAMES.len(),
+        }
+    }
+
+    pub fn class_names(self) -> Vec<String> {
+        match self {
+            Self::Cifar10 => cifar::CIFAR10.class_names(),
+            Self::Cifar100 => cifar::CIFAR100.class_names(),
+            Self::Generated => generated::CLASS_NAMES.map(String::from).to_vec(),
+        }
+    }
+
+    pub fn sizes(self) -> Sizes {
+        match self {
+            Self::Cifar10 => cifar::CIFAR10.sizes(),
+            Self::Cifar100 => cifar::CIFAR100.sizes(),
+            Self::Generated => Sizes { train: MAX_GENERATED, test: MAX_GENERATED },
+        }
+    }
+}
+
+impl DataSet {
+    /// The set `kind`, from the files in `folder` (or a folder inside it) or generated; the first so many images of
+    /// each part where a limit is given.
+    pub fn open(
+        kind: SetKind,
+        folder: Option<&Path>,
+        train_limit: Option<usize>,
+        test_limit: Option<usize>,
+    ) -> Result<Self, DataError> {
+        let (train, test) = match (kind, folder) {
+            (SetKind::Generated, None) => (
+                generated::images(generated::Part::Train, train_limit.unwrap_or(GENERATED_TRAIN)),
+                generated::images(generated::Part::Test, test_limit.unwrap_or(GENERATED_TEST)),
+            ),
+            (SetKind::Generated, Some(folder)) => return Err(DataError::Unwanted { folder: folder.into() }),
+            (_, None) => return Err(DataError::NoFolder { set: kind }),
+            (SetKind::Cifar10, Some(folder)) => {
+                cifar::read(&cifar::CIFAR10, folder, train_limit, test_limit)?
+            }
+            (SetKind::Cifar100, Some(folder)) => {
+                cifar::read(&cifar::CIFAR100, folder, train_limit, test_limit)?
+            }
+        };
+        let (classes, class_names) = (kind.classes(), kind.class_names());
+        Ok(Self { name: kind.name().into(), classes, class_names, train, test })
+    }
+}
+
+/// Why a data set is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    #[error(
+        "{set} needs its files: give --data DIR, or get them with `secateur data download {set} --out DIR`"
+    )]
+    NoFolder { set: SetKind },
+    #[error(
+        "--data {} was given, but the recipe's data.set is \"generated\", which reads no files; \
+         add --set data.set=cifar10 or choose another recipe", folder.display()
+    )]
+    Unwanted { folder: PathBuf },
+    #[error(
+        "{}: holds {met}, expected {wanted}; give the folder of {wanted}, or --set data.set={met}", folder.display()
+    )]
+    WrongSet { folder: PathBuf, met: SetKind, wanted: SetKind },
+    #[error(
+        "{}: {} missing, expected the binary version of {set} ({files}){hint}", folder.display(), missing.join(", ")
+    )]
+    Missing { folder: PathBuf, missing: Vec<String>, set: SetKind, files: String, hint: &'static str },
+    #[error("{}: {met} bytes, expected {wanted} ({records} records of {record}); {diagnosis}", path.display())]
+    Size { path: PathBuf, met: u64, wanted: u64, records: usize, record: usize, diagnosis: &'static str },
+    #[error(
+        "{}: record {record} has {what} {met}, expected 0 to {}; the file is damaged or another set's", path.display(),
+        classes - 1
+    )]
+    Label { path: PathBuf, record: usize, what: &'static str, met: u8, classes: usize },
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{wanted} validation images, expected fewer than the {count} training images")]
+    Validation { wanted: usize, count: usize },
+}

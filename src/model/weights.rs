@@ -1,6 +1,23 @@
 //! Named tensors in PyTorch's layout, read from and written to safetensors files.
+//!
+//! A file written here loads with `load_state_dict(safetensors.torch.load_file(f))`, and the other way round.
+//! Checked by tests/weights_files.rs (round trips; truncation, bit flips, wrong shapes and values). Called by the
+//! engines (load, read back), checkpoints and `secateur weights`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use super::layers::WIDTHS;
+use super::{ParameterKind, ResNet18};
+use crate::files::{Existing, write_atomic};
+
+/// Larger files are refused unread: the widest network here takes 45 MB.
+const MAX_FILE_BYTES: u64 = 1 << 30;
+/// Buffers that PyTorch's BatchNorm saves and nothing here uses.
+const IGNORED_SUFFIX: &str = ".num_batches_tracked";
 
 /// Tensors by PyTorch name; a whole `state_dict`, or the part of it that a call speaks of.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,6 +39,24 @@ pub enum WeightsError {
     Missing { name: String },
     #[error("{name}: shape {met:?}, expected {wanted:?}")]
     Shape { name: String, met: Vec<usize>, wanted: Vec<usize> },
+    #[error("{name}: not a tensor of this network (ResNet-18, width {}, {} classes){hint}", network.width, network.classes)]
+    Unknown { name: String, network: ResNet18, hint: &'static str },
+    #[error("{name}[{index}]: {value}, expected {wanted}; the weights are damaged or the training diverged")]
+    Value { name: String, index: usize, value: f32, wanted: &'static str },
+    #[error("{name}: type {met}, expected F32; convert with tensor.float() before saving")]
+    Type { name: String, met: String },
+    #[error("conv1.weight has {met} output channels, expected {} (the widths that have kernels)", widths())]
+    Width { met: usize },
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path}: not a whole safetensors file: {reason}")]
+    Format { path: PathBuf, reason: String },
+    #[error("{path}: {source}")]
+    InFile { path: PathBuf, source: Box<WeightsError> },
+}
+
+fn widths() -> String {
+    WIDTHS.map(|width| width.to_string()).join(" or ")
 }
 
 impl Weights {
@@ -40,5 +75,119 @@ impl Weights {
 
     pub fn insert(&mut self, name: impl Into<String>, shape: &[usize], values: Vec<f32>) {
         self.tensors.insert(name.into(), NamedTensor { shape: shape.to_vec(), values });
+    }
+
+    /// The network these weights belong to, from the shapes of the first and the last layer.
+    /// Says nothing about the layers between: [`Weights::check`] does.
+    pub fn infer_network(&self) -> Result<ResNet18, WeightsError> {
+        let shape = |name: &str| match self.tensors.get(name) {
+            Some(tensor) => Ok(&tensor.shape),
+            None => Err(WeightsError::Missing { name: name.into() }),
+        };
+        let stem = shape("conv1.weight")?;
+        let width = stem.first().copied().unwrap_or(0);
+        if !WIDTHS.contains(&width) {
+            return Err(WeightsError::Width { met: width });
+        }
+        let linear = shape("linear.weight")?;
+        match linear[..] {
+            [classes, features] if classes > 0 && features == 8 * width => Ok(ResNet18 { width, classes }),
+            _ => Err(WeightsError::Shape {
+                name: "linear.weight".into(),
+                met: linear.clone(),
+                wanted: vec![10, 8 * width],
+            }),
+        }
+    }
+
+    /// Whether these are exactly the tensors of `network`: all there, none more, right shapes, every value
+    /// finite, every running variance >= 0.
+    pub fn check(&self, network: &ResNet18) -> Result<(), WeightsError> {
+        let parameters = network.parameters();
+        for parameter in &parameters {
+            let values = self.get(&parameter.name, &parameter.shape)?;
+            let is_variance = parameter.kind == ParameterKind::BnRunningVar;
+            let wanted = if is_variance { "a finite number >= 0" } else { "a finite number" };
+            let bad = values.iter().position(|value| !value.is_finite() || (is_variance && *value < 0.0));
+            if let Some(index) = bad {
+                let (name, value) = (parameter.name.clone(), values[index]);
+                return Err(WeightsError::Value { name, index, value, wanted });
+            }
+        }
+        if self.tensors.len() > parameters.len() {
+            let unknown = |name: &&String| parameters.iter().all(|parameter| parameter.name != **name);
+            if let Some(name) = self.tensors.keys().find(unknown) {
+                return Err(WeightsError::Unknown { name: name.clone(), network: *network, hint: "" });
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a safetensors file: every tensor must be F32, but for PyTorch's integer `num_batches_tracked`, which
+    /// are dropped.
+    pub fn read(path: &Path) -> Result<Self, WeightsError> {
+        let io = |source| WeightsError::Io { path: path.into(), source };
+        let len = std::fs::metadata(path).map_err(io)?.len();
+        if len > MAX_FILE_BYTES {
+            let reason = format!("{len} bytes, expected at most {MAX_FILE_BYTES}");
+            return Err(WeightsError::Format { path: path.into(), reason });
+        }
+        Self::from_bytes(&std::fs::read(path).map_err(io)?).map_err(|error| match error {
+            WeightsError::Format { reason, .. } => WeightsError::Format { path: path.into(), reason },
+            other => WeightsError::InFile { path: path.into(), source: Box::new(other) },
+        })
+    }
+
+    /// [`Weights::read`] and [`Weights::check`] against the network the file itself implies.
+    pub fn read_network(path: &Path) -> Result<(ResNet18, Self), WeightsError> {
+        let weights = Self::read(path)?;
+        let checked = weights.infer_network().and_then(|network| weights.check(&network).map(|()| network));
+        match checked {
+            Ok(network) => Ok((network, weights)),
+            Err(error) => Err(WeightsError::InFile { path: path.into(), source: Box::new(error) }),
+        }
+    }
+
+    /// Parses the bytes of a safetensors file; the path of a format error is empty.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
+        let file = SafeTensors::deserialize(bytes)
+            .map_err(|error| WeightsError::Format { path: PathBuf::new(), reason: error.to_string() })?;
+        let mut weights = Self::default();
+        for (name, view) in file.iter() {
+            if name.ends_with(IGNORED_SUFFIX) {
+                continue;
+            }
+            if view.dtype() != Dtype::F32 {
+                return Err(WeightsError::Type { name: name.into(), met: format!("{:?}", view.dtype()) });
+            }
+            // Not a cast: nothing promises that the file's data is aligned for f32.
+            let values = view.data().as_chunks().0.iter().map(|&word| f32::from_le_bytes(word)).collect();
+            weights.insert(name, view.shape(), values);
+        }
+        Ok(weights)
+    }
+
+    /// The bytes of a safetensors file; the same weights give the same bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let bytes: Vec<(&String, &NamedTensor, Vec<u8>)> = self
+            .tensors
+            .iter()
+            .map(|(name, tensor)| {
+                (name, tensor, tensor.values.iter().flat_map(|value| value.to_le_bytes()).collect())
+            })
+            .collect();
+        let views = bytes.iter().map(|(name, tensor, data)| {
+            let view = TensorView::new(Dtype::F32, tensor.shape.clone(), data);
+            (name.as_str(), view.expect("a tensor's values fill its shape"))
+        });
+        // transformers and others look for this entry before they trust a file.
+        let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+        safetensors::serialize(views, Some(metadata)).expect("names and shapes always serialise")
+    }
+
+    /// Writes a safetensors file, whole or not at all.
+    pub fn write(&self, path: &Path, existing: Existing) -> Result<(), WeightsError> {
+        write_atomic(path, &self.to_bytes(), existing)
+            .map_err(|source| WeightsError::Io { path: path.into(), source })
     }
 }

@@ -1,1 +1,351 @@
-//! TOML to a typed, fully resolved recipe.
+//! A recipe: everything that decides a training run, read from TOML into a typed, fully resolved form.
+//!
+//! A recipe may leave out what has a default; [`Recipe::to_toml`] writes every key back, so that the `recipe.toml`
+//! of a run folder holds the whole truth and parses to the same recipe. Unknown keys are refused with the nearest
+//! known one; values out of range name the key, the value met and the values wanted. Checked by tests/recipes.rs.
+//! Called by `secateur train` and `dump`; used by train, attack, objective and evaluate.
+
+mod builtin;
+mod overrides;
+mod reader;
+mod schedule;
+mod value;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+pub use builtin::{BUILTIN, Builtin};
+pub use schedule::{Schedule, Update};
+pub use value::Fraction;
+
+use crate::data::{GENERATED_TEST, GENERATED_TRAIN, MAX_GENERATED, SetKind, Sizes, ValidationSplit};
+use crate::model::layers::WIDTHS;
+use crate::names::named;
+use reader::{Section, above};
+
+/// A training run. Every field is resolved: nothing below consults a default again.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Recipe {
+    pub name: String,
+    /// Keys all randomness of the run but the generated images.
+    pub seed: u64,
+    pub epochs: usize,
+    /// Images a step; the last, smaller batch of an epoch is trained on too.
+    pub batch: usize,
+    pub data: Data,
+    pub model: Model,
+    pub objective: Objective,
+    pub attack: Attack,
+    pub optimizer: Optimizer,
+    pub schedule: Schedule,
+    pub evaluation: Evaluation,
+    pub checkpoint: Checkpoint,
+}
+
+/// `[data]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Data {
+    pub set: SetKind,
+    /// The first so many training images of the files, validation included; of the generated set, how many are made.
+    #[serde(serialize_with = "value::all")]
+    pub train_limit: Option<usize>,
+    #[serde(serialize_with = "value::all")]
+    pub test_limit: Option<usize>,
+    /// Training images held out to choose the best epoch; 0 for none.
+    pub validation: usize,
+    /// Which images those are.
+    pub validation_split: ValidationSplit,
+    /// Random crop (padding 4) and horizontal flip.
+    pub augment: bool,
+}
+
+/// `[model]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Model {
+    /// Channels of the first stage: 64, or 16 for tests and CPU demonstrations.
+    pub width: usize,
+}
+
+/// `[objective]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Objective {
+    pub method: Method,
+    /// Target (1 - s) one_hot + s / classes.
+    pub label_smoothing: f64,
+}
+
+named! {
+    /// What a training step minimises.
+    pub enum Method {
+        /// CE(f(x'), y) (Madry et al. 2018).
+        PgdAt = "pgd-at",
+    }
+}
+
+/// `[attack]`: the inner maximisation, in the L-inf ball around the image.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Attack {
+    pub epsilon: Fraction,
+    pub step_size: Fraction,
+    pub steps: usize,
+    pub start: Start,
+    /// Standard deviation of a normal start; unused by the others.
+    pub start_deviation: Fraction,
+    pub batch_norm: BatchNorm,
+}
+
+named! {
+    /// Where the attack starts.
+    pub enum Start {
+        /// x + U(-epsilon, epsilon).
+        Uniform = "uniform",
+        /// x + start_deviation * N(0, 1).
+        Normal = "normal",
+        /// x itself.
+        None = "none",
+    }
+}
+
+named! {
+    /// Statistics that BatchNorm uses during the attack.
+    pub enum BatchNorm {
+        /// Running statistics, folded into the convolutions.
+        Eval = "eval",
+        /// Statistics of the attacked batch, as in the first PGD-AT code.
+        Train = "train",
+    }
+}
+
+/// `[optimizer]`: SGD.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Optimizer {
+    /// The peak of the schedule.
+    pub learning_rate: f64,
+    pub momentum: f64,
+    pub weight_decay: f64,
+    /// Decay of the exponential moving average of the weights, if one is kept (and then evaluated).
+    #[serde(serialize_with = "value::none")]
+    pub average_decay: Option<f64>,
+}
+
+/// `[evaluation]` during training.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Every so many epochs, and after the last; 0 for the last only.
+    pub every: usize,
+    /// The first so many test images.
+    #[serde(serialize_with = "value::all")]
+    pub samples: Option<usize>,
+    /// Names of `evaluate`'s protocols, such as "clean", "pgd20", "pgd50x10".
+    pub protocols: Vec<String>,
+    /// The protocol whose accuracy on the validation images chooses the best epoch.
+    pub best_by: String,
+}
+
+/// `[checkpoint]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Checkpoint {
+    /// Every so many epochs, and after the last; 0 for the last only.
+    pub every: usize,
+    /// How many of the newest stay on disk; the best one stays besides.
+    pub keep: usize,
+}
+
+/// Why a recipe is refused.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum RecipeError {
+    #[error("no recipe '{name}': neither a file nor one of the built-in recipes ({known}){hint}")]
+    NotFound { name: String, known: String, hint: String },
+    #[error("{path}: {reason}")]
+    Io { path: PathBuf, reason: String },
+    #[error("recipe {recipe}: not TOML: {reason}")]
+    Syntax { recipe: String, reason: String },
+    #[error("--set {text}: {reason}")]
+    Override { text: String, reason: String },
+    #[error("recipe {recipe}: unknown key {key}{hint}")]
+    UnknownKey { recipe: String, key: String, hint: String },
+    #[error("recipe {recipe}: {key} = {met}, expected {wanted}")]
+    Value { recipe: String, key: String, met: String, wanted: String },
+    #[error("recipe {recipe}: {key} is missing, expected {wanted}")]
+    MissingKey { recipe: String, key: String, wanted: String },
+}
+
+impl Recipe {
+    /// The built-in recipe of this name, or else the file at this path, with `key=value` overrides applied.
+    pub fn load(name_or_path: &str, overrides: &[String]) -> Result<Self, RecipeError> {
+        if let Some(builtin) = BUILTIN.iter().find(|builtin| builtin.name == name_or_path) {
+            return Self::parse(builtin.name, builtin.text, overrides);
+        }
+        let path = Path::new(name_or_path);
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            if error.kind() == std::io::ErrorKind::NotFound {
+                return builtin::not_found(name_or_path);
+            }
+            RecipeError::Io { path: path.into(), reason: error.to_string() }
+        })?;
+        let stem = path.file_stem().map_or_else(|| name_or_path.into(), |stem| stem.to_string_lossy());
+        Self::parse(&stem, &text, overrides)
+    }
+
+    /// Parses TOML text; `name` stands in messages, and in the recipe where the text has none.
+    pub fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Self, RecipeError> {
+        let syntax = |error: toml::de::Error| RecipeError::Syntax {
+            recipe: name.into(),
+            reason: error.to_string().trim_end().into(),
+        };
+        let mut table: toml::Table = text.parse().map_err(syntax)?;
+        for text in overrides {
+            overrides::apply(&mut table, text)?;
+        }
+        let mut root = Section::root(name, table);
+        let recipe = Self {
+            name: root.text("name", Some(name))?,
+            seed: root.integer("seed", 0..=i64::MAX as usize, Some(0))? as u64,
+            epochs: root.integer("epochs", 1..=100_000, None)?,
+            batch: root.integer("batch", 1..=65_536, None)?,
+            data: Data::read(root.section("data")?)?,
+            model: Model::read(root.section("model")?)?,
+            objective: Objective::read(root.section("objective")?)?,
+            attack: Attack::read(root.section("attack")?)?,
+            optimizer: Optimizer::read(root.section("optimizer")?)?,
+            schedule: Schedule::read(root.section("schedule")?)?,
+            evaluation: Evaluation::read(root.section("evaluation")?)?,
+            checkpoint: Checkpoint::read(root.section("checkpoint")?)?,
+        };
+        recipe.check_together(&root)?;
+        root.finish()?;
+        Ok(recipe)
+    }
+
+    /// The whole recipe, every key resolved.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a recipe holds only values that TOML has")
+    }
+
+    /// Checks that need more than one key.
+    fn check_together(&self, root: &Section) -> Result<(), RecipeError> {
+        let Sizes { train: all_train, test: all_test } = self.data.set.sizes();
+        let limits = [
+            ("data.train_limit", self.data.train_limit, all_train),
+            ("data.test_limit", self.data.test_limit, all_test),
+        ];
+        for (key, limit, all) in limits {
+            if let Some(limit) = limit.filter(|&limit| limit > all) {
+                let wanted = format!("at most the {all} images of {}", self.data.set);
+                return Err(root.value_error(key, limit, wanted));
+            }
+        }
+        let train = self.data.train_limit.unwrap_or(all_train);
+        if self.data.validation >= train {
+            let wanted = format!("fewer than the {train} training images it is taken from");
+            return Err(root.value_error("data.validation", self.data.validation, wanted));
+        }
+        if self.batch > train - self.data.validation {
+            let wanted = format!("at most the {} training images", train - self.data.validation);
+            return Err(root.value_error("batch", self.batch, wanted));
+        }
+        if self.attack.start == Start::Normal && self.attack.start_deviation.value() == 0.0 {
+            let met = format!("\"{}\"", self.attack.start_deviation);
+            return Err(root.value_error("attack.start_deviation", met, "more than 0 for a normal start"));
+        }
+        Ok(())
+    }
+}
+
+impl Data {
+    fn read(mut section: Section) -> Result<Self, RecipeError> {
+        let set: SetKind = section.name("set", None)?;
+        // "all" of the endless generated set is a modest number.
+        let (train, test) = match set {
+            SetKind::Generated => (Some(GENERATED_TRAIN), Some(GENERATED_TEST)),
+            _ => (None, None),
+        };
+        let count = 1..=MAX_GENERATED;
+        let data = Self {
+            set,
+            train_limit: section.integer_or("train_limit", "all", count.clone(), train)?.or(train),
+            test_limit: section.integer_or("test_limit", "all", count, test)?.or(test),
+            validation: section.integer("validation", 0..=1_000_000, Some(0))?,
+            validation_split: section.name("validation_split", Some(ValidationSplit::Stratified))?,
+            augment: section.boolean("augment", true)?,
+        };
+        section.finish()?;
+        Ok(data)
+    }
+}
+
+impl Model {
+    fn read(mut section: Section) -> Result<Self, RecipeError> {
+        let width = section.integer("width", 1..=1024, Some(64))?;
+        if !WIDTHS.contains(&width) {
+            let wanted = WIDTHS.map(|width| width.to_string()).join(" or ");
+            return Err(section.value_error("width", width, wanted));
+        }
+        section.finish()?;
+        Ok(Self { width })
+    }
+}
+
+impl Objective {
+    fn read(mut section: Section) -> Result<Self, RecipeError> {
+        let objective = Self {
+            method: section.name("method", Some(Method::PgdAt))?,
+            label_smoothing: section.number("label_smoothing", 0.0..1.0, Some(0.0))?,
+        };
+        section.finish()?;
+        Ok(objective)
+    }
+}
+
+impl Attack {
+    fn read(mut section: Section) -> Result<Self, RecipeError> {
+        let attack = Self {
+            epsilon: section.fraction("epsilon", above(0.0, 1.0), "8/255")?,
+            step_size: section.fraction("step_size", above(0.0, 1.0), "2/255")?,
+            steps: section.integer("steps", 0..=1000, Some(10))?,
+            start: section.name("start", Some(Start::Uniform))?,
+            start_deviation: section.fraction("start_deviation", (0.0..=1.0).into(), "0.001")?,
+            batch_norm: section.name("batch_norm", Some(BatchNorm::Eval))?,
+        };
+        section.finish()?;
+        Ok(attack)
+    }
+}
+
+impl Optimizer {
+    fn read(mut section: Section) -> Result<Self, RecipeError> {
+        let optimizer = Self {
+            learning_rate: section.number("learning_rate", above(0.0, 100.0), None)?,
+            momentum: section.number("momentum", 0.0..1.0, Some(0.9))?,
+            weight_decay: section.number("weight_decay", 0.0..=1.0, Some(5e-4))?,
+            average_decay: section.number_or("average_decay", "none", 0.0..1.0, None)?,
+        };
+        section.finish()?;
+        Ok(optimizer)
+    }
+}
+
+impl Evaluation {
+    fn read(mut section: Section) -> Result<Self, RecipeError> {
+        let evaluation = Self {
+            every: section.integer("every", 0..=100_000, Some(1))?,
+            samples: section.integer_or("samples", "all", 1..=1_000_000, None)?,
+            protocols: section.texts("protocols", &["clean", "pgd20"])?,
+            best_by: section.text("best_by", Some("pgd10"))?,
+        };
+        section.finish()?;
+        Ok(evaluation)
+    }
+}
+
+impl Checkpoint {
+    fn read(mut section: Section) -> Result<Self, RecipeError> {
+        let checkpoint = Self {
+            every: section.integer("every", 0..=100_000, Some(1))?,
+            keep: section.integer("keep", 1..=100_000, Some(2))?,
+        };
+        section.finish()?;
+        Ok(checkpoint)
+    }
+}

@@ -1,1 +1,2 @@
 //! The training loop and what it leaves on disk.
+pub mod schedule;

@@ -1,0 +1,203 @@
+//! The binary version of CIFAR-10 and CIFAR-100, exactly as the official archives unpack.
+//!
+//! A record is one label byte (CIFAR-10) or a coarse and a fine label byte (CIFAR-100, the fine one is used), then
+//! 3,072 bytes of planar RGB. Format: Krizhevsky, "Learning multiple layers of features from tiny images", 2009, and
+//! the data set's web page. Checked by tests/data_files.rs. Called by [`super::DataSet::open`] and the download.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{DataError, IMAGE_BYTES, Images, SetKind, Sizes};
+
+/// How one of the two sets lies on disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    pub kind: SetKind,
+    /// The folder that the archive unpacks to.
+    pub folder: &'static str,
+    pub train_files: &'static [&'static str],
+    pub test_file: &'static str,
+    /// Records of each file.
+    train_records: usize,
+    test_records: usize,
+    /// Classes of each label byte, and what it is called; the last one is the label.
+    labels: &'static [(&'static str, usize)],
+    class_names: &'static str,
+}
+
+pub const CIFAR10: Layout = Layout {
+    kind: SetKind::Cifar10,
+    folder: "cifar-10-batches-bin",
+    train_files: &[
+        "data_batch_1.bin",
+        "data_batch_2.bin",
+        "data_batch_3.bin",
+        "data_batch_4.bin",
+        "data_batch_5.bin",
+    ],
+    test_file: "test_batch.bin",
+    train_records: 10_000,
+    test_records: 10_000,
+    labels: &[("label", 10)],
+    class_names: "airplane automobile bird cat deer dog frog horse ship truck",
+};
+
+pub const CIFAR100: Layout = Layout {
+    kind: SetKind::Cifar100,
+    folder: "cifar-100-binary",
+    train_files: &["train.bin"],
+    test_file: "test.bin",
+    train_records: 50_000,
+    test_records: 10_000,
+    labels: &[("coarse label", 20), ("fine label", 100)],
+    class_names: "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly \
+        camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup \
+        dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard \
+        lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter \
+        palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket \
+        rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper \
+        table tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf \
+        woman worm",
+};
+
+impl Layout {
+    pub fn class_names(&self) -> Vec<String> {
+        self.class_names.split_whitespace().map(String::from).collect()
+    }
+
+    pub fn sizes(&self) -> Sizes {
+        Sizes { train: self.train_records * self.train_files.len(), test: self.test_records }
+    }
+
+    /// Bytes of a record.
+    pub fn record(&self) -> usize {
+        self.labels.len() + IMAGE_BYTES
+    }
+
+    /// Every file with its number of records.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, usize)> + '_ {
+        let train = self.train_files.iter().map(|&name| (name, self.train_records));
+        train.chain([(self.test_file, self.test_records)])
+    }
+
+    /// Whether any of the files is in `folder`.
+    fn is_in(&self, folder: &Path) -> bool {
+        self.files().any(|(name, _)| folder.join(name).is_file())
+    }
+
+    /// `folder` itself, or the folder of the archive inside it.
+    fn locate(&self, folder: &Path) -> Option<PathBuf> {
+        [folder.to_path_buf(), folder.join(self.folder)].into_iter().find(|place| self.is_in(place))
+    }
+}
+
+/// Training and test images, the first so many where a limit is given.
+///
+/// All files must be there with the right size, also those that the limits leave unread; every label read must be in
+/// range.
+pub fn read(
+    layout: &Layout,
+    folder: &Path,
+    train_limit: Option<usize>,
+    test_limit: Option<usize>,
+) -> Result<(Images, Images), DataError> {
+    let place = find(layout, folder)?;
+    let sizes = layout.sizes();
+    let (mut train, mut test) = (Images::default(), Images::default());
+    let limit = train_limit.unwrap_or(sizes.train).min(sizes.train);
+    for name in layout.train_files {
+        let wanted = (limit - train.len()).min(layout.train_records);
+        read_records(layout, &place.join(name), wanted, &mut train)?;
+    }
+    let limit = test_limit.unwrap_or(sizes.test).min(sizes.test);
+    read_records(layout, &place.join(layout.test_file), limit, &mut test)?;
+    Ok((train, test))
+}
+
+/// The folder with the files of this set; checks that all are there and have the right size.
+pub fn find(layout: &Layout, folder: &Path) -> Result<PathBuf, DataError> {
+    let Some(place) = layout.locate(folder) else {
+        let other = if layout.kind == SetKind::Cifar10 { CIFAR100 } else { CIFAR10 };
+        if other.locate(folder).is_some() {
+            return Err(DataError::WrongSet { folder: folder.into(), met: other.kind, wanted: layout.kind });
+        }
+        return Err(missing(layout, folder));
+    };
+    if layout.files().any(|(name, _)| !place.join(name).is_file()) {
+        return Err(missing(layout, &place));
+    }
+    for (name, records) in layout.files() {
+        let path = place.join(name);
+        let met = fs::metadata(&path).map_err(|source| DataError::Io { path: path.clone(), source })?.len();
+        check_size(layout, &path, met, records)?;
+    }
+    Ok(place)
+}
+
+fn missing(layout: &Layout, folder: &Path) -> DataError {
+    let missing = layout.files().map(|(name, _)| name).filter(|name| !folder.join(name).is_file());
+    let python = ["cifar-10-batches-py", "cifar-100-python"].iter().any(|name| folder.join(name).exists())
+        || ["data_batch_1", "meta"].iter().any(|name| folder.join(name).exists());
+    let hint = if python {
+        "; this is the Python version, get the binary one with `secateur data download`"
+    } else if !folder.exists() {
+        "; there is no such folder"
+    } else {
+        "; get them with `secateur data download`"
+    };
+    let files = layout.files().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
+    let missing = missing.map(String::from).collect();
+    DataError::Missing { folder: folder.into(), missing, set: layout.kind, files, hint }
+}
+
+fn check_size(layout: &Layout, path: &Path, met: u64, records: usize) -> Result<(), DataError> {
+    let record = layout.record();
+    let wanted = (records * record) as u64;
+    if met == wanted {
+        return Ok(());
+    }
+    let diagnosis =
+        if met < wanted { "the file is cut short" } else { "there are bytes behind the last record" };
+    Err(DataError::Size { path: path.into(), met, wanted, records, record, diagnosis })
+}
+
+/// Appends the first `count` records of a file.
+fn read_records(layout: &Layout, path: &Path, count: usize, images: &mut Images) -> Result<(), DataError> {
+    if count == 0 {
+        return Ok(());
+    }
+    let bytes = fs::read(path).map_err(|source| DataError::Io { path: path.into(), source })?;
+    let records = if path.ends_with(layout.test_file) { layout.test_records } else { layout.train_records };
+    // Again, on what was read: the file may have changed since.
+    check_size(layout, path, bytes.len() as u64, records)?;
+    images.pixels.reserve(count * IMAGE_BYTES);
+    images.labels.reserve(count);
+    for (record, bytes) in bytes.chunks_exact(layout.record()).take(count).enumerate() {
+        let (labels, pixels) = bytes.split_at(layout.labels.len());
+        for (&met, &(what, classes)) in labels.iter().zip(layout.labels) {
+            if usize::from(met) >= classes {
+                return Err(DataError::Label { path: path.into(), record, what, met, classes });
+            }
+        }
+        images.labels.extend(labels.last().map(|&label| u32::from(label)));
+        images.pixels.extend_from_slice(pixels);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layouts_are_those_of_the_archives() {
+        assert_eq!(CIFAR10.record(), 3073);
+        assert_eq!(CIFAR100.record(), 3074);
+        assert_eq!(CIFAR10.sizes(), Sizes { train: 50_000, test: 10_000 });
+        assert_eq!(CIFAR100.sizes(), Sizes { train: 50_000, test: 10_000 });
+        assert_eq!(CIFAR10.class_names().len(), 10);
+        let names = CIFAR100.class_names();
+        assert_eq!(names.len(), 100);
+        assert!(names.is_sorted(), "the fine labels are numbered in alphabetical order");
+    }
+}

@@ -1,0 +1,236 @@
+//! Generated images: ten classes of tinted shapes among clutter, for a run without any files.
+//!
+//! Class `2 s + t` is shape s (of five) in tint t (of two), at a random place, size, orientation and contrast, on a
+//! shaded background with blobs and noise. The contrast runs from faint to plain, so that a perturbation of 8/255
+//! hides some images from any classifier and robust accuracy stays well below clean accuracy. An image is a pure
+//! function of (part, index) by Philox and uses only + - * / and square roots, whose results IEEE 754 fixes: the same
+//! bytes on every machine. Checked by its own tests (known digest, balance, learnability of what is claimed above).
+//! Called by [`super::DataSet::open`].
+
+use super::{IMAGE_BYTES, Images};
+use crate::model::layers::IMAGE_SIDE;
+use crate::philox::{Key, Purpose, symmetric, unit};
+
+/// Images made where nobody says how many.
+pub const GENERATED_TRAIN: usize = 2000;
+pub const GENERATED_TEST: usize = 500;
+/// The most images of a part.
+pub const MAX_GENERATED: usize = 1_000_000;
+
+/// Shape and tint of each class.
+pub const CLASS_NAMES: [&str; 10] = [
+    "warm disc",
+    "cool disc",
+    "warm ring",
+    "cool ring",
+    "warm square",
+    "cool square",
+    "warm cross",
+    "cool cross",
+    "warm bars",
+    "cool bars",
+];
+
+/// One seed for all: the images belong to the program, as CIFAR-10's belong to its files, and not to a run.
+const SEED: u64 = 0x5eca_7eb0_0d5e_ed01;
+
+/// Training or test images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Part {
+    Train = 0,
+    Test = 1,
+}
+
+/// The first `count` images of a part; ten in a row hold one of each class.
+pub fn images(part: Part, count: usize) -> Images {
+    let mut images = Images { pixels: vec![0; count * IMAGE_BYTES], labels: Vec::with_capacity(count) };
+    for (index, pixels) in images.pixels.chunks_exact_mut(IMAGE_BYTES).enumerate() {
+        let label = class_of(part, index as u32);
+        paint(part, index as u32, label, pixels);
+        images.labels.push(label);
+    }
+    images
+}
+
+/// Philox steps: pixels and classes never share a number.
+const PAINT_STEP: u32 = 0;
+const CLASS_STEP: u32 = 1;
+
+/// Ten images in a row are a random permutation of the classes.
+fn class_of(part: Part, index: u32) -> u32 {
+    let classes = CLASS_NAMES.len() as u32;
+    let mut draw = Draw::new(part, index / classes, CLASS_STEP);
+    let mut order: Vec<(u32, u32)> = (0..classes).map(|class| (draw.word(), class)).collect();
+    order.sort_unstable();
+    order[(index % classes) as usize].1
+}
+
+/// A stream of random numbers of one image.
+struct Draw {
+    key: Key,
+    sample: u32,
+    block: u32,
+    words: [u32; 4],
+    used: usize,
+}
+
+impl Draw {
+    fn new(part: Part, sample: u32, step: u32) -> Self {
+        let key = Key { seed: SEED, purpose: Purpose::Generation, epoch: part as u32, step };
+        Self { key, sample, block: 0, words: [0; 4], used: 4 }
+    }
+    fn word(&mut self) -> u32 {
+        if self.used == 4 {
+            self.words = self.key.block(self.sample, self.block);
+            self.block += 1;
+            self.used = 0;
+        }
+        self.used += 1;
+        self.words[self.used - 1]
+    }
+    /// Uniform on [low, high).
+    fn between(&mut self, low: f32, high: f32) -> f32 {
+        low + (high - low) * unit(self.word())
+    }
+    fn symmetric(&mut self, radius: f32) -> f32 {
+        symmetric(self.word(), radius)
+    }
+    /// +1 or -1.
+    fn sign(&mut self) -> f32 {
+        if self.word() >> 31 == 0 { 1.0 } else { -1.0 }
+    }
+    /// A uniform direction: a point of the unit disc, scaled to length 1.
+    fn direction(&mut self) -> (f32, f32) {
+        loop {
+            let (x, y) = (self.symmetric(1.0), self.symmetric(1.0));
+            let square = x * x + y * y;
+            if (0.01..=1.0).contains(&square) {
+                let length = square.sqrt();
+                return (x / length, y / length);
+            }
+        }
+    }
+    /// An arbitrary colour offset.
+    fn colour(&mut self, radius: f32) -> [f32; 3] {
+        [self.symmetric(radius), self.symmetric(radius), self.symmetric(radius)]
+    }
+}
+
+/// Contrast of the shape's tint, faint to plain; 8/255 is 0.031.
+const CONTRAST: (f32, f32) = (0.08, 0.40);
+/// Blobs of arbitrary colour behind the shape.
+const BLOBS: usize = 4;
+
+/// Paints one planar image.
+fn paint(part: Part, index: u32, label: u32, pixels: &mut [u8]) {
+    let mut draw = Draw::new(part, index, PAINT_STEP);
+    let mut canvas = [[[0f32; 3]; IMAGE_SIDE]; IMAGE_SIDE];
+    shade(&mut draw, &mut canvas);
+    for _ in 0..BLOBS {
+        blob(&mut draw, &mut canvas);
+    }
+    shape(&mut draw, label, &mut canvas);
+    for (channel, plane) in pixels.chunks_exact_mut(IMAGE_SIDE * IMAGE_SIDE).enumerate() {
+        for (position, byte) in plane.iter_mut().enumerate() {
+            let value = canvas[position / IMAGE_SIDE][position % IMAGE_SIDE][channel] + draw.symmetric(0.05);
+            *byte = (value.clamp(0.0, 1.0) * 255.0 + 0.5) as u8;
+        }
+    }
+}
+
+type Canvas = [[[f32; 3]; IMAGE_SIDE]; IMAGE_SIDE];
+
+/// Calls `at` for each pixel with its centre, in pixels.
+fn each_pixel(canvas: &mut Canvas, mut at: impl FnMut(f32, f32, &mut [f32; 3])) {
+    for (row, line) in canvas.iter_mut().enumerate() {
+        for (column, pixel) in line.iter_mut().enumerate() {
+            at(column as f32 + 0.5, row as f32 + 0.5, pixel);
+        }
+    }
+}
+
+/// A background of one colour with a linear shade across it.
+fn shade(draw: &mut Draw, canvas: &mut Canvas) {
+    let grey = draw.between(0.3, 0.7);
+    let base = draw.colour(0.08).map(|offset| grey + offset);
+    let slope = draw.colour(0.15);
+    let (dx, dy) = draw.direction();
+    each_pixel(canvas, |x, y, pixel| {
+        let along = (dx * (x - 16.0) + dy * (y - 16.0)) / 16.0;
+        for channel in 0..3 {
+            pixel[channel] = base[channel] + slope[channel] * along;
+        }
+    });
+}
+
+/// A soft round spot, (1 - r^2)^2 of an arbitrary colour.
+fn blob(draw: &mut Draw, canvas: &mut Canvas) {
+    let (cx, cy) = (draw.between(0.0, 32.0), draw.between(0.0, 32.0));
+    let radius = draw.between(3.0, 9.0);
+    let colour = draw.colour(0.25);
+    each_pixel(canvas, |x, y, pixel| {
+        let (u, v) = ((x - cx) / radius, (y - cy) / radius);
+        let inside = (1.0 - u * u - v * v).max(0.0);
+        for channel in 0..3 {
+            pixel[channel] += colour[channel] * inside * inside;
+        }
+    });
+}
+
+/// The shape that the class names, tinted and smoothed over one pixel at its edge.
+fn shape(draw: &mut Draw, label: u32, canvas: &mut Canvas) {
+    let (cx, cy) = (draw.between(10.0, 22.0), draw.between(10.0, 22.0));
+    let radius = draw.between(7.0, 11.0);
+    let (cos, sin) = draw.direction();
+    let contrast = draw.between(CONTRAST.0, CONTRAST.1);
+    let light = draw.sign() * draw.between(0.0, 0.12);
+    let tint = if label.is_multiple_of(2) { contrast } else { -contrast };
+    let colour = [light + tint, light, light - tint];
+    each_pixel(canvas, |x, y, pixel| {
+        let (x, y) = ((x - cx) / radius, (y - cy) / radius);
+        let (u, v) = (cos * x + sin * y, cos * y - sin * x);
+        let cover = (0.5 - radius * outside(label / 2, u, v)).clamp(0.0, 1.0);
+        for channel in 0..3 {
+            pixel[channel] += colour[channel] * cover;
+        }
+    });
+}
+
+/// About the distance from the edge of shape `kind` (disc, ring, square, cross, bars) of radius 1; negative inside.
+fn outside(kind: u32, u: f32, v: f32) -> f32 {
+    let r = (u * u + v * v).sqrt();
+    let (u, v) = (u.abs(), v.abs());
+    match kind {
+        0 => r - 0.85,
+        1 => (r - 0.78).abs() - 0.2,
+        2 => u.max(v) - 0.75,
+        3 => (u - 1.0).max(v - 0.24).min((v - 1.0).max(u - 0.24)),
+        _ => ((u - 0.55).abs() - 0.22).max(v - 0.95),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_a_pure_function_of_part_and_index() {
+        let train = images(Part::Train, 120);
+        let mut head = train.clone();
+        head.truncate(50);
+        assert_eq!(head, images(Part::Train, 50));
+        assert_ne!(train.pixels, images(Part::Test, 120).pixels);
+        assert_eq!(train.class_counts(10), [12; 10]);
+        assert_ne!(train.labels[..10], train.labels[10..20]);
+    }
+
+    #[test]
+    fn pixels_use_the_range_without_clipping_much() {
+        let train = images(Part::Train, 200);
+        let clipped = train.pixels.iter().filter(|&&byte| byte == 0 || byte == 255).count();
+        assert!(clipped * 50 < train.pixels.len(), "{clipped} of {} clipped", train.pixels.len());
+        let mean = train.pixels.iter().map(|&byte| f64::from(byte)).sum::<f64>() / train.pixels.len() as f64;
+        assert!((118.0..138.0).contains(&mean), "mean {mean}");
+    }
+}

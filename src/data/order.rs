@@ -1,0 +1,171 @@
+//! Which samples train, which validate, and in what order an epoch visits them: pure functions of the seed.
+//!
+//! A sample's key is 64 bits of Philox; sorting by key shuffles. The key depends on the sample alone and not on which
+//! others take part, so a subset is visited in the order it has within the whole. Checked by its own tests. Called by
+//! the training loop.
+
+use super::{DataError, Images};
+use crate::names::named;
+use crate::philox::{Key, Purpose};
+
+/// Steps of `Purpose::Order`: one for epochs, one for the split, so that the two never share a number.
+const EPOCH_STEP: u32 = 0;
+const SPLIT_STEP: u32 = 1;
+
+named! {
+    /// How validation images are taken from the training set.
+    pub enum ValidationSplit {
+        /// Drawn at random, the same share of each class.
+        Stratified = "stratified",
+        /// Drawn at random.
+        Random = "random",
+        /// The last of the files' order (the FastAT benchmark's choice).
+        Last = "last",
+    }
+}
+
+/// `samples` in the order of this epoch.
+pub fn epoch_order(seed: u64, epoch: u32, samples: &[u32]) -> Vec<u32> {
+    shuffled(Key { seed, purpose: Purpose::Order, epoch, step: EPOCH_STEP }, samples)
+}
+
+/// Training and validation samples, each ascending: disjoint, and together all of the training set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Split {
+    pub train: Vec<u32>,
+    pub validation: Vec<u32>,
+}
+
+/// Takes `validation` images out of the training set.
+///
+/// Stratified: class c gives the share of its size, `validation * n_c / n` rounded down, and the remaining places go
+/// to the classes with the largest remainders (the lower class among equals).
+pub fn split(
+    images: &Images,
+    classes: usize,
+    validation: usize,
+    how: ValidationSplit,
+    seed: u64,
+) -> Result<Split, DataError> {
+    let count = images.len();
+    if validation >= count {
+        return Err(DataError::Validation { wanted: validation, count });
+    }
+    let key = Key { seed, purpose: Purpose::Order, epoch: 0, step: SPLIT_STEP };
+    let all: Vec<u32> = (0..count as u32).collect();
+    let mut held: Vec<u32> = match how {
+        ValidationSplit::Last => all[count - validation..].to_vec(),
+        ValidationSplit::Random => shuffled(key, &all)[..validation].to_vec(),
+        ValidationSplit::Stratified => {
+            let mut quota = quotas(&images.class_counts(classes), validation);
+            let mut order = shuffled(key, &all);
+            order.retain(|&sample| {
+                let left = &mut quota[images.labels[sample as usize] as usize];
+                let take = *left > 0;
+                *left -= usize::from(take);
+                take
+            });
+            order
+        }
+    };
+    held.sort_unstable();
+    let train = all.into_iter().filter(|sample| held.binary_search(sample).is_err()).collect();
+    Ok(Split { train, validation: held })
+}
+
+/// Shares of `total` in proportion to `counts`, by largest remainder.
+fn quotas(counts: &[usize], total: usize) -> Vec<usize> {
+    let sum: usize = counts.iter().sum();
+    let mut quotas: Vec<usize> = counts.iter().map(|count| total * count / sum).collect();
+    let mut by_remainder: Vec<usize> = (0..counts.len()).collect();
+    by_remainder.sort_by_key(|&class| std::cmp::Reverse(total * counts[class] % sum));
+    let left = total - quotas.iter().sum::<usize>();
+    for &class in &by_remainder[..left] {
+        quotas[class] += 1;
+    }
+    quotas
+}
+
+/// Sorts by 64-bit keys; equal keys (once in 2^64 pairs) fall back on the sample.
+fn shuffled(key: Key, samples: &[u32]) -> Vec<u32> {
+    let mut keyed: Vec<(u64, u32)> = samples
+        .iter()
+        .map(|&sample| {
+            let words = key.block(sample, 0);
+            (u64::from(words[0]) << 32 | u64::from(words[1]), sample)
+        })
+        .collect();
+    keyed.sort_unstable();
+    keyed.into_iter().map(|(_, sample)| sample).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labelled(labels: Vec<u32>) -> Images {
+        Images { pixels: Vec::new(), labels }
+    }
+
+    #[test]
+    fn an_epoch_visits_every_sample_once_in_its_own_order() {
+        let all: Vec<u32> = (0..5000).collect();
+        let first = epoch_order(9, 0, &all);
+        assert_eq!(first, epoch_order(9, 0, &all));
+        assert_ne!(first, epoch_order(9, 1, &all));
+        assert_ne!(first, epoch_order(10, 0, &all));
+        let mut sorted = first.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, all);
+        // A fair shuffle leaves about one sample in its place, and halves average alike.
+        let fixed = first.iter().zip(&all).filter(|(a, b)| a == b).count();
+        assert!(fixed < 8, "{fixed} fixed points");
+        let mean = first[..2500].iter().map(|&s| f64::from(s)).sum::<f64>() / 2500.0;
+        // sd of the mean of half the population: 5000/sqrt(12)/sqrt(2500)/sqrt(2) = 20.4.
+        assert!((mean - 2499.5).abs() < 5.0 * 20.4, "mean of the first half {mean}");
+    }
+
+    #[test]
+    fn a_subset_keeps_the_order_of_the_whole() {
+        let all: Vec<u32> = (0..1000).collect();
+        let some: Vec<u32> = (0..1000).filter(|sample| sample % 3 == 0).collect();
+        let mut whole = epoch_order(1, 5, &all);
+        whole.retain(|sample| sample % 3 == 0);
+        assert_eq!(whole, epoch_order(1, 5, &some));
+    }
+
+    #[test]
+    fn splits_are_disjoint_complete_and_as_asked() {
+        let images = labelled((0..1003).map(|i| if i % 5 == 0 { 0 } else { 1 + i % 3 }).collect());
+        for how in [ValidationSplit::Stratified, ValidationSplit::Random, ValidationSplit::Last] {
+            let split = split(&images, 4, 100, how, 3).unwrap();
+            assert_eq!(split.validation.len(), 100, "{how}");
+            let mut all = [split.train.clone(), split.validation.clone()].concat();
+            assert!(split.train.is_sorted() && split.validation.is_sorted());
+            all.sort_unstable();
+            assert!(all.iter().copied().eq(0..1003), "{how}");
+            match how {
+                ValidationSplit::Last => assert_eq!(split.validation[0], 903),
+                ValidationSplit::Random => assert_ne!(split.validation[0], 903),
+                ValidationSplit::Stratified => {
+                    let counts = images.class_counts(4);
+                    let held = images_of(&images, &split.validation).class_counts(4);
+                    for (class, (&n, &h)) in counts.iter().zip(&held).enumerate() {
+                        let share = 100.0 * n as f64 / 1003.0;
+                        assert!((h as f64 - share).abs() < 1.0, "class {class}: {h} of {n}");
+                    }
+                }
+            }
+        }
+    }
+
+    fn images_of(images: &Images, samples: &[u32]) -> Images {
+        labelled(samples.iter().map(|&sample| images.labels[sample as usize]).collect())
+    }
+
+    #[test]
+    fn too_many_validation_images_are_refused() {
+        let error = split(&labelled(vec![0; 10]), 1, 10, ValidationSplit::Random, 0).unwrap_err();
+        assert_eq!(error.to_string(), "10 validation images, expected fewer than the 10 training images");
+    }
+}

@@ -1,0 +1,40 @@
+//! The recipes that ship inside the binary: the files of `recipes/`, found by name.
+//!
+//! Checked by tests/recipes.rs (each parses, round-trips and is listed). Called by [`super::Recipe::load`].
+
+use super::RecipeError;
+use super::reader::nearest;
+
+/// One recipe of the binary.
+#[derive(Clone, Copy, Debug)]
+pub struct Builtin {
+    pub name: &'static str,
+    /// The TOML file as it stands.
+    pub text: &'static str,
+}
+
+macro_rules! builtin {
+    ($($name:literal),+ $(,)?) => {
+        /// Every recipe of `recipes/`.
+        pub const BUILTIN: &[Builtin] = &[
+            $(Builtin { name: $name, text: include_str!(concat!("../../recipes/", $name, ".toml")) },)+
+        ];
+    };
+}
+
+builtin! {
+    "quick",
+    "cifar10-demo",
+    "cifar10-pgd-at",
+    "cifar10-pgd-at-rice",
+    "cifar10-pgd-at-wa",
+    "cifar10-pgd-at-large-batch",
+    "cifar100-pgd-at",
+}
+
+/// The error for a name that is neither built in nor a file.
+pub fn not_found(name: &str) -> RecipeError {
+    let names = || BUILTIN.iter().map(|builtin| builtin.name);
+    let hint = nearest(name, names()).map_or(String::new(), |near| format!("; did you mean {near}?"));
+    RecipeError::NotFound { name: name.into(), known: names().collect::<Vec<_>>().join(", "), hint }
+}

@@ -1,0 +1,333 @@
+//! Reads one table of a recipe key by key, with range checks, and refuses what is left over.
+//!
+//! Each typed getter takes its key out of the table, so that a reader's code is the list of known keys: an unknown
+//! key is one that nobody took. Checked by tests/recipes.rs. Called by the recipe's types.
+
+use std::fmt::Display;
+use std::ops::{Range, RangeInclusive};
+
+use toml::{Table, Value};
+
+use super::{Fraction, RecipeError};
+use crate::names::Named;
+
+/// Longest value quoted in a message.
+const MAX_QUOTED: usize = 60;
+
+/// One table of a recipe, partly read.
+pub struct Section {
+    recipe: String,
+    /// Dotted path with a trailing dot; empty at the top.
+    path: String,
+    table: Table,
+    known: Vec<String>,
+}
+
+/// An interval of numbers, for the check and for the message.
+#[derive(Clone, Copy)]
+pub struct Interval {
+    low: f64,
+    high: f64,
+    low_in: bool,
+    high_in: bool,
+}
+
+/// (low, high]
+pub fn above(low: f64, high: f64) -> Interval {
+    Interval { low, high, low_in: false, high_in: true }
+}
+
+impl From<Range<f64>> for Interval {
+    fn from(range: Range<f64>) -> Self {
+        Self { low: range.start, high: range.end, low_in: true, high_in: false }
+    }
+}
+
+impl From<RangeInclusive<f64>> for Interval {
+    fn from(range: RangeInclusive<f64>) -> Self {
+        Self { low: *range.start(), high: *range.end(), low_in: true, high_in: true }
+    }
+}
+
+impl Interval {
+    fn contains(self, value: f64) -> bool {
+        (value > self.low || (self.low_in && value == self.low))
+            && (value < self.high || (self.high_in && value == self.high))
+    }
+}
+
+impl Display for Interval {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let open = if self.low_in { '[' } else { '(' };
+        let close = if self.high_in { ']' } else { ')' };
+        write!(f, "{open}{}, {}{close}", self.low, self.high)
+    }
+}
+
+impl Section {
+    /// The top of a recipe; `recipe` stands in messages.
+    pub fn root(recipe: &str, table: Table) -> Self {
+        Self { recipe: recipe.into(), path: String::new(), table, known: Vec::new() }
+    }
+
+    /// The table `key`, empty where it is absent.
+    pub fn section(&mut self, key: &str) -> Result<Section, RecipeError> {
+        let table = match self.take(key) {
+            None => Table::new(),
+            Some(Value::Table(table)) => table,
+            Some(other) => return Err(self.met(key, &other, format!("a section [{}{key}]", self.path))),
+        };
+        let path = format!("{}{key}.", self.path);
+        Ok(Section { recipe: self.recipe.clone(), path, table, known: Vec::new() })
+    }
+
+    /// An integer in `range`; required where there is no default.
+    pub fn integer(
+        &mut self,
+        key: &str,
+        range: RangeInclusive<usize>,
+        default: Option<usize>,
+    ) -> Result<usize, RecipeError> {
+        let wanted = format!("an integer from {} to {}", range.start(), range.end());
+        let Some(value) = self.take(key) else { return default.ok_or_else(|| self.missing(key, wanted)) };
+        integer_in(&value, &range).ok_or_else(|| self.met(key, &value, wanted))
+    }
+
+    /// An integer in `range`, or `word` for none.
+    pub fn integer_or(
+        &mut self,
+        key: &str,
+        word: &str,
+        range: RangeInclusive<usize>,
+        default: Option<usize>,
+    ) -> Result<Option<usize>, RecipeError> {
+        let Some(value) = self.take(key) else { return Ok(default) };
+        if value.as_str() == Some(word) {
+            return Ok(None);
+        }
+        let wanted = format!("\"{word}\" or an integer from {} to {}", range.start(), range.end());
+        integer_in(&value, &range).map(Some).ok_or_else(|| self.met(key, &value, wanted))
+    }
+
+    /// A number in `interval`; required where there is no default.
+    pub fn number(
+        &mut self,
+        key: &str,
+        interval: impl Into<Interval>,
+        default: Option<f64>,
+    ) -> Result<f64, RecipeError> {
+        let interval = interval.into();
+        let wanted = format!("a number in {interval}");
+        let Some(value) = self.take(key) else { return default.ok_or_else(|| self.missing(key, wanted)) };
+        number_in(&value, interval).ok_or_else(|| self.met(key, &value, wanted))
+    }
+
+    /// A number in `interval`, or `word` for none.
+    pub fn number_or(
+        &mut self,
+        key: &str,
+        word: &str,
+        interval: impl Into<Interval>,
+        default: Option<f64>,
+    ) -> Result<Option<f64>, RecipeError> {
+        let interval = interval.into();
+        let Some(value) = self.take(key) else { return Ok(default) };
+        if value.as_str() == Some(word) {
+            return Ok(None);
+        }
+        let wanted = format!("\"{word}\" or a number in {interval}");
+        number_in(&value, interval).map(Some).ok_or_else(|| self.met(key, &value, wanted))
+    }
+
+    /// A list of numbers in `interval`, each larger than the one before; required where there is no default.
+    pub fn ascending(
+        &mut self,
+        key: &str,
+        interval: impl Into<Interval>,
+        default: Option<Vec<f64>>,
+    ) -> Result<Vec<f64>, RecipeError> {
+        let interval = interval.into();
+        let wanted = format!("a list of ascending numbers in {interval}");
+        let Some(value) = self.take(key) else { return default.ok_or_else(|| self.missing(key, wanted)) };
+        let numbers: Option<Vec<f64>> =
+            value.as_array().and_then(|list| list.iter().map(|item| number_in(item, interval)).collect());
+        numbers
+            .filter(|numbers| numbers.is_sorted_by(|a, b| a < b))
+            .ok_or_else(|| self.met(key, &value, wanted))
+    }
+
+    /// Two ascending numbers in `interval`, or `word` (the default) for none.
+    pub fn pair_or(
+        &mut self,
+        key: &str,
+        word: &str,
+        interval: impl Into<Interval>,
+    ) -> Result<Option<[f64; 2]>, RecipeError> {
+        let interval = interval.into();
+        let Some(value) = self.take(key) else { return Ok(None) };
+        if value.as_str() == Some(word) {
+            return Ok(None);
+        }
+        let wanted = format!("\"{word}\" or two ascending numbers in {interval}");
+        let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
+        let pair = match list {
+            [low, high] => number_in(low, interval).zip(number_in(high, interval)),
+            _ => None,
+        };
+        let pair = pair.filter(|(low, high)| low <= high);
+        pair.map(|(low, high)| Some([low, high])).ok_or_else(|| self.met(key, &value, wanted))
+    }
+
+    /// A fraction "a/b" or a number, in `interval`.
+    pub fn fraction(
+        &mut self,
+        key: &str,
+        interval: Interval,
+        default: &str,
+    ) -> Result<Fraction, RecipeError> {
+        let wanted = format!("a fraction such as \"8/255\" or a number, in {interval}");
+        let value = self.take(key).unwrap_or_else(|| Value::String(default.into()));
+        let text = match &value {
+            Value::String(text) => Some(text.clone()),
+            Value::Float(_) | Value::Integer(_) => Some(value.to_string()),
+            _ => None,
+        };
+        text.and_then(|text| Fraction::parse(&text))
+            .filter(|fraction| interval.contains(fraction.value()))
+            .ok_or_else(|| self.met(key, &value, wanted))
+    }
+
+    pub fn boolean(&mut self, key: &str, default: bool) -> Result<bool, RecipeError> {
+        let Some(value) = self.take(key) else { return Ok(default) };
+        value.as_bool().ok_or_else(|| self.met(key, &value, "true or false"))
+    }
+
+    /// One line of text; required where there is no default.
+    pub fn text(&mut self, key: &str, default: Option<&str>) -> Result<String, RecipeError> {
+        let wanted = "a line of text";
+        let Some(value) = self.take(key) else {
+            return default.map(Into::into).ok_or_else(|| self.missing(key, wanted));
+        };
+        line(&value).ok_or_else(|| self.met(key, &value, wanted))
+    }
+
+    /// A list of texts, each given once.
+    pub fn texts(&mut self, key: &str, default: &[&str]) -> Result<Vec<String>, RecipeError> {
+        let Some(value) = self.take(key) else {
+            return Ok(default.iter().map(|&text| text.into()).collect());
+        };
+        let texts: Option<Vec<String>> = value.as_array().and_then(|list| list.iter().map(line).collect());
+        texts
+            .filter(|texts| texts.iter().enumerate().all(|(i, text)| !texts[..i].contains(text)))
+            .ok_or_else(|| self.met(key, &value, "a list of names, each once"))
+    }
+
+    /// One of the names of `T`; required where there is no default.
+    pub fn name<T: Named>(&mut self, key: &str, default: Option<T>) -> Result<T, RecipeError> {
+        let wanted = T::names();
+        let Some(value) = self.take(key) else { return default.ok_or_else(|| self.missing(key, wanted)) };
+        value.as_str().and_then(T::from_name).ok_or_else(|| self.met(key, &value, wanted))
+    }
+
+    /// Refuses keys that nobody took.
+    pub fn finish(&self) -> Result<(), RecipeError> {
+        let Some(key) = self.table.keys().next() else { return Ok(()) };
+        let hint = match nearest(key, self.known.iter().map(String::as_str)) {
+            Some(near) => format!("; did you mean {}{near}?", self.path),
+            None => format!("; known here: {}", self.known.join(", ")),
+        };
+        Err(RecipeError::UnknownKey { recipe: self.recipe.clone(), key: format!("{}{key}", self.path), hint })
+    }
+
+    /// "KEY = MET, expected WANTED".
+    pub fn value_error(&self, key: &str, met: impl Display, wanted: impl Into<String>) -> RecipeError {
+        let mut met = met.to_string();
+        if let Some((end, _)) = met.char_indices().nth(MAX_QUOTED) {
+            met.truncate(end);
+            met.push_str("...");
+        }
+        let key = format!("{}{key}", self.path);
+        RecipeError::Value { recipe: self.recipe.clone(), key, met, wanted: wanted.into() }
+    }
+
+    fn met(&self, key: &str, met: &Value, wanted: impl Into<String>) -> RecipeError {
+        self.value_error(key, met, wanted)
+    }
+
+    fn missing(&self, key: &str, wanted: impl Into<String>) -> RecipeError {
+        let key = format!("{}{key}", self.path);
+        RecipeError::MissingKey { recipe: self.recipe.clone(), key, wanted: wanted.into() }
+    }
+
+    fn take(&mut self, key: &str) -> Option<Value> {
+        self.known.push(key.into());
+        self.table.remove(key)
+    }
+}
+
+fn integer_in(value: &Value, range: &RangeInclusive<usize>) -> Option<usize> {
+    let integer = usize::try_from(value.as_integer()?).ok()?;
+    range.contains(&integer).then_some(integer)
+}
+
+fn number_in(value: &Value, interval: Interval) -> Option<f64> {
+    let number = match value {
+        Value::Float(number) => *number,
+        Value::Integer(number) => *number as f64,
+        _ => return None,
+    };
+    interval.contains(number).then_some(number)
+}
+
+fn line(value: &Value) -> Option<String> {
+    let text = value.as_str()?;
+    (!text.trim().is_empty() && !text.contains(char::is_control)).then(|| text.into())
+}
+
+/// The candidate that `word` most likely meant: at most a third of its letters to change.
+pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let (distance, best) = candidates.map(|candidate| (edits(word, candidate), candidate)).min()?;
+    (distance <= word.chars().count().max(3) / 3).then_some(best)
+}
+
+/// Levenshtein distance.
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &to) in b.iter().enumerate() {
+            let substitute = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = substitute.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_finds_slips_and_not_strangers() {
+        let keys = ["learning_rate", "momentum", "weight_decay", "epsilon"];
+        let near = |word| nearest(word, keys.into_iter());
+        assert_eq!(near("learning-rate"), Some("learning_rate"));
+        assert_eq!(near("momentun"), Some("momentum"));
+        assert_eq!(near("wieght_decay"), Some("weight_decay"));
+        assert_eq!(near("alpha"), None);
+        assert_eq!(edits("kitten", "sitting"), 3);
+        assert_eq!(edits("", "abc"), 3);
+    }
+
+    #[test]
+    fn intervals_keep_their_ends() {
+        assert!(!above(0.0, 1.0).contains(0.0) && above(0.0, 1.0).contains(1.0));
+        let half_open = Interval::from(0.0..1.0);
+        assert!(half_open.contains(0.0) && !half_open.contains(1.0));
+        assert!(!half_open.contains(f64::NAN));
+        assert_eq!(half_open.to_string(), "[0, 1)");
+    }
+}

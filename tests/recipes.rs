@@ -1,0 +1,268 @@
+//! Recipes: every shipped one is whole and true to its file, and a wrong one is refused in words that help.
+
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+use secateur::data::SetKind;
+use secateur::recipe::{BUILTIN, Recipe, Schedule, Update};
+
+const SMALL: &str = "
+epochs = 2
+batch = 50
+data.set = 'generated'
+optimizer.learning_rate = 0.1
+schedule.kind = 'constant'
+";
+
+fn parse(text: &str, overrides: &[&str]) -> Result<Recipe, String> {
+    let overrides: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
+    Recipe::parse("test", text, &overrides).map_err(|error| error.to_string())
+}
+
+#[test]
+fn every_shipped_recipe_parses_and_round_trips() {
+    for builtin in BUILTIN {
+        let recipe = Recipe::load(builtin.name, &[]).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(recipe.name, builtin.name);
+        let text = recipe.to_toml();
+        let again =
+            Recipe::parse("another name", &text, &[]).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        assert_eq!(recipe, again, "{text}");
+        assert_eq!(text, again.to_toml());
+        let comment = builtin.text.lines().take_while(|line| line.starts_with('#')).collect::<String>();
+        assert!(comment.contains("ource: "), "{}: names no source", builtin.name);
+    }
+}
+
+#[test]
+fn every_file_of_the_folder_is_built_in() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes");
+    let mut files: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
+        .collect();
+    let mut names: Vec<&str> = BUILTIN.iter().map(|builtin| builtin.name).collect();
+    files.sort();
+    names.sort_unstable();
+    assert_eq!(files, names);
+}
+
+#[test]
+fn recipes_hold_what_their_sources_say() {
+    let load = |name: &str| Recipe::load(name, &[]).unwrap();
+    let rice = load("cifar10-pgd-at-rice");
+    assert_eq!((rice.epochs, rice.batch, rice.model.width), (200, 128, 64));
+    assert_eq!(rice.schedule, Schedule::Step { drops: vec![100.0, 150.0], factor: 0.1, warmup_epochs: 0.0 });
+    let average = load("cifar10-pgd-at-wa");
+    assert_eq!(average.optimizer.average_decay, Some(0.9995));
+    assert_eq!(average.objective.label_smoothing, 0.4);
+    let one_cycle = Schedule::OneCycle {
+        rise: 0.3,
+        initial_divisor: 25.0,
+        final_divisor: 1e4,
+        update: Update::Epoch,
+        momentum_range: Some([0.85, 0.95]),
+    };
+    assert_eq!(average.schedule, one_cycle);
+    let bag = load("cifar10-pgd-at");
+    assert_eq!((bag.epochs, bag.attack.steps), (110, 10));
+    assert_eq!(bag.attack.epsilon.as_f32(), 8.0 / 255.0);
+    assert_eq!(load("cifar100-pgd-at").data.set, SetKind::Cifar100);
+}
+
+#[test]
+fn a_file_is_named_after_itself_and_everything_is_resolved() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mine.toml");
+    std::fs::write(&path, SMALL).unwrap();
+    let recipe = Recipe::load(path.to_str().unwrap(), &["seed=7".into()]).unwrap();
+    assert_eq!((recipe.name.as_str(), recipe.seed), ("mine", 7));
+    let text = recipe.to_toml();
+    for key in [
+        "name",
+        "seed",
+        "epochs",
+        "batch",
+        "[data]",
+        "set",
+        "train_limit",
+        "test_limit",
+        "validation",
+        "validation_split",
+        "augment",
+        "[model]",
+        "width",
+        "[objective]",
+        "method",
+        "label_smoothing",
+        "[attack]",
+        "epsilon",
+        "step_size",
+        "steps",
+        "start",
+        "start_deviation",
+        "batch_norm",
+        "[optimizer]",
+        "learning_rate",
+        "momentum",
+        "weight_decay",
+        "average_decay",
+        "[schedule]",
+        "kind",
+        "warmup_epochs",
+        "[evaluation]",
+        "every",
+        "samples",
+        "protocols",
+        "best_by",
+        "[checkpoint]",
+        "keep",
+    ] {
+        assert!(
+            text.lines().any(|line| line == key || line.starts_with(&format!("{key} ="))),
+            "{key} in\n{text}"
+        );
+    }
+}
+
+#[test]
+fn overrides_come_before_resolving() {
+    let set =
+        ["attack.epsilon=4/255", "data.train_limit=300", "model.width=16", "optimizer.average_decay=0.99"];
+    let recipe = parse(SMALL, &set).unwrap();
+    assert_eq!(recipe.attack.epsilon.to_string(), "4/255");
+    assert_eq!(recipe.data.train_limit, Some(300));
+    assert_eq!(recipe.optimizer.average_decay, Some(0.99));
+    let recipe = parse(&recipe.to_toml(), &["optimizer.average_decay=none", "schedule.kind=cyclic"]);
+    // The file written for one schedule names a key that the other does not have.
+    assert_eq!(
+        recipe.unwrap_err(),
+        "recipe test: unknown key schedule.warmup_epochs; known here: kind, peak_at"
+    );
+}
+
+#[test]
+fn errors_name_key_value_and_wish() {
+    let cases: &[(&str, &str)] = &[
+        ("epochs=0", "recipe test: epochs = 0, expected an integer from 1 to 100000"),
+        ("epochs=-3", "recipe test: epochs = -3, expected an integer from 1 to 100000"),
+        ("epochs=2.5", "recipe test: epochs = 2.5, expected an integer from 1 to 100000"),
+        ("batch=many", "recipe test: batch = \"many\", expected an integer from 1 to 65536"),
+        ("batch=4000", "recipe test: batch = 4000, expected at most the 2000 training images"),
+        (
+            "data.set=imagenet",
+            "recipe test: data.set = \"imagenet\", expected \"cifar10\" or \"cifar100\" or \"generated\"",
+        ),
+        (
+            "data.validation=2000",
+            "recipe test: data.validation = 2000, expected fewer than the 2000 training images it is taken from",
+        ),
+        ("model.width=32", "recipe test: model.width = 32, expected 16 or 64"),
+        (
+            "attack.epsilon=8/0",
+            "recipe test: attack.epsilon = \"8/0\", expected a fraction such as \"8/255\" or a number, in (0, 1]",
+        ),
+        (
+            "attack.epsilon=8",
+            "recipe test: attack.epsilon = 8, expected a fraction such as \"8/255\" or a number, in (0, 1]",
+        ),
+        ("optimizer.momentum=1", "recipe test: optimizer.momentum = 1, expected a number in [0, 1)"),
+        (
+            "optimizer.learning_rate=nan",
+            "recipe test: optimizer.learning_rate = nan, expected a number in (0, 100]",
+        ),
+        ("data.augment=yes", "recipe test: data.augment = \"yes\", expected true or false"),
+        (
+            "evaluation.protocols=[]x",
+            "recipe test: evaluation.protocols = \"[]x\", expected a list of names, each once",
+        ),
+        (
+            "attack.alpha=0.1",
+            "recipe test: unknown key attack.alpha; known here: epsilon, step_size, steps, start, start_deviation, batch_norm",
+        ),
+        ("attack.step-size=0.1", "recipe test: unknown key attack.step-size; did you mean attack.step_size?"),
+        ("atack.steps=3", "recipe test: unknown key atack; did you mean attack?"),
+        ("attack.start=normal", ""),
+        ("steps", "--set steps: expected key=value, such as attack.steps=7"),
+    ];
+    for (text, wanted) in cases {
+        match parse(SMALL, &[text]) {
+            Ok(_) => assert_eq!(*wanted, "", "--set {text} was accepted"),
+            Err(error) => assert_eq!(error, *wanted, "--set {text}"),
+        }
+    }
+    let missing = parse("batch = 1", &[]).unwrap_err();
+    assert_eq!(missing, "recipe test: epochs is missing, expected an integer from 1 to 100000");
+    let error = parse("attack = 3\nepochs = 1\nbatch = 1\ndata.set='generated'", &[]).unwrap_err();
+    assert_eq!(error, "recipe test: attack = 3, expected a section [attack]");
+    let error = parse("epochs = ", &[]).unwrap_err();
+    assert!(error.starts_with("recipe test: not TOML: ") && error.contains("line 1"), "{error}");
+    let error = Recipe::load("quik", &[]).unwrap_err().to_string();
+    assert!(error.starts_with("no recipe 'quik'") && error.ends_with("did you mean quick?"), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
+
+    /// Any text is a recipe or an error, never a panic.
+    #[test]
+    fn random_text_is_refused(text in "[ -~\n]{0,200}") {
+        let error = parse(&text, &[]).unwrap_err();
+        prop_assert!(error.starts_with("recipe test: "), "{error}");
+    }
+
+    /// A shipped recipe with some bytes changed parses to a recipe that round-trips, or is refused.
+    #[test]
+    fn damaged_recipes_are_refused_or_whole(
+        which in 0..BUILTIN.len(),
+        at in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let mut bytes = BUILTIN[which].text.as_bytes().to_vec();
+        for (index, byte) in at {
+            let index = index.index(bytes.len());
+            bytes[index] = byte;
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        match parse(&text, &[]) {
+            Ok(recipe) => prop_assert_eq!(&parse(&recipe.to_toml(), &[]).unwrap(), &recipe),
+            Err(error) => prop_assert!(error.starts_with("recipe test: "), "{}", error),
+        }
+    }
+
+    /// Overrides of any key with any value: an error that names the culprit, or a recipe that round-trips.
+    #[test]
+    fn random_overrides(key in "[a-z_.]{0,12}", value in "[ -~]{0,12}", section in 0..8usize) {
+        let section = ["", "data.", "model.", "attack.", "optimizer.", "schedule.", "evaluation.", "checkpoint."][section];
+        match parse(SMALL, &[&format!("{section}{key}={value}")]) {
+            Ok(recipe) => prop_assert_eq!(&parse(&recipe.to_toml(), &[]).unwrap(), &recipe),
+            Err(error) => prop_assert!(
+                error.starts_with("recipe test: ") || error.starts_with("--set "), "{}", error
+            ),
+        }
+    }
+
+    /// Values in range survive the way through the file, exactly.
+    #[test]
+    fn values_round_trip(
+        learning_rate in 1e-6..10.0f64,
+        momentum in 0.0..0.999f64,
+        epsilon in 1u32..=255,
+        seed in 0..=i64::MAX as u64,
+        kind in 0..5usize,
+    ) {
+        let kind = ["constant", "step", "cosine", "one-cycle", "cyclic"][kind];
+        let mut set = vec![
+            format!("optimizer.learning_rate={learning_rate:?}"),
+            format!("optimizer.momentum={momentum:?}"),
+            format!("attack.epsilon={epsilon}/255"),
+            format!("seed={seed}"),
+            format!("schedule.kind={kind}"),
+        ];
+        if kind == "step" {
+            set.push("schedule.drops=[1, 1.5]".into());
+        }
+        let recipe = Recipe::parse("test", SMALL, &set).unwrap();
+        prop_assert_eq!(recipe.optimizer.learning_rate, learning_rate);
+        prop_assert_eq!(recipe.seed, seed);
+        prop_assert_eq!(&Recipe::parse("x", &recipe.to_toml(), &[]).unwrap(), &recipe);
+    }
+}
