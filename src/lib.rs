@@ -12,7 +12,9 @@
 //! | [`objective`] | what a training step minimises: loss, logit gradients, the train passes they need |
 //! | [`attack`] | the inner maximisation: random starts and sign steps over micro-batches |
 //! | [`recipe`] | TOML to a typed, fully resolved recipe; unknown keys are refused |
+//! | [`batch`] | the tensors of one batch: images, adversarial images, the outputs of a loss |
 //! | [`engine`] | the operations of a device: the trait, the CPU reference, and the CUDA kernels behind two drivers |
+//! | [`console`] | what a user sees while a command works |
 //! | [`model`] | ResNet-18: layer table, parameter names, initialisation, weights files |
 //! | [`data`] | CIFAR binary files, generated images, download, splits and the order of an epoch |
 //! | [`files`] | files written whole or not at all |
@@ -23,7 +25,9 @@
 //! from the same source, for the CPU; `recipes/` holds the recipes that ship inside the binary.
 
 pub mod attack;
+pub mod batch;
 pub mod cli;
+pub mod console;
 pub mod data;
 pub mod engine;
 pub mod evaluate;

@@ -1,2 +1,385 @@
-//! The training loop and what it leaves on disk.
+//! A training run: from a recipe and images to a folder with weights, metrics and results.
+//!
+//! [`run`] starts or resumes, trains epoch by epoch, validates, saves, and at the end measures the best and the last
+//! weights on the test images. Called by `secateur train`. Checked by `tests/training.rs`.
+
+pub mod checkpoint;
+pub mod interrupt;
+pub mod metrics;
+pub mod run_folder;
 pub mod schedule;
+mod trainer;
+
+pub use trainer::{EpochOutcome, Trainer};
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::console::Console;
+use crate::data::{DataError, DataSet, order::split};
+use crate::engine::{self, Engine, ImageSet, WeightSet};
+use crate::evaluate::{Outcome, Protocol, Subject, evaluate};
+use crate::model::{ResNet18, Weights, initialise};
+use crate::recipe::Recipe;
+use checkpoint::{Checkpoint, CheckpointError};
+use metrics::{Best, EpochMetrics, Seconds};
+use run_folder::{RunFolder, RunFolderError};
+
+/// What a run is made of.
+pub struct Run<'a> {
+    pub recipe: &'a Recipe,
+    pub data: &'a DataSet,
+    pub folder: &'a RunFolder,
+    pub console: &'a Console,
+    /// Asked between steps and between batches of an evaluation; `true` ends the run behind a checkpoint.
+    pub stop: &'a dyn Fn() -> bool,
+}
+
+/// Why a run ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Folder(#[from] RunFolderError),
+    #[error("{name}: {reason}")]
+    Protocol { name: &'static str, reason: String },
+    #[error(
+        "epoch {epoch}: the loss of training image {image} is {loss}; training diverged, lower optimizer.learning_rate"
+    )]
+    Diverged { epoch: u32, image: u32, loss: f32 },
+    #[error("{path}: {reason}")]
+    Mismatch { path: PathBuf, reason: String },
+    #[error("interrupted; continue with --resume --out {}", folder.display())]
+    Interrupted { folder: PathBuf },
+}
+
+type Result<T, E = TrainError> = std::result::Result<T, E>;
+
+/// The end of a run; written as `result.json`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    pub recipe: String,
+    pub seed: u64,
+    /// Radius of the ball, as the recipe writes it.
+    pub epsilon: String,
+    /// The protocol that chose the best epoch on the validation images, and that epoch, where there are any.
+    pub best_by: String,
+    pub best: Option<Best>,
+    pub test: Vec<TestAccuracy>,
+    /// Over all sessions of the run.
+    pub seconds: Seconds,
+    pub seconds_test: f64,
+    /// Training images over the seconds of attack and train.
+    pub images_per_second: f64,
+}
+
+/// Accuracy of one set of weights under one protocol on the test images.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TestAccuracy {
+    /// `best` or `last`.
+    pub weights: &'static str,
+    /// Epochs trained.
+    pub epoch: u32,
+    pub protocol: String,
+    pub correct: usize,
+    pub total: usize,
+    pub accuracy: f64,
+    pub seconds: f64,
+}
+
+/// The network that a recipe trains on these images.
+pub fn network(recipe: &Recipe) -> ResNet18 {
+    ResNet18 { width: recipe.model.width, classes: recipe.data.set.classes() }
+}
+
+/// Trains to the end of the recipe, from the newest whole checkpoint of the folder if it has any.
+pub fn run(engine: &mut dyn Engine, run: &Run) -> Result<Summary> {
+    let recipe = run.recipe;
+    let best_by = parse_protocol("evaluation.best_by", &recipe.evaluation.best_by)?;
+    let protocols: Vec<Protocol> = recipe
+        .evaluation
+        .protocols
+        .iter()
+        .map(|name| parse_protocol("evaluation.protocols", name))
+        .collect::<Result<_>>()?;
+
+    let checkpoints = run.folder.checkpoints();
+    let warn = &mut |error: &CheckpointError| {
+        run.console.note(format!("warning: checkpoint passed over: {error}"));
+    };
+    let resumed = checkpoint::load_newest(&checkpoints, warn)?;
+
+    let set = engine.upload_images(&run.data.train.pixels, &run.data.train.labels)?;
+    let kept = &recipe.data;
+    let split =
+        split(&run.data.train, run.data.classes, kept.validation, kept.validation_split, recipe.seed)?;
+    engine.load_weights(&initialise(network(recipe), recipe.seed))?;
+    let mut trainer = Trainer::new(engine, recipe, &set, &split.train)?;
+    if let Some((path, checkpoint)) = &resumed {
+        trainer.accepts(checkpoint).map_err(|reason| TrainError::Mismatch { path: path.clone(), reason })?;
+        trainer.restore(checkpoint)?;
+        let done = &checkpoint.progress;
+        run.console.note(format!("resumed behind epoch {}, step {}", done.epoch, done.step));
+    }
+    run.folder.roll_back_metrics(trainer.progress.epoch)?;
+
+    while (trainer.progress.epoch as usize) < recipe.epochs {
+        epoch(run, &mut trainer, &set, &split.validation, &best_by)?;
+    }
+    run.console.clear();
+    finish(run, trainer, &protocols)
+}
+
+fn parse_protocol(name: &'static str, text: &str) -> Result<Protocol> {
+    text.parse().map_err(|reason| TrainError::Protocol { name, reason })
+}
+
+/// Whether something due every so many epochs (0: only behind the last) is due behind this one.
+fn due(every: usize, epoch: u32, recipe: &Recipe) -> bool {
+    let epoch = epoch as usize;
+    epoch == recipe.epochs || (every > 0 && epoch.is_multiple_of(every))
+}
+
+/// The weights that are judged: their moving average where the recipe keeps one.
+fn judged(recipe: &Recipe) -> WeightSet {
+    match recipe.optimizer.average_decay {
+        Some(_) => WeightSet::Average,
+        None => WeightSet::Live,
+    }
+}
+
+/// Trains the rest of an epoch, validates, writes the metrics and, where due, a checkpoint.
+fn epoch(
+    run: &Run,
+    trainer: &mut Trainer,
+    set: &ImageSet,
+    validation: &[u32],
+    best_by: &Protocol,
+) -> Result<()> {
+    let (recipe, console) = (run.recipe, run.console);
+    let number = trainer.progress.epoch + 1;
+    console.bar(format!("epoch {number}/{}", recipe.epochs), trainer.steps_per_epoch());
+    let finished = trainer.epoch(&mut |step| {
+        console.at(step);
+        !(run.stop)()
+    })?;
+    // An epoch that ends with its last step may be interrupted too: its validation is then done on resuming.
+    let Some(outcome) = finished else { return interrupted(run, trainer) };
+    for (&image, &loss) in outcome.order.iter().zip(&outcome.samples.losses) {
+        if !loss.is_finite() {
+            return Err(TrainError::Diverged { epoch: number, image, loss });
+        }
+    }
+
+    let mut validated = None;
+    if !validation.is_empty() && due(recipe.evaluation.every, number, recipe) {
+        let begin = Instant::now();
+        let subject = Subject {
+            set,
+            samples: validation,
+            weights: judged(recipe),
+            epsilon: recipe.attack.epsilon.as_f32(),
+            seed: recipe.seed,
+        };
+        let clean = judge(run, trainer, subject, &Protocol::Clean, "validation")?;
+        let robust = judge(run, trainer, subject, best_by, "validation")?;
+        let (Some(clean), Some(robust)) = (clean, robust) else { return interrupted(run, trainer) };
+        validated = Some((clean.accuracy(), robust.accuracy()));
+        let seconds = Seconds { evaluate: begin.elapsed().as_secs_f64(), ..Seconds::default() };
+        trainer.progress.epoch_seconds += seconds;
+        trainer.progress.run_seconds += seconds;
+    }
+
+    let progress = &mut trainer.progress;
+    let best =
+        validated.is_some_and(|(_, robust)| progress.best.is_none_or(|best| robust > best.validation_robust));
+    if let (true, Some((validation_clean, validation_robust))) = (best, validated) {
+        progress.best = Some(Best { epoch: number, validation_clean, validation_robust });
+    }
+    let metrics = epoch_metrics(run, number, &outcome, validated, best, progress.epoch_seconds);
+    progress.epoch = number;
+    progress.step = 0;
+    progress.epoch_seconds = Seconds::default();
+
+    run.folder.append_metrics(&metrics)?;
+    console.line(epoch_line(&metrics, recipe.epochs));
+    if best || due(recipe.checkpoint.every, number, recipe) {
+        save(run, trainer)?;
+    }
+    Ok(())
+}
+
+fn save(run: &Run, trainer: &Trainer) -> Result<()> {
+    checkpoint::save(&run.folder.checkpoints(), &trainer.checkpoint()?, run.recipe.checkpoint.keep)?;
+    Ok(())
+}
+
+fn interrupted<T>(run: &Run, trainer: &Trainer) -> Result<T> {
+    run.console.clear();
+    save(run, trainer)?;
+    Err(TrainError::Interrupted { folder: run.folder.path().into() })
+}
+
+/// Evaluates under a bar; `None` where the user asked to stop.
+fn judge(
+    run: &Run,
+    trainer: &mut Trainer,
+    subject: Subject,
+    protocol: &Protocol,
+    label: &str,
+) -> Result<Option<Outcome>, engine::Error> {
+    let mut shown = 0;
+    let scratch = trainer.batch.clone();
+    evaluate(trainer.engine, subject, protocol, &scratch, &mut |done, total| {
+        if shown == 0 {
+            run.console.bar(format!("{label} {protocol}"), total);
+        }
+        shown = done;
+        run.console.at(done);
+        !(run.stop)()
+    })
+}
+
+fn epoch_metrics(
+    run: &Run,
+    epoch: u32,
+    outcome: &EpochOutcome,
+    validated: Option<(f64, f64)>,
+    best: bool,
+    seconds: Seconds,
+) -> EpochMetrics {
+    let labels = &run.data.train.labels;
+    let images = outcome.order.len();
+    let right = outcome.order.iter().zip(&outcome.samples.predictions);
+    let right = right.filter(|&(&image, &class)| labels[image as usize] == class).count();
+    let loss: f64 = outcome.samples.losses.iter().map(|&loss| f64::from(loss)).sum();
+    EpochMetrics {
+        epoch,
+        learning_rate: outcome.learning_rate,
+        images,
+        train_loss: loss / images as f64,
+        train_robust: right as f64 / images as f64,
+        validation_clean: validated.map(|(clean, _)| clean),
+        validation_robust: validated.map(|(_, robust)| robust),
+        best,
+        seconds_attack: seconds.attack,
+        seconds_train: seconds.train,
+        seconds_evaluate: seconds.evaluate,
+        images_per_second: images as f64 / seconds.training(),
+    }
+}
+
+fn epoch_line(metrics: &EpochMetrics, epochs: usize) -> String {
+    let mut line = format!(
+        "epoch {}/{epochs}: loss {:.4}, training robust {:.1} %",
+        metrics.epoch,
+        metrics.train_loss,
+        100.0 * metrics.train_robust
+    );
+    if let (Some(clean), Some(robust)) = (metrics.validation_clean, metrics.validation_robust) {
+        let best = if metrics.best { " (best)" } else { "" };
+        line += &format!(", validation clean {:.1} %, robust {:.1} %{best}", 100.0 * clean, 100.0 * robust);
+    }
+    let Seconds { attack, train, evaluate } = Seconds {
+        attack: metrics.seconds_attack,
+        train: metrics.seconds_train,
+        evaluate: metrics.seconds_evaluate,
+    };
+    line + &format!(
+        "; {:.1} s (attack {attack:.1}, train {train:.1}, evaluate {evaluate:.1}), {:.0} images/s",
+        attack + train + evaluate,
+        metrics.images_per_second
+    )
+}
+
+/// Writes the weights for other programs, measures best and last on the test images, writes the results.
+fn finish(run: &Run, mut trainer: Trainer, protocols: &[Protocol]) -> Result<Summary> {
+    let recipe = run.recipe;
+    let begin = Instant::now();
+    let last = trainer.engine.weights(judged(recipe))?;
+    run.folder.write("last.safetensors", &last.to_bytes())?;
+    let epoch = trainer.progress.epoch;
+    let mut candidates = vec![("last", epoch, last)];
+    if let Some(best) = trainer.progress.best {
+        let path = run.folder.checkpoints().join(checkpoint::name(best.epoch, 0));
+        match checkpoint::load(&path) {
+            Ok(Checkpoint { weights, optimizer, .. }) => {
+                let weights = optimizer.average.unwrap_or(weights);
+                run.folder.write("best.safetensors", &weights.to_bytes())?;
+                candidates.insert(0, ("best", best.epoch, weights));
+            }
+            Err(error) => run.console.note(format!("warning: the best weights are lost: {error}")),
+        }
+    }
+    let test = test(run, &mut trainer, protocols, &candidates)?;
+
+    let seconds = trainer.progress.run_seconds;
+    let images = trainer.images_after(trainer.steps_per_epoch()) * recipe.epochs;
+    let summary = Summary {
+        recipe: recipe.name.clone(),
+        seed: recipe.seed,
+        epsilon: recipe.attack.epsilon.to_string(),
+        best_by: recipe.evaluation.best_by.clone(),
+        best: trainer.progress.best,
+        test,
+        seconds,
+        seconds_test: begin.elapsed().as_secs_f64(),
+        images_per_second: images as f64 / seconds.training(),
+    };
+    run.folder.write_json("result.json", &summary)?;
+    Ok(summary)
+}
+
+/// Accuracy of each candidate under each protocol; the same weights are measured once.
+fn test(
+    run: &Run,
+    trainer: &mut Trainer,
+    protocols: &[Protocol],
+    candidates: &[(&'static str, u32, Weights)],
+) -> Result<Vec<TestAccuracy>> {
+    let recipe = run.recipe;
+    let set = trainer.engine.upload_images(&run.data.test.pixels, &run.data.test.labels)?;
+    let count = recipe.evaluation.samples.map_or(set.count, |samples| samples.min(set.count));
+    let samples: Vec<u32> = (0..count as u32).collect();
+    let mut rows: Vec<TestAccuracy> = Vec::new();
+    for (label, epoch, weights) in candidates {
+        let known: Vec<TestAccuracy> = rows.iter().filter(|row| row.epoch == *epoch).cloned().collect();
+        if !known.is_empty() {
+            rows.extend(known.into_iter().map(|row| TestAccuracy { weights: label, ..row }));
+            continue;
+        }
+        trainer.engine.load_weights(weights)?;
+        for protocol in protocols {
+            let subject = Subject {
+                set: &set,
+                samples: &samples,
+                weights: WeightSet::Live,
+                epsilon: recipe.attack.epsilon.as_f32(),
+                seed: recipe.seed,
+            };
+            let Some(outcome) = judge(run, trainer, subject, protocol, &format!("test of {label}"))? else {
+                // Every epoch is trained and saved: resuming comes straight back here.
+                run.console.clear();
+                return Err(TrainError::Interrupted { folder: run.folder.path().into() });
+            };
+            rows.push(TestAccuracy {
+                weights: label,
+                epoch: *epoch,
+                protocol: protocol.to_string(),
+                correct: outcome.correct(),
+                total: count,
+                accuracy: outcome.accuracy(),
+                seconds: outcome.seconds,
+            });
+        }
+    }
+    run.console.clear();
+    Ok(rows)
+}

@@ -1,0 +1,93 @@
+//! A batch on the device: its images and labels, the adversarial images made from them, and the outputs of a loss.
+//!
+//! Attacks, objectives, training and evaluation all work on this one set of tensors, allocated once. Checked by
+//! `tests/evaluate.rs` and `tests/training.rs`.
+
+use std::ops::Range;
+
+use crate::engine::{Engine, LossOutputs, Result, Tensor};
+use crate::model::layers::IMAGE_LEN;
+
+/// The tensors of one batch, or (as views of the same memory) of a part of one.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Index of each sample in its image set; keys all randomness of the sample.
+    pub samples: Tensor<u32>,
+    pub labels: Tensor<u32>,
+    /// `len x 32 x 32 x 3`, NHWC in [0, 1]: the clean images x.
+    pub images: Tensor<f32>,
+    /// The adversarial images x', same layout.
+    pub perturbed: Tensor<f32>,
+    /// `len x classes`.
+    pub logits: Tensor<f32>,
+    /// `len x classes`.
+    pub logit_gradient: Tensor<f32>,
+    pub losses: Tensor<f32>,
+    pub predictions: Tensor<u32>,
+    classes: usize,
+}
+
+impl Batch {
+    /// Room for `len` images of the engine's network.
+    pub fn alloc(engine: &dyn Engine, len: usize) -> Result<Self> {
+        let classes = engine.network().classes;
+        Ok(Self {
+            samples: engine.alloc("batch samples", len)?,
+            labels: engine.alloc("batch labels", len)?,
+            images: engine.alloc("batch images", len * IMAGE_LEN)?,
+            perturbed: engine.alloc("batch adversarial images", len * IMAGE_LEN)?,
+            logits: engine.alloc("batch logits", len * classes)?,
+            logit_gradient: engine.alloc("batch logit gradient", len * classes)?,
+            losses: engine.alloc("batch losses", len)?,
+            predictions: engine.alloc("batch predictions", len)?,
+            classes,
+        })
+    }
+
+    /// Images in the batch.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// Images `range` of the batch: the same memory, narrowed.
+    ///
+    /// # Panics
+    /// If the range does not lie inside the batch.
+    pub fn rows(&self, range: Range<usize>) -> Self {
+        Self {
+            samples: self.samples.slice(range.clone()),
+            labels: self.labels.slice(range.clone()),
+            images: self.images.rows(range.clone(), IMAGE_LEN),
+            perturbed: self.perturbed.rows(range.clone(), IMAGE_LEN),
+            logits: self.logits.rows(range.clone(), self.classes),
+            logit_gradient: self.logit_gradient.rows(range.clone(), self.classes),
+            losses: self.losses.slice(range.clone()),
+            predictions: self.predictions.slice(range),
+            classes: self.classes,
+        }
+    }
+
+    /// The batch cut into parts of at most `size` images, in order.
+    pub fn parts(&self, size: usize) -> impl Iterator<Item = Self> + '_ {
+        let (len, size) = (self.len(), size.max(1));
+        (0..len).step_by(size).map(move |start| self.rows(start..len.min(start + size)))
+    }
+
+    /// The same batch with other tensors for what outlives it: slices of an epoch's order, losses and predictions.
+    pub fn keeping(self, samples: Tensor<u32>, losses: Tensor<f32>, predictions: Tensor<u32>) -> Self {
+        Self { samples, losses, predictions, ..self }
+    }
+
+    /// Where a loss over this batch writes.
+    pub fn outputs(&self) -> LossOutputs<'_> {
+        LossOutputs {
+            losses: &self.losses,
+            predictions: &self.predictions,
+            logit_gradient: &self.logit_gradient,
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! Checkpoints: everything a run needs to go on with the very same bits.
+//!
+//! A checkpoint is a folder, built under a temporary name, synced to disk and renamed, with a manifest that holds
+//! the SHA-256 of each file. A damaged one is passed over for the newest whole one. Written by the training loop,
+//! read by `--resume` and by `secateur eval` of a run folder. Checked by `tests/checkpoints.rs` (property tests on
+//! damaged folders) and `tests/training.rs` (resume is bit-identical).
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::metrics::{Best, Seconds};
+use crate::engine::OptimizerState;
+use crate::files::sync_folder;
+use crate::model::{Weights, WeightsError};
+
+const FORMAT: u32 = 1;
+const MANIFEST: &str = "manifest.json";
+const PROGRESS: &str = "progress.json";
+const WEIGHTS: &str = "weights.safetensors";
+const MOMENTUM: &str = "momentum.safetensors";
+/// Only where the recipe keeps a moving average.
+const AVERAGE: &str = "average.safetensors";
+/// Only in the middle of an epoch: what its samples have given so far.
+const SAMPLES: &str = "samples.safetensors";
+const FILES: [&str; 5] = [PROGRESS, WEIGHTS, MOMENTUM, AVERAGE, SAMPLES];
+/// A folder being written; whatever bears this prefix was never a checkpoint.
+const UNFINISHED: &str = ".writing-";
+/// No JSON file of a checkpoint comes near this size.
+const MAX_JSON_BYTES: u64 = 1 << 20;
+
+/// The state of a run between two steps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// Live weights and running statistics.
+    pub weights: Weights,
+    pub optimizer: OptimizerState,
+    pub progress: Progress,
+    pub samples: SamplesSoFar,
+}
+
+/// Where a run stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// Epochs that are trained, validated and in the metrics.
+    pub epoch: u32,
+    /// Steps done in the epoch after them.
+    pub step: usize,
+    /// The best epoch on the validation split so far.
+    pub best: Option<Best>,
+    /// Time spent in the unfinished epoch.
+    pub epoch_seconds: Seconds,
+    /// Time spent in the whole run, unfinished epoch included.
+    pub run_seconds: Seconds,
+}
+
+/// Adversarial loss and prediction of each sample of the unfinished epoch, in the epoch's order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SamplesSoFar {
+    pub losses: Vec<f32>,
+    pub predictions: Vec<u32>,
+}
+
+/// Why a checkpoint cannot be written or is not whole.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path}: {reason}")]
+    Damaged { path: PathBuf, reason: String },
+    #[error("{path}: none of its {count} checkpoints is whole; remove the folder to start this run over")]
+    NoneWhole { path: PathBuf, count: usize },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    format: u32,
+    files: BTreeMap<String, FileEntry>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileEntry {
+    bytes: u64,
+    sha256: String,
+}
+
+impl FileEntry {
+    fn of(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.len() as u64, sha256: sha256(bytes) }
+    }
+}
+
+/// Lower-case hexadecimal SHA-256.
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The folder name of a checkpoint at this place of a run.
+pub fn name(epoch: u32, step: usize) -> String {
+    format!("epoch-{epoch:04}-step-{step:06}")
+}
+
+fn parse_name(name: &str) -> Option<(u32, usize)> {
+    let (epoch, step) = name.strip_prefix("epoch-")?.split_once("-step-")?;
+    Some((epoch.parse().ok()?, step.parse().ok()?))
+}
+
+/// Every folder in `folder` that bears a checkpoint's name, newest first; whole or not.
+pub fn list(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    let mut found = Vec::new();
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(at(folder))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(at(folder))?;
+        if let Some(place) = entry.file_name().to_str().and_then(parse_name) {
+            found.push((place, entry.path()));
+        }
+    }
+    found.sort_by(|a, b| b.cmp(a));
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Writes a checkpoint into `folder`; a reader sees all of it or nothing. Then removes old ones: the newest `keep`
+/// (at least one) and that of the best epoch stay.
+pub fn save(folder: &Path, checkpoint: &Checkpoint, keep: usize) -> Result<PathBuf, CheckpointError> {
+    let Progress { epoch, step, best, .. } = &checkpoint.progress;
+    fs::create_dir_all(folder).map_err(at(folder))?;
+    remove_unfinished(folder)?;
+    let name = name(*epoch, *step);
+    let unfinished = folder.join(format!("{UNFINISHED}{name}"));
+    let path = folder.join(&name);
+    if let Err(error) = write_files(&unfinished, checkpoint) {
+        // A full disk: give the room back. The first error is the one to report.
+        let _ = fs::remove_dir_all(&unfinished);
+        return Err(error);
+    }
+    if path.exists() {
+        // A damaged checkpoint of the same place, passed over when this run was resumed.
+        fs::remove_dir_all(&path).map_err(at(&path))?;
+    }
+    fs::rename(&unfinished, &path).map_err(at(&path))?;
+    sync_folder(folder).map_err(at(folder))?;
+
+    let best = best.as_ref().map(|best| folder.join(self::name(best.epoch, 0)));
+    for old in list(folder)?.into_iter().skip(keep.max(1)).filter(|path| Some(path) != best.as_ref()) {
+        fs::remove_dir_all(&old).map_err(at(&old))?;
+    }
+    Ok(path)
+}
+
+/// The newest whole checkpoint; `None` where there is none at all. `warn` is told of each one passed over.
+pub fn load_newest(
+    folder: &Path,
+    warn: &mut dyn FnMut(&CheckpointError),
+) -> Result<Option<(PathBuf, Checkpoint)>, CheckpointError> {
+    let candidates = list(folder)?;
+    for path in &candidates {
+        match load(path) {
+            Ok(checkpoint) => return Ok(Some((path.clone(), checkpoint))),
+            Err(error) => warn(&error),
+        }
+    }
+    match candidates.len() {
+        0 => Ok(None),
+        count => Err(CheckpointError::NoneWhole { path: folder.into(), count }),
+    }
+}
+
+/// Reads one checkpoint; every file must have the size and digest that the manifest gives.
+pub fn load(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    let files = read_files(path)?;
+    let damaged = |name: &str, reason: String| CheckpointError::Damaged { path: path.join(name), reason };
+    let required = |name: &str| {
+        files.get(name).ok_or_else(|| damaged(MANIFEST, format!("lists no {name}, which a checkpoint needs")))
+    };
+    let tensors = |name: &str, bytes: &[u8]| match Weights::from_bytes(bytes) {
+        Ok(weights) => Ok(weights),
+        Err(WeightsError::Format { reason, .. }) => Err(damaged(name, reason)),
+        Err(error) => Err(damaged(name, error.to_string())),
+    };
+
+    let weights = tensors(WEIGHTS, required(WEIGHTS)?)?;
+    let network = weights.infer_network().map_err(|error| damaged(WEIGHTS, error.to_string()))?;
+    weights.check(&network).map_err(|error| damaged(WEIGHTS, error.to_string()))?;
+    let momentum = tensors(MOMENTUM, required(MOMENTUM)?)?;
+    let average = files.get(AVERAGE).map(|bytes| tensors(AVERAGE, bytes)).transpose()?;
+    let progress: Progress =
+        serde_json::from_slice(required(PROGRESS)?).map_err(|error| damaged(PROGRESS, error.to_string()))?;
+    let samples = match files.get(SAMPLES) {
+        Some(bytes) => samples_from(&tensors(SAMPLES, bytes)?).map_err(|reason| damaged(SAMPLES, reason))?,
+        None => SamplesSoFar::default(),
+    };
+    Ok(Checkpoint { weights, optimizer: OptimizerState { momentum, average }, progress, samples })
+}
+
+/// The weights file inside a checkpoint folder that stands for the epoch: the moving average where one is kept.
+pub fn weights_to_judge(path: &Path) -> PathBuf {
+    let average = path.join(AVERAGE);
+    if average.exists() { average } else { path.join(WEIGHTS) }
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
+    let path = path.to_path_buf();
+    |source| CheckpointError::Io { path, source }
+}
+
+/// Removes what an earlier run was writing when it died.
+fn remove_unfinished(folder: &Path) -> Result<(), CheckpointError> {
+    for entry in fs::read_dir(folder).map_err(at(folder))? {
+        let entry = entry.map_err(at(folder))?;
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            fs::remove_dir_all(entry.path()).map_err(at(&entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_files(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+    fs::create_dir(path).map_err(at(path))?;
+    let mut manifest = Manifest { format: FORMAT, files: BTreeMap::new() };
+    let mut write = |name: &str, bytes: &[u8]| {
+        manifest.files.insert(name.into(), FileEntry::of(bytes));
+        write_synced(&path.join(name), bytes)
+    };
+    write(WEIGHTS, &checkpoint.weights.to_bytes())?;
+    write(MOMENTUM, &checkpoint.optimizer.momentum.to_bytes())?;
+    if let Some(average) = &checkpoint.optimizer.average {
+        write(AVERAGE, &average.to_bytes())?;
+    }
+    if checkpoint.progress.step > 0 {
+        write(SAMPLES, &samples_to(&checkpoint.samples).to_bytes())?;
+    }
+    write(PROGRESS, &json(&checkpoint.progress))?;
+    write_synced(&path.join(MANIFEST), &json(&manifest))?;
+    sync_folder(path).map_err(at(path))
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec_pretty(value).expect("plain structs always serialise")
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let write = || {
+        let mut file = fs::File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(at(path))
+}
+
+/// The files that the manifest lists, each checked against it.
+fn read_files(path: &Path) -> Result<BTreeMap<&'static str, Vec<u8>>, CheckpointError> {
+    let damaged = |name: &str, reason: String| CheckpointError::Damaged { path: path.join(name), reason };
+    let length = |name: &str| Ok(fs::metadata(path.join(name)).map_err(at(&path.join(name)))?.len());
+    let read = |name: &str| fs::read(path.join(name)).map_err(at(&path.join(name)));
+
+    if length(MANIFEST)? > MAX_JSON_BYTES {
+        return Err(damaged(MANIFEST, format!("more than {MAX_JSON_BYTES} bytes")));
+    }
+    let manifest: Manifest =
+        serde_json::from_slice(&read(MANIFEST)?).map_err(|error| damaged(MANIFEST, error.to_string()))?;
+    if manifest.format != FORMAT {
+        return Err(damaged(MANIFEST, format!("format {}, expected {FORMAT}", manifest.format)));
+    }
+    let mut files = BTreeMap::new();
+    for (name, entry) in &manifest.files {
+        // Only known names are opened: a manifest cannot point outside its folder.
+        let Some(name) = FILES.into_iter().find(|known| known == name) else {
+            return Err(damaged(MANIFEST, format!("lists '{name}', which is no file of a checkpoint")));
+        };
+        // The size is compared before the bytes are read, so a wrong file costs no memory.
+        let met = length(name)?;
+        if met != entry.bytes {
+            return Err(damaged(name, format!("{met} bytes, expected {}", entry.bytes)));
+        }
+        let bytes = read(name)?;
+        let met = sha256(&bytes);
+        if met != entry.sha256 {
+            return Err(damaged(name, format!("SHA-256 {met}, expected {}", entry.sha256)));
+        }
+        files.insert(name, bytes);
+    }
+    Ok(files)
+}
+
+fn samples_to(samples: &SamplesSoFar) -> Weights {
+    let mut tensors = Weights::default();
+    let predictions: Vec<f32> = samples.predictions.iter().map(|&class| class as f32).collect();
+    tensors.insert("losses", &[samples.losses.len()], samples.losses.clone());
+    tensors.insert("predictions", &[predictions.len()], predictions);
+    tensors
+}
+
+fn samples_from(tensors: &Weights) -> Result<SamplesSoFar, String> {
+    let tensor = |name: &str| tensors.tensors.get(name).ok_or(format!("no tensor '{name}'"));
+    let losses = tensor("losses")?.values.clone();
+    let predictions: Vec<u32> = tensor("predictions")?.values.iter().map(|&class| class as u32).collect();
+    if losses.len() != predictions.len() {
+        return Err(format!("{} losses but {} predictions", losses.len(), predictions.len()));
+    }
+    Ok(SamplesSoFar { losses, predictions })
+}

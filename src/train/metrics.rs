@@ -1,0 +1,74 @@
+//! What a run reports: one flat object an epoch in `metrics.jsonl`, and the figures of its end.
+//!
+//! Checked by `tests/training.rs`. Written by the training loop through the run folder.
+
+use std::ops::AddAssign;
+
+use serde::{Deserialize, Serialize};
+
+/// Wall-clock seconds by what they were spent on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seconds {
+    /// The inner maximisation, its random start and the BatchNorm fold.
+    pub attack: f64,
+    /// Gather and augmentation, train passes, optimizer.
+    pub train: f64,
+    /// Validation.
+    pub evaluate: f64,
+}
+
+impl Seconds {
+    pub fn total(&self) -> f64 {
+        self.attack + self.train + self.evaluate
+    }
+    /// What counts for a training rate.
+    pub fn training(&self) -> f64 {
+        self.attack + self.train
+    }
+}
+
+impl AddAssign for Seconds {
+    fn add_assign(&mut self, other: Self) {
+        self.attack += other.attack;
+        self.train += other.train;
+        self.evaluate += other.evaluate;
+    }
+}
+
+/// The epoch with the highest robust accuracy on the validation split; the first among equals.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Best {
+    /// Epochs trained at that point: 1 is the first.
+    pub epoch: u32,
+    pub validation_clean: f64,
+    pub validation_robust: f64,
+}
+
+/// One line of `metrics.jsonl`. Accuracies are shares in [0, 1].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EpochMetrics {
+    /// 1 is the first epoch.
+    pub epoch: u32,
+    /// At the last step of the epoch.
+    pub learning_rate: f64,
+    /// Training images that passed through the epoch.
+    pub images: usize,
+    /// Mean loss of the objective over the epoch, each sample at the step that trained on it.
+    pub train_loss: f64,
+    /// Accuracy on the adversarial images of training, likewise.
+    pub train_robust: f64,
+    /// Accuracy on clean images of the validation split; absent where the epoch was not validated.
+    pub validation_clean: Option<f64>,
+    /// Accuracy under the recipe's validation protocol.
+    pub validation_robust: Option<f64>,
+    /// Whether this epoch is the best so far.
+    pub best: bool,
+    pub seconds_attack: f64,
+    pub seconds_train: f64,
+    pub seconds_evaluate: f64,
+    /// Images over the seconds of attack and train.
+    pub images_per_second: f64,
+}

@@ -1,0 +1,205 @@
+//! The folder of a run: recipe, environment, metrics, checkpoints, results. It is never emptied.
+//!
+//! ```text
+//! recipe.toml       every value resolved; the truth for --resume
+//! environment.json  one entry a session: device, versions, command line, data
+//! metrics.jsonl     one flat object an epoch
+//! checkpoints/      see the checkpoint module
+//! best.safetensors  weights of the best epoch on the validation split
+//! last.safetensors  weights of the last epoch
+//! result.json       accuracies of both on the test split
+//! ```
+//!
+//! Checked by `tests/training.rs` and `tests/cli.rs`. Called by `secateur train`, read by `secateur eval`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::metrics::EpochMetrics;
+use crate::files::{Existing, sync_folder, write_atomic};
+
+/// A run's folder on disk.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+/// Why a run folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RunFolderError {
+    #[error("{path}: not empty; name another --out, or continue the run in it with --resume")]
+    NotEmpty { path: PathBuf },
+    #[error("{path}: not a run of secateur (it holds files, but no recipe.toml); name another --out")]
+    NotARun { path: PathBuf },
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path}: line {line}: {reason}")]
+    Metrics { path: PathBuf, line: usize, reason: String },
+    #[error("{path}: {reason}")]
+    Environment { path: PathBuf, reason: String },
+}
+
+type Result<T> = std::result::Result<T, RunFolderError>;
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> RunFolderError {
+    let path = path.to_path_buf();
+    |source| RunFolderError::Io { path, source }
+}
+
+/// What a folder is before a run starts in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Not there, or empty.
+    Fresh,
+    /// Holds a run.
+    Run,
+}
+
+impl RunFolder {
+    /// Looks at `path` and changes nothing; refuses a folder with files of something else.
+    pub fn state(path: &Path) -> Result<State> {
+        let mut entries = match fs::read_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(State::Fresh),
+            entries => entries.map_err(at(path))?,
+        };
+        if entries.next().is_none() {
+            Ok(State::Fresh)
+        } else if path.join("recipe.toml").is_file() {
+            Ok(State::Run)
+        } else {
+            Err(RunFolderError::NotARun { path: path.into() })
+        }
+    }
+
+    /// Starts a run in `path`, which must be empty or absent.
+    pub fn create(path: &Path) -> Result<Self> {
+        match fs::read_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(path).map_err(at(path))?;
+            }
+            entries => {
+                if entries.map_err(at(path))?.next().is_some() {
+                    return Err(RunFolderError::NotEmpty { path: path.into() });
+                }
+            }
+        }
+        Ok(Self { path: path.into() })
+    }
+
+    /// Starts a run in the first free of `parent/name-1`, `parent/name-2`, ...
+    pub fn create_numbered(parent: &Path, name: &str) -> Result<Self> {
+        fs::create_dir_all(parent).map_err(at(parent))?;
+        let mut number = 1;
+        loop {
+            let path = parent.join(format!("{name}-{number}"));
+            // Creation itself is the test, so two runs started together get two folders.
+            match fs::create_dir(&path) {
+                Ok(()) => return Ok(Self { path }),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                Err(error) => return Err(at(&path)(error)),
+            }
+        }
+    }
+
+    /// The run already in `path`.
+    pub fn open(path: &Path) -> Self {
+        Self { path: path.into() }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    pub fn recipe(&self) -> PathBuf {
+        self.path.join("recipe.toml")
+    }
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// Writes a file of the run, whole or not at all.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.path.join(name);
+        write_atomic(&path, bytes, Existing::Replace).map_err(at(&path))
+    }
+
+    /// Writes `value` as indented JSON.
+    pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        let mut bytes = serde_json::to_vec_pretty(value).expect("plain structs always serialise");
+        bytes.push(b'\n');
+        self.write(name, &bytes)
+    }
+
+    /// Adds a session to environment.json: a run that was resumed has several.
+    pub fn add_session(&self, session: serde_json::Value) -> Result<()> {
+        let path = self.path.join("environment.json");
+        let mut sessions: Vec<serde_json::Value> = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            bytes => serde_json::from_slice(&bytes.map_err(at(&path))?).map_err(|error| {
+                RunFolderError::Environment { path: path.clone(), reason: error.to_string() }
+            })?,
+        };
+        sessions.push(session);
+        self.write_json("environment.json", &sessions)
+    }
+
+    /// Appends a line to metrics.jsonl and sees it onto the disk.
+    pub fn append_metrics(&self, metrics: &EpochMetrics) -> Result<()> {
+        let path = self.metrics();
+        let mut line = serde_json::to_vec(metrics).expect("plain structs always serialise");
+        line.push(b'\n');
+        let append = || {
+            let mut file = OpenOptions::new().append(true).create(true).open(&path)?;
+            file.write_all(&line)?;
+            file.sync_data()
+        };
+        append().map_err(at(&path))
+    }
+
+    /// Removes the lines after `epochs` epochs, and a last line cut short: a resumed run writes them again.
+    pub fn roll_back_metrics(&self, epochs: u32) -> Result<()> {
+        let path = self.metrics();
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            text => text.map_err(at(&path))?,
+        };
+        let mut keep = 0;
+        for line in text.split_inclusive('\n') {
+            match serde_json::from_str::<EpochMetrics>(line) {
+                Ok(metrics) if line.ends_with('\n') && metrics.epoch <= epochs => keep += line.len(),
+                _ => break,
+            }
+        }
+        if keep < text.len() {
+            let file = OpenOptions::new().write(true).open(&path).map_err(at(&path))?;
+            file.set_len(keep as u64).and_then(|()| file.sync_all()).map_err(at(&path))?;
+        }
+        Ok(())
+    }
+
+    /// The lines of metrics.jsonl.
+    pub fn read_metrics(&self) -> Result<Vec<EpochMetrics>> {
+        let path = self.metrics();
+        let text = fs::read_to_string(&path).map_err(at(&path))?;
+        let parse = |(index, line): (usize, &str)| {
+            serde_json::from_str(line).map_err(|error| RunFolderError::Metrics {
+                path: path.clone(),
+                line: index + 1,
+                reason: error.to_string(),
+            })
+        };
+        text.lines().enumerate().map(parse).collect()
+    }
+
+    /// Fails now, and not after an epoch, where the folder cannot be written to.
+    pub fn check_writable(&self) -> Result<()> {
+        let path = self.path.join(".write-test");
+        File::create(&path).map_err(at(&path))?;
+        fs::remove_file(&path).and_then(|()| sync_folder(&self.path)).map_err(at(&self.path))
+    }
+}

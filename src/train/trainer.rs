@@ -1,0 +1,244 @@
+//! The training loop: steps, epochs, and the state that a checkpoint saves.
+//!
+//! One step is the data flow of the design: gather and augment, fold BatchNorm, attack in micro-batches, train pass,
+//! optimizer. Losses and predictions stay on the device until the end of the epoch. Checked by `tests/training.rs`
+//! (the loss falls, a resumed run has the bits of an unbroken one). Called by [`super::run`].
+
+use std::time::Instant;
+
+use super::checkpoint::{Checkpoint, Progress, SamplesSoFar};
+use super::metrics::Seconds;
+use super::schedule::{Horizon, Rates, rates};
+use crate::batch::Batch;
+use crate::data::order::epoch_order;
+use crate::engine::{Augment, Engine, ImageSet, Result, Sgd, Tensor, WeightSet};
+use crate::objective::{self, Objective};
+use crate::philox::{Key, Purpose};
+use crate::recipe::{BatchNorm, Recipe};
+
+/// Steps of an epoch that are timed in detail: each costs three waits for the device, so not all are.
+const TIMED_STEPS: usize = 32;
+
+/// A network in training.
+pub struct Trainer<'a> {
+    pub(super) engine: &'a mut dyn Engine,
+    recipe: &'a Recipe,
+    objective: Box<dyn Objective>,
+    set: &'a ImageSet,
+    /// Positions in the set of the images to train on.
+    samples: &'a [u32],
+    pub(super) batch: Batch,
+    /// Adversarial loss and prediction of each sample, in the order of the epoch.
+    losses: Tensor<f32>,
+    predictions: Tensor<u32>,
+    pub(super) progress: Progress,
+}
+
+/// What an epoch gave.
+#[derive(Clone, Debug)]
+pub struct EpochOutcome {
+    /// Positions in the set, in the order they were trained on.
+    pub order: Vec<u32>,
+    pub samples: SamplesSoFar,
+    /// At the last step.
+    pub learning_rate: f64,
+}
+
+/// Seconds of the timed steps, as a sample of the whole epoch.
+#[derive(Default)]
+struct StepClock {
+    attack: f64,
+    train: f64,
+}
+
+impl StepClock {
+    /// `seconds` of wall clock, divided as the timed steps were.
+    fn divide(&self, seconds: f64) -> Seconds {
+        let share = if self.attack > 0.0 { self.attack / (self.attack + self.train) } else { 0.0 };
+        Seconds { attack: seconds * share, train: seconds * (1.0 - share), evaluate: 0.0 }
+    }
+}
+
+impl<'a> Trainer<'a> {
+    /// Training from the engine's current weights, at the first step.
+    pub fn new(
+        engine: &'a mut dyn Engine,
+        recipe: &'a Recipe,
+        set: &'a ImageSet,
+        samples: &'a [u32],
+    ) -> Result<Self> {
+        let batch = Batch::alloc(engine, recipe.batch)?;
+        let losses = engine.alloc("epoch losses", samples.len())?;
+        let predictions = engine.alloc("epoch predictions", samples.len())?;
+        Ok(Self {
+            engine,
+            recipe,
+            objective: objective::of_recipe(recipe),
+            set,
+            samples,
+            batch,
+            losses,
+            predictions,
+            progress: Progress::default(),
+        })
+    }
+
+    /// Whether [`Trainer::restore`] can use a checkpoint; says why not.
+    pub fn accepts(&self, checkpoint: &Checkpoint) -> std::result::Result<(), String> {
+        let network = self.engine.network();
+        checkpoint.weights.check(&network).map_err(|error| error.to_string())?;
+        let averaged = self.recipe.optimizer.average_decay.is_some();
+        if averaged != checkpoint.optimizer.average.is_some() {
+            return Err("it keeps a moving average and the recipe does not, or the other way round".into());
+        }
+        let Progress { epoch, step, .. } = checkpoint.progress;
+        if epoch as usize > self.recipe.epochs || step > self.steps_per_epoch() {
+            let (epochs, steps) = (self.recipe.epochs, self.steps_per_epoch());
+            return Err(format!(
+                "epoch {epoch}, step {step}; the recipe has {epochs} epochs of {steps} steps"
+            ));
+        }
+        let (met, wanted) = (checkpoint.samples.losses.len(), self.images_after(step));
+        if met != wanted {
+            return Err(format!("losses of {met} samples, expected {wanted} behind step {step}"));
+        }
+        Ok(())
+    }
+
+    /// Goes to where a checkpoint was taken; [`Trainer::accepts`] must have accepted it.
+    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        self.engine.load_weights(&checkpoint.weights)?;
+        self.engine.load_optimizer(&checkpoint.optimizer)?;
+        let SamplesSoFar { losses, predictions } = &checkpoint.samples;
+        self.engine.write(&self.losses.slice(0..losses.len()), losses)?;
+        self.engine.write(&self.predictions.slice(0..predictions.len()), predictions)?;
+        self.progress = checkpoint.progress.clone();
+        Ok(())
+    }
+
+    /// All that [`Trainer::restore`] needs.
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        Ok(Checkpoint {
+            weights: self.engine.weights(WeightSet::Live)?,
+            optimizer: self.engine.optimizer()?,
+            progress: self.progress.clone(),
+            samples: self.samples_so_far()?,
+        })
+    }
+
+    pub fn steps_per_epoch(&self) -> usize {
+        self.samples.len().div_ceil(self.recipe.batch)
+    }
+
+    /// Images trained on after `steps` steps of an epoch.
+    pub(super) fn images_after(&self, steps: usize) -> usize {
+        self.samples.len().min(steps * self.recipe.batch)
+    }
+
+    /// Learning rate and momentum of a step of an epoch.
+    fn rates(&self, epoch: u32, step: usize) -> Rates {
+        let horizon = Horizon { epochs: self.recipe.epochs, steps_per_epoch: self.steps_per_epoch() };
+        let step = epoch as usize * horizon.steps_per_epoch + step;
+        rates(&self.recipe.schedule, &self.recipe.optimizer, horizon, step)
+    }
+
+    fn samples_so_far(&self) -> Result<SamplesSoFar> {
+        let done = self.images_after(self.progress.step);
+        Ok(SamplesSoFar {
+            losses: self.engine.read(&self.losses.slice(0..done))?,
+            predictions: self.engine.read(&self.predictions.slice(0..done))?,
+        })
+    }
+
+    /// Runs the rest of the current epoch. `go_on` hears of each finished step and may end the epoch behind it: then
+    /// the answer is `None`, and the state is that between two steps.
+    pub fn epoch(&mut self, go_on: &mut dyn FnMut(usize) -> bool) -> Result<Option<EpochOutcome>> {
+        let order = epoch_order(self.recipe.seed, self.progress.epoch, self.samples);
+        let device_order = self.engine.upload("epoch order", &order)?;
+        let steps = self.steps_per_epoch();
+        let interval = (steps / TIMED_STEPS).max(1);
+        let mut clock = StepClock::default();
+        let begin = Instant::now();
+        let mut finished = true;
+        while self.progress.step < steps {
+            let timed = self.progress.step.is_multiple_of(interval).then_some(&mut clock);
+            self.step(&device_order, timed)?;
+            self.progress.step += 1;
+            if !go_on(self.progress.step) {
+                finished = false;
+                break;
+            }
+        }
+        self.engine.synchronize()?;
+        let seconds = clock.divide(begin.elapsed().as_secs_f64());
+        self.progress.epoch_seconds += seconds;
+        self.progress.run_seconds += seconds;
+        if !finished {
+            return Ok(None);
+        }
+        let learning_rate = self.rates(self.progress.epoch, steps - 1).learning_rate;
+        Ok(Some(EpochOutcome { order, samples: self.samples_so_far()?, learning_rate }))
+    }
+
+    /// One training step.
+    fn step(&mut self, order: &Tensor<u32>, clock: Option<&mut StepClock>) -> Result<()> {
+        let Progress { epoch, step, .. } = self.progress;
+        let range = self.images_after(step)..self.images_after(step + 1);
+        let batch = self.batch.rows(0..range.len()).keeping(
+            order.slice(range.clone()),
+            self.losses.slice(range.clone()),
+            self.predictions.slice(range),
+        );
+        let seed = self.recipe.seed;
+        let mut laps = Laps::start(clock.is_some(), self.engine)?;
+
+        let augment = self.recipe.data.augment.then_some(Augment { seed, epoch });
+        self.engine.gather(self.set, &batch.samples, augment, &batch.images, &batch.labels)?;
+        let gather = laps.lap(self.engine)?;
+
+        if self.recipe.attack.batch_norm == BatchNorm::Eval {
+            self.engine.fold_batch_norm(WeightSet::Live)?;
+        }
+        let key = Key { seed, purpose: Purpose::AttackStart, epoch, step: 0 };
+        self.objective.attack(self.engine, key, &batch)?;
+        let attack = laps.lap(self.engine)?;
+
+        self.objective.gradient(self.engine, &batch, None)?;
+        let rates = self.rates(epoch, step);
+        self.engine.sgd_step(&Sgd {
+            learning_rate: rates.learning_rate as f32,
+            momentum: rates.momentum as f32,
+            weight_decay: self.recipe.optimizer.weight_decay as f32,
+            average_decay: self.recipe.optimizer.average_decay.map(|decay| decay as f32),
+        })?;
+        let train = laps.lap(self.engine)?;
+
+        if let Some(clock) = clock {
+            clock.attack += attack;
+            clock.train += gather + train;
+        }
+        Ok(())
+    }
+}
+
+/// Times the parts of a step, waiting for the device at each; does nothing for a step that is not timed.
+struct Laps(Option<Instant>);
+
+impl Laps {
+    fn start(timed: bool, engine: &dyn Engine) -> Result<Self> {
+        if timed {
+            engine.synchronize()?;
+        }
+        Ok(Self(timed.then(Instant::now)))
+    }
+
+    /// Seconds since the last lap.
+    fn lap(&mut self, engine: &dyn Engine) -> Result<f64> {
+        let Some(last) = &mut self.0 else { return Ok(0.0) };
+        engine.synchronize()?;
+        let now = Instant::now();
+        let seconds = (now - *last).as_secs_f64();
+        *last = now;
+        Ok(seconds)
+    }
+}
