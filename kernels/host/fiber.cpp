@@ -28,8 +28,6 @@ constexpr uint64_t guard = 0x5EC47E0275ACC0DEull;
 
 #ifdef SECATEUR_UCONTEXT
 
-void switch_context(Context& from, Context& to) { swapcontext(&from.context, &to.context); }
-
 static void prepare(Fiber& fiber, void (*entry)()) {
     getcontext(&fiber.context.context);
     fiber.context.context.uc_stack.ss_sp = fiber.stack;
@@ -39,12 +37,6 @@ static void prepare(Fiber& fiber, void (*entry)()) {
 }
 
 #else
-
-// void secateur_switch_stack(void** save, void* load): stores what the calling convention asks a callee to keep, swaps the
-// stack pointer, restores.
-extern "C" void secateur_switch_stack(void** save, void* load);
-
-void switch_context(Context& from, Context& to) { secateur_switch_stack(&from.stack_pointer, to.stack_pointer); }
 
 #if defined(__x86_64__)
 

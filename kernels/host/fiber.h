@@ -24,8 +24,19 @@ struct Context {
 #endif
 };
 
+#ifndef SECATEUR_UCONTEXT
+/// Stores what the calling convention asks a callee to keep, swaps the stack pointer, restores; in fiber.cpp.
+extern "C" void secateur_switch_stack(void** save, void* load);
+#endif
+
 /// Leaves `from` and goes on where `to` was left; returns when somebody switches to `from`.
-void switch_context(Context& from, Context& to);
+inline void switch_context(Context& from, Context& to) {
+#ifdef SECATEUR_UCONTEXT
+    swapcontext(&from.context, &to.context);
+#else
+    secateur_switch_stack(&from.stack_pointer, to.stack_pointer);
+#endif
+}
 
 struct Fiber {
     Context context;

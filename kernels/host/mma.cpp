@@ -45,27 +45,38 @@ __attribute__((always_inline)) inline Vector repeat(const float* four) {
     return v;
 }
 
-/// Multiplies the columns of `Vector` at a time: 1, 2 or 4 column tiles.
-template <class Vector>
-__attribute__((always_inline)) inline void multiply(const Operands& o, int row_tiles, int column_tiles, void* const* lanes) {
+/// ROWS row tiles from `first` on, the columns of a `Vector` at a time: 1, 2 or 4 column tiles. Several rows together, so that
+/// their additions overlap.
+template <class Vector, int ROWS>
+__attribute__((always_inline)) inline void multiply_rows(int first, int column_tiles, void* const* lanes) {
     constexpr int tiles = sizeof(Vector) / 16;
     for (int lane = 0; lane < 32; ++lane) {
         const int g = lane / 4, t = lane % 4;
-        float* acc = static_cast<MmaLane*>(lanes[lane])->acc;
-        for (int i = 0; i < row_tiles; ++i) {
-            for (int j = 0; j < column_tiles; j += tiles) {
-                auto* place = reinterpret_cast<Vector*>(acc + 4 * (i * column_tiles + j));
-                Vector sum = *place;
-                for (int k = 0; k < 16; ++k) {
-                    sum += repeat<Vector>(o.a[i][g][k]) * *reinterpret_cast<const Vector*>(&o.b[t][k][4 * j]);
-                }
-                *place = sum;
+        float* acc = static_cast<MmaLane*>(lanes[lane])->acc + 4 * first * column_tiles;
+        for (int j = 0; j < column_tiles; j += tiles) {
+            Vector sum[ROWS];
+#pragma GCC unroll 4
+            for (int i = 0; i < ROWS; ++i) sum[i] = *reinterpret_cast<Vector*>(acc + 4 * (i * column_tiles + j));
+            for (int k = 0; k < 16; ++k) {
+                const Vector b = *reinterpret_cast<const Vector*>(&operands.b[t][k][4 * j]);
+#pragma GCC unroll 4
+                for (int i = 0; i < ROWS; ++i) sum[i] += repeat<Vector>(operands.a[first + i][g][k]) * b;
             }
+#pragma GCC unroll 4
+            for (int i = 0; i < ROWS; ++i) *reinterpret_cast<Vector*>(acc + 4 * (i * column_tiles + j)) = sum[i];
         }
     }
 }
 
-__attribute__((always_inline)) inline void spread(Operands& o, int row_tiles, int column_tiles, void* const* lanes) {
+template <class Vector>
+__attribute__((always_inline)) inline void multiply(int row_tiles, int column_tiles, void* const* lanes) {
+    int i = 0;
+    for (; i + 4 <= row_tiles; i += 4) multiply_rows<Vector, 4>(i, column_tiles, lanes);
+    for (; i + 2 <= row_tiles; i += 2) multiply_rows<Vector, 2>(i, column_tiles, lanes);
+    for (; i < row_tiles; ++i) multiply_rows<Vector, 1>(i, column_tiles, lanes);
+}
+
+__attribute__((always_inline)) inline void spread(int row_tiles, int column_tiles, void* const* lanes) {
     for (int lane = 0; lane < 32; ++lane) {
         const int g = lane / 4, t = lane % 4;
         const auto* self = static_cast<const MmaLane*>(lanes[lane]);
@@ -73,8 +84,8 @@ __attribute__((always_inline)) inline void spread(Operands& o, int row_tiles, in
             for (int half = 0; half < 2; ++half) {
                 const uint32_t top = self->a[4 * i + 2 * half], bottom = self->a[4 * i + 2 * half + 1];
                 const int k = 8 * half + 2 * t;
-                float* even = o.a[i][g][k];
-                float* odd = o.a[i][g][k + 1];
+                float* even = operands.a[i][g][k];
+                float* odd = operands.a[i][g][k + 1];
                 even[0] = even[1] = widen(top & 0xFFFF);
                 even[2] = even[3] = widen(bottom & 0xFFFF);
                 odd[0] = odd[1] = widen(top >> 16);
@@ -86,8 +97,8 @@ __attribute__((always_inline)) inline void spread(Operands& o, int row_tiles, in
             for (int half = 0; half < 2; ++half) {
                 const uint32_t pair = self->b[2 * j + half];
                 const int k = 8 * half + 2 * t;
-                float* even = &o.b[g / 2][k][4 * j + g % 2];
-                float* odd = &o.b[g / 2][k + 1][4 * j + g % 2];
+                float* even = &operands.b[g / 2][k][4 * j + g % 2];
+                float* odd = &operands.b[g / 2][k + 1][4 * j + g % 2];
                 even[0] = even[2] = widen(pair & 0xFFFF);
                 odd[0] = odd[2] = widen(pair >> 16);
             }
@@ -100,13 +111,13 @@ __attribute__((always_inline)) inline void spread(Operands& o, int row_tiles, in
 __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #endif
 void multiply_tile(int row_tiles, int column_tiles, void* const* lanes) {
-    spread(operands, row_tiles, column_tiles, lanes);
+    spread(row_tiles, column_tiles, lanes);
     if (column_tiles % 4 == 0) {
-        multiply<Hexadecet>(operands, row_tiles, column_tiles, lanes);
+        multiply<Hexadecet>(row_tiles, column_tiles, lanes);
     } else if (column_tiles % 2 == 0) {
-        multiply<Octet>(operands, row_tiles, column_tiles, lanes);
+        multiply<Octet>(row_tiles, column_tiles, lanes);
     } else {
-        multiply<Quad>(operands, row_tiles, column_tiles, lanes);
+        multiply<Quad>(row_tiles, column_tiles, lanes);
     }
 }
 
@@ -121,24 +132,33 @@ void mma_warp_tile(int row_tiles, int column_tiles, void* const* lanes) {
 }
 
 void ldmatrix(int count, bool transposed, void* const* lanes) {
+    uint32_t* registers[32];
+    const void* const* rows[32];
+    for (int lane = 0; lane < 32; ++lane) {
+        registers[lane] = static_cast<LdmatrixLane*>(lanes[lane])->registers;
+        rows[lane] = static_cast<LdmatrixLane*>(lanes[lane])->rows;
+    }
     for (int i = 0; i < count; ++i) {
-        for (int matrix = 0; matrix < 4; ++matrix) {
-            uint16_t element[8][8];
-            for (int row = 0; row < 8; ++row) {
-                const void* address = static_cast<const LdmatrixLane*>(lanes[8 * matrix + row])->rows[i];
-                if (!in_shared(address, 16)) {
-                    fault("ldmatrix_x4: the row of lane %d lies outside the block's shared memory", 8 * matrix + row);
-                }
-                if (reinterpret_cast<uintptr_t>(address) % 16 != 0) {
-                    fault("ldmatrix_x4: the row of lane %d is not aligned to 16 bytes", 8 * matrix + row);
-                }
-                memcpy(element[row], address, 16);
+        for (int lane = 0; lane < 32; ++lane) {
+            const void* address = rows[lane][i];
+            if (!in_shared(address, 16)) fault("ldmatrix_x4: the row of lane %d lies outside the block's shared memory", lane);
+            if (reinterpret_cast<uintptr_t>(address) % 16 != 0) {
+                fault("ldmatrix_x4: the row of lane %d is not aligned to 16 bytes", lane);
             }
-            for (int lane = 0; lane < 32; ++lane) {
-                const int g = lane / 4, t = lane % 4;
-                const uint32_t low = transposed ? element[2 * t][g] : element[g][2 * t];
-                const uint32_t high = transposed ? element[2 * t + 1][g] : element[g][2 * t + 1];
-                static_cast<LdmatrixLane*>(lanes[lane])->registers[4 * i + matrix] = high << 16 | low;
+        }
+        for (int matrix = 0; matrix < 4; ++matrix) {
+            const int slot = 4 * i + matrix;
+            if (!transposed) {
+                for (int g = 0; g < 8; ++g) {
+                    const auto* row = static_cast<const uint32_t*>(rows[8 * matrix + g][i]);
+                    for (int t = 0; t < 4; ++t) registers[4 * g + t][slot] = row[t];
+                }
+            } else {
+                for (int t = 0; t < 4; ++t) {
+                    const auto* even = static_cast<const uint16_t*>(rows[8 * matrix + 2 * t][i]);
+                    const auto* odd = static_cast<const uint16_t*>(rows[8 * matrix + 2 * t + 1][i]);
+                    for (int g = 0; g < 8; ++g) registers[4 * g + t][slot] = uint32_t(odd[g]) << 16 | even[g];
+                }
             }
         }
     }

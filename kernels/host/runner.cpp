@@ -70,7 +70,6 @@ struct Runner {
     void run(bool reversed);
     std::string explain_deadlock() const;
     bool shared_intact() const;
-    size_t guarded_bytes() const { return (kernel->shared_bytes + 127) / 128 * 128; }
 };
 
 __thread Runner* runner;
@@ -147,6 +146,7 @@ void Runner::begin() {
         thread.warp = &warps[i / 32];
         thread.waits_at = nullptr;
         thread.copies.clear();
+        thread.copies_done = 0;
         thread.open_group = 0;
     }
     for (uint32_t i = 0; i < threads_a_block / 32; ++i) {
@@ -291,11 +291,6 @@ void block_barrier() {
     self.waits_at = nullptr;
 }
 
-bool in_shared(const void* pointer, size_t bytes) {
-    const auto* start = static_cast<const char*>(pointer);
-    return start >= runner->shared && start + bytes <= runner->shared + runner->kernel->shared_bytes;
-}
-
 void cp_async(void* to, const void* from, uint32_t bytes) {
     if (!in_shared(to, bytes)) fault("cp.async to outside the block's shared memory");
     if (reinterpret_cast<uintptr_t>(to) % bytes != 0) fault("cp.async: destination not aligned to %u bytes", bytes);
@@ -307,16 +302,22 @@ void cp_async_commit() { ++current_thread->open_group; }
 
 void cp_async_wait(uint32_t newest) {
     Thread& self = *current_thread;
-    size_t done = 0;
-    for (; done < self.copies.size() && self.copies[done].group + newest < self.open_group; ++done) {
-        const PendingCopy& copy = self.copies[done];
+    const size_t issued = self.copies.size();
+    size_t next = self.copies_done;
+    for (; next < issued && self.copies[next].group + newest < self.open_group; ++next) {
+        const PendingCopy& copy = self.copies[next];
         if (copy.from != nullptr) {
             memcpy(copy.to, copy.from, copy.bytes);
         } else {
             memset(copy.to, 0, copy.bytes);
         }
     }
-    self.copies.erase(self.copies.begin(), self.copies.begin() + std::ptrdiff_t(done));
+    // The room of copies that are done is used again once they outnumber the others.
+    if (2 * next >= issued) {
+        self.copies.erase(self.copies.begin(), self.copies.begin() + std::ptrdiff_t(next));
+        next = 0;
+    }
+    self.copies_done = next;
 }
 
 }  // namespace secateur::host
@@ -340,7 +341,7 @@ int secateur_host_run_block(const KernelEntry* kernel, const void* params, const
         }
         r.kernel = kernel;
         r.params = params;
-        r.block = {{block[0], block[1], block[2]}, {kernel->threads, 1, 1}, {grid[0], grid[1], grid[2]}};
+        r.block = {{block[0], block[1], block[2]}, {kernel->threads, 1, 1}, {grid[0], grid[1], grid[2]}, r.shared, kernel->shared_bytes};
         current_block = &r.block;
         r.begin();
         r.run(reversed != 0);

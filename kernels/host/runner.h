@@ -42,13 +42,17 @@ struct Thread {
     Fiber* fiber;
     /// Where it waits, for messages; null while it runs.
     const char* waits_at;
+    /// Copies not yet waited for: those from `copies_done` on.
     std::vector<PendingCopy> copies;
+    size_t copies_done;
     uint32_t open_group;
 };
 
 /// The block that runs on this OS thread.
 struct Block {
     Dim3 index, dim, grid;
+    const char* shared;
+    size_t shared_bytes;
 };
 
 extern __thread Thread* current_thread;
@@ -64,7 +68,10 @@ void block_barrier();
 [[noreturn]] __attribute__((format(printf, 1, 2))) void fault(const char* format, ...);
 
 /// Whether these bytes lie in the block's shared memory.
-bool in_shared(const void* pointer, size_t bytes);
+inline bool in_shared(const void* pointer, size_t bytes) {
+    const size_t offset = size_t(static_cast<const char*>(pointer) - current_block->shared);
+    return offset < current_block->shared_bytes && current_block->shared_bytes - offset >= bytes;
+}
 
 void cp_async(void* to, const void* from, uint32_t bytes);
 void cp_async_commit();
