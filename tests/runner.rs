@@ -384,7 +384,7 @@ fn copies_outside_a_buffer_are_errors() {
     assert_eq!(content[60..], [0; 4]);
     // An empty buffer can be made, read and freed.
     let empty = Buffer::new(&driver, "empty", 0).unwrap();
-    assert_eq!(empty.to_vec::<f32>().unwrap(), []);
+    assert!(empty.to_vec::<f32>().unwrap().is_empty());
 }
 
 /// Runs a `fault_*` kernel right (0) or with a fault; the output where it ends well.
