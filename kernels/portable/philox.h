@@ -1,7 +1,7 @@
 // Philox4x32-10, the twin of src/philox.rs: the same counters, the same bits. tests/runner.rs compares the two.
 #pragma once
 
-#include "portable/kernel.h"
+#include "portable/exact.h"
 
 namespace secateur {
 
@@ -46,6 +46,8 @@ DEVICE PhiloxBlock Philox::block(uint32_t sample, uint32_t block) const {
 DEVICE float philox_unit(uint32_t word) { return float(word >> 8) * (1.0f / 16777216.0f); }
 
 /// Uniform on [-radius, radius): one rounding, so the same bits on every device.
-DEVICE float philox_symmetric(uint32_t word, float radius) { return radius * (2.0f * philox_unit(word) - 1.0f); }
+DEVICE float philox_symmetric(uint32_t word, float radius) {
+    return product(radius, 2.0f * philox_unit(word) - 1.0f);
+}
 
 }  // namespace secateur

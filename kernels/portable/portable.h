@@ -7,6 +7,8 @@
 #include "portable/kernel.h"
 #include "portable/global.h"
 #include "portable/bf16.h"
+#include "portable/exact.h"
+#include "portable/vectors.h"
 #include "portable/warp.h"
 #include "portable/atomic.h"
 #include "portable/mma.h"

@@ -1,6 +1,7 @@
 //! The cuda engine: our kernels in bf16 with f32 accumulation, on a GPU or on the host runner.
 
 pub mod driver;
+pub mod launch;
 pub mod layout;
 
 use super::{Engine, Error, Result};

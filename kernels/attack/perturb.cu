@@ -1,0 +1,50 @@
+// The random start of an attack: perturbed = clip01(image + noise), the noise of an image keyed by its sample.
+//
+// Element e of a sample uses word e % 4 of Philox block e / 4; a thread takes one block, four elements. The uniform start
+// has the same bits on every device; the normal one differs by the last places of log, sin and cos.
+// Checked by tests/kernel_attack.rs; called by Engine::perturb.
+
+#include "portable/portable.h"
+
+namespace secateur {
+
+constexpr uint32_t IMAGE_BLOCKS = 32 * 32 * 3 / 4;
+
+struct PerturbParams {
+    Global<const uint32_t> samples;
+    Global<const float> images;  // batch x 3072
+    Global<float> perturbed;     // may be the images
+    Philox random;
+    uint32_t blocks;  // batch * 768
+    float size;       // radius, or standard deviation
+};
+
+template <bool NORMAL>
+DEVICE void perturb(const PerturbParams& p) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= p.blocks) return;
+    const PhiloxBlock random = p.random.block(p.samples[i / IMAGE_BLOCKS], i % IMAGE_BLOCKS);
+    Float4 noise;
+    if constexpr (NORMAL) {
+#pragma unroll
+        for (int pair = 0; pair < 4; pair += 2) {
+            // 1 - u is in (0, 1], so the logarithm is finite.
+            const float radius = sqrtf(-2.0f * logf(1.0f - philox_unit(random.word[pair])));
+            const float angle = 6.28318530717958647692f * philox_unit(random.word[pair + 1]);
+            noise.value[pair] = product(p.size, radius * cosf(angle));
+            noise.value[pair + 1] = product(p.size, radius * sinf(angle));
+        }
+    } else {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) noise.value[k] = philox_symmetric(random.word[k], p.size);
+    }
+    Float4 x = load_vector<Float4>(p.images, int64_t(i) * 4);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) x.value[k] = fminf(fmaxf(x.value[k] + noise.value[k], 0.0f), 1.0f);
+    store_vector(p.perturbed, int64_t(i) * 4, x);
+}
+
+KERNEL(perturb_uniform, PerturbParams, 256, NoShared) { perturb<false>(p); }
+KERNEL(perturb_normal, PerturbParams, 256, NoShared) { perturb<true>(p); }
+
+}  // namespace secateur

@@ -1,0 +1,17 @@
+// Arithmetic whose bits must be the same on every device.
+#pragma once
+
+#include "portable/kernel.h"
+
+namespace secateur {
+
+/// a * b, rounded by itself: nvcc would fuse it with an addition behind it. (The host library is compiled without fusing.)
+DEVICE float product(float a, float b) {
+#ifdef __CUDACC__
+    return __fmul_rn(a, b);
+#else
+    return a * b;
+#endif
+}
+
+}  // namespace secateur

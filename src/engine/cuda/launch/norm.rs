@@ -1,0 +1,218 @@
+//! BatchNorm: `kernels/norm/`. Checked by `tests/kernel_norm.rs`.
+
+use super::{require, run, run_flat};
+use crate::engine::Result;
+use crate::engine::cuda::driver::{Address, Driver};
+use crate::engine::cuda::layout::Layout;
+
+/// Where one convolution lies; offsets in elements.
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct FoldLayer {
+    pub first_filter: u32,
+    /// In the f32 arena: filters x taps x channels.
+    pub weight: u32,
+    /// In the bf16 arena.
+    pub folded: u32,
+    /// Taps x channels.
+    pub filter_length: u32,
+}
+
+/// The table that [`FoldParams::layers`] points to.
+pub fn fold_table(layout: &Layout) -> Vec<FoldLayer> {
+    let layer = |slot: &crate::engine::cuda::layout::ConvSlot| FoldLayer {
+        first_filter: slot.channel as u32,
+        weight: slot.weight as u32,
+        folded: slot.packed as u32,
+        filter_length: (slot.conv.weight_len() / slot.conv.out_channels) as u32,
+    };
+    layout.convs.iter().map(layer).collect()
+}
+
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct FoldParams {
+    pub layers: Address,
+    /// The f32 arena, live or average.
+    pub weights: Address,
+    /// This and the next three: f32, one element a filter of the network.
+    pub gamma: Address,
+    pub beta: Address,
+    pub mean: Address,
+    pub variance: Address,
+    /// bf16 arena.
+    pub folded: Address,
+    /// f32, one element a filter of the network.
+    pub bias: Address,
+    pub layer_count: u32,
+    pub epsilon: f32,
+}
+
+/// Folds evaluation-mode BatchNorm into all convolutions; `filters` counts those of the whole network.
+pub fn batch_norm_fold(driver: &dyn Driver, filters: usize, params: &FoldParams) -> Result<()> {
+    run(driver, "batch_norm_fold", [filters as u32, 1, 1], params)
+}
+
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct StatisticsParams {
+    /// f32, tiles x {mean, sum of squared differences from it} x channels.
+    pub partials: Address,
+    pub gamma: Address,
+    pub beta: Address,
+    pub running_mean: Address,
+    pub running_variance: Address,
+    /// f32, {mean, 1/deviation, scale, shift} x channels.
+    pub statistics: Address,
+    pub rows: u32,
+    pub tile_rows: u32,
+    pub tiles: u32,
+    pub channels: u32,
+    pub epsilon: f32,
+    pub momentum: f32,
+}
+
+/// Merges the partial statistics of a convolution's tiles and updates the running ones.
+pub fn batch_norm_statistics(driver: &dyn Driver, params: &StatisticsParams) -> Result<()> {
+    let name = "batch_norm_statistics";
+    require(params.channels.is_multiple_of(8), name, "channels: a multiple of 8", params.channels)?;
+    require(params.rows > 1, name, "rows: at least 2, for an unbiased variance", params.rows)?;
+    require(
+        params.tile_rows > 0 && params.tiles == params.rows.div_ceil(params.tile_rows),
+        name,
+        "tiles: rows / tile_rows, rounded up",
+        params.tiles,
+    )?;
+    run(driver, name, [params.channels / 8, 1, 1], params)
+}
+
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct ApplyParams {
+    /// bf16, rows x channels.
+    pub y: Address,
+    /// f32, {mean, 1/deviation, scale, shift} x channels.
+    pub statistics: Address,
+    /// bf16: an activation, or a shortcut's y; null for none.
+    pub residual: Address,
+    /// Of the shortcut; null where the residual is an activation.
+    pub residual_statistics: Address,
+    /// bf16, rows x channels.
+    pub out: Address,
+    /// Bits, rows x channels.
+    pub mask: Address,
+    /// rows * channels / 8.
+    pub vectors: u32,
+    /// A power of two, at least 8.
+    pub channels: u32,
+}
+
+/// Normalise, add the residual, ReLU, mask: the kernel is chosen by which residual addresses are present.
+pub fn batch_norm_relu(driver: &dyn Driver, params: &ApplyParams) -> Result<()> {
+    let name = match (params.residual, params.residual_statistics) {
+        (Address::NULL, _) => "batch_norm_relu",
+        (_, Address::NULL) => "batch_norm_add_relu",
+        _ => "batch_norm_add_normalised_relu",
+    };
+    let channels = params.channels;
+    require(
+        channels >= 8 && channels.is_power_of_two(),
+        name,
+        "channels: a power of two from 8 on",
+        channels,
+    )?;
+    run_flat(driver, name, params.vectors, params)
+}
+
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct NormSumsParams {
+    /// bf16, rows x channels: the gradient with respect to the normalised output, masked by the ReLU behind it.
+    pub g: Address,
+    /// bf16, rows x channels.
+    pub y: Address,
+    pub statistics: Address,
+    /// f32, blocks x {sum g, sum g * xhat} x channels; see [`backward_blocks`].
+    pub partials: Address,
+    pub rows: u32,
+    pub rows_per_block: u32,
+    /// A power of two, 8 to 1024.
+    pub channels: u32,
+    pub padding: u32,
+}
+
+/// Rows that a block of [`batch_norm_backward_sums`] takes: sixteen vectors a thread.
+pub fn backward_rows_per_block(channels: u32) -> u32 {
+    (256 * 16 * 8 / channels).max(1)
+}
+
+/// Blocks of [`batch_norm_backward_sums`]: the partial sums are `2 * channels` f32 for each.
+pub fn backward_blocks(rows: u32, channels: u32) -> u32 {
+    rows.div_ceil(backward_rows_per_block(channels))
+}
+
+/// Partial sums of the backward pass.
+pub fn batch_norm_backward_sums(driver: &dyn Driver, params: &NormSumsParams) -> Result<()> {
+    let name = "batch_norm_backward_sums";
+    let channels = params.channels;
+    require(
+        (8..=1024).contains(&channels) && channels.is_power_of_two(),
+        name,
+        "channels: a power of two from 8 to 1024",
+        channels,
+    )?;
+    require(params.rows_per_block > 0, name, "rows_per_block: at least 1", params.rows_per_block)?;
+    run(driver, name, [params.rows.div_ceil(params.rows_per_block), 1, 1], params)
+}
+
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct NormFinishParams {
+    pub partials: Address,
+    pub statistics: Address,
+    pub gamma: Address,
+    /// f32, channels; null, together with the next, where only the input gradient is wanted.
+    pub gamma_gradient: Address,
+    pub beta_gradient: Address,
+    /// f32, 3 x channels.
+    pub coefficients: Address,
+    pub blocks: u32,
+    pub rows: u32,
+    pub channels: u32,
+    /// 1 adds to the gradients already there.
+    pub accumulate: u32,
+}
+
+/// The gradients of gamma and beta, and the coefficients of [`batch_norm_backward_apply`].
+pub fn batch_norm_backward_finish(driver: &dyn Driver, params: &NormFinishParams) -> Result<()> {
+    let name = "batch_norm_backward_finish";
+    require(params.channels.is_multiple_of(8), name, "channels: a multiple of 8", params.channels)?;
+    run(driver, name, [params.channels / 8, 1, 1], params)
+}
+
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct NormBackwardParams {
+    pub g: Address,
+    pub y: Address,
+    pub statistics: Address,
+    pub coefficients: Address,
+    /// bf16, rows x channels; may be `g`.
+    pub dy: Address,
+    /// rows * channels / 8.
+    pub vectors: u32,
+    /// A power of two, at least 8.
+    pub channels: u32,
+}
+
+/// The gradient with respect to the convolution's output.
+pub fn batch_norm_backward_apply(driver: &dyn Driver, params: &NormBackwardParams) -> Result<()> {
+    let (name, channels) = ("batch_norm_backward_apply", params.channels);
+    require(
+        channels >= 8 && channels.is_power_of_two(),
+        name,
+        "channels: a power of two from 8 on",
+        channels,
+    )?;
+    run_flat(driver, name, params.vectors, params)
+}

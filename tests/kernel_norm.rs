@@ -1,0 +1,333 @@
+//! BatchNorm kernels against f64 oracles, over every shape of the network at widths 16 and 64.
+
+mod common;
+
+use common::*;
+use half::bf16;
+use secateur::engine::cuda::driver::Address;
+use secateur::engine::cuda::launch::norm::*;
+use secateur::engine::cuda::layout::{Layout, STEM_CHANNELS};
+use secateur::model::ResNet18;
+use secateur::model::layers::{BN_EPSILON, BN_MOMENTUM, WIDTHS};
+
+/// Rows and channels of every BatchNorm, for odd batches.
+fn shapes() -> Vec<(usize, usize)> {
+    let mut shapes = Vec::new();
+    for width in WIDTHS {
+        for (side, factor) in [(32, 1), (16, 2), (8, 4), (4, 8)] {
+            for batch in [1, 3] {
+                shapes.push((batch * side * side, width * factor));
+            }
+        }
+    }
+    shapes
+}
+
+/// Mean, 1/deviation, scale and shift of a random normalisation, in f32 as the kernels read them.
+fn random_statistics(random: &mut Random, channels: usize) -> Vec<f32> {
+    let mut all = random.normals(channels, 1.0);
+    all.extend(random.uniforms(channels, 0.5, 2.0));
+    all.extend(random.normals(channels, 1.0));
+    all.extend(random.normals(channels, 0.5));
+    all
+}
+
+#[test]
+fn fold_scales_filters_and_shifts_biases() {
+    for width in WIDTHS {
+        let layout = Layout::new(ResNet18 { width, classes: 10 });
+        let mut random = Random::new(1);
+        let weights = random.normals(layout.convs[0].bn_weight, 0.1);
+        let gamma = random.uniforms(layout.channels, -1.0, 2.0);
+        let beta = random.normals(layout.channels, 0.5);
+        let mean = random.normals(layout.channels, 2.0);
+        let variance = random.uniforms(layout.channels, 1e-4, 3.0);
+        on_every_driver(&format!("fold, width {width}"), |driver| {
+            let table = fold_table(&layout);
+            let operands = [
+                input(driver, "layers", &table),
+                input(driver, "weights", &weights),
+                input(driver, "gamma", &gamma),
+                input(driver, "beta", &beta),
+                input(driver, "mean", &mean),
+                input(driver, "variance", &variance),
+            ];
+            let folded = Output::new::<bf16>(driver, "folded", layout.packed);
+            let bias = Output::new::<f32>(driver, "bias", layout.channels);
+            let [layers, weights_at, gamma_at, beta_at, mean_at, variance_at] =
+                operands.each_ref().map(|b| b.address());
+            let params = FoldParams {
+                layers,
+                weights: weights_at,
+                gamma: gamma_at,
+                beta: beta_at,
+                mean: mean_at,
+                variance: variance_at,
+                folded: folded.address(),
+                bias: bias.address(),
+                layer_count: table.len() as u32,
+                epsilon: BN_EPSILON,
+            };
+            batch_norm_fold(&**driver, layout.channels, &params).unwrap();
+
+            let (folded, bias) = (folded.read::<bf16>(), bias.read::<f32>());
+            let scale = |channel: usize| {
+                f64::from(gamma[channel]) / (f64::from(variance[channel]) + f64::from(BN_EPSILON)).sqrt()
+            };
+            for slot in &layout.convs {
+                let filter_len = slot.packed_len() / slot.conv.out_channels;
+                let wanted: Vec<f64> = (0..slot.packed_len())
+                    .map(|i| {
+                        let channel = slot.channel + i / filter_len;
+                        let source = match (slot.packed_channels(), i % STEM_CHANNELS) {
+                            (STEM_CHANNELS, 6..) => return 0.0,
+                            (STEM_CHANNELS, lane) => i / STEM_CHANNELS * 3 + lane % 3,
+                            _ => i,
+                        };
+                        f64::from(weights[slot.weight + source]) * scale(channel)
+                    })
+                    .collect();
+                let met = &folded[slot.packed..][..slot.packed_len()];
+                assert_close(&format!("{} folded", slot.conv.name), met, &wanted, ROUNDED_TO_BF16);
+            }
+            let wanted: Vec<f64> =
+                (0..layout.channels).map(|c| f64::from(beta[c]) - f64::from(mean[c]) * scale(c)).collect();
+            assert_close("bias", &bias, &wanted, F32);
+            [words(&folded), words(&bias)].concat()
+        });
+    }
+}
+
+#[test]
+fn statistics_merge_tiles() {
+    for (rows, channels) in shapes() {
+        for tile_rows in [64, 128] {
+            let mut random = Random::new(2);
+            // A mean far from zero: sums of squares would lose every digit of the variance.
+            let centre = random.uniforms(channels, -50.0, 50.0);
+            let y: Vec<f32> =
+                (0..rows * channels).map(|i| centre[i % channels] + 0.1 * random.normal()).collect();
+            let (gamma, beta) = (random.uniforms(channels, 0.5, 1.5), random.normals(channels, 0.3));
+            let (old_mean, old_variance) =
+                (random.normals(channels, 1.0), random.uniforms(channels, 0.5, 2.0));
+            let moments = |first: usize, last: usize, channel: usize| {
+                let column = || (first..last).map(|row| f64::from(y[row * channels + channel]));
+                let mean = column().sum::<f64>() / (last - first) as f64;
+                (mean, column().map(|v| (v - mean) * (v - mean)).sum::<f64>())
+            };
+            let tiles = rows.div_ceil(tile_rows);
+            let mut partials = vec![0.0f32; tiles * 2 * channels];
+            for tile in 0..tiles {
+                for channel in 0..channels {
+                    let (first, last) = (tile * tile_rows, rows.min((tile + 1) * tile_rows));
+                    let (mean, squares) = moments(first, last, channel);
+                    partials[tile * 2 * channels + channel] = mean as f32;
+                    partials[(tile * 2 + 1) * channels + channel] = squares as f32;
+                }
+            }
+            on_every_driver(&format!("statistics of {rows} x {channels}, tiles of {tile_rows}"), |driver| {
+                let partials = input(driver, "partials", &partials);
+                let (gamma_at, beta_at) = (input(driver, "gamma", &gamma), input(driver, "beta", &beta));
+                let running_mean = Output::holding(driver, "running mean", &old_mean);
+                let running_variance = Output::holding(driver, "running variance", &old_variance);
+                let statistics = Output::new::<f32>(driver, "statistics", 4 * channels);
+                let params = StatisticsParams {
+                    partials: partials.address(),
+                    gamma: gamma_at.address(),
+                    beta: beta_at.address(),
+                    running_mean: running_mean.address(),
+                    running_variance: running_variance.address(),
+                    statistics: statistics.address(),
+                    rows: rows as u32,
+                    tile_rows: tile_rows as u32,
+                    tiles: tiles as u32,
+                    channels: channels as u32,
+                    epsilon: BN_EPSILON,
+                    momentum: BN_MOMENTUM,
+                };
+                batch_norm_statistics(&**driver, &params).unwrap();
+
+                let met = statistics.read::<f32>();
+                let (met_mean, met_variance) = (running_mean.read::<f32>(), running_variance.read::<f32>());
+                let mut wanted = vec![vec![0.0; channels]; 6];
+                for c in 0..channels {
+                    let (mean, squares) = moments(0, rows, c);
+                    let inverse = 1.0 / (squares / rows as f64 + f64::from(BN_EPSILON)).sqrt();
+                    let scale = f64::from(gamma[c]) * inverse;
+                    let momentum = f64::from(BN_MOMENTUM);
+                    wanted[0][c] = mean;
+                    wanted[1][c] = inverse;
+                    wanted[2][c] = scale;
+                    wanted[3][c] = f64::from(beta[c]) - mean * scale;
+                    wanted[4][c] = (1.0 - momentum) * f64::from(old_mean[c]) + momentum * mean;
+                    wanted[5][c] = (1.0 - momentum) * f64::from(old_variance[c])
+                        + momentum * squares / (rows - 1) as f64;
+                }
+                let part = |i: usize| &met[i * channels..(i + 1) * channels];
+                // A mean near 50 is known to about 4e-6; over a deviation of 0.1 the variance keeps four digits.
+                let mean_bound = Bound { absolute: 1e-5, relative: 2e-7, whole: 2e-7 };
+                let variance_bound = Bound { absolute: 0.0, relative: 5e-5, whole: 2e-5 };
+                let shift_bound = Bound { absolute: 2e-3, relative: 5e-5, whole: 2e-5 };
+                assert_close("mean", part(0), &wanted[0], mean_bound);
+                assert_close("1/deviation", part(1), &wanted[1], variance_bound);
+                assert_close("scale", part(2), &wanted[2], variance_bound);
+                assert_close("shift", part(3), &wanted[3], shift_bound);
+                assert_close("running mean", &met_mean, &wanted[4], mean_bound);
+                assert_close("running variance", &met_variance, &wanted[5], variance_bound);
+                [words(&met), words(&met_mean), words(&met_variance)].concat()
+            });
+        }
+    }
+}
+
+#[test]
+fn apply_normalises_adds_and_masks() {
+    for (rows, channels) in shapes() {
+        let mut random = Random::new(3);
+        let len = rows * channels;
+        let (y, residual) = (random.bf16s(len, 2.0), random.bf16s(len, 2.0));
+        let (own, shortcut) =
+            (random_statistics(&mut random, channels), random_statistics(&mut random, channels));
+        for variant in ["no residual", "activation", "normalised shortcut"] {
+            on_every_driver(&format!("apply {rows} x {channels}, {variant}"), |driver| {
+                let (y_at, residual_at) = (input(driver, "y", &y), input(driver, "residual", &residual));
+                let (own_at, shortcut_at) =
+                    (input(driver, "own", &own), input(driver, "shortcut", &shortcut));
+                let (out, mask) =
+                    (Output::new::<bf16>(driver, "out", len), Output::new::<u8>(driver, "mask", len / 8));
+                let (with_residual, with_norm) = (variant != "no residual", variant == "normalised shortcut");
+                let params = ApplyParams {
+                    y: y_at.address(),
+                    statistics: own_at.address(),
+                    residual: if with_residual { residual_at.address() } else { Address::NULL },
+                    residual_statistics: if with_norm { shortcut_at.address() } else { Address::NULL },
+                    out: out.address(),
+                    mask: mask.address(),
+                    vectors: (len / 8) as u32,
+                    channels: channels as u32,
+                };
+                batch_norm_relu(&**driver, &params).unwrap();
+
+                let (out, mask) = (out.read::<bf16>(), mask.read::<u8>());
+                let affine = |statistics: &[f32], value: bf16, c: usize| {
+                    let [scale, shift] = [2, 3].map(|part| f64::from(statistics[part * channels + c]));
+                    f64::from(value) * scale + shift
+                };
+                let wanted: Vec<f64> = (0..len)
+                    .map(|i| {
+                        let c = i % channels;
+                        let residual = match variant {
+                            "no residual" => 0.0,
+                            "activation" => f64::from(residual[i]),
+                            _ => affine(&shortcut, residual[i], c),
+                        };
+                        (affine(&own, y[i], c) + residual).max(0.0)
+                    })
+                    .collect();
+                assert_close("out", &out, &wanted, Bound { absolute: 5e-6, ..ROUNDED_TO_BF16 });
+                let wrong = (0..len).find(|i| bit(&mask, *i) != (out[*i] > bf16::ZERO));
+                assert_eq!(wrong, None, "mask bit of this element, seed {SEED}");
+                [words(&out), words(&mask)].concat()
+            });
+        }
+    }
+}
+
+#[test]
+fn backward_takes_sums_and_applies_them() {
+    for (rows, channels) in shapes() {
+        let mut random = Random::new(4);
+        let len = rows * channels;
+        let (g, y) = (random.bf16s(len, 1.0), random.bf16s(len, 2.0));
+        let statistics = random_statistics(&mut random, channels);
+        let gamma = random.uniforms(channels, -1.0, 2.0);
+        let before = random.normals(2 * channels, 5.0);
+        for variant in ["overwrite", "accumulate", "input gradient alone"] {
+            on_every_driver(&format!("backward {rows} x {channels}, {variant}"), |driver| {
+                let (g_at, y_at) = (Output::holding(driver, "g", &g), input(driver, "y", &y));
+                let (statistics_at, gamma_at) =
+                    (input(driver, "statistics", &statistics), input(driver, "gamma", &gamma));
+                let gradients = Output::holding(driver, "gradients", &before);
+                let blocks = backward_blocks(rows as u32, channels as u32);
+                let partials = Output::new::<f32>(driver, "partials", blocks as usize * 2 * channels);
+                let coefficients = Output::new::<f32>(driver, "coefficients", 3 * channels);
+                let sums = NormSumsParams {
+                    g: g_at.address(),
+                    y: y_at.address(),
+                    statistics: statistics_at.address(),
+                    partials: partials.address(),
+                    rows: rows as u32,
+                    rows_per_block: backward_rows_per_block(channels as u32),
+                    channels: channels as u32,
+                    padding: 0,
+                };
+                batch_norm_backward_sums(&**driver, &sums).unwrap();
+                let wants_gradients = variant != "input gradient alone";
+                let gradient = |part: usize| match wants_gradients {
+                    true => gradients.address().offset::<f32>(part * channels),
+                    false => Address::NULL,
+                };
+                let finish = NormFinishParams {
+                    partials: partials.address(),
+                    statistics: statistics_at.address(),
+                    gamma: gamma_at.address(),
+                    gamma_gradient: gradient(0),
+                    beta_gradient: gradient(1),
+                    coefficients: coefficients.address(),
+                    blocks,
+                    rows: rows as u32,
+                    channels: channels as u32,
+                    accumulate: (variant == "accumulate").into(),
+                };
+                batch_norm_backward_finish(&**driver, &finish).unwrap();
+                let apply = NormBackwardParams {
+                    g: g_at.address(),
+                    y: y_at.address(),
+                    statistics: statistics_at.address(),
+                    coefficients: coefficients.address(),
+                    dy: g_at.address(), // in place, as the engine does
+                    vectors: (len / 8) as u32,
+                    channels: channels as u32,
+                };
+                batch_norm_backward_apply(&**driver, &apply).unwrap();
+
+                let (met, dy) = (gradients.read::<f32>(), g_at.read::<bf16>());
+                partials.read::<f32>();
+                let (g, m) = (|i: usize| f64::from(g[i]), rows as f64);
+                let hat = |i: usize| {
+                    let c = i % channels;
+                    (f64::from(y[i]) - f64::from(statistics[c])) * f64::from(statistics[channels + c])
+                };
+                let (mut dgamma, mut dbeta) = (vec![0.0; channels], vec![0.0; channels]);
+                for i in 0..len {
+                    dgamma[i % channels] += g(i) * hat(i);
+                    dbeta[i % channels] += g(i);
+                }
+                let wanted: Vec<f64> = (0..len)
+                    .map(|i| {
+                        let c = i % channels;
+                        let scale = f64::from(gamma[c]) * f64::from(statistics[channels + c]);
+                        scale * (g(i) - dbeta[c] / m - hat(i) * dgamma[c] / m)
+                    })
+                    .collect();
+                assert_close("dy", &dy, &wanted, Bound { absolute: 1e-5, ..ROUNDED_TO_BF16 });
+                let wanted: Vec<f64> = match variant {
+                    "overwrite" => [dgamma, dbeta].concat(),
+                    "accumulate" => {
+                        let added = dgamma.iter().chain(&dbeta).zip(&before);
+                        added.map(|(new, old)| new + f64::from(*old)).collect()
+                    }
+                    _ => before.iter().map(|v| f64::from(*v)).collect(),
+                };
+                // Sums of up to 3,072 terms of size 1 to 4.
+                assert_close(
+                    "gradients",
+                    &met,
+                    &wanted,
+                    Bound { absolute: 5e-4, relative: 1e-5, whole: 1e-5 },
+                );
+                [words(&met), words(&dy)].concat()
+            });
+        }
+    }
+}
