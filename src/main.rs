@@ -1,1 +1,5 @@
-fn main() {}
+//! The `secateur` command; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    secateur::cli::main()
+}

@@ -1,1 +1,143 @@
-//! One file a command.
+//! The command line: what was typed becomes what it means, one file a command.
+//!
+//! Each command has `Args` (typed) and `run(Args, &Console)`. Errors are one line on stderr. Exit codes: 0 done,
+//! 1 a check failed, 2 usage or data error, 3 device error, 130 interrupted. Checked by `tests/cli.rs`.
+
+mod dump;
+mod eval;
+mod recipes;
+mod train;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::console::Console;
+use crate::engine;
+use crate::recipe::Fraction;
+use crate::train::TrainError;
+use crate::train::interrupt::{EXIT_INTERRUPTED, Interrupt};
+
+#[derive(Parser)]
+#[command(name = "secateur", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Train(train::Args),
+    Eval(eval::Args),
+    Dump(dump::Args),
+    Recipes(recipes::Args),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let console = Console::new();
+    let done = match cli.command {
+        Command::Train(args) => train::run(args, &console),
+        Command::Eval(args) => eval::run(args, &console),
+        Command::Dump(args) => dump::run(args, &console),
+        Command::Recipes(args) => recipes::run(args, &console),
+    };
+    let done = done.and(console.finish().map_err(|error| anyhow::anyhow!("stdout: {error}")));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            console.clear();
+            console.note(format!("error: {}", one_line(&error)));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+/// The user asked to stop, and there was nothing to save.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub(crate) struct Interrupted;
+
+/// Something was looked at and found wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct CheckFailed(pub String);
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let of_engine = |error: &engine::Error| match error {
+        // Weights that do not fit are bad input, not a fault of the device.
+        engine::Error::Model(_) => 2,
+        _ => 3,
+    };
+    if let Some(error) = error.downcast_ref::<TrainError>() {
+        return match error {
+            TrainError::Engine(error) => of_engine(error),
+            TrainError::Diverged { .. } => 1,
+            TrainError::Interrupted { .. } => EXIT_INTERRUPTED as u8,
+            _ => 2,
+        };
+    }
+    if let Some(error) = error.downcast_ref::<engine::Error>() {
+        return of_engine(error);
+    }
+    if error.is::<Interrupted>() {
+        EXIT_INTERRUPTED as u8
+    } else if error.is::<CheckFailed>() {
+        1
+    } else {
+        2
+    }
+}
+
+/// Help and version as clap prints them; a mistake as one line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    {
+        // The reader of a help text may be gone (`secateur --help | head -1`): nothing to report.
+        let _ = error.print();
+        return ExitCode::from(error.exit_code() as u8);
+    }
+    let text = error.render().to_string();
+    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let what: Vec<&str> =
+        lines.filter(|line| !line.is_empty() && !line.starts_with("For more information")).collect();
+    Console::new().note(format!("{}; see --help", what.join("; ").replace(":; ", ": ")));
+    ExitCode::from(2)
+}
+
+/// An error and its causes in one line; a cause that the error above it quotes already is left out.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        // Libraries write messages of several lines.
+        let text = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        if line.is_empty() {
+            line = text;
+        } else if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+    }
+    line
+}
+
+/// Catches Ctrl-C for a command that runs for long.
+fn catch_interrupts() -> anyhow::Result<Interrupt> {
+    Ok(Interrupt::install()?)
+}
+
+/// A path's file operation, named in its error.
+fn at<T>(path: &std::path::Path, result: io::Result<T>) -> anyhow::Result<T> {
+    result.map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))
+}
+
+/// The radius of a ball: a fraction or a number above 0 and up to 1.
+fn radius(text: &str) -> Result<Fraction, String> {
+    Fraction::parse(text)
+        .filter(|radius| radius.value() > 0.0 && radius.value() <= 1.0)
+        .ok_or_else(|| "expected a number above 0 and up to 1, such as 8/255 or 0.031".into())
+}

@@ -48,8 +48,8 @@ pub enum TrainError {
     Data(#[from] DataError),
     #[error(transparent)]
     Folder(#[from] RunFolderError),
-    #[error("{name}: {reason}")]
-    Protocol { name: &'static str, reason: String },
+    #[error("{key}: {reason}")]
+    Protocol { key: &'static str, reason: String },
     #[error(
         "epoch {epoch}: the loss of training image {image} is {loss}; training diverged, lower optimizer.learning_rate"
     )]
@@ -102,13 +102,7 @@ pub fn network(recipe: &Recipe) -> ResNet18 {
 /// Trains to the end of the recipe, from the newest whole checkpoint of the folder if it has any.
 pub fn run(engine: &mut dyn Engine, run: &Run) -> Result<Summary> {
     let recipe = run.recipe;
-    let best_by = parse_protocol("evaluation.best_by", &recipe.evaluation.best_by)?;
-    let protocols: Vec<Protocol> = recipe
-        .evaluation
-        .protocols
-        .iter()
-        .map(|name| parse_protocol("evaluation.protocols", name))
-        .collect::<Result<_>>()?;
+    let protocols = Protocols::of_recipe(recipe)?;
 
     let checkpoints = run.folder.checkpoints();
     let warn = &mut |error: &CheckpointError| {
@@ -131,14 +125,30 @@ pub fn run(engine: &mut dyn Engine, run: &Run) -> Result<Summary> {
     run.folder.roll_back_metrics(trainer.progress.epoch)?;
 
     while (trainer.progress.epoch as usize) < recipe.epochs {
-        epoch(run, &mut trainer, &set, &split.validation, &best_by)?;
+        epoch(run, &mut trainer, &set, &split.validation, &protocols.best_by)?;
     }
     run.console.clear();
-    finish(run, trainer, &protocols)
+    finish(run, trainer, &protocols.test)
 }
 
-fn parse_protocol(name: &'static str, text: &str) -> Result<Protocol> {
-    text.parse().map_err(|reason| TrainError::Protocol { name, reason })
+/// The protocols that a recipe names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Protocols {
+    /// Chooses the best epoch on the validation images.
+    pub best_by: Protocol,
+    /// Measured on the test images at the end.
+    pub test: Vec<Protocol>,
+}
+
+impl Protocols {
+    pub fn of_recipe(recipe: &Recipe) -> Result<Self> {
+        let parse = |key, name: &String| name.parse().map_err(|reason| TrainError::Protocol { key, reason });
+        let test = recipe.evaluation.protocols.iter().map(|name| parse("evaluation.protocols", name));
+        Ok(Self {
+            best_by: parse("evaluation.best_by", &recipe.evaluation.best_by)?,
+            test: test.collect::<Result<_>>()?,
+        })
+    }
 }
 
 /// Whether something due every so many epochs (0: only behind the last) is due behind this one.

@@ -135,15 +135,19 @@ impl RunFolder {
         self.write(name, &bytes)
     }
 
+    /// The sessions in environment.json, the first one first; none where there is no such file.
+    pub fn sessions(&self) -> Result<Vec<serde_json::Value>> {
+        let path = self.path.join("environment.json");
+        match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            bytes => serde_json::from_slice(&bytes.map_err(at(&path))?)
+                .map_err(|error| RunFolderError::Environment { path, reason: error.to_string() }),
+        }
+    }
+
     /// Adds a session to environment.json: a run that was resumed has several.
     pub fn add_session(&self, session: serde_json::Value) -> Result<()> {
-        let path = self.path.join("environment.json");
-        let mut sessions: Vec<serde_json::Value> = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            bytes => serde_json::from_slice(&bytes.map_err(at(&path))?).map_err(|error| {
-                RunFolderError::Environment { path: path.clone(), reason: error.to_string() }
-            })?,
-        };
+        let mut sessions = self.sessions()?;
         sessions.push(session);
         self.write_json("environment.json", &sessions)
     }
