@@ -12,7 +12,7 @@ mod tensor;
 
 pub use error::{Error, Result};
 pub use open::{DeviceChoice, open};
-pub use tensor::{Element, Storage, Tensor};
+pub use tensor::{Element, Storage, Tensor, Word};
 
 use crate::model::{ResNet18, Weights};
 use crate::philox::Key;
@@ -104,6 +104,48 @@ pub struct LossOutputs<'a> {
     pub predictions: &'a Tensor<u32>,
     /// `batch x classes`: scale * weight * d loss / d logits.
     pub logit_gradient: &'a Tensor<f32>,
+}
+
+/// A loss of the logits of two inputs at once: the clean image and the adversarial one made from it.
+///
+/// With z the clean and z' the adversarial logits, p = softmax(z), q = softmax(z'), y the label and
+/// KL(p||q) = sum p (log p - log q); gradients flow through both arguments.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PairedLoss {
+    pub form: PairedForm,
+    /// The factor `b` on the divergence.
+    pub divergence: f32,
+    /// Factor on both logit gradients, not on the losses: `1 / batch` for a mean.
+    pub scale: f32,
+}
+
+/// The forms of a [`PairedLoss`]; `b` is its factor on the divergence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PairedForm {
+    /// Cross-entropy of the clean logits: `- log p_y + b KL(p||q)`.
+    ///
+    /// `dL/dz = (p - e_y) + b p (log p - log q - KL)`, `dL/dz' = b (q - p)`.
+    CleanCrossEntropy,
+    /// Boosted cross-entropy of the adversarial logits, the divergence weighted by the doubt about the clean image:
+    /// `- log q_y - log(1.0001 - q_k + 1e-12) + b w KL(p || q + 1e-12)`, k the wrong class with the largest q (the
+    /// lowest index among equals) and w = 1.0000001 - p_y. Needs two classes.
+    ///
+    /// With r = p q / (q + 1e-12): `dL/dz = b [w p (log p - log(q + 1e-12) - KL) - KL p_y (e_y - p)]`,
+    /// `dL/dz' = (q - e_y) + q_k / (1.0001 - q_k + 1e-12) (e_k - q) + b w (q sum(r) - r)`.
+    BoostedCrossEntropy,
+}
+
+/// Where a [`PairedLoss`] writes.
+#[derive(Clone, Copy, Debug)]
+pub struct PairedLossOutputs<'a> {
+    /// Loss of each sample, unscaled and unweighted.
+    pub losses: &'a Tensor<f32>,
+    /// Class with the largest adversarial logit, the lowest index among equals.
+    pub predictions: &'a Tensor<u32>,
+    /// `batch x classes`: scale * weight * d loss / d clean logits.
+    pub clean_gradient: &'a Tensor<f32>,
+    /// `batch x classes`: scale * weight * d loss / d adversarial logits.
+    pub adversarial_gradient: &'a Tensor<f32>,
 }
 
 /// SGD as in PyTorch: `g += weight_decay * w; v = momentum * v + g; w -= learning_rate * v`, on every parameter.
@@ -213,14 +255,70 @@ pub trait Engine {
         weights: Option<&Tensor<f32>>,
         outputs: LossOutputs,
     ) -> Result<()>;
+    /// KL(p||q) of q = softmax(logits) from a fixed p = softmax(target_logits), per sample; the logit gradient is
+    /// `scale * (q - p)`, the predictions are those of `logits`.
+    fn divergence(
+        &mut self,
+        _target_logits: &Tensor<f32>,
+        _logits: &Tensor<f32>,
+        _scale: f32,
+        _outputs: LossOutputs,
+    ) -> Result<()> {
+        Err(Error::Invalid("this engine has no divergence yet".into()))
+    }
+    /// Per-sample loss, prediction and both logit gradients in one pass; `weights` are per-sample factors.
+    fn paired_loss(
+        &mut self,
+        _loss: &PairedLoss,
+        _clean_logits: &Tensor<f32>,
+        _adversarial_logits: &Tensor<f32>,
+        _labels: &Tensor<u32>,
+        _weights: Option<&Tensor<f32>>,
+        _outputs: PairedLossOutputs,
+    ) -> Result<()> {
+        Err(Error::Invalid("this engine has no paired losses yet".into()))
+    }
+    /// The standard deviation of softmax(logits) over the classes (unbiased, so two classes at least), with the sign +
+    /// where the largest logit (the lowest index among equals) is the label's and - elsewhere: how sure a sample is of
+    /// the right class.
+    fn signed_deviation(
+        &mut self,
+        _logits: &Tensor<f32>,
+        _labels: &Tensor<u32>,
+        _scores: &Tensor<f32>,
+    ) -> Result<()> {
+        Err(Error::Invalid("this engine has no signed deviation yet".into()))
+    }
     /// Positions of the `top.len()` largest values, ascending by position; equal values keep the lowest position.
     /// NaN is an error.
     fn top_k(&mut self, values: &Tensor<f32>, top: &Tensor<u32>) -> Result<()>;
     /// Positions of all values `>= threshold`, ascending, at the front of `positions`; returns how many. NaN is an error.
     fn at_least(&mut self, values: &Tensor<f32>, threshold: f32, positions: &Tensor<u32>) -> Result<usize>;
+
+    // Rows: a batch compacted to some of its samples, and back. The typed forms `gather_rows` and `scatter_rows` are below.
+    /// `to[i] = from[rows[i]]`, rows of `row_len` words; `from` and `to` are different storage.
+    fn gather_words(
+        &mut self,
+        _from: &Tensor<u32>,
+        _rows: &Tensor<u32>,
+        _row_len: usize,
+        _to: &Tensor<u32>,
+    ) -> Result<()> {
+        Err(Error::Invalid("this engine cannot gather rows yet".into()))
+    }
+    /// `to[rows[i]] = from[i]`, rows of `row_len` words, no row named twice; the other rows of `to` stay as they are.
+    fn scatter_words(
+        &mut self,
+        _from: &Tensor<u32>,
+        _rows: &Tensor<u32>,
+        _row_len: usize,
+        _to: &Tensor<u32>,
+    ) -> Result<()> {
+        Err(Error::Invalid("this engine cannot scatter rows yet".into()))
+    }
 }
 
-/// Typed memory calls, the same for every engine.
+/// Typed calls, the same for every engine.
 impl dyn Engine + '_ {
     /// Uninitialised tensor of `len` elements.
     pub fn alloc<T: Element>(&self, name: &'static str, len: usize) -> Result<Tensor<T>> {
@@ -245,6 +343,27 @@ impl dyn Engine + '_ {
         let bytes = bytemuck::cast_slice_mut(&mut values);
         self.read_bytes(tensor.storage(), tensor.byte_offset(), bytes)?;
         Ok(values)
+    }
+    /// Rows `rows` of `from`, one behind the other: `to[i] = from[rows[i]]`. A row has `row_len` elements; `from` and `to`
+    /// are different storage.
+    pub fn gather_rows<T: Word>(
+        &mut self,
+        from: &Tensor<T>,
+        rows: &Tensor<u32>,
+        row_len: usize,
+        to: &Tensor<T>,
+    ) -> Result<()> {
+        self.gather_words(&from.words(), rows, row_len, &to.words())
+    }
+    /// The way back: `to[rows[i]] = from[i]`, no row named twice; the other rows of `to` stay as they are.
+    pub fn scatter_rows<T: Word>(
+        &mut self,
+        from: &Tensor<T>,
+        rows: &Tensor<u32>,
+        row_len: usize,
+        to: &Tensor<T>,
+    ) -> Result<()> {
+        self.scatter_words(&from.words(), rows, row_len, &to.words())
     }
     /// Makes an image set resident: `images` is `labels.len()` x 3 x 32 x 32 bytes.
     pub fn upload_images(&self, images: &[u8], labels: &[u32]) -> Result<ImageSet> {

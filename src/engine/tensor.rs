@@ -11,6 +11,11 @@ impl Element for f32 {}
 impl Element for u32 {}
 impl Element for u8 {}
 
+/// Elements of four bytes, which operations may move without knowing what they mean.
+pub trait Word: Element {}
+impl Word for f32 {}
+impl Word for u32 {}
+
 /// Memory of some engine, freed when the last view of it is dropped.
 #[derive(Clone)]
 pub struct Storage {
@@ -79,6 +84,13 @@ impl<T: Element> Tensor<T> {
     /// Rows `range` of a tensor of rows of `row` elements each.
     pub fn rows(&self, range: Range<usize>, row: usize) -> Self {
         self.slice(range.start * row..range.end * row)
+    }
+}
+
+impl<T: Word> Tensor<T> {
+    /// The same memory as plain words.
+    pub fn words(&self) -> Tensor<u32> {
+        Tensor { storage: self.storage.clone(), offset: self.offset, len: self.len, element: PhantomData }
     }
 }
 
