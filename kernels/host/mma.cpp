@@ -50,20 +50,22 @@ __attribute__((always_inline)) inline Vector repeat(const float* four) {
 template <class Vector, int ROWS>
 __attribute__((always_inline)) inline void multiply_rows(int first, int column_tiles, void* const* lanes) {
     constexpr int tiles = sizeof(Vector) / 16;
+    // A template argument loses the alignment of its typedef, and accumulators are aligned as floats are.
+    typedef Vector Unaligned __attribute__((aligned(4), may_alias));
     for (int lane = 0; lane < 32; ++lane) {
         const int g = lane / 4, t = lane % 4;
         float* acc = static_cast<MmaLane*>(lanes[lane])->acc + 4 * first * column_tiles;
         for (int j = 0; j < column_tiles; j += tiles) {
             Vector sum[ROWS];
 #pragma GCC unroll 4
-            for (int i = 0; i < ROWS; ++i) sum[i] = *reinterpret_cast<Vector*>(acc + 4 * (i * column_tiles + j));
+            for (int i = 0; i < ROWS; ++i) sum[i] = *reinterpret_cast<Unaligned*>(acc + 4 * (i * column_tiles + j));
             for (int k = 0; k < 16; ++k) {
                 const Vector b = *reinterpret_cast<const Vector*>(&operands.b[t][k][4 * j]);
 #pragma GCC unroll 4
                 for (int i = 0; i < ROWS; ++i) sum[i] += repeat<Vector>(operands.a[first + i][g][k]) * b;
             }
 #pragma GCC unroll 4
-            for (int i = 0; i < ROWS; ++i) *reinterpret_cast<Vector*>(acc + 4 * (i * column_tiles + j)) = sum[i];
+            for (int i = 0; i < ROWS; ++i) *reinterpret_cast<Unaligned*>(acc + 4 * (i * column_tiles + j)) = sum[i];
         }
     }
 }
