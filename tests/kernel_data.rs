@@ -1,0 +1,102 @@
+//! Gather, crop and flip: bit for bit what the documentation of `Augment` says.
+
+mod common;
+
+use common::*;
+use secateur::engine::Augment;
+use secateur::engine::cuda::launch::data::*;
+use secateur::model::layers::IMAGE_LEN;
+use secateur::philox::{Key, Purpose};
+
+const COUNT: usize = 9;
+const SAMPLES: [u32; 64] = {
+    let mut samples = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        samples[i] = (i * 7 % COUNT) as u32;
+        i += 1;
+    }
+    samples
+};
+
+/// Element (row, column, channel) of the augmented sample.
+fn wanted(set: &[u8], sample: u32, at: [usize; 3], augment: Option<Augment>) -> f32 {
+    let [row, column, channel] = at.map(|v| v as i32);
+    let (mut source_row, mut source_column) = (row, column);
+    if let Some(augment) = augment {
+        let key = Key { seed: augment.seed, purpose: Purpose::Augment, epoch: augment.epoch, step: 0 };
+        let words = key.block(sample, 0);
+        if words[2] & 1 == 1 {
+            source_column = 31 - column;
+        }
+        source_row += (words[0] % 9) as i32 - 4;
+        source_column += (words[1] % 9) as i32 - 4;
+    }
+    if !(0..32).contains(&source_row) || !(0..32).contains(&source_column) {
+        return 0.0;
+    }
+    let at = ((sample as i32 * 3 + channel) * 32 + source_row) * 32 + source_column;
+    f32::from(set[at as usize]) / 255.0
+}
+
+#[test]
+fn batches_are_gathered_cropped_and_flipped() {
+    let mut random = Random::new(1);
+    let set: Vec<u8> = (0..COUNT * IMAGE_LEN).map(|_| random.word() as u8).collect();
+    let set_labels: Vec<u32> = (0..COUNT as u32).map(|i| i * 3 % 10).collect();
+    for augment in
+        [None, Some(Augment { seed: SEED, epoch: 0 }), Some(Augment { seed: u64::MAX, epoch: 199 })]
+    {
+        on_every_driver(&format!("gather, {augment:?}"), |driver| {
+            let (set_at, labels_at) = (input(driver, "set", &set), input(driver, "set labels", &set_labels));
+            let samples = input(driver, "samples", &SAMPLES);
+            let images = Output::new::<f32>(driver, "images", SAMPLES.len() * IMAGE_LEN);
+            let labels = Output::new::<u32>(driver, "labels", SAMPLES.len());
+            let gather = Gather {
+                set: set_at.address(),
+                set_labels: labels_at.address(),
+                count: COUNT,
+                samples: samples.address(),
+                images: images.address(),
+                labels: labels.address(),
+                batch: SAMPLES.len(),
+            };
+            gather_images(&**driver, augment, &gather).unwrap();
+            let (images, labels) = (images.read::<f32>(), labels.read::<u32>());
+            for (i, met) in images.iter().enumerate() {
+                let (sample, element) = (SAMPLES[i / IMAGE_LEN], i % IMAGE_LEN);
+                let at = [element / 96, element / 3 % 32, element % 3];
+                let wanted = wanted(&set, sample, at, augment);
+                assert_eq!(met.to_bits(), wanted.to_bits(), "sample {sample} at {at:?}, seed {SEED}");
+            }
+            let wanted: Vec<u32> = SAMPLES.iter().map(|s| set_labels[*s as usize]).collect();
+            assert_eq!(labels, wanted);
+            [words(&images), labels].concat()
+        });
+    }
+}
+
+#[test]
+fn an_unknown_sample_is_not_a_number() {
+    on_every_driver("an unknown sample", |driver| {
+        let (set, labels) = (input(driver, "set", &[7u8; IMAGE_LEN]), input(driver, "set labels", &[4u32]));
+        let samples = input(driver, "samples", &[0u32, 1]);
+        let images = Output::new::<f32>(driver, "images", 2 * IMAGE_LEN);
+        let batch_labels = Output::new::<u32>(driver, "labels", 2);
+        let gather = Gather {
+            set: set.address(),
+            set_labels: labels.address(),
+            count: 1,
+            samples: samples.address(),
+            images: images.address(),
+            labels: batch_labels.address(),
+            batch: 2,
+        };
+        gather_images(&**driver, None, &gather).unwrap();
+        let images = images.read::<f32>();
+        assert!(images[..IMAGE_LEN].iter().all(|v| *v == 7.0 / 255.0));
+        assert!(images[IMAGE_LEN..].iter().all(|v| v.is_nan()));
+        assert_eq!(batch_labels.read::<u32>(), [4, u32::MAX]);
+        words(&images)
+    });
+}
