@@ -28,11 +28,10 @@ DEVICE void perturb(const PerturbParams& p) {
     if constexpr (NORMAL) {
 #pragma unroll
         for (int pair = 0; pair < 4; pair += 2) {
-            // 1 - u is in (0, 1], so the logarithm is finite.
-            const float radius = sqrtf(-2.0f * logf(1.0f - philox_unit(random.word[pair])));
-            const float angle = 6.28318530717958647692f * philox_unit(random.word[pair + 1]);
-            noise.value[pair] = product(p.size, radius * cosf(angle));
-            noise.value[pair + 1] = product(p.size, radius * sinf(angle));
+            float x, y;
+            philox_normals(random.word[pair], random.word[pair + 1], x, y);
+            noise.value[pair] = product(p.size, x);
+            noise.value[pair + 1] = product(p.size, y);
         }
     } else {
 #pragma unroll

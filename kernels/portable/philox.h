@@ -50,4 +50,20 @@ DEVICE float philox_symmetric(uint32_t word, float radius) {
     return product(radius, 2.0f * philox_unit(word) - 1.0f);
 }
 
+/// Two independent standard normals from two words (Box and Muller, 1958).
+DEVICE void philox_normals(uint32_t first, uint32_t second, float& x, float& y) {
+    // 1 - u is in (0, 1], so the logarithm is finite.
+    const float radius = sqrtf(-2.0f * logf(1.0f - philox_unit(first)));
+    const float turns = philox_unit(second);
+#ifdef __CUDACC__
+    // In half turns: the functions of radians carry a reduction for huge angles, and with it a stack frame.
+    x = radius * cospif(2.0f * turns);
+    y = radius * sinpif(2.0f * turns);
+#else
+    const double angle = 6.28318530717958647692 * double(turns);
+    x = radius * float(cos(angle));
+    y = radius * float(sin(angle));
+#endif
+}
+
 }  // namespace secateur
