@@ -3,10 +3,12 @@
 //! Each command has `Args` (typed) and `run(Args, &Console)`. Errors are one line on stderr. Exit codes: 0 done,
 //! 1 a check failed, 2 usage or data error, 3 device error, 130 interrupted. Checked by `tests/cli.rs`.
 
+mod data;
 mod dump;
 mod eval;
 mod recipes;
 mod train;
+mod weights;
 
 use std::io;
 use std::process::ExitCode;
@@ -14,7 +16,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::console::Console;
+use crate::data::SetKind;
 use crate::engine;
+use crate::names::Named;
 use crate::recipe::Fraction;
 use crate::train::TrainError;
 use crate::train::interrupt::{EXIT_INTERRUPTED, Interrupt};
@@ -32,6 +36,8 @@ enum Command {
     Eval(eval::Args),
     Dump(dump::Args),
     Recipes(recipes::Args),
+    Weights(weights::Args),
+    Data(data::Args),
 }
 
 /// Runs the command line of this process.
@@ -46,6 +52,8 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args, &console),
         Command::Dump(args) => dump::run(args, &console),
         Command::Recipes(args) => recipes::run(args, &console),
+        Command::Weights(args) => weights::run(args, &console),
+        Command::Data(args) => data::run(args, &console),
     };
     let done = done.and(console.finish().map_err(|error| anyhow::anyhow!("stdout: {error}")));
     match done {
@@ -140,4 +148,9 @@ fn radius(text: &str) -> Result<Fraction, String> {
     Fraction::parse(text)
         .filter(|radius| radius.value() > 0.0 && radius.value() <= 1.0)
         .ok_or_else(|| "expected a number above 0 and up to 1, such as 8/255 or 0.031".into())
+}
+
+/// A data set by its name.
+fn set_kind(name: &str) -> Result<SetKind, String> {
+    SetKind::from_name(name).ok_or_else(|| format!("expected {}", SetKind::names()))
 }

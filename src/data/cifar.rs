@@ -5,6 +5,7 @@
 //! the data set's web page. Checked by tests/data_files.rs. Called by [`super::DataSet::open`] and the download.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::{DataError, IMAGE_BYTES, Images, SetKind, Sizes};
@@ -18,11 +19,11 @@ pub struct Layout {
     pub train_files: &'static [&'static str],
     pub test_file: &'static str,
     /// Records of each file.
-    train_records: usize,
-    test_records: usize,
+    pub train_records: usize,
+    pub test_records: usize,
     /// Classes of each label byte, and what it is called; the last one is the label.
-    labels: &'static [(&'static str, usize)],
-    class_names: &'static str,
+    pub labels: &'static [(&'static str, usize)],
+    pub class_names: &'static str,
 }
 
 pub const CIFAR10: Layout = Layout {
@@ -163,16 +164,13 @@ fn check_size(layout: &Layout, path: &Path, met: u64, records: usize) -> Result<
 
 /// Appends the first `count` records of a file.
 fn read_records(layout: &Layout, path: &Path, count: usize, images: &mut Images) -> Result<(), DataError> {
-    if count == 0 {
-        return Ok(());
-    }
-    let bytes = fs::read(path).map_err(|source| DataError::Io { path: path.into(), source })?;
-    let records = if path.ends_with(layout.test_file) { layout.test_records } else { layout.train_records };
-    // Again, on what was read: the file may have changed since.
-    check_size(layout, path, bytes.len() as u64, records)?;
+    let mut bytes = vec![0; count * layout.record()];
+    fs::File::open(path)
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(|source| DataError::Io { path: path.into(), source })?;
     images.pixels.reserve(count * IMAGE_BYTES);
     images.labels.reserve(count);
-    for (record, bytes) in bytes.chunks_exact(layout.record()).take(count).enumerate() {
+    for (record, bytes) in bytes.chunks_exact(layout.record()).enumerate() {
         let (labels, pixels) = bytes.split_at(layout.labels.len());
         for (&met, &(what, classes)) in labels.iter().zip(layout.labels) {
             if usize::from(met) >= classes {

@@ -118,9 +118,9 @@ impl Draw {
 }
 
 /// Contrast of the shape's tint, faint to plain; 8/255 is 0.031.
-const CONTRAST: (f32, f32) = (0.08, 0.40);
+const CONTRAST: (f32, f32) = (0.10, 0.45);
 /// Blobs of arbitrary colour behind the shape.
-const BLOBS: usize = 4;
+const BLOBS: usize = 3;
 
 /// Paints one planar image.
 fn paint(part: Part, index: u32, label: u32, pixels: &mut [u8]) {
@@ -168,7 +168,7 @@ fn shade(draw: &mut Draw, canvas: &mut Canvas) {
 fn blob(draw: &mut Draw, canvas: &mut Canvas) {
     let (cx, cy) = (draw.between(0.0, 32.0), draw.between(0.0, 32.0));
     let radius = draw.between(3.0, 9.0);
-    let colour = draw.colour(0.25);
+    let colour = draw.colour(0.2);
     each_pixel(canvas, |x, y, pixel| {
         let (u, v) = ((x - cx) / radius, (y - cy) / radius);
         let inside = (1.0 - u * u - v * v).max(0.0);
@@ -180,8 +180,8 @@ fn blob(draw: &mut Draw, canvas: &mut Canvas) {
 
 /// The shape that the class names, tinted and smoothed over one pixel at its edge.
 fn shape(draw: &mut Draw, label: u32, canvas: &mut Canvas) {
-    let (cx, cy) = (draw.between(10.0, 22.0), draw.between(10.0, 22.0));
-    let radius = draw.between(7.0, 11.0);
+    let (cx, cy) = (draw.between(12.0, 20.0), draw.between(12.0, 20.0));
+    let radius = draw.between(9.0, 12.0);
     let (cos, sin) = draw.direction();
     let contrast = draw.between(CONTRAST.0, CONTRAST.1);
     let light = draw.sign() * draw.between(0.0, 0.12);

@@ -4,6 +4,7 @@
 //! commands; makes plain host memory, which `Engine::upload_images` takes to a device.
 
 pub mod cifar;
+pub mod download;
 pub mod generated;
 pub mod order;
 

@@ -16,6 +16,8 @@ use crate::files::{Existing, write_atomic};
 
 /// Larger files are refused unread: the widest network here takes 45 MB.
 const MAX_FILE_BYTES: u64 = 1 << 30;
+/// What `DataParallel` and `torch.compile` put before every name.
+const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
 /// Buffers that PyTorch's BatchNorm saves and nothing here uses.
 const IGNORED_SUFFIX: &str = ".num_batches_tracked";
 
@@ -39,8 +41,12 @@ pub enum WeightsError {
     Missing { name: String },
     #[error("{name}: shape {met:?}, expected {wanted:?}")]
     Shape { name: String, met: Vec<usize>, wanted: Vec<usize> },
-    #[error("{name}: not a tensor of this network (ResNet-18, width {}, {} classes){hint}", network.width, network.classes)]
-    Unknown { name: String, network: ResNet18, hint: &'static str },
+    #[error("{name}: not a tensor of this network (ResNet-18, width {}, {} classes)", network.width, network.classes)]
+    Unknown { name: String, network: ResNet18 },
+    #[error(
+        "{name}: the name has the prefix of a wrapper, {prefix}; save the state_dict of the model inside it"
+    )]
+    Wrapped { name: String, prefix: &'static str },
     #[error("{name}[{index}]: {value}, expected {wanted}; the weights are damaged or the training diverged")]
     Value { name: String, index: usize, value: f32, wanted: &'static str },
     #[error("{name}: type {met}, expected F32; convert with tensor.float() before saving")]
@@ -84,6 +90,11 @@ impl Weights {
             Some(tensor) => Ok(&tensor.shape),
             None => Err(WeightsError::Missing { name: name.into() }),
         };
+        for prefix in WRAPPERS {
+            if let Some(name) = self.tensors.keys().find(|name| name.starts_with(prefix)) {
+                return Err(WeightsError::Wrapped { name: name.clone(), prefix });
+            }
+        }
         let stem = shape("conv1.weight")?;
         let width = stem.first().copied().unwrap_or(0);
         if !WIDTHS.contains(&width) {
@@ -117,7 +128,7 @@ impl Weights {
         if self.tensors.len() > parameters.len() {
             let unknown = |name: &&String| parameters.iter().all(|parameter| parameter.name != **name);
             if let Some(name) = self.tensors.keys().find(unknown) {
-                return Err(WeightsError::Unknown { name: name.clone(), network: *network, hint: "" });
+                return Err(WeightsError::Unknown { name: name.clone(), network: *network });
             }
         }
         Ok(())

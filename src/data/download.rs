@@ -1,0 +1,263 @@
+//! Gets the official CIFAR archives: resumable, checked by digest, unpacked whole or not at all.
+//!
+//! A transfer grows `ARCHIVE.part` and is continued by an HTTP Range request, in the same call while each attempt
+//! brings bytes, or by running the command again. Nothing that is already on disk is changed or removed but that part
+//! file. Checked by tests/download.rs against a local server. Called by `secateur data download`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use flate2::read::GzDecoder;
+use sha2::{Digest, Sha256};
+use ureq::http::header::{CONTENT_RANGE, RANGE};
+
+use super::cifar::{self, CIFAR10, CIFAR100, Layout};
+use super::{DataError, SetKind};
+use crate::files::sync_folder;
+
+/// Where the archives are published.
+pub const BASE_URL: &str = "https://www.cs.toronto.edu/~kriz";
+
+/// One archive of the data set's web page.
+#[derive(Clone, Debug)]
+pub struct Archive {
+    pub layout: Layout,
+    pub file: String,
+    pub bytes: u64,
+    /// SHA-256 in lower-case hex.
+    pub sha256: String,
+}
+
+impl Archive {
+    /// The official archive of a set; `None` for the generated one.
+    ///
+    /// The web page publishes MD5 only; size and SHA-256 are those that TensorFlow Datasets records for the same URLs.
+    pub fn official(set: SetKind) -> Option<Self> {
+        let (layout, file, bytes, sha256) = match set {
+            SetKind::Cifar10 => (
+                CIFAR10,
+                "cifar-10-binary.tar.gz",
+                170_052_171,
+                "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+            ),
+            SetKind::Cifar100 => (
+                CIFAR100,
+                "cifar-100-binary.tar.gz",
+                168_513_733,
+                "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+            ),
+            SetKind::Generated => return None,
+        };
+        Some(Self { layout, file: file.into(), bytes, sha256: sha256.into() })
+    }
+}
+
+/// How a download ended well; the folder is what `--data` takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing to do.
+    AlreadyThere(PathBuf),
+    Unpacked(PathBuf),
+}
+
+/// Why a download failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DownloadError {
+    #[error("{} is in the way: {source}; move it elsewhere and run again", folder.display())]
+    InTheWay { folder: PathBuf, source: DataError },
+    #[error(
+        "{url}: {reason}; {kept} of {wanted} bytes are kept in {}, run the same command again to continue", part.display()
+    )]
+    Interrupted { url: String, reason: String, kept: u64, wanted: u64, part: PathBuf },
+    #[error("{url}: the server answers {status}, expected 200 or 206; check the address (--url)")]
+    Status { url: String, status: u16 },
+    #[error("{url}: {met} bytes, expected {wanted}; this is not the archive")]
+    Length { url: String, met: u64, wanted: u64 },
+    #[error("{}: SHA-256 {met}, expected {wanted}; {advice}", path.display())]
+    Digest { path: PathBuf, met: String, wanted: String, advice: &'static str },
+    #[error("{}: {source}; the archive cannot be unpacked", path.display())]
+    Unpack { path: PathBuf, source: io::Error },
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Data(#[from] DataError),
+}
+
+fn io_at(path: &Path) -> impl FnOnce(io::Error) -> DownloadError + '_ {
+    |source| DownloadError::Io { path: path.into(), source }
+}
+
+/// Makes `out` hold the set: downloads, checks and unpacks the archive unless it is there already.
+///
+/// `progress` is told the bytes on disk after each block. An archive that lies in `out` under its own name is used
+/// and kept; the part file goes once it is unpacked.
+pub fn fetch(
+    archive: &Archive,
+    base_url: &str,
+    out: &Path,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Outcome, DownloadError> {
+    let folder = out.join(archive.layout.folder);
+    if folder.exists() {
+        return match cifar::find(&archive.layout, &folder) {
+            Ok(_) => Ok(Outcome::AlreadyThere(folder)),
+            Err(source) => Err(DownloadError::InTheWay { folder, source }),
+        };
+    }
+    fs::create_dir_all(out).map_err(io_at(out))?;
+    let whole = out.join(&archive.file);
+    if whole.is_file() {
+        check_digest(archive, &whole, "move it elsewhere to download it anew")?;
+        unpack(archive, &whole, out)?;
+        return Ok(Outcome::Unpacked(folder));
+    }
+    let part = out.join(format!("{}.part", archive.file));
+    transfer(archive, base_url, &part, progress)?;
+    if let Err(error) = check_digest(archive, &part, "the damaged download is removed, run again") {
+        // Ours alone, and no Range request could mend it.
+        fs::remove_file(&part).map_err(io_at(&part))?;
+        return Err(error);
+    }
+    unpack(archive, &part, out)?;
+    fs::remove_file(&part).map_err(io_at(&part))?;
+    Ok(Outcome::Unpacked(folder))
+}
+
+/// Completes the part file; goes on after a broken connection as long as each attempt brings bytes.
+fn transfer(
+    archive: &Archive,
+    base_url: &str,
+    part: &Path,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), DownloadError> {
+    let url = format!("{}/{}", base_url.trim_end_matches('/'), archive.file);
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_connect(Some(Duration::from_secs(30)))
+        .timeout_recv_response(Some(Duration::from_secs(60)))
+        .timeout_per_read(Some(Duration::from_secs(60)))
+        .user_agent(concat!("secateur/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .into();
+    // No truncation: what an earlier run left is what a resumed one continues.
+    let mut file = OpenOptions::new().create(true).append(true).read(true).open(part).map_err(io_at(part))?;
+    loop {
+        let before = file.metadata().map_err(io_at(part))?.len();
+        if before > archive.bytes {
+            file.set_len(0).map_err(io_at(part))?;
+            continue;
+        }
+        progress(before);
+        if before == archive.bytes {
+            return file.sync_all().map_err(io_at(part));
+        }
+        let Err(reason) = attempt(&agent, &url, archive, before, &mut file, part, progress)? else {
+            continue;
+        };
+        let kept = file.metadata().map_err(io_at(part))?.len();
+        if kept <= before {
+            let (part, wanted) = (part.into(), archive.bytes);
+            return Err(DownloadError::Interrupted { url, reason, kept, wanted, part });
+        }
+    }
+}
+
+/// One request from byte `have` on. The inner result is an interruption that a further attempt may overcome.
+fn attempt(
+    agent: &ureq::Agent,
+    url: &str,
+    archive: &Archive,
+    have: u64,
+    file: &mut File,
+    part: &Path,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Result<(), String>, DownloadError> {
+    let mut request = agent.get(url);
+    if have > 0 {
+        request = request.header(RANGE, format!("bytes={have}-"));
+    }
+    let response = match request.call() {
+        Ok(response) => response,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    let mut done = match response.status().as_u16() {
+        206 if resumes_at(&response, have) => have,
+        // The whole file, asked for or not.
+        200 => 0,
+        status => return Err(DownloadError::Status { url: url.into(), status }),
+    };
+    if let Some(rest) = response.body().content_length().filter(|rest| done + rest != archive.bytes) {
+        return Err(DownloadError::Length { url: url.into(), met: done + rest, wanted: archive.bytes });
+    }
+    file.set_len(done).map_err(io_at(part))?;
+    let mut body = response.into_body().into_reader();
+    let mut block = vec![0; 1 << 16];
+    loop {
+        let read = match body.read(&mut block) {
+            Ok(0) if done < archive.bytes => return Ok(Err("the connection closed early".into())),
+            Ok(0) => return Ok(Ok(())),
+            Ok(read) => read,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        done += read as u64;
+        if done > archive.bytes {
+            return Err(DownloadError::Length { url: url.into(), met: done, wanted: archive.bytes });
+        }
+        file.write_all(&block[..read]).map_err(io_at(part))?;
+        progress(done);
+    }
+}
+
+/// Whether a 206 answer starts at the byte asked for.
+fn resumes_at(response: &ureq::http::Response<ureq::Body>, have: u64) -> bool {
+    let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    range.is_some_and(|range| range.starts_with(&format!("bytes {have}-")))
+}
+
+fn check_digest(archive: &Archive, path: &Path, advice: &'static str) -> Result<(), DownloadError> {
+    let mut file = File::open(path).map_err(io_at(path))?;
+    let mut hasher = Sha256::new();
+    let mut block = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut block).map_err(io_at(path))? {
+            0 => break,
+            read => hasher.update(&block[..read]),
+        }
+    }
+    let met: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    if met == archive.sha256 {
+        return Ok(());
+    }
+    Err(DownloadError::Digest { path: path.into(), met, wanted: archive.sha256.clone(), advice })
+}
+
+/// Unpacks the files of the set into a temporary folder beside their place, checks them, and renames the folder.
+fn unpack(archive: &Archive, path: &Path, out: &Path) -> Result<(), DownloadError> {
+    let unpack = |source| DownloadError::Unpack { path: path.into(), source };
+    let staging = tempfile::Builder::new().prefix(".unpacking-").tempdir_in(out).map_err(io_at(out))?;
+    let folder = staging.path().join(archive.layout.folder);
+    fs::create_dir(&folder).map_err(io_at(&folder))?;
+    let mut file = File::open(path).map_err(io_at(path))?;
+    file.rewind().map_err(io_at(path))?;
+    let mut entries = tar::Archive::new(GzDecoder::new(io::BufReader::new(file)));
+    for entry in entries.entries().map_err(unpack)? {
+        let mut entry = entry.map_err(unpack)?;
+        let name = entry.path().map_err(unpack)?.into_owned();
+        // Only names of the layout: an archive cannot write elsewhere.
+        let known =
+            archive.layout.files().find(|(file, _)| name == Path::new(archive.layout.folder).join(file));
+        let Some((name, records)) = known.filter(|_| entry.header().entry_type().is_file()) else { continue };
+        let target = folder.join(name);
+        let mut target_file = File::create(&target).map_err(io_at(&target))?;
+        // One byte more than belongs there: enough for the size check to see that there is too much.
+        let limit = (records * archive.layout.record()) as u64 + 1;
+        io::copy(&mut entry.by_ref().take(limit), &mut target_file).map_err(unpack)?;
+        target_file.sync_all().map_err(io_at(&target))?;
+    }
+    cifar::find(&archive.layout, &folder)?;
+    let place = out.join(archive.layout.folder);
+    fs::rename(&folder, &place).map_err(io_at(&place))?;
+    sync_folder(out).map_err(io_at(out))
+}

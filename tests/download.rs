@@ -1,0 +1,264 @@
+//! The download, against a local server that can cut connections, ignore ranges and serve damage.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::{fs, thread};
+
+use flate2::{Compression, write::GzEncoder};
+use secateur::data::cifar::{CIFAR10, Layout};
+use secateur::data::download::{Archive, DownloadError, Outcome, fetch};
+use secateur::data::{DataSet, SetKind};
+use sha2::{Digest, Sha256};
+
+/// How the server treats one request; the last entry serves all further ones.
+#[derive(Clone, Copy, Debug)]
+enum Behaviour {
+    Good,
+    /// Closes the connection after so many bytes of the body.
+    CutAfter(usize),
+    /// Sends the whole file whatever range was asked for.
+    IgnoreRange,
+    /// Answers with this status.
+    Status(u16),
+    /// Flips a bit in the middle.
+    Corrupt,
+    /// Sends one byte too many, and says so.
+    Longer,
+}
+
+/// A server on a free local port; keeps the ranges that were asked for.
+struct Server {
+    url: String,
+    ranges: Arc<Mutex<Vec<Option<usize>>>>,
+}
+
+impl Server {
+    fn start(file: &'static [u8], behaviours: &[Behaviour]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/sets/", listener.local_addr().unwrap());
+        let ranges = Arc::new(Mutex::new(Vec::new()));
+        let (behaviours, asked) = (behaviours.to_vec(), ranges.clone());
+        // Ends with the process: it only ever waits for a connection.
+        thread::spawn(move || {
+            for (request, stream) in listener.incoming().enumerate() {
+                let behaviour = behaviours[request.min(behaviours.len() - 1)];
+                // A client that hangs up early is part of the tests.
+                let _ = answer(stream.unwrap(), file, behaviour, &asked);
+            }
+        });
+        Self { url, ranges }
+    }
+
+    fn ranges(&self) -> Vec<Option<usize>> {
+        self.ranges.lock().unwrap().clone()
+    }
+}
+
+fn answer(
+    stream: TcpStream,
+    file: &[u8],
+    behaviour: Behaviour,
+    asked: &Mutex<Vec<Option<usize>>>,
+) -> std::io::Result<()> {
+    let mut range = None;
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    while reader.read_line(&mut line)? > 2 {
+        if let Some(value) = line.to_lowercase().strip_prefix("range: bytes=") {
+            range = value.trim().trim_end_matches('-').parse().ok();
+        }
+        if line.starts_with("GET") {
+            assert!(line.starts_with("GET /sets/small.tar.gz "), "{line}");
+        }
+        line.clear();
+    }
+    asked.lock().unwrap().push(range);
+    let mut stream = reader.into_inner();
+    let mut bytes = file.to_vec();
+    match behaviour {
+        Behaviour::Status(status) => {
+            return write!(stream, "HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
+        Behaviour::Corrupt => bytes[file.len() / 2] ^= 1,
+        Behaviour::Longer => bytes.push(0),
+        _ => {}
+    }
+    let start = if matches!(behaviour, Behaviour::IgnoreRange) { None } else { range };
+    let body = &bytes[start.unwrap_or(0)..];
+    match start {
+        Some(start) => write!(
+            stream,
+            "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{}/{}\r\n",
+            bytes.len() - 1,
+            bytes.len()
+        )?,
+        None => write!(stream, "HTTP/1.1 200 OK\r\n")?,
+    }
+    write!(stream, "Content-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
+    let sent = if let Behaviour::CutAfter(limit) = behaviour { body.len().min(limit) } else { body.len() };
+    stream.write_all(&body[..sent])
+}
+
+/// A CIFAR-10 archive of zeros (label 0, black images): small when packed, whole when unpacked.
+static FILE: LazyLock<Vec<u8>> =
+    LazyLock::new(|| pack(&CIFAR10, &[("../../outside.txt", 3), ("readme.html", 5)]));
+/// The same without its last file.
+static INCOMPLETE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let layout = Layout { train_files: &CIFAR10.train_files[..4], ..CIFAR10 };
+    pack(&layout, &[])
+});
+
+fn pack(layout: &Layout, others: &[(&str, usize)]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+    let mut add = |name: &str, len: usize| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(len as u64);
+        header.set_mode(0o644);
+        // Written directly: the safe setter refuses the name that climbs out of the folder, as it should.
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_cksum();
+        archive.append(&header, std::io::repeat(0).take(len as u64)).unwrap();
+    };
+    for (name, records) in layout.files() {
+        add(&format!("{}/{name}", layout.folder), records * layout.record());
+    }
+    for &(name, len) in others {
+        add(&format!("{}/{name}", layout.folder), len);
+    }
+    archive.into_inner().unwrap().finish().unwrap()
+}
+
+fn archive_of(bytes: &[u8]) -> Archive {
+    let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    Archive { layout: CIFAR10, file: "small.tar.gz".into(), bytes: bytes.len() as u64, sha256 }
+}
+
+fn get(server: &Server, out: &Path) -> Result<Outcome, DownloadError> {
+    let mut last = 0;
+    let result = fetch(&archive_of(&FILE), &server.url, out, &mut |bytes| last = bytes);
+    if matches!(result, Ok(Outcome::Unpacked(_))) {
+        assert_eq!(last, FILE.len() as u64, "progress reaches the end");
+    }
+    result
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_good_server_gives_the_set_and_a_second_call_nothing_to_do() {
+    let out = tempfile::tempdir().unwrap();
+    let server = Server::start(&FILE, &[Behaviour::Good]);
+    let folder = out.path().join("cifar-10-batches-bin");
+    assert_eq!(get(&server, out.path()).unwrap(), Outcome::Unpacked(folder.clone()));
+    assert_eq!(names(out.path()), ["cifar-10-batches-bin"], "nothing else stays, inside or outside");
+    assert_eq!(names(&folder).len(), 6);
+    let set = DataSet::open(SetKind::Cifar10, Some(out.path()), None, None).unwrap();
+    assert_eq!((set.train.len(), set.test.len()), (50_000, 10_000));
+    assert_eq!(get(&server, out.path()).unwrap(), Outcome::AlreadyThere(folder));
+    assert_eq!(server.ranges(), [None]);
+}
+
+#[test]
+fn a_cut_connection_is_continued_where_it_broke() {
+    let out = tempfile::tempdir().unwrap();
+    let server =
+        Server::start(&FILE, &[Behaviour::CutAfter(1000), Behaviour::CutAfter(500), Behaviour::Good]);
+    assert!(matches!(get(&server, out.path()), Ok(Outcome::Unpacked(_))));
+    assert_eq!(server.ranges(), [None, Some(1000), Some(1500)]);
+}
+
+#[test]
+fn an_interrupted_download_is_kept_and_continued_by_the_next_call() {
+    let out = tempfile::tempdir().unwrap();
+    let server = Server::start(&FILE, &[Behaviour::CutAfter(1000), Behaviour::CutAfter(0)]);
+    let error = get(&server, out.path()).unwrap_err().to_string();
+    let part = out.path().join("small.tar.gz.part");
+    let kept =
+        format!("1000 of {} bytes are kept in {}, run the same command again", FILE.len(), part.display());
+    assert!(error.contains(&kept), "{error}");
+    assert_eq!(fs::read(&part).unwrap(), FILE[..1000]);
+
+    let server = Server::start(&FILE, &[Behaviour::Good]);
+    assert!(matches!(get(&server, out.path()), Ok(Outcome::Unpacked(_))));
+    assert_eq!(server.ranges(), [Some(1000)]);
+}
+
+#[test]
+fn a_server_without_ranges_starts_over() {
+    let out = tempfile::tempdir().unwrap();
+    fs::write(out.path().join("small.tar.gz.part"), b"the wrong beginning").unwrap();
+    let server = Server::start(&FILE, &[Behaviour::IgnoreRange]);
+    assert!(matches!(get(&server, out.path()), Ok(Outcome::Unpacked(_))));
+    assert_eq!(server.ranges(), [Some(19)]);
+}
+
+#[test]
+fn damage_on_the_way_is_seen_and_not_kept() {
+    let out = tempfile::tempdir().unwrap();
+    let server = Server::start(&FILE, &[Behaviour::Corrupt, Behaviour::Good]);
+    let error = get(&server, out.path()).unwrap_err();
+    assert!(matches!(error, DownloadError::Digest { .. }), "{error}");
+    assert!(error.to_string().ends_with("the damaged download is removed, run again"), "{error}");
+    assert!(names(out.path()).is_empty());
+    assert!(matches!(get(&server, out.path()), Ok(Outcome::Unpacked(_))));
+}
+
+#[test]
+fn wrong_answers_are_named() {
+    let out = tempfile::tempdir().unwrap();
+    let server = Server::start(&FILE, &[Behaviour::Status(404), Behaviour::Longer]);
+    let error = get(&server, out.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("small.tar.gz: the server answers 404, expected 200 or 206; check the address"),
+        "{error}"
+    );
+    let error = get(&server, out.path()).unwrap_err().to_string();
+    assert!(error.contains(&format!("{} bytes, expected {}", FILE.len() + 1, FILE.len())), "{error}");
+
+    // Nobody listens at the port of a server that is gone.
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let error = fetch(&archive_of(&FILE), &format!("http://{gone}"), out.path(), &mut |_| ()).unwrap_err();
+    assert!(matches!(error, DownloadError::Interrupted { kept: 0, .. }), "{error}");
+}
+
+#[test]
+fn what_is_on_disk_is_never_destroyed() {
+    let server = Server::start(&FILE, &[Behaviour::Good]);
+    // A folder with something else in it.
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("cifar-10-batches-bin");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("test_batch.bin"), b"mine").unwrap();
+    let error = get(&server, out.path()).unwrap_err().to_string();
+    assert!(error.contains("is in the way") && error.contains("move it elsewhere"), "{error}");
+    assert_eq!(fs::read(folder.join("test_batch.bin")).unwrap(), b"mine");
+    // An archive that somebody put there: used if right, refused if wrong, kept in both cases.
+    let out = tempfile::tempdir().unwrap();
+    let whole = out.path().join("small.tar.gz");
+    fs::write(&whole, b"not the archive").unwrap();
+    let error = get(&server, out.path()).unwrap_err().to_string();
+    assert!(error.contains("SHA-256") && error.ends_with("move it elsewhere to download it anew"), "{error}");
+    assert_eq!(fs::read(&whole).unwrap(), b"not the archive");
+    fs::write(&whole, &*FILE).unwrap();
+    let unpacked = fetch(&archive_of(&FILE), &server.url, out.path(), &mut |_| ()).unwrap();
+    assert!(matches!(unpacked, Outcome::Unpacked(_)));
+    assert_eq!(names(out.path()), ["cifar-10-batches-bin", "small.tar.gz"]);
+    assert_eq!(server.ranges(), [], "no request was needed");
+}
+
+#[test]
+fn an_archive_without_all_files_leaves_no_folder() {
+    let out = tempfile::tempdir().unwrap();
+    let server = Server::start(&INCOMPLETE, &[Behaviour::Good]);
+    let error =
+        fetch(&archive_of(&INCOMPLETE), &server.url, out.path(), &mut |_| ()).unwrap_err().to_string();
+    assert!(error.contains("data_batch_5.bin missing"), "{error}");
+    assert_eq!(names(out.path()), ["small.tar.gz.part"]);
+}
