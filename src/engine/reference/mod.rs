@@ -1,9 +1,492 @@
-//! The reference engine: f32 on the CPU, rayon over images, a library GEMM. The oracle for every kernel.
+//! The reference engine: f32 on the CPU, rayon over images. The oracle for every kernel.
+//!
+//! Here are the trait's calls: they check lengths, ownership and order of calls, and hand plain slices to the
+//! operations, one a file. Work is cut by batch and shape, never by the number of threads, and every reduction has
+//! one order: same seed, same build, same CPU = same bits. Checked by `tests/reference_pytorch.rs` and
+//! `tests/reference_engine.rs`; called through [`Engine`].
 
-use super::{Engine, Error, Result};
-use crate::model::ResNet18;
+mod arena;
+mod conv;
+mod conv_weight;
+mod eval;
+mod gather;
+mod head;
+mod loss;
+mod memory;
+mod norm;
+mod optimizer;
+mod perturb;
+mod product;
+mod ranking;
+mod stem;
+mod train;
+
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::{
+    Augment, CrossEntropy, DeviceInfo, Element, Engine, Error, ImageSet, LossOutputs, Noise, OptimizerState,
+    Pass, Result, Sgd, SignStep, Storage, Tensor, WeightSet,
+};
+use crate::model::layers::IMAGE_LEN;
+use crate::model::{ResNet18, Weights};
+use crate::philox::Key;
+use arena::{Arena, Layout};
+use eval::EvalPass;
+use memory::{Heap, expect_len};
+use train::{TrainPass, Wanted};
+
+/// Images of an attack's micro-batch: enough work for many cores, activations that stay in a shared cache.
+const MICRO_BATCH: usize = 64;
 
 /// Opens the CPU.
-pub fn open(_network: ResNet18, _max_batch: usize) -> Result<Box<dyn Engine>> {
-    Err(Error::Unavailable("the reference engine is being built".into()))
+///
+/// Fails with [`Error::Invalid`] for a width that is not a multiple of 16, or where a count is zero.
+pub fn open(network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
+    let ResNet18 { width, classes } = network;
+    if width == 0 || !width.is_multiple_of(16) {
+        return Err(Error::Invalid(format!(
+            "network width {width}: expected a multiple of 16 (16 and 64 are tested)"
+        )));
+    }
+    if classes == 0 || max_batch == 0 {
+        return Err(Error::Invalid(format!(
+            "{classes} classes, batches up to {max_batch}: both must be at least 1"
+        )));
+    }
+    let arch = Arch::new();
+    let threads = rayon::current_num_threads();
+    Ok(Box::new(Reference {
+        info: DeviceInfo {
+            kind: "cpu",
+            name: format!("{threads} CPU thread{}", if threads == 1 { "" } else { "s" }),
+            driver: None,
+            code: instruction_set(arch).into(),
+            memory: None,
+        },
+        network,
+        max_batch,
+        heap: Heap::new(),
+        layout: Layout::new(network),
+        model: None,
+        gradients: None,
+        eval: EvalPass::new(arch, network),
+        folded: false,
+        eval_batch: None,
+        train: TrainPass::new(arch, network),
+        packed: false,
+        train_batch: [None; 2],
+    }))
+}
+
+fn instruction_set(arch: Arch) -> &'static str {
+    match format!("{arch:?}").as_bytes() {
+        [b'V', b'4', ..] => "avx512",
+        [b'V', b'3', ..] => "avx2",
+        [b'N', ..] => "neon",
+        _ => "scalar",
+    }
+}
+
+/// Weights and what the optimizer carries.
+struct Model {
+    live: Arena,
+    velocity: Vec<f32>,
+    average: Option<Arena>,
+}
+
+struct Reference {
+    info: DeviceInfo,
+    network: ResNet18,
+    max_batch: usize,
+    heap: Heap,
+    layout: Layout,
+    /// `None` until weights are loaded.
+    model: Option<Model>,
+    /// Of the last [`Engine::parameter_gradient`].
+    gradients: Option<Vec<f32>>,
+    eval: EvalPass,
+    /// Whether `eval` holds the present weights.
+    folded: bool,
+    /// Batch of the last forward pass that can still go backward.
+    eval_batch: Option<usize>,
+    train: TrainPass,
+    /// Whether `train` holds the present weights.
+    packed: bool,
+    train_batch: [Option<usize>; 2],
+}
+
+fn invalid<T>(text: impl Into<String>) -> Result<T> {
+    Err(Error::Invalid(text.into()))
+}
+
+fn no_weights() -> Error {
+    Error::Invalid("no weights: call load_weights first".into())
+}
+
+impl Reference {
+    /// Number of rows in a tensor of rows, at least one and at most `max_batch`.
+    fn batch_of<T: Element>(&self, tensor: &Tensor<T>, row: usize) -> Result<usize> {
+        let batch = tensor.len() / row;
+        if batch == 0 || batch * row != tensor.len() {
+            let wanted = batch.max(1) * row;
+            return Err(Error::Length { tensor: tensor.name(), met: tensor.len(), wanted });
+        }
+        if batch > self.max_batch {
+            let name = tensor.name();
+            return invalid(format!(
+                "{name}: a batch of {batch}, but the engine was opened for at most {}",
+                self.max_batch
+            ));
+        }
+        Ok(batch)
+    }
+
+    fn model(&self) -> Result<&Model> {
+        self.model.as_ref().ok_or_else(no_weights)
+    }
+
+    /// Batch of the pass's last forward, against which a backward call is checked.
+    fn forward_batch(&self, pass: Pass, logit_gradient: &Tensor<f32>) -> Result<usize> {
+        let last = match pass {
+            Pass::Eval => self.eval_batch,
+            Pass::Train { slot } => *self.train_batch.get(slot).ok_or_else(|| bad_slot(slot))?,
+        };
+        let Some(batch) = last else {
+            return invalid(format!("{pass:?}: backward without a forward pass on the present weights"));
+        };
+        expect_len(logit_gradient, batch * self.network.classes)?;
+        Ok(batch)
+    }
+
+    /// The gradient of the images of the pass's last forward.
+    fn image_gradient(
+        &mut self,
+        pass: Pass,
+        logit_gradient: &Tensor<f32>,
+        images: &Tensor<f32>,
+    ) -> Result<Vec<f32>> {
+        let batch = self.forward_batch(pass, logit_gradient)?;
+        expect_len(images, batch * IMAGE_LEN)?;
+        let dlogits = self.heap.copy(logit_gradient)?;
+        let mut gradient = vec![0.0; batch * IMAGE_LEN];
+        match pass {
+            Pass::Eval => self.eval.input_gradient(batch, &dlogits, &mut gradient),
+            Pass::Train { slot } => {
+                self.train.backward(slot, &self.layout, batch, &dlogits, Wanted::Images(&mut gradient));
+            }
+        }
+        Ok(gradient)
+    }
+
+    /// Weights changed: folded and packed copies are stale, and no forward pass can go backward any more.
+    fn weights_changed(&mut self) {
+        (self.folded, self.packed) = (false, false);
+        self.eval_batch = None;
+        self.train_batch = [None; 2];
+    }
+
+    /// Values to rank, none of them NaN.
+    fn ranked(&self, values: &Tensor<f32>) -> Result<Vec<f32>> {
+        let copy = self.heap.copy(values)?;
+        match ranking::first_nan(&copy) {
+            Some(position) => Err(Error::NotANumber { tensor: values.name(), position }),
+            None => Ok(copy),
+        }
+    }
+}
+
+fn bad_slot(slot: usize) -> Error {
+    Error::Invalid(format!("train slot {slot}: expected 0 or 1"))
+}
+
+impl Engine for Reference {
+    fn device(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn network(&self) -> ResNet18 {
+        self.network
+    }
+
+    fn micro_batch(&self) -> usize {
+        MICRO_BATCH.min(self.max_batch)
+    }
+
+    fn alloc_bytes(&self, name: &'static str, bytes: usize) -> Result<Storage> {
+        self.heap.alloc(name, bytes)
+    }
+
+    fn write_bytes(&self, storage: &Storage, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.heap.write(storage, offset, bytes)
+    }
+
+    fn read_bytes(&self, storage: &Storage, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        self.heap.read(storage, offset, bytes)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn load_weights(&mut self, weights: &Weights) -> Result<()> {
+        let live = self.layout.arena_from(weights)?;
+        self.model = Some(Model { live, velocity: vec![0.0; self.layout.trainable], average: None });
+        self.gradients = None;
+        self.weights_changed();
+        Ok(())
+    }
+
+    fn weights(&self, set: WeightSet) -> Result<Weights> {
+        Ok(self.layout.arena_to_weights(self.model()?.arena(set)?))
+    }
+
+    fn load_optimizer(&mut self, state: &OptimizerState) -> Result<()> {
+        let velocity = self.layout.parameters_from(&state.momentum)?;
+        let average = state.average.as_ref().map(|average| self.layout.arena_from(average)).transpose()?;
+        let model = self.model.as_mut().ok_or_else(no_weights)?;
+        (model.velocity, model.average) = (velocity, average);
+        Ok(())
+    }
+
+    fn optimizer(&self) -> Result<OptimizerState> {
+        let model = self.model()?;
+        Ok(OptimizerState {
+            momentum: self.layout.parameters_to_weights(&model.velocity),
+            average: model.average.as_ref().map(|average| self.layout.arena_to_weights(average)),
+        })
+    }
+
+    fn gradients(&self) -> Result<Weights> {
+        match &self.gradients {
+            Some(gradients) => Ok(self.layout.parameters_to_weights(gradients)),
+            None => invalid("no gradients: call parameter_gradient first"),
+        }
+    }
+
+    fn sgd_step(&mut self, sgd: &Sgd) -> Result<()> {
+        let Some(gradients) = &self.gradients else {
+            return invalid("sgd_step without gradients: call parameter_gradient first");
+        };
+        let Model { live, velocity, average } = self.model.as_mut().ok_or_else(no_weights)?;
+        optimizer::step(sgd, live, velocity, gradients, average);
+        self.weights_changed();
+        Ok(())
+    }
+
+    fn gather(
+        &mut self,
+        set: &ImageSet,
+        samples: &Tensor<u32>,
+        augment: Option<Augment>,
+        images: &Tensor<f32>,
+        labels: &Tensor<u32>,
+    ) -> Result<()> {
+        expect_len(&set.images, set.count * IMAGE_LEN)?;
+        expect_len(&set.labels, set.count)?;
+        expect_len(images, samples.len() * IMAGE_LEN)?;
+        expect_len(labels, samples.len())?;
+        let indices = self.heap.copy(samples)?;
+        if let Some(at) = indices.iter().position(|&sample| sample as usize >= set.count) {
+            let (name, sample, count) = (samples.name(), indices[at], set.count);
+            return invalid(format!(
+                "{name}: sample {sample} at position {at}, but the set has {count} images"
+            ));
+        }
+        let all_labels = self.heap.view(&set.labels)?;
+        let chosen: Vec<u32> = indices.iter().map(|&sample| all_labels[sample as usize]).collect();
+        drop(all_labels);
+        self.heap.view_mut(labels)?.copy_from_slice(&chosen);
+        gather::gather(&self.heap.view(&set.images)?, &indices, augment, &mut self.heap.view_mut(images)?);
+        Ok(())
+    }
+
+    fn perturb(
+        &mut self,
+        noise: Noise,
+        key: Key,
+        samples: &Tensor<u32>,
+        images: &Tensor<f32>,
+        perturbed: &Tensor<f32>,
+    ) -> Result<()> {
+        expect_len(images, samples.len() * IMAGE_LEN)?;
+        expect_len(perturbed, images.len())?;
+        let (samples, images) = (self.heap.copy(samples)?, self.heap.copy(images)?);
+        perturb::random_start(noise, key, &samples, &images, &mut self.heap.view_mut(perturbed)?);
+        Ok(())
+    }
+
+    fn fold_batch_norm(&mut self, set: WeightSet) -> Result<()> {
+        let model = self.model.as_ref().ok_or_else(no_weights)?;
+        self.eval.fold(&self.layout, model.arena(set)?);
+        (self.folded, self.eval_batch) = (true, None);
+        Ok(())
+    }
+
+    fn forward(&mut self, pass: Pass, images: &Tensor<f32>, logits: &Tensor<f32>) -> Result<()> {
+        let batch = self.batch_of(images, IMAGE_LEN)?;
+        expect_len(logits, batch * self.network.classes)?;
+        let model = self.model.as_mut().ok_or_else(no_weights)?;
+        let images = self.heap.copy(images)?;
+        let mut logits = self.heap.view_mut(logits)?;
+        match pass {
+            Pass::Eval => {
+                if !self.folded {
+                    return invalid(
+                        "Eval: the weights or running statistics changed; call fold_batch_norm first",
+                    );
+                }
+                self.eval.forward(batch, &images, &mut logits);
+                self.eval_batch = Some(batch);
+            }
+            Pass::Train { slot } => {
+                if slot >= self.train_batch.len() {
+                    return Err(bad_slot(slot));
+                }
+                if !self.packed {
+                    self.train.pack(&self.layout, &model.live);
+                    self.packed = true;
+                }
+                self.train.forward(slot, &self.layout, &mut model.live, batch, &images, &mut logits);
+                self.train_batch[slot] = Some(batch);
+                // The running statistics moved. An eval pass may still go backward: its folded weights stand.
+                self.folded = false;
+            }
+        }
+        Ok(())
+    }
+
+    fn input_gradient(
+        &mut self,
+        pass: Pass,
+        logit_gradient: &Tensor<f32>,
+        gradient: &Tensor<f32>,
+    ) -> Result<()> {
+        let values = self.image_gradient(pass, logit_gradient, gradient)?;
+        self.heap.view_mut(gradient)?.copy_from_slice(&values);
+        Ok(())
+    }
+
+    fn attack_step(
+        &mut self,
+        pass: Pass,
+        logit_gradient: &Tensor<f32>,
+        step: &SignStep,
+        images: &Tensor<f32>,
+        perturbed: &Tensor<f32>,
+    ) -> Result<()> {
+        expect_len(perturbed, images.len())?;
+        let gradient = self.image_gradient(pass, logit_gradient, images)?;
+        let images = self.heap.copy(images)?;
+        perturb::sign_step(step, &images, &gradient, &mut self.heap.view_mut(perturbed)?);
+        Ok(())
+    }
+
+    fn parameter_gradient(
+        &mut self,
+        pass: Pass,
+        logit_gradient: &Tensor<f32>,
+        accumulate: bool,
+    ) -> Result<()> {
+        let Pass::Train { slot } = pass else {
+            return invalid("Eval: parameter gradients need a train pass");
+        };
+        let batch = self.forward_batch(pass, logit_gradient)?;
+        let dlogits = self.heap.copy(logit_gradient)?;
+        if accumulate && self.gradients.is_none() {
+            return invalid(
+                "parameter_gradient: nothing to accumulate to; make the first call with accumulate = false",
+            );
+        }
+        let gradients = self.gradients.get_or_insert_with(|| vec![0.0; self.layout.trainable]);
+        self.train.backward(
+            slot,
+            &self.layout,
+            batch,
+            &dlogits,
+            Wanted::Parameters { gradients, accumulate },
+        );
+        Ok(())
+    }
+
+    fn cross_entropy(
+        &mut self,
+        loss: &CrossEntropy,
+        logits: &Tensor<f32>,
+        labels: &Tensor<u32>,
+        weights: Option<&Tensor<f32>>,
+        outputs: LossOutputs,
+    ) -> Result<()> {
+        let (batch, classes) = (labels.len(), self.network.classes);
+        expect_len(logits, batch * classes)?;
+        weights.map_or(Ok(()), |weights| expect_len(weights, batch))?;
+        expect_len(outputs.losses, batch)?;
+        expect_len(outputs.predictions, batch)?;
+        expect_len(outputs.logit_gradient, logits.len())?;
+        let (values, labels_of) = (self.heap.copy(logits)?, self.heap.copy(labels)?);
+        let weights = weights.map(|weights| self.heap.copy(weights)).transpose()?;
+        if let Some(at) = labels_of.iter().position(|&label| label as usize >= classes) {
+            let (name, label) = (labels.name(), labels_of[at]);
+            return invalid(format!("{name}: label {label} at position {at}, expected less than {classes}"));
+        }
+        let mut gradient = vec![0.0; values.len()];
+        let results: Vec<(f32, u32)> = gradient
+            .par_chunks_exact_mut(classes)
+            .zip(values.par_chunks_exact(classes))
+            .enumerate()
+            .map(|(n, (gradient, logits))| {
+                let weight = weights.as_ref().map_or(1.0, |weights| weights[n]);
+                loss::cross_entropy(loss, weight, logits, labels_of[n] as usize, gradient)
+            })
+            .collect();
+        self.heap.view_mut(outputs.logit_gradient)?.copy_from_slice(&gradient);
+        for (slot, (loss, _)) in self.heap.view_mut(outputs.losses)?.iter_mut().zip(&results) {
+            *slot = *loss;
+        }
+        for (slot, (_, prediction)) in self.heap.view_mut(outputs.predictions)?.iter_mut().zip(&results) {
+            *slot = *prediction;
+        }
+        Ok(())
+    }
+
+    fn top_k(&mut self, values: &Tensor<f32>, top: &Tensor<u32>) -> Result<()> {
+        if top.len() > values.len() {
+            return Err(Error::Length { tensor: top.name(), met: top.len(), wanted: values.len() });
+        }
+        let positions = ranking::top_k(&self.ranked(values)?, top.len());
+        self.heap.view_mut(top)?.copy_from_slice(&positions);
+        Ok(())
+    }
+
+    fn at_least(&mut self, values: &Tensor<f32>, threshold: f32, positions: &Tensor<u32>) -> Result<usize> {
+        if threshold.is_nan() {
+            return invalid(format!("{}: the threshold is NaN", values.name()));
+        }
+        if positions.len() < values.len() {
+            return Err(Error::Length {
+                tensor: positions.name(),
+                met: positions.len(),
+                wanted: values.len(),
+            });
+        }
+        let values = self.ranked(values)?;
+        let mut positions = self.heap.view_mut(positions)?;
+        let mut count = 0;
+        for (slot, position) in positions.iter_mut().zip(ranking::at_least(&values, threshold)) {
+            *slot = position;
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+impl Model {
+    fn arena(&self, set: WeightSet) -> Result<&Arena> {
+        match set {
+            WeightSet::Live => Ok(&self.live),
+            WeightSet::Average => self.average.as_ref().ok_or_else(|| {
+                Error::Invalid("no moving average: sgd_step with average_decay starts one".into())
+            }),
+        }
+    }
 }

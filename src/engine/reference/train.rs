@@ -1,0 +1,228 @@
+//! The network in train mode: batch statistics, activations kept in two slots, parameter and input gradients.
+//!
+//! Checked by `tests/reference_pytorch.rs` (logits, all gradients, running statistics); called by the engine.
+
+use pulp::Arch;
+
+use super::arena::{Arena, Layout};
+use super::conv::PackedConv;
+use super::conv_weight::weight_gradient;
+use super::eval::{input_len, output_len};
+use super::head;
+use super::memory::Aligned;
+use super::norm::{BatchNorm, Residual};
+use super::stem::StemGradient;
+use crate::model::{Block, Conv, ResNet18};
+
+/// What one forward pass keeps.
+#[derive(Default)]
+struct Slot {
+    images: Aligned,
+    /// Each convolution's output before its BatchNorm.
+    outputs: Vec<Aligned>,
+    /// Behind the ReLU; empty for shortcuts.
+    activations: Vec<Aligned>,
+    norms: Vec<BatchNorm>,
+    features: Vec<f32>,
+}
+
+/// What a backward pass computes.
+pub enum Wanted<'a> {
+    /// The gradient of every parameter, set or added.
+    Parameters { gradients: &'a mut [f32], accumulate: bool },
+    /// The gradient of the images.
+    Images(&'a mut [f32]),
+}
+
+/// Packed weights and two slots.
+pub struct TrainPass {
+    arch: Arch,
+    classes: usize,
+    blocks: Vec<Block>,
+    convs: Vec<PackedConv>,
+    stem: StemGradient,
+    linear_weight: Vec<f32>,
+    linear_bias: Vec<f32>,
+    slots: [Slot; 2],
+    /// Gradients: of a block's output, inside the block, of its input, and before a BatchNorm.
+    gradients: [Aligned; 4],
+    partials: Aligned,
+}
+
+impl TrainPass {
+    pub fn new(arch: Arch, network: ResNet18) -> Self {
+        let convs: Vec<Conv> = network.convs();
+        let slot = || Slot {
+            outputs: vec![Aligned::default(); convs.len()],
+            activations: vec![Aligned::default(); convs.len()],
+            norms: vec![BatchNorm::default(); convs.len()],
+            ..Slot::default()
+        };
+        Self {
+            arch,
+            classes: network.classes,
+            blocks: network.blocks(),
+            convs: convs.iter().map(PackedConv::new).collect(),
+            stem: StemGradient::new(network.width),
+            linear_weight: Vec::new(),
+            linear_bias: Vec::new(),
+            slots: [slot(), slot()],
+            gradients: Default::default(),
+            partials: Aligned::default(),
+        }
+    }
+
+    /// Takes over the weights of `arena`.
+    pub fn pack(&mut self, layout: &Layout, arena: &Arena) {
+        for (conv, place) in self.convs.iter_mut().zip(&layout.convs) {
+            conv.pack(&arena.parameters[place.weight.clone()], None);
+        }
+        self.stem.pack(&arena.parameters[layout.convs[0].weight.clone()], None);
+        self.linear_weight = arena.parameters[layout.linear_weight.clone()].to_vec();
+        self.linear_bias = arena.parameters[layout.linear_bias.clone()].to_vec();
+    }
+
+    /// Logits of `batch` images with batch statistics; moves the running statistics of `arena`.
+    pub fn forward(
+        &mut self,
+        slot: usize,
+        layout: &Layout,
+        arena: &mut Arena,
+        batch: usize,
+        images: &[f32],
+        logits: &mut [f32],
+    ) {
+        let Self { arch, blocks, convs, .. } = self;
+        let slot = &mut self.slots[slot];
+        slot.images.reserve(images.len());
+        slot.images[..images.len()].copy_from_slice(images);
+        for (at, conv) in convs.iter().enumerate() {
+            let len = batch * output_len(conv.conv());
+            slot.outputs[at].reserve(len);
+            if conv.conv().kernel == 3 {
+                slot.activations[at].reserve(len);
+            }
+        }
+        let Slot { outputs, activations, norms, .. } = slot;
+        let mut convolve = |at: usize, x: &[f32], y: &mut Aligned| {
+            let y = &mut y[..batch * output_len(convs[at].conv())];
+            convs[at].forward(*arch, x, y, false, |_, y| y.fill(0.0), |_, _| {});
+            let place = &layout.convs[at];
+            let Arena { parameters, statistics } = &mut *arena;
+            // The two running tensors of a convolution are neighbours.
+            let (front, back) = statistics.split_at_mut(place.running_var.start);
+            let running = (&mut front[place.running_mean.clone()], &mut back[..place.running_var.len()]);
+            let (weight, bias) = (&parameters[place.bn_weight.clone()], &parameters[place.bn_bias.clone()]);
+            BatchNorm::measure(*arch, y, batch, weight, bias, running)
+        };
+        let apply = |norm: &BatchNorm, at: usize, y: &Aligned, residual: Residual, z: &mut Aligned| {
+            let len = batch * output_len(convs[at].conv());
+            norm.apply(*arch, &y[..len], residual, &mut z[..len], batch);
+        };
+        norms[0] = convolve(0, images, &mut outputs[0]);
+        apply(&norms[0], 0, &outputs[0], Residual::None, &mut activations[0]);
+        let mut input = 0;
+        for &Block { conv1, conv2, shortcut } in blocks.iter() {
+            let (before, rest) = activations.split_at_mut(conv1);
+            let (middle, after) = rest.split_at_mut(1);
+            let (x, middle, out) = (&before[input], &mut middle[0], &mut after[0]);
+            norms[conv1] = convolve(conv1, x, &mut outputs[conv1]);
+            apply(&norms[conv1], conv1, &outputs[conv1], Residual::None, middle);
+            norms[conv2] = convolve(conv2, middle, &mut outputs[conv2]);
+            let residual = match shortcut {
+                None => Residual::Identity(x),
+                Some(at) => {
+                    norms[at] = convolve(at, x, &mut outputs[at]);
+                    Residual::Projected(&norms[at], &outputs[at])
+                }
+            };
+            apply(&norms[conv2], conv2, &outputs[conv2], residual, out);
+            input = conv2;
+        }
+        let channels = self.linear_weight.len() / self.classes;
+        slot.features.resize(batch * channels, 0.0);
+        head::average_pool(&activations[input][..batch * 16 * channels], &mut slot.features, channels);
+        head::linear(&slot.features, &self.linear_weight, &self.linear_bias, logits);
+    }
+
+    /// Backward through the slot's last forward pass of `batch` images.
+    pub fn backward(
+        &mut self,
+        slot: usize,
+        layout: &Layout,
+        batch: usize,
+        dlogits: &[f32],
+        mut wanted: Wanted,
+    ) {
+        let Self { arch, blocks, convs, gradients, partials, .. } = self;
+        let Slot { images, outputs, activations, norms, features } = &self.slots[slot];
+        let largest = batch * output_len(convs[0].conv());
+        gradients.iter_mut().for_each(|gradient| gradient.reserve(largest));
+        let [dz, dt, next, dy] = gradients;
+        let last = blocks.last().expect("eight blocks").conv2;
+        let len = batch * output_len(convs[last].conv());
+        if let Wanted::Parameters { gradients, accumulate } = &mut wanted {
+            let (front, back) = gradients.split_at_mut(layout.linear_bias.start);
+            let (weight, bias) =
+                (&mut front[layout.linear_weight.clone()], &mut back[..layout.linear_bias.len()]);
+            head::parameter_gradient(dlogits, features, weight, bias, *accumulate);
+        }
+        head::input_gradient(dlogits, &self.linear_weight, self.classes, &activations[last], &mut dz[..len]);
+
+        // From the gradient behind a BatchNorm to the one before it; parameter gradients on the way.
+        let mut through_norm = |at: usize, x: &[f32], dz: &[f32], dy: &mut Aligned| {
+            let conv = convs[at].conv();
+            let len = batch * output_len(conv);
+            let dy = &mut dy[..len];
+            let (weight, bias) = norms[at].backward(*arch, &outputs[at][..len], &dz[..len], dy, batch);
+            if let Wanted::Parameters { gradients, accumulate } = &mut wanted {
+                let place = &layout.convs[at];
+                set_or_add(&mut gradients[place.bn_weight.clone()], &weight, *accumulate);
+                set_or_add(&mut gradients[place.bn_bias.clone()], &bias, *accumulate);
+                let gradient = &mut gradients[place.weight.clone()];
+                weight_gradient(*arch, conv, batch, x, dy, partials, gradient, *accumulate);
+            }
+        };
+        let zero = |_: usize, out: &mut [f32]| out.fill(0.0);
+        for (b, &Block { conv1, conv2, shortcut }) in blocks.iter().enumerate().rev() {
+            let input = if b == 0 { 0 } else { blocks[b - 1].conv2 };
+            let x = &activations[input];
+            let (in_image, out_image) = (input_len(convs[conv1].conv()), output_len(convs[conv2].conv()));
+            let (in_len, out_len) = (batch * in_image, batch * out_image);
+            let masked = |activations: &Aligned, image: usize, first: usize, out: &mut [f32]| {
+                head::mask(out, &activations[first * image..][..out.len()]);
+            };
+            through_norm(conv2, &activations[conv1], dz, dy);
+            let finish = |first: usize, out: &mut [f32]| masked(&activations[conv1], out_image, first, out);
+            convs[conv2].input_gradient(*arch, &dy[..out_len], &mut dt[..out_len], zero, finish);
+            let dx = &mut next[..in_len];
+            let finish = |first: usize, out: &mut [f32]| masked(x, in_image, first, out);
+            match shortcut {
+                None => {
+                    through_norm(conv1, x, dt, dy);
+                    let residual = |first: usize, out: &mut [f32]| {
+                        out.copy_from_slice(&dz[first * in_image..][..out.len()])
+                    };
+                    convs[conv1].input_gradient(*arch, &dy[..out_len], dx, residual, finish);
+                }
+                Some(at) => {
+                    through_norm(at, x, dz, dy);
+                    convs[at].input_gradient(*arch, &dy[..out_len], dx, zero, |_, _| {});
+                    through_norm(conv1, x, dt, dy);
+                    convs[conv1].input_gradient(*arch, &dy[..out_len], dx, |_, _| {}, finish);
+                }
+            }
+            std::mem::swap(dz, next);
+        }
+        through_norm(0, images, dz, dy);
+        if let Wanted::Images(dx) = wanted {
+            self.stem.input_gradient(*arch, &dy[..largest], dx);
+        }
+    }
+}
+
+fn set_or_add(target: &mut [f32], values: &[f32], accumulate: bool) {
+    for (slot, value) in target.iter_mut().zip(values) {
+        *slot = if accumulate { *slot + value } else { *value };
+    }
+}
