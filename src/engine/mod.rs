@@ -154,7 +154,8 @@ pub struct Sgd {
     pub learning_rate: f32,
     pub momentum: f32,
     pub weight_decay: f32,
-    /// `average <- d * average + (1 - d) * live` after the step, parameters and running statistics alike.
+    /// `average <- d * average + (1 - d) * live` after the step, parameters and running statistics alike; where
+    /// there is no average yet, the live weights after the step are the first.
     pub average_decay: Option<f32>,
 }
 

@@ -23,7 +23,6 @@ pub fn task_images(side: usize) -> usize {
 
 /// Weights packed as panels of columns, `depth x panel` each; depth runs over (line, tap in line, channel).
 struct Filter {
-    columns: usize,
     panel: usize,
     lines: usize,
     /// Reduction length inside one line of the input: taps x channels.
@@ -35,7 +34,7 @@ impl Filter {
     /// For outputs that come in runs of `rows` pixels.
     fn new(columns: usize, lines: usize, line_depth: usize, rows: usize) -> Self {
         let panel = panel_width(columns, rows);
-        Self { columns, panel, lines, line_depth, values: Aligned::zeros(columns * lines * line_depth) }
+        Self { panel, lines, line_depth, values: Aligned::zeros(columns * lines * line_depth) }
     }
 
     fn depth(&self) -> usize {
@@ -187,7 +186,7 @@ impl PackedConv {
         prepare: impl Fn(usize, &mut [f32]) + Sync,
         finish: impl Fn(usize, &mut [f32]) + Sync,
     ) {
-        let Conv { in_channels, out_channels, kernel, stride, in_side, .. } = self.conv;
+        let Conv { in_channels, out_channels, stride, in_side, .. } = self.conv;
         let (side, padding) = (self.conv.out_side(), self.conv.padding());
         let images = task_images(side);
         let x_image = in_side * in_side * in_channels;
@@ -218,7 +217,6 @@ impl PackedConv {
                     run(padded);
                 });
             }
-            debug_assert_eq!(kernel / 2, padding);
             finish(first, out);
         });
     }
