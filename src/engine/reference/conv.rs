@@ -75,6 +75,7 @@ impl Filter {
     }
 
     /// Adds the correlation of `x` with this filter to `out`; `x_line` is the pitch of an input line.
+    #[allow(clippy::too_many_arguments)]
     fn apply(
         &self,
         arch: Arch,
