@@ -38,34 +38,67 @@ struct Operands {
 
 __thread Operands operands;
 
+/// Four floats, again and again across the vector. Written as a shuffle: a wide load of what narrow stores have just written
+/// waits for them to reach the cache.
 template <class Vector>
 __attribute__((always_inline)) inline Vector repeat(const float* four) {
+    const Quad quad = *reinterpret_cast<const Quad*>(four);
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+    if constexpr (sizeof(Vector) == 64) {
+        return __builtin_shufflevector(quad, quad, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+    } else if constexpr (sizeof(Vector) == 32) {
+        return __builtin_shufflevector(quad, quad, 0, 1, 2, 3, 0, 1, 2, 3);
+    } else {
+        return quad;
+    }
+#else
     Vector v;
-    for (size_t i = 0; i < sizeof(Vector) / 16; ++i) memcpy(reinterpret_cast<char*>(&v) + 16 * i, four, 16);
+    for (size_t i = 0; i < sizeof(Vector) / 16; ++i) memcpy(reinterpret_cast<char*>(&v) + 16 * i, &quad, 16);
     return v;
+#endif
 }
 
-/// ROWS row tiles from `first` on, the columns of a `Vector` at a time: 1, 2 or 4 column tiles. Several rows together, so that
-/// their additions overlap.
-template <class Vector, int ROWS>
+/// ROWS row tiles from `first` on, the columns of a `Vector` at a time: 1, 2 or 4 column tiles. LANES lanes that share their
+/// columns go together: eight sums in flight hide the latency of an addition.
+template <class Vector, int ROWS, int LANES>
 __attribute__((always_inline)) inline void multiply_rows(int first, int column_tiles, void* const* lanes) {
     constexpr int tiles = sizeof(Vector) / 16;
     // A template argument loses the alignment of its typedef, and accumulators are aligned as floats are.
     typedef Vector Unaligned __attribute__((aligned(4), may_alias));
-    for (int lane = 0; lane < 32; ++lane) {
-        const int g = lane / 4, t = lane % 4;
-        float* acc = static_cast<MmaLane*>(lanes[lane])->acc + 4 * first * column_tiles;
-        for (int j = 0; j < column_tiles; j += tiles) {
-            Vector sum[ROWS];
-#pragma GCC unroll 4
-            for (int i = 0; i < ROWS; ++i) sum[i] = *reinterpret_cast<Unaligned*>(acc + 4 * (i * column_tiles + j));
-            for (int k = 0; k < 16; ++k) {
-                const Vector b = *reinterpret_cast<const Vector*>(&operands.b[t][k][4 * j]);
-#pragma GCC unroll 4
-                for (int i = 0; i < ROWS; ++i) sum[i] += repeat<Vector>(operands.a[first + i][g][k]) * b;
+    for (int t = 0; t < 4; ++t) {
+        for (int g = 0; g < 8; g += LANES) {
+            float* acc[LANES];
+#pragma GCC unroll 8
+            for (int l = 0; l < LANES; ++l) {
+                acc[l] = static_cast<MmaLane*>(lanes[4 * (g + l) + t])->acc + 4 * first * column_tiles;
             }
+            for (int j = 0; j < column_tiles; j += tiles) {
+                Vector sum[ROWS][LANES];
 #pragma GCC unroll 4
-            for (int i = 0; i < ROWS; ++i) *reinterpret_cast<Unaligned*>(acc + 4 * (i * column_tiles + j)) = sum[i];
+                for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 8
+                    for (int l = 0; l < LANES; ++l) {
+                        sum[i][l] = *reinterpret_cast<Unaligned*>(acc[l] + 4 * (i * column_tiles + j));
+                    }
+                }
+                for (int k = 0; k < 16; ++k) {
+                    const Vector b = *reinterpret_cast<const Vector*>(&operands.b[t][k][4 * j]);
+#pragma GCC unroll 4
+                    for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 8
+                        for (int l = 0; l < LANES; ++l) {
+                            sum[i][l] += repeat<Vector>(operands.a[first + i][g + l][k]) * b;
+                        }
+                    }
+                }
+#pragma GCC unroll 4
+                for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 8
+                    for (int l = 0; l < LANES; ++l) {
+                        *reinterpret_cast<Unaligned*>(acc[l] + 4 * (i * column_tiles + j)) = sum[i][l];
+                    }
+                }
+            }
         }
     }
 }
@@ -73,9 +106,9 @@ __attribute__((always_inline)) inline void multiply_rows(int first, int column_t
 template <class Vector>
 __attribute__((always_inline)) inline void multiply(int row_tiles, int column_tiles, void* const* lanes) {
     int i = 0;
-    for (; i + 4 <= row_tiles; i += 4) multiply_rows<Vector, 4>(i, column_tiles, lanes);
-    for (; i + 2 <= row_tiles; i += 2) multiply_rows<Vector, 2>(i, column_tiles, lanes);
-    for (; i < row_tiles; ++i) multiply_rows<Vector, 1>(i, column_tiles, lanes);
+    for (; i + 4 <= row_tiles; i += 4) multiply_rows<Vector, 4, 2>(i, column_tiles, lanes);
+    for (; i + 2 <= row_tiles; i += 2) multiply_rows<Vector, 2, 4>(i, column_tiles, lanes);
+    for (; i < row_tiles; ++i) multiply_rows<Vector, 1, 8>(i, column_tiles, lanes);
 }
 
 __attribute__((always_inline)) inline void spread(int row_tiles, int column_tiles, void* const* lanes) {
