@@ -5,12 +5,16 @@
 //! and the shapes of its operands stand at the head of its file. Called by the engine and by `tests/kernel_*.rs`.
 
 pub mod attack;
+pub mod conv;
+mod cost;
 pub mod data;
 pub mod head;
 pub mod loss;
 pub mod norm;
 pub mod optimizer;
 pub mod select;
+
+pub use cost::Cost;
 
 use super::driver::{Driver, Kernel, launch};
 use crate::engine::{Error, Result};

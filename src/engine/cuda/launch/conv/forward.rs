@@ -1,0 +1,82 @@
+//! Launch of the forward convolution: `kernels/conv/forward.cu`.
+
+use bytemuck::Zeroable;
+
+use super::params::ForwardParams;
+use super::{ConvShape, Tile};
+use crate::engine::Result;
+use crate::engine::cuda::driver::{Address, Driver, launch};
+
+/// What happens to the sums before they are stored as bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForwardEpilogue {
+    /// `relu(sum + bias + residual)`; bit `c % 8` of byte `(pixel * channels + c) / 8` of `mask` is 1 where it is positive.
+    /// `bias` is f32, `residual` bf16 of the output's shape. A NaN passes.
+    Relu { bias: Address, residual: Option<Address>, mask: Address },
+    /// `sum + bias`.
+    Bias { bias: Address },
+    /// The sums as they are. For tile `t` of [`statistics_tile_rows`] pixels and channel `k`, over the rounded outputs `y` of
+    /// the tile, in f32: `partials[t][0][k]` is the mean of `y` and `partials[t][1][k]` is `sum (y - mean)^2`. The last tile
+    /// has only the rows that are left.
+    Statistics { partials: Address },
+}
+
+/// Output pixels that one partial result of [`ForwardEpilogue::Statistics`] covers.
+pub fn statistics_tile_rows(_shape: &ConvShape) -> usize {
+    Tile::ROWS
+}
+
+/// Elements (f32) of the partial results of [`ForwardEpilogue::Statistics`].
+pub fn statistics_partials(shape: &ConvShape) -> usize {
+    shape.output_rows().div_ceil(Tile::ROWS) * 2 * shape.out_channels
+}
+
+/// `output = epilogue(convolution of input with weights)`.
+pub fn forward(
+    driver: &dyn Driver,
+    shape: &ConvShape,
+    input: Address,
+    weights: Address,
+    epilogue: &ForwardEpilogue,
+    output: Address,
+) -> Result<()> {
+    let tile = Tile::choose(shape.output_rows(), shape.out_channels);
+    forward_tiled(driver, tile, shape, input, weights, epilogue, output)
+}
+
+/// [`forward`] in a given tile: for tests and measurements.
+pub fn forward_tiled(
+    driver: &dyn Driver,
+    tile: Tile,
+    shape: &ConvShape,
+    input: Address,
+    weights: Address,
+    epilogue: &ForwardEpilogue,
+    output: Address,
+) -> Result<()> {
+    shape.check()?;
+    let operation = match epilogue {
+        ForwardEpilogue::Relu { .. } => "conv_forward_relu",
+        ForwardEpilogue::Bias { .. } => "conv_forward_bias",
+        ForwardEpilogue::Statistics { .. } => "conv_forward_statistics",
+    };
+    let plan = tile.plan(operation, shape.output_rows(), shape.out_channels)?;
+    let mut params = ForwardParams {
+        input,
+        weights,
+        output,
+        gather: shape.input_gather(),
+        log2_out_channels: shape.out_channels.ilog2(),
+        log2_column_tiles: plan.log2_column_tiles,
+        ..Zeroable::zeroed()
+    };
+    match *epilogue {
+        ForwardEpilogue::Relu { bias, residual, mask } => {
+            (params.bias, params.mask) = (bias, mask);
+            params.residual = residual.unwrap_or(Address::NULL);
+        }
+        ForwardEpilogue::Bias { bias } => params.bias = bias,
+        ForwardEpilogue::Statistics { partials } => params.statistics = partials,
+    }
+    launch(driver, &plan.kernel, [plan.blocks, 1, 1], &params)
+}

@@ -1,0 +1,72 @@
+//! Launch of the input gradient: `kernels/conv/input_gradient.cu`.
+
+use super::params::InputGradientParams;
+use super::{ConvShape, Tile};
+use crate::engine::cuda::driver::{Address, Driver, launch};
+use crate::engine::{Error, Result};
+
+/// `input_gradient = (sum + residual) * mask`, both optional.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InputGradientEpilogue {
+    /// bf16 gradient of the input's shape; for stride 2 the compact gradient of the block's 1x1 convolution, of
+    /// `output_rows x in_channels`, which belongs to the input pixels with even coordinates.
+    pub residual: Option<Address>,
+    /// ReLU mask of the input, as the forward convolution writes it.
+    pub mask: Option<Address>,
+}
+
+/// Gradient with respect to the input, bf16. That of a 1x1 convolution of stride 2 is compact: `output_rows x in_channels`,
+/// the gradient of the input pixels with even coordinates; the others have none. It takes no mask and no residual.
+pub fn input_gradient(
+    driver: &dyn Driver,
+    shape: &ConvShape,
+    output_gradient: Address,
+    weights: Address,
+    epilogue: &InputGradientEpilogue,
+    input_gradient: Address,
+) -> Result<()> {
+    let phases = if shape.stride == 2 && shape.kernel == 3 { 4 } else { 1 };
+    let tile = Tile::choose(phases * shape.output_rows(), shape.in_channels);
+    input_gradient_tiled(driver, tile, shape, output_gradient, weights, epilogue, input_gradient)
+}
+
+/// [`input_gradient`] in a given tile: for tests and measurements.
+pub fn input_gradient_tiled(
+    driver: &dyn Driver,
+    tile: Tile,
+    shape: &ConvShape,
+    output_gradient: Address,
+    weights: Address,
+    epilogue: &InputGradientEpilogue,
+    input_gradient: Address,
+) -> Result<()> {
+    shape.check()?;
+    if shape.is_stem() {
+        return Err(Error::Invalid("input gradient of the stem: use image_gradient".into()));
+    }
+    if shape.kernel == 1 && *epilogue != InputGradientEpilogue::default() {
+        return Err(Error::Invalid(
+            "input gradient of a 1x1 convolution: it is compact, give mask and residual to the 3x3 one"
+                .into(),
+        ));
+    }
+    let operation = match shape.stride {
+        1 => "conv_input_gradient_stride1",
+        _ => "conv_input_gradient_stride2",
+    };
+    // The rows of one phase are as many as the output's pixels; at stride 1 these are all the input's.
+    let plan = tile.plan(operation, shape.output_rows(), shape.in_channels)?;
+    let params = InputGradientParams {
+        output_gradient,
+        weights,
+        residual: epilogue.residual.unwrap_or(Address::NULL),
+        mask: epilogue.mask.unwrap_or(Address::NULL),
+        input_gradient,
+        gather: shape.output_gather(),
+        kernel_taps: shape.taps() as u32,
+        log2_in_channels: shape.in_channels.ilog2(),
+        log2_column_tiles: plan.log2_column_tiles,
+    };
+    let phases = if shape.stride == 2 && shape.kernel == 3 { 4 } else { 1 };
+    launch(driver, &plan.kernel, [plan.blocks, 1, phases], &params)
+}

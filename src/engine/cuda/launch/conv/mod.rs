@@ -1,0 +1,22 @@
+//! Convolutions on tensor cores: forward, input gradient, image gradient with the attack step, weight gradient.
+//!
+//! Activations are bf16 NHWC, weights bf16 KRSC, sums f32. Each function checks its shape, chooses a tile and a grid, and
+//! launches one kernel (the weight gradient two). Addresses must hold what the shape says: on the host runner a wrong one is
+//! an error, on a GPU it is not caught. Kernels in `kernels/conv/`; checked by `tests/conv_*.rs`.
+
+mod cost;
+mod forward;
+mod image_gradient;
+mod input_gradient;
+mod params;
+mod shape;
+mod tile;
+mod weight_gradient;
+
+pub use cost::{forward_cost, image_gradient_cost, input_gradient_cost, weight_gradient_cost};
+pub use forward::{ForwardEpilogue, forward, forward_tiled, statistics_partials, statistics_tile_rows};
+pub use image_gradient::{ImageEpilogue, image_gradient};
+pub use input_gradient::{InputGradientEpilogue, input_gradient, input_gradient_tiled};
+pub use shape::ConvShape;
+pub use tile::Tile;
+pub use weight_gradient::{weight_gradient, weight_gradient_workspace};

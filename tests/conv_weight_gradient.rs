@@ -1,0 +1,114 @@
+//! Weight gradient kernels and their reduction against an f64 oracle: every shape of the network, every driver.
+
+#[path = "common/conv.rs"]
+mod common;
+
+use std::rc::Rc;
+
+use common::*;
+use half::bf16;
+use secateur::engine::cuda::driver::Driver;
+use secateur::engine::cuda::launch::conv::{
+    ConvShape, weight_gradient as launch_weight_gradient, weight_gradient_workspace,
+};
+
+struct Case {
+    shape: ConvShape,
+    input: Vec<bf16>,
+    output_gradient: Vec<bf16>,
+    wanted: Vec<f64>,
+    error: Vec<f64>,
+}
+
+impl Case {
+    fn new(shape: ConvShape) -> Self {
+        let input = halves(31, shape.input_len(), 1.0);
+        let output_gradient = halves(32, shape.output_len(), 1.0);
+        let sums = weight_gradient(&shape, &input, &output_gradient);
+        let error: Vec<f64> = (0..sums.value.len()).map(|i| sums.error(i)).collect();
+        // The stem's gradient is of three channels: the hi and the lo part of each.
+        let fold = |values: &[f64]| match shape.is_stem() {
+            true => values.chunks(8).flat_map(|v| [v[0] + v[3], v[1] + v[4], v[2] + v[5]]).collect(),
+            false => values.to_vec(),
+        };
+        Self { wanted: fold(&sums.value), error: fold(&error), shape, input, output_gradient }
+    }
+
+    /// The gradient, added to `before` where given.
+    fn run(&self, driver: &Rc<dyn Driver>, before: Option<&[f32]>) -> Vec<f32> {
+        let input = upload(driver, "input", &self.input);
+        let output_gradient = upload(driver, "output gradient", &self.output_gradient);
+        let workspace = poisoned::<f32>(driver, "workspace", weight_gradient_workspace(&self.shape));
+        let gradient = match before {
+            Some(before) => upload(driver, "weight gradient", before),
+            None => poisoned::<f32>(driver, "weight gradient", self.wanted.len()),
+        };
+        launch_weight_gradient(
+            &**driver,
+            &self.shape,
+            input.address(),
+            output_gradient.address(),
+            workspace.address(),
+            gradient.address(),
+            before.is_some(),
+        )
+        .unwrap();
+        gradient.to_vec().unwrap()
+    }
+
+    fn check_all(&self) {
+        let shape = &self.shape;
+        let before = numbers(33, self.wanted.len(), 4.0);
+        let sum: Vec<f64> = self.wanted.iter().zip(&before).map(|(w, b)| w + f64::from(*b)).collect();
+        let mut first = None;
+        for (name, driver) in drivers() {
+            let what = format!("{shape:?}, {name}");
+            let met = self.run(&driver, None);
+            check(&what, &from_floats(&met), &self.wanted, |i| self.error[i], WHOLE_F32);
+            assert!(self.run(&driver, None) == met, "{what}: the second run differs");
+            // The host runner gives the same bits in both warp orders.
+            if name.starts_with("host") {
+                assert!(first.get_or_insert_with(|| met.clone()) == &met, "{what}");
+            }
+            let added = self.run(&driver, Some(&before));
+            let rounding = |i: usize| 2f64.powi(-23) * (sum[i].abs() + f64::from(before[i].abs()));
+            check(
+                &format!("{what}, accumulated"),
+                &from_floats(&added),
+                &sum,
+                |i| self.error[i] + rounding(i),
+                WHOLE_F32,
+            );
+        }
+    }
+}
+
+#[test]
+fn every_shape_agrees_with_the_oracle() {
+    println!("seed {SEED}");
+    for shape in all_shapes() {
+        Case::new(shape).check_all();
+    }
+}
+
+#[test]
+fn uneven_parts_agree_with_the_oracle() {
+    println!("seed {SEED}");
+    // 25 and 25.5 slabs of 32 pixels in three parts; 42 slabs in the five parts that a wide layer leaves room for.
+    let small = ConvShape { batch: 50, in_side: 4, in_channels: 64, out_channels: 64, kernel: 3, stride: 1 };
+    Case::new(small).check_all();
+    Case::new(ConvShape { batch: 51, in_channels: 16, out_channels: 16, ..small }).check_all();
+    Case::new(ConvShape { batch: 51, in_side: 8, in_channels: 32, stride: 2, ..small }).check_all();
+    Case::new(ConvShape { batch: 21, in_side: 8, in_channels: 256, out_channels: 256, ..small }).check_all();
+}
+
+#[test]
+fn a_smaller_batch_needs_no_more_workspace() {
+    for width in [16, 64] {
+        for shape in shapes(width, 1) {
+            let needs: Vec<usize> =
+                (1..200).map(|batch| weight_gradient_workspace(&ConvShape { batch, ..shape })).collect();
+            assert!(needs.is_sorted(), "{shape:?}: {needs:?}");
+        }
+    }
+}
