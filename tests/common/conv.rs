@@ -8,21 +8,14 @@ use std::rc::Rc;
 
 use half::bf16;
 use rayon::prelude::*;
-use secateur::engine::cuda::driver::host::{HostDriver, WarpOrder};
 use secateur::engine::cuda::driver::{Buffer, Driver};
 use secateur::engine::cuda::launch::conv::ConvShape;
 use secateur::model::ResNet18;
 use secateur::philox::{Key, Purpose, symmetric};
 
-pub const SEED: u64 = 20_261_121;
-
-/// Every driver of this machine, with a name for messages. Both warp orders of the host runner must give the same bits.
-pub fn drivers() -> Vec<(&'static str, Rc<dyn Driver>)> {
-    vec![
-        ("host", HostDriver::open()),
-        ("host, warps reversed", HostDriver::with_warp_order(WarpOrder::Reversed)),
-    ]
-}
+#[path = "mod.rs"]
+mod kernels;
+pub use kernels::{SEED, drivers};
 
 /// Every different convolution of the network at this width.
 pub fn shapes(width: usize, batch: usize) -> Vec<ConvShape> {
