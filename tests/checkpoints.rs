@@ -1,0 +1,196 @@
+//! Checkpoints on disk: whole or passed over, whatever happens to their files; never a panic.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use proptest::prelude::*;
+use secateur::engine::OptimizerState;
+use secateur::model::{ResNet18, Weights, initialise};
+use secateur::train::checkpoint::{
+    Checkpoint, CheckpointError, Progress, SamplesSoFar, list, load, load_newest, name, save,
+};
+use secateur::train::metrics::{Best, Seconds};
+
+const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
+const FILES: [&str; 6] = [
+    "manifest.json",
+    "progress.json",
+    "weights.safetensors",
+    "momentum.safetensors",
+    "average.safetensors",
+    "samples.safetensors",
+];
+
+/// A checkpoint with values that differ everywhere, losses that are hard to print included.
+fn checkpoint(epoch: u32, step: usize) -> Checkpoint {
+    let weights = |seed| initialise(NETWORK, seed);
+    let seed = u64::from(epoch) * 100 + step as u64;
+    let momentum: Weights = Weights {
+        tensors: weights(seed + 1).tensors.into_iter().filter(|(name, _)| !name.contains("running")).collect(),
+    };
+    let losses: Vec<f32> = (0..step * 4).map(|i| 1.0 / (i as f32 + 3.0)).collect();
+    Checkpoint {
+        weights: weights(seed),
+        optimizer: OptimizerState { momentum, average: Some(weights(seed + 2)) },
+        progress: Progress {
+            epoch,
+            step,
+            best: (epoch > 0).then_some(Best { epoch: 1, validation_clean: 0.7, validation_robust: 1.0 / 3.0 }),
+            epoch_seconds: Seconds { attack: 0.1, train: 0.2, evaluate: 0.0 },
+            run_seconds: Seconds { attack: 10.1, train: 5.25, evaluate: 1.0 / 7.0 },
+        },
+        samples: SamplesSoFar { predictions: (0..losses.len() as u32).map(|i| i % 10).collect(), losses },
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    list(folder).unwrap().iter().map(|path| path.file_name().unwrap().to_str().unwrap().into()).collect()
+}
+
+#[test]
+fn what_is_saved_comes_back_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    for (epoch, step) in [(0, 3), (2, 0)] {
+        let saved = checkpoint(epoch, step);
+        let path = save(folder.path(), &saved, 9).unwrap();
+        assert_eq!(load(&path).unwrap(), saved);
+    }
+    let mut warnings = Vec::new();
+    let (newest, _) =
+        load_newest(folder.path(), &mut |error| warnings.push(error.to_string())).unwrap().unwrap();
+    assert_eq!(newest, folder.path().join(name(2, 0)));
+    assert!(warnings.is_empty(), "{warnings:?}");
+}
+
+#[test]
+fn the_newest_and_the_best_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    for epoch in 1..=5 {
+        save(folder.path(), &checkpoint(epoch, 0), 2).unwrap();
+    }
+    assert_eq!(names(folder.path()), [name(5, 0), name(4, 0), name(1, 0)]);
+}
+
+#[test]
+fn what_a_dead_run_was_writing_is_no_checkpoint_and_goes_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let unfinished = folder.path().join(format!(".writing-{}", name(7, 0)));
+    fs::create_dir(&unfinished).unwrap();
+    fs::write(unfinished.join("weights.safetensors"), b"half").unwrap();
+    assert!(load_newest(folder.path(), &mut |_| ()).unwrap().is_none());
+    save(folder.path(), &checkpoint(1, 0), 2).unwrap();
+    assert!(!unfinished.exists());
+    assert_eq!(names(folder.path()), [name(1, 0)]);
+}
+
+#[test]
+fn a_damaged_one_of_the_same_place_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = save(folder.path(), &checkpoint(1, 2), 2).unwrap();
+    fs::write(path.join("weights.safetensors"), b"rubbish").unwrap();
+    save(folder.path(), &checkpoint(1, 2), 2).unwrap();
+    assert_eq!(load(&path).unwrap(), checkpoint(1, 2));
+}
+
+#[test]
+fn no_folder_is_no_checkpoint_and_no_whole_one_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(load_newest(&folder.path().join("none"), &mut |_| ()).unwrap().is_none());
+    fs::create_dir(folder.path().join(name(3, 0))).unwrap();
+    let mut passed_over = Vec::new();
+    let error = load_newest(folder.path(), &mut |error| passed_over.push(error.to_string())).unwrap_err();
+    assert!(matches!(error, CheckpointError::NoneWhole { count: 1, .. }), "{error}");
+    assert!(passed_over[0].contains("epoch-0003-step-000000"), "{passed_over:?}");
+}
+
+#[test]
+fn a_manifest_opens_no_file_outside_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = save(folder.path(), &checkpoint(1, 2), 2).unwrap();
+    let manifest = path.join("manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap().replace("average.safetensors", "../../secret");
+    fs::write(&manifest, text).unwrap();
+    let error = load(&path).unwrap_err().to_string();
+    assert!(error.contains("lists '../../secret'"), "{error}");
+}
+
+/// One folder with an old and a new checkpoint for all cases; each undoes its damage.
+fn shared() -> &'static Path {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    FOLDER
+        .get_or_init(|| {
+            let folder = tempfile::tempdir().unwrap();
+            save(folder.path(), &checkpoint(1, 0), 2).unwrap();
+            save(folder.path(), &checkpoint(1, 2), 2).unwrap();
+            folder
+        })
+        .path()
+}
+
+#[derive(Clone, Debug)]
+enum Damage {
+    /// XOR of a byte, at this share of the file.
+    Flip { at: f64, mask: u8 },
+    Truncate { at: f64 },
+    Append(Vec<u8>),
+    Replace(Vec<u8>),
+    Remove,
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    let bytes = || prop::collection::vec(any::<u8>(), 1..64);
+    prop_oneof![
+        (0.0..1.0f64, 1u8..).prop_map(|(at, mask)| Damage::Flip { at, mask }),
+        (0.0..1.0f64).prop_map(|at| Damage::Truncate { at }),
+        bytes().prop_map(Damage::Append),
+        bytes().prop_map(Damage::Replace),
+        Just(Damage::Remove),
+    ]
+}
+
+fn apply(path: &PathBuf, damage: &Damage) {
+    let mut bytes = fs::read(path).unwrap();
+    let place = |at: f64| (at * bytes.len() as f64) as usize;
+    match damage {
+        Damage::Flip { at, mask } => {
+            let place = place(*at);
+            bytes[place] ^= mask;
+        }
+        Damage::Truncate { at } => {
+            let place = place(*at);
+            bytes.truncate(place);
+        }
+        Damage::Append(more) => bytes.extend(more),
+        Damage::Replace(other) => bytes.clone_from(other),
+        Damage::Remove => return fs::remove_file(path).unwrap(),
+    }
+    fs::write(path, bytes).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_damage_is_named_and_passed_over(file in 0..FILES.len(), damage in damage()) {
+        let folder = shared();
+        let newest = folder.join(name(1, 2));
+        let path = newest.join(FILES[file]);
+        let original = fs::read(&path).unwrap();
+        apply(&path, &damage);
+        let mut passed_over = Vec::new();
+        let loaded = load_newest(folder, &mut |error| passed_over.push(error.to_string()));
+        fs::write(&path, original).unwrap();
+
+        let (found, loaded) = loaded.unwrap().unwrap();
+        if found == newest {
+            // White space of the manifest is the only thing that may change unnoticed.
+            prop_assert_eq!(FILES[file], "manifest.json");
+            prop_assert_eq!(loaded, checkpoint(1, 2));
+        } else {
+            prop_assert_eq!(loaded, checkpoint(1, 0));
+            prop_assert_eq!(passed_over.len(), 1);
+            prop_assert!(passed_over[0].contains("epoch-0001-step-000002"), "{}", passed_over[0]);
+        }
+    }
+}
