@@ -27,7 +27,11 @@ fn checkpoint(epoch: u32, step: usize) -> Checkpoint {
     let weights = |seed| initialise(NETWORK, seed);
     let seed = u64::from(epoch) * 100 + step as u64;
     let momentum: Weights = Weights {
-        tensors: weights(seed + 1).tensors.into_iter().filter(|(name, _)| !name.contains("running")).collect(),
+        tensors: weights(seed + 1)
+            .tensors
+            .into_iter()
+            .filter(|(name, _)| !name.contains("running"))
+            .collect(),
     };
     let losses: Vec<f32> = (0..step * 4).map(|i| 1.0 / (i as f32 + 3.0)).collect();
     Checkpoint {
@@ -36,7 +40,11 @@ fn checkpoint(epoch: u32, step: usize) -> Checkpoint {
         progress: Progress {
             epoch,
             step,
-            best: (epoch > 0).then_some(Best { epoch: 1, validation_clean: 0.7, validation_robust: 1.0 / 3.0 }),
+            best: (epoch > 0).then_some(Best {
+                epoch: 1,
+                validation_clean: 0.7,
+                validation_robust: 1.0 / 3.0,
+            }),
             epoch_seconds: Seconds { attack: 0.1, train: 0.2, evaluate: 0.0 },
             run_seconds: Seconds { attack: 10.1, train: 5.25, evaluate: 1.0 / 7.0 },
         },
@@ -131,8 +139,13 @@ fn shared() -> &'static Path {
 #[derive(Clone, Debug)]
 enum Damage {
     /// XOR of a byte, at this share of the file.
-    Flip { at: f64, mask: u8 },
-    Truncate { at: f64 },
+    Flip {
+        at: f64,
+        mask: u8,
+    },
+    Truncate {
+        at: f64,
+    },
     Append(Vec<u8>),
     Replace(Vec<u8>),
     Remove,

@@ -1,0 +1,213 @@
+//! Attacks and protocols on the reference engine: the ball, the counts, the restarts.
+//!
+//! The network is trained for one short epoch on generated images, so that its predictions differ and its gradients
+//! point somewhere.
+
+use secateur::attack::{CrossEntropyAscent, Pgd};
+use secateur::batch::Batch;
+use secateur::data::generated::{self, Part};
+use secateur::engine::{
+    CrossEntropy, DeviceChoice, Engine, ImageSet, Noise, Pass, SignStep, WeightSet, open,
+};
+use secateur::evaluate::{Outcome, Protocol, Subject, evaluate};
+use secateur::model::initialise;
+use secateur::philox::{Key, Purpose};
+use secateur::recipe::{BatchNorm, Recipe};
+use secateur::train::{Trainer, network};
+
+const SEED: u64 = 20261121;
+const EPSILON: f32 = 8.0 / 255.0;
+const TRAINED: usize = 200;
+const TESTED: usize = 60;
+
+/// Plain training (no attack steps) is enough here, and quick.
+const RECIPE: &str = r#"
+    epochs = 2
+    batch = 25
+    [data]
+    set = "generated"
+    train_limit = 200
+    [model]
+    width = 16
+    [attack]
+    steps = 0
+    start = "none"
+    [optimizer]
+    learning_rate = 0.05
+    [schedule]
+    kind = "constant"
+"#;
+
+/// A briefly trained network and the test images.
+fn trained() -> (Box<dyn Engine>, ImageSet) {
+    let recipe = Recipe::parse("test", RECIPE, &[]).unwrap();
+    let mut engine = open(DeviceChoice::Cpu, network(&recipe), TESTED).unwrap();
+    engine.load_weights(&initialise(network(&recipe), SEED)).unwrap();
+    let train = generated::images(Part::Train, TRAINED);
+    let set = engine.upload_images(&train.pixels, &train.labels).unwrap();
+    let samples: Vec<u32> = (0..TRAINED as u32).collect();
+    let mut trainer = Trainer::new(engine.as_mut(), &recipe, &set, &samples).unwrap();
+    trainer.epoch(&mut |_| true).unwrap().unwrap();
+    drop(trainer);
+    let test = generated::images(Part::Test, TESTED);
+    let set = engine.upload_images(&test.pixels, &test.labels).unwrap();
+    (engine, set)
+}
+
+fn gathered(engine: &mut dyn Engine, set: &ImageSet, count: usize) -> Batch {
+    let batch = Batch::alloc(engine, count).unwrap();
+    let samples: Vec<u32> = (0..count as u32).collect();
+    engine.write(&batch.samples, &samples).unwrap();
+    engine.gather(set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
+    batch
+}
+
+/// Losses and predictions of the images in eval mode.
+fn judged(engine: &mut dyn Engine, batch: &Batch, perturbed: bool) -> (Vec<f32>, Vec<u32>) {
+    let images = if perturbed { &batch.perturbed } else { &batch.images };
+    engine.forward(Pass::Eval, images, &batch.logits).unwrap();
+    let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
+    engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
+    (engine.read(&batch.losses).unwrap(), engine.read(&batch.predictions).unwrap())
+}
+
+fn run(engine: &mut dyn Engine, set: &ImageSet, samples: &[u32], protocol: &str, batch: usize) -> Outcome {
+    let scratch = Batch::alloc(engine, batch).unwrap();
+    let subject = Subject { set, samples, weights: WeightSet::Live, epsilon: EPSILON, seed: SEED };
+    let protocol: Protocol = protocol.parse().unwrap();
+    evaluate(engine, subject, &protocol, &scratch, &mut |_, _| true).unwrap().unwrap()
+}
+
+#[test]
+fn attacks_stay_in_the_ball_and_in_the_image_range_and_raise_the_loss() {
+    println!("seed {SEED}");
+    let (mut engine, set) = trained();
+    let engine = engine.as_mut();
+    let batch = gathered(engine, &set, TESTED);
+    engine.fold_batch_norm(WeightSet::Live).unwrap();
+    let (clean, _) = judged(engine, &batch, false);
+    let images = engine.read(&batch.images).unwrap();
+    let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
+
+    let starts = [None, Some(Noise::Uniform { radius: EPSILON }), Some(Noise::Normal { deviation: 0.001 })];
+    for (case, start) in starts.into_iter().enumerate() {
+        // 7/255 overshoots the ball in every second step.
+        for step_size in [2.0 / 255.0, 7.0 / 255.0] {
+            let step = SignStep { step_size, epsilon: EPSILON };
+            let pgd = Pgd { start, step, steps: 5, batch_norm: BatchNorm::Eval };
+            let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 1, step: 0 };
+            engine.write(&batch.perturbed, &vec![f32::NAN; images.len()]).unwrap();
+            pgd.perturb(engine, &mut CrossEntropyAscent, key, &batch).unwrap();
+            let perturbed = engine.read(&batch.perturbed).unwrap();
+            let mut moved = 0;
+            for (position, (x, x_adv)) in images.iter().zip(&perturbed).enumerate() {
+                assert!((0.0..=1.0).contains(x_adv), "case {case}, position {position}: {x_adv}");
+                // One rounding of x + epsilon, whose magnitude is at most 2.
+                let distance = (x_adv - x).abs();
+                assert!(distance <= EPSILON + 2.4e-7, "case {case}, position {position}: {distance}");
+                moved += usize::from(distance > 0.0);
+            }
+            assert!(moved * 10 > images.len() * 9, "case {case}: only {moved} of {} moved", images.len());
+            let (losses, _) = judged(engine, &batch, true);
+            let (before, after) = (mean(&clean), mean(&losses));
+            assert!(after > before + 0.1, "case {case}: loss {before} to {after}");
+        }
+    }
+}
+
+#[test]
+fn no_start_and_no_steps_is_the_clean_image() {
+    let (mut engine, set) = trained();
+    let engine = engine.as_mut();
+    let batch = gathered(engine, &set, 7);
+    let step = SignStep { step_size: 0.01, epsilon: EPSILON };
+    let pgd = Pgd { start: None, step, steps: 0, batch_norm: BatchNorm::Eval };
+    let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
+    pgd.perturb(engine, &mut CrossEntropyAscent, key, &batch).unwrap();
+    assert_eq!(engine.read(&batch.perturbed).unwrap(), engine.read(&batch.images).unwrap());
+}
+
+#[test]
+fn only_an_attack_in_train_mode_moves_the_running_statistics() {
+    let (mut engine, set) = trained();
+    let engine = engine.as_mut();
+    let batch = gathered(engine, &set, 16);
+    let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
+    let step = SignStep { step_size: 2.0 / 255.0, epsilon: EPSILON };
+    for batch_norm in [BatchNorm::Eval, BatchNorm::Train] {
+        engine.fold_batch_norm(WeightSet::Live).unwrap();
+        let before = engine.weights(WeightSet::Live).unwrap();
+        let start = Some(Noise::Uniform { radius: EPSILON });
+        let pgd = Pgd { start, step, steps: 2, batch_norm };
+        pgd.perturb(engine, &mut CrossEntropyAscent, key, &batch).unwrap();
+        let after = engine.weights(WeightSet::Live).unwrap();
+        let changed: Vec<&String> = before
+            .tensors
+            .iter()
+            .filter(|(name, tensor)| after.tensors[*name] != **tensor)
+            .map(|(name, _)| name)
+            .collect();
+        match batch_norm {
+            BatchNorm::Eval => assert!(changed.is_empty(), "{changed:?}"),
+            BatchNorm::Train => {
+                assert_eq!(changed.len(), 40, "{changed:?}");
+                assert!(changed.iter().all(|name| name.contains("running")), "{changed:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn counts_are_those_of_a_plain_recomputation() {
+    let (mut engine, set) = trained();
+    let engine = engine.as_mut();
+    let samples: Vec<u32> = (0..TESTED as u32).collect();
+    // 17 does not divide 60: the last batch is smaller.
+    let outcome = run(engine, &set, &samples, "clean", 17);
+    let batch = gathered(engine, &set, TESTED);
+    let (_, predictions) = judged(engine, &batch, false);
+    let labels = engine.read(&batch.labels).unwrap();
+    let expected: Vec<bool> = predictions.iter().zip(&labels).map(|(a, b)| a == b).collect();
+    assert_eq!(outcome.withstood, expected);
+    let right = expected.iter().filter(|&&right| right).count();
+    assert_eq!(outcome.correct(), right);
+    assert_eq!(outcome.accuracy(), right as f64 / TESTED as f64);
+    // A short training leaves some right and some wrong, or this test shows nothing.
+    assert!((7..=55).contains(&right), "{right} of {TESTED} right");
+}
+
+#[test]
+fn restarts_take_the_worst_case_and_images_do_not_depend_on_each_other() {
+    let (mut engine, set) = trained();
+    let engine = engine.as_mut();
+    let samples: Vec<u32> = (0..TESTED as u32).collect();
+    let clean = run(engine, &set, &samples, "clean", 30);
+    let one = run(engine, &set, &samples, "pgd2", 30);
+    let three = run(engine, &set, &samples, "pgd2x3", 30);
+    assert!(three.correct() <= one.correct() && one.correct() < clean.correct());
+    for (image, (three, one)) in three.withstood.iter().zip(&one.withstood).enumerate() {
+        assert!(!three | one, "image {image} withstood three starts but not the first of them");
+    }
+    // Alone, in another order, in another batch size: the same verdicts.
+    let some: Vec<u32> = samples.iter().rev().step_by(4).copied().collect();
+    let alone = run(engine, &set, &some, "pgd2x3", 4);
+    let expected: Vec<bool> = some.iter().map(|&sample| three.withstood[sample as usize]).collect();
+    assert_eq!(alone.withstood, expected);
+}
+
+#[test]
+fn an_evaluation_can_be_stopped() {
+    let (mut engine, set) = trained();
+    let engine = engine.as_mut();
+    let scratch = Batch::alloc(engine, 10).unwrap();
+    let samples: Vec<u32> = (0..TESTED as u32).collect();
+    let subject =
+        Subject { set: &set, samples: &samples, weights: WeightSet::Live, epsilon: EPSILON, seed: 0 };
+    let mut heard = Vec::new();
+    let stopped = evaluate(engine, subject, &Protocol::Clean, &scratch, &mut |done, total| {
+        heard.push((done, total));
+        done < 20
+    });
+    assert_eq!(stopped.unwrap(), None);
+    assert_eq!(heard, [(10, 60), (20, 60)]);
+}

@@ -1,0 +1,254 @@
+//! Whole runs on the reference engine: they learn, leave a whole folder, and resume to the same bits from anywhere.
+
+use std::cell::Cell;
+use std::fs;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use secateur::console::Console;
+use secateur::data::DataSet;
+use secateur::engine::{DeviceChoice, open};
+use secateur::model::Weights;
+use secateur::recipe::Recipe;
+use secateur::train::checkpoint;
+use secateur::train::metrics::EpochMetrics;
+use secateur::train::run_folder::{RunFolder, RunFolderError, State};
+use secateur::train::{self, Run, Summary, TrainError};
+use tempfile::TempDir;
+
+/// 100 training images in batches of 24: four steps and a smaller fifth. 20 for validation.
+const RECIPE: &str = r#"
+    seed = 5
+    epochs = 3
+    batch = 24
+    [data]
+    set = "generated"
+    train_limit = 120
+    test_limit = 40
+    validation = 20
+    [model]
+    width = 16
+    [objective]
+    label_smoothing = 0.1
+    [attack]
+    steps = 2
+    step_size = "4/255"
+    [optimizer]
+    learning_rate = 0.05
+    average_decay = 0.8
+    [schedule]
+    kind = "one-cycle"
+    [evaluation]
+    protocols = ["clean", "pgd3"]
+    best_by = "pgd2"
+"#;
+const STEPS_PER_EPOCH: usize = 5;
+
+fn recipe() -> Recipe {
+    Recipe::parse("test", RECIPE, &[]).unwrap()
+}
+
+fn data(recipe: &Recipe) -> DataSet {
+    DataSet::open(recipe.data.set, None, recipe.data.train_limit, recipe.data.test_limit).unwrap()
+}
+
+/// Starts or resumes the run in `path`; `stop_after` questions it is asked to stop.
+fn run(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Summary, TrainError> {
+    let data = data(recipe);
+    let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
+    let asked = Cell::new(0);
+    let stop = || {
+        asked.set(asked.get() + 1);
+        stop_after == Some(asked.get())
+    };
+    let folder = match RunFolder::state(path)? {
+        State::Fresh => RunFolder::create(path)?,
+        State::Run => RunFolder::open(path),
+    };
+    folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
+    let run = Run { recipe, data: &data, folder: &folder, console: &Console::silent(), stop: &stop };
+    train::run(engine.as_mut(), &run)
+}
+
+/// One run without a break, shared by the tests.
+fn unbroken() -> &'static (TempDir, Summary) {
+    static RUN: OnceLock<(TempDir, Summary)> = OnceLock::new();
+    RUN.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let summary = run(&recipe(), folder.path(), None).unwrap();
+        (folder, summary)
+    })
+}
+
+fn metrics(folder: &Path) -> Vec<EpochMetrics> {
+    RunFolder::open(folder).read_metrics().unwrap()
+}
+
+/// Everything that must not depend on when the run was interrupted: all but the times.
+fn timeless(metrics: &EpochMetrics) -> EpochMetrics {
+    EpochMetrics {
+        seconds_attack: 0.0,
+        seconds_train: 0.0,
+        seconds_evaluate: 0.0,
+        images_per_second: 0.0,
+        ..metrics.clone()
+    }
+}
+
+fn assert_same_run(folder: &Path) {
+    let (whole, _) = unbroken();
+    for name in ["last.safetensors", "best.safetensors"] {
+        let (met, wanted) =
+            (fs::read(folder.join(name)).unwrap(), fs::read(whole.path().join(name)).unwrap());
+        assert!(met == wanted, "{name}: other bits than those of the unbroken run");
+    }
+    let timeless = |folder: &Path| metrics(folder).iter().map(timeless).collect::<Vec<_>>();
+    assert_eq!(timeless(folder), timeless(whole.path()));
+    let newest = |folder: &Path| {
+        let checkpoints = RunFolder::open(folder).checkpoints();
+        checkpoint::load_newest(&checkpoints, &mut |error| panic!("{error}")).unwrap().unwrap().1
+    };
+    let (met, wanted) = (newest(folder), newest(whole.path()));
+    assert!(met.weights == wanted.weights && met.optimizer == wanted.optimizer);
+    assert_eq!(met.progress.best, wanted.progress.best);
+}
+
+#[test]
+fn a_run_learns_and_leaves_a_whole_folder() {
+    let (folder, summary) = unbroken();
+    let (recipe, path) = (recipe(), folder.path());
+    println!("seed {}", recipe.seed);
+
+    let metrics = metrics(path);
+    assert_eq!(metrics.iter().map(|line| line.epoch).collect::<Vec<_>>(), [1, 2, 3]);
+    let losses: Vec<f64> = metrics.iter().map(|line| line.train_loss).collect();
+    assert!(losses[2] < 0.97 * losses[0], "{losses:?}");
+    for line in &metrics {
+        assert_eq!(line.images, 100);
+        assert!(
+            line.seconds_attack > 0.0 && line.seconds_train > 0.0 && line.seconds_evaluate > 0.0,
+            "{line:?}"
+        );
+        let rate = 100.0 / (line.seconds_attack + line.seconds_train);
+        assert!((line.images_per_second / rate - 1.0).abs() < 1e-9, "{line:?}");
+        assert!(line.validation_clean.is_some() && line.validation_robust.is_some());
+    }
+    // The best is the first epoch with the highest robust accuracy on the validation images.
+    let robust: Vec<f64> = metrics.iter().map(|line| line.validation_robust.unwrap()).collect();
+    let top = robust.iter().cloned().fold(0.0, f64::max);
+    let best = 1 + robust.iter().position(|&value| value == top).unwrap() as u32;
+    assert_eq!(summary.best.unwrap().epoch, best);
+    assert_eq!(metrics.iter().rposition(|line| line.best).unwrap() as u32 + 1, best);
+
+    assert_eq!(fs::read_to_string(path.join("recipe.toml")).unwrap(), recipe.to_toml());
+    let result: serde_json::Value =
+        serde_json::from_slice(&fs::read(path.join("result.json")).unwrap()).unwrap();
+    assert_eq!(result, serde_json::to_value(summary).unwrap());
+    assert_eq!(summary.test.len(), 4);
+    for row in &summary.test {
+        assert_eq!(row.total, 40);
+        assert_eq!(row.accuracy, row.correct as f64 / 40.0);
+    }
+    for name in ["last.safetensors", "best.safetensors"] {
+        let (network, weights) = Weights::read_network(&path.join(name)).unwrap();
+        assert_eq!(network, train::network(&recipe));
+        weights.check(&network).unwrap();
+    }
+    // The last weights are the moving average that the recipe keeps, not the live ones.
+    let last = Weights::read(&path.join("last.safetensors")).unwrap();
+    let newest = path.join("checkpoints").join(checkpoint::name(3, 0));
+    let state = checkpoint::load(&newest).unwrap();
+    assert_eq!(Some(&last), state.optimizer.average.as_ref());
+    assert_ne!(last, state.weights);
+}
+
+#[test]
+fn a_run_broken_anywhere_resumes_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let progress = || {
+        let newest = checkpoint::load_newest(&path.join("checkpoints"), &mut |error| panic!("{error}"));
+        let progress = newest.unwrap().unwrap().1.progress;
+        (progress.epoch, progress.step)
+    };
+    // In the middle of the first epoch; behind its last step; in a validation; in the test of the end.
+    let stops = [(3, (0, 3)), (2, (0, STEPS_PER_EPOCH)), (2 + STEPS_PER_EPOCH + 1, (1, STEPS_PER_EPOCH))];
+    for (questions, place) in stops {
+        let error = run(&recipe(), path, Some(questions)).unwrap_err();
+        assert!(matches!(error, TrainError::Interrupted { .. }), "{error}");
+        assert_eq!(progress(), place);
+        assert_eq!(metrics_or_none(path).len(), place.0 as usize);
+    }
+    // Two validations of one batch each are left, five steps, and then the first batch of the test.
+    let error = run(&recipe(), path, Some(2 + STEPS_PER_EPOCH + 2 + 1)).unwrap_err();
+    assert!(matches!(error, TrainError::Interrupted { .. }), "{error}");
+    assert_eq!(progress(), (3, 0));
+    assert!(!path.join("result.json").exists());
+    run(&recipe(), path, None).unwrap();
+    assert_same_run(path);
+}
+
+fn metrics_or_none(folder: &Path) -> Vec<EpochMetrics> {
+    if folder.join("metrics.jsonl").exists() { metrics(folder) } else { Vec::new() }
+}
+
+#[test]
+fn a_damaged_newest_checkpoint_costs_time_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    // Two validation questions an epoch: this is behind step 2 of epoch 3, with epochs 1 and 2 saved.
+    let questions = 2 * (STEPS_PER_EPOCH + 2) + 2;
+    run(&recipe(), path, Some(questions)).unwrap_err();
+    let newest = path.join("checkpoints").join(checkpoint::name(2, 2));
+    let weights = newest.join("weights.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    // What a power cut leaves of a line.
+    let lines = fs::read_to_string(path.join("metrics.jsonl")).unwrap();
+    fs::write(path.join("metrics.jsonl"), lines + "{\"epoch\": 3, \"learni").unwrap();
+    run(&recipe(), path, None).unwrap();
+    // The damaged one is still there under its name unless the run has cleared it away as old.
+    assert_same_run(path);
+}
+
+#[test]
+fn a_loss_that_is_no_number_ends_the_run_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = ["optimizer.learning_rate=100", "optimizer.momentum=0.99", "schedule.kind=constant"];
+    let recipe = Recipe::parse("test", RECIPE, &set.map(String::from)).unwrap();
+    let error = run(&recipe, folder.path(), None).unwrap_err();
+    assert!(matches!(error, TrainError::Diverged { .. }), "{error}");
+    assert!(error.to_string().contains("lower optimizer.learning_rate"), "{error}");
+}
+
+#[test]
+fn a_checkpoint_of_another_recipe_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    run(&recipe(), folder.path(), Some(3)).unwrap_err();
+    let longer = Recipe::parse("test", RECIPE, &["batch=50".into()]).unwrap();
+    let error = run(&longer, folder.path(), None).unwrap_err();
+    assert!(matches!(error, TrainError::Mismatch { .. }), "{error}");
+}
+
+#[test]
+fn a_folder_with_something_else_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("thesis.tex");
+    fs::write(&file, "all of it").unwrap();
+    let error = RunFolder::create(folder.path()).unwrap_err();
+    assert!(matches!(error, RunFolderError::NotEmpty { .. }), "{error}");
+    let error = RunFolder::state(folder.path()).unwrap_err();
+    assert!(matches!(error, RunFolderError::NotARun { .. }), "{error}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "all of it");
+}
+
+#[test]
+fn runs_without_a_name_get_the_next_free_number() {
+    let folder = tempfile::tempdir().unwrap();
+    for number in 1..=3 {
+        let run = RunFolder::create_numbered(folder.path(), "quick").unwrap();
+        assert_eq!(run.path(), folder.path().join(format!("quick-{number}")));
+    }
+}
