@@ -2,8 +2,14 @@
 //!
 //! Each unit is compiled by itself, in parallel, and again only when something it includes has changed.
 
+#[path = "build/device.rs"]
+mod device;
 #[path = "build/host.rs"]
 mod host;
+#[path = "build/ptxas.rs"]
+mod ptxas;
+#[path = "build/targets.rs"]
+mod targets;
 #[path = "build/units.rs"]
 mod units;
 
@@ -26,7 +32,8 @@ fn build() -> Result<(), String> {
     let root = PathBuf::from(env("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(env("OUT_DIR")?);
     let kernels = units::find(&root.join("kernels"))?;
-    host::build(&root, &out, &kernels)
+    host::build(&root, &out, &kernels)?;
+    device::build(&root, &out, &kernels)
 }
 
 fn env(name: &str) -> Result<String, String> {

@@ -40,6 +40,8 @@ else
     echo "$wanted" >"$stamp"
 fi
 
+# cargo looks for a compiler again only when a file of the build has changed.
+touch build.rs
 nvcc=$target/packages/nvidia/cu13/bin/nvcc
 "$nvcc" --version | tail -n 2
 echo "install-nvcc.sh: done. 'cargo build --release' now embeds GPU code;"

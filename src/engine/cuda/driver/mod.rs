@@ -4,10 +4,12 @@
 //! memory and parameter size come from the one table of [`kernel`].
 
 mod buffer;
+mod code;
 pub mod host;
 mod kernel;
 
 pub use buffer::Buffer;
+pub use code::{Usage, static_table};
 pub use kernel::{Kernel, kernels};
 
 use std::ops::Add;
