@@ -95,4 +95,5 @@ fn compilers_are_sought_in_order() {
     let version = "Cuda compilation tools, release 13.0, V13.0.88\nBuild cuda_13.0";
     assert_eq!(targets::release(version), Some((13, 0)));
     assert_eq!(targets::release("gcc 12"), None);
+    assert!(targets::OLDEST_NVCC < (13, 0), "install-nvcc.sh installs 13.0");
 }

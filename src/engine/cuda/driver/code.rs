@@ -80,6 +80,31 @@ pub fn driver_too_old(driver: u32, release: (u32, u32), target: &str) -> Option<
     })
 }
 
+/// Why no GPU can be used: no driver library, no GPU code in this build, or neither.
+pub fn missing(library: bool, code: bool) -> String {
+    let build = "this build has no GPU code: run scripts/install-nvcc.sh, or set NVCC or CUDA_HOME, and build again \
+                 (SECATEUR_CUDA_TARGETS must not be none)";
+    let driver = "no NVIDIA driver on this machine (libcuda is not found): install it, or use --device cpu or \
+                  --device emulated";
+    match (code, library) {
+        (false, true) => build.into(),
+        (true, false) => driver.into(),
+        _ => format!("{build}; and {driver}"),
+    }
+}
+
+/// Why this GPU gets none of the code that there is.
+pub fn no_target(name: &str, (major, minor): (u32, u32), available: &[&str]) -> String {
+    if major < 8 {
+        return format!("{name} has compute capability {major}.{minor}, our kernels need 8.0 or later");
+    }
+    format!(
+        "no code for {name} (compute capability {major}.{minor}) among {}: build again without \
+         SECATEUR_CUDA_TARGETS, or with ptx in it",
+        available.join(", ")
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,6 +140,18 @@ mod tests {
         assert!(driver_too_old(13_000, (13, 1), "ptx").is_some());
         let message = driver_too_old(12_040, (13, 0), "sm_90a").unwrap();
         assert!(message.contains("CUDA 12.4") && message.contains("13.0"), "{message}");
+    }
+
+    #[test]
+    fn errors_say_what_to_do() {
+        assert!(missing(true, false).contains("install-nvcc.sh"));
+        assert!(missing(false, true).contains("libcuda") && !missing(false, true).contains("nvcc"));
+        assert!(
+            missing(false, false).contains("install-nvcc.sh") && missing(false, false).contains("libcuda")
+        );
+        assert!(no_target("Tesla T4", (7, 5), &ALL).contains("need 8.0"));
+        let message = no_target("A100", (8, 0), &["sm_90a"]);
+        assert!(message.contains("A100") && message.contains("with ptx"), "{message}");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod buffer;
 mod code;
+pub mod device;
 pub mod host;
 mod kernel;
 

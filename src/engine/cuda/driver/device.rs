@@ -1,0 +1,350 @@
+//! An NVIDIA GPU as a driver, through the CUDA driver API (cudarc). Nothing here is linked: libcuda is loaded when a GPU is
+//! asked for, and its absence is an ordinary error.
+//!
+//! One stream of our own orders all work. What decides without a GPU (which code, which errors) is in `code` and tested
+//! there; the rest is tested by every kernel test on a machine that has one.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::CString;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{CUdevice_attribute, CUfunction, CUfunction_attribute, CUmodule, CUresult};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+
+use super::code::{self, IMAGES, Image, RELEASE};
+use super::{Address, Driver, Kernel};
+use crate::engine::{DeviceInfo, Error, Result};
+
+/// A GPU.
+pub struct DeviceDriver {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    capability: (u32, u32),
+    info: DeviceInfo,
+    /// Largest dynamic shared memory of a block, after opting in.
+    shared_limit: u32,
+    /// Kernels used so far.
+    functions: RefCell<HashMap<&'static str, CUfunction>>,
+    /// Files loaded so far, by address of their code.
+    modules: RefCell<HashMap<*const u8, CUmodule>>,
+    /// Live allocations by address, so that copies are checked as on the host.
+    allocations: RefCell<BTreeMap<u64, (usize, &'static str)>>,
+    /// The newest launch, for errors that show up later.
+    last: Cell<&'static str>,
+}
+
+/// A failed driver call as an error.
+fn failed(call: &'static str) -> impl Fn(DriverError) -> Error {
+    move |error| {
+        let text = error.error_string().ok().map(|text| text.to_string_lossy().into_owned());
+        Error::Driver { call, message: format!("{} ({:?})", text.unwrap_or_default(), error.0) }
+    }
+}
+
+impl DeviceDriver {
+    /// Opens GPU number `ordinal`. Everything that keeps it from being used is an [`Error::Unavailable`] that says what to do.
+    pub fn open(ordinal: usize) -> Result<Rc<dyn Driver>> {
+        // SAFETY: looks for the library by the names that the system knows it by.
+        let library = unsafe { sys::is_culib_present() };
+        let (true, Some(release)) = (library, RELEASE) else {
+            return Err(Error::Unavailable(code::missing(library, RELEASE.is_some())));
+        };
+        let mut version = 0;
+        // SAFETY: the library is there; this call needs no initialisation.
+        unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(failed("cuDriverGetVersion"))?;
+        result::init().map_err(unavailable)?;
+        let count = result::device::get_count().map_err(unavailable)?;
+        if ordinal >= count as usize {
+            return Err(Error::Unavailable(format!(
+                "--device cuda:{ordinal}: this machine has {count} GPU{}; they are numbered from 0",
+                if count == 1 { "" } else { "s" }
+            )));
+        }
+        let context = CudaContext::new(ordinal).map_err(unavailable)?;
+        let name = context.name().map_err(failed("cuDeviceGetName"))?;
+        let (major, minor) = context.compute_capability().map_err(failed("cuDeviceGetAttribute"))?;
+        let capability = (major as u32, minor as u32);
+        let target = code::choose(&available(IMAGES), capability)
+            .ok_or_else(|| Error::Unavailable(code::no_target(&name, capability, &available(IMAGES))))?;
+        if let Some(message) = code::driver_too_old(version as u32, release, target) {
+            return Err(Error::Unavailable(message));
+        }
+        // SAFETY: all work goes through one stream, so nothing has to be tracked between streams.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
+        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let shared_limit = context.attribute(attribute).map_err(failed("cuDeviceGetAttribute"))?;
+        let info = DeviceInfo {
+            kind: "cuda",
+            name,
+            driver: Some(format!("CUDA {}.{}", version / 1000, version % 1000 / 10)),
+            code: target.into(),
+            memory: context.total_mem().ok().map(|bytes| bytes as u64),
+        };
+        Ok(Rc::new(Self {
+            context,
+            stream,
+            capability,
+            info,
+            shared_limit: shared_limit as u32,
+            functions: RefCell::default(),
+            modules: RefCell::default(),
+            allocations: RefCell::default(),
+            last: Cell::new(""),
+        }))
+    }
+
+    /// Makes this GPU the one that this thread's calls mean.
+    fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(self.late("cuCtxSetCurrent"))
+    }
+
+    /// A failed call that may report what an earlier launch did.
+    fn late(&self, call: &'static str) -> impl Fn(DriverError) -> Error {
+        let last = self.last.get();
+        move |error| {
+            use CUresult::*;
+            let of_a_kernel = matches!(
+                error.0,
+                CUDA_ERROR_ILLEGAL_ADDRESS
+                    | CUDA_ERROR_MISALIGNED_ADDRESS
+                    | CUDA_ERROR_LAUNCH_FAILED
+                    | CUDA_ERROR_LAUNCH_TIMEOUT
+                    | CUDA_ERROR_ILLEGAL_INSTRUCTION
+                    | CUDA_ERROR_INVALID_PC
+                    | CUDA_ERROR_INVALID_ADDRESS_SPACE
+                    | CUDA_ERROR_HARDWARE_STACK_ERROR
+            );
+            match failed(call)(error) {
+                Error::Driver { message, .. } if of_a_kernel && !last.is_empty() => Error::Kernel {
+                    kernel: last.into(),
+                    message: format!(
+                        "{message}, in this launch or one before it; CUDA_LAUNCH_BLOCKING=1 tells which, and --device \
+                         emulated names the access"
+                    ),
+                },
+                other => other,
+            }
+        }
+    }
+
+    /// Checks that a range lies in one allocation, as the host runner does.
+    fn check(&self, call: &'static str, address: Address, bytes: usize) -> Result<()> {
+        let allocations = self.allocations.borrow();
+        let found = allocations.range(..=address.0).next_back();
+        let Some((start, (size, name))) = found else {
+            return Err(Error::Driver { call, message: format!("{:#x} is not device memory", address.0) });
+        };
+        let offset = (address.0 - start) as usize;
+        if offset > *size || size - offset < bytes {
+            let message = format!(
+                "{bytes} bytes at byte offset {offset} of buffer '{name}' ({size} bytes): out of bounds"
+            );
+            return Err(Error::Driver { call, message });
+        }
+        Ok(())
+    }
+
+    /// The kernel on this GPU; loads its file at the first use.
+    fn function(&self, kernel: &Kernel) -> Result<CUfunction> {
+        if let Some(function) = self.functions.borrow().get(kernel.name()) {
+            return Ok(*function);
+        }
+        let fault = |message: String| Error::Kernel { kernel: kernel.name().into(), message };
+        let images: Vec<&Image> =
+            IMAGES.iter().filter(|image| image.kernels.contains(&kernel.name())).collect();
+        let targets: Vec<&str> = images.iter().map(|image| image.target).collect();
+        let target = code::choose(&targets, self.capability)
+            .ok_or_else(|| fault(code::no_target(&self.info.name, self.capability, &targets)))?;
+        let image = images
+            .into_iter()
+            .find(|image| image.target == target)
+            .ok_or_else(|| fault(format!("no code for {target}")))?;
+        if kernel.shared_bytes() > self.shared_limit {
+            return Err(fault(format!(
+                "needs {} bytes of shared memory a block, {} has {}",
+                kernel.shared_bytes(),
+                self.info.name,
+                self.shared_limit
+            )));
+        }
+        let module = self.module(image)?;
+        let name = CString::new(kernel.name()).map_err(|e| fault(e.to_string()))?;
+        // SAFETY: the module is loaded and stays so as long as this driver lives.
+        let function =
+            unsafe { result::module::get_function(module, name) }.map_err(failed("cuModuleGetFunction"))?;
+        if kernel.shared_bytes() > 48 * 1024 {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function was just found.
+            unsafe {
+                result::function::set_function_attribute(function, attribute, kernel.shared_bytes() as i32)
+            }
+            .map_err(failed("cuFuncSetAttribute"))?;
+        }
+        self.functions.borrow_mut().insert(kernel.name(), function);
+        Ok(function)
+    }
+
+    fn module(&self, image: &Image) -> Result<CUmodule> {
+        if let Some(module) = self.modules.borrow().get(&image.code.as_ptr()) {
+            return Ok(*module);
+        }
+        // A zero ends PTX text, and the words align a cubin.
+        let mut code = vec![0u64; image.code.len() / 8 + 1];
+        bytemuck::cast_slice_mut(&mut code)[..image.code.len()].copy_from_slice(image.code);
+        // SAFETY: a whole cubin or PTX text as nvcc wrote it, ended by a zero byte.
+        let module = unsafe { result::module::load_data(code.as_ptr().cast()) }.map_err(|error| {
+            let Error::Driver { message, .. } = failed("cuModuleLoadData")(error) else {
+                return failed("cuModuleLoadData")(error);
+            };
+            Error::Driver {
+                call: "cuModuleLoadData",
+                message: format!("{} for {}: {message}", image.file, image.target),
+            }
+        })?;
+        self.modules.borrow_mut().insert(image.code.as_ptr(), module);
+        Ok(module)
+    }
+}
+
+/// An error before the GPU could be used at all.
+fn unavailable(error: DriverError) -> Error {
+    let message = failed("cuInit")(error);
+    let advice = match error.0 {
+        CUresult::CUDA_ERROR_NO_DEVICE => "there is no NVIDIA GPU here (is CUDA_VISIBLE_DEVICES empty?)",
+        CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => "the driver was updated and not loaded yet: reboot",
+        CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => "another process has taken the GPU for itself",
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => "the GPU's memory is taken by other processes",
+        _ => "nvidia-smi may tell more",
+    };
+    Error::Unavailable(format!("the GPU cannot be used: {message}: {advice}"))
+}
+
+/// All targets for which the build has code.
+fn available(images: &[Image]) -> Vec<&'static str> {
+    let mut targets: Vec<&'static str> = images.iter().map(|image| image.target).collect();
+    targets.sort_unstable();
+    targets.dedup();
+    targets
+}
+
+impl Driver for DeviceDriver {
+    fn info(&self) -> DeviceInfo {
+        self.info.clone()
+    }
+
+    fn alloc(&self, name: &'static str, bytes: usize) -> Result<Address> {
+        self.bind()?;
+        // SAFETY: the memory is typed only by the kernels that use it. The driver gives none of zero bytes.
+        let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|error| match error.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { what: name.into(), bytes },
+            _ => self.late("cuMemAlloc")(error),
+        })?;
+        self.allocations.borrow_mut().insert(address, (bytes, name));
+        Ok(Address(address))
+    }
+
+    fn free(&self, address: Address) {
+        if self.allocations.borrow_mut().remove(&address.0).is_some() && self.bind().is_ok() {
+            // SAFETY: it was allocated here and not freed since; cuMemFree waits for work that uses it. A failure is that
+            // of an earlier launch, which the next call reports.
+            let _ = unsafe { result::free_sync(address.0) };
+        }
+    }
+
+    fn write(&self, address: Address, bytes: &[u8]) -> Result<()> {
+        self.check("write", address, bytes.len())?;
+        self.bind()?;
+        // SAFETY: the range was checked; from pageable memory the call returns when the bytes have been taken.
+        unsafe { result::memcpy_htod_async(address.0, bytes, self.stream.cu_stream()) }
+            .map_err(self.late("cuMemcpyHtoD"))
+    }
+
+    fn read(&self, address: Address, bytes: &mut [u8]) -> Result<()> {
+        self.check("read", address, bytes.len())?;
+        self.bind()?;
+        // SAFETY: the range was checked, and `bytes` is borrowed until the copy is over.
+        unsafe { result::memcpy_dtoh_async(bytes, address.0, self.stream.cu_stream()) }
+            .map_err(self.late("cuMemcpyDtoH"))?;
+        self.synchronize()
+    }
+
+    fn fill(&self, address: Address, byte: u8, count: usize) -> Result<()> {
+        self.check("fill", address, count)?;
+        self.bind()?;
+        // SAFETY: the range was checked.
+        unsafe { result::memset_d8_async(address.0, byte, count, self.stream.cu_stream()) }
+            .map_err(self.late("cuMemset"))
+    }
+
+    fn copy(&self, from: Address, to: Address, count: usize) -> Result<()> {
+        self.check("copy", from, count)?;
+        self.check("copy", to, count)?;
+        self.bind()?;
+        // SAFETY: both ranges were checked.
+        unsafe { result::memcpy_dtod_async(to.0, from.0, count, self.stream.cu_stream()) }
+            .map_err(self.late("cuMemcpyDtoD"))
+    }
+
+    fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8]) -> Result<()> {
+        self.bind()?;
+        let function = self.function(kernel)?;
+        // Parameter structs hold 8-byte addresses; a byte slice promises no alignment.
+        let mut aligned = vec![0u64; params.len().div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut aligned)[..params.len()].copy_from_slice(params);
+        self.last.set(kernel.name());
+        // SAFETY: the struct has the size that the kernel declared (checked by `launch`), block and shared memory are what it
+        // was compiled for, and the driver copies the parameters before it returns. The addresses in them are the caller's
+        // word, as on every GPU; the host runner checks the same launches access by access.
+        unsafe {
+            result::launch_kernel(
+                function,
+                (grid[0], grid[1], grid[2]),
+                (kernel.threads(), 1, 1),
+                kernel.shared_bytes(),
+                self.stream.cu_stream(),
+                &mut [aligned.as_mut_ptr().cast()],
+            )
+        }
+        .map_err(|error| match failed("cuLaunchKernel")(error) {
+            Error::Driver { message, .. } => {
+                Error::Kernel { kernel: kernel.name().into(), message: format!("grid {grid:?}: {message}") }
+            }
+            other => other,
+        })
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().map_err(self.late("cuStreamSynchronize"))
+    }
+}
+
+impl Drop for DeviceDriver {
+    fn drop(&mut self) {
+        // Buffers hold the driver, so all are freed; modules go with the last user of the GPU's context otherwise.
+        if self.synchronize().is_ok() {
+            for module in self.modules.borrow().values() {
+                // SAFETY: loaded here, and its kernels have ended.
+                let _ = unsafe { result::module::unload(*module) };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_gpu_is_an_error_that_says_what_to_do() {
+        // With a GPU and code for it, opening works and is tried; a second ordinal that no machine has never does.
+        match DeviceDriver::open(0) {
+            Ok(driver) => assert_eq!(driver.info().kind, "cuda"),
+            Err(Error::Unavailable(message)) => assert!(message.len() > 20, "{message}"),
+            Err(other) => panic!("{other}"),
+        }
+        assert!(matches!(DeviceDriver::open(4096), Err(Error::Unavailable(_))));
+    }
+}
