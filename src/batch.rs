@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::engine::{Engine, LossOutputs, Result, Tensor};
+use crate::engine::{Engine, LossOutputs, PairedLossOutputs, Result, Tensor};
 use crate::model::layers::IMAGE_LEN;
 
 /// The tensors of one batch, or (as views of the same memory) of a part of one.
@@ -18,10 +18,14 @@ pub struct Batch {
     pub images: Tensor<f32>,
     /// The adversarial images x', same layout.
     pub perturbed: Tensor<f32>,
-    /// `len x classes`.
+    /// `len x classes`, of the adversarial images.
     pub logits: Tensor<f32>,
     /// `len x classes`.
     pub logit_gradient: Tensor<f32>,
+    /// `len x classes`, of the clean images, for attacks and losses that compare the two.
+    pub clean_logits: Tensor<f32>,
+    /// `len x classes`.
+    pub clean_gradient: Tensor<f32>,
     pub losses: Tensor<f32>,
     pub predictions: Tensor<u32>,
     classes: usize,
@@ -38,6 +42,8 @@ impl Batch {
             perturbed: engine.alloc("batch adversarial images", len * IMAGE_LEN)?,
             logits: engine.alloc("batch logits", len * classes)?,
             logit_gradient: engine.alloc("batch logit gradient", len * classes)?,
+            clean_logits: engine.alloc("batch clean logits", len * classes)?,
+            clean_gradient: engine.alloc("batch clean logit gradient", len * classes)?,
             losses: engine.alloc("batch losses", len)?,
             predictions: engine.alloc("batch predictions", len)?,
             classes,
@@ -53,6 +59,10 @@ impl Batch {
         self.labels.is_empty()
     }
 
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
     /// Images `range` of the batch: the same memory, narrowed.
     ///
     /// # Panics
@@ -65,6 +75,8 @@ impl Batch {
             perturbed: self.perturbed.rows(range.clone(), IMAGE_LEN),
             logits: self.logits.rows(range.clone(), self.classes),
             logit_gradient: self.logit_gradient.rows(range.clone(), self.classes),
+            clean_logits: self.clean_logits.rows(range.clone(), self.classes),
+            clean_gradient: self.clean_gradient.rows(range.clone(), self.classes),
             losses: self.losses.slice(range.clone()),
             predictions: self.predictions.slice(range),
             classes: self.classes,
@@ -88,6 +100,16 @@ impl Batch {
             losses: &self.losses,
             predictions: &self.predictions,
             logit_gradient: &self.logit_gradient,
+        }
+    }
+
+    /// Where a loss of clean and adversarial logits writes.
+    pub fn paired_outputs(&self) -> PairedLossOutputs<'_> {
+        PairedLossOutputs {
+            losses: &self.losses,
+            predictions: &self.predictions,
+            clean_gradient: &self.clean_gradient,
+            adversarial_gradient: &self.logit_gradient,
         }
     }
 }

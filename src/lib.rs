@@ -10,6 +10,7 @@
 //! | [`train`] | the training loop, learning-rate schedules, checkpoints, metrics, the run folder |
 //! | [`evaluate`] | evaluation protocols: clean and PGD accuracy over a data split |
 //! | [`objective`] | what a training step minimises: loss, logit gradients, the train passes they need |
+//! | [`accelerate`] | cheaper attacks for any objective: BulletTrain |
 //! | [`attack`] | the inner maximisation: random starts and sign steps over micro-batches |
 //! | [`recipe`] | TOML to a typed, fully resolved recipe; unknown keys are refused |
 //! | [`batch`] | the tensors of one batch: images, adversarial images, the outputs of a loss |
@@ -24,6 +25,7 @@
 //! Beside `src`: `kernels/` holds the CUDA C++, one operation a file, compiled by `build.rs` for GPUs and,
 //! from the same source, for the CPU; `recipes/` holds the recipes that ship inside the binary.
 
+pub mod accelerate;
 pub mod attack;
 pub mod batch;
 pub mod cli;

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use secateur::data::SetKind;
-use secateur::recipe::{BUILTIN, Recipe, Schedule, Update};
+use secateur::recipe::{Acceleration, BUILTIN, Method, Recipe, Schedule, Start, Update};
 
 const SMALL: &str = "
 epochs = 2
@@ -67,6 +67,107 @@ fn recipes_hold_what_their_sources_say() {
     assert_eq!((bag.epochs, bag.attack.steps), (110, 10));
     assert_eq!(bag.attack.epsilon.as_f32(), 8.0 / 255.0);
     assert_eq!(load("cifar100-pgd-at").data.set, SetKind::Cifar100);
+}
+
+#[test]
+fn methods_attack_as_their_sources_do() {
+    let load = |name: &str| Recipe::load(name, &[]).unwrap();
+    for set in ["cifar10", "cifar100"] {
+        // Method, epochs, rate, weight decay, eps, step, steps, start.
+        let rows = [
+            ("standard", Method::Standard, 110, 0.1, 5e-4, "8/255", "2/255", 0, Start::None),
+            ("pgd-at", Method::PgdAt, 110, 0.1, 5e-4, "8/255", "2/255", 10, Start::Uniform),
+            ("trades", Method::Trades, 76, 0.1, 2e-4, "0.031", "0.007", 10, Start::Normal),
+            ("mart", Method::Mart, 120, 0.01, 3.5e-3, "0.031", "0.007", 10, Start::Normal),
+            ("fgsm-rs", Method::FgsmRs, 15, 0.2, 5e-4, "8/255", "10/255", 1, Start::Uniform),
+            ("n-fgsm", Method::NFgsm, 30, 0.2, 5e-4, "8/255", "8/255", 1, Start::Uniform),
+            ("free", Method::Free, 11, 0.04, 5e-4, "8/255", "8/255", 1, Start::None),
+        ];
+        for (name, method, epochs, rate, decay, epsilon, step, steps, start) in rows {
+            let recipe = load(&format!("{set}-{name}"));
+            let (attack, optimizer) = (&recipe.attack, &recipe.optimizer);
+            assert_eq!(
+                (recipe.objective.method, recipe.epochs, recipe.batch),
+                (method, epochs, 128),
+                "{name}"
+            );
+            assert_eq!((optimizer.learning_rate, optimizer.weight_decay), (rate, decay), "{name}");
+            assert_eq!(
+                (attack.epsilon.to_string(), attack.step_size.to_string()),
+                (epsilon.into(), step.into())
+            );
+            assert_eq!((attack.steps, attack.start), (steps, start), "{name}");
+            assert_eq!(attack.start_scale, if method == Method::NFgsm { 2.0 } else { 1.0 }, "{name}");
+            assert_eq!(recipe.objective.replays, if method == Method::Free { 8 } else { 1 }, "{name}");
+            assert_eq!(recipe.overfitting.check, matches!(steps, 1), "{name}");
+            assert_eq!(recipe.data.set.name(), set);
+
+            // The values of the file are also those that the method has by itself.
+            let bare = parse(SMALL, &[&format!("objective.method={method}")]).unwrap();
+            assert_eq!(bare.objective, recipe.objective, "{name}");
+            let of_both = |recipe: &Recipe| {
+                let attack = recipe.attack.clone();
+                (attack.epsilon, attack.step_size, attack.steps, attack.start, attack.start_scale)
+            };
+            assert_eq!(of_both(&bare), of_both(&recipe), "{name}");
+        }
+        for name in ["pgd-at", "trades", "mart"] {
+            let (base, bullet) = (load(&format!("{set}-{name}")), load(&format!("{set}-{name}-bullet")));
+            assert_eq!(bullet.accelerate.method, Acceleration::BulletTrain);
+            let constants = &bullet.accelerate;
+            assert_eq!((constants.robust_steps, constants.robust_step_size.to_string()), (2, "6/255".into()));
+            assert_eq!((constants.accuracy_decay, constants.accuracy_factor), (0.9, 0.8));
+            let renamed = Recipe { name: base.name.clone(), accelerate: base.accelerate.clone(), ..bullet };
+            assert_eq!(renamed, base, "the two differ by the acceleration alone");
+        }
+    }
+}
+
+#[test]
+fn phases_change_the_attack_over_training() {
+    let phases = "attack.phases=[{from_epoch=1, steps=5}, {from_epoch=4, step_size='1/255'}]";
+    let recipe = parse(SMALL, &["attack.steps=2", phases]).unwrap();
+    let met: Vec<(usize, usize, String)> = recipe
+        .attack
+        .phases
+        .iter()
+        .map(|phase| (phase.from_epoch, phase.steps, phase.step_size.to_string()))
+        .collect();
+    assert_eq!(met, [(1, 5, "2/255".into()), (4, 2, "1/255".into())]);
+    assert_eq!(parse(&recipe.to_toml(), &[]).unwrap(), recipe);
+}
+
+#[test]
+fn what_a_method_cannot_do_is_refused() {
+    let cases: [(&[&str], &str); 9] = [
+        (&["objective.method=fgsm-rs", "attack.steps=3"], "attack.steps = 3, expected 1 for fgsm-rs"),
+        (&["objective.method=standard", "attack.steps=3"], "attack.steps = 3, expected 0 for standard"),
+        (&["objective.replays=2"], "objective.replays = 2, expected 1: pgd-at trains once on each minibatch"),
+        (
+            &["objective.method=trades", "objective.label_smoothing=0.1"],
+            "objective.label_smoothing = 0.1, expected 0: trades compares predictions, not labels",
+        ),
+        (
+            &["objective.method=n-fgsm", "accelerate.method=bullet-train"],
+            "accelerate.method = \"bullet-train\", expected \"none\": n-fgsm has no attack of several steps to shorten",
+        ),
+        (
+            &["attack.batch_norm=train", "accelerate.method=bullet-train"],
+            "attack.batch_norm = \"train\", expected \"eval\" with bullet-train, which attacks parts of a batch",
+        ),
+        (
+            &["objective.method=free", "attack.start=uniform"],
+            "attack.start = \"uniform\", expected \"none\" for free, which carries its perturbation on",
+        ),
+        (
+            &["attack.phases=[{from_epoch=3}, {from_epoch=3}]"],
+            "attack.phases[1].from_epoch = 3, expected more than 3, the epoch of the phase before",
+        ),
+        (&["overfitting.stop=true"], "overfitting.check = false, expected true where overfitting.stop is"),
+    ];
+    for (overrides, wanted) in cases {
+        assert_eq!(parse(SMALL, overrides).unwrap_err(), format!("recipe test: {wanted}"), "{overrides:?}");
+    }
 }
 
 #[test]
@@ -177,7 +278,7 @@ fn errors_name_key_value_and_wish() {
         ),
         (
             "attack.alpha=0.1",
-            "recipe test: unknown key attack.alpha; known here: epsilon, step_size, steps, start, start_deviation, batch_norm",
+            "recipe test: unknown key attack.alpha; known here: epsilon, step_size, steps, start, start_scale, start_deviation, batch_norm, phases",
         ),
         ("attack.step-size=0.1", "recipe test: unknown key attack.step-size; did you mean attack.step_size?"),
         ("atack.steps=3", "recipe test: unknown key atack; did you mean attack?"),

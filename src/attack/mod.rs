@@ -1,15 +1,25 @@
 //! The inner maximisation: a random start, then sign steps, over micro-batches whose activations stay in cache.
 //!
-//! What a step ascends is an [`Ascent`], so an attack on another loss is one more file beside [`cross_entropy`].
-//! Called by objectives (training) and protocols (evaluation). Checked by `tests/evaluate.rs`: every image stays in
-//! the ball and in [0, 1], and the ascended loss rises.
+//! What a step ascends is an [`Ascent`], so an attack on another loss is one more file beside [`cross_entropy`]; how
+//! a training batch is attacked is an [`Adversary`]: PGD for every image ([`ScheduledPgd`]), or one of `accelerate`.
+//! Called by objectives (training) and protocols (evaluation). Checked by `tests/evaluate.rs` and `tests/methods.rs`:
+//! every image stays in the ball and in [0, 1], and the ascended loss rises.
 
 mod cross_entropy;
+mod divergence;
+mod schedule;
 
 pub use cross_entropy::CrossEntropyAscent;
+pub use divergence::DivergenceAscent;
+pub use schedule::ScheduledPgd;
+
+use std::ops::AddAssign;
+
+use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
 use crate::engine::{Engine, Noise, Pass, Result, SignStep};
+use crate::model::Weights;
 use crate::philox::Key;
 use crate::recipe::{self, BatchNorm, Start};
 
@@ -28,9 +38,9 @@ pub struct Pgd {
 
 /// What an attack ascends.
 pub trait Ascent {
-    /// Computes what stays fixed over the steps; called once a micro-batch, before its first step.
-    fn prepare(&mut self, _engine: &mut dyn Engine, _pass: Pass, _batch: &Batch) -> Result<()> {
-        Ok(())
+    /// Whether `batch.clean_logits` must hold the logits of the clean images, under the attack's BatchNorm.
+    fn needs_clean_logits(&self) -> bool {
+        false
     }
 
     /// Writes the gradient of the ascended loss with respect to `batch.logits`, the logits of x', to
@@ -38,13 +48,64 @@ pub trait Ascent {
     fn logit_gradient(&mut self, engine: &mut dyn Engine, batch: &Batch) -> Result<()>;
 }
 
+/// Makes the adversarial images of a training batch.
+pub trait Adversary {
+    /// Whether the attack needs [`Engine::fold_batch_norm`] after the last change of the weights.
+    fn needs_fold(&self) -> bool;
+
+    /// Makes `batch.perturbed` from `batch.images`, random numbers keyed by `key` and each sample. The logits,
+    /// losses and predictions of the batch are overwritten.
+    fn perturb(
+        &mut self,
+        engine: &mut dyn Engine,
+        ascent: &mut dyn Ascent,
+        key: Key,
+        batch: &Batch,
+    ) -> Result<AttackWork>;
+
+    /// What it carries from step to step, for checkpoints; empty where there is nothing.
+    fn state(&self) -> Weights {
+        Weights::default()
+    }
+
+    /// Takes back what [`Adversary::state`] gave; says why it cannot.
+    fn restore(&mut self, _state: &Weights) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// What attacks in training cost and whom they met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttackWork {
+    /// Images that training asked to attack.
+    pub samples: u64,
+    /// Sign steps, counted for each image.
+    pub steps: u64,
+    /// Images of each group, where the adversary forms groups: not attacked, attacked in full, attacked briefly.
+    pub outliers: u64,
+    pub boundary: u64,
+    pub robust: u64,
+}
+
+impl AddAssign for AttackWork {
+    fn add_assign(&mut self, other: Self) {
+        self.samples += other.samples;
+        self.steps += other.steps;
+        self.outliers += other.outliers;
+        self.boundary += other.boundary;
+        self.robust += other.robust;
+    }
+}
+
 impl Pgd {
-    /// The attack that a recipe's `[attack]` describes.
+    /// The attack that a recipe's `[attack]` describes, before any of its phases.
     pub fn of_recipe(attack: &recipe::Attack) -> Self {
         let epsilon = attack.epsilon.as_f32();
+        let radius = (attack.epsilon.value() * attack.start_scale) as f32;
         Self {
             start: match attack.start {
-                Start::Uniform => Some(Noise::Uniform { radius: epsilon }),
+                Start::Uniform => Some(Noise::Uniform { radius }),
                 Start::Normal => Some(Noise::Normal { deviation: attack.start_deviation.as_f32() }),
                 Start::None => None,
             },
@@ -65,19 +126,27 @@ impl Pgd {
         key: Key,
         batch: &Batch,
     ) -> Result<()> {
+        self.start(engine, key, batch)?;
+        if self.steps > 0 && ascent.needs_clean_logits() {
+            let (pass, size) = self.pass_and_size(engine, batch);
+            for part in batch.parts(size) {
+                engine.forward(pass, &part.images, &part.clean_logits)?;
+            }
+        }
+        self.ascend(engine, ascent, batch)
+    }
+
+    /// The random start alone: `batch.perturbed` from `batch.images`.
+    pub fn start(&self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<()> {
         // A radius of zero is the clean image, already in [0, 1].
         let noise = self.start.unwrap_or(Noise::Uniform { radius: 0.0 });
-        engine.perturb(noise, key, &batch.samples, &batch.images, &batch.perturbed)?;
-        if self.steps == 0 {
-            return Ok(());
-        }
-        // Batch statistics are those of the whole batch, so only folded BatchNorm may be cut into parts.
-        let (pass, size) = match self.batch_norm {
-            BatchNorm::Eval => (Pass::Eval, engine.micro_batch()),
-            BatchNorm::Train => (Pass::Train { slot: 0 }, batch.len()),
-        };
+        engine.perturb(noise, key, &batch.samples, &batch.images, &batch.perturbed)
+    }
+
+    /// The steps alone, from where `batch.perturbed` stands; the clean logits are there if the ascent needs them.
+    pub fn ascend(&self, engine: &mut dyn Engine, ascent: &mut dyn Ascent, batch: &Batch) -> Result<()> {
+        let (pass, size) = self.pass_and_size(engine, batch);
         for part in batch.parts(size) {
-            ascent.prepare(engine, pass, &part)?;
             for _ in 0..self.steps {
                 engine.forward(pass, &part.perturbed, &part.logits)?;
                 ascent.logit_gradient(engine, &part)?;
@@ -85,5 +154,13 @@ impl Pgd {
             }
         }
         Ok(())
+    }
+
+    /// Batch statistics are those of the whole batch, so only folded BatchNorm may be cut into parts.
+    fn pass_and_size(&self, engine: &dyn Engine, batch: &Batch) -> (Pass, usize) {
+        match self.batch_norm {
+            BatchNorm::Eval => (Pass::Eval, engine.micro_batch()),
+            BatchNorm::Train => (Pass::Train { slot: 0 }, batch.len()),
+        }
     }
 }

@@ -8,6 +8,7 @@
 //! | `x_adv` | adversarial images: attacked here, or those of `--x-adv` |
 //! | `logits_eval` | logits of x_adv before the step, BatchNorm with running statistics |
 //! | `logits` | logits of x_adv in the train pass, BatchNorm with the batch's statistics |
+//! | `logits_clean` | the same of x, where the objective passes it too (TRADES, MART) |
 //! | `losses`, `loss` | of each sample; their mean |
 //! | `grad.NAME` | gradient of the mean loss with respect to parameter NAME |
 //! | `after.NAME` | running statistic NAME behind the train pass |
@@ -140,13 +141,17 @@ fn step(
     engine.forward(Pass::Eval, &batch.perturbed, &batch.logits)?;
     step.insert("logits_eval", &[count, classes], engine.read(&batch.logits)?);
 
-    objective.gradient(engine, batch, None)?;
     let image_shape = [count, 3, IMAGE_SIDE, IMAGE_SIDE];
     step.insert("x", &image_shape, planar(&engine.read(&batch.images)?));
+    // Before the gradient: that of Free-AT moves the images.
     step.insert("x_adv", &image_shape, planar(&engine.read(&batch.perturbed)?));
+    objective.gradient(engine, batch, None)?;
     let labels = engine.read(&batch.labels)?;
     step.insert("y", &[count], labels.iter().map(|&label| label as f32).collect());
     step.insert("logits", &[count, classes], engine.read(&batch.logits)?);
+    if objective.has_clean_pass() {
+        step.insert("logits_clean", &[count, classes], engine.read(&batch.clean_logits)?);
+    }
     let losses = engine.read(&batch.losses)?;
     let mean = losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / count as f64;
     step.insert("losses", &[count], losses);

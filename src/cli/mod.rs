@@ -85,7 +85,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<TrainError>() {
         return match error {
             TrainError::Engine(error) => of_engine(error),
-            TrainError::Diverged { .. } => 1,
+            TrainError::Diverged { .. } | TrainError::Overfitted { .. } => 1,
             TrainError::Interrupted { .. } => EXIT_INTERRUPTED as u8,
             _ => 2,
         };

@@ -1,22 +1,52 @@
 //! What a training step minimises: the attack it needs, its loss, and the train passes behind its gradients.
 //!
 //! A new objective is one more file here, one line in [`of_recipe`] and one name in `recipe::Method`. Called by the
-//! training loop and by `secateur dump`. Checked by `tests/training.rs`.
+//! training loop and by `secateur dump`. Checked by `tests/training.rs` and `tests/methods.rs`.
 
+mod fgsm_rs;
+mod free;
+mod mart;
+mod n_fgsm;
+mod passes;
 mod pgd_at;
+mod standard;
+mod trades;
 
+pub use fgsm_rs::FgsmRs;
+pub use free::Free;
+pub use mart::Mart;
+pub use n_fgsm::NFgsm;
 pub use pgd_at::PgdAt;
+pub use standard::Standard;
+pub use trades::Trades;
 
+use crate::attack::AttackWork;
 use crate::batch::Batch;
 use crate::engine::{Engine, Result, Tensor};
+use crate::model::Weights;
 use crate::philox::Key;
 use crate::recipe::{Method, Recipe};
 
-/// One way to train; the calls of a step come in the order of the methods.
+/// One way to train.
+///
+/// On each minibatch the loop calls [`Objective::attack`], then [`Objective::gradient`], then steps the optimizer, and
+/// that [`Objective::replays`] times.
 pub trait Objective {
-    /// Makes `batch.perturbed` from `batch.images`; may keep what it learns on the way (the clean logits) for
-    /// [`Objective::gradient`]. The folded weights are those of this step.
-    fn attack(&mut self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<()>;
+    /// Whether [`Objective::attack`] needs the folded weights of this step.
+    fn needs_fold(&self) -> bool;
+
+    /// Optimizer steps on each minibatch.
+    fn replays(&self) -> usize {
+        1
+    }
+
+    /// Whether [`Objective::gradient`] also passes the clean images, and leaves their logits in the batch.
+    fn has_clean_pass(&self) -> bool {
+        false
+    }
+
+    /// Makes `batch.perturbed` from `batch.images`.
+    fn attack(&mut self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<AttackWork>;
 
     /// Train passes, losses and backward: leaves the gradient of the mean loss in the engine, the loss and the
     /// prediction of each adversarial image in the batch. `weights` are factors on the samples, 1 where absent.
@@ -26,11 +56,27 @@ pub trait Objective {
         batch: &Batch,
         weights: Option<&Tensor<f32>>,
     ) -> Result<()>;
+
+    /// What it carries from minibatch to minibatch, for checkpoints; empty where there is nothing.
+    fn state(&self) -> Weights {
+        Weights::default()
+    }
+
+    /// Takes back what [`Objective::state`] gave; says why it cannot.
+    fn restore(&mut self, _state: &Weights) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// The table of objectives.
 pub fn of_recipe(recipe: &Recipe) -> Box<dyn Objective> {
     match recipe.objective.method {
+        Method::Standard => Box::new(Standard::of_recipe(recipe)),
         Method::PgdAt => Box::new(PgdAt::of_recipe(recipe)),
+        Method::Trades => Box::new(Trades::of_recipe(recipe)),
+        Method::Mart => Box::new(Mart::of_recipe(recipe)),
+        Method::FgsmRs => Box::new(FgsmRs::of_recipe(recipe)),
+        Method::NFgsm => Box::new(NFgsm::of_recipe(recipe)),
+        Method::Free => Box::new(Free::of_recipe(recipe)),
     }
 }

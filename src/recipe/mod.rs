@@ -5,6 +5,7 @@
 //! known one; values out of range name the key, the value met and the values wanted. Checked by tests/recipes.rs.
 //! Called by `secateur train` and `dump`; used by train, attack, objective and evaluate.
 
+mod attack;
 mod builtin;
 mod overrides;
 mod reader;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+pub use attack::{Attack, BatchNorm, Phase, Start};
 pub use builtin::{BUILTIN, Builtin};
 pub use schedule::{Schedule, Update};
 pub use value::Fraction;
@@ -37,6 +39,8 @@ pub struct Recipe {
     pub model: Model,
     pub objective: Objective,
     pub attack: Attack,
+    pub accelerate: Accelerate,
+    pub overfitting: Overfitting,
     pub optimizer: Optimizer,
     pub schedule: Schedule,
     pub evaluation: Evaluation,
@@ -71,50 +75,75 @@ pub struct Model {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Objective {
     pub method: Method,
-    /// Target (1 - s) one_hot + s / classes.
+    /// Target (1 - s) one_hot + s / classes; 0 where the loss compares clean and adversarial predictions.
     pub label_smoothing: f64,
+    /// Factor on the divergence: beta of TRADES, lambda of MART; unused by the others.
+    pub beta: f64,
+    /// Optimizer steps on each minibatch: m of Free-AT, 1 for the others.
+    pub replays: usize,
 }
 
 named! {
     /// What a training step minimises.
     pub enum Method {
+        /// CE(f(x), y), without an attack: the yardstick of cost.
+        Standard = "standard",
         /// CE(f(x'), y) (Madry et al. 2018).
         PgdAt = "pgd-at",
+        /// CE(f(x), y) + beta KL(f(x) || f(x')) (Zhang et al. 2019).
+        Trades = "trades",
+        /// Boosted CE(f(x'), y) + lambda (1 - p_y) KL(f(x) || f(x')) (Wang et al. 2020).
+        Mart = "mart",
+        /// CE(f(x'), y), one step from a random start (Wong et al. 2020).
+        FgsmRs = "fgsm-rs",
+        /// CE(f(x'), y), one step from strong noise, outside the ball (de Jorge et al. 2022).
+        NFgsm = "n-fgsm",
+        /// CE(f(x'), y), minibatches replayed, x' moved by each step's own gradient (Shafahi et al. 2019).
+        Free = "free",
     }
 }
 
-/// `[attack]`: the inner maximisation, in the L-inf ball around the image.
+impl Method {
+    /// Steps of an attack whose number is part of the method.
+    pub fn fixed_steps(self) -> Option<usize> {
+        match self {
+            Self::Standard => Some(0),
+            Self::FgsmRs | Self::NFgsm | Self::Free => Some(1),
+            Self::PgdAt | Self::Trades | Self::Mart => None,
+        }
+    }
+}
+
+/// `[accelerate]`: fewer attack steps for the same training.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Attack {
-    pub epsilon: Fraction,
-    pub step_size: Fraction,
-    pub steps: usize,
-    pub start: Start,
-    /// Standard deviation of a normal start; unused by the others.
-    pub start_deviation: Fraction,
-    pub batch_norm: BatchNorm,
+pub struct Accelerate {
+    pub method: Acceleration,
+    /// Of the brief attack on robust samples.
+    pub robust_steps: usize,
+    pub robust_step_size: Fraction,
+    /// The reference accuracy moves by `a <- accuracy_decay * a + (1 - accuracy_decay) * accuracy_factor * accuracy`.
+    pub accuracy_decay: f64,
+    pub accuracy_factor: f64,
 }
 
 named! {
-    /// Where the attack starts.
-    pub enum Start {
-        /// x + U(-epsilon, epsilon).
-        Uniform = "uniform",
-        /// x + start_deviation * N(0, 1).
-        Normal = "normal",
-        /// x itself.
+    /// What makes the attack cheaper.
+    pub enum Acceleration {
         None = "none",
+        /// The full attack only near the decision boundary (Hua et al. 2021).
+        BulletTrain = "bullet-train",
     }
 }
 
-named! {
-    /// Statistics that BatchNorm uses during the attack.
-    pub enum BatchNorm {
-        /// Running statistics, folded into the convolutions.
-        Eval = "eval",
-        /// Statistics of the attacked batch, as in the first PGD-AT code.
-        Train = "train",
-    }
+/// `[overfitting]`: catastrophic overfitting, seen by the PGD-5 accuracy of one batch of training images.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Overfitting {
+    /// Whether it is measured behind each epoch; by default for single-step methods.
+    pub check: bool,
+    /// A larger fall from one epoch to the next is reported.
+    pub max_fall: f64,
+    /// Whether it also ends the run.
+    pub stop: bool,
 }
 
 /// `[optimizer]`: SGD.
@@ -199,6 +228,8 @@ impl Recipe {
             overrides::apply(&mut table, text)?;
         }
         let mut root = Section::root(name, table);
+        let objective = Objective::read(root.section("objective")?)?;
+        let method = objective.method;
         let recipe = Self {
             name: root.text("name", Some(name))?,
             seed: root.integer("seed", 0..=i64::MAX as usize, Some(0))? as u64,
@@ -206,8 +237,10 @@ impl Recipe {
             batch: root.integer("batch", 1..=65_536, None)?,
             data: Data::read(root.section("data")?)?,
             model: Model::read(root.section("model")?)?,
-            objective: Objective::read(root.section("objective")?)?,
-            attack: Attack::read(root.section("attack")?)?,
+            objective,
+            attack: Attack::read(root.section("attack")?, method)?,
+            accelerate: Accelerate::read(root.section("accelerate")?)?,
+            overfitting: Overfitting::read(root.section("overfitting")?, method)?,
             optimizer: Optimizer::read(root.section("optimizer")?)?,
             schedule: Schedule::read(root.section("schedule")?)?,
             evaluation: Evaluation::read(root.section("evaluation")?)?,
@@ -245,9 +278,19 @@ impl Recipe {
             let wanted = format!("at most the {} training images", train - self.data.validation);
             return Err(root.value_error("batch", self.batch, wanted));
         }
-        if self.attack.start == Start::Normal && self.attack.start_deviation.value() == 0.0 {
-            let met = format!("\"{}\"", self.attack.start_deviation);
-            return Err(root.value_error("attack.start_deviation", met, "more than 0 for a normal start"));
+        if self.accelerate.method == Acceleration::BulletTrain {
+            let method = self.objective.method;
+            if method.fixed_steps().is_some() {
+                let wanted = format!("\"none\": {method} has no attack of several steps to shorten");
+                return Err(root.value_error("accelerate.method", "\"bullet-train\"", wanted));
+            }
+            if self.attack.batch_norm != BatchNorm::Eval {
+                let wanted = "\"eval\" with bullet-train, which attacks parts of a batch";
+                return Err(root.value_error("attack.batch_norm", "\"train\"", wanted));
+            }
+        }
+        if self.overfitting.stop && !self.overfitting.check {
+            return Err(root.value_error("overfitting.check", false, "true where overfitting.stop is"));
         }
         Ok(())
     }
@@ -289,27 +332,55 @@ impl Model {
 
 impl Objective {
     fn read(mut section: Section) -> Result<Self, RecipeError> {
-        let objective = Self {
-            method: section.name("method", Some(Method::PgdAt))?,
-            label_smoothing: section.number("label_smoothing", 0.0..1.0, Some(0.0))?,
+        let method = section.name("method", Some(Method::PgdAt))?;
+        let (beta, replays) = match method {
+            Method::Mart => (5.0, 1),
+            Method::Free => (6.0, 8),
+            _ => (6.0, 1),
         };
+        let objective = Self {
+            method,
+            label_smoothing: section.number("label_smoothing", 0.0..1.0, Some(0.0))?,
+            beta: section.number("beta", 0.0..=1000.0, Some(beta))?,
+            replays: section.integer("replays", 1..=1000, Some(replays))?,
+        };
+        if matches!(method, Method::Trades | Method::Mart) && objective.label_smoothing > 0.0 {
+            let wanted = format!("0: {method} compares predictions, not labels");
+            return Err(section.value_error("label_smoothing", objective.label_smoothing, wanted));
+        }
+        if method != Method::Free && objective.replays > 1 {
+            let wanted = format!("1: {method} trains once on each minibatch");
+            return Err(section.value_error("replays", objective.replays, wanted));
+        }
         section.finish()?;
         Ok(objective)
     }
 }
 
-impl Attack {
+impl Accelerate {
     fn read(mut section: Section) -> Result<Self, RecipeError> {
-        let attack = Self {
-            epsilon: section.fraction("epsilon", above(0.0, 1.0), "8/255")?,
-            step_size: section.fraction("step_size", above(0.0, 1.0), "2/255")?,
-            steps: section.integer("steps", 0..=1000, Some(10))?,
-            start: section.name("start", Some(Start::Uniform))?,
-            start_deviation: section.fraction("start_deviation", (0.0..=1.0).into(), "0.001")?,
-            batch_norm: section.name("batch_norm", Some(BatchNorm::Eval))?,
+        let accelerate = Self {
+            method: section.name("method", Some(Acceleration::None))?,
+            robust_steps: section.integer("robust_steps", 0..=1000, Some(2))?,
+            robust_step_size: section.fraction("robust_step_size", above(0.0, 1.0), "6/255")?,
+            accuracy_decay: section.number("accuracy_decay", 0.0..1.0, Some(0.9))?,
+            accuracy_factor: section.number("accuracy_factor", 0.0..=1.0, Some(0.8))?,
         };
         section.finish()?;
-        Ok(attack)
+        Ok(accelerate)
+    }
+}
+
+impl Overfitting {
+    fn read(mut section: Section, method: Method) -> Result<Self, RecipeError> {
+        let single_step = method.fixed_steps() == Some(1);
+        let overfitting = Self {
+            check: section.boolean("check", single_step)?,
+            max_fall: section.number("max_fall", 0.0..=1.0, Some(0.2))?,
+            stop: section.boolean("stop", false)?,
+        };
+        section.finish()?;
+        Ok(overfitting)
     }
 }
 

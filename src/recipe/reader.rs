@@ -81,6 +81,23 @@ impl Section {
         Ok(Section { recipe: self.recipe.clone(), path, table, known: Vec::new() })
     }
 
+    /// The tables of the list `key`, empty where it is absent.
+    pub fn sections(&mut self, key: &str) -> Result<Vec<Section>, RecipeError> {
+        let wanted = format!("a list of tables [[{}{key}]]", self.path);
+        let Some(value) = self.take(key) else { return Ok(Vec::new()) };
+        let list = value.as_array().ok_or_else(|| self.met(key, &value, wanted.clone()))?;
+        let section = |(index, item): (usize, &Value)| match item {
+            Value::Table(table) => Ok(Section {
+                recipe: self.recipe.clone(),
+                path: format!("{}{key}[{index}].", self.path),
+                table: table.clone(),
+                known: Vec::new(),
+            }),
+            _ => Err(self.met(key, &value, wanted.clone())),
+        };
+        list.iter().enumerate().map(section).collect()
+    }
+
     /// An integer in `range`; required where there is no default.
     pub fn integer(
         &mut self,

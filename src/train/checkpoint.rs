@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::metrics::{Best, Seconds};
+use crate::attack::AttackWork;
 use crate::engine::OptimizerState;
 use crate::files::sync_folder;
 use crate::model::{Weights, WeightsError};
@@ -25,9 +26,11 @@ const WEIGHTS: &str = "weights.safetensors";
 const MOMENTUM: &str = "momentum.safetensors";
 /// Only where the recipe keeps a moving average.
 const AVERAGE: &str = "average.safetensors";
+/// Only where the objective carries something from step to step.
+const OBJECTIVE: &str = "objective.safetensors";
 /// Only in the middle of an epoch: what its samples have given so far.
 const SAMPLES: &str = "samples.safetensors";
-const FILES: [&str; 5] = [PROGRESS, WEIGHTS, MOMENTUM, AVERAGE, SAMPLES];
+const FILES: [&str; 6] = [PROGRESS, WEIGHTS, MOMENTUM, AVERAGE, OBJECTIVE, SAMPLES];
 /// A folder being written; whatever bears this prefix was never a checkpoint.
 const UNFINISHED: &str = ".writing-";
 /// No JSON file of a checkpoint comes near this size.
@@ -39,6 +42,8 @@ pub struct Checkpoint {
     /// Live weights and running statistics.
     pub weights: Weights,
     pub optimizer: OptimizerState,
+    /// What the objective carries from step to step; empty for most.
+    pub objective: Weights,
     pub progress: Progress,
     pub samples: SamplesSoFar,
 }
@@ -53,6 +58,10 @@ pub struct Progress {
     pub step: usize,
     /// The best epoch on the validation split so far.
     pub best: Option<Best>,
+    /// PGD-5 accuracy on a training batch behind the last epoch, where overfitting is watched.
+    pub pgd5_accuracy: Option<f64>,
+    /// Attacks of the unfinished epoch.
+    pub epoch_attacks: AttackWork,
     /// Time spent in the unfinished epoch.
     pub epoch_seconds: Seconds,
     /// Time spent in the whole run, unfinished epoch included.
@@ -193,13 +202,15 @@ pub fn load(path: &Path) -> Result<Checkpoint, CheckpointError> {
     weights.check(&network).map_err(|error| damaged(WEIGHTS, error.to_string()))?;
     let momentum = tensors(MOMENTUM, required(MOMENTUM)?)?;
     let average = files.get(AVERAGE).map(|bytes| tensors(AVERAGE, bytes)).transpose()?;
+    let objective = files.get(OBJECTIVE).map(|bytes| tensors(OBJECTIVE, bytes)).transpose()?;
     let progress: Progress =
         serde_json::from_slice(required(PROGRESS)?).map_err(|error| damaged(PROGRESS, error.to_string()))?;
     let samples = match files.get(SAMPLES) {
         Some(bytes) => samples_from(&tensors(SAMPLES, bytes)?).map_err(|reason| damaged(SAMPLES, reason))?,
         None => SamplesSoFar::default(),
     };
-    Ok(Checkpoint { weights, optimizer: OptimizerState { momentum, average }, progress, samples })
+    let optimizer = OptimizerState { momentum, average };
+    Ok(Checkpoint { weights, optimizer, objective: objective.unwrap_or_default(), progress, samples })
 }
 
 /// The weights file inside a checkpoint folder that stands for the epoch: the moving average where one is kept.
@@ -235,6 +246,9 @@ fn write_files(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointErr
     write(MOMENTUM, &checkpoint.optimizer.momentum.to_bytes())?;
     if let Some(average) = &checkpoint.optimizer.average {
         write(AVERAGE, &average.to_bytes())?;
+    }
+    if !checkpoint.objective.tensors.is_empty() {
+        write(OBJECTIVE, &checkpoint.objective.to_bytes())?;
     }
     if checkpoint.progress.step > 0 {
         write(SAMPLES, &samples_to(&checkpoint.samples).to_bytes())?;

@@ -58,12 +58,22 @@ pub struct EpochMetrics {
     pub images: usize,
     /// Mean loss of the objective over the epoch, each sample at the step that trained on it.
     pub train_loss: f64,
-    /// Accuracy on the adversarial images of training, likewise.
+    /// Accuracy on the adversarial images of training (of standard training: the clean ones), likewise.
     pub train_robust: f64,
     /// Accuracy on clean images of the validation split; absent where the epoch was not validated.
     pub validation_clean: Option<f64>,
     /// Accuracy under the recipe's validation protocol.
     pub validation_robust: Option<f64>,
+    /// Sign steps an image.
+    pub attack_steps_per_sample: f64,
+    /// Shares of BulletTrain's groups: not attacked, attacked in full, attacked briefly.
+    pub outlier_share: Option<f64>,
+    pub boundary_share: Option<f64>,
+    pub robust_share: Option<f64>,
+    /// PGD-5 accuracy on one batch of training images, where catastrophic overfitting is watched.
+    pub co_pgd5_accuracy: Option<f64>,
+    /// Whether it fell further than the recipe allows since the epoch before.
+    pub co_detected: Option<bool>,
     /// Whether this epoch is the best so far.
     pub best: bool,
     pub seconds_attack: f64,

@@ -6,6 +6,7 @@
 pub mod checkpoint;
 pub mod interrupt;
 pub mod metrics;
+mod overfitting;
 pub mod run_folder;
 pub mod schedule;
 mod trainer;
@@ -17,14 +18,16 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::attack::AttackWork;
 use crate::console::Console;
 use crate::data::{DataError, DataSet, order::split};
 use crate::engine::{self, Engine, ImageSet, WeightSet};
 use crate::evaluate::{Outcome, Protocol, Subject, evaluate};
 use crate::model::{ResNet18, Weights, initialise};
 use crate::recipe::Recipe;
-use checkpoint::{Checkpoint, CheckpointError};
+use checkpoint::{Checkpoint, CheckpointError, Progress};
 use metrics::{Best, EpochMetrics, Seconds};
+use overfitting::Watched;
 use run_folder::{RunFolder, RunFolderError};
 
 /// What a run is made of.
@@ -54,6 +57,11 @@ pub enum TrainError {
         "epoch {epoch}: the loss of training image {image} is {loss}; training diverged, lower optimizer.learning_rate"
     )]
     Diverged { epoch: u32, image: u32, loss: f32 },
+    #[error(
+        "epoch {epoch}: catastrophic overfitting, PGD-5 accuracy on training images fell from {before:.3} to {after:.3}; \
+         take an earlier checkpoint, or more or smaller attack steps"
+    )]
+    Overfitted { epoch: u32, before: f64, after: f64 },
     #[error("{path}: {reason}")]
     Mismatch { path: PathBuf, reason: String },
     #[error("interrupted; continue with --resume --out {}", folder.display())]
@@ -207,23 +215,37 @@ fn epoch(
         trainer.progress.run_seconds += seconds;
     }
 
+    let Some(watched) = overfitting::watch(run, trainer, set)? else { return interrupted(run, trainer) };
+
     let progress = &mut trainer.progress;
     let best =
         validated.is_some_and(|(_, robust)| progress.best.is_none_or(|best| robust > best.validation_robust));
     if let (true, Some((validation_clean, validation_robust))) = (best, validated) {
         progress.best = Some(Best { epoch: number, validation_clean, validation_robust });
     }
-    let metrics = epoch_metrics(run, number, &outcome, validated, best, progress.epoch_seconds);
+    let metrics = epoch_metrics(run, &outcome, validated, best, &watched, progress);
     progress.epoch = number;
     progress.step = 0;
+    progress.pgd5_accuracy = watched.accuracy;
+    progress.epoch_attacks = AttackWork::default();
     progress.epoch_seconds = Seconds::default();
 
     run.folder.append_metrics(&metrics)?;
     console.line(epoch_line(&metrics, recipe.epochs));
-    if best || due(recipe.checkpoint.every, number, recipe) {
+    if let Some((before, after)) = watched.fall {
+        console.note(format!(
+            "warning: epoch {number}: catastrophic overfitting: PGD-5 accuracy on training images fell from {before:.3} \
+             to {after:.3}"
+        ));
+    }
+    let stop = watched.fall.filter(|_| recipe.overfitting.stop);
+    if best || stop.is_some() || due(recipe.checkpoint.every, number, recipe) {
         save(run, trainer)?;
     }
-    Ok(())
+    match stop {
+        Some((before, after)) => Err(TrainError::Overfitted { epoch: number, before, after }),
+        None => Ok(()),
+    }
 }
 
 fn save(run: &Run, trainer: &Trainer) -> Result<()> {
@@ -259,25 +281,34 @@ fn judge(
 
 fn epoch_metrics(
     run: &Run,
-    epoch: u32,
     outcome: &EpochOutcome,
     validated: Option<(f64, f64)>,
     best: bool,
-    seconds: Seconds,
+    watched: &Watched,
+    progress: &Progress,
 ) -> EpochMetrics {
     let labels = &run.data.train.labels;
     let images = outcome.order.len();
     let right = outcome.order.iter().zip(&outcome.samples.predictions);
     let right = right.filter(|&(&image, &class)| labels[image as usize] == class).count();
     let loss: f64 = outcome.samples.losses.iter().map(|&loss| f64::from(loss)).sum();
+    let (attacks, seconds) = (progress.epoch_attacks, progress.epoch_seconds);
+    let grouped = attacks.outliers + attacks.boundary + attacks.robust;
+    let share = |part: u64| (grouped > 0).then(|| part as f64 / grouped as f64);
     EpochMetrics {
-        epoch,
+        epoch: progress.epoch + 1,
         learning_rate: outcome.learning_rate,
         images,
         train_loss: loss / images as f64,
         train_robust: right as f64 / images as f64,
         validation_clean: validated.map(|(clean, _)| clean),
         validation_robust: validated.map(|(_, robust)| robust),
+        attack_steps_per_sample: attacks.steps as f64 / attacks.samples.max(1) as f64,
+        outlier_share: share(attacks.outliers),
+        boundary_share: share(attacks.boundary),
+        robust_share: share(attacks.robust),
+        co_pgd5_accuracy: watched.accuracy,
+        co_detected: watched.accuracy.map(|_| watched.fall.is_some()),
         best,
         seconds_attack: seconds.attack,
         seconds_train: seconds.train,
@@ -293,6 +324,14 @@ fn epoch_line(metrics: &EpochMetrics, epochs: usize) -> String {
         metrics.train_loss,
         100.0 * metrics.train_robust
     );
+    if let (Some(outlier), Some(boundary)) = (metrics.outlier_share, metrics.boundary_share) {
+        line += &format!(
+            ", attack steps {:.1} (outliers {:.0} %, boundary {:.0} %)",
+            metrics.attack_steps_per_sample,
+            100.0 * outlier,
+            100.0 * boundary
+        );
+    }
     if let (Some(clean), Some(robust)) = (metrics.validation_clean, metrics.validation_robust) {
         let best = if metrics.best { " (best)" } else { "" };
         line += &format!(", validation clean {:.1} %, robust {:.1} %{best}", 100.0 * clean, 100.0 * robust);

@@ -1,7 +1,7 @@
 //! The training loop: steps, epochs, and the state that a checkpoint saves.
 //!
 //! One step is the data flow of the design: gather and augment, fold BatchNorm, attack in micro-batches, train pass,
-//! optimizer. Losses and predictions stay on the device until the end of the epoch. Checked by `tests/training.rs`
+//! optimizer; an objective may ask for the last four several times on each minibatch. Losses and predictions stay on the device until the end of the epoch. Checked by `tests/training.rs`
 //! (the loss falls, a resumed run has the bits of an unbroken one). Called by [`super::run`].
 
 use std::time::Instant;
@@ -11,10 +11,10 @@ use super::metrics::Seconds;
 use super::schedule::{Horizon, Rates, rates};
 use crate::batch::Batch;
 use crate::data::order::epoch_order;
-use crate::engine::{Augment, Engine, ImageSet, Result, Sgd, Tensor, WeightSet};
+use crate::engine::{Augment, Engine, Error, ImageSet, Result, Sgd, Tensor, WeightSet};
 use crate::objective::{self, Objective};
 use crate::philox::{Key, Purpose};
-use crate::recipe::{BatchNorm, Recipe};
+use crate::recipe::Recipe;
 
 /// Steps of an epoch that are timed in detail: each costs three waits for the device, so not all are.
 const TIMED_STEPS: usize = 32;
@@ -26,7 +26,7 @@ pub struct Trainer<'a> {
     objective: Box<dyn Objective>,
     set: &'a ImageSet,
     /// Positions in the set of the images to train on.
-    samples: &'a [u32],
+    pub(super) samples: &'a [u32],
     pub(super) batch: Batch,
     /// Adversarial loss and prediction of each sample, in the order of the epoch.
     losses: Tensor<f32>,
@@ -91,6 +91,7 @@ impl<'a> Trainer<'a> {
         if averaged != checkpoint.optimizer.average.is_some() {
             return Err("it keeps a moving average and the recipe does not, or the other way round".into());
         }
+        objective::of_recipe(self.recipe).restore(&checkpoint.objective)?;
         let Progress { epoch, step, .. } = checkpoint.progress;
         if epoch as usize > self.recipe.epochs || step > self.steps_per_epoch() {
             let (epochs, steps) = (self.recipe.epochs, self.steps_per_epoch());
@@ -109,6 +110,7 @@ impl<'a> Trainer<'a> {
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         self.engine.load_weights(&checkpoint.weights)?;
         self.engine.load_optimizer(&checkpoint.optimizer)?;
+        self.objective.restore(&checkpoint.objective).map_err(Error::Invalid)?;
         let SamplesSoFar { losses, predictions } = &checkpoint.samples;
         self.engine.write(&self.losses.slice(0..losses.len()), losses)?;
         self.engine.write(&self.predictions.slice(0..predictions.len()), predictions)?;
@@ -121,6 +123,7 @@ impl<'a> Trainer<'a> {
         Ok(Checkpoint {
             weights: self.engine.weights(WeightSet::Live)?,
             optimizer: self.engine.optimizer()?,
+            objective: self.objective.state(),
             progress: self.progress.clone(),
             samples: self.samples_so_far()?,
         })
@@ -135,10 +138,12 @@ impl<'a> Trainer<'a> {
         self.samples.len().min(steps * self.recipe.batch)
     }
 
-    /// Learning rate and momentum of a step of an epoch.
-    fn rates(&self, epoch: u32, step: usize) -> Rates {
-        let horizon = Horizon { epochs: self.recipe.epochs, steps_per_epoch: self.steps_per_epoch() };
-        let step = epoch as usize * horizon.steps_per_epoch + step;
+    /// Learning rate and momentum of an optimizer step: replay `replay` of minibatch `step` of an epoch.
+    fn rates(&self, epoch: u32, step: usize, replay: usize) -> Rates {
+        let replays = self.objective.replays();
+        let horizon =
+            Horizon { epochs: self.recipe.epochs, steps_per_epoch: self.steps_per_epoch() * replays };
+        let step = epoch as usize * horizon.steps_per_epoch + step * replays + replay;
         rates(&self.recipe.schedule, &self.recipe.optimizer, horizon, step)
     }
 
@@ -176,11 +181,12 @@ impl<'a> Trainer<'a> {
         if !finished {
             return Ok(None);
         }
-        let learning_rate = self.rates(self.progress.epoch, steps - 1).learning_rate;
+        let last_replay = self.objective.replays() - 1;
+        let learning_rate = self.rates(self.progress.epoch, steps - 1, last_replay).learning_rate;
         Ok(Some(EpochOutcome { order, samples: self.samples_so_far()?, learning_rate }))
     }
 
-    /// One training step.
+    /// One minibatch: one training step, or as many as the objective replays it.
     fn step(&mut self, order: &Tensor<u32>, clock: Option<&mut StepClock>) -> Result<()> {
         let Progress { epoch, step, .. } = self.progress;
         let range = self.images_after(step)..self.images_after(step + 1);
@@ -196,22 +202,25 @@ impl<'a> Trainer<'a> {
         self.engine.gather(self.set, &batch.samples, augment, &batch.images, &batch.labels)?;
         let gather = laps.lap(self.engine)?;
 
-        if self.recipe.attack.batch_norm == BatchNorm::Eval {
-            self.engine.fold_batch_norm(WeightSet::Live)?;
-        }
-        let key = Key { seed, purpose: Purpose::AttackStart, epoch, step: 0 };
-        self.objective.attack(self.engine, key, &batch)?;
-        let attack = laps.lap(self.engine)?;
+        let (mut attack, mut train) = (0.0, 0.0);
+        for replay in 0..self.objective.replays() {
+            if self.objective.needs_fold() {
+                self.engine.fold_batch_norm(WeightSet::Live)?;
+            }
+            let key = Key { seed, purpose: Purpose::AttackStart, epoch, step: 0 };
+            self.progress.epoch_attacks += self.objective.attack(self.engine, key, &batch)?;
+            attack += laps.lap(self.engine)?;
 
-        self.objective.gradient(self.engine, &batch, None)?;
-        let rates = self.rates(epoch, step);
-        self.engine.sgd_step(&Sgd {
-            learning_rate: rates.learning_rate as f32,
-            momentum: rates.momentum as f32,
-            weight_decay: self.recipe.optimizer.weight_decay as f32,
-            average_decay: self.recipe.optimizer.average_decay.map(|decay| decay as f32),
-        })?;
-        let train = laps.lap(self.engine)?;
+            self.objective.gradient(self.engine, &batch, None)?;
+            let rates = self.rates(epoch, step, replay);
+            self.engine.sgd_step(&Sgd {
+                learning_rate: rates.learning_rate as f32,
+                momentum: rates.momentum as f32,
+                weight_decay: self.recipe.optimizer.weight_decay as f32,
+                average_decay: self.recipe.optimizer.average_decay.map(|decay| decay as f32),
+            })?;
+            train += laps.lap(self.engine)?;
+        }
 
         if let Some(clock) = clock {
             clock.attack += attack;

@@ -1,0 +1,44 @@
+//! FGSM-RS, "Fast is better than free" (Wong et al., ICLR 2020): one step of 1.25 eps from a uniform start, projected
+//! onto the ball; L = CE(z', y).
+
+use super::{Objective, passes};
+use crate::attack::{Adversary, AttackWork, CrossEntropyAscent, ScheduledPgd};
+use crate::batch::Batch;
+use crate::engine::{Engine, Result, Tensor};
+use crate::philox::Key;
+use crate::recipe::Recipe;
+
+/// Cross-entropy on the images of one random-start step. Watch for catastrophic overfitting.
+pub struct FgsmRs {
+    /// One step; the step size is the recipe's.
+    pub attack: ScheduledPgd,
+    pub smoothing: f32,
+}
+
+impl FgsmRs {
+    pub fn of_recipe(recipe: &Recipe) -> Self {
+        Self {
+            attack: ScheduledPgd::of_recipe(&recipe.attack),
+            smoothing: recipe.objective.label_smoothing as f32,
+        }
+    }
+}
+
+impl Objective for FgsmRs {
+    fn needs_fold(&self) -> bool {
+        self.attack.needs_fold()
+    }
+
+    fn attack(&mut self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
+        self.attack.perturb(engine, &mut CrossEntropyAscent, key, batch)
+    }
+
+    fn gradient(
+        &mut self,
+        engine: &mut dyn Engine,
+        batch: &Batch,
+        weights: Option<&Tensor<f32>>,
+    ) -> Result<()> {
+        passes::cross_entropy(engine, batch, self.smoothing, weights)
+    }
+}

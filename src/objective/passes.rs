@@ -1,0 +1,40 @@
+//! The two shapes of a training step's passes, which the objectives share: the adversarial images alone, or the clean
+//! and the adversarial ones, each with its own batch statistics.
+
+use crate::batch::Batch;
+use crate::engine::{CrossEntropy, Engine, PairedForm, PairedLoss, Pass, Result, Tensor};
+
+/// The train pass of objectives with one, and the clean pass of those with two.
+pub const FIRST: Pass = Pass::Train { slot: 0 };
+/// The adversarial pass of objectives with two.
+pub const SECOND: Pass = Pass::Train { slot: 1 };
+
+/// Gradient of the mean cross-entropy of `batch.perturbed`, dL/dz' = (q - target) / batch.
+pub fn cross_entropy(
+    engine: &mut dyn Engine,
+    batch: &Batch,
+    smoothing: f32,
+    weights: Option<&Tensor<f32>>,
+) -> Result<()> {
+    let loss = CrossEntropy { smoothing, scale: 1.0 / batch.len() as f32 };
+    engine.forward(FIRST, &batch.perturbed, &batch.logits)?;
+    engine.cross_entropy(&loss, &batch.logits, &batch.labels, weights, batch.outputs())?;
+    engine.parameter_gradient(FIRST, &batch.logit_gradient, false)
+}
+
+/// Gradient of the mean of a loss of both logits, through both passes.
+pub fn paired(
+    engine: &mut dyn Engine,
+    batch: &Batch,
+    form: PairedForm,
+    divergence: f32,
+    weights: Option<&Tensor<f32>>,
+) -> Result<()> {
+    let loss = PairedLoss { form, divergence, scale: 1.0 / batch.len() as f32 };
+    engine.forward(FIRST, &batch.images, &batch.clean_logits)?;
+    engine.forward(SECOND, &batch.perturbed, &batch.logits)?;
+    let outputs = batch.paired_outputs();
+    engine.paired_loss(&loss, &batch.clean_logits, &batch.logits, &batch.labels, weights, outputs)?;
+    engine.parameter_gradient(FIRST, &batch.clean_gradient, false)?;
+    engine.parameter_gradient(SECOND, &batch.logit_gradient, true)
+}
