@@ -56,8 +56,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let logits = engine.alloc::<f32>("logits", batch * 10)?;
     let (losses, predictions) = (engine.alloc("losses", batch)?, engine.alloc("predictions", batch)?);
     let logit_gradient = engine.alloc::<f32>("logit gradient", batch * 10)?;
-    let outputs =
-        LossOutputs { losses: &losses, predictions: &predictions, logit_gradient: &logit_gradient };
+    let outputs = LossOutputs { losses: &losses, predictions: &predictions, logit_gradient: &logit_gradient };
     let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 / batch as f32 };
     let sgd = Sgd { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4, average_decay: None };
     let sign = SignStep { step_size: 2.0 / 255.0, epsilon: 8.0 / 255.0 };

@@ -3,7 +3,8 @@
 
 Usage: PYTHON benches/peers/cpu_step.py [--widths 64,16] [--batch 64] [--rounds 7] [--threads N] [--out FILE.json]
 
-The two take turns, step by step, so that a slow moment of the machine hits both; medians are compared. PyTorch is
+The two take turns, step by step, so that a slow moment of the machine hits both; medians are compared, of wall time
+and of CPU time (which other work on the machine disturbs less; Linux only). PyTorch is
 eager, channels-last and contiguous memory are both tried and the faster one counts. A step is train-mode forward, loss,
 backward and SGD with momentum; an attack step is eval-mode forward, loss, input gradient, sign and projection, with
 PyTorch's parameters not requiring gradients.
@@ -54,9 +55,14 @@ class Ours:
         self.about = json.loads(self.process.stdout.readline())
 
     def run(self, what):
+        before = self.cpu_seconds()
         self.process.stdin.write(what + "\n")
         self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        return json.loads(self.process.stdout.readline()) | {"cpu_seconds": self.cpu_seconds() - before}
+
+    def cpu_seconds(self):
+        fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def close(self):
         self.process.stdin.close()
@@ -72,7 +78,7 @@ class PyTorch:
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
 
     def run(self, what):
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         if what == "step":
             self.model.train().requires_grad_(True)
             self.optimizer.zero_grad()
@@ -85,7 +91,7 @@ class PyTorch:
             with torch.no_grad():
                 moved = x + 2 / 255 * x.grad.sign()
                 torch.min(torch.max(moved, self.images - 8 / 255), self.images + 8 / 255).clamp_(0, 1)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - cpu
 
 
 def cpu_name():
@@ -109,24 +115,28 @@ def main():
             parts = []
             for round in range(args.rounds + 1):
                 answer = ours.run(what)
-                times = {"ours": answer["seconds"]} | {name: peer.run(what) for name, peer in peers.items()}
+                times = {"ours": (answer["seconds"], answer["cpu_seconds"])}
+                times |= {name: peer.run(what) for name, peer in peers.items()}
                 if round:  # the first is warm-up
                     parts.append(answer["parts"])
                     for name, value in times.items():
                         seconds[name].append(value)
-            medians = {name: statistics.median(values) for name, values in seconds.items()}
+            medians = {name: statistics.median(wall for wall, _ in values) for name, values in seconds.items()}
+            cpu = {name: statistics.median(cpu for _, cpu in values) for name, values in seconds.items()}
             best = min(peers, key=medians.get)
             part = {key: statistics.median(p[key] for p in parts) for key in parts[0]}
             gflop = ours.about["gflop"]
             work = {"forward": gflop, "backward": gflop * (2 if what == "step" else 1)}
             rate = {key: work[key] / part[key] for key in work}
-            row = {"width": width, "batch": args.batch, "what": what, "seconds": seconds, "medians": medians}
+            row = {"width": width, "batch": args.batch, "what": what, "seconds": seconds, "medians": medians, "cpu_medians": cpu}
             row |= {"pytorch": best, "parts": part, "gflop_per_s": rate, "ratio": medians[best] / medians["ours"]}
+            row["cpu_ratio"] = min(cpu[name] for name in peers) / cpu["ours"]
             rows.append(row)
             print(
                 f"width {width} {what}: ours {args.batch / medians['ours']:.1f} images/s "
                 f"(forward {rate['forward']:.0f}, backward {rate['backward']:.0f} GFLOP/s), PyTorch {best} "
-                f"{args.batch / medians[best]:.1f} images/s: ours is {row['ratio']:.2f} x PyTorch",
+                f"{args.batch / medians[best]:.1f} images/s: ours is {row['ratio']:.2f} x PyTorch, "
+                f"{row['cpu_ratio']:.2f} x by CPU time",
                 flush=True,
             )
         ours.close()
