@@ -12,13 +12,13 @@ PyTorch's parameters not requiring gradients.
 
 import argparse
 import datetime
-import importlib.util
 import json
 import os
 import pathlib
 import platform
 import statistics
 import subprocess
+import sys
 import time
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,9 +33,8 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-spec = importlib.util.spec_from_file_location("fixtures", ROOT / "scripts/make-fixtures.py")
-fixtures = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fixtures)
+sys.path.insert(0, str(ROOT / "scripts"))
+from resnet18 import ResNet18  # noqa: E402
 
 
 def build():
@@ -72,7 +71,7 @@ class Ours:
 class PyTorch:
     def __init__(self, width, layout):
         torch.manual_seed(1)
-        self.model = fixtures.ResNet18(width, 10).to(memory_format=layout)
+        self.model = ResNet18(width, 10).to(memory_format=layout)
         self.images = torch.rand(args.batch, 3, 32, 32).contiguous(memory_format=layout)
         self.labels = torch.arange(args.batch) % 10
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
