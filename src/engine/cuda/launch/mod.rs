@@ -12,6 +12,7 @@ pub mod head;
 pub mod loss;
 pub mod norm;
 pub mod optimizer;
+pub mod rows;
 pub mod select;
 
 pub use cost::Cost;
