@@ -297,6 +297,8 @@ pub trait Engine {
     fn at_least(&mut self, values: &Tensor<f32>, threshold: f32, positions: &Tensor<u32>) -> Result<usize>;
 
     // Rows: a batch compacted to some of its samples, and back. The typed forms `gather_rows` and `scatter_rows` are below.
+    // A row that is not there is an error where the engine reads `rows`; a GPU does not: it gathers words of ones (NaN, an
+    // impossible label), so that the next loss shows it, and scatters nothing.
     /// `to[i] = from[rows[i]]`, rows of `row_len` words; `from` and `to` are different storage.
     fn gather_words(
         &mut self,

@@ -18,21 +18,22 @@ mod optimizer;
 mod perturb;
 mod product;
 mod ranking;
+mod rows;
 mod stem;
 mod train;
 
 use pulp::Arch;
-use rayon::prelude::*;
 
 use super::{
     Augment, CrossEntropy, DeviceInfo, Element, Engine, Error, ImageSet, LossOutputs, Noise, OptimizerState,
-    Pass, Result, Sgd, SignStep, Storage, Tensor, WeightSet,
+    PairedLoss, PairedLossOutputs, Pass, Result, Sgd, SignStep, Storage, Tensor, WeightSet,
 };
 use crate::model::layers::IMAGE_LEN;
 use crate::model::{ResNet18, Weights};
 use crate::philox::Key;
 use arena::{Arena, Layout};
 use eval::EvalPass;
+use loss::Losses;
 use memory::{Heap, expect_len};
 use train::{TrainPass, Wanted};
 
@@ -140,6 +141,10 @@ impl Reference {
             ));
         }
         Ok(batch)
+    }
+
+    fn losses(&self) -> Losses<'_> {
+        Losses { heap: &self.heap, classes: self.network.classes }
     }
 
     fn model(&self) -> Result<&Model> {
@@ -417,36 +422,38 @@ impl Engine for Reference {
         weights: Option<&Tensor<f32>>,
         outputs: LossOutputs,
     ) -> Result<()> {
-        let (batch, classes) = (labels.len(), self.network.classes);
-        expect_len(logits, batch * classes)?;
-        weights.map_or(Ok(()), |weights| expect_len(weights, batch))?;
-        expect_len(outputs.losses, batch)?;
-        expect_len(outputs.predictions, batch)?;
-        expect_len(outputs.logit_gradient, logits.len())?;
-        let (values, labels_of) = (self.heap.copy(logits)?, self.heap.copy(labels)?);
-        let weights = weights.map(|weights| self.heap.copy(weights)).transpose()?;
-        if let Some(at) = labels_of.iter().position(|&label| label as usize >= classes) {
-            let (name, label) = (labels.name(), labels_of[at]);
-            return invalid(format!("{name}: label {label} at position {at}, expected less than {classes}"));
-        }
-        let mut gradient = vec![0.0; values.len()];
-        let results: Vec<(f32, u32)> = gradient
-            .par_chunks_exact_mut(classes)
-            .zip(values.par_chunks_exact(classes))
-            .enumerate()
-            .map(|(n, (gradient, logits))| {
-                let weight = weights.as_ref().map_or(1.0, |weights| weights[n]);
-                loss::cross_entropy(loss, weight, logits, labels_of[n] as usize, gradient)
-            })
-            .collect();
-        self.heap.view_mut(outputs.logit_gradient)?.copy_from_slice(&gradient);
-        for (slot, (loss, _)) in self.heap.view_mut(outputs.losses)?.iter_mut().zip(&results) {
-            *slot = *loss;
-        }
-        for (slot, (_, prediction)) in self.heap.view_mut(outputs.predictions)?.iter_mut().zip(&results) {
-            *slot = *prediction;
-        }
-        Ok(())
+        self.losses().cross_entropy(loss, logits, labels, weights, outputs)
+    }
+
+    fn divergence(
+        &mut self,
+        target_logits: &Tensor<f32>,
+        logits: &Tensor<f32>,
+        scale: f32,
+        outputs: LossOutputs,
+    ) -> Result<()> {
+        self.losses().divergence(target_logits, logits, scale, outputs)
+    }
+
+    fn paired_loss(
+        &mut self,
+        loss: &PairedLoss,
+        clean_logits: &Tensor<f32>,
+        adversarial_logits: &Tensor<f32>,
+        labels: &Tensor<u32>,
+        weights: Option<&Tensor<f32>>,
+        outputs: PairedLossOutputs,
+    ) -> Result<()> {
+        self.losses().paired_loss(loss, clean_logits, adversarial_logits, labels, weights, outputs)
+    }
+
+    fn signed_deviation(
+        &mut self,
+        logits: &Tensor<f32>,
+        labels: &Tensor<u32>,
+        scores: &Tensor<f32>,
+    ) -> Result<()> {
+        self.losses().signed_deviation(logits, labels, scores)
     }
 
     fn top_k(&mut self, values: &Tensor<f32>, top: &Tensor<u32>) -> Result<()> {
@@ -477,6 +484,26 @@ impl Engine for Reference {
             count += 1;
         }
         Ok(count)
+    }
+
+    fn gather_words(
+        &mut self,
+        from: &Tensor<u32>,
+        rows: &Tensor<u32>,
+        row_len: usize,
+        to: &Tensor<u32>,
+    ) -> Result<()> {
+        rows::gather(&self.heap, from, rows, row_len, to)
+    }
+
+    fn scatter_words(
+        &mut self,
+        from: &Tensor<u32>,
+        rows: &Tensor<u32>,
+        row_len: usize,
+        to: &Tensor<u32>,
+    ) -> Result<()> {
+        rows::scatter(&self.heap, from, rows, row_len, to)
     }
 }
 
