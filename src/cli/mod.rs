@@ -6,6 +6,7 @@
 mod data;
 mod dump;
 mod eval;
+mod profile;
 mod recipes;
 mod train;
 mod weights;
@@ -35,6 +36,7 @@ enum Command {
     Train(train::Args),
     Eval(eval::Args),
     Dump(dump::Args),
+    Profile(profile::Args),
     Recipes(recipes::Args),
     Weights(weights::Args),
     Data(data::Args),
@@ -51,6 +53,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(args, &console),
         Command::Eval(args) => eval::run(args, &console),
         Command::Dump(args) => dump::run(args, &console),
+        Command::Profile(args) => profile::run(args, &console),
         Command::Recipes(args) => recipes::run(args, &console),
         Command::Weights(args) => weights::run(args, &console),
         Command::Data(args) => data::run(args, &console),
