@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use proptest::prelude::*;
+use secateur::attack::AttackWork;
 use secateur::engine::OptimizerState;
 use secateur::model::{ResNet18, Weights, initialise};
 use secateur::train::checkpoint::{
@@ -13,12 +14,13 @@ use secateur::train::checkpoint::{
 use secateur::train::metrics::{Best, Seconds};
 
 const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "manifest.json",
     "progress.json",
     "weights.safetensors",
     "momentum.safetensors",
     "average.safetensors",
+    "objective.safetensors",
     "samples.safetensors",
 ];
 
@@ -33,10 +35,13 @@ fn checkpoint(epoch: u32, step: usize) -> Checkpoint {
             .filter(|(name, _)| !name.contains("running"))
             .collect(),
     };
+    let mut objective = Weights::default();
+    objective.insert("accuracy", &[1], vec![1.0 / 3.0]);
     let losses: Vec<f32> = (0..step * 4).map(|i| 1.0 / (i as f32 + 3.0)).collect();
     Checkpoint {
         weights: weights(seed),
         optimizer: OptimizerState { momentum, average: Some(weights(seed + 2)) },
+        objective,
         progress: Progress {
             epoch,
             step,
@@ -45,6 +50,8 @@ fn checkpoint(epoch: u32, step: usize) -> Checkpoint {
                 validation_clean: 0.7,
                 validation_robust: 1.0 / 3.0,
             }),
+            pgd5_accuracy: Some(2.0 / 3.0),
+            epoch_attacks: AttackWork { samples: 8, steps: 60, outliers: 2, boundary: 6, robust: 0 },
             epoch_seconds: Seconds { attack: 0.1, train: 0.2, evaluate: 0.0 },
             run_seconds: Seconds { attack: 10.1, train: 5.25, evaluate: 1.0 / 7.0 },
         },
