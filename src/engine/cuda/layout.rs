@@ -7,6 +7,7 @@
 //! Master: convolution weights (K, R, S, C), then BatchNorm weights, BatchNorm biases, the linear layer, and behind
 //! these trainable ones the running means and variances. Every convolution starts on a 16-byte boundary in bf16.
 
+use super::launch::conv::ConvShape;
 use crate::model::{Conv, ParameterKind, ResNet18, Weights, WeightsError};
 
 /// Channels of the stem's packed input: hi and lo bf16 parts of three channels, and two of padding.
@@ -145,6 +146,10 @@ struct Entry {
 }
 
 impl ConvSlot {
+    /// What the kernels are told of it, for a batch of images.
+    pub fn shape(&self, batch: usize) -> ConvShape {
+        ConvShape::new(&self.conv, batch)
+    }
     /// Elements in a bf16 arena.
     pub fn packed_len(&self) -> usize {
         self.conv.out_channels * self.conv.kernel * self.conv.kernel * self.packed_channels()

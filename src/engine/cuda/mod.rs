@@ -1,18 +1,34 @@
 //! The cuda engine: our kernels in bf16 with f32 accumulation, on a GPU or on the host runner.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `driver/` | memory and launches, on a GPU or on the host runner; the only unsafe code |
+//! | `launch/` | for each kernel its parameter struct and its grid |
+//! | `layout` | where every tensor lies in the flat arenas |
+//! | `parameters` | the arenas: weights, gradients, optimizer state, folded copies |
+//! | `eval`, `train` | the two passes over the network, forward and back |
+//! | `scratch` | gradients on their way back |
+//! | `engine` | the [`Engine`] trait on top of these |
 
 pub mod driver;
+mod engine;
+mod eval;
 pub mod launch;
 pub mod layout;
+mod parameters;
+mod scratch;
+mod train;
 
-use super::{Engine, Error, Result};
+use super::{Engine, Result};
 use crate::model::ResNet18;
 
 /// Opens GPU number `ordinal`.
-pub fn open_device(_ordinal: usize, _network: ResNet18, _max_batch: usize) -> Result<Box<dyn Engine>> {
-    Err(Error::Unavailable("the cuda engine is being built".into()))
+pub fn open_device(ordinal: usize, network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
+    let driver = driver::device::DeviceDriver::open(ordinal)?;
+    Ok(Box::new(engine::Cuda::new(driver, network, max_batch)?))
 }
 
 /// Opens the host runner: the same kernels, launches and grids on the CPU.
-pub fn open_emulated(_network: ResNet18, _max_batch: usize) -> Result<Box<dyn Engine>> {
-    Err(Error::Unavailable("the cuda engine is being built".into()))
+pub fn open_emulated(network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
+    Ok(Box::new(engine::Cuda::new(driver::host::HostDriver::open(), network, max_batch)?))
 }

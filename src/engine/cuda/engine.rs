@@ -1,0 +1,359 @@
+//! The cuda engine behind the [`Engine`] trait: checks lengths, finds addresses, calls the passes and the launches.
+//!
+//! Checked by tests/engine_agreement.rs against the reference engine, operation by operation and over whole training steps.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use super::driver::{Address, Buffer, Driver};
+use super::eval::EvalPass;
+use super::launch::conv::ImageEpilogue;
+use super::launch::select::{self, Outcome, Selection};
+use super::launch::{attack, data, loss};
+use super::layout::{Layout, STEM_CHANNELS};
+use super::parameters::Parameters;
+use super::scratch::Scratch;
+use super::train::{TrainPass, Wanted};
+use crate::engine::{
+    Augment, CrossEntropy, DeviceInfo, Element, Engine, Error, ImageSet, LossOutputs, Noise, OptimizerState,
+    Pass, Result, Sgd, SignStep, Storage, Tensor, WeightSet,
+};
+use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
+use crate::model::{ResNet18, Weights};
+use crate::philox::Key;
+
+/// Bytes of the attack's activations that should stay in a cache: the L2 of a big GPU, less what weights take.
+const CACHE_BYTES: usize = 40 << 20;
+
+/// One ResNet-18 on one driver.
+pub struct Cuda {
+    driver: Rc<dyn Driver>,
+    info: DeviceInfo,
+    max_batch: usize,
+    parameters: Parameters,
+    eval: EvalPass,
+    /// The stem's input of the evaluation pass, and which images it holds.
+    packed: Buffer,
+    packed_images: Cell<Option<(Address, usize)>>,
+    /// Train slots, made when first used.
+    train: [Option<TrainPass>; 2],
+    scratch: Scratch,
+    outcome: Buffer,
+}
+
+impl Cuda {
+    pub fn new(driver: Rc<dyn Driver>, network: ResNet18, max_batch: usize) -> Result<Self> {
+        if !crate::model::layers::WIDTHS.contains(&network.width) {
+            return Err(Error::Invalid(format!(
+                "width {}: the kernels are built for widths {:?}",
+                network.width,
+                crate::model::layers::WIDTHS
+            )));
+        }
+        let parameters = Parameters::new(&driver, Layout::new(network))?;
+        let image = max_batch * IMAGE_SIDE * IMAGE_SIDE * STEM_CHANNELS;
+        Ok(Self {
+            info: driver.info(),
+            max_batch,
+            eval: EvalPass::new(&driver, &parameters, max_batch)?,
+            packed: Buffer::new(&driver, "packed images", image * 2)?,
+            packed_images: Cell::new(None),
+            train: [None, None],
+            scratch: Scratch::new(&driver, &parameters.layout, max_batch)?,
+            outcome: Buffer::new(&driver, "outcome of a selection", size_of::<Outcome>())?,
+            parameters,
+            driver,
+        })
+    }
+
+    fn driver(&self) -> &dyn Driver {
+        &*self.driver
+    }
+
+    fn buffer<'a>(&self, storage: &'a Storage) -> Result<&'a Buffer> {
+        match storage.memory::<Buffer>() {
+            Some(buffer) if Rc::ptr_eq(buffer.driver(), &self.driver) => Ok(buffer),
+            _ => Err(Error::ForeignTensor { tensor: storage.name() }),
+        }
+    }
+
+    /// The device address of a tensor of this engine.
+    fn address<T: Element>(&self, tensor: &Tensor<T>) -> Result<Address> {
+        Ok(self.buffer(tensor.storage())?.address() + tensor.byte_offset())
+    }
+
+    /// The same, where exactly `wanted` elements are needed.
+    fn sized<T: Element>(&self, tensor: &Tensor<T>, wanted: usize) -> Result<Address> {
+        if tensor.len() != wanted {
+            return Err(Error::Length { tensor: tensor.name(), met: tensor.len(), wanted });
+        }
+        self.address(tensor)
+    }
+
+    /// Images in a batch, and the address of the first.
+    fn images(&self, images: &Tensor<f32>) -> Result<(usize, Address)> {
+        let batch = images.len() / IMAGE_LEN;
+        if batch == 0 || batch > self.max_batch {
+            return Err(Error::Invalid(format!(
+                "{}: a batch of {batch} images, expected 1 to {}",
+                images.name(),
+                self.max_batch
+            )));
+        }
+        Ok((batch, self.sized(images, batch * IMAGE_LEN)?))
+    }
+
+    fn logits(&self, logits: &Tensor<f32>, batch: usize) -> Result<Address> {
+        self.sized(logits, batch * self.parameters.layout.network.classes)
+    }
+
+    fn slot(&self, slot: usize) -> Result<&TrainPass> {
+        let pass = self.train.get(slot).ok_or_else(|| no_slot(slot))?;
+        pass.as_ref().ok_or_else(|| Error::Invalid(format!("train slot {slot}: no forward pass yet")))
+    }
+
+    fn selection(&self, values: &Tensor<f32>, positions: &Tensor<u32>) -> Result<Selection> {
+        Ok(Selection {
+            values: self.address(values)?,
+            count: values.len(),
+            positions: self.address(positions)?,
+            outcome: self.outcome.address(),
+        })
+    }
+
+    /// How many positions the last selection wrote; a NaN among the values is an error.
+    fn selected(&self, values: &Tensor<f32>) -> Result<usize> {
+        let [outcome] = self.outcome.to_vec::<Outcome>()?[..] else { unreachable!("one outcome") };
+        match outcome.nan_position {
+            u32::MAX => Ok(outcome.selected as usize),
+            position => Err(Error::NotANumber { tensor: values.name(), position: position as usize }),
+        }
+    }
+
+    fn image_backward(
+        &mut self,
+        pass: Pass,
+        batch: usize,
+        logit_gradient: &Tensor<f32>,
+        image: &ImageEpilogue,
+    ) -> Result<()> {
+        let gradient = self.logits(logit_gradient, batch)?;
+        match pass {
+            Pass::Eval => self.eval.backward(&self.parameters, &self.scratch, batch, gradient, image),
+            Pass::Train { slot } => {
+                let wanted = Wanted { parameters: None, image: Some(image) };
+                self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, gradient, &wanted)
+            }
+        }
+    }
+}
+
+fn no_slot(slot: usize) -> Error {
+    Error::Invalid(format!("train slot {slot}: expected 0 or 1"))
+}
+
+impl Engine for Cuda {
+    fn device(&self) -> &DeviceInfo {
+        &self.info
+    }
+    fn network(&self) -> ResNet18 {
+        self.parameters.layout.network
+    }
+
+    /// An image of the attack loop touches the block inputs, outputs and gradients of the widest stage: six tensors.
+    fn micro_batch(&self) -> usize {
+        let widest = IMAGE_SIDE * IMAGE_SIDE * self.network().width * 2;
+        (CACHE_BYTES / (6 * widest)).next_power_of_two().min(self.max_batch)
+    }
+
+    fn alloc_bytes(&self, name: &'static str, bytes: usize) -> Result<Storage> {
+        Ok(Storage::new(name, Buffer::new(&self.driver, name, bytes)?))
+    }
+    fn write_bytes(&self, storage: &Storage, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.packed_images.set(None);
+        self.driver.write(self.buffer(storage)?.address() + offset, bytes)
+    }
+    fn read_bytes(&self, storage: &Storage, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        self.driver.read(self.buffer(storage)?.address() + offset, bytes)
+    }
+    fn synchronize(&self) -> Result<()> {
+        self.driver.synchronize()
+    }
+
+    fn load_weights(&mut self, weights: &Weights) -> Result<()> {
+        self.parameters.load(weights)
+    }
+    fn weights(&self, set: WeightSet) -> Result<Weights> {
+        self.parameters.read(set)
+    }
+    fn load_optimizer(&mut self, state: &OptimizerState) -> Result<()> {
+        self.parameters.load_optimizer(state)
+    }
+    fn optimizer(&self) -> Result<OptimizerState> {
+        self.parameters.optimizer()
+    }
+    fn gradients(&self) -> Result<Weights> {
+        self.parameters.read_gradients()
+    }
+    fn sgd_step(&mut self, sgd: &Sgd) -> Result<()> {
+        self.parameters.step(sgd)
+    }
+
+    fn gather(
+        &mut self,
+        set: &ImageSet,
+        samples: &Tensor<u32>,
+        augment: Option<Augment>,
+        images: &Tensor<f32>,
+        labels: &Tensor<u32>,
+    ) -> Result<()> {
+        self.packed_images.set(None);
+        let batch = samples.len();
+        let gather = data::Gather {
+            set: self.sized(&set.images, set.count * IMAGE_LEN)?,
+            set_labels: self.sized(&set.labels, set.count)?,
+            count: set.count,
+            samples: self.address(samples)?,
+            images: self.sized(images, batch * IMAGE_LEN)?,
+            labels: self.sized(labels, batch)?,
+            batch,
+        };
+        data::gather_images(self.driver(), augment, &gather)
+    }
+
+    fn perturb(
+        &mut self,
+        noise: Noise,
+        key: Key,
+        samples: &Tensor<u32>,
+        images: &Tensor<f32>,
+        perturbed: &Tensor<f32>,
+    ) -> Result<()> {
+        self.packed_images.set(None);
+        let batch = samples.len();
+        let from = self.sized(images, batch * IMAGE_LEN)?;
+        let to = self.sized(perturbed, batch * IMAGE_LEN)?;
+        attack::perturb(self.driver(), noise, key, batch, self.address(samples)?, from, to)
+    }
+
+    fn fold_batch_norm(&mut self, set: WeightSet) -> Result<()> {
+        self.parameters.fold(set)
+    }
+
+    fn forward(&mut self, pass: Pass, images: &Tensor<f32>, logits: &Tensor<f32>) -> Result<()> {
+        let (batch, address) = self.images(images)?;
+        let logits = self.logits(logits, batch)?;
+        match pass {
+            Pass::Eval => {
+                // The last attack step may have left these very images packed.
+                if self.packed_images.get() != Some((address, batch)) {
+                    attack::image_pack(&*self.driver, batch, address, self.packed.address())?;
+                    self.packed_images.set(Some((address, batch)));
+                }
+                self.eval.forward(&self.parameters, self.packed.address(), batch, logits)
+            }
+            Pass::Train { slot } => {
+                let train = self.train.get_mut(slot).ok_or_else(|| no_slot(slot))?;
+                if train.is_none() {
+                    *train = Some(TrainPass::new(&self.driver, &self.parameters, self.max_batch)?);
+                }
+                let Some(train) = train else { return Err(no_slot(slot)) };
+                attack::image_pack(&*self.driver, batch, address, train.packed.address())?;
+                train.forward(&mut self.parameters, &self.scratch, batch, logits)
+            }
+        }
+    }
+
+    fn input_gradient(
+        &mut self,
+        pass: Pass,
+        logit_gradient: &Tensor<f32>,
+        gradient: &Tensor<f32>,
+    ) -> Result<()> {
+        let (batch, address) = self.images(gradient)?;
+        let epilogue = ImageEpilogue::Gradient { gradient: address };
+        self.image_backward(pass, batch, logit_gradient, &epilogue)
+    }
+
+    fn attack_step(
+        &mut self,
+        pass: Pass,
+        logit_gradient: &Tensor<f32>,
+        step: &SignStep,
+        images: &Tensor<f32>,
+        perturbed: &Tensor<f32>,
+    ) -> Result<()> {
+        let (batch, clean) = self.images(images)?;
+        let moved = self.sized(perturbed, images.len())?;
+        let epilogue = ImageEpilogue::SignStep {
+            step: *step,
+            images: clean,
+            perturbed: moved,
+            packed: self.packed.address(),
+        };
+        self.packed_images.set(None);
+        self.image_backward(pass, batch, logit_gradient, &epilogue)?;
+        self.packed_images.set(Some((moved, batch)));
+        Ok(())
+    }
+
+    fn parameter_gradient(
+        &mut self,
+        pass: Pass,
+        logit_gradient: &Tensor<f32>,
+        accumulate: bool,
+    ) -> Result<()> {
+        let Pass::Train { slot } = pass else {
+            return Err(Error::Invalid("parameter gradients of an evaluation pass: use a train pass".into()));
+        };
+        let batch = logit_gradient.len() / self.network().classes;
+        let gradient = self.logits(logit_gradient, batch)?;
+        let wanted = Wanted { parameters: Some(accumulate), image: None };
+        self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, gradient, &wanted)
+    }
+
+    fn cross_entropy(
+        &mut self,
+        loss: &CrossEntropy,
+        logits: &Tensor<f32>,
+        labels: &Tensor<u32>,
+        weights: Option<&Tensor<f32>>,
+        outputs: LossOutputs,
+    ) -> Result<()> {
+        let batch = labels.len();
+        let classes = self.network().classes;
+        let params = loss::CrossEntropyParams {
+            logits: self.logits(logits, batch)?,
+            labels: self.address(labels)?,
+            weights: weights.map_or(Ok(Address::NULL), |weights| self.sized(weights, batch))?,
+            losses: self.sized(outputs.losses, batch)?,
+            predictions: self.sized(outputs.predictions, batch)?,
+            logit_gradient: self.logits(outputs.logit_gradient, batch)?,
+            batch: batch as u32,
+            classes: classes as u32,
+            smoothing: loss.smoothing,
+            scale: loss.scale,
+        };
+        loss::cross_entropy(self.driver(), &params)
+    }
+
+    fn top_k(&mut self, values: &Tensor<f32>, top: &Tensor<u32>) -> Result<()> {
+        let k = top.len();
+        if k > values.len() {
+            return Err(Error::Length { tensor: top.name(), met: k, wanted: values.len() });
+        }
+        let selection = self.selection(values, top)?;
+        select::select_top_k(self.driver(), &selection, k)?;
+        self.selected(values).map(drop)
+    }
+
+    fn at_least(&mut self, values: &Tensor<f32>, threshold: f32, positions: &Tensor<u32>) -> Result<usize> {
+        let wanted = values.len();
+        if positions.len() != wanted {
+            return Err(Error::Length { tensor: positions.name(), met: positions.len(), wanted });
+        }
+        let selection = self.selection(values, positions)?;
+        select::select_at_least(self.driver(), &selection, threshold)?;
+        self.selected(values)
+    }
+}

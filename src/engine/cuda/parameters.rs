@@ -1,0 +1,176 @@
+//! The network's tensors on the device: flat arenas, their bf16 copies, and the optimizer's state.
+//!
+//! One launch serves all of them (layout.rs says where each lies). Called by engine.rs and the two network passes.
+
+use std::rc::Rc;
+
+use super::driver::{Address, Buffer, Driver};
+use super::launch::norm::{self, FoldParams};
+use super::launch::optimizer::{self, SgdParams, arena_room};
+use super::layout::Layout;
+use crate::engine::{Error, OptimizerState, Result, Sgd, WeightSet};
+use crate::model::Weights;
+use crate::model::layers::BN_EPSILON;
+
+/// All parameters, their gradients and copies.
+pub struct Parameters {
+    driver: Rc<dyn Driver>,
+    pub layout: Layout,
+    /// f32, [`Layout::total`] elements: trainable parameters, then running statistics.
+    pub live: Buffer,
+    /// The moving average of `live`, from the first step that keeps one.
+    average: Option<Buffer>,
+    velocity: Buffer,
+    /// f32, [`Layout::trainable`] elements.
+    pub gradients: Buffer,
+    /// bf16 convolution weights of the train pass.
+    pub copies: Buffer,
+    /// bf16 convolution weights with evaluation-mode BatchNorm folded in, and the biases that remain.
+    pub folded: Buffer,
+    pub bias: Buffer,
+    /// Linear weights that go with `folded`: the live ones or the average's.
+    folded_set: Option<WeightSet>,
+    fold_layers: Buffer,
+}
+
+impl Parameters {
+    pub fn new(driver: &Rc<dyn Driver>, layout: Layout) -> Result<Self> {
+        let buffer = |name, elements: usize, bytes: usize| Buffer::new(driver, name, elements * bytes);
+        Ok(Self {
+            live: buffer("parameters", arena_room(layout.total), 4)?,
+            average: None,
+            velocity: buffer("momentum", arena_room(layout.trainable), 4)?,
+            gradients: buffer("parameter gradients", arena_room(layout.trainable), 4)?,
+            copies: buffer("bf16 weights", layout.packed, 2)?,
+            folded: buffer("folded weights", layout.packed, 2)?,
+            bias: buffer("folded biases", layout.channels, 4)?,
+            folded_set: None,
+            fold_layers: Buffer::from_slice(driver, "layers to fold", &norm::fold_table(&layout))?,
+            driver: driver.clone(),
+            layout,
+        })
+    }
+
+    /// Replaces live weights and statistics; momentum starts from zero and no average is kept.
+    pub fn load(&mut self, weights: &Weights) -> Result<()> {
+        let mut arena = vec![0.0; self.layout.total];
+        self.layout.pack(weights, &mut arena)?;
+        self.driver.write(self.live.address(), bytemuck::cast_slice(&arena))?;
+        self.driver.fill(self.velocity.address(), 0, self.velocity.bytes())?;
+        self.average = None;
+        self.folded_set = None;
+        let extents = (&self.layout).into();
+        optimizer::weights_to_bf16(&*self.driver, extents, self.live.address(), self.copies.address())
+    }
+
+    pub fn read(&self, set: WeightSet) -> Result<Weights> {
+        Ok(self.layout.unpack(&self.arena(set)?.to_vec::<f32>()?[..self.layout.total]))
+    }
+
+    pub fn read_gradients(&self) -> Result<Weights> {
+        Ok(self.layout.unpack(&self.gradients.to_vec::<f32>()?[..self.layout.trainable]))
+    }
+
+    pub fn optimizer(&self) -> Result<OptimizerState> {
+        let average = self.average.as_ref().map(|_| self.read(WeightSet::Average)).transpose()?;
+        let velocity = self.velocity.to_vec::<f32>()?;
+        Ok(OptimizerState { momentum: self.layout.unpack(&velocity[..self.layout.trainable]), average })
+    }
+
+    pub fn load_optimizer(&mut self, state: &OptimizerState) -> Result<()> {
+        let mut velocity = vec![0.0; self.layout.trainable];
+        self.layout.pack(&state.momentum, &mut velocity)?;
+        let average = match &state.average {
+            Some(weights) => {
+                let mut arena = vec![0.0; self.layout.total];
+                self.layout.pack(weights, &mut arena)?;
+                let average = Buffer::new(&self.driver, "average", self.live.bytes())?;
+                self.driver.write(average.address(), bytemuck::cast_slice(&arena))?;
+                Some(average)
+            }
+            None => None,
+        };
+        self.driver.write(self.velocity.address(), bytemuck::cast_slice(&velocity))?;
+        self.average = average;
+        self.folded_set = None;
+        Ok(())
+    }
+
+    /// One optimizer step from `gradients`. An average starts as a copy of the weights before the step.
+    pub fn step(&mut self, sgd: &Sgd) -> Result<()> {
+        if sgd.average_decay.is_some() && self.average.is_none() {
+            let average = Buffer::new(&self.driver, "average", self.live.bytes())?;
+            self.driver.copy(self.live.address(), average.address(), self.live.bytes())?;
+            self.average = Some(average);
+        }
+        self.folded_set = None;
+        let average = self.average.as_ref().filter(|_| sgd.average_decay.is_some());
+        let params = SgdParams {
+            weights: self.live.address(),
+            velocity: self.velocity.address(),
+            gradients: self.gradients.address(),
+            average: average.map_or(Address::NULL, Buffer::address),
+            copies: self.copies.address(),
+            extents: (&self.layout).into(),
+            learning_rate: sgd.learning_rate,
+            momentum: sgd.momentum,
+            weight_decay: sgd.weight_decay,
+            average_decay: sgd.average_decay.unwrap_or(0.0),
+        };
+        optimizer::sgd_step(&*self.driver, &params)
+    }
+
+    /// Folds BatchNorm for evaluation passes.
+    pub fn fold(&mut self, set: WeightSet) -> Result<()> {
+        let arena = self.arena(set)?.address();
+        let first = &self.layout.convs[0];
+        let params = FoldParams {
+            layers: self.fold_layers.address(),
+            weights: arena,
+            gamma: arena.offset::<f32>(first.bn_weight),
+            beta: arena.offset::<f32>(first.bn_bias),
+            mean: arena.offset::<f32>(first.running_mean),
+            variance: arena.offset::<f32>(first.running_var),
+            folded: self.folded.address(),
+            bias: self.bias.address(),
+            layer_count: self.layout.convs.len() as u32,
+            epsilon: BN_EPSILON,
+        };
+        norm::batch_norm_fold(&*self.driver, self.layout.channels, &params)?;
+        self.folded_set = Some(set);
+        Ok(())
+    }
+
+    /// The running statistics changed: evaluation passes need a new fold.
+    pub fn unfold(&mut self) {
+        self.folded_set = None;
+    }
+
+    /// The linear layer that belongs to the folded convolutions: weight and bias.
+    pub fn folded_linear(&self) -> Result<(Address, Address)> {
+        let set = self.folded_set.ok_or_else(|| {
+            Error::Invalid("evaluation pass: fold_batch_norm was not called since the weights changed".into())
+        })?;
+        Ok(self.linear(self.arena(set)?.address()))
+    }
+
+    /// The live linear layer: weight and bias.
+    pub fn live_linear(&self) -> (Address, Address) {
+        self.linear(self.live.address())
+    }
+
+    fn linear(&self, arena: Address) -> (Address, Address) {
+        let at = |element| arena.offset::<f32>(element);
+        (at(self.layout.linear_weight), at(self.layout.linear_bias))
+    }
+
+    fn arena(&self, set: WeightSet) -> Result<&Buffer> {
+        match set {
+            WeightSet::Live => Ok(&self.live),
+            WeightSet::Average => self
+                .average
+                .as_ref()
+                .ok_or_else(|| Error::Invalid("no moving average of the weights is kept".into())),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Gradients on their way back through the network; both passes use them, one at a time.
+
+use std::rc::Rc;
+
+use super::driver::{Buffer, Driver};
+use super::launch::{conv, norm};
+use super::layout::Layout;
+use crate::engine::Result;
+use crate::model::layers::IMAGE_SIDE;
+
+/// bf16 gradients the size of the widest activation, and f32 room for the partial results of reductions.
+pub struct Scratch {
+    /// Gradients of block outputs, before their ReLU; neighbouring blocks use different ones.
+    blocks: [Buffer; 2],
+    /// Gradient inside a block.
+    pub inner: Buffer,
+    /// Gradient of a convolution's own output, behind its BatchNorm.
+    pub convolution: Buffer,
+    /// Gradient through a strided shortcut: only pixels with even coordinates have one.
+    pub compact: Buffer,
+    /// Partial results of weight gradients and BatchNorm reductions.
+    pub partials: Buffer,
+    /// f32, three a channel: a BatchNorm's backward pass as an affine map.
+    pub coefficients: Buffer,
+}
+
+impl Scratch {
+    pub fn new(driver: &Rc<dyn Driver>, layout: &Layout, max_batch: usize) -> Result<Self> {
+        let widest = max_batch * IMAGE_SIDE * IMAGE_SIDE * layout.network.width;
+        let buffer = |name, bytes| Buffer::new(driver, name, bytes);
+        let shapes = layout.convs.iter().map(|slot| slot.shape(max_batch));
+        let partials = shapes
+            .map(|shape| {
+                let (rows, channels) = (shape.output_rows() as u32, shape.out_channels as u32);
+                let backward = 2 * channels as usize * norm::backward_blocks(rows, channels) as usize;
+                conv::weight_gradient_workspace(&shape).max(conv::statistics_partials(&shape)).max(backward)
+            })
+            .max();
+        Ok(Self {
+            blocks: [buffer("gradient of a block", widest * 2)?, buffer("gradient of a block", widest * 2)?],
+            inner: buffer("gradient inside a block", widest * 2)?,
+            convolution: buffer("gradient of a convolution", widest * 2)?,
+            compact: buffer("compact shortcut gradient", widest * 2 / 4)?,
+            partials: buffer("partial sums", partials.unwrap_or(0) * 4)?,
+            coefficients: buffer("BatchNorm gradient coefficients", layout.network.features() * 3 * 4)?,
+        })
+    }
+
+    /// Gradient of the output of block `number - 1`; number 0 is the stem's.
+    pub fn block(&self, number: usize) -> &Buffer {
+        &self.blocks[number % 2]
+    }
+}
