@@ -96,13 +96,9 @@ impl Parameters {
         Ok(())
     }
 
-    /// One optimizer step from `gradients`. An average starts as a copy of the weights before the step.
+    /// One optimizer step from `gradients`. The average starts as a copy of the weights after the first step that keeps
+    /// one, as PyTorch's `AveragedModel` does.
     pub fn step(&mut self, sgd: &Sgd) -> Result<()> {
-        if sgd.average_decay.is_some() && self.average.is_none() {
-            let average = Buffer::new(&self.driver, "average", self.live.bytes())?;
-            self.driver.copy(self.live.address(), average.address(), self.live.bytes())?;
-            self.average = Some(average);
-        }
         self.folded_set = None;
         let average = self.average.as_ref().filter(|_| sgd.average_decay.is_some());
         let params = SgdParams {
@@ -117,7 +113,13 @@ impl Parameters {
             weight_decay: sgd.weight_decay,
             average_decay: sgd.average_decay.unwrap_or(0.0),
         };
-        optimizer::sgd_step(&*self.driver, &params)
+        optimizer::sgd_step(&*self.driver, &params)?;
+        if sgd.average_decay.is_some() && self.average.is_none() {
+            let average = Buffer::new(&self.driver, "average", self.live.bytes())?;
+            self.driver.copy(self.live.address(), average.address(), self.live.bytes())?;
+            self.average = Some(average);
+        }
+        Ok(())
     }
 
     /// Folds BatchNorm for evaluation passes.

@@ -302,7 +302,8 @@ impl Walk<'_> {
         };
         norm::batch_norm_backward_finish(self.driver(), &finish)?;
 
-        let apply = NormBackwardParams { g, y, statistics, coefficients, dy: to.address(), vectors, channels };
+        let apply =
+            NormBackwardParams { g, y, statistics, coefficients, dy: to.address(), vectors, channels };
         norm::batch_norm_backward_apply(self.driver(), &apply)
     }
 
