@@ -24,8 +24,8 @@ use crate::model::ResNet18;
 
 /// Opens GPU number `ordinal`.
 pub fn open_device(ordinal: usize, network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
-    let _ = (ordinal, network, max_batch);
-    Err(super::Error::Unavailable("no device driver in this build yet".into()))
+    let driver = driver::device::DeviceDriver::open(ordinal)?;
+    Ok(Box::new(engine::Cuda::new(driver, network, max_batch)?))
 }
 
 /// Opens the host runner: the same kernels, launches and grids on the CPU.
