@@ -102,38 +102,44 @@ DEVICE void add(Eight& to, const Eight& other) {
     for (int i = 0; i < 8; ++i) to.value[i] += other.value[i];
 }
 
-/// For every group of eight channels in the tile's first `rows` rows, once: `extra = fetch(row, column)` reads what the ending
-/// needs from device memory, then `visit(row, column, eight, extra)` finishes it. Fetches of several groups go out together, so
+/// First of the eight columns that this thread finishes, in every row it comes to.
+template <class T>
+DEVICE uint32_t own_column() {
+    static_assert(T::THREADS % (T::COLUMNS / 8) == 0, "a thread keeps its columns from pass to pass");
+    return threadIdx.x % (T::COLUMNS / 8) * 8;
+}
+
+/// For each of this thread's groups of eight channels in the tile's first `rows` rows: `extra = fetch(row)` reads what the
+/// ending needs from device memory, then `visit(row, eight, extra)` finishes it. Fetches of several groups go out together, so
 /// that their latencies overlap.
 template <class T, class Fetch, class Visit>
 DEVICE void for_each_eight(Staged<T>& staged, uint32_t rows, const Fetch& fetch, const Visit& visit) {
-    constexpr uint32_t GROUPS = T::COLUMNS / 8;
-    constexpr int PASSES = T::ROWS * T::COLUMNS / 8 / T::THREADS;
+    constexpr uint32_t STEP = T::THREADS / (T::COLUMNS / 8);
+    constexpr int PASSES = T::ROWS / STEP;
     constexpr int TOGETHER = PASSES < 4 ? PASSES : 4;
     static_assert(PASSES % TOGETHER == 0, "whole rounds");
-    using Extra = decltype(fetch(0u, 0u));
+    using Extra = decltype(fetch(0u));
+    const uint32_t column = own_column<T>();
 
 #pragma unroll 1
     for (int round = 0; round < PASSES / TOGETHER; ++round) {
-        const uint32_t first = threadIdx.x + uint32_t(round * TOGETHER) * T::THREADS;
+        const uint32_t first = threadIdx.x / (T::COLUMNS / 8) + uint32_t(round * TOGETHER) * STEP;
         Extra extra[TOGETHER];
 #pragma unroll
         for (int i = 0; i < TOGETHER; ++i) {
-            const uint32_t index = first + uint32_t(i) * T::THREADS;
-            if (index / GROUPS < rows) extra[i] = fetch(index / GROUPS, index % GROUPS * 8);
+            if (first + i * STEP < rows) extra[i] = fetch(first + i * STEP);
         }
 #pragma unroll
         for (int i = 0; i < TOGETHER; ++i) {
-            const uint32_t index = first + uint32_t(i) * T::THREADS;
-            const uint32_t row = index / GROUPS, column = index % GROUPS * 8;
-            if (row < rows) visit(row, column, eight_floats(staged.four(row, column), staged.four(row, column + 4)), extra[i]);
+            const uint32_t row = first + i * STEP;
+            if (row < rows) visit(row, eight_floats(staged.four(row, column), staged.four(row, column + 4)), extra[i]);
         }
     }
 }
 
 /// An ending that reads nothing.
 struct Nothing {};
-DEVICE Nothing fetch_nothing(uint32_t, uint32_t) { return {}; }
+DEVICE Nothing fetch_nothing(uint32_t) { return {}; }
 
 /// Rows of a tile that exist: the last tile of a tensor may be cut short.
 template <class T>

@@ -23,22 +23,27 @@ struct ConvForwardParams {
     uint32_t log2_column_tiles;
 };
 
+/// Element of the output in this row of the tile, at this thread's columns.
+template <class T>
+DEVICE int64_t output_index(const ConvForwardParams& p, uint32_t first_row, uint32_t row, uint32_t first_column) {
+    return (int64_t(first_row + row) << p.log2_out_channels) + first_column + own_column<T>();
+}
+
 /// Bias, residual, ReLU, and one bit a channel for what passed.
 struct BiasReluMask {
     template <class T, class Shared>
     DEVICE static void finish(const ConvForwardParams& p, Shared& shared, const Sums<T>& sums, uint32_t first_row,
                               uint32_t first_column) {
+        const Eight bias = load_eight(p.bias, first_column + own_column<T>());
         shared.staged.write(sums);
         const uint32_t rows = rows_of_tile<T>(p.gather.pixels, first_row);
-        const auto index_of = [&](uint32_t row, uint32_t column) {
-            return (int64_t(first_row + row) << p.log2_out_channels) + first_column + column;
+        const auto fetch = [&](uint32_t row) {
+            const int64_t index = output_index<T>(p, first_row, row, first_column);
+            return p.residual.present() ? load_vector<Bytes16>(p.residual, index) : Bytes16{};
         };
-        const auto fetch = [&](uint32_t row, uint32_t column) {
-            return p.residual.present() ? load_vector<Bytes16>(p.residual, index_of(row, column)) : Bytes16{};
-        };
-        for_each_eight<T>(shared.staged, rows, fetch, [&](uint32_t row, uint32_t column, Eight eight, const Bytes16& residual) {
-            const int64_t index = index_of(row, column);
-            add(eight, load_eight(p.bias, first_column + column));
+        for_each_eight<T>(shared.staged, rows, fetch, [&](uint32_t row, Eight eight, const Bytes16& residual) {
+            const int64_t index = output_index<T>(p, first_row, row, first_column);
+            add(eight, bias);
             add(eight, unpack_eight(residual));
             uint32_t mask = 0;
 #pragma unroll
@@ -61,12 +66,12 @@ struct Bias {
     template <class T, class Shared>
     DEVICE static void finish(const ConvForwardParams& p, Shared& shared, const Sums<T>& sums, uint32_t first_row,
                               uint32_t first_column) {
+        const Eight bias = load_eight(p.bias, first_column + own_column<T>());
         shared.staged.write(sums);
         const uint32_t rows = rows_of_tile<T>(p.gather.pixels, first_row);
-        for_each_eight<T>(shared.staged, rows, fetch_nothing, [&](uint32_t row, uint32_t column, Eight eight, Nothing) {
-            const uint32_t channel = first_column + column;
-            add(eight, load_eight(p.bias, channel));
-            store_vector(p.output, (int64_t(first_row + row) << p.log2_out_channels) + channel, pack_eight(eight));
+        for_each_eight<T>(shared.staged, rows, fetch_nothing, [&](uint32_t row, Eight eight, Nothing) {
+            add(eight, bias);
+            store_vector(p.output, output_index<T>(p, first_row, row, first_column), pack_eight(eight));
         });
     }
 };
@@ -78,9 +83,8 @@ struct Statistics {
                               uint32_t first_column) {
         shared.staged.write(sums, [](float sum) { return to_float(to_bf16(sum)); });
         const uint32_t rows = rows_of_tile<T>(p.gather.pixels, first_row);
-        for_each_eight<T>(shared.staged, rows, fetch_nothing, [&](uint32_t row, uint32_t column, const Eight& eight, Nothing) {
-            const int64_t index = (int64_t(first_row + row) << p.log2_out_channels) + first_column + column;
-            store_vector(p.output, index, pack_eight(eight));
+        for_each_eight<T>(shared.staged, rows, fetch_nothing, [&](uint32_t row, const Eight& eight, Nothing) {
+            store_vector(p.output, output_index<T>(p, first_row, row, first_column), pack_eight(eight));
         });
 
         // A thread owns four channels in RUN rows; PARTS threads share four channels.

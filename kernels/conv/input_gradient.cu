@@ -57,23 +57,22 @@ DEVICE void store_gradient(const ConvInputGradientParams& p, InputGradientShared
                            bool add_residual, uint32_t first_row, uint32_t first_column, const PixelAt& pixel_at) {
     shared.staged.write(sums);
     const uint32_t rows = rows_of_tile<T>(p.gather.pixels, first_row);
-    const auto index_of = [&](uint32_t pixel, uint32_t column) {
-        return (int64_t(pixel) << p.log2_in_channels) + first_column + column;
-    };
-    const auto fetch = [&](uint32_t row, uint32_t column) {
+    const uint32_t column = first_column + own_column<T>();
+    const auto index_of = [&](uint32_t pixel) { return (int64_t(pixel) << p.log2_in_channels) + column; };
+    const auto fetch = [&](uint32_t row) {
         Extra extra{{}, 0xFF};
         const uint32_t gemm_row = first_row + row;
-        if (add_residual) extra.residual = load_vector<Bytes16>(p.residual, index_of(gemm_row, column));
-        if (p.mask.present()) extra.mask = p.mask[index_of(pixel_at(gemm_row), column) >> 3];
+        if (add_residual) extra.residual = load_vector<Bytes16>(p.residual, index_of(gemm_row));
+        if (p.mask.present()) extra.mask = p.mask[index_of(pixel_at(gemm_row)) >> 3];
         return extra;
     };
-    for_each_eight<T>(shared.staged, rows, fetch, [&](uint32_t row, uint32_t column, Eight eight, const Extra& extra) {
+    for_each_eight<T>(shared.staged, rows, fetch, [&](uint32_t row, Eight eight, const Extra& extra) {
         add(eight, unpack_eight(extra.residual));
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             if (!(extra.mask >> i & 1)) eight.value[i] = 0.0f;
         }
-        store_vector(p.input_gradient, index_of(pixel_at(first_row + row), column), pack_eight(eight));
+        store_vector(p.input_gradient, index_of(pixel_at(first_row + row)), pack_eight(eight));
     });
 }
 

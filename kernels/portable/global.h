@@ -4,6 +4,8 @@
 // arithmetic; every access is checked for life, bounds and alignment, and a bad one ends the launch with an error.
 #pragma once
 
+#include <string.h>
+
 #include <type_traits>
 
 #include "portable/kernel.h"
@@ -85,7 +87,20 @@ DEVICE void store_vector(Global<T> g, int64_t i, const V& v) {
     static_assert(alignof(V) == sizeof(V), "a vector type is aligned to its size");
     static_assert(!std::is_const<T>::value, "this memory is read only");
 #ifdef __CUDACC__
-    *reinterpret_cast<V*>(g.pointer + i) = v;
+    // In PTX, since nvcc 13.0 stores even a uint4 word by word here.
+    if constexpr (sizeof(V) == 16) {
+        uint32_t word[4];
+        memcpy(word, &v, 16);
+        asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(g.pointer + i), "r"(word[0]), "r"(word[1]),
+                     "r"(word[2]), "r"(word[3])
+                     : "memory");
+    } else if constexpr (sizeof(V) == 8) {
+        uint32_t word[2];
+        memcpy(word, &v, 8);
+        asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(g.pointer + i), "r"(word[0]), "r"(word[1]) : "memory");
+    } else {
+        *reinterpret_cast<V*>(g.pointer + i) = v;
+    }
 #else
     *g.template at<V>(i) = v;
 #endif
