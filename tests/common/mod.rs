@@ -7,18 +7,27 @@
 use std::rc::Rc;
 
 use half::bf16;
+use secateur::engine::Error;
+use secateur::engine::cuda::driver::device::DeviceDriver;
 use secateur::engine::cuda::driver::host::{HostDriver, WarpOrder};
 use secateur::engine::cuda::driver::{Address, Buffer, Driver};
 use secateur::philox::{Key, Purpose, unit};
 
 pub const SEED: u64 = 20_261_121;
 
-/// Every driver that a kernel can run on here: the host runner with its warps in both orders.
+/// Every driver that a kernel can run on here: the host runner with its warps in both orders, and the first GPU where this
+/// machine and this build have one.
 pub fn drivers() -> Vec<(&'static str, Rc<dyn Driver>)> {
-    vec![
+    let mut drivers = vec![
         ("host", HostDriver::open()),
         ("host, last warp first", HostDriver::with_warp_order(WarpOrder::Reversed)),
-    ]
+    ];
+    match DeviceDriver::open(0) {
+        Ok(driver) => drivers.push(("GPU", driver)),
+        Err(Error::Unavailable(_)) => {}
+        Err(error) => panic!("GPU 0: {error}"),
+    }
+    drivers
 }
 
 /// Runs `test` twice on every driver; the words that it returns must be the same in both runs.
