@@ -17,7 +17,7 @@ use secateur::train::{Trainer, network};
 
 const SEED: u64 = 20261121;
 const EPSILON: f32 = 8.0 / 255.0;
-const TRAINED: usize = 200;
+const TRAINED: usize = 600;
 const TESTED: usize = 60;
 
 /// Plain training (no attack steps) is enough here, and quick.
@@ -26,7 +26,7 @@ const RECIPE: &str = r#"
     batch = 25
     [data]
     set = "generated"
-    train_limit = 200
+    train_limit = 600
     [model]
     width = 16
     [attack]
@@ -110,7 +110,7 @@ fn attacks_stay_in_the_ball_and_in_the_image_range_and_raise_the_loss() {
             assert!(moved * 10 > images.len() * 9, "case {case}: only {moved} of {} moved", images.len());
             let (losses, _) = judged(engine, &batch, true);
             let (before, after) = (mean(&clean), mean(&losses));
-            assert!(after > before + 0.1, "case {case}: loss {before} to {after}");
+            assert!(after > before + 0.05, "case {case}: loss {before} to {after}");
         }
     }
 }
@@ -172,8 +172,9 @@ fn counts_are_those_of_a_plain_recomputation() {
     let right = expected.iter().filter(|&&right| right).count();
     assert_eq!(outcome.correct(), right);
     assert_eq!(outcome.accuracy(), right as f64 / TESTED as f64);
-    // A short training leaves some right and some wrong, or this test shows nothing.
-    assert!((7..=55).contains(&right), "{right} of {TESTED} right");
+    // Some right and some wrong, and more than one class predicted, or this test shows nothing.
+    let classes: std::collections::BTreeSet<u32> = predictions.into_iter().collect();
+    assert!((3..=57).contains(&right) && classes.len() > 1, "{right} of {TESTED} right, classes {classes:?}");
 }
 
 #[test]
