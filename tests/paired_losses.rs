@@ -22,7 +22,7 @@ const SCALE: f32 = 0.125;
 const FORMS: [(PairedForm, f32, &str); 2] =
     [(PairedForm::CleanCrossEntropy, 6.0, "trades"), (PairedForm::BoostedCrossEntropy, 5.0, "mart")];
 const MAX_BATCH: usize = 32;
-const DEVICES: [DeviceChoice; 1] = [DeviceChoice::Cpu];
+const DEVICES: [DeviceChoice; 2] = [DeviceChoice::Cpu, DeviceChoice::Emulated];
 
 fn engine(device: DeviceChoice, classes: usize) -> Box<dyn Engine> {
     open(device, ResNet18 { width: 16, classes }, MAX_BATCH).unwrap()

@@ -260,36 +260,30 @@ pub trait Engine {
     /// `scale * (q - p)`, the predictions are those of `logits`.
     fn divergence(
         &mut self,
-        _target_logits: &Tensor<f32>,
-        _logits: &Tensor<f32>,
-        _scale: f32,
-        _outputs: LossOutputs,
-    ) -> Result<()> {
-        Err(Error::Invalid("this engine has no divergence yet".into()))
-    }
+        target_logits: &Tensor<f32>,
+        logits: &Tensor<f32>,
+        scale: f32,
+        outputs: LossOutputs,
+    ) -> Result<()>;
     /// Per-sample loss, prediction and both logit gradients in one pass; `weights` are per-sample factors.
     fn paired_loss(
         &mut self,
-        _loss: &PairedLoss,
-        _clean_logits: &Tensor<f32>,
-        _adversarial_logits: &Tensor<f32>,
-        _labels: &Tensor<u32>,
-        _weights: Option<&Tensor<f32>>,
-        _outputs: PairedLossOutputs,
-    ) -> Result<()> {
-        Err(Error::Invalid("this engine has no paired losses yet".into()))
-    }
+        loss: &PairedLoss,
+        clean_logits: &Tensor<f32>,
+        adversarial_logits: &Tensor<f32>,
+        labels: &Tensor<u32>,
+        weights: Option<&Tensor<f32>>,
+        outputs: PairedLossOutputs,
+    ) -> Result<()>;
     /// The standard deviation of softmax(logits) over the classes (unbiased, so two classes at least), with the sign +
     /// where the largest logit (the lowest index among equals) is the label's and - elsewhere: how sure a sample is of
     /// the right class.
     fn signed_deviation(
         &mut self,
-        _logits: &Tensor<f32>,
-        _labels: &Tensor<u32>,
-        _scores: &Tensor<f32>,
-    ) -> Result<()> {
-        Err(Error::Invalid("this engine has no signed deviation yet".into()))
-    }
+        logits: &Tensor<f32>,
+        labels: &Tensor<u32>,
+        scores: &Tensor<f32>,
+    ) -> Result<()>;
     /// Positions of the `top.len()` largest values, ascending by position; equal values keep the lowest position.
     /// NaN is an error.
     fn top_k(&mut self, values: &Tensor<f32>, top: &Tensor<u32>) -> Result<()>;
@@ -302,23 +296,19 @@ pub trait Engine {
     /// `to[i] = from[rows[i]]`, rows of `row_len` words; `from` and `to` are different storage.
     fn gather_words(
         &mut self,
-        _from: &Tensor<u32>,
-        _rows: &Tensor<u32>,
-        _row_len: usize,
-        _to: &Tensor<u32>,
-    ) -> Result<()> {
-        Err(Error::Invalid("this engine cannot gather rows yet".into()))
-    }
+        from: &Tensor<u32>,
+        rows: &Tensor<u32>,
+        row_len: usize,
+        to: &Tensor<u32>,
+    ) -> Result<()>;
     /// `to[rows[i]] = from[i]`, rows of `row_len` words, no row named twice; the other rows of `to` stay as they are.
     fn scatter_words(
         &mut self,
-        _from: &Tensor<u32>,
-        _rows: &Tensor<u32>,
-        _row_len: usize,
-        _to: &Tensor<u32>,
-    ) -> Result<()> {
-        Err(Error::Invalid("this engine cannot scatter rows yet".into()))
-    }
+        from: &Tensor<u32>,
+        rows: &Tensor<u32>,
+        row_len: usize,
+        to: &Tensor<u32>,
+    ) -> Result<()>;
 }
 
 /// Typed calls, the same for every engine.

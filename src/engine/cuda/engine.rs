@@ -9,14 +9,14 @@ use super::driver::{Address, Buffer, Driver};
 use super::eval::EvalPass;
 use super::launch::conv::ImageEpilogue;
 use super::launch::select::{self, Outcome, Selection};
-use super::launch::{attack, data, loss};
+use super::launch::{attack, data, loss, rows};
 use super::layout::{Layout, STEM_CHANNELS};
 use super::parameters::Parameters;
 use super::scratch::Scratch;
 use super::train::{TrainPass, Wanted};
 use crate::engine::{
     Augment, CrossEntropy, DeviceInfo, Element, Engine, Error, ImageSet, LossOutputs, Noise, OptimizerState,
-    Pass, Result, Sgd, SignStep, Storage, Tensor, WeightSet,
+    PairedLoss, PairedLossOutputs, Pass, Result, Sgd, SignStep, Storage, Tensor, WeightSet,
 };
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::model::{ResNet18, Weights};
@@ -128,6 +128,39 @@ impl Cuda {
             u32::MAX => Ok(outcome.selected as usize),
             position => Err(Error::NotANumber { tensor: values.name(), position: position as usize }),
         }
+    }
+
+    /// Rows to move between two tensors, the rows of `indexed` being those that are named.
+    fn rows(
+        &self,
+        [from, to]: [&Tensor<u32>; 2],
+        named: &Tensor<u32>,
+        row_len: usize,
+        [indexed, listed]: [&Tensor<u32>; 2],
+    ) -> Result<rows::Rows> {
+        if row_len == 0 {
+            return Err(Error::Invalid(format!(
+                "{}: rows of 0 elements, expected 1 at least",
+                indexed.name()
+            )));
+        }
+        if self.buffer(from.storage())?.address() == self.buffer(to.storage())?.address() {
+            let name = to.name();
+            return Err(Error::Invalid(format!(
+                "{name}: the storage is read and written by one call; use separate tensors"
+            )));
+        }
+        let limit = indexed.len() / row_len;
+        self.sized(indexed, limit * row_len)?;
+        self.sized(listed, named.len() * row_len)?;
+        Ok(rows::Rows {
+            from: self.address(from)?,
+            to: self.address(to)?,
+            rows: self.address(named)?,
+            count: named.len(),
+            limit,
+            row_len,
+        })
     }
 
     fn image_backward(
@@ -337,6 +370,72 @@ impl Engine for Cuda {
         loss::cross_entropy(self.driver(), &params)
     }
 
+    fn divergence(
+        &mut self,
+        target_logits: &Tensor<f32>,
+        logits: &Tensor<f32>,
+        scale: f32,
+        outputs: LossOutputs,
+    ) -> Result<()> {
+        let batch = outputs.losses.len();
+        let params = loss::DivergenceParams {
+            target_logits: self.logits(target_logits, batch)?,
+            logits: self.logits(logits, batch)?,
+            losses: self.address(outputs.losses)?,
+            predictions: self.sized(outputs.predictions, batch)?,
+            logit_gradient: self.logits(outputs.logit_gradient, batch)?,
+            batch: batch as u32,
+            classes: self.network().classes as u32,
+            scale,
+            padding: 0,
+        };
+        loss::divergence(self.driver(), &params)
+    }
+
+    fn paired_loss(
+        &mut self,
+        loss: &PairedLoss,
+        clean_logits: &Tensor<f32>,
+        adversarial_logits: &Tensor<f32>,
+        labels: &Tensor<u32>,
+        weights: Option<&Tensor<f32>>,
+        outputs: PairedLossOutputs,
+    ) -> Result<()> {
+        let batch = labels.len();
+        let params = loss::PairedLossParams {
+            clean_logits: self.logits(clean_logits, batch)?,
+            adversarial_logits: self.logits(adversarial_logits, batch)?,
+            labels: self.address(labels)?,
+            weights: weights.map_or(Ok(Address::NULL), |weights| self.sized(weights, batch))?,
+            losses: self.sized(outputs.losses, batch)?,
+            predictions: self.sized(outputs.predictions, batch)?,
+            clean_gradient: self.logits(outputs.clean_gradient, batch)?,
+            adversarial_gradient: self.logits(outputs.adversarial_gradient, batch)?,
+            batch: batch as u32,
+            classes: self.network().classes as u32,
+            divergence: loss.divergence,
+            scale: loss.scale,
+        };
+        loss::paired_loss(self.driver(), loss.form, &params)
+    }
+
+    fn signed_deviation(
+        &mut self,
+        logits: &Tensor<f32>,
+        labels: &Tensor<u32>,
+        scores: &Tensor<f32>,
+    ) -> Result<()> {
+        let batch = labels.len();
+        let params = loss::SignedDeviationParams {
+            logits: self.logits(logits, batch)?,
+            labels: self.address(labels)?,
+            scores: self.sized(scores, batch)?,
+            batch: batch as u32,
+            classes: self.network().classes as u32,
+        };
+        loss::signed_deviation(self.driver(), &params)
+    }
+
     fn top_k(&mut self, values: &Tensor<f32>, top: &Tensor<u32>) -> Result<()> {
         let k = top.len();
         if k > values.len() {
@@ -355,5 +454,30 @@ impl Engine for Cuda {
         let selection = self.selection(values, positions)?;
         select::select_at_least(self.driver(), &selection, threshold)?;
         self.selected(values)
+    }
+
+    fn gather_words(
+        &mut self,
+        from: &Tensor<u32>,
+        rows: &Tensor<u32>,
+        row_len: usize,
+        to: &Tensor<u32>,
+    ) -> Result<()> {
+        // These may be the images that are packed.
+        self.packed_images.set(None);
+        let rows = self.rows([from, to], rows, row_len, [from, to])?;
+        rows::gather_rows(self.driver(), &rows)
+    }
+
+    fn scatter_words(
+        &mut self,
+        from: &Tensor<u32>,
+        rows: &Tensor<u32>,
+        row_len: usize,
+        to: &Tensor<u32>,
+    ) -> Result<()> {
+        self.packed_images.set(None);
+        let rows = self.rows([from, to], rows, row_len, [to, from])?;
+        rows::scatter_rows(self.driver(), &rows)
     }
 }
