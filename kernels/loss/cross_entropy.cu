@@ -3,10 +3,10 @@
 //   target = (1 - smoothing) * one_hot + smoothing / classes, loss = - sum target * log q
 //   logit gradient = scale * weight * (q - target)
 //
-// A warp takes one sample, a lane up to four classes; the largest logit is subtracted first, so nothing overflows. A label
-// outside of the classes gives a NaN loss. Checked by tests/kernel_loss.rs; called by Engine::cross_entropy.
+// A warp takes one sample. A label outside of the classes gives a NaN loss. Checked by tests/kernel_loss.rs; called by
+// Engine::cross_entropy.
 
-#include "portable/portable.h"
+#include "loss/softmax.h"
 
 namespace secateur {
 
@@ -24,64 +24,28 @@ struct CrossEntropyParams {
 };
 
 KERNEL(cross_entropy, CrossEntropyParams, 128, NoShared) {
-    constexpr int PER_LANE = 4;
     // Without a sample the last warps work on the last one again and write nothing: collectives want full warps.
     const uint32_t warp = blockIdx.x * (blockDim.x / 32) + warp_index();
     const uint32_t sample = warp < p.batch ? warp : p.batch - 1;
     const int64_t row = int64_t(sample) * p.classes;
     const uint32_t label = p.labels[sample];
 
-    float z[PER_LANE];
-    float best = -INFINITY;
-    uint32_t best_class = lane_index();
-#pragma unroll
-    for (int i = 0; i < PER_LANE; ++i) {
-        const uint32_t c = lane_index() + 32 * i;
-        z[i] = c < p.classes ? p.logits[row + c] : -INFINITY;
-        if (z[i] > best) {
-            best = z[i];
-            best_class = c;
-        }
-    }
-#pragma unroll
-    for (uint32_t mask = 16; mask > 0; mask /= 2) {
-        const float other = shfl_xor(best, mask);
-        const uint32_t other_class = shfl_xor(best_class, mask);
-        if (other > best || (other == best && other_class < best_class)) {
-            best = other;
-            best_class = other_class;
-        }
-    }
-
-    float exponential[PER_LANE];
-    float sum = 0.0f, shifted_sum = 0.0f, at_label = 0.0f;
-#pragma unroll
-    for (int i = 0; i < PER_LANE; ++i) {
-        const uint32_t c = lane_index() + 32 * i;
-        const float shifted = c < p.classes ? z[i] - best : 0.0f;
-        exponential[i] = c < p.classes ? expf(shifted) : 0.0f;
-        sum += exponential[i];
-        shifted_sum += shifted;
-        if (c == label) at_label = shifted;
-    }
-    sum = warp_sum(sum);
-    shifted_sum = warp_sum(shifted_sum);
-    at_label = warp_sum(at_label);
+    const Softmax q = softmax(p.logits + row, p.classes);
+    const float at_label = at_class(q.log_p, label, p.classes), total = class_sum(q.log_p);
     if (warp >= p.batch) return;
 
     const float uniform = p.smoothing / float(p.classes);
     if (lane_index() == 0) {
-        const float loss = logf(sum) - (1.0f - p.smoothing) * at_label - uniform * shifted_sum;
-        p.losses[sample] = label < p.classes ? loss : NAN;
-        p.predictions[sample] = best_class;
+        p.losses[sample] = -(1.0f - p.smoothing) * at_label - uniform * total;
+        p.predictions[sample] = q.best;
     }
     const float factor = p.weights.present() ? p.scale * p.weights[sample] : p.scale;
 #pragma unroll
-    for (int i = 0; i < PER_LANE; ++i) {
-        const uint32_t c = lane_index() + 32 * i;
+    for (int i = 0; i < CLASSES_PER_LANE; ++i) {
+        const uint32_t c = class_of(i);
         if (c < p.classes) {
             const float target = uniform + (c == label ? 1.0f - p.smoothing : 0.0f);
-            p.logit_gradient[row + c] = factor * (exponential[i] / sum - target);
+            p.logit_gradient[row + c] = factor * (q.p[i] - target);
         }
     }
 }

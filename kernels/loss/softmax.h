@@ -2,6 +2,7 @@
 //
 // The largest logit is subtracted first, and its own exponential (one) is kept out of the sum, so that log p of a class near
 // certainty keeps its digits. log p is finite for finite logits however far they lie apart; p itself may underflow to zero.
+// Every loss of this folder starts here; checked by their tests.
 #pragma once
 
 #include "portable/portable.h"

@@ -3,6 +3,7 @@
 //! With `t = (1 - smoothing) * one_hot + smoothing / classes` and `p = softmax(z)`: loss `-sum t log p`, gradient
 //! `scale * weight * (p - t)`. Checked by finite differences in `tests/reference_engine.rs`; called by the engine.
 
+use super::softmax::log_softmax;
 use crate::engine::CrossEntropy;
 
 /// One sample: returns loss and prediction, writes the gradient.
@@ -14,19 +15,11 @@ pub fn cross_entropy(
     gradient: &mut [f32],
 ) -> (f32, u32) {
     let uniform = loss.smoothing / logits.len() as f32;
-    let mut best = 0;
-    for (c, &z) in logits.iter().enumerate() {
-        if z > logits[best] {
-            best = c;
-        }
-    }
-    let top = logits[best];
-    let total: f32 = logits.iter().map(|z| (z - top).exp()).sum();
-    let log_total = total.ln();
+    // The gradient holds log p first.
+    let best = log_softmax(logits, gradient);
     let mut value = 0.0;
-    for (c, (slot, &z)) in gradient.iter_mut().zip(logits).enumerate() {
-        let target = uniform + if c == label { 1.0 - loss.smoothing } else { 0.0 };
-        let log_p = z - top - log_total;
+    for (c, slot) in gradient.iter_mut().enumerate() {
+        let (target, log_p) = (uniform + if c == label { 1.0 - loss.smoothing } else { 0.0 }, *slot);
         value -= target * log_p;
         *slot = loss.scale * weight * (log_p.exp() - target);
     }

@@ -3,6 +3,7 @@
 
 mod cross_entropy;
 mod paired;
+mod softmax;
 
 use rayon::prelude::*;
 

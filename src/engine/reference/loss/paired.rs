@@ -1,36 +1,14 @@
 //! Losses that compare two rows of logits, and how sure a row is of its label; one sample a call.
 //!
 //! Formulas and gradients are those of [`PairedForm`](crate::engine::PairedForm), [`Engine::divergence`] and
-//! [`Engine::signed_deviation`](crate::engine::Engine::signed_deviation). Log probabilities stay finite for finite
-//! logits; differences from one are taken through `exp_m1` of a log probability, so that the small constants keep their
-//! digits. Checked against PyTorch and finite differences by `tests/paired_losses.rs`; called by the engine.
+//! [`Engine::signed_deviation`]. Differences from one are taken through `exp_m1` of a log probability, so that the small
+//! constants keep their digits. Checked against PyTorch and finite differences by `tests/paired_losses.rs`.
 //!
 //! [`Engine::divergence`]: crate::engine::Engine::divergence
+//! [`Engine::signed_deviation`]: crate::engine::Engine::signed_deviation
 
+use super::softmax::{argmax, log_softmax};
 use crate::engine::{PairedForm, PairedLoss};
-
-/// Writes log softmax of `logits`; returns the class with the largest one, the lowest index among equals.
-fn log_softmax(logits: &[f32], log: &mut [f32]) -> usize {
-    let best = argmax(logits.iter().copied());
-    // The largest exponential is one: left out of the sum and added by ln_1p, the digits of the others survive.
-    let others = logits.iter().enumerate().filter(|&(c, _)| c != best);
-    let log_total = others.map(|(_, z)| (z - logits[best]).exp()).sum::<f32>().ln_1p();
-    for (log, z) in log.iter_mut().zip(logits) {
-        *log = z - logits[best] - log_total;
-    }
-    best
-}
-
-/// Position of the largest value, the first among equals.
-fn argmax(values: impl Iterator<Item = f32>) -> usize {
-    let (mut best, mut top) = (0, f32::NEG_INFINITY);
-    for (position, value) in values.enumerate() {
-        if value > top {
-            (best, top) = (position, value);
-        }
-    }
-    best
-}
 
 /// KL(p||q) of q = softmax(logits) from p = softmax(target): returns loss and prediction, writes `scale * (q - p)`.
 pub fn divergence(scale: f32, target: &[f32], logits: &[f32], gradient: &mut [f32]) -> (f32, u32) {
