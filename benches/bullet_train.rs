@@ -1,0 +1,133 @@
+//! Does the time of BulletTrain's attack follow its steps? Prints the measured time over the expected one.
+//!
+//! `cargo bench --bench bullet_train -- [--device cpu] [--images 1000] [--width 16]`
+//!
+//! Labels are chosen from the network's own predictions, so that each mix has the outliers it names, and the reference
+//! accuracy so that the rest divides as named. A step costs what it costs in a plain attack of 10 steps on all images; the
+//! expected time is steps times that, and BulletTrain's own forward passes (one on all images for the scores, one on
+//! the attacked ones for the reference accuracy). Seconds are CPU seconds on the cpu device of Linux, where other jobs
+//! would disturb the clock; wall seconds elsewhere.
+
+use std::time::Instant;
+
+use secateur::accelerate::BulletTrain;
+use secateur::attack::{Adversary, CrossEntropyAscent, Pgd, ScheduledPgd};
+use secateur::batch::Batch;
+use secateur::data::{DataSet, SetKind};
+use secateur::engine::{CrossEntropy, DeviceChoice, Engine, Pass, WeightSet, open};
+use secateur::model::{ResNet18, initialise};
+use secateur::philox::{Key, Purpose};
+use secateur::recipe::Recipe;
+
+const SEED: u64 = 1;
+/// Outliers among all images, and robust samples among the others.
+const MIXES: [(f64, f64); 4] = [(0.0, 0.0), (0.25, 0.5), (0.5, 0.3), (0.3, 0.9)];
+const ROUNDS: usize = 3;
+
+/// CPU seconds of this process in all its threads, in ticks of 10 ms; `None` where the system does not tell.
+fn cpu_seconds() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The name in parentheses may hold spaces; user and system time are the 12th and 13th words behind it.
+    let mut words = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let ticks: f64 = words.next()?.parse::<f64>().ok()? + words.next()?.parse::<f64>().ok()?;
+    Some(ticks / 100.0)
+}
+
+/// The least seconds of some runs of `work`, which leaves the device idle.
+fn seconds(engine: &mut dyn Engine, mut work: impl FnMut(&mut dyn Engine)) -> f64 {
+    let host = engine.device().kind != "cuda";
+    let mut least = f64::INFINITY;
+    for _ in 0..ROUNDS {
+        engine.synchronize().expect("the device answers");
+        let (cpu, clock) = (cpu_seconds(), Instant::now());
+        work(engine);
+        engine.synchronize().expect("the device answers");
+        let spent = match (host, cpu, cpu_seconds()) {
+            (true, Some(before), Some(after)) => after - before,
+            _ => clock.elapsed().as_secs_f64(),
+        };
+        least = least.min(spent);
+    }
+    least
+}
+
+fn option(name: &str) -> Option<String> {
+    let mut args = std::env::args();
+    args.find(|arg| arg == name).and_then(|_| args.next())
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let device: DeviceChoice = option("--device").as_deref().unwrap_or("cpu").parse()?;
+    let images: usize = option("--images").as_deref().unwrap_or("1000").parse()?;
+    let width: usize = option("--width").as_deref().unwrap_or("16").parse()?;
+
+    let network = ResNet18 { width, classes: 10 };
+    let mut engine = open(device, network, images)?;
+    let engine = engine.as_mut();
+    let data = DataSet::open(SetKind::Generated, None, Some(images), Some(1))?;
+    let set = engine.upload_images(&data.train.pixels, &data.train.labels)?;
+    engine.load_weights(&initialise(network, SEED))?;
+    let batch = Batch::alloc(engine, images)?;
+    let samples: Vec<u32> = (0..images as u32).collect();
+    engine.write(&batch.samples, &samples)?;
+    engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels)?;
+    engine.fold_batch_norm(WeightSet::Live)?;
+    let clean = |engine: &mut dyn Engine| {
+        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
+        for part in batch.parts(engine.micro_batch()) {
+            engine.forward(Pass::Eval, &part.images, &part.logits).expect("a forward pass");
+            engine
+                .cross_entropy(&loss, &part.logits, &part.labels, None, part.outputs())
+                .expect("a cross-entropy");
+        }
+    };
+    clean(engine);
+    let predictions = engine.read(&batch.predictions)?;
+
+    let recipe = "epochs = 1\nbatch = 1\ndata.set = 'generated'\noptimizer.learning_rate = 1\nschedule.kind = 'constant'";
+    let recipe = Recipe::parse("bench", recipe, &[])?;
+    let full = Pgd::of_recipe(&recipe.attack);
+    let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
+    let ascent = &mut CrossEntropyAscent;
+    let forward = seconds(engine, clean) / images as f64;
+    let plain = seconds(engine, |engine| full.perturb(engine, ascent, key, &batch).expect("an attack"));
+    let step = plain / (images * full.steps) as f64;
+    println!(
+        "{} images, width {width}, {}: plain attack of {} steps {plain:.2} s; a step {:.3} ms an image, a forward {:.3} ms",
+        images,
+        engine.device().name,
+        full.steps,
+        1e3 * step,
+        1e3 * forward
+    );
+    for (outliers, robust) in MIXES {
+        let wrong = (outliers * images as f64).round() as usize;
+        let labels: Vec<u32> = predictions
+            .iter()
+            .enumerate()
+            .map(|(place, &class)| if place < wrong { (class + 1) % 10 } else { class })
+            .collect();
+        engine.write(&batch.labels, &labels)?;
+        // The quantile 1 - a of all scores leaves the share a above it.
+        let accuracy = ((1.0 - outliers) * robust) as f32;
+        let mut work = Default::default();
+        let mut bullet = BulletTrain::new(ScheduledPgd::of_recipe(&recipe.attack), &recipe.accelerate);
+        let met = seconds(engine, |engine| {
+            bullet.set_accuracy(accuracy);
+            work = bullet.perturb(engine, ascent, key, &batch).expect("an attack");
+        });
+        let attacked = (work.boundary + work.robust) as f64;
+        let expected = step * work.steps as f64 + forward * (images as f64 + attacked);
+        println!(
+            "outliers {:4}, boundary {:4}, robust {:4}: {:.2} steps an image, {met:.2} s, {:.2} of the plain attack; over \
+             expected {expected:.2} s: {:.3}",
+            work.outliers,
+            work.boundary,
+            work.robust,
+            work.steps as f64 / images as f64,
+            met / plain,
+            met / expected
+        );
+    }
+    Ok(())
+}
