@@ -162,12 +162,15 @@ fn distances(met: &Weights, wanted: &Weights) -> (f64, f64) {
 
 #[test]
 fn every_method_learns_and_tells_its_steps() {
+    // 32 images without augmentation, two minibatches an epoch: few enough to learn by heart.
+    let (epochs, minibatches) = (8, 2.0);
+    let overrides = ["epochs=8", "data.train_limit=32", "data.augment=false"];
     for method in METHODS {
         let folder = tempfile::tempdir().unwrap();
-        let metrics = run(&of_method(method, &[]), folder.path(), None).unwrap();
+        let metrics = run(&of_method(method, &overrides), folder.path(), None).unwrap();
         let losses: Vec<f64> = metrics.iter().map(|epoch| epoch.train_loss).collect();
-        // A few dozen steps are a noisy measure: either of the later epochs may show it.
-        assert!(losses[1].min(losses[2]) < 0.98 * losses[0], "{method}: {losses:?}");
+        println!("{method}: {losses:.3?}");
+        assert!(losses[epochs - 1] < 0.95 * losses[0], "{method}: {losses:?}");
         let steps = match method {
             Method::Standard => 0.0,
             Method::PgdAt | Method::Trades | Method::Mart => 2.0,
@@ -181,10 +184,11 @@ fn every_method_learns_and_tells_its_steps() {
             assert_eq!(epoch.co_pgd5_accuracy.is_some(), watched, "{method}");
             assert_eq!(epoch.co_detected.is_some(), watched, "{method}");
         }
-        // The rate rises and falls over all optimizer steps: 12 minibatches, each as often as it is replayed.
+        // The rate rises and falls over all optimizer steps: the minibatches, each as often as it is replayed.
         let replays = if method == Method::Free { 3.0 } else { 1.0 };
+        let all = epochs as f64 * minibatches * replays;
         for (epoch, line) in metrics.iter().enumerate() {
-            let share = (4.0 * replays * (epoch as f64 + 1.0) - 1.0) / (12.0 * replays);
+            let share = (minibatches * replays * (epoch as f64 + 1.0) - 1.0) / all;
             let wanted = 0.02 * 2.0 * share.min(1.0 - share);
             assert!((line.learning_rate - wanted).abs() < 1e-12, "{method}: {line:?}, wanted {wanted}");
         }
