@@ -1,8 +1,12 @@
 #!/usr/bin/env python3
 """Compares a file of `secateur dump` with PyTorch: the same weights, the same adversarial images, one training step.
 
-Usage: compare-dump.py STEP.safetensors WEIGHTS.safetensors [--label-smoothing S] [--epsilon 8/255] [--tolerance T]
+Usage: compare-dump.py STEP.safetensors WEIGHTS.safetensors [--objective cross-entropy|trades|mart] [--beta B]
+       [--label-smoothing S] [--epsilon 8/255] [--tolerance T]
 (needs torch and safetensors)
+
+cross-entropy is the loss of every objective but TRADES and MART. For those two the loss is that of the papers, its gradient
+autograd's; beta is the factor on the divergence (6 and 5 unless given).
 
 PyTorch computes in f64. Of each tensor it prints the largest difference and the norm of the difference over the norm of
 the tensor, then says whether every such ratio is within the tolerance (exit code 1 if not). Bounds to expect: 2e-4 for
@@ -27,13 +31,31 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step")
     parser.add_argument("weights")
+    parser.add_argument("--objective", choices=["cross-entropy", "trades", "mart"], default="cross-entropy")
+    parser.add_argument("--beta", type=float)
     parser.add_argument("--label-smoothing", type=float, default=0.0)
     parser.add_argument("--epsilon", type=fractions.Fraction, default=fractions.Fraction(8, 255))
     parser.add_argument("--tolerance", type=float, default=2e-4)
     return parser.parse_args()
 
 
-def pytorch_step(weights, x_adv, y, smoothing):
+def trades_losses(clean, adversarial, y, beta):
+    """Zhang et al. 2019: cross-entropy of the clean logits and KL(p || q), each sample."""
+    divergence = F.kl_div(adversarial.log_softmax(1), clean.log_softmax(1), reduction="none", log_target=True).sum(1)
+    return F.cross_entropy(clean, y, reduction="none") + beta * divergence
+
+
+def mart_losses(clean, adversarial, y, beta):
+    """Wang et al. 2020: boosted cross-entropy and the divergence weighted by the doubt about x, each sample."""
+    p, q = clean.softmax(1), adversarial.softmax(1)
+    rival = q.masked_fill(F.one_hot(y, q.shape[1]).bool(), -1.0).argmax(1)
+    of = lambda probabilities, classes: probabilities.gather(1, classes[:, None])[:, 0]
+    boosted = F.cross_entropy(adversarial, y, reduction="none") - (1.0001 - of(q, rival) + 1e-12).log()
+    divergence = (p * (clean.log_softmax(1) - (q + 1e-12).log())).sum(1)
+    return boosted + beta * divergence * (1.0000001 - of(p, y))
+
+
+def pytorch_step(weights, x, x_adv, y, args):
     """The tensors of a dump, by its names, computed in f64."""
     classes, features = weights["linear.weight"].shape
     model = ResNet18(features // 8, classes)
@@ -45,8 +67,17 @@ def pytorch_step(weights, x_adv, y, smoothing):
     with torch.no_grad():
         step["logits_eval"] = model(x_adv)
     model.train()
-    step["logits"] = model(x_adv)
-    step["losses"] = F.cross_entropy(step["logits"], y, reduction="none", label_smoothing=smoothing)
+    if args.objective == "cross-entropy":
+        step["logits"] = model(x_adv)
+        step["losses"] = F.cross_entropy(
+            step["logits"], y, reduction="none", label_smoothing=args.label_smoothing
+        )
+    else:
+        losses, usual = {"trades": (trades_losses, 6.0), "mart": (mart_losses, 5.0)}[args.objective]
+        step["logits_clean"] = model(x)
+        step["logits"] = model(x_adv)
+        beta = usual if args.beta is None else args.beta
+        step["losses"] = losses(step["logits_clean"], step["logits"], y, beta)
     loss = step["losses"].mean()
     step["loss"] = loss.reshape(1)
     loss.backward()
@@ -67,7 +98,7 @@ def main():
     print(f"images {tuple(x.shape)}; x_adv within {distance * 255:.4f}/255 of x, in [{x_adv.min():g}, {x_adv.max():g}]")
     good = distance <= float(args.epsilon) + 2.4e-7 and 0 <= x_adv.min() and x_adv.max() <= 1
 
-    expected = pytorch_step(load_file(args.weights), x_adv, y, args.label_smoothing)
+    expected = pytorch_step(load_file(args.weights), x, x_adv, y, args)
     if dump.keys() != expected.keys():
         print(f"other tensors than expected: {sorted(dump.keys() ^ expected.keys())}")
         sys.exit(1)
