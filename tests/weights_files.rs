@@ -143,6 +143,44 @@ fn malformed_files_are_refused() {
     assert!(error.contains("none: "), "{error}");
 }
 
+/// Runs `secateur weights` and gives exit code, stdout and stderr.
+fn weights_command(args: &[&str]) -> (i32, String, String) {
+    let mut command = assert_cmd::Command::cargo_bin("secateur").unwrap();
+    let output = command.arg("weights").args(args).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_command_writes_checks_and_never_overwrites() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    let file = path.to_str().unwrap();
+    let init = ["init", "--dataset", "cifar100", "--width", "16", "--seed", "5", "--out", file];
+    assert_eq!(weights_command(&init).0, 0);
+    let network = ResNet18 { width: 16, classes: 100 };
+    assert_eq!(Weights::read_network(&path).unwrap(), (network, initialise(network, 5)));
+    let (code, _, error) = weights_command(&init);
+    assert_eq!(code, 2);
+    assert!(error.contains("exists already and is left alone"), "{error}");
+
+    let (code, text, _) = weights_command(&["check", file]);
+    assert_eq!(code, 0);
+    let trainable =
+        network.parameters().iter().filter(|p| p.kind.trainable()).map(|p| p.len()).sum::<usize>();
+    assert!(text.contains("ResNet-18, width 16, 100 classes"), "{text}");
+    assert!(text.contains(&format!("{trainable} parameters, 2400 running statistics")), "{text}");
+
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let (code, _, error) = weights_command(&["check", file]);
+    assert_eq!(code, 1, "a failed check");
+    assert!(error.contains("not a whole safetensors file"), "{error}");
+    let (code, _, error) = weights_command(&["check", "no/such/file"]);
+    assert_eq!(code, 2);
+    assert!(error.contains("no/such/file"), "{error}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 200, failure_persistence: None, rng_seed: RngSeed::Fixed(SEED), ..ProptestConfig::default()
