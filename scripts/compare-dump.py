@@ -10,7 +10,7 @@ autograd's; beta is the factor on the divergence (6 and 5 unless given).
 
 PyTorch computes in f64. Of each tensor it prints the largest difference and the norm of the difference over the norm of
 the tensor, then says whether every such ratio is within the tolerance (exit code 1 if not). Bounds to expect: 2e-4 for
-the CPU engine (f32), 5e-2 for the kernels (bf16).
+the CPU engine (f32); for the kernels see compare-bf16.py.
 
 A ReLU whose input is within rounding of zero may pass in f32 and not in f64: then the gradients in front of it differ by
 more than rounding, at single elements.

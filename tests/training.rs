@@ -114,15 +114,33 @@ fn assert_same_run(folder: &Path) {
 }
 
 #[test]
-fn a_run_learns_and_leaves_a_whole_folder() {
+fn a_run_learns() {
+    let folder = tempfile::tempdir().unwrap();
+    // A few images, always the same pixels: learned by heart, so that the fall of the loss is no matter of luck.
+    let set = [
+        "epochs=12",
+        "data.train_limit=44",
+        "data.augment=false",
+        "objective.label_smoothing=0",
+        "optimizer.average_decay=none",
+        "schedule.kind=constant",
+        "evaluation.every=0",
+    ];
+    let recipe = Recipe::parse("test", RECIPE, &set.map(String::from)).unwrap();
+    println!("seed {}", recipe.seed);
+    run(&recipe, folder.path(), None).unwrap();
+    let losses: Vec<f64> = metrics(folder.path()).iter().map(|line| line.train_loss).collect();
+    assert!(losses[11] < 0.6 * losses[0], "{losses:?}");
+}
+
+#[test]
+fn a_run_leaves_a_whole_folder() {
     let (folder, summary) = unbroken();
     let (recipe, path) = (recipe(), folder.path());
     println!("seed {}", recipe.seed);
 
     let metrics = metrics(path);
     assert_eq!(metrics.iter().map(|line| line.epoch).collect::<Vec<_>>(), [1, 2, 3]);
-    let losses: Vec<f64> = metrics.iter().map(|line| line.train_loss).collect();
-    assert!(losses[2] < 0.97 * losses[0] && losses[2] < losses[1], "{losses:?}");
     for line in &metrics {
         assert_eq!(line.images, 100);
         assert!(
@@ -215,7 +233,8 @@ fn a_damaged_newest_checkpoint_costs_time_and_nothing_else() {
 #[test]
 fn a_loss_that_is_no_number_ends_the_run_and_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    let set = ["optimizer.learning_rate=100", "optimizer.momentum=0.99", "schedule.kind=constant"];
+    // Each step turns a weight w into -99 w, whatever the gradient.
+    let set = ["optimizer.learning_rate=100", "optimizer.weight_decay=1", "schedule.kind=constant"];
     let recipe = Recipe::parse("test", RECIPE, &set.map(String::from)).unwrap();
     let error = run(&recipe, folder.path(), None).unwrap_err();
     assert!(matches!(error, TrainError::Diverged { .. }), "{error}");
