@@ -15,11 +15,11 @@ mod loss;
 mod memory;
 mod norm;
 mod optimizer;
+mod patches;
 mod perturb;
 mod product;
 mod ranking;
 mod rows;
-mod stem;
 mod train;
 
 use pulp::Arch;
@@ -71,7 +71,7 @@ pub fn open(network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
         layout: Layout::new(network),
         model: None,
         gradients: None,
-        eval: EvalPass::new(arch, network),
+        eval: EvalPass::new(network),
         folded: false,
         eval_batch: None,
         train: TrainPass::new(arch, network),

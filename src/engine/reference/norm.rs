@@ -250,6 +250,6 @@ pub enum Residual<'a> {
 
 /// Keeps NaN, unlike `f32::max`.
 #[inline(always)]
-fn relu(x: f32) -> f32 {
+pub fn relu(x: f32) -> f32 {
     if x < 0.0 { 0.0 } else { x }
 }

@@ -11,7 +11,6 @@ use super::eval::{input_len, output_len};
 use super::head;
 use super::memory::Aligned;
 use super::norm::{BatchNorm, Residual};
-use super::stem::StemGradient;
 use crate::model::{Block, Conv, ResNet18};
 
 /// What one forward pass keeps.
@@ -40,7 +39,6 @@ pub struct TrainPass {
     classes: usize,
     blocks: Vec<Block>,
     convs: Vec<PackedConv>,
-    stem: StemGradient,
     linear_weight: Vec<f32>,
     linear_bias: Vec<f32>,
     slots: [Slot; 2],
@@ -63,7 +61,6 @@ impl TrainPass {
             classes: network.classes,
             blocks: network.blocks(),
             convs: convs.iter().map(PackedConv::new).collect(),
-            stem: StemGradient::new(network.width),
             linear_weight: Vec::new(),
             linear_bias: Vec::new(),
             slots: [slot(), slot()],
@@ -77,7 +74,6 @@ impl TrainPass {
         for (conv, place) in self.convs.iter_mut().zip(&layout.convs) {
             conv.pack(&arena.parameters[place.weight.clone()], None);
         }
-        self.stem.pack(&arena.parameters[layout.convs[0].weight.clone()], None);
         self.linear_weight = arena.parameters[layout.linear_weight.clone()].to_vec();
         self.linear_bias = arena.parameters[layout.linear_bias.clone()].to_vec();
     }
@@ -106,7 +102,7 @@ impl TrainPass {
         let Slot { outputs, activations, norms, .. } = slot;
         let mut convolve = |at: usize, x: &[f32], y: &mut Aligned| {
             let y = &mut y[..batch * output_len(convs[at].conv())];
-            convs[at].forward(*arch, x, y, false, |_, y| y.fill(0.0), |_, _| {});
+            convs[at].forward(x, y, false, |_, _| {});
             let place = &layout.convs[at];
             let Arena { parameters, statistics } = &mut *arena;
             // The two running tensors of a convolution are neighbours.
@@ -180,43 +176,35 @@ impl TrainPass {
                 set_or_add(&mut gradients[place.bn_weight.clone()], &weight, *accumulate);
                 set_or_add(&mut gradients[place.bn_bias.clone()], &bias, *accumulate);
                 let gradient = &mut gradients[place.weight.clone()];
-                weight_gradient(*arch, conv, batch, x, dy, partials, gradient, *accumulate);
+                weight_gradient(conv, batch, x, dy, partials, gradient, *accumulate);
             }
         };
-        let zero = |_: usize, out: &mut [f32]| out.fill(0.0);
+        let masked = |by: usize| {
+            let activations = &activations[by];
+            move |first: usize, out: &mut [f32]| head::mask(out, &activations[first..])
+        };
         for (b, &Block { conv1, conv2, shortcut }) in blocks.iter().enumerate().rev() {
             let input = if b == 0 { 0 } else { blocks[b - 1].conv2 };
             let x = &activations[input];
-            let (in_image, out_image) = (input_len(convs[conv1].conv()), output_len(convs[conv2].conv()));
-            let (in_len, out_len) = (batch * in_image, batch * out_image);
-            let masked = |activations: &Aligned, image: usize, first: usize, out: &mut [f32]| {
-                head::mask(out, &activations[first * image..][..out.len()]);
-            };
+            let in_len = batch * input_len(convs[conv1].conv());
+            let out_len = batch * output_len(convs[conv2].conv());
             through_norm(conv2, &activations[conv1], dz, dy);
-            let finish = |first: usize, out: &mut [f32]| masked(&activations[conv1], out_image, first, out);
-            convs[conv2].input_gradient(*arch, &dy[..out_len], &mut dt[..out_len], zero, finish);
+            convs[conv2].input_gradient(&dy[..out_len], &mut dt[..out_len], false, masked(conv1));
             let dx = &mut next[..in_len];
-            let finish = |first: usize, out: &mut [f32]| masked(x, in_image, first, out);
             match shortcut {
-                None => {
-                    through_norm(conv1, x, dt, dy);
-                    let residual = |first: usize, out: &mut [f32]| {
-                        out.copy_from_slice(&dz[first * in_image..][..out.len()])
-                    };
-                    convs[conv1].input_gradient(*arch, &dy[..out_len], dx, residual, finish);
-                }
+                None => dx.copy_from_slice(&dz[..in_len]),
                 Some(at) => {
                     through_norm(at, x, dz, dy);
-                    convs[at].input_gradient(*arch, &dy[..out_len], dx, zero, |_, _| {});
-                    through_norm(conv1, x, dt, dy);
-                    convs[conv1].input_gradient(*arch, &dy[..out_len], dx, |_, _| {}, finish);
+                    convs[at].input_gradient(&dy[..out_len], dx, false, |_, _| {});
                 }
             }
+            through_norm(conv1, x, dt, dy);
+            convs[conv1].input_gradient(&dy[..out_len], dx, true, masked(input));
             std::mem::swap(dz, next);
         }
         through_norm(0, images, dz, dy);
         if let Wanted::Images(dx) = wanted {
-            self.stem.input_gradient(*arch, &dy[..largest], dx);
+            convs[0].input_gradient(&dy[..largest], dx, false, |_, _| {});
         }
     }
 }
