@@ -1,4 +1,4 @@
-//! The reference engine: f32 on the CPU, rayon over images. The oracle for every kernel.
+//! The reference engine: f32 on the CPU, rayon over tasks, a library for matrix products. The oracle for every kernel.
 //!
 //! Here are the trait's calls: they check lengths, ownership and order of calls, and hand plain slices to the
 //! operations, one a file. Work is cut by batch and shape, never by the number of threads, and every reduction has
@@ -21,8 +21,6 @@ mod product;
 mod ranking;
 mod rows;
 mod train;
-
-use pulp::Arch;
 
 use super::{
     Augment, CrossEntropy, DeviceInfo, Element, Engine, Error, ImageSet, LossOutputs, Noise, OptimizerState,
@@ -55,14 +53,13 @@ pub fn open(network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
             "{classes} classes, batches up to {max_batch}: both must be at least 1"
         )));
     }
-    let arch = Arch::new();
     let threads = rayon::current_num_threads();
     Ok(Box::new(Reference {
         info: DeviceInfo {
             kind: "cpu",
             name: format!("{threads} CPU thread{}", if threads == 1 { "" } else { "s" }),
             driver: None,
-            code: instruction_set(arch).into(),
+            code: instruction_set().into(),
             memory: None,
         },
         network,
@@ -74,19 +71,24 @@ pub fn open(network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
         eval: EvalPass::new(network),
         folded: false,
         eval_batch: None,
-        train: TrainPass::new(arch, network),
+        train: TrainPass::new(network),
         packed: false,
         train_batch: [None; 2],
     }))
 }
 
-fn instruction_set(arch: Arch) -> &'static str {
-    match format!("{arch:?}").as_bytes() {
-        [b'V', b'4', ..] => "avx512",
-        [b'V', b'3', ..] => "avx2",
-        [b'N', ..] => "neon",
-        _ => "scalar",
+/// What the matrix products run on.
+fn instruction_set() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            return "avx512";
+        }
+        if is_x86_feature_detected!("fma") {
+            return "avx2";
+        }
     }
+    if cfg!(target_arch = "aarch64") { "neon" } else { "scalar" }
 }
 
 /// Weights and what the optimizer carries.

@@ -4,7 +4,6 @@
 //! for the normalisation and unbiased in the running statistics, as in PyTorch. Checked by
 //! `tests/reference_pytorch.rs`; called by `eval.rs` and `train.rs`.
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::memory::Aligned;
@@ -52,7 +51,6 @@ fn sixteen(values: &[f32], at: usize) -> [f32; 16] {
 
 /// Adds two sums of each channel over images: `per_image(image index, channel) -> sums of sixteen channels`.
 fn two_sums(
-    arch: Arch,
     batch: usize,
     channels: usize,
     per_image: impl Fn(usize, usize) -> [[f32; 16]; 2] + Sync,
@@ -61,10 +59,7 @@ fn two_sums(
     partial.par_chunks_exact_mut(2 * channels).enumerate().for_each(|(n, partial)| {
         let (first, second) = partial.split_at_mut(channels);
         for at in (0..channels).step_by(16) {
-            let [a, b] = arch.dispatch(
-                #[inline(always)]
-                || per_image(n, at),
-            );
+            let [a, b] = per_image(n, at);
             first[at..at + 16].copy_from_slice(&a);
             second[at..at + 16].copy_from_slice(&b);
         }
@@ -82,7 +77,6 @@ fn two_sums(
 impl BatchNorm {
     /// Statistics of `y` (batch x pixels x channels); moves the running mean and variance.
     pub fn measure(
-        arch: Arch,
         y: &[f32],
         batch: usize,
         weight: &[f32],
@@ -92,19 +86,13 @@ impl BatchNorm {
         let channels = weight.len();
         let image = y.len() / batch;
         let pixels = image / channels;
-        let (sums, squares) = two_sums(
-            arch,
-            batch,
-            channels,
-            #[inline(always)]
-            |n, at| {
-                let y = &y[n * image..][..image];
-                sums_of_block(pixels, channels, at, |p| {
-                    let y = sixteen(y, p);
-                    [y, y.map(|y| y * y)]
-                })
-            },
-        );
+        let (sums, squares) = two_sums(batch, channels, |n, at| {
+            let y = &y[n * image..][..image];
+            sums_of_block(pixels, channels, at, |p| {
+                let y = sixteen(y, p);
+                [y, y.map(|y| y * y)]
+            })
+        });
         let count = (batch * pixels) as f64;
         let mut norm = Self::default();
         for (c, (sum, square)) in sums.iter().zip(squares).enumerate() {
@@ -128,79 +116,62 @@ impl BatchNorm {
     }
 
     /// `z = relu(norm(y) + residual)`.
-    pub fn apply(&self, arch: Arch, y: &[f32], residual: Residual, z: &mut [f32], batch: usize) {
+    pub fn apply(&self, y: &[f32], residual: Residual, z: &mut [f32], batch: usize) {
         let image = y.len() / batch;
         let channels = self.scale.len();
         z.par_chunks_exact_mut(image).zip(y.par_chunks_exact(image)).enumerate().for_each(|(n, (z, y))| {
             let range = n * image..(n + 1) * image;
             let lines = z.chunks_exact_mut(channels).zip(y.chunks_exact(channels));
-            arch.dispatch(
-                #[inline(always)]
-                || match residual {
-                    Residual::None => {
-                        for (z, y) in lines {
-                            for (((z, y), scale), shift) in
-                                z.iter_mut().zip(y).zip(&self.scale).zip(&self.shift)
-                            {
-                                *z = relu(scale * y + shift);
-                            }
+            match residual {
+                Residual::None => {
+                    for (z, y) in lines {
+                        for (((z, y), scale), shift) in z.iter_mut().zip(y).zip(&self.scale).zip(&self.shift)
+                        {
+                            *z = relu(scale * y + shift);
                         }
                     }
-                    Residual::Identity(x) => {
-                        for ((z, y), x) in lines.zip(x[range].chunks_exact(channels)) {
-                            let affine = self.scale.iter().zip(&self.shift);
-                            for (((z, y), x), (scale, shift)) in z.iter_mut().zip(y).zip(x).zip(affine) {
-                                *z = relu(scale * y + shift + x);
-                            }
+                }
+                Residual::Identity(x) => {
+                    for ((z, y), x) in lines.zip(x[range].chunks_exact(channels)) {
+                        let affine = self.scale.iter().zip(&self.shift);
+                        for (((z, y), x), (scale, shift)) in z.iter_mut().zip(y).zip(x).zip(affine) {
+                            *z = relu(scale * y + shift + x);
                         }
                     }
-                    Residual::Projected(norm, x) => {
-                        for ((z, y), x) in lines.zip(x[range].chunks_exact(channels)) {
-                            let affine = self.scale.iter().zip(&self.shift);
-                            let second = norm.scale.iter().zip(&norm.shift);
-                            for ((((z, y), x), (a, b)), (c, d)) in
-                                z.iter_mut().zip(y).zip(x).zip(affine).zip(second)
-                            {
-                                *z = relu(a * y + b + (c * x + d));
-                            }
+                }
+                Residual::Projected(norm, x) => {
+                    for ((z, y), x) in lines.zip(x[range].chunks_exact(channels)) {
+                        let affine = self.scale.iter().zip(&self.shift);
+                        let second = norm.scale.iter().zip(&norm.shift);
+                        for ((((z, y), x), (a, b)), (c, d)) in
+                            z.iter_mut().zip(y).zip(x).zip(affine).zip(second)
+                        {
+                            *z = relu(a * y + b + (c * x + d));
                         }
                     }
-                },
-            );
+                }
+            }
         });
     }
 
     /// Gradients of weight and bias, and `dy` from `dz`, the gradient behind the normalisation.
-    pub fn backward(
-        &self,
-        arch: Arch,
-        y: &[f32],
-        dz: &[f32],
-        dy: &mut [f32],
-        batch: usize,
-    ) -> (Vec<f32>, Vec<f32>) {
+    pub fn backward(&self, y: &[f32], dz: &[f32], dy: &mut [f32], batch: usize) -> (Vec<f32>, Vec<f32>) {
         let channels = self.scale.len();
         let image = y.len() / batch;
         let pixels = image / channels;
         // Sums of dz and of dz * (y - mean): the second becomes the weight's gradient by one factor.
-        let (sums, products) = two_sums(
-            arch,
-            batch,
-            channels,
-            #[inline(always)]
-            |n, at| {
-                let (y, dz) = (&y[n * image..][..image], &dz[n * image..][..image]);
-                let mean = sixteen(&self.mean, at);
-                sums_of_block(pixels, channels, at, |p| {
-                    let (y, dz) = (sixteen(y, p), sixteen(dz, p));
-                    let mut product = [0.0; 16];
-                    for i in 0..16 {
-                        product[i] = dz[i] * (y[i] - mean[i]);
-                    }
-                    [dz, product]
-                })
-            },
-        );
+        let (sums, products) = two_sums(batch, channels, |n, at| {
+            let (y, dz) = (&y[n * image..][..image], &dz[n * image..][..image]);
+            let mean = sixteen(&self.mean, at);
+            sums_of_block(pixels, channels, at, |p| {
+                let (y, dz) = (sixteen(y, p), sixteen(dz, p));
+                let mut product = [0.0; 16];
+                for i in 0..16 {
+                    product[i] = dz[i] * (y[i] - mean[i]);
+                }
+                [dz, product]
+            })
+        });
         let count = (batch * pixels) as f64;
         let bias: Vec<f32> = sums.iter().map(|sum| *sum as f32).collect();
         let weight: Vec<f32> = products
@@ -221,19 +192,14 @@ impl BatchNorm {
         dy.par_chunks_exact_mut(image).zip(inputs).for_each(|(dy, (y, dz))| {
             let lines =
                 dy.chunks_exact_mut(channels).zip(y.chunks_exact(channels)).zip(dz.chunks_exact(channels));
-            arch.dispatch(
-                #[inline(always)]
-                || {
-                    for ((dy, y), dz) in lines {
-                        let affine = self.scale.iter().zip(&slope).zip(&self.mean).zip(&offset);
-                        for (((dy, y), dz), (((scale, slope), mean), offset)) in
-                            dy.iter_mut().zip(y).zip(dz).zip(affine)
-                        {
-                            *dy = scale * dz + (slope * (y - mean) + offset);
-                        }
-                    }
-                },
-            );
+            for ((dy, y), dz) in lines {
+                let affine = self.scale.iter().zip(&slope).zip(&self.mean).zip(&offset);
+                for (((dy, y), dz), (((scale, slope), mean), offset)) in
+                    dy.iter_mut().zip(y).zip(dz).zip(affine)
+                {
+                    *dy = scale * dz + (slope * (y - mean) + offset);
+                }
+            }
         });
         (weight, bias)
     }

@@ -2,8 +2,6 @@
 //!
 //! Checked by `tests/reference_pytorch.rs` (logits, all gradients, running statistics); called by the engine.
 
-use pulp::Arch;
-
 use super::arena::{Arena, Layout};
 use super::conv::PackedConv;
 use super::conv_weight::weight_gradient;
@@ -35,7 +33,6 @@ pub enum Wanted<'a> {
 
 /// Packed weights and two slots.
 pub struct TrainPass {
-    arch: Arch,
     classes: usize,
     blocks: Vec<Block>,
     convs: Vec<PackedConv>,
@@ -48,7 +45,7 @@ pub struct TrainPass {
 }
 
 impl TrainPass {
-    pub fn new(arch: Arch, network: ResNet18) -> Self {
+    pub fn new(network: ResNet18) -> Self {
         let convs: Vec<Conv> = network.convs();
         let slot = || Slot {
             outputs: vec![Aligned::default(); convs.len()],
@@ -57,7 +54,6 @@ impl TrainPass {
             ..Slot::default()
         };
         Self {
-            arch,
             classes: network.classes,
             blocks: network.blocks(),
             convs: convs.iter().map(PackedConv::new).collect(),
@@ -88,7 +84,7 @@ impl TrainPass {
         images: &[f32],
         logits: &mut [f32],
     ) {
-        let Self { arch, blocks, convs, .. } = self;
+        let Self { blocks, convs, .. } = self;
         let slot = &mut self.slots[slot];
         slot.images.reserve(images.len());
         slot.images[..images.len()].copy_from_slice(images);
@@ -109,11 +105,11 @@ impl TrainPass {
             let (front, back) = statistics.split_at_mut(place.running_var.start);
             let running = (&mut front[place.running_mean.clone()], &mut back[..place.running_var.len()]);
             let (weight, bias) = (&parameters[place.bn_weight.clone()], &parameters[place.bn_bias.clone()]);
-            BatchNorm::measure(*arch, y, batch, weight, bias, running)
+            BatchNorm::measure(y, batch, weight, bias, running)
         };
         let apply = |norm: &BatchNorm, at: usize, y: &Aligned, residual: Residual, z: &mut Aligned| {
             let len = batch * output_len(convs[at].conv());
-            norm.apply(*arch, &y[..len], residual, &mut z[..len], batch);
+            norm.apply(&y[..len], residual, &mut z[..len], batch);
         };
         norms[0] = convolve(0, images, &mut outputs[0]);
         apply(&norms[0], 0, &outputs[0], Residual::None, &mut activations[0]);
@@ -150,7 +146,7 @@ impl TrainPass {
         dlogits: &[f32],
         mut wanted: Wanted,
     ) {
-        let Self { arch, blocks, convs, gradients, partials, .. } = self;
+        let Self { blocks, convs, gradients, partials, .. } = self;
         let Slot { images, outputs, activations, norms, features } = &self.slots[slot];
         let largest = batch * output_len(convs[0].conv());
         gradients.iter_mut().for_each(|gradient| gradient.reserve(largest));
@@ -170,7 +166,7 @@ impl TrainPass {
             let conv = convs[at].conv();
             let len = batch * output_len(conv);
             let dy = &mut dy[..len];
-            let (weight, bias) = norms[at].backward(*arch, &outputs[at][..len], &dz[..len], dy, batch);
+            let (weight, bias) = norms[at].backward(&outputs[at][..len], &dz[..len], dy, batch);
             if let Wanted::Parameters { gradients, accumulate } = &mut wanted {
                 let place = &layout.convs[at];
                 set_or_add(&mut gradients[place.bn_weight.clone()], &weight, *accumulate);
