@@ -26,7 +26,7 @@ fn kinds(len: usize) -> Vec<(&'static str, Vec<f32>)> {
     let mut random = Random::new(1);
     let losses = random.uniforms(len, 0.0, 5.0);
     let ties = (0..len).map(|_| (random.word() % 5) as f32 - 2.0).collect();
-    let signs = (0..len).map(|_| if random.word() % 2 == 0 { 0.0 } else { -0.0 }).collect();
+    let signs = (0..len).map(|_| if random.word().is_multiple_of(2) { 0.0 } else { -0.0 }).collect();
     let mut wild: Vec<f32> = (0..len)
         .map(|_| f32::from_bits(random.word()))
         .map(|v| if v.is_nan() { -f32::MIN_POSITIVE / 3.0 } else { v })

@@ -396,7 +396,7 @@ fn optimizer_state_survives_the_round_trip() {
     let mut engine = engine(2);
     let batch = Batch::new(&*engine, 2);
     let sgd = Sgd { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9) };
-    let mut step = |engine: &mut dyn Engine| {
+    let step = |engine: &mut dyn Engine| {
         batch.loss(engine, Pass::Train { slot: 0 });
         engine.parameter_gradient(Pass::Train { slot: 0 }, &batch.logit_gradient, false).unwrap();
         engine.sgd_step(&sgd).unwrap();
