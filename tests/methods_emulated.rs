@@ -6,7 +6,7 @@
 
 use secateur::batch::Batch;
 use secateur::data::DataSet;
-use secateur::engine::{DeviceChoice, Engine, Pass, WeightSet, open};
+use secateur::engine::{CrossEntropy, DeviceChoice, Engine, Pass, SignStep, WeightSet, open};
 use secateur::model::{ParameterKind, Weights, initialise};
 use secateur::objective;
 use secateur::philox::{Key, Purpose, unit};
@@ -151,5 +151,40 @@ fn bullet_train_groups_and_attacks_alike() {
     for method in [Method::PgdAt, Method::Trades] {
         let method = format!("objective.method={method}");
         compare(&[&method, "attack.steps=2", "accelerate.method=bullet-train"]);
+    }
+}
+
+/// What Free-AT steps on: the two backward calls in one give the bits of the two.
+#[test]
+fn one_backward_pass_serves_weights_and_images() {
+    let recipe = Recipe::parse("test", RECIPE, &[]).unwrap();
+    println!("seed {}", recipe.seed);
+    let weights = initialise(train::network(&recipe), recipe.seed);
+    let step = SignStep { step_size: 2.0 / 255.0, epsilon: 8.0 / 255.0 };
+    let pass = Pass::Train { slot: 0 };
+    for device in [DeviceChoice::Cpu, DeviceChoice::Emulated] {
+        let results = [true, false].map(|in_one| {
+            let Bench { mut engine, batch } = Bench::new(device, &recipe, &weights);
+            let images = engine.read(&batch.images).unwrap();
+            engine.write(&batch.perturbed, &images).unwrap();
+            engine.forward(pass, &batch.perturbed, &batch.logits).unwrap();
+            let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 / BATCH as f32 };
+            engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
+            let (gradient, images, perturbed) = (&batch.logit_gradient, &batch.images, &batch.perturbed);
+            if in_one {
+                engine.parameter_gradient_and_attack_step(pass, gradient, &step, images, perturbed).unwrap();
+            } else {
+                engine.parameter_gradient(pass, gradient, false).unwrap();
+                engine.attack_step(pass, gradient, &step, images, perturbed).unwrap();
+            }
+            (engine.gradients().unwrap(), engine.read(perturbed).unwrap())
+        });
+        let [(gradients, perturbed), (wanted_gradients, wanted_perturbed)] = results;
+        assert_eq!(gradients, wanted_gradients, "{device:?}");
+        assert_eq!(perturbed, wanted_perturbed, "{device:?}");
+        assert!(
+            gradients.tensors.values().any(|tensor| tensor.values.iter().any(|v| *v != 0.0)),
+            "{device:?}"
+        );
     }
 }

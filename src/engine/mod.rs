@@ -246,6 +246,17 @@ pub trait Engine {
         accumulate: bool,
     ) -> Result<()>;
 
+    /// [`Engine::parameter_gradient`], set and not added, and [`Engine::attack_step`] of a train pass, from one backward
+    /// pass.
+    fn parameter_gradient_and_attack_step(
+        &mut self,
+        pass: Pass,
+        logit_gradient: &Tensor<f32>,
+        step: &SignStep,
+        images: &Tensor<f32>,
+        perturbed: &Tensor<f32>,
+    ) -> Result<()>;
+
     // Losses and ranking.
     /// Per-sample loss, prediction and logit gradient in one pass; `weights` are per-sample factors.
     fn cross_entropy(

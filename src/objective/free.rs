@@ -73,10 +73,10 @@ impl Objective for Free {
         batch: &Batch,
         weights: Option<&Tensor<f32>>,
     ) -> Result<()> {
-        passes::cross_entropy(engine, batch, self.smoothing, weights)?;
-        let (images, perturbed) = (&batch.images, &batch.perturbed);
+        passes::cross_entropy_forward(engine, batch, self.smoothing, weights)?;
+        let (images, perturbed, gradient) = (&batch.images, &batch.perturbed, &batch.logit_gradient);
         let step = self.attack.at(self.epoch).step;
-        engine.attack_step(passes::FIRST, &batch.logit_gradient, &step, images, perturbed)?;
+        engine.parameter_gradient_and_attack_step(passes::FIRST, gradient, &step, images, perturbed)?;
         self.done = (self.done + 1) % self.replays;
         if self.done == 0 {
             let (clean, moved) = (engine.read(images)?, engine.read(perturbed)?);

@@ -16,10 +16,20 @@ pub fn cross_entropy(
     smoothing: f32,
     weights: Option<&Tensor<f32>>,
 ) -> Result<()> {
+    cross_entropy_forward(engine, batch, smoothing, weights)?;
+    engine.parameter_gradient(FIRST, &batch.logit_gradient, false)
+}
+
+/// The same up to the gradient of the logits.
+pub fn cross_entropy_forward(
+    engine: &mut dyn Engine,
+    batch: &Batch,
+    smoothing: f32,
+    weights: Option<&Tensor<f32>>,
+) -> Result<()> {
     let loss = CrossEntropy { smoothing, scale: 1.0 / batch.len() as f32 };
     engine.forward(FIRST, &batch.perturbed, &batch.logits)?;
-    engine.cross_entropy(&loss, &batch.logits, &batch.labels, weights, batch.outputs())?;
-    engine.parameter_gradient(FIRST, &batch.logit_gradient, false)
+    engine.cross_entropy(&loss, &batch.logits, &batch.labels, weights, batch.outputs())
 }
 
 /// Gradient of the mean of a loss of both logits, through both passes.

@@ -163,6 +163,19 @@ impl Cuda {
         })
     }
 
+    /// The images of a batch, and the image gradient's ending that moves them.
+    fn sign_step(
+        &self,
+        step: &SignStep,
+        images: &Tensor<f32>,
+        perturbed: &Tensor<f32>,
+    ) -> Result<(usize, ImageEpilogue)> {
+        let (batch, clean) = self.images(images)?;
+        let perturbed = self.sized(perturbed, images.len())?;
+        let packed = self.packed.address();
+        Ok((batch, ImageEpilogue::SignStep { step: *step, images: clean, perturbed, packed }))
+    }
+
     fn image_backward(
         &mut self,
         pass: Pass,
@@ -316,17 +329,10 @@ impl Engine for Cuda {
         images: &Tensor<f32>,
         perturbed: &Tensor<f32>,
     ) -> Result<()> {
-        let (batch, clean) = self.images(images)?;
-        let moved = self.sized(perturbed, images.len())?;
-        let epilogue = ImageEpilogue::SignStep {
-            step: *step,
-            images: clean,
-            perturbed: moved,
-            packed: self.packed.address(),
-        };
+        let (batch, epilogue) = self.sign_step(step, images, perturbed)?;
         self.packed_images.set(None);
         self.image_backward(pass, batch, logit_gradient, &epilogue)?;
-        self.packed_images.set(Some((moved, batch)));
+        self.packed_images.set(Some((self.address(perturbed)?, batch)));
         Ok(())
     }
 
@@ -343,6 +349,26 @@ impl Engine for Cuda {
         let gradient = self.logits(logit_gradient, batch)?;
         let wanted = Wanted { parameters: Some(accumulate), image: None };
         self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, gradient, &wanted)
+    }
+
+    fn parameter_gradient_and_attack_step(
+        &mut self,
+        pass: Pass,
+        logit_gradient: &Tensor<f32>,
+        step: &SignStep,
+        images: &Tensor<f32>,
+        perturbed: &Tensor<f32>,
+    ) -> Result<()> {
+        let Pass::Train { slot } = pass else {
+            return Err(Error::Invalid("parameter gradients of an evaluation pass: use a train pass".into()));
+        };
+        let (batch, epilogue) = self.sign_step(step, images, perturbed)?;
+        let gradient = self.logits(logit_gradient, batch)?;
+        let wanted = Wanted { parameters: Some(false), image: Some(&epilogue) };
+        self.packed_images.set(None);
+        self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, gradient, &wanted)?;
+        self.packed_images.set(Some((self.address(perturbed)?, batch)));
+        Ok(())
     }
 
     fn cross_entropy(

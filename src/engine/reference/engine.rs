@@ -155,7 +155,8 @@ impl Reference {
         match pass {
             Pass::Eval => self.eval.input_gradient(batch, &dlogits, &mut gradient),
             Pass::Train { slot } => {
-                self.train.backward(slot, &self.layout, batch, &dlogits, Wanted::Images(&mut gradient));
+                let wanted = Wanted { parameters: None, images: Some(&mut gradient) };
+                self.train.backward(slot, &self.layout, batch, &dlogits, wanted);
             }
         }
         Ok(gradient)
@@ -381,13 +382,32 @@ impl Engine for Reference {
             );
         }
         let gradients = self.gradients.get_or_insert_with(|| vec![0.0; self.layout.trainable]);
-        self.train.backward(
-            slot,
-            &self.layout,
-            batch,
-            &dlogits,
-            Wanted::Parameters { gradients, accumulate },
-        );
+        let wanted = Wanted { parameters: Some((gradients, accumulate)), images: None };
+        self.train.backward(slot, &self.layout, batch, &dlogits, wanted);
+        Ok(())
+    }
+
+    fn parameter_gradient_and_attack_step(
+        &mut self,
+        pass: Pass,
+        logit_gradient: &Tensor<f32>,
+        step: &SignStep,
+        images: &Tensor<f32>,
+        perturbed: &Tensor<f32>,
+    ) -> Result<()> {
+        let Pass::Train { slot } = pass else {
+            return invalid("Eval: parameter gradients need a train pass");
+        };
+        let batch = self.forward_batch(pass, logit_gradient)?;
+        expect_len(images, batch * IMAGE_LEN)?;
+        expect_len(perturbed, images.len())?;
+        let dlogits = self.heap.copy(logit_gradient)?;
+        let mut moved = vec![0.0; batch * IMAGE_LEN];
+        let gradients = self.gradients.get_or_insert_with(|| vec![0.0; self.layout.trainable]);
+        let wanted = Wanted { parameters: Some((gradients, false)), images: Some(&mut moved) };
+        self.train.backward(slot, &self.layout, batch, &dlogits, wanted);
+        let images = self.heap.copy(images)?;
+        perturb::sign_step(step, &images, &moved, &mut self.heap.view_mut(perturbed)?);
         Ok(())
     }
 

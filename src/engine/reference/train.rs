@@ -24,11 +24,11 @@ struct Slot {
 }
 
 /// What a backward pass computes.
-pub enum Wanted<'a> {
-    /// The gradient of every parameter, set or added.
-    Parameters { gradients: &'a mut [f32], accumulate: bool },
+pub struct Wanted<'a> {
+    /// The gradient of every parameter; set, or added where the flag says so.
+    pub parameters: Option<(&'a mut [f32], bool)>,
     /// The gradient of the images.
-    Images(&'a mut [f32]),
+    pub images: Option<&'a mut [f32]>,
 }
 
 /// Packed weights and two slots.
@@ -153,7 +153,7 @@ impl TrainPass {
         let [dz, dt, next, dy] = gradients;
         let last = blocks.last().expect("eight blocks").conv2;
         let len = batch * output_len(convs[last].conv());
-        if let Wanted::Parameters { gradients, accumulate } = &mut wanted {
+        if let Some((gradients, accumulate)) = &mut wanted.parameters {
             let (front, back) = gradients.split_at_mut(layout.linear_bias.start);
             let (weight, bias) =
                 (&mut front[layout.linear_weight.clone()], &mut back[..layout.linear_bias.len()]);
@@ -167,7 +167,7 @@ impl TrainPass {
             let len = batch * output_len(conv);
             let dy = &mut dy[..len];
             let (weight, bias) = norms[at].backward(&outputs[at][..len], &dz[..len], dy, batch);
-            if let Wanted::Parameters { gradients, accumulate } = &mut wanted {
+            if let Some((gradients, accumulate)) = &mut wanted.parameters {
                 let place = &layout.convs[at];
                 set_or_add(&mut gradients[place.bn_weight.clone()], &weight, *accumulate);
                 set_or_add(&mut gradients[place.bn_bias.clone()], &bias, *accumulate);
@@ -199,7 +199,7 @@ impl TrainPass {
             std::mem::swap(dz, next);
         }
         through_norm(0, images, dz, dy);
-        if let Wanted::Images(dx) = wanted {
+        if let Some(dx) = wanted.images {
             convs[0].input_gradient(&dy[..largest], dx, false, |_, _| {});
         }
     }
