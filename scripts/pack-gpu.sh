@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds what scripts/qualify-gpu.sh needs on a machine with a GPU but without Rust: the program and the test executables,
-# with GPU code inside, stripped, in the ignored folder .carry/.
+# with GPU code inside, stripped, in one archive in the ignored folder .carry/.
 #
 #   SECATEUR_CUDA_TARGETS=sm_90a scripts/pack-gpu.sh
 set -euo pipefail
@@ -21,8 +21,10 @@ for line in sys.stdin:
         print(message["target"]["name"], message["executable"])' \
     | while read -r name executable; do
         case "$name" in
-            conv_*|kernel_*|engine_*) cp "$executable" ".carry/tests/$name" ;;
+            conv_*|kernel_*|engine_*|methods_emulated|paired_losses) cp "$executable" ".carry/tests/$name" ;;
         esac
     done
 strip .carry/secateur .carry/tests/*
-du -sh .carry
+tar -czf .carry/gpu.tar.gz -C .carry secateur tests
+rm -r .carry/secateur .carry/tests
+ls -lh .carry/gpu.tar.gz

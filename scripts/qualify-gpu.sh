@@ -6,6 +6,7 @@
 #   scripts/qualify-gpu.sh [OUT]        # where the GPU is
 set -uo pipefail
 cd "$(dirname "$0")/.."
+[ -f .carry/gpu.tar.gz ] && tar -xzf .carry/gpu.tar.gz -C .carry
 [ -x .carry/secateur ] || { echo "error: .carry/secateur is not there; run scripts/pack-gpu.sh where Rust is" >&2; exit 2; }
 command -v nvidia-smi >/dev/null || { echo "error: no nvidia-smi: this machine has no GPU driver" >&2; exit 3; }
 
@@ -15,7 +16,9 @@ mkdir -p "$out"
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv > "$out/gpu.csv"
 failed=0
 
-# 1. Correctness. The tests use every driver they find: the host runner and this GPU.
+# 1. Correctness. Kernel tests use every driver they find, the host runner and this GPU; tests of the whole engine the one
+# that is named.
+export SECATEUR_TEST_DEVICE=cuda
 for test in .carry/tests/*; do
     log="$out/$(basename "$test").log"
     if timeout 300 "$test" --nocapture > "$log" 2>&1; then

@@ -7,6 +7,8 @@
 //! away from zero, tightly; and an ordinary one by direction. What is exact in both engines (data, uniform starts) is
 //! compared bit for bit. Every test prints what it met.
 
+mod common;
+
 use std::collections::BTreeMap;
 
 use secateur::engine::{
@@ -25,7 +27,7 @@ const EPSILON: f32 = 8.0 / 255.0;
 type Device = Box<dyn Engine>;
 
 fn emulated() -> Device {
-    open(DeviceChoice::Emulated, NETWORK, BATCH).unwrap()
+    open(common::cuda_engine(), NETWORK, BATCH).unwrap()
 }
 
 fn reference() -> Device {

@@ -1,9 +1,9 @@
 //! What the cuda engine keeps and what it refuses: weights and optimizer state there and back, and calls in the wrong
 //! order or of the wrong size, each an error that names the matter.
 
-use secateur::engine::{
-    CrossEntropy, DeviceChoice, Engine, Error, LossOutputs, Pass, Sgd, SignStep, WeightSet, open,
-};
+mod common;
+
+use secateur::engine::{CrossEntropy, Engine, Error, LossOutputs, Pass, Sgd, SignStep, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, initialise};
 
@@ -13,7 +13,7 @@ const BATCH: usize = 2;
 const SGD: Sgd = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9) };
 
 fn emulated() -> Box<dyn Engine> {
-    open(DeviceChoice::Emulated, NETWORK, BATCH).unwrap()
+    open(common::cuda_engine(), NETWORK, BATCH).unwrap()
 }
 
 /// One training step on grey images.
@@ -122,7 +122,7 @@ fn wrong_sizes_and_foreign_tensors_are_refused() {
     let too_many = engine.alloc("top", 4).unwrap();
     assert!(engine.top_k(&values, &too_many).is_err());
 
-    let Err(error) = open(DeviceChoice::Emulated, ResNet18 { width: 32, classes: 10 }, 4) else {
+    let Err(error) = open(common::cuda_engine(), ResNet18 { width: 32, classes: 10 }, 4) else {
         panic!("width 32 has no kernels");
     };
     assert!(error.to_string().contains("32"), "{error}");

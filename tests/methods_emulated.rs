@@ -4,6 +4,8 @@
 //! The network is a steady one (BatchNorm biases keep pre-activations away from zero), so that bf16 flips no ReLU and what
 //! remains is rounding; tests/engine_agreement.rs says why. The gradient is taken on the same adversarial images.
 
+mod common;
+
 use secateur::batch::Batch;
 use secateur::data::DataSet;
 use secateur::engine::{CrossEntropy, DeviceChoice, Engine, Pass, SignStep, WeightSet, open};
@@ -96,7 +98,7 @@ fn compare(overrides: &[&str]) {
         (objective, work)
     };
     let mut reference = Bench::new(DeviceChoice::Cpu, &recipe, &weights);
-    let mut emulated = Bench::new(DeviceChoice::Emulated, &recipe, &weights);
+    let mut emulated = Bench::new(common::cuda_engine(), &recipe, &weights);
     let (mut reference_objective, reference_work) = step(&mut reference);
     let (mut emulated_objective, emulated_work) = step(&mut emulated);
     assert_eq!(emulated_work, reference_work, "{overrides:?}");
@@ -162,7 +164,7 @@ fn one_backward_pass_serves_weights_and_images() {
     let weights = initialise(train::network(&recipe), recipe.seed);
     let step = SignStep { step_size: 2.0 / 255.0, epsilon: 8.0 / 255.0 };
     let pass = Pass::Train { slot: 0 };
-    for device in [DeviceChoice::Cpu, DeviceChoice::Emulated] {
+    for device in [DeviceChoice::Cpu, common::cuda_engine()] {
         let results = [true, false].map(|in_one| {
             let Bench { mut engine, batch } = Bench::new(device, &recipe, &weights);
             let images = engine.read(&batch.images).unwrap();

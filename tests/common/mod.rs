@@ -7,13 +7,22 @@
 use std::rc::Rc;
 
 use half::bf16;
-use secateur::engine::Error;
 use secateur::engine::cuda::driver::device::DeviceDriver;
 use secateur::engine::cuda::driver::host::{HostDriver, WarpOrder};
 use secateur::engine::cuda::driver::{Address, Buffer, Driver};
+use secateur::engine::{DeviceChoice, Error};
 use secateur::philox::{Key, Purpose, unit};
 
 pub const SEED: u64 = 20_261_121;
+
+/// The device of the tests that compare the cuda engine as a whole with the reference: the host runner, or what
+/// SECATEUR_TEST_DEVICE names (scripts/qualify-gpu.sh names the GPU).
+pub fn cuda_engine() -> DeviceChoice {
+    match std::env::var("SECATEUR_TEST_DEVICE") {
+        Ok(name) => name.parse().expect("SECATEUR_TEST_DEVICE"),
+        Err(_) => DeviceChoice::Emulated,
+    }
+}
 
 /// Every driver that a kernel can run on here: the host runner with its warps in both orders, and the first GPU where this
 /// machine and this build have one.
