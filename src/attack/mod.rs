@@ -8,10 +8,12 @@
 mod cross_entropy;
 mod divergence;
 mod schedule;
+mod search;
 
 pub use cross_entropy::CrossEntropyAscent;
 pub use divergence::DivergenceAscent;
 pub use schedule::ScheduledPgd;
+pub use search::{Cost, Found, Search};
 
 use std::ops::AddAssign;
 
