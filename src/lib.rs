@@ -9,6 +9,7 @@
 //! | [`cli`] | one file a command: `train`, `eval`, `dump`, `weights`, `data`, `profile` |
 //! | [`train`] | the training loop, learning-rate schedules, checkpoints, metrics, the run folder |
 //! | [`evaluate`] | evaluation protocols: clean and PGD accuracy over a data split |
+//! | [`prune`] | which samples to train on: Adv-GRAD-MATCH, Adv-GLISTER, rankings and their controls |
 //! | [`objective`] | what a training step minimises: loss, logit gradients, the train passes they need |
 //! | [`accelerate`] | cheaper attacks for any objective: BulletTrain |
 //! | [`attack`] | the inner maximisation: random starts and sign steps over micro-batches |
@@ -38,5 +39,6 @@ pub mod model;
 pub mod names;
 pub mod objective;
 pub mod philox;
+pub mod prune;
 pub mod recipe;
 pub mod train;

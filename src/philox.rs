@@ -20,6 +20,10 @@ pub enum Purpose {
     Generation = 5,
     /// The random start of an attack in evaluation; `step` is the restart.
     EvaluationStart = 6,
+    /// Draws of a selection of samples; `epoch` is the one it is made for.
+    Selection = 7,
+    /// The random start of the attack on the candidates of a selection.
+    SelectionStart = 8,
 }
 
 /// Everything a number depends on but its index.

@@ -74,8 +74,8 @@ pub fn split(
 }
 
 /// Shares of `total` in proportion to `counts`, by largest remainder.
-fn quotas(counts: &[usize], total: usize) -> Vec<usize> {
-    let sum: usize = counts.iter().sum();
+pub fn quotas(counts: &[usize], total: usize) -> Vec<usize> {
+    let sum: usize = counts.iter().sum::<usize>().max(1);
     let mut quotas: Vec<usize> = counts.iter().map(|count| total * count / sum).collect();
     let mut by_remainder: Vec<usize> = (0..counts.len()).collect();
     by_remainder.sort_by_key(|&class| std::cmp::Reverse(total * counts[class] % sum));
@@ -86,8 +86,8 @@ fn quotas(counts: &[usize], total: usize) -> Vec<usize> {
     quotas
 }
 
-/// Sorts by 64-bit keys; equal keys (once in 2^64 pairs) fall back on the sample.
-fn shuffled(key: Key, samples: &[u32]) -> Vec<u32> {
+/// Shuffled: sorted by 64-bit keys; equal keys (once in 2^64 pairs) fall back on the sample.
+pub fn shuffled(key: Key, samples: &[u32]) -> Vec<u32> {
     let mut keyed: Vec<(u64, u32)> = samples
         .iter()
         .map(|&sample| {

@@ -6,11 +6,13 @@
 
 pub mod cuda;
 mod error;
+mod last_layer;
 mod open;
 pub mod reference;
 mod tensor;
 
 pub use error::{Error, Result};
+pub use last_layer::{LastLayer, LastLayerGradients, Term};
 pub use open::{DeviceChoice, open};
 pub use tensor::{Element, Storage, Tensor, Word};
 
@@ -173,7 +175,8 @@ pub struct OptimizerState {
 /// Images are f32 in [0, 1], NHWC (`batch x 32 x 32 x 3`); logits are f32 (`batch x classes`). The batch of a call
 /// is read off the length of its tensors; any batch from 1 up to the `max_batch` given to [`open`] works. A call
 /// either succeeds or reports an [`Error`]; work may be asynchronous until a `read` or [`Engine::synchronize`].
-pub trait Engine {
+/// Operations that serve one purpose are traits of their own files, all part of this one.
+pub trait Engine: LastLayer {
     fn device(&self) -> &DeviceInfo;
     fn network(&self) -> ResNet18;
     /// Images a micro-batch of the attack should hold, so that its activations stay in cache.

@@ -8,6 +8,7 @@ use std::rc::Rc;
 /// Element types of tensors.
 pub trait Element: bytemuck::Pod {}
 impl Element for f32 {}
+impl Element for f64 {}
 impl Element for u32 {}
 impl Element for u8 {}
 

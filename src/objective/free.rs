@@ -87,6 +87,16 @@ impl Objective for Free {
         Ok(())
     }
 
+    fn loss(
+        &self,
+        engine: &mut dyn Engine,
+        batch: &Batch,
+        scale: f32,
+        weights: Option<&Tensor<f32>>,
+    ) -> Result<()> {
+        passes::cross_entropy_loss(engine, batch, self.smoothing, scale, weights)
+    }
+
     fn state(&self) -> Weights {
         let mut state = Weights::default();
         let places = self.perturbation.len() / IMAGE_LEN;

@@ -49,6 +49,16 @@ impl Objective for Mart {
         passes::paired(engine, batch, PairedForm::BoostedCrossEntropy, self.lambda, weights)
     }
 
+    fn loss(
+        &self,
+        engine: &mut dyn Engine,
+        batch: &Batch,
+        scale: f32,
+        weights: Option<&Tensor<f32>>,
+    ) -> Result<()> {
+        passes::paired_loss(engine, batch, PairedForm::BoostedCrossEntropy, self.lambda, scale, weights)
+    }
+
     fn state(&self) -> Weights {
         self.adversary.state()
     }

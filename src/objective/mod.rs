@@ -57,6 +57,16 @@ pub trait Objective {
         weights: Option<&Tensor<f32>>,
     ) -> Result<()>;
 
+    /// The loss alone: per-sample losses, predictions and logit gradients (times `scale`) of the logits that the batch
+    /// holds, of the clean images too where [`Objective::has_clean_pass`].
+    fn loss(
+        &self,
+        engine: &mut dyn Engine,
+        batch: &Batch,
+        scale: f32,
+        weights: Option<&Tensor<f32>>,
+    ) -> Result<()>;
+
     /// What it carries from minibatch to minibatch, for checkpoints; empty where there is nothing.
     fn state(&self) -> Weights {
         Weights::default()

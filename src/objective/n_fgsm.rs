@@ -44,4 +44,14 @@ impl Objective for NFgsm {
     ) -> Result<()> {
         passes::cross_entropy(engine, batch, self.smoothing, weights)
     }
+
+    fn loss(
+        &self,
+        engine: &mut dyn Engine,
+        batch: &Batch,
+        scale: f32,
+        weights: Option<&Tensor<f32>>,
+    ) -> Result<()> {
+        passes::cross_entropy_loss(engine, batch, self.smoothing, scale, weights)
+    }
 }

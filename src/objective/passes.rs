@@ -27,8 +27,19 @@ pub fn cross_entropy_forward(
     smoothing: f32,
     weights: Option<&Tensor<f32>>,
 ) -> Result<()> {
-    let loss = CrossEntropy { smoothing, scale: 1.0 / batch.len() as f32 };
     engine.forward(FIRST, &batch.perturbed, &batch.logits)?;
+    cross_entropy_loss(engine, batch, smoothing, 1.0 / batch.len() as f32, weights)
+}
+
+/// The loss of the logits that the batch holds, and the gradient of these logits times `scale`.
+pub fn cross_entropy_loss(
+    engine: &mut dyn Engine,
+    batch: &Batch,
+    smoothing: f32,
+    scale: f32,
+    weights: Option<&Tensor<f32>>,
+) -> Result<()> {
+    let loss = CrossEntropy { smoothing, scale };
     engine.cross_entropy(&loss, &batch.logits, &batch.labels, weights, batch.outputs())
 }
 
@@ -40,11 +51,23 @@ pub fn paired(
     divergence: f32,
     weights: Option<&Tensor<f32>>,
 ) -> Result<()> {
-    let loss = PairedLoss { form, divergence, scale: 1.0 / batch.len() as f32 };
     engine.forward(FIRST, &batch.images, &batch.clean_logits)?;
     engine.forward(SECOND, &batch.perturbed, &batch.logits)?;
-    let outputs = batch.paired_outputs();
-    engine.paired_loss(&loss, &batch.clean_logits, &batch.logits, &batch.labels, weights, outputs)?;
+    paired_loss(engine, batch, form, divergence, 1.0 / batch.len() as f32, weights)?;
     engine.parameter_gradient(FIRST, &batch.clean_gradient, false)?;
     engine.parameter_gradient(SECOND, &batch.logit_gradient, true)
+}
+
+/// The loss of both logits that the batch holds, and the gradients of these logits times `scale`.
+pub fn paired_loss(
+    engine: &mut dyn Engine,
+    batch: &Batch,
+    form: PairedForm,
+    divergence: f32,
+    scale: f32,
+    weights: Option<&Tensor<f32>>,
+) -> Result<()> {
+    let loss = PairedLoss { form, divergence, scale };
+    let outputs = batch.paired_outputs();
+    engine.paired_loss(&loss, &batch.clean_logits, &batch.logits, &batch.labels, weights, outputs)
 }

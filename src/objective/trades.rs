@@ -48,6 +48,16 @@ impl Objective for Trades {
         passes::paired(engine, batch, PairedForm::CleanCrossEntropy, self.beta, weights)
     }
 
+    fn loss(
+        &self,
+        engine: &mut dyn Engine,
+        batch: &Batch,
+        scale: f32,
+        weights: Option<&Tensor<f32>>,
+    ) -> Result<()> {
+        passes::paired_loss(engine, batch, PairedForm::CleanCrossEntropy, self.beta, scale, weights)
+    }
+
     fn state(&self) -> Weights {
         self.adversary.state()
     }

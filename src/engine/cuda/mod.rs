@@ -13,6 +13,7 @@
 pub mod driver;
 mod engine;
 mod eval;
+mod last_layer;
 pub mod launch;
 pub mod layout;
 mod parameters;

@@ -42,23 +42,23 @@ struct Model {
 /// One ResNet-18 on the CPU.
 pub struct Reference {
     info: DeviceInfo,
-    network: ResNet18,
+    pub(super) network: ResNet18,
     max_batch: usize,
-    heap: Heap,
+    pub(super) heap: Heap,
     layout: Layout,
     /// `None` until weights are loaded.
     model: Option<Model>,
     /// Of the last [`Engine::parameter_gradient`].
     gradients: Option<Vec<f32>>,
-    eval: EvalPass,
+    pub(super) eval: EvalPass,
     /// Whether `eval` holds the present weights.
     folded: bool,
     /// Batch of the last forward pass that can still go backward.
-    eval_batch: Option<usize>,
-    train: TrainPass,
+    pub(super) eval_batch: Option<usize>,
+    pub(super) train: TrainPass,
     /// Whether `train` holds the present weights.
     packed: bool,
-    train_batch: [Option<usize>; 2],
+    pub(super) train_batch: [Option<usize>; 2],
 }
 
 fn no_weights() -> Error {

@@ -42,6 +42,11 @@ impl EvalPass {
         }
     }
 
+    /// What the last layer saw in the last forward pass.
+    pub fn features(&self) -> &[f32] {
+        &self.features
+    }
+
     /// Folds the running statistics of `arena` into its weights.
     pub fn fold(&mut self, layout: &Layout, arena: &Arena) {
         let (parameters, statistics) = (&arena.parameters, &arena.statistics);

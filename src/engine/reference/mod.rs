@@ -11,6 +11,7 @@ mod engine;
 mod eval;
 mod gather;
 mod head;
+mod last_layer;
 mod loss;
 mod memory;
 mod norm;

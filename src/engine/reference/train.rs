@@ -74,6 +74,11 @@ impl TrainPass {
         self.linear_bias = arena.parameters[layout.linear_bias.clone()].to_vec();
     }
 
+    /// What the last layer saw in the slot's last forward pass.
+    pub fn features(&self, slot: usize) -> &[f32] {
+        &self.slots[slot].features
+    }
+
     /// Logits of `batch` images with batch statistics; moves the running statistics of `arena`.
     pub fn forward(
         &mut self,

@@ -1,0 +1,81 @@
+//! Data pruning: which samples the next epochs train on, and with which weights.
+//!
+//! Every way to choose is a [`Selection`]: candidates in, a weighted [`Subset`] out. What it must know about the
+//! candidates, it asks of a [`Survey`]: last-layer gradients behind the training attack, or input-gradient norms. A new
+//! one is one more file here and one name in the recipe. Called by the training loop at each re-selection and by
+//! `secateur select`. Checked by `tests/prune_*.rs`.
+//!
+//! | file | what it chooses |
+//! |---|---|
+//! | `random` | all; so many at random, of each class in proportion if wanted |
+//! | `ranking` | the largest or smallest scores: last loss, EL2N, last-layer GraNd, EasyCore's input-gradient norm |
+//! | `info_batch` | InfoBatch's unbiased random half of the easy samples |
+//! | `grad_match` | Adv-GRAD-MATCH: weights whose gradient sum matches that of all |
+//! | `glister` | Adv-GLISTER: what lowers the loss of held-out images most |
+
+mod random;
+mod ranking;
+mod subset;
+mod survey;
+
+pub use random::{All, Random};
+pub use ranking::{Ranking, Score};
+pub use subset::Subset;
+pub use survey::{LastLayerView, Survey};
+
+use crate::data::order::quotas;
+use crate::engine::{self, Engine, Tensor};
+use crate::philox::Key;
+
+/// A way to choose samples. It keeps no state: the same candidates, weights and key give the same subset.
+pub trait Selection {
+    /// Chooses among `candidates`.
+    fn select(
+        &self,
+        engine: &mut dyn Engine,
+        candidates: &Candidates,
+        survey: &mut Survey,
+    ) -> Result<Subset, PruneError>;
+}
+
+/// What there is to choose from.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidates<'a> {
+    /// Positions in the image set, ascending; they key all random numbers.
+    pub samples: &'a [u32],
+    /// The class of each.
+    pub labels: &'a [u32],
+    pub classes: usize,
+    /// Positions of images that are held out of training.
+    pub held_out: &'a [u32],
+    /// How many samples to choose, at most.
+    pub budget: usize,
+    /// The last adversarial loss of each candidate in training, infinite where there is none yet; on the device.
+    pub losses: Option<&'a Tensor<f32>>,
+    /// Keys the draws of this selection.
+    pub key: Key,
+}
+
+impl Candidates<'_> {
+    /// The budget divided among the classes in proportion to their candidates, by largest remainder.
+    pub fn class_budgets(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.classes];
+        for &label in self.labels {
+            counts[label as usize] += 1;
+        }
+        quotas(&counts, self.budget.min(self.samples.len()))
+    }
+}
+
+/// Why a selection failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PruneError {
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    /// The request cannot be met: a sentence that names the thing, the value met and the value wanted.
+    #[error("{0}")]
+    Invalid(String),
+    /// The user asked to stop.
+    #[error("interrupted")]
+    Stopped,
+}

@@ -1,0 +1,100 @@
+//! Selections by a score of each sample: the k largest, or the k smallest, with weight 1.
+//!
+//! Ranked on the device; equal scores keep the sample that comes first. Checked by `tests/prune_simple.rs`. Called by the
+//! table of selections.
+
+use super::{Candidates, PruneError, Selection, Subset, Survey};
+use crate::engine::{CrossEntropy, Engine, Error, LastLayerGradients, Tensor, Term};
+
+/// What samples are ranked by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Score {
+    /// The last adversarial loss in training, the largest kept; a sample that was never trained on comes first. Where
+    /// nothing was trained yet, the loss behind an attack now.
+    LastLoss,
+    /// EL2N (Paul et al., NeurIPS 2021) of the adversarial image, `||q - e_y||`, the largest kept.
+    El2n,
+    /// GraNd (same paper) of the last layer, `||q - e_y|| sqrt(1 + |h'|^2)`, the largest kept.
+    GraNd,
+    /// The norm of the loss gradient with respect to the clean image, the smallest kept (EasyCore).
+    InputGradient,
+}
+
+/// The samples that rank first by a score.
+#[derive(Clone, Copy, Debug)]
+pub struct Ranking {
+    pub score: Score,
+}
+
+impl Selection for Ranking {
+    fn select(
+        &self,
+        engine: &mut dyn Engine,
+        candidates: &Candidates,
+        survey: &mut Survey,
+    ) -> Result<Subset, PruneError> {
+        let scores = self.scores(engine, candidates, survey)?;
+        let top: Tensor<u32> =
+            engine.alloc("chosen places", candidates.budget.min(candidates.samples.len()))?;
+        if !top.is_empty() {
+            engine.top_k(&scores, &top).map_err(|error| match error {
+                Error::NotANumber { position, .. } => PruneError::Invalid(format!(
+                    "training image {}: its score is NaN, expected a number: training has diverged",
+                    candidates.samples[position]
+                )),
+                error => error.into(),
+            })?;
+        }
+        let chosen = engine.read(&top)?;
+        Ok(Subset::uniform(chosen.iter().map(|&place| candidates.samples[place as usize]).collect()))
+    }
+}
+
+impl Ranking {
+    /// The score of each candidate, the first rank to the largest.
+    fn scores(
+        &self,
+        engine: &mut dyn Engine,
+        candidates: &Candidates,
+        survey: &mut Survey,
+    ) -> Result<Tensor<f32>, PruneError> {
+        let samples = candidates.samples;
+        match self.score {
+            Score::LastLoss => match candidates.losses {
+                Some(losses) => Ok(losses.clone()),
+                None => Ok(survey.last_layer(engine, samples)?.losses),
+            },
+            Score::InputGradient => {
+                let norms = survey.input_gradient_norms(engine, samples)?;
+                let negated: Vec<f32> = engine.read(&norms)?.iter().map(|norm| -norm).collect();
+                Ok(engine.upload("scores", &negated)?)
+            }
+            Score::El2n | Score::GraNd => {
+                let view = survey.last_layer(engine, samples)?;
+                let classes = engine.network().classes;
+                // Both are norms of the plain cross-entropy's gradient, whatever the objective.
+                let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
+                let mut start = 0;
+                while start < samples.len() {
+                    let batch =
+                        view.batch(survey.scratch, start..samples.len().min(start + survey.scratch.len()));
+                    engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs())?;
+                    start += batch.len();
+                }
+                let Term { logit_gradient, features } = view.terms().1.clone();
+                if self.score == Score::El2n {
+                    let norms = engine.alloc("EL2N scores", samples.len())?;
+                    engine.row_norms(&logit_gradient, classes, &norms)?;
+                    return Ok(norms);
+                }
+                let gradients =
+                    LastLayerGradients { terms: vec![Term { logit_gradient, features }], len: samples.len() };
+                let squares = engine.alloc("GraNd squares", samples.len())?;
+                engine.gradient_squares(&gradients, &squares)?;
+                let norms: Vec<f32> =
+                    engine.read(&squares)?.iter().map(|square| square.sqrt() as f32).collect();
+                Ok(engine.upload("GraNd scores", &norms)?)
+            }
+        }
+    }
+}

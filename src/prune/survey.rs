@@ -1,0 +1,150 @@
+//! What a selection can learn about samples: the training attack on each, one forward pass, and what follows from them.
+//!
+//! Images are surveyed as they are, without crop or flip, and attacked afresh, so no perturbation ever meets another
+//! image than its own. BatchNorm is in eval mode. Called by the selections; checked by `tests/prune_survey.rs`.
+
+use std::ops::Range;
+
+use super::PruneError;
+use crate::batch::Batch;
+use crate::engine::{
+    CrossEntropy, Engine, Error, ImageSet, LastLayerGradients, Pass, Tensor, Term, WeightSet,
+};
+use crate::model::layers::IMAGE_LEN;
+use crate::objective::Objective;
+use crate::philox::Key;
+
+/// The means to look at samples of an image set with the present weights.
+pub struct Survey<'a> {
+    pub set: &'a ImageSet,
+    /// Its attack and its loss are those of training.
+    pub objective: &'a mut dyn Objective,
+    /// Room for one batch at a time.
+    pub scratch: &'a Batch,
+    /// Keys the random starts of the attack.
+    pub key: Key,
+    /// Told how many samples of how many are done; answers whether to go on.
+    pub watch: &'a mut dyn FnMut(usize, usize) -> bool,
+}
+
+/// The last layer over a list of samples, in their order: kept on the device.
+#[derive(Clone, Debug)]
+pub struct LastLayerView {
+    /// Gradient of each sample's own loss (no mean, no weight).
+    pub gradients: LastLayerGradients,
+    /// The logits behind each term, `len x classes`.
+    pub logits: Vec<Tensor<f32>>,
+    pub labels: Tensor<u32>,
+    /// Loss of the objective of each sample.
+    pub losses: Tensor<f32>,
+}
+
+impl Survey<'_> {
+    /// Attacks `samples` as in training, passes them forward, and takes the gradients of the last layer.
+    pub fn last_layer(
+        &mut self,
+        engine: &mut dyn Engine,
+        samples: &[u32],
+    ) -> Result<LastLayerView, PruneError> {
+        let (classes, features) = (engine.network().classes, engine.network().features());
+        let term = |engine: &dyn Engine| -> Result<_, Error> {
+            let logit_gradient =
+                engine.alloc("logit gradients of the candidates", samples.len() * classes)?;
+            let features = engine.alloc("features of the candidates", samples.len() * features)?;
+            let logits: Tensor<f32> = engine.alloc("logits of the candidates", samples.len() * classes)?;
+            Ok((Term { logit_gradient, features }, logits))
+        };
+        let paired = self.objective.has_clean_pass();
+        let terms = (0..1 + usize::from(paired)).map(|_| term(engine)).collect::<Result<Vec<_>, _>>()?;
+        let (terms, logits) = terms.into_iter().unzip();
+        let view = LastLayerView {
+            gradients: LastLayerGradients { terms, len: samples.len() },
+            logits,
+            labels: engine.alloc("labels of the candidates", samples.len())?,
+            losses: engine.alloc("losses of the candidates", samples.len())?,
+        };
+        // The attack may learn from what it meets; that is for training alone.
+        let state = self.objective.state();
+        engine.fold_batch_norm(WeightSet::Live)?;
+        let mut done = 0;
+        for chunk in samples.chunks(self.scratch.len()) {
+            let range = done..done + chunk.len();
+            let batch = view.batch(self.scratch, range.clone());
+            engine.write(&batch.samples, chunk)?;
+            engine.gather(self.set, &batch.samples, None, &batch.images, &batch.labels)?;
+            self.objective.attack(engine, self.key, &batch)?;
+            let (clean, adversarial) = view.terms();
+            if let Some(clean) = clean {
+                engine.forward(Pass::Eval, &batch.images, &batch.clean_logits)?;
+                engine.features(Pass::Eval, &clean.features.rows(range.clone(), features))?;
+            }
+            engine.forward(Pass::Eval, &batch.perturbed, &batch.logits)?;
+            engine.features(Pass::Eval, &adversarial.features.rows(range.clone(), features))?;
+            self.objective.loss(engine, &batch, 1.0, None)?;
+            done = range.end;
+            if !(self.watch)(done, samples.len()) {
+                return Err(PruneError::Stopped);
+            }
+        }
+        self.objective.restore(&state).map_err(PruneError::Invalid)?;
+        Ok(view)
+    }
+
+    /// The Euclidean norm of the gradient of each sample's clean cross-entropy with respect to its image.
+    pub fn input_gradient_norms(
+        &mut self,
+        engine: &mut dyn Engine,
+        samples: &[u32],
+    ) -> Result<Tensor<f32>, PruneError> {
+        let norms = engine.alloc("input-gradient norms", samples.len())?;
+        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
+        engine.fold_batch_norm(WeightSet::Live)?;
+        let mut done = 0;
+        for chunk in samples.chunks(self.scratch.len().min(engine.micro_batch())) {
+            let batch = self.scratch.rows(0..chunk.len());
+            engine.write(&batch.samples, chunk)?;
+            engine.gather(self.set, &batch.samples, None, &batch.images, &batch.labels)?;
+            engine.forward(Pass::Eval, &batch.images, &batch.logits)?;
+            engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs())?;
+            engine.input_gradient(Pass::Eval, &batch.logit_gradient, &batch.perturbed)?;
+            let norms = norms.slice(done..done + chunk.len());
+            engine.row_norms(&batch.perturbed, IMAGE_LEN, &norms)?;
+            done += chunk.len();
+            if !(self.watch)(done, samples.len()) {
+                return Err(PruneError::Stopped);
+            }
+        }
+        Ok(norms)
+    }
+}
+
+impl LastLayerView {
+    /// The clean term, where there is one, and the adversarial one.
+    pub fn terms(&self) -> (Option<&Term>, &Term) {
+        match self.gradients.terms.as_slice() {
+            [clean, adversarial] => (Some(clean), adversarial),
+            terms => (None, &terms[0]),
+        }
+    }
+
+    /// The logits of the adversarial images.
+    pub fn adversarial_logits(&self) -> &Tensor<f32> {
+        &self.logits[self.logits.len() - 1]
+    }
+
+    /// A batch of `scratch` whose logits, gradients, labels and losses are rows `range` of this view.
+    pub fn batch(&self, scratch: &Batch, range: Range<usize>) -> Batch {
+        let classes = scratch.classes();
+        let (clean, adversarial) = self.terms();
+        let mut batch = scratch.rows(0..range.len());
+        batch.labels = self.labels.slice(range.clone());
+        batch.losses = self.losses.slice(range.clone());
+        batch.logits = self.adversarial_logits().rows(range.clone(), classes);
+        batch.logit_gradient = adversarial.logit_gradient.rows(range.clone(), classes);
+        if let Some(clean) = clean {
+            batch.clean_logits = self.logits[0].rows(range.clone(), classes);
+            batch.clean_gradient = clean.logit_gradient.rows(range, classes);
+        }
+        batch
+    }
+}
