@@ -13,11 +13,15 @@
 //! | `grad_match` | Adv-GRAD-MATCH: weights whose gradient sum matches that of all |
 //! | `glister` | Adv-GLISTER: what lowers the loss of held-out images most |
 
+mod glister;
+mod info_batch;
 mod random;
 mod ranking;
 mod subset;
 mod survey;
 
+pub use glister::{Glister, Greedy};
+pub use info_batch::InfoBatch;
 pub use random::{All, Random};
 pub use ranking::{Ranking, Score};
 pub use subset::Subset;

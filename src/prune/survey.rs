@@ -73,13 +73,18 @@ impl Survey<'_> {
             engine.write(&batch.samples, chunk)?;
             engine.gather(self.set, &batch.samples, None, &batch.images, &batch.labels)?;
             self.objective.attack(engine, self.key, &batch)?;
-            let (clean, adversarial) = view.terms();
-            if let Some(clean) = clean {
-                engine.forward(Pass::Eval, &batch.images, &batch.clean_logits)?;
-                engine.features(Pass::Eval, &clean.features.rows(range.clone(), features))?;
+            let mut start = done;
+            for part in batch.parts(engine.micro_batch()) {
+                let rows = start..start + part.len();
+                let (clean, adversarial) = view.terms();
+                if let Some(clean) = clean {
+                    engine.forward(Pass::Eval, &part.images, &part.clean_logits)?;
+                    engine.features(Pass::Eval, &clean.features.rows(rows.clone(), features))?;
+                }
+                engine.forward(Pass::Eval, &part.perturbed, &part.logits)?;
+                engine.features(Pass::Eval, &adversarial.features.rows(rows.clone(), features))?;
+                start = rows.end;
             }
-            engine.forward(Pass::Eval, &batch.perturbed, &batch.logits)?;
-            engine.features(Pass::Eval, &adversarial.features.rows(range.clone(), features))?;
             self.objective.loss(engine, &batch, 1.0, None)?;
             done = range.end;
             if !(self.watch)(done, samples.len()) {

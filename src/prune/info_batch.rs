@@ -1,0 +1,54 @@
+//! InfoBatch (Qin et al., ICLR 2024): of the easy samples a random part, weighted up, so that the mean gradient stays
+//! unbiased.
+//!
+//! Easy are the samples whose last loss lies below the mean; the scores come free from training. That nothing is pruned
+//! in the last epochs is the training loop's affair. Checked by `tests/prune_simple.rs`. Called by the table of selections.
+
+use super::{Candidates, PruneError, Selection, Subset, Survey};
+use crate::data::order::shuffled;
+use crate::engine::Engine;
+
+/// A random share of the easy samples is left out.
+#[derive(Clone, Copy, Debug)]
+pub struct InfoBatch {
+    /// The share r of the easy samples that is left out, in [0, 1); 0.5 in the paper.
+    pub prune_share: f64,
+}
+
+impl Selection for InfoBatch {
+    /// Keeps every sample whose last loss is not below the mean of all known losses, or unknown, with weight 1; of the
+    /// n below it, m = round((1 - r) n) drawn at random, at least one, with weight n / m. The budget is not consulted.
+    fn select(
+        &self,
+        engine: &mut dyn Engine,
+        candidates: &Candidates,
+        survey: &mut Survey,
+    ) -> Result<Subset, PruneError> {
+        let samples = candidates.samples;
+        let losses = match candidates.losses {
+            Some(losses) => engine.read(losses)?,
+            None => {
+                let view = survey.last_layer(engine, samples)?;
+                engine.read(&view.losses)?
+            }
+        };
+        if let Some(place) = losses.iter().position(|loss| loss.is_nan()) {
+            return Err(PruneError::Invalid(format!(
+                "training image {}: its loss is NaN, expected a number: training has diverged",
+                samples[place]
+            )));
+        }
+        let known: Vec<f64> =
+            losses.iter().filter(|loss| loss.is_finite()).map(|&loss| loss.into()).collect();
+        let mean = known.iter().sum::<f64>() / known.len().max(1) as f64;
+        let scored = || samples.iter().zip(&losses);
+        let easy: Vec<u32> =
+            scored().filter(|&(_, &loss)| f64::from(loss) < mean).map(|(&sample, _)| sample).collect();
+        let hard = scored().filter(|&(_, &loss)| f64::from(loss) >= mean).map(|(&sample, _)| (sample, 1.0));
+
+        let kept = (((1.0 - self.prune_share) * easy.len() as f64).round() as usize).max(1).min(easy.len());
+        let weight = easy.len() as f64 / kept.max(1) as f64;
+        let drawn = shuffled(candidates.key, &easy);
+        Subset::weighted(hard.chain(drawn[..kept].iter().map(|&sample| (sample, weight))).collect())
+    }
+}

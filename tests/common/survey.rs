@@ -1,0 +1,105 @@
+//! What the tests of selections share: a small untrained network, its images, and a survey of them.
+
+#![allow(dead_code)] // each test binary uses a part
+
+use secateur::batch::Batch;
+use secateur::data::{DataSet, Images};
+use secateur::engine::{DeviceChoice, Engine, ImageSet, open};
+use secateur::model::initialise;
+use secateur::objective::{self, Objective};
+use secateur::philox::{Key, Purpose};
+use secateur::prune::{Candidates, PruneError, Selection, Subset, Survey};
+use secateur::recipe::Recipe;
+use secateur::train;
+
+const RECIPE: &str = r#"
+    seed = 5
+    epochs = 1
+    batch = 16
+    [data]
+    set = "generated"
+    train_limit = 90
+    test_limit = 10
+    [model]
+    width = 16
+    [objective]
+    method = "trades"
+    [attack]
+    steps = 2
+    [optimizer]
+    learning_rate = 0.02
+    [schedule]
+    kind = "constant"
+    [evaluation]
+    protocols = ["clean"]
+"#;
+
+/// The key of the draws of a selection.
+pub const DRAWS: Key = Key { seed: 5, purpose: Purpose::Selection, epoch: 0, step: 0 };
+
+/// A network on a device, images, and an objective.
+pub struct Subject {
+    pub engine: Box<dyn Engine>,
+    pub set: ImageSet,
+    pub images: Images,
+    pub objective: Box<dyn Objective>,
+    pub scratch: Batch,
+}
+
+impl Subject {
+    /// An untrained network of width 16 on 90 generated images, with `overrides` on a TRADES recipe.
+    pub fn new(device: DeviceChoice, overrides: &[&str]) -> Self {
+        let overrides: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
+        let recipe = Recipe::parse("test", RECIPE, &overrides).unwrap();
+        println!("seed {}, {overrides:?}", recipe.seed);
+        let data =
+            DataSet::open(recipe.data.set, None, recipe.data.train_limit, recipe.data.test_limit).unwrap();
+        let mut engine = open(device, train::network(&recipe), recipe.batch).unwrap();
+        engine.load_weights(&initialise(train::network(&recipe), recipe.seed)).unwrap();
+        let set = engine.upload_images(&data.train.pixels, &data.train.labels).unwrap();
+        let scratch = Batch::alloc(&*engine, recipe.batch).unwrap();
+        Self { engine, set, images: data.train, objective: objective::of_recipe(&recipe), scratch }
+    }
+
+    /// Calls `task` with the engine and a survey.
+    pub fn survey<R>(&mut self, task: impl FnOnce(&mut dyn Engine, &mut Survey) -> R) -> R {
+        let mut survey = Survey {
+            set: &self.set,
+            objective: &mut *self.objective,
+            scratch: &self.scratch,
+            key: Key { seed: 5, purpose: Purpose::SelectionStart, epoch: 0, step: 0 },
+            watch: &mut |_, _| true,
+        };
+        task(&mut *self.engine, &mut survey)
+    }
+
+    /// The classes of `samples`.
+    pub fn labels(&self, samples: &[u32]) -> Vec<u32> {
+        samples.iter().map(|&sample| self.images.labels[sample as usize]).collect()
+    }
+
+    /// Chooses `budget` of `samples`, `held_out` apart, with the last losses if given.
+    pub fn select(
+        &mut self,
+        selection: &dyn Selection,
+        samples: &[u32],
+        held_out: &[u32],
+        budget: usize,
+        losses: Option<&[f32]>,
+    ) -> Result<Subset, PruneError> {
+        let labels = self.labels(samples);
+        let losses = losses.map(|losses| self.engine.upload("last losses", losses).unwrap());
+        self.survey(|engine, survey| {
+            let candidates = Candidates {
+                samples,
+                labels: &labels,
+                classes: engine.network().classes,
+                held_out,
+                budget,
+                losses: losses.as_ref(),
+                key: DRAWS,
+            };
+            selection.select(engine, &candidates, survey)
+        })
+    }
+}
