@@ -2,7 +2,7 @@
 //! unbiased.
 //!
 //! Easy are the samples whose last loss lies below the mean; the scores come free from training. That nothing is pruned
-//! in the last epochs is the training loop's affair. Checked by `tests/prune_simple.rs`. Called by the table of selections.
+//! in the last epochs is the training loop's affair. Checked by `tests/prune_info_batch.rs`. Called by the table of selections.
 
 use super::{Candidates, PruneError, Selection, Subset, Survey};
 use crate::data::order::shuffled;
