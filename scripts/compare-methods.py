@@ -22,6 +22,7 @@ MULTI_STEP = ["attack.steps={steps}", "attack.step_size={step_size}"]
 BULLET = ["accelerate.method=bullet-train"]
 METHODS = {
     "standard": ["objective.method=standard"],
+    "standard-bullet": ["objective.method=standard", *BULLET],
     "pgd-at": ["objective.method=pgd-at", *MULTI_STEP],
     "pgd-at-bullet": ["objective.method=pgd-at", *MULTI_STEP, *BULLET],
     "trades": ["objective.method=trades", *MULTI_STEP],
@@ -29,8 +30,11 @@ METHODS = {
     "mart": ["objective.method=mart", *MULTI_STEP],
     "mart-bullet": ["objective.method=mart", *MULTI_STEP, *BULLET],
     "fgsm-rs": ["objective.method=fgsm-rs"],
+    "fgsm-rs-bullet": ["objective.method=fgsm-rs", *BULLET],
     "n-fgsm": ["objective.method=n-fgsm"],
+    "n-fgsm-bullet": ["objective.method=n-fgsm", *BULLET],
     "free": ["objective.method=free", "objective.replays={replays}"],
+    "free-bullet": ["objective.method=free", "objective.replays={replays}", *BULLET],
 }
 RECIPE = """# Made by scripts/compare-methods.py; the method comes by --set.
 epochs = {epochs}

@@ -1,148 +1,21 @@
 //! Every training method on tiny generated images: it learns, its images stay where its rules say, its gradient is that
 //! of the published formula, and what it carries from step to step survives an interruption to the bit.
 
-use std::cell::Cell;
+#[path = "common/tiny.rs"]
+mod tiny;
+
 use std::fs;
 use std::path::Path;
 
-use secateur::accelerate::{BulletTrain, Groups, quantile};
-use secateur::attack::{Adversary, CrossEntropyAscent, DivergenceAscent, Pgd, ScheduledPgd};
-use secateur::batch::Batch;
-use secateur::console::Console;
-use secateur::data::DataSet;
-use secateur::engine::{CrossEntropy, DeviceChoice, Engine, ImageSet, Pass, Sgd, WeightSet, open};
+use secateur::engine::{Pass, WeightSet};
+use secateur::model::Weights;
 use secateur::model::layers::IMAGE_LEN;
-use secateur::model::{Weights, initialise};
 use secateur::objective;
-use secateur::philox::{Key, Purpose};
-use secateur::recipe::{Method, Recipe};
+use secateur::recipe::Method;
 use secateur::train::metrics::EpochMetrics;
-use secateur::train::run_folder::{RunFolder, State};
-use secateur::train::{self, Run, TrainError, checkpoint};
-
-/// 60 images in batches of 16: three steps and a smaller fourth.
-const RECIPE: &str = r#"
-    seed = 3
-    epochs = 3
-    batch = 16
-    [data]
-    set = "generated"
-    train_limit = 60
-    test_limit = 20
-    [model]
-    width = 16
-    [optimizer]
-    learning_rate = 0.02
-    [schedule]
-    kind = "cyclic"
-    [evaluation]
-    protocols = ["clean"]
-"#;
-const BATCH: usize = 16;
-/// Rounding of a pixel in [0, 1] through a few additions.
-const ROUNDING: f32 = 1e-6;
-const METHODS: [Method; 7] = [
-    Method::Standard,
-    Method::PgdAt,
-    Method::Trades,
-    Method::Mart,
-    Method::FgsmRs,
-    Method::NFgsm,
-    Method::Free,
-];
-
-fn recipe(overrides: &[&str]) -> Recipe {
-    let overrides: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
-    let recipe = Recipe::parse("test", RECIPE, &overrides).unwrap();
-    println!("seed {}, {overrides:?}", recipe.seed);
-    recipe
-}
-
-/// The recipe of a method, two attack steps where it is free to choose.
-fn of_method(method: Method, overrides: &[&str]) -> Recipe {
-    let method_text = format!("objective.method={method}");
-    let mut all = vec![method_text.as_str()];
-    if method.fixed_steps().is_none() {
-        all.push("attack.steps=2");
-    }
-    if method == Method::Free {
-        all.push("objective.replays=3");
-    }
-    all.extend(overrides);
-    recipe(&all)
-}
-
-fn run(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Vec<EpochMetrics>, TrainError> {
-    let data = DataSet::open(recipe.data.set, None, recipe.data.train_limit, recipe.data.test_limit).unwrap();
-    let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
-    let asked = Cell::new(0);
-    let stop = || {
-        asked.set(asked.get() + 1);
-        stop_after == Some(asked.get())
-    };
-    let folder = match RunFolder::state(path)? {
-        State::Fresh => RunFolder::create(path)?,
-        State::Run => RunFolder::open(path),
-    };
-    folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
-    let run = Run { recipe, data: &data, folder: &folder, console: &Console::silent(), stop: &stop };
-    train::run(engine.as_mut(), &run)?;
-    Ok(folder.read_metrics()?)
-}
-
-/// An engine with the weights of a short training, the recipe's images, and the first batch of them.
-struct Bench {
-    engine: Box<dyn Engine>,
-    batch: Batch,
-    labels: Vec<u32>,
-    key: Key,
-}
-
-impl Bench {
-    fn new(recipe: &Recipe) -> Self {
-        let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
-        let data = DataSet::open(recipe.data.set, None, recipe.data.train_limit, Some(1)).unwrap();
-        let engine_ref = engine.as_mut();
-        engine_ref.load_weights(&initialise(train::network(recipe), recipe.seed)).unwrap();
-        let set: ImageSet = engine_ref.upload_images(&data.train.pixels, &data.train.labels).unwrap();
-        let batch = Batch::alloc(engine_ref, BATCH).unwrap();
-        let samples: Vec<u32> = (0..BATCH as u32).collect();
-        engine_ref.write(&batch.samples, &samples).unwrap();
-        engine_ref.gather(&set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
-        let labels = engine_ref.read(&batch.labels).unwrap();
-        // Trained until most of these very images are right under the running statistics, and some are not.
-        let sgd = Sgd { learning_rate: 0.02, momentum: 0.5, weight_decay: 0.0, average_decay: None };
-        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 / BATCH as f32 };
-        for _ in 0..100 {
-            engine_ref.fold_batch_norm(WeightSet::Live).unwrap();
-            engine_ref.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
-            engine_ref.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
-            let met = engine_ref.read(&batch.predictions).unwrap();
-            if met.iter().zip(&labels).filter(|(met, label)| met == label).count() >= 10 {
-                break;
-            }
-            let pass = Pass::Train { slot: 0 };
-            engine_ref.forward(pass, &batch.images, &batch.logits).unwrap();
-            engine_ref.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
-            engine_ref.parameter_gradient(pass, &batch.logit_gradient, false).unwrap();
-            engine_ref.sgd_step(&sgd).unwrap();
-        }
-        engine_ref.fold_batch_norm(WeightSet::Live).unwrap();
-        let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
-        Self { engine, batch, labels, key }
-    }
-
-    fn read(&self, tensor: &secateur::engine::Tensor<f32>) -> Vec<f32> {
-        self.engine.as_ref().read(tensor).unwrap()
-    }
-}
-
-fn softmax(logits: &[f32]) -> Vec<f64> {
-    let top = logits.iter().cloned().fold(f32::MIN, f32::max);
-    let terms: Vec<f64> = logits.iter().map(|&z| f64::from(z - top).exp()).collect();
-    let sum: f64 = terms.iter().sum();
-    terms.iter().map(|term| term / sum).collect()
-}
+use secateur::train::run_folder::RunFolder;
+use secateur::train::{TrainError, checkpoint};
+use tiny::{BATCH, Bench, METHODS, ROUNDING, of_method, run, softmax};
 
 /// Norm of the difference over the norm of what is wanted, and the largest single difference over the largest value.
 fn distances(met: &Weights, wanted: &Weights) -> (f64, f64) {
@@ -192,6 +65,43 @@ fn every_method_learns_and_tells_its_steps() {
             let wanted = 0.02 * 2.0 * share.min(1.0 - share);
             assert!((line.learning_rate - wanted).abs() < 1e-12, "{method}: {line:?}, wanted {wanted}");
         }
+    }
+}
+
+#[test]
+fn every_method_tells_its_groups_under_bullet_train_and_learns() {
+    let epochs = 10;
+    let overrides =
+        ["accelerate.method=bullet-train", "epochs=10", "data.train_limit=32", "data.augment=false"];
+    for method in METHODS {
+        let mut overrides = overrides.to_vec();
+        let single_step = method.fixed_steps().is_some() && method != Method::Free;
+        if !single_step {
+            overrides.push("accelerate.robust_steps=1");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let metrics = run(&of_method(method, &overrides), folder.path(), None).unwrap();
+        let (mut attacked, mut robust) = (0.0, 0.0);
+        for line in &metrics {
+            let shares = [line.outlier_share, line.boundary_share, line.robust_share].map(Option::unwrap);
+            assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{method}: {shares:?}");
+            // Of boundary and robust samples.
+            let [of_boundary, of_robust] = match method {
+                Method::Standard => [0.0, 0.0],
+                Method::PgdAt | Method::Trades | Method::Mart => [2.0, 1.0],
+                Method::FgsmRs | Method::NFgsm => [1.0, 1.0],
+                Method::Free => [3.0, 1.0],
+            };
+            let wanted = of_boundary * shares[1] + of_robust * shares[2];
+            let met = line.attack_steps_per_sample;
+            assert!((met - wanted).abs() < 1e-12, "{method}: {met} steps, wanted {wanted}");
+            attacked += shares[1] + shares[2];
+            robust += shares[2];
+        }
+        println!("{method}: attacked {:.2}, robust {:.2}", attacked / 10.0, robust / 10.0);
+        assert!(attacked > 0.0, "{method}: all are outliers");
+        let (first, last) = (metrics[0].train_loss, metrics[epochs - 1].train_loss);
+        assert!(last < 0.95 * first, "{method}: loss {first} to {last}");
     }
 }
 
@@ -295,140 +205,12 @@ fn paired_gradients_are_those_of_plain_operations() {
     }
 }
 
-#[test]
-fn quantiles_are_those_of_torch() {
-    // torch.quantile(values, q), linear interpolation.
-    let values = [0.3, -0.1, 0.25, 0.0, -0.2];
-    for (q, wanted) in [(0.0, -0.2), (0.1, -0.16), (0.25, -0.1), (0.6, 0.1), (0.9, 0.28), (1.0, 0.3)] {
-        let met = quantile(&values, q);
-        assert!((met - wanted).abs() < 1e-6, "{q}: {met}, wanted {wanted}");
-    }
-    assert_eq!(quantile(&[0.5], 0.7), 0.5);
-}
-
-#[test]
-fn groups_are_those_of_a_plain_count() {
-    let key = Key { seed: 11, purpose: Purpose::Generation, epoch: 0, step: 0 };
-    println!("seed {}", key.seed);
-    for round in 0..200u32 {
-        let len = 1 + round as usize % 37;
-        let word = |i: usize| f64::from(key.block(round, i as u32)[0]) / f64::from(u32::MAX);
-        let scores: Vec<f32> = (0..len).map(|i| (0.6 * word(i) - 0.2) as f32).collect();
-        let accuracy = word(1000) as f32;
-        let met = Groups::of_scores(&scores, accuracy);
-
-        // Between the two neighbours of rank (1 - accuracy)(len - 1), counted out without interpolation.
-        let rank = (1.0 - accuracy) * (len - 1) as f32;
-        let mut sorted = scores.clone();
-        sorted.sort_by(|a, b| a.partial_cmp(b).unwrap());
-        let (low, high) = (sorted[rank.floor() as usize].max(0.0), sorted[rank.ceil() as usize].max(0.0));
-        let everyone = [&met.outliers[..], &met.boundary, &met.robust].concat();
-        let mut places = everyone.clone();
-        places.sort_unstable();
-        assert_eq!(places, (0..len as u32).collect::<Vec<_>>(), "each sample in one group");
-        for (group, places) in [(0, &met.outliers), (1, &met.boundary), (2, &met.robust)] {
-            assert!(places.is_sorted());
-            for &place in places {
-                let score = scores[place as usize];
-                let fits = match group {
-                    0 => score < 0.0,
-                    1 => score >= 0.0 && score <= high,
-                    _ => score >= 0.0 && score > low,
-                };
-                assert!(fits, "score {score} in group {group}, threshold {low} to {high}");
-            }
-        }
-    }
-    // At the start of a run nothing is robust; scores that are no numbers are attacked by nobody.
-    let start = Groups::of_scores(&[0.1, -0.1, 0.3, 0.0], 0.0);
-    assert_eq!((start.outliers, start.boundary, start.robust), (vec![1], vec![0, 2, 3], vec![]));
-    assert_eq!(Groups::of_scores(&[f32::NAN, 0.1], 0.5).outliers, [0]);
-}
-
-#[test]
-fn bullet_train_gives_each_group_its_own_attack() {
-    for method in [Method::PgdAt, Method::Trades] {
-        let recipe = of_method(method, &["accelerate.method=bullet-train", "accelerate.robust_steps=1"]);
-        let mut bench = Bench::new(&recipe);
-        let full = Pgd::of_recipe(&recipe.attack);
-        let mut brief = Pgd { steps: 1, ..full };
-        brief.step.step_size = 6.0 / 255.0;
-        let images = bench.read(&bench.batch.images);
-        let Bench { engine, batch, labels, key } = &mut bench;
-        let engine = engine.as_mut();
-
-        // Section 5 in plain words: scores from a clean forward, groups, both attacks on everyone.
-        engine.forward(Pass::Eval, &batch.images, &batch.clean_logits).unwrap();
-        let logits = engine.read(&batch.clean_logits).unwrap();
-        let scores: Vec<f32> = logits
-            .chunks_exact(10)
-            .zip(labels.iter())
-            .map(|(row, &label)| {
-                let p = softmax(row);
-                let deviation = (p.iter().map(|p| (p - 0.1).powi(2)).sum::<f64>() / 9.0).sqrt();
-                let best = (0..10).max_by(|&a, &b| p[a].total_cmp(&p[b])).unwrap();
-                (if best == label as usize { deviation } else { -deviation }) as f32
-            })
-            .collect();
-        let accuracy = 0.5;
-        let groups = Groups::of_scores(&scores, accuracy);
-        println!("{method}: {groups:?}");
-        assert!(!groups.outliers.is_empty() && !groups.boundary.is_empty() && !groups.robust.is_empty());
-        let attack = |engine: &mut dyn Engine, pgd: &Pgd| {
-            match method {
-                Method::Trades => pgd.perturb(engine, &mut DivergenceAscent, *key, batch),
-                _ => pgd.perturb(engine, &mut CrossEntropyAscent, *key, batch),
-            }
-            .unwrap();
-            engine.read(&batch.perturbed).unwrap()
-        };
-        let (in_full, in_brief) = (attack(engine, &full), attack(engine, &brief));
-        let mut wanted = images.clone();
-        for (places, moved) in [(&groups.boundary, &in_full), (&groups.robust, &in_brief)] {
-            for &place in places {
-                let range = place as usize * IMAGE_LEN..(place as usize + 1) * IMAGE_LEN;
-                wanted[range.clone()].copy_from_slice(&moved[range]);
-            }
-        }
-
-        let mut bullet = BulletTrain::new(ScheduledPgd::of_recipe(&recipe.attack), &recipe.accelerate);
-        bullet.set_accuracy(accuracy);
-        let work = match method {
-            Method::Trades => bullet.perturb(engine, &mut DivergenceAscent, *key, batch),
-            _ => bullet.perturb(engine, &mut CrossEntropyAscent, *key, batch),
-        }
-        .unwrap();
-        let met = engine.read(&batch.perturbed).unwrap();
-        // A gradient of nearly zero may change its sign with the size of the batch: few pixels, whole steps.
-        let off = met.iter().zip(&wanted).filter(|(met, wanted)| (*met - *wanted).abs() > ROUNDING).count();
-        assert!(off * 1000 <= met.len(), "{method}: {off} of {} pixels differ", met.len());
-        for &place in &groups.outliers {
-            let range = place as usize * IMAGE_LEN..(place as usize + 1) * IMAGE_LEN;
-            assert_eq!(met[range.clone()], images[range], "an outlier is not attacked");
-        }
-        assert_eq!(work.samples, BATCH as u64);
-        assert_eq!(work.steps as usize, 2 * groups.boundary.len() + groups.robust.len());
-        assert_eq!(
-            [work.outliers, work.boundary, work.robust].map(|count| count as usize),
-            [groups.outliers.len(), groups.boundary.len(), groups.robust.len()]
-        );
-
-        // acc_ref follows the predictions of the images it made.
-        engine.forward(Pass::Eval, &batch.perturbed, &batch.logits).unwrap();
-        let logits = engine.read(&batch.logits).unwrap();
-        let best = |row: &[f32]| (0..10).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
-        let right = logits.chunks_exact(10).zip(labels.iter());
-        let right = right.filter(|(row, label)| best(row) == **label as usize).count();
-        let wanted = 0.9 * accuracy + 0.1 * 0.8 * right as f32 / BATCH as f32;
-        assert!((bullet.accuracy() - wanted).abs() < 1e-6, "{} wanted {wanted}", bullet.accuracy());
-    }
-}
-
 /// A run stopped in the middle of an epoch and resumed has the bits, the state and the metrics of an unbroken one.
 #[test]
 fn what_a_method_carries_survives_an_interruption() {
-    let bullet = of_method(Method::Trades, &["accelerate.method=bullet-train"]);
-    for recipe in [of_method(Method::Free, &[]), bullet] {
+    let bullet = [Method::Standard, Method::Trades, Method::FgsmRs, Method::NFgsm, Method::Free];
+    let bullet = bullet.map(|method| of_method(method, &["accelerate.method=bullet-train"]));
+    for recipe in [of_method(Method::Free, &[])].into_iter().chain(bullet) {
         let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let wanted = run(&recipe, whole.path(), None).unwrap();
         for stop_after in [2, 5] {

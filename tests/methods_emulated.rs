@@ -6,6 +6,7 @@
 
 mod common;
 
+use secateur::attack::AttackWork;
 use secateur::batch::Batch;
 use secateur::data::DataSet;
 use secateur::engine::{CrossEntropy, DeviceChoice, Engine, Pass, SignStep, WeightSet, open};
@@ -86,8 +87,8 @@ fn distance(met: &Weights, wanted: &Weights) -> f64 {
     (difference / norm).sqrt()
 }
 
-/// One step of a recipe on both engines.
-fn compare(overrides: &[&str]) {
+/// One step of a recipe on both engines; what its attack did.
+fn compare(overrides: &[&str]) -> AttackWork {
     let text: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
     let recipe = Recipe::parse("test", RECIPE, &text).unwrap();
     let weights = steady_weights(&recipe);
@@ -135,6 +136,7 @@ fn compare(overrides: &[&str]) {
         "{overrides:?}: losses differ by {loss:.4}"
     );
     assert!(gradient < 0.01, "{overrides:?}: gradients differ by {gradient:.4}");
+    reference_work
 }
 
 #[test]
@@ -154,6 +156,13 @@ fn bullet_train_groups_and_attacks_alike() {
         let method = format!("objective.method={method}");
         compare(&[&method, "attack.steps=2", "accelerate.method=bullet-train"]);
     }
+    for method in [Method::Standard, Method::FgsmRs, Method::NFgsm] {
+        let work = compare(&[&format!("objective.method={method}"), "accelerate.method=bullet-train"]);
+        let steps = if method == Method::Standard { 0 } else { work.boundary + work.robust };
+        assert_eq!((work.samples, work.steps), (BATCH as u64, steps), "{method}");
+        assert!(work.outliers > 0 && work.outliers < work.samples, "{method}: {work:?}");
+    }
+    compare(&["objective.method=free", "objective.replays=2", "accelerate.method=bullet-train"]);
 }
 
 /// What Free-AT steps on: the two backward calls in one give the bits of the two.

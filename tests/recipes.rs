@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use secateur::data::SetKind;
-use secateur::recipe::{Acceleration, BUILTIN, Method, Recipe, Schedule, Start, Update};
+use secateur::recipe::{Acceleration, Attack, BUILTIN, BatchNorm, Method, Recipe, Schedule, Start, Update};
 
 const SMALL: &str = "
 epochs = 2
@@ -111,14 +111,24 @@ fn methods_attack_as_their_sources_do() {
             };
             assert_eq!(of_both(&bare), of_both(&recipe), "{name}");
         }
-        for name in ["pgd-at", "trades", "mart"] {
+        for (name, method, ..) in rows {
             let (base, bullet) = (load(&format!("{set}-{name}")), load(&format!("{set}-{name}-bullet")));
             assert_eq!(bullet.accelerate.method, Acceleration::BulletTrain);
             let constants = &bullet.accelerate;
             assert_eq!((constants.robust_steps, constants.robust_step_size.to_string()), (2, "6/255".into()));
             assert_eq!((constants.accuracy_decay, constants.accuracy_factor), (0.9, 0.8));
-            let renamed = Recipe { name: base.name.clone(), accelerate: base.accelerate.clone(), ..bullet };
-            assert_eq!(renamed, base, "the two differ by the acceleration alone");
+            assert_eq!(bullet.attack.batch_norm, BatchNorm::Eval, "{name}");
+            // The single-step methods attack in train mode by themselves, which takes the whole batch.
+            let train_mode = matches!(method, Method::FgsmRs | Method::NFgsm);
+            assert_eq!(base.attack.batch_norm == BatchNorm::Train, train_mode, "{name}");
+            let batch_norm = base.attack.batch_norm;
+            let renamed = Recipe {
+                name: base.name.clone(),
+                accelerate: base.accelerate.clone(),
+                attack: Attack { batch_norm, ..bullet.attack.clone() },
+                ..bullet
+            };
+            assert_eq!(renamed, base, "the two differ by the acceleration and the attack's BatchNorm alone");
         }
     }
 }
@@ -139,7 +149,7 @@ fn phases_change_the_attack_over_training() {
 
 #[test]
 fn what_a_method_cannot_do_is_refused() {
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 8] = [
         (&["objective.method=fgsm-rs", "attack.steps=3"], "attack.steps = 3, expected 1 for fgsm-rs"),
         (&["objective.method=standard", "attack.steps=3"], "attack.steps = 3, expected 0 for standard"),
         (&["objective.replays=2"], "objective.replays = 2, expected 1: pgd-at trains once on each minibatch"),
@@ -148,11 +158,7 @@ fn what_a_method_cannot_do_is_refused() {
             "objective.label_smoothing = 0.1, expected 0: trades compares predictions, not labels",
         ),
         (
-            &["objective.method=n-fgsm", "accelerate.method=bullet-train"],
-            "accelerate.method = \"bullet-train\", expected \"none\": n-fgsm has no attack of several steps to shorten",
-        ),
-        (
-            &["attack.batch_norm=train", "accelerate.method=bullet-train"],
+            &["objective.method=n-fgsm", "attack.batch_norm=train", "accelerate.method=bullet-train"],
             "attack.batch_norm = \"train\", expected \"eval\" with bullet-train, which attacks parts of a batch",
         ),
         (

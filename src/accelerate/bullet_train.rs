@@ -1,12 +1,16 @@
 //! BulletTrain (Hua et al., NeurIPS 2021): the full attack only for the samples near the decision boundary.
 //!
-//! One clean forward scores each sample: the standard deviation of its softmax over the classes, negative where the
-//! prediction is wrong. Outliers (wrong already) are not attacked, robust samples (score above a threshold) briefly,
-//! the boundary between them in full. The threshold is the quantile 1 - acc_ref of the batch's scores, at least 0,
-//! where acc_ref follows the adversarial accuracy of the batches before. Groups are compacted on the device, so the
-//! work shrinks with them. Formulas: as in public descendants of the authors' code. Checked by `tests/methods.rs`
-//! against a plain form; what the attack costs by `benches/bullet_train.rs`.
+//! One clean forward divides the batch into [`super::Groups`]. Outliers (wrong already) are not attacked, robust samples
+//! briefly, the boundary between them in full. Groups are compacted on the device, so the work shrinks with them. Formulas:
+//! as in public descendants of the authors' code. Checked by `tests/bullet_train.rs` against a plain form;
+//! what the attack costs by `benches/bullet_train.rs`.
+//!
+//! With a full attack of one step (FGSM-RS, N-FGSM) the brief one is that step too, and only the outliers are spared. A
+//! plain step is two passes an image, forward and backward; here each image costs the clean forward, and each attacked one
+//! the two passes and the forward that tells whether it withstood. So there the attack is cheaper while less than a third
+//! of the images are attacked, and dearer beyond.
 
+use super::{Grouping, Groups};
 use crate::attack::{Adversary, Ascent, AttackWork, Pgd, ScheduledPgd};
 use crate::batch::Batch;
 use crate::engine::{CrossEntropy, Engine, Noise, Pass, Result, Tensor};
@@ -15,9 +19,6 @@ use crate::model::layers::IMAGE_LEN;
 use crate::philox::Key;
 use crate::recipe::Accelerate;
 
-/// The tensor of a checkpoint.
-const ACCURACY: &str = "bullet_train.accuracy";
-
 /// PGD with steps by group.
 pub struct BulletTrain {
     /// The attack of the boundary.
@@ -25,59 +26,15 @@ pub struct BulletTrain {
     /// The attack of robust samples, from the same start.
     robust_steps: usize,
     robust_step_size: f32,
-    /// acc_ref <- decay acc_ref + (1 - decay) factor (adversarial accuracy of the batch).
-    decay: f32,
-    factor: f32,
-    /// acc_ref: 0 at the start of a run, so that nothing counts as robust at first.
-    accuracy: f32,
+    grouping: Grouping,
     room: Option<Room>,
 }
 
-/// Memory for the scores and for one group at a time.
+/// Memory for one group at a time.
 struct Room {
-    scores: Tensor<f32>,
     /// Places of the group's samples in the batch.
     places: Tensor<u32>,
     group: Batch,
-}
-
-/// Places in a batch, each ascending.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Groups {
-    pub outliers: Vec<u32>,
-    pub boundary: Vec<u32>,
-    pub robust: Vec<u32>,
-}
-
-impl Groups {
-    /// Divides a batch by its scores under the reference accuracy `accuracy`. A score that is NaN is an outlier's:
-    /// training has diverged, which the epoch's losses will tell.
-    pub fn of_scores(scores: &[f32], accuracy: f32) -> Self {
-        let threshold = quantile(scores, (1.0 - accuracy).clamp(0.0, 1.0)).max(0.0);
-        let mut groups = Self::default();
-        for (place, &score) in scores.iter().enumerate() {
-            let group = match score {
-                score if score > threshold => &mut groups.robust,
-                score if score >= 0.0 => &mut groups.boundary,
-                _ => &mut groups.outliers,
-            };
-            group.push(place as u32);
-        }
-        groups
-    }
-}
-
-/// The quantile `q` in [0, 1] of at least one value, linear between neighbours, rounded as `torch.quantile` does.
-pub fn quantile(values: &[f32], q: f32) -> f32 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f32::total_cmp);
-    let rank = q * (sorted.len() - 1) as f32;
-    let (low, high) = (sorted[rank.floor() as usize], sorted[rank.ceil() as usize]);
-    let share = rank - rank.floor();
-    match share < 0.5 {
-        true => low + share * (high - low),
-        false => high - (high - low) * (1.0 - share),
-    }
 }
 
 impl BulletTrain {
@@ -87,34 +44,39 @@ impl BulletTrain {
             full,
             robust_steps: recipe.robust_steps,
             robust_step_size: recipe.robust_step_size.as_f32(),
-            decay: recipe.accuracy_decay as f32,
-            factor: recipe.accuracy_factor as f32,
-            accuracy: 0.0,
+            grouping: Grouping::new(recipe),
             room: None,
         }
     }
 
     /// acc_ref, the reference accuracy behind the threshold.
     pub fn accuracy(&self) -> f32 {
-        self.accuracy
+        self.grouping.accuracy()
     }
 
     /// Sets acc_ref, in [0, 1].
     pub fn set_accuracy(&mut self, accuracy: f32) {
-        self.accuracy = accuracy;
+        self.grouping.set_accuracy(accuracy);
+    }
+
+    /// The attack of robust samples beside this full one: never more steps than it has. A full attack of one step keeps its
+    /// step size: another would make it another method.
+    fn brief(&self, full: &Pgd) -> Pgd {
+        let mut brief = Pgd { steps: self.robust_steps.min(full.steps), ..*full };
+        if full.steps > 1 {
+            brief.step.step_size = self.robust_step_size;
+        }
+        brief
     }
 }
 
 impl Room {
     fn alloc(engine: &dyn Engine, len: usize) -> Result<Self> {
-        Ok(Self {
-            scores: engine.alloc("sample scores", len)?,
-            places: engine.alloc("places of a group", len)?,
-            group: Batch::alloc(engine, len)?,
-        })
+        Ok(Self { places: engine.alloc("places of a group", len)?, group: Batch::alloc(engine, len)? })
     }
 
-    /// Attacks the samples of `batch` at `places` with `pgd`, compacted; returns how many are still predicted right.
+    /// Attacks the samples of `batch` at `places` with `pgd`, compacted; returns how many are still predicted right. All
+    /// are predicted right before it, and their x' is x.
     fn attack(
         &self,
         engine: &mut dyn Engine,
@@ -124,8 +86,8 @@ impl Room {
         batch: &Batch,
         places: &[u32],
     ) -> Result<usize> {
-        if places.is_empty() {
-            return Ok(0);
+        if places.is_empty() || !pgd.moves() {
+            return Ok(places.len());
         }
         let rows = self.places.slice(0..places.len());
         engine.write(&rows, places)?;
@@ -165,46 +127,38 @@ impl Adversary for BulletTrain {
         batch: &Batch,
     ) -> Result<AttackWork> {
         let room = match self.room.take() {
-            Some(room) if room.scores.len() >= batch.len() => room,
+            Some(room) if room.places.len() >= batch.len() => room,
             _ => Room::alloc(engine, batch.len())?,
         };
-        for part in batch.parts(engine.micro_batch()) {
-            engine.forward(Pass::Eval, &part.images, &part.clean_logits)?;
-        }
-        let scores = room.scores.slice(0..batch.len());
-        engine.signed_deviation(&batch.clean_logits, &batch.labels, &scores)?;
-        let Groups { outliers, boundary, robust } = Groups::of_scores(&engine.read(&scores)?, self.accuracy);
+        let groups = self.grouping.divide(engine, batch)?;
+        let mut work = groups.work();
+        let Groups { boundary, robust, .. } = groups;
 
         // x' = x to begin with, which is all that an outlier gets; a radius of zero copies.
         let nothing = Noise::Uniform { radius: 0.0 };
         engine.perturb(nothing, key, &batch.samples, &batch.images, &batch.perturbed)?;
         let full = self.full.at(key.epoch);
-        let mut brief = Pgd { steps: self.robust_steps, ..full };
-        brief.step.step_size = self.robust_step_size;
-        let mut right = room.attack(engine, ascent, &full, key, batch, &boundary)?;
-        right += room.attack(engine, ascent, &brief, key, batch, &robust)?;
+        let brief = self.brief(&full);
+        work.steps = (boundary.len() * full.steps + robust.len() * brief.steps) as u64;
+        let right = if brief == full {
+            // One attack for both groups: micro-batches are fuller.
+            let mut attacked = [boundary, robust].concat();
+            attacked.sort_unstable();
+            room.attack(engine, ascent, &full, key, batch, &attacked)?
+        } else {
+            room.attack(engine, ascent, &full, key, batch, &boundary)?
+                + room.attack(engine, ascent, &brief, key, batch, &robust)?
+        };
         self.room = Some(room);
-
-        // An outlier's x' is its x, which is predicted wrong: it counts among the images of the batch only.
-        let met = right as f32 / batch.len() as f32;
-        self.accuracy = self.decay * self.accuracy + (1.0 - self.decay) * (self.factor * met);
-        Ok(AttackWork {
-            samples: batch.len() as u64,
-            steps: (boundary.len() * full.steps + robust.len() * brief.steps) as u64,
-            outliers: outliers.len() as u64,
-            boundary: boundary.len() as u64,
-            robust: robust.len() as u64,
-        })
+        self.grouping.learn(right, batch.len());
+        Ok(work)
     }
 
     fn state(&self) -> Weights {
-        let mut state = Weights::default();
-        state.insert(ACCURACY, &[1], vec![self.accuracy]);
-        state
+        self.grouping.state()
     }
 
     fn restore(&mut self, state: &Weights) -> std::result::Result<(), String> {
-        self.accuracy = state.get(ACCURACY, &[1]).map_err(|error| error.to_string())?[0];
-        Ok(())
+        self.grouping.restore(state)
     }
 }

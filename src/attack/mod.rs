@@ -117,6 +117,11 @@ impl Pgd {
         }
     }
 
+    /// Whether it can move an image at all: it has a random start or a step.
+    pub fn moves(&self) -> bool {
+        self.start.is_some() || self.steps > 0
+    }
+
     /// Moves `batch.perturbed` from a start keyed by `key` and each sample, for `self.steps` steps.
     ///
     /// [`BatchNorm::Eval`] needs [`Engine::fold_batch_norm`] after the last change of the weights. The logits,

@@ -42,7 +42,9 @@ impl ScheduledPgd {
 
 impl Adversary for ScheduledPgd {
     fn needs_fold(&self) -> bool {
-        self.first.batch_norm == BatchNorm::Eval
+        // Without steps it never asks the network.
+        let steps = self.first.steps > 0 || self.later.iter().any(|(_, pgd)| pgd.steps > 0);
+        steps && self.first.batch_norm == BatchNorm::Eval
     }
 
     fn perturb(

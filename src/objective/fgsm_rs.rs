@@ -2,23 +2,25 @@
 //! onto the ball; L = CE(z', y).
 
 use super::{Objective, passes};
-use crate::attack::{Adversary, AttackWork, CrossEntropyAscent, ScheduledPgd};
+use crate::accelerate;
+use crate::attack::{Adversary, AttackWork, CrossEntropyAscent};
 use crate::batch::Batch;
 use crate::engine::{Engine, Result, Tensor};
+use crate::model::Weights;
 use crate::philox::Key;
 use crate::recipe::Recipe;
 
 /// Cross-entropy on the images of one random-start step. Watch for catastrophic overfitting.
 pub struct FgsmRs {
     /// One step; the step size is the recipe's.
-    pub attack: ScheduledPgd,
+    pub adversary: Box<dyn Adversary>,
     pub smoothing: f32,
 }
 
 impl FgsmRs {
     pub fn of_recipe(recipe: &Recipe) -> Self {
         Self {
-            attack: ScheduledPgd::of_recipe(&recipe.attack),
+            adversary: accelerate::adversary_of_recipe(recipe, |pgd| pgd),
             smoothing: recipe.objective.label_smoothing as f32,
         }
     }
@@ -26,11 +28,11 @@ impl FgsmRs {
 
 impl Objective for FgsmRs {
     fn needs_fold(&self) -> bool {
-        self.attack.needs_fold()
+        self.adversary.needs_fold()
     }
 
     fn attack(&mut self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
-        self.attack.perturb(engine, &mut CrossEntropyAscent, key, batch)
+        self.adversary.perturb(engine, &mut CrossEntropyAscent, key, batch)
     }
 
     fn gradient(
@@ -50,5 +52,13 @@ impl Objective for FgsmRs {
         weights: Option<&Tensor<f32>>,
     ) -> Result<()> {
         passes::cross_entropy_loss(engine, batch, self.smoothing, scale, weights)
+    }
+
+    fn state(&self) -> Weights {
+        self.adversary.state()
+    }
+
+    fn restore(&mut self, state: &Weights) -> Result<(), String> {
+        self.adversary.restore(state)
     }
 }

@@ -3,8 +3,14 @@
 //!
 //! As in the published code the perturbation belongs to the place in the batch: the next minibatch starts from it, and
 //! checkpoints save it. It crosses to the host once a minibatch, so once in m optimizer steps.
+//!
+//! With BulletTrain (`accelerate::Replays`) the place of an outlier sits the minibatch out: its perturbation is neither
+//! added nor moved, and waits for the next minibatch.
+
+use std::ops::Range;
 
 use super::{Objective, passes};
+use crate::accelerate::{self, Replays};
 use crate::attack::{AttackWork, ScheduledPgd};
 use crate::batch::Batch;
 use crate::engine::{Engine, Result, Tensor};
@@ -23,6 +29,8 @@ pub struct Free {
     attack: ScheduledPgd,
     epoch: u32,
     replays: usize,
+    /// Which images move behind which replay, where not all move behind each.
+    moving: Option<Replays>,
     smoothing: f32,
     /// Replays of the current minibatch that are done.
     done: usize,
@@ -36,16 +44,25 @@ impl Free {
             attack: ScheduledPgd::of_recipe(&recipe.attack),
             epoch: 0,
             replays: recipe.objective.replays,
+            moving: accelerate::replays_of_recipe(recipe),
             smoothing: recipe.objective.label_smoothing as f32,
             done: 0,
             perturbation: vec![0.0; recipe.batch * IMAGE_LEN],
         }
     }
+
+    /// The pixels of each place that carries its perturbation, of a minibatch of `len` images.
+    fn carrying(&self, len: usize) -> Vec<Range<usize>> {
+        let sits_out = |place: &u32| self.moving.as_ref().is_some_and(|it| it.outliers().contains(place));
+        let places = (0..len as u32).filter(|place| !sits_out(place)).map(|place| place as usize);
+        places.map(|place| place * IMAGE_LEN..(place + 1) * IMAGE_LEN).collect()
+    }
 }
 
 impl Objective for Free {
     fn needs_fold(&self) -> bool {
-        false
+        // For the clean forward that divides the minibatch.
+        self.moving.is_some() && self.done == 0
     }
 
     fn replays(&self) -> usize {
@@ -54,17 +71,26 @@ impl Objective for Free {
 
     fn attack(&mut self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
         self.epoch = key.epoch;
-        let samples = batch.len() as u64;
-        if self.done > 0 {
-            // The gradient of the replay before has moved the images.
-            return Ok(AttackWork { steps: samples, ..AttackWork::default() });
+        let mut work = AttackWork::default();
+        if self.done == 0 {
+            work = match &mut self.moving {
+                Some(moving) => moving.divide(engine, batch)?,
+                None => AttackWork { samples: batch.len() as u64, ..work },
+            };
+            let mut images = engine.read(&batch.images)?;
+            for place in self.carrying(batch.len()) {
+                for (pixel, moved) in images[place.clone()].iter_mut().zip(&self.perturbation[place]) {
+                    *pixel = (*pixel + moved).clamp(0.0, 1.0);
+                }
+            }
+            engine.write(&batch.perturbed, &images)?;
         }
-        let mut images = engine.read(&batch.images)?;
-        for (pixel, moved) in images.iter_mut().zip(&self.perturbation) {
-            *pixel = (*pixel + moved).clamp(0.0, 1.0);
-        }
-        engine.write(&batch.perturbed, &images)?;
-        Ok(AttackWork { samples, steps: samples, ..AttackWork::default() })
+        // Behind the first replay the gradient of the one before has moved the images.
+        work.steps = match &self.moving {
+            Some(moving) => moving.steps(self.done),
+            None => batch.len() as u64,
+        };
+        Ok(work)
     }
 
     fn gradient(
@@ -76,12 +102,24 @@ impl Objective for Free {
         passes::cross_entropy_forward(engine, batch, self.smoothing, weights)?;
         let (images, perturbed, gradient) = (&batch.images, &batch.perturbed, &batch.logit_gradient);
         let step = self.attack.at(self.epoch).step;
-        engine.parameter_gradient_and_attack_step(passes::FIRST, gradient, &step, images, perturbed)?;
+        let move_on = |engine: &mut dyn Engine| {
+            engine.parameter_gradient_and_attack_step(passes::FIRST, gradient, &step, images, perturbed)
+        };
+        match &mut self.moving {
+            Some(moving) => moving.step(engine, batch, self.done, move_on)?,
+            None => move_on(engine)?,
+        }
         self.done = (self.done + 1) % self.replays;
         if self.done == 0 {
             let (clean, moved) = (engine.read(images)?, engine.read(perturbed)?);
-            for (kept, (moved, clean)) in self.perturbation.iter_mut().zip(moved.iter().zip(&clean)) {
-                *kept = moved - clean;
+            for place in self.carrying(batch.len()) {
+                let pixels = moved[place.clone()].iter().zip(&clean[place.clone()]);
+                for (kept, (moved, clean)) in self.perturbation[place].iter_mut().zip(pixels) {
+                    *kept = moved - clean;
+                }
+            }
+            if let Some(moving) = &mut self.moving {
+                moving.learn(engine, batch)?;
             }
         }
         Ok(())
@@ -98,7 +136,7 @@ impl Objective for Free {
     }
 
     fn state(&self) -> Weights {
-        let mut state = Weights::default();
+        let mut state = self.moving.as_ref().map_or_else(Weights::default, Replays::state);
         let places = self.perturbation.len() / IMAGE_LEN;
         state.insert(PERTURBATION, &[places, IMAGE_SIDE, IMAGE_SIDE, 3], self.perturbation.clone());
         state
@@ -109,6 +147,9 @@ impl Objective for Free {
         let kept = state
             .get(PERTURBATION, &[places, IMAGE_SIDE, IMAGE_SIDE, 3])
             .map_err(|error| error.to_string())?;
+        if let Some(moving) = &mut self.moving {
+            moving.restore(state)?;
+        }
         self.perturbation = kept.to_vec();
         self.done = 0;
         Ok(())

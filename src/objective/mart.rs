@@ -23,7 +23,10 @@ pub struct Mart {
 impl Mart {
     /// MART with the attack, its acceleration and the factor (`objective.beta`) of a recipe.
     pub fn of_recipe(recipe: &Recipe) -> Self {
-        Self { adversary: accelerate::adversary_of_recipe(recipe), lambda: recipe.objective.beta as f32 }
+        Self {
+            adversary: accelerate::adversary_of_recipe(recipe, |pgd| pgd),
+            lambda: recipe.objective.beta as f32,
+        }
     }
 }
 

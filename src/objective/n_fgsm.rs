@@ -4,16 +4,18 @@
 //! The training images lie outside the eps-ball by design, up to 3 eps from x.
 
 use super::{Objective, passes};
-use crate::attack::{Adversary, AttackWork, CrossEntropyAscent, Pgd, ScheduledPgd};
+use crate::accelerate;
+use crate::attack::{Adversary, AttackWork, CrossEntropyAscent, Pgd};
 use crate::batch::Batch;
 use crate::engine::{Engine, Result, SignStep, Tensor};
+use crate::model::Weights;
 use crate::philox::Key;
 use crate::recipe::Recipe;
 
 /// Cross-entropy on noisy images moved by one step.
 pub struct NFgsm {
     /// One step onto [0, 1] only; noise and step size are the recipe's.
-    pub attack: ScheduledPgd,
+    pub adversary: Box<dyn Adversary>,
     pub smoothing: f32,
 }
 
@@ -21,7 +23,7 @@ impl NFgsm {
     pub fn of_recipe(recipe: &Recipe) -> Self {
         let unbounded = |pgd: Pgd| Pgd { step: SignStep { epsilon: f32::INFINITY, ..pgd.step }, ..pgd };
         Self {
-            attack: ScheduledPgd::of_recipe(&recipe.attack).map(unbounded),
+            adversary: accelerate::adversary_of_recipe(recipe, unbounded),
             smoothing: recipe.objective.label_smoothing as f32,
         }
     }
@@ -29,11 +31,11 @@ impl NFgsm {
 
 impl Objective for NFgsm {
     fn needs_fold(&self) -> bool {
-        self.attack.needs_fold()
+        self.adversary.needs_fold()
     }
 
     fn attack(&mut self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
-        self.attack.perturb(engine, &mut CrossEntropyAscent, key, batch)
+        self.adversary.perturb(engine, &mut CrossEntropyAscent, key, batch)
     }
 
     fn gradient(
@@ -53,5 +55,13 @@ impl Objective for NFgsm {
         weights: Option<&Tensor<f32>>,
     ) -> Result<()> {
         passes::cross_entropy_loss(engine, batch, self.smoothing, scale, weights)
+    }
+
+    fn state(&self) -> Weights {
+        self.adversary.state()
+    }
+
+    fn restore(&mut self, state: &Weights) -> Result<(), String> {
+        self.adversary.restore(state)
     }
 }

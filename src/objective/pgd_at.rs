@@ -20,7 +20,7 @@ impl PgdAt {
     /// PGD-AT with the attack, its acceleration and the smoothing of a recipe.
     pub fn of_recipe(recipe: &Recipe) -> Self {
         Self {
-            adversary: accelerate::adversary_of_recipe(recipe),
+            adversary: accelerate::adversary_of_recipe(recipe, |pgd| pgd),
             smoothing: recipe.objective.label_smoothing as f32,
         }
     }

@@ -22,7 +22,10 @@ pub struct Trades {
 impl Trades {
     /// TRADES with the attack, its acceleration and the beta of a recipe.
     pub fn of_recipe(recipe: &Recipe) -> Self {
-        Self { adversary: accelerate::adversary_of_recipe(recipe), beta: recipe.objective.beta as f32 }
+        Self {
+            adversary: accelerate::adversary_of_recipe(recipe, |pgd| pgd),
+            beta: recipe.objective.beta as f32,
+        }
     }
 }
 

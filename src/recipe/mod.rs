@@ -118,8 +118,9 @@ impl Method {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Accelerate {
     pub method: Acceleration,
-    /// Of the brief attack on robust samples.
+    /// Of the brief attack on robust samples; at most the steps of the full attack.
     pub robust_steps: usize,
+    /// Unused where the full attack is a single step, which keeps its own size.
     pub robust_step_size: Fraction,
     /// The reference accuracy moves by `a <- accuracy_decay * a + (1 - accuracy_decay) * accuracy_factor * accuracy`.
     pub accuracy_decay: f64,
@@ -278,16 +279,9 @@ impl Recipe {
             let wanted = format!("at most the {} training images", train - self.data.validation);
             return Err(root.value_error("batch", self.batch, wanted));
         }
-        if self.accelerate.method == Acceleration::BulletTrain {
-            let method = self.objective.method;
-            if method.fixed_steps().is_some() {
-                let wanted = format!("\"none\": {method} has no attack of several steps to shorten");
-                return Err(root.value_error("accelerate.method", "\"bullet-train\"", wanted));
-            }
-            if self.attack.batch_norm != BatchNorm::Eval {
-                let wanted = "\"eval\" with bullet-train, which attacks parts of a batch";
-                return Err(root.value_error("attack.batch_norm", "\"train\"", wanted));
-            }
+        if self.accelerate.method == Acceleration::BulletTrain && self.attack.batch_norm != BatchNorm::Eval {
+            let wanted = "\"eval\" with bullet-train, which attacks parts of a batch";
+            return Err(root.value_error("attack.batch_norm", "\"train\"", wanted));
         }
         if self.overfitting.stop && !self.overfitting.check {
             return Err(root.value_error("overfitting.check", false, "true where overfitting.stop is"));

@@ -1,0 +1,130 @@
+//! BulletTrain's groups: the samples of a batch divided by a score, and the threshold that follows the training.
+//!
+//! The score is the standard deviation of the clean softmax over the classes, negative where the prediction is wrong.
+//! Negative: outlier. Above the threshold: robust. Between them: boundary. The threshold is the quantile 1 - acc_ref of
+//! the batch's scores, at least 0, where acc_ref follows the adversarial accuracy of the batches before. Formulas: as in
+//! public descendants of the code of the authors (Hua et al., NeurIPS 2021). Called by the adversaries beside this file;
+//! checked by `tests/bullet_train_groups.rs` against a plain count.
+
+use crate::attack::AttackWork;
+use crate::batch::Batch;
+use crate::engine::{Engine, Pass, Result, Tensor};
+use crate::model::Weights;
+use crate::recipe::Accelerate;
+
+/// The tensor of a checkpoint.
+const ACCURACY: &str = "bullet_train.accuracy";
+
+/// Places in a batch, each ascending.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Groups {
+    pub outliers: Vec<u32>,
+    pub boundary: Vec<u32>,
+    pub robust: Vec<u32>,
+}
+
+impl Groups {
+    /// Divides a batch by its scores under the reference accuracy `accuracy`. A score that is NaN is an outlier's:
+    /// training has diverged, which the epoch's losses will tell.
+    pub fn of_scores(scores: &[f32], accuracy: f32) -> Self {
+        let threshold = quantile(scores, (1.0 - accuracy).clamp(0.0, 1.0)).max(0.0);
+        let mut groups = Self::default();
+        for (place, &score) in scores.iter().enumerate() {
+            let group = match score {
+                score if score > threshold => &mut groups.robust,
+                score if score >= 0.0 => &mut groups.boundary,
+                _ => &mut groups.outliers,
+            };
+            group.push(place as u32);
+        }
+        groups
+    }
+
+    /// A batch of these groups, before any step of an attack.
+    pub fn work(&self) -> AttackWork {
+        let [outliers, boundary, robust] =
+            [&self.outliers, &self.boundary, &self.robust].map(|group| group.len() as u64);
+        AttackWork { samples: outliers + boundary + robust, steps: 0, outliers, boundary, robust }
+    }
+}
+
+/// The quantile `q` in [0, 1] of at least one value, linear between neighbours, rounded as `torch.quantile` does.
+pub fn quantile(values: &[f32], q: f32) -> f32 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f32::total_cmp);
+    let rank = q * (sorted.len() - 1) as f32;
+    let (low, high) = (sorted[rank.floor() as usize], sorted[rank.ceil() as usize]);
+    let share = rank - rank.floor();
+    match share < 0.5 {
+        true => low + share * (high - low),
+        false => high - (high - low) * (1.0 - share),
+    }
+}
+
+/// Forms the groups of each batch, and learns from what the attack left of it.
+#[derive(Clone, Debug)]
+pub struct Grouping {
+    /// acc_ref <- decay acc_ref + (1 - decay) factor (adversarial accuracy of the batch).
+    decay: f32,
+    factor: f32,
+    /// acc_ref: 0 at the start of a run, so that nothing counts as robust at first.
+    accuracy: f32,
+    scores: Option<Tensor<f32>>,
+}
+
+impl Grouping {
+    pub fn new(recipe: &Accelerate) -> Self {
+        Self {
+            decay: recipe.accuracy_decay as f32,
+            factor: recipe.accuracy_factor as f32,
+            accuracy: 0.0,
+            scores: None,
+        }
+    }
+
+    /// acc_ref, the reference accuracy behind the threshold.
+    pub fn accuracy(&self) -> f32 {
+        self.accuracy
+    }
+
+    /// Sets acc_ref, in [0, 1].
+    pub fn set_accuracy(&mut self, accuracy: f32) {
+        self.accuracy = accuracy;
+    }
+
+    /// The groups of a batch, from one forward of its clean images with folded BatchNorm; leaves their logits in
+    /// `batch.clean_logits`.
+    pub fn divide(&mut self, engine: &mut dyn Engine, batch: &Batch) -> Result<Groups> {
+        for part in batch.parts(engine.micro_batch()) {
+            engine.forward(Pass::Eval, &part.images, &part.clean_logits)?;
+        }
+        let scores = match self.scores.take() {
+            Some(scores) if scores.len() >= batch.len() => scores,
+            _ => engine.alloc("sample scores", batch.len())?,
+        };
+        let of_batch = scores.slice(0..batch.len());
+        engine.signed_deviation(&batch.clean_logits, &batch.labels, &of_batch)?;
+        self.scores = Some(scores);
+        Ok(Groups::of_scores(&engine.read(&of_batch)?, self.accuracy))
+    }
+
+    /// Moves acc_ref: of a batch of `of` images, `right` are predicted right after the attack. An outlier's x' is its x,
+    /// which was predicted wrong: it counts in `of` only.
+    pub fn learn(&mut self, right: usize, of: usize) {
+        let met = right as f32 / of as f32;
+        self.accuracy = self.decay * self.accuracy + (1.0 - self.decay) * (self.factor * met);
+    }
+
+    /// acc_ref, for checkpoints.
+    pub fn state(&self) -> Weights {
+        let mut state = Weights::default();
+        state.insert(ACCURACY, &[1], vec![self.accuracy]);
+        state
+    }
+
+    /// Takes back what [`Grouping::state`] gave; says why it cannot.
+    pub fn restore(&mut self, state: &Weights) -> std::result::Result<(), String> {
+        self.accuracy = state.get(ACCURACY, &[1]).map_err(|error| error.to_string())?[0];
+        Ok(())
+    }
+}

@@ -1,0 +1,140 @@
+//! Tiny trainings on generated images, for the tests of methods: a recipe, a whole run, and one batch on an engine.
+#![allow(dead_code)] // each test binary uses a part
+
+use std::cell::Cell;
+use std::path::Path;
+
+use secateur::batch::Batch;
+use secateur::console::Console;
+use secateur::data::DataSet;
+use secateur::engine::{CrossEntropy, DeviceChoice, Engine, ImageSet, Pass, Sgd, Tensor, WeightSet, open};
+use secateur::model::initialise;
+use secateur::philox::{Key, Purpose};
+use secateur::recipe::{Method, Recipe};
+use secateur::train::metrics::EpochMetrics;
+use secateur::train::run_folder::{RunFolder, State};
+use secateur::train::{self, Run, TrainError};
+
+/// 60 images in batches of 16: three steps and a smaller fourth.
+pub const RECIPE: &str = r#"
+    seed = 3
+    epochs = 3
+    batch = 16
+    [data]
+    set = "generated"
+    train_limit = 60
+    test_limit = 20
+    [model]
+    width = 16
+    [optimizer]
+    learning_rate = 0.02
+    [schedule]
+    kind = "cyclic"
+    [evaluation]
+    protocols = ["clean"]
+"#;
+pub const BATCH: usize = 16;
+/// Rounding of a pixel in [0, 1] through a few additions.
+pub const ROUNDING: f32 = 1e-6;
+pub const METHODS: [Method; 7] = [
+    Method::Standard,
+    Method::PgdAt,
+    Method::Trades,
+    Method::Mart,
+    Method::FgsmRs,
+    Method::NFgsm,
+    Method::Free,
+];
+
+pub fn recipe(overrides: &[&str]) -> Recipe {
+    let overrides: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
+    let recipe = Recipe::parse("test", RECIPE, &overrides).unwrap();
+    println!("seed {}, {overrides:?}", recipe.seed);
+    recipe
+}
+
+/// The recipe of a method, two attack steps where it is free to choose.
+pub fn of_method(method: Method, overrides: &[&str]) -> Recipe {
+    let method_text = format!("objective.method={method}");
+    let mut all = vec![method_text.as_str()];
+    if method.fixed_steps().is_none() {
+        all.push("attack.steps=2");
+    }
+    if method == Method::Free {
+        all.push("objective.replays=3");
+    }
+    all.extend(overrides);
+    recipe(&all)
+}
+
+pub fn run(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Vec<EpochMetrics>, TrainError> {
+    let data = DataSet::open(recipe.data.set, None, recipe.data.train_limit, recipe.data.test_limit).unwrap();
+    let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
+    let asked = Cell::new(0);
+    let stop = || {
+        asked.set(asked.get() + 1);
+        stop_after == Some(asked.get())
+    };
+    let folder = match RunFolder::state(path)? {
+        State::Fresh => RunFolder::create(path)?,
+        State::Run => RunFolder::open(path),
+    };
+    folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
+    let run = Run { recipe, data: &data, folder: &folder, console: &Console::silent(), stop: &stop };
+    train::run(engine.as_mut(), &run)?;
+    Ok(folder.read_metrics()?)
+}
+
+/// An engine with the weights of a short training, the recipe's images, and the first batch of them.
+pub struct Bench {
+    pub engine: Box<dyn Engine>,
+    pub batch: Batch,
+    pub labels: Vec<u32>,
+    pub key: Key,
+}
+
+impl Bench {
+    pub fn new(recipe: &Recipe) -> Self {
+        let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
+        let data = DataSet::open(recipe.data.set, None, recipe.data.train_limit, Some(1)).unwrap();
+        let engine_ref = engine.as_mut();
+        engine_ref.load_weights(&initialise(train::network(recipe), recipe.seed)).unwrap();
+        let set: ImageSet = engine_ref.upload_images(&data.train.pixels, &data.train.labels).unwrap();
+        let batch = Batch::alloc(engine_ref, BATCH).unwrap();
+        let samples: Vec<u32> = (0..BATCH as u32).collect();
+        engine_ref.write(&batch.samples, &samples).unwrap();
+        engine_ref.gather(&set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
+        let labels = engine_ref.read(&batch.labels).unwrap();
+        // Trained until most of these very images are right under the running statistics, and some are not.
+        let sgd = Sgd { learning_rate: 0.02, momentum: 0.5, weight_decay: 0.0, average_decay: None };
+        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 / BATCH as f32 };
+        for _ in 0..100 {
+            engine_ref.fold_batch_norm(WeightSet::Live).unwrap();
+            engine_ref.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
+            engine_ref.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
+            let met = engine_ref.read(&batch.predictions).unwrap();
+            if met.iter().zip(&labels).filter(|(met, label)| met == label).count() >= 10 {
+                break;
+            }
+            let pass = Pass::Train { slot: 0 };
+            engine_ref.forward(pass, &batch.images, &batch.logits).unwrap();
+            engine_ref.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
+            engine_ref.parameter_gradient(pass, &batch.logit_gradient, false).unwrap();
+            engine_ref.sgd_step(&sgd).unwrap();
+        }
+        engine_ref.fold_batch_norm(WeightSet::Live).unwrap();
+        let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
+        Self { engine, batch, labels, key }
+    }
+
+    pub fn read(&self, tensor: &Tensor<f32>) -> Vec<f32> {
+        self.engine.as_ref().read(tensor).unwrap()
+    }
+}
+
+pub fn softmax(logits: &[f32]) -> Vec<f64> {
+    let top = logits.iter().cloned().fold(f32::MIN, f32::max);
+    let terms: Vec<f64> = logits.iter().map(|&z| f64::from(z - top).exp()).collect();
+    let sum: f64 = terms.iter().sum();
+    terms.iter().map(|term| term / sum).collect()
+}
