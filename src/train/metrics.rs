@@ -66,7 +66,7 @@ pub struct EpochMetrics {
     pub validation_robust: Option<f64>,
     /// Sign steps an image.
     pub attack_steps_per_sample: f64,
-    /// Shares of BulletTrain's groups: not attacked, attacked in full, attacked briefly.
+    /// Shares of BulletTrain's groups: not attacked, attacked in full, attacked briefly (standard training attacks none).
     pub outlier_share: Option<f64>,
     pub boundary_share: Option<f64>,
     pub robust_share: Option<f64>,
