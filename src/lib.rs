@@ -12,7 +12,7 @@
 //! | [`prune`] | which samples to train on: Adv-GRAD-MATCH, Adv-GLISTER, rankings and their controls |
 //! | [`objective`] | what a training step minimises: loss, logit gradients, the train passes they need |
 //! | [`accelerate`] | cheaper attacks for any objective: BulletTrain |
-//! | [`attack`] | the inner maximisation: random starts and sign steps over micro-batches |
+//! | [`attack`] | the inner maximisation: random starts and sign steps over micro-batches; evaluation's searches |
 //! | [`recipe`] | TOML to a typed, fully resolved recipe; unknown keys are refused |
 //! | [`batch`] | the tensors of one batch: images, adversarial images, the outputs of a loss |
 //! | [`engine`] | the operations of a device: the trait, the CPU reference, and the CUDA kernels behind two drivers |

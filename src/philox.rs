@@ -24,6 +24,8 @@ pub enum Purpose {
     Selection = 7,
     /// The random start of the attack on the candidates of a selection.
     SelectionStart = 8,
+    /// A random search over squares; `step` is the restart, block `n` the n-th query of an image.
+    SquareQuery = 9,
 }
 
 /// Everything a number depends on but its index.

@@ -9,11 +9,13 @@ mod cross_entropy;
 mod divergence;
 mod schedule;
 mod search;
+mod square;
 
 pub use cross_entropy::CrossEntropyAscent;
 pub use divergence::DivergenceAscent;
 pub use schedule::ScheduledPgd;
 pub use search::{Cost, Found, Search};
+pub use square::Square;
 
 use std::ops::AddAssign;
 

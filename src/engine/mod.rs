@@ -9,11 +9,13 @@ mod error;
 mod last_layer;
 mod open;
 pub mod reference;
+mod square;
 mod tensor;
 
 pub use error::{Error, Result};
 pub use last_layer::{LastLayer, LastLayerGradients, Term};
 pub use open::{DeviceChoice, open};
+pub use square::{Pattern, Query, RandomSquares, SearchState};
 pub use tensor::{Element, Storage, Tensor, Word};
 
 use crate::model::{ResNet18, Weights};
@@ -176,7 +178,7 @@ pub struct OptimizerState {
 /// is read off the length of its tensors; any batch from 1 up to the `max_batch` given to [`open`] works. A call
 /// either succeeds or reports an [`Error`]; work may be asynchronous until a `read` or [`Engine::synchronize`].
 /// Operations that serve one purpose are traits of their own files, all part of this one.
-pub trait Engine: LastLayer {
+pub trait Engine: LastLayer + RandomSquares {
     fn device(&self) -> &DeviceInfo;
     fn network(&self) -> ResNet18;
     /// Images a micro-batch of the attack should hold, so that its activations stay in cache.

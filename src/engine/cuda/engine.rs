@@ -66,7 +66,7 @@ impl Cuda {
         })
     }
 
-    fn driver(&self) -> &dyn Driver {
+    pub(super) fn driver(&self) -> &dyn Driver {
         &*self.driver
     }
 
@@ -78,12 +78,12 @@ impl Cuda {
     }
 
     /// The device address of a tensor of this engine.
-    fn address<T: Element>(&self, tensor: &Tensor<T>) -> Result<Address> {
+    pub(super) fn address<T: Element>(&self, tensor: &Tensor<T>) -> Result<Address> {
         Ok(self.buffer(tensor.storage())?.address() + tensor.byte_offset())
     }
 
     /// The same, where exactly `wanted` elements are needed.
-    fn sized<T: Element>(&self, tensor: &Tensor<T>, wanted: usize) -> Result<Address> {
+    pub(super) fn sized<T: Element>(&self, tensor: &Tensor<T>, wanted: usize) -> Result<Address> {
         if tensor.len() != wanted {
             return Err(Error::Length { tensor: tensor.name(), met: tensor.len(), wanted });
         }
@@ -103,8 +103,13 @@ impl Cuda {
         Ok((batch, self.sized(images, batch * IMAGE_LEN)?))
     }
 
-    fn logits(&self, logits: &Tensor<f32>, batch: usize) -> Result<Address> {
+    pub(super) fn logits(&self, logits: &Tensor<f32>, batch: usize) -> Result<Address> {
         self.sized(logits, batch * self.parameters.layout.network.classes)
+    }
+
+    /// Said before an operation that writes images, which may be those that are packed.
+    pub(super) fn images_change(&self) {
+        self.packed_images.set(None);
     }
 
     fn slot(&self, slot: usize) -> Result<&TrainPass> {

@@ -9,6 +9,7 @@
 //! | `eval`, `train` | the two passes over the network, forward and back |
 //! | `scratch` | gradients on their way back |
 //! | `engine` | the [`Engine`] trait on top of these |
+//! | `square` | its part for random searches |
 
 pub mod driver;
 mod engine;
@@ -18,6 +19,7 @@ pub mod launch;
 pub mod layout;
 mod parameters;
 mod scratch;
+mod square;
 mod train;
 
 use super::{Engine, Result};

@@ -13,6 +13,7 @@ mod gather;
 mod head;
 mod last_layer;
 mod loss;
+mod margin;
 mod memory;
 mod norm;
 mod optimizer;
@@ -21,6 +22,7 @@ mod perturb;
 mod product;
 mod ranking;
 mod rows;
+mod square;
 mod train;
 
 use super::{Engine, Error, Result};

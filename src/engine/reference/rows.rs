@@ -41,7 +41,7 @@ pub fn scatter(
 }
 
 /// The rows, all of which `indexed` has.
-fn checked(heap: &Heap, rows: &Tensor<u32>, row_len: usize, indexed: &Tensor<u32>) -> Result<Vec<usize>> {
+pub fn checked(heap: &Heap, rows: &Tensor<u32>, row_len: usize, indexed: &Tensor<u32>) -> Result<Vec<usize>> {
     if row_len == 0 {
         return invalid(format!("{}: rows of 0 elements, expected 1 at least", indexed.name()));
     }

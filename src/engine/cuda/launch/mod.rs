@@ -14,6 +14,7 @@ pub mod norm;
 pub mod optimizer;
 pub mod rows;
 pub mod select;
+pub mod square;
 
 pub use cost::Cost;
 
