@@ -7,12 +7,14 @@
 
 mod cross_entropy;
 mod divergence;
+mod fab;
 mod schedule;
 mod search;
 mod square;
 
 pub use cross_entropy::CrossEntropyAscent;
 pub use divergence::DivergenceAscent;
+pub use fab::Fab;
 pub use schedule::ScheduledPgd;
 pub use search::{Cost, Found, Search};
 pub use square::Square;

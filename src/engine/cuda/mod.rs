@@ -11,6 +11,7 @@
 //! | `engine` | the [`Engine`] trait on top of these |
 //! | `square` | its part for random searches |
 
+mod boundary;
 pub mod driver;
 mod engine;
 mod eval;

@@ -5,6 +5,7 @@
 //! `tests/reference_pytorch.rs` and `tests/reference_engine.rs`.
 
 mod arena;
+mod boundary;
 mod conv;
 mod conv_weight;
 mod engine;

@@ -5,6 +5,7 @@
 //! and the shapes of its operands stand at the head of its file. Called by the engine and by `tests/kernel_*.rs`.
 
 pub mod attack;
+pub mod boundary;
 pub mod conv;
 mod cost;
 pub mod data;

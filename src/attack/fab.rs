@@ -1,0 +1,212 @@
+//! FAB, targeted: looks for the closest image across the boundary to each of the likeliest wrong classes, the third part of
+//! AutoAttack (Croce and Hein, 2020; L-infinity).
+//!
+//! It knows no radius: it minimises the distance, and an image is broken if that ends inside of the ball. So it is not
+//! misled where a loss is flat. One start, at the clean image, as AutoAttack's standard version has it; nothing is random.
+//!
+//! Called by the protocols of `evaluate`. Checked by `tests/fab.rs`.
+
+use super::{Cost, Found, Search};
+use crate::batch::Batch;
+use crate::engine::{BoundaryState, BoundaryStep, Engine, Pass, Result, Tensor};
+use crate::model::layers::IMAGE_LEN;
+use crate::philox::Key;
+
+/// The attack and its budget.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Fab {
+    /// Radius of the ball.
+    pub epsilon: f32,
+    /// Steps towards each target.
+    pub iterations: u32,
+    /// Target classes: the wrong ones with the largest clean logits. Fewer where the network has fewer.
+    pub targets: usize,
+    /// How far a step overshoots, and how much the clean image may draw it.
+    pub step: BoundaryStep,
+    /// Share of the way from the clean image that is left behind a find: `beta`.
+    pub backward: f32,
+}
+
+impl Fab {
+    /// As AutoAttack's standard version runs it: 9 targets, 100 iterations, alpha_max 0.1, eta 1.05, beta 0.9.
+    pub fn standard(epsilon: f32) -> Self {
+        Self {
+            epsilon,
+            iterations: 100,
+            targets: 9,
+            step: BoundaryStep { largest_share: 0.1, overshoot: 1.05 },
+            backward: 0.9,
+        }
+    }
+
+    /// For each image of `batch` the distance, in the maximum norm, of the closest wrongly predicted image that any of the
+    /// targets leads to; infinity for none. `batch.perturbed` is that image, and the clean one where there is none.
+    pub fn closest(&self, engine: &mut dyn Engine, batch: &Batch) -> Result<Vec<f32>> {
+        let mut distances = vec![f32::INFINITY; batch.len()];
+        self.run(engine, batch, &mut |position, distance| {
+            let closer = distance < distances[position];
+            if closer {
+                distances[position] = distance;
+            }
+            Verdict { keep: closer, go_on: true }
+        })?;
+        Ok(distances)
+    }
+
+    /// Attacks `batch` with one target after the other. `judge` hears of the position in the batch and the distance of
+    /// every image that was found, and says whether it is kept in `batch.perturbed` and whether its image meets the next
+    /// target.
+    fn run(
+        &self,
+        engine: &mut dyn Engine,
+        batch: &Batch,
+        judge: &mut dyn FnMut(usize, f32) -> Verdict,
+    ) -> Result<Cost> {
+        let mut cost = Cost::default();
+        if batch.is_empty() {
+            return Ok(cost);
+        }
+        let largest = engine.micro_batch().min(batch.len());
+        for part in batch.parts(largest) {
+            engine.forward(Pass::Eval, &part.images, &part.clean_logits)?;
+        }
+        cost.forwards += batch.len() as u64;
+        let mut left: Vec<u32> = (0..batch.len() as u32).collect();
+        let all = engine.upload("FAB rows", &left)?;
+        engine.gather_rows(&batch.images, &all, IMAGE_LEN, &batch.perturbed)?;
+
+        let scratch = Scratch::alloc(engine, largest, batch.classes())?;
+        for rank in 1..=self.targets.min(batch.classes().saturating_sub(1)) {
+            if left.is_empty() {
+                break;
+            }
+            let mut next = Vec::new();
+            // Parts of one size, so that none of them is nearly empty.
+            for rows in left.chunks(left.len().div_ceil(left.len().div_ceil(largest))) {
+                let scratch = scratch.rows(rows.len(), batch.classes());
+                let distances = self.approach(engine, batch, rows, rank, &scratch)?;
+                let (mut found, mut kept) = (Vec::new(), Vec::new());
+                for (i, (&row, distance)) in rows.iter().zip(distances).enumerate() {
+                    let verdict = match distance.is_finite() {
+                        true => judge(row as usize, distance),
+                        false => Verdict { keep: false, go_on: true },
+                    };
+                    if verdict.keep {
+                        found.push(i as u32);
+                        kept.push(row);
+                    }
+                    if verdict.go_on {
+                        next.push(row);
+                    }
+                }
+                if !found.is_empty() {
+                    let images = scratch.current.rows(0..found.len(), IMAGE_LEN);
+                    let (found, kept) =
+                        (engine.upload("FAB finds", &found)?, engine.upload("FAB rows", &kept)?);
+                    engine.gather_rows(&scratch.closest, &found, IMAGE_LEN, &images)?;
+                    engine.scatter_rows(&images, &kept, IMAGE_LEN, &batch.perturbed)?;
+                }
+            }
+            let passes = left.len() as u64 * u64::from(self.iterations);
+            cost += Cost { forwards: 2 * passes, backwards: passes };
+            left = next;
+        }
+        Ok(cost)
+    }
+
+    /// The distances of the closest finds of images `rows` of the batch on the way to the class of this rank; the images
+    /// are `scratch.closest`.
+    fn approach(
+        &self,
+        engine: &mut dyn Engine,
+        batch: &Batch,
+        rows: &[u32],
+        rank: usize,
+        scratch: &Scratch,
+    ) -> Result<Vec<f32>> {
+        let Scratch { labels, targets, images, current, closest, distances, logits, .. } = scratch;
+        let rows = engine.upload("FAB rows", rows)?;
+        for copy in [images, current, closest] {
+            engine.gather_rows(&batch.images, &rows, IMAGE_LEN, copy)?;
+        }
+        engine.gather_rows(&batch.labels, &rows, 1, labels)?;
+        engine.gather_rows(&batch.clean_logits, &rows, batch.classes(), logits)?;
+        engine.write(distances, &vec![f32::INFINITY; rows.len()])?;
+        engine.ranked_targets(logits, labels, rank, targets)?;
+        // The same at every step: the gradient of a difference of logits with respect to logits.
+        engine.class_difference(labels, targets, &scratch.logit_gradient)?;
+
+        let state = BoundaryState { labels, targets, images, current, closest, distances };
+        for _ in 0..self.iterations {
+            engine.forward(Pass::Eval, current, logits)?;
+            engine.input_gradient(Pass::Eval, &scratch.logit_gradient, &scratch.gradient)?;
+            engine.boundary_step(&self.step, logits, &scratch.gradient, &state)?;
+            engine.forward(Pass::Eval, current, logits)?;
+            engine.boundary_keep(self.backward, logits, &state)?;
+        }
+        engine.read(distances)
+    }
+}
+
+impl Search for Fab {
+    /// An image is broken if its closest find is no farther than epsilon, as f32 subtraction has it; then it meets no
+    /// further target. `key` is not used: nothing is random.
+    fn search(&mut self, engine: &mut dyn Engine, _key: Key, batch: &Batch) -> Result<Found> {
+        let mut broken = vec![false; batch.len()];
+        let cost = self.run(engine, batch, &mut |position, distance| {
+            broken[position] = distance <= self.epsilon;
+            Verdict { keep: broken[position], go_on: !broken[position] }
+        })?;
+        Ok(Found { broken, cost })
+    }
+}
+
+/// What becomes of an image behind a find.
+struct Verdict {
+    keep: bool,
+    go_on: bool,
+}
+
+/// Tensors of a part of a batch: those of a [`BoundaryState`], and what the passes write.
+struct Scratch {
+    labels: Tensor<u32>,
+    targets: Tensor<u32>,
+    images: Tensor<f32>,
+    current: Tensor<f32>,
+    closest: Tensor<f32>,
+    distances: Tensor<f32>,
+    logits: Tensor<f32>,
+    logit_gradient: Tensor<f32>,
+    gradient: Tensor<f32>,
+}
+
+impl Scratch {
+    fn alloc(engine: &dyn Engine, len: usize, classes: usize) -> Result<Self> {
+        Ok(Self {
+            labels: engine.alloc("FAB labels", len)?,
+            targets: engine.alloc("FAB targets", len)?,
+            images: engine.alloc("FAB images", len * IMAGE_LEN)?,
+            current: engine.alloc("FAB current images", len * IMAGE_LEN)?,
+            closest: engine.alloc("FAB closest images", len * IMAGE_LEN)?,
+            distances: engine.alloc("FAB distances", len)?,
+            logits: engine.alloc("FAB logits", len * classes)?,
+            logit_gradient: engine.alloc("FAB logit gradient", len * classes)?,
+            gradient: engine.alloc("FAB gradient", len * IMAGE_LEN)?,
+        })
+    }
+
+    /// The same memory for the first `len` images.
+    fn rows(&self, len: usize, classes: usize) -> Self {
+        Self {
+            labels: self.labels.slice(0..len),
+            targets: self.targets.slice(0..len),
+            images: self.images.rows(0..len, IMAGE_LEN),
+            current: self.current.rows(0..len, IMAGE_LEN),
+            closest: self.closest.rows(0..len, IMAGE_LEN),
+            distances: self.distances.slice(0..len),
+            logits: self.logits.rows(0..len, classes),
+            logit_gradient: self.logit_gradient.rows(0..len, classes),
+            gradient: self.gradient.rows(0..len, IMAGE_LEN),
+        }
+    }
+}
