@@ -7,8 +7,8 @@
 //! its sum, which would grow with S until the softmax saturates. Checked by `tests/prune_glister.rs` against the
 //! definition. Called by the table of selections.
 
-use super::{Candidates, LastLayerView, PruneError, Selection, Subset, Survey};
-use crate::engine::{Engine, LastLayerGradients, Tensor, Term};
+use super::{Candidates, LastLayerView, PruneError, Selection, Subset, Survey, part};
+use crate::engine::{Engine, LastLayerGradients, Tensor};
 use crate::names::named;
 use crate::philox::Key;
 
@@ -134,20 +134,6 @@ impl Search {
         }
     }
 
-    /// The gradients at `places`, compacted.
-    fn part(&self, engine: &mut dyn Engine, places: &[u32]) -> Result<LastLayerGradients, PruneError> {
-        let rows = engine.upload("places of candidates", places)?;
-        let mut compact = |from: &Tensor<f32>| {
-            let row = from.len() / self.gradients.len;
-            let to = engine.alloc("factors of some candidates", places.len() * row)?;
-            engine.gather_rows(from, &rows, row, &to).map(|()| to)
-        };
-        let terms = self.gradients.terms.iter().map(|term| {
-            Ok(Term { logit_gradient: compact(&term.logit_gradient)?, features: compact(&term.features)? })
-        });
-        Ok(LastLayerGradients { terms: terms.collect::<Result<_, PruneError>>()?, len: places.len() })
-    }
-
     /// Takes the candidates of `part` into the step.
     fn pick(&mut self, engine: &mut dyn Engine, part: &LastLayerGradients) -> Result<(), PruneError> {
         let sum = engine.alloc("sum of the picked gradients", self.sum.len())?;
@@ -176,7 +162,7 @@ impl Search {
             // Equal gains keep the sample that comes first.
             open.sort_by(|&a, &b| gains[b as usize].total_cmp(&gains[a as usize]).then(a.cmp(&b)));
             let best: Vec<u32> = open.drain(..wanted).collect();
-            let part = self.part(engine, &best)?;
+            let part = part(engine, &self.gradients, &best)?;
             self.pick(engine, &part)?;
             chosen.extend(best);
             go_on(survey, samples.len())?;
@@ -199,7 +185,7 @@ impl Search {
             let size = pool.min(open.len());
             draw_to_front(&mut open, size, key, chosen.len() as u32);
             let places = &open[..size];
-            let part = self.part(engine, places)?;
+            let part = part(engine, &self.gradients, places)?;
             let gains = self.gains(engine, survey, &part, |at| samples[places[at] as usize])?;
             let best =
                 (0..size).max_by(|&a, &b| gains[a].total_cmp(&gains[b]).then(places[b].cmp(&places[a])));

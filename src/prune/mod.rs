@@ -11,16 +11,22 @@
 //! | `ranking` | the largest or smallest scores: last loss, EL2N, last-layer GraNd, EasyCore's input-gradient norm |
 //! | `info_batch` | InfoBatch's unbiased random half of the easy samples |
 //! | `grad_match` | Adv-GRAD-MATCH: weights whose gradient sum matches that of all |
+//! | [`atoms`], [`pursuit`], [`cholesky`] | its atoms on a device, its solver, and the factor that the solver grows |
 //! | `glister` | Adv-GLISTER: what lowers the loss of held-out images most |
 
+pub mod atoms;
+pub mod cholesky;
 mod glister;
+mod grad_match;
 mod info_batch;
+pub mod pursuit;
 mod random;
 mod ranking;
 mod subset;
 mod survey;
 
 pub use glister::{Glister, Greedy};
+pub use grad_match::{AtomMode, GradMatch};
 pub use info_batch::InfoBatch;
 pub use random::{All, Random};
 pub use ranking::{Ranking, Score};
@@ -28,7 +34,7 @@ pub use subset::Subset;
 pub use survey::{LastLayerView, Survey};
 
 use crate::data::order::quotas;
-use crate::engine::{self, Engine, Tensor};
+use crate::engine::{self, Engine, LastLayerGradients, Tensor, Term};
 use crate::philox::Key;
 
 /// A way to choose samples. It keeps no state: the same candidates, weights and key give the same subset.
@@ -69,6 +75,24 @@ impl Candidates<'_> {
         }
         quotas(&counts, self.budget.min(self.samples.len()))
     }
+}
+
+/// The gradients at `places`, compacted.
+fn part(
+    engine: &mut dyn Engine,
+    gradients: &LastLayerGradients,
+    places: &[u32],
+) -> Result<LastLayerGradients, PruneError> {
+    let rows = engine.upload("places of candidates", places)?;
+    let mut compact = |from: &Tensor<f32>| {
+        let row = from.len() / gradients.len;
+        let to = engine.alloc("factors of some candidates", places.len() * row)?;
+        engine.gather_rows(from, &rows, row, &to).map(|()| to)
+    };
+    let terms = gradients.terms.iter().map(|term| {
+        Ok(Term { logit_gradient: compact(&term.logit_gradient)?, features: compact(&term.features)? })
+    });
+    Ok(LastLayerGradients { terms: terms.collect::<Result<_, PruneError>>()?, len: places.len() })
 }
 
 /// Why a selection failed.

@@ -9,7 +9,7 @@ pub struct Subset {
     pub samples: Vec<u32>,
     /// A factor on the loss of each, their mean 1.
     pub weights: Vec<f32>,
-    /// What a pursuit left of its target after each choice, as shares of the target's norm; empty for other methods.
+    /// What the pursuits left of their targets after each step, as shares of the targets' norm; empty for other methods.
     pub residuals: Vec<f64>,
 }
 

@@ -1,0 +1,179 @@
+//! The atoms of a pursuit on a device: the last-layer gradients of samples, or the sums of those of batches.
+//!
+//! Columns of the Gram matrix are made and kept on the device, in blocks that are allocated as the pursuit grows; the host
+//! reads one column and one vector of correlations a step. Called by `grad_match`; checked by `tests/prune_grad_match.rs`
+//! against explicit gradients.
+
+use super::cholesky::dot;
+use super::pursuit::Atoms;
+use super::{PruneError, part};
+use crate::engine::{Engine, LastLayerGradients, Tensor};
+
+/// Numbers of a block of columns, at least (32 MiB).
+const BLOCK: usize = 1 << 22;
+
+/// Where inner products come from.
+enum Source {
+    /// Each atom the gradient of a sample.
+    Samples(LastLayerGradients),
+    /// Each atom one row of numbers.
+    Rows(Tensor<f64>),
+}
+
+/// Atoms whose target is their sum.
+pub struct DeviceAtoms<'a> {
+    engine: &'a mut dyn Engine,
+    source: Source,
+    /// `<b, b>`.
+    target_square: f64,
+    /// `<a_i, b>`, on the device and here.
+    products: Tensor<f64>,
+    host_products: Vec<f64>,
+    squares: Vec<f64>,
+    /// Columns one behind the other, `rows` in each block.
+    blocks: Vec<Tensor<f64>>,
+    rows: usize,
+    /// Room for two vectors of correlations.
+    rooms: [Tensor<f64>; 2],
+}
+
+impl<'a> DeviceAtoms<'a> {
+    /// One atom a sample.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn of_samples(
+        engine: &'a mut dyn Engine,
+        gradients: &LastLayerGradients,
+    ) -> Result<Self, PruneError> {
+        let target = sum(engine, gradients)?;
+        let products = engine.alloc("correlations with the target", gradients.len)?;
+        engine.gradient_products(gradients, &target, &products)?;
+        let squares = squares(engine, gradients)?;
+        Self::new(engine, Source::Samples(gradients.clone()), &target, products, squares)
+    }
+
+    /// One atom for each list of places: the sum of the gradients there. Together the lists name every place once.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn of_batches(
+        engine: &'a mut dyn Engine,
+        gradients: &LastLayerGradients,
+        batches: &[&[u32]],
+    ) -> Result<Self, PruneError> {
+        let target = sum(engine, gradients)?;
+        let width = target.len();
+        let rows = engine.alloc("gradients of the batches", batches.len() * width)?;
+        let mut squares = Vec::with_capacity(batches.len());
+        for (position, places) in batches.iter().enumerate() {
+            let batch = part(engine, gradients, places)?;
+            let row = rows.rows(position..position + 1, width);
+            engine.gradient_sum(&batch, None, &row)?;
+            let values = engine.read(&row)?;
+            squares.push(dot(&values, &values));
+        }
+        let products = engine.alloc("correlations with the target", batches.len())?;
+        engine.row_products(&rows, &target, &products)?;
+        Self::new(engine, Source::Rows(rows), &target, products, squares)
+    }
+
+    fn new(
+        engine: &'a mut dyn Engine,
+        source: Source,
+        target: &Tensor<f64>,
+        products: Tensor<f64>,
+        squares: Vec<f64>,
+    ) -> Result<Self, PruneError> {
+        let target = engine.read(target)?;
+        let count = products.len();
+        let room = || engine.alloc("correlations with the residual", count);
+        let rooms = [room()?, room()?];
+        Ok(Self {
+            target_square: dot(&target, &target),
+            host_products: engine.read(&products)?,
+            products,
+            squares,
+            source,
+            blocks: Vec::new(),
+            rows: BLOCK.div_ceil(count.max(1)).min(count),
+            rooms,
+            engine,
+        })
+    }
+
+    /// Whether the target is the zero vector, up to the rounding errors of a sum of the atoms.
+    pub fn target_is_zero(&self) -> bool {
+        let lengths: f64 = self.squares.iter().map(|square| square.sqrt()).sum();
+        self.target_square.sqrt() <= 1e-14 * lengths
+    }
+
+    /// Bytes of the columns kept.
+    pub fn column_bytes(&self) -> usize {
+        self.blocks.iter().map(|block| block.len() * size_of::<f64>()).sum()
+    }
+}
+
+/// `sum_i g_i` as one vector.
+fn sum(engine: &mut dyn Engine, gradients: &LastLayerGradients) -> Result<Tensor<f64>, PruneError> {
+    let network = engine.network();
+    let sum = engine.alloc("sum of the gradients", network.classes * (network.features() + 1))?;
+    engine.gradient_sum(gradients, None, &sum)?;
+    Ok(sum)
+}
+
+/// `<g_i, g_i>` of every sample.
+pub fn squares(engine: &mut dyn Engine, gradients: &LastLayerGradients) -> Result<Vec<f64>, PruneError> {
+    let squares = engine.alloc("squares of the gradients", gradients.len)?;
+    engine.gradient_squares(gradients, &squares)?;
+    Ok(engine.read(&squares)?)
+}
+
+impl Atoms for DeviceAtoms<'_> {
+    fn count(&self) -> usize {
+        self.products.len()
+    }
+
+    fn target_square(&self) -> f64 {
+        self.target_square
+    }
+
+    fn target_products(&self) -> &[f64] {
+        &self.host_products
+    }
+
+    fn squares(&self) -> &[f64] {
+        &self.squares
+    }
+
+    fn keep_column(&mut self, atom: usize, slot: usize) -> Result<Vec<f64>, PruneError> {
+        let count = self.count();
+        let (block, row) = (slot / self.rows, slot % self.rows);
+        if block == self.blocks.len() {
+            self.blocks.push(self.engine.alloc("columns of the Gram matrix", self.rows * count)?);
+        }
+        let column = self.blocks[block].rows(row..row + 1, count);
+        match &self.source {
+            Source::Samples(gradients) => self.engine.gradient_column(gradients, atom, &column)?,
+            Source::Rows(rows) => {
+                let width = rows.len() / count;
+                self.engine.row_products(rows, &rows.rows(atom..atom + 1, width), &column)?;
+            }
+        }
+        Ok(self.engine.read(&column)?)
+    }
+
+    fn residual_products(&mut self, weights: &[f64]) -> Result<Vec<f64>, PruneError> {
+        let count = self.count();
+        let weights = self.engine.upload("weights of the atoms", weights)?;
+        let mut from = self.products.clone();
+        for (block, start) in (0..weights.len()).step_by(self.rows).enumerate() {
+            let factors = weights.slice(start..weights.len().min(start + self.rows));
+            let columns = self.blocks[block].rows(0..factors.len(), count);
+            let to = self.rooms[block % 2].clone();
+            self.engine.subtract_rows(&columns, &factors, &from, &to)?;
+            from = to;
+        }
+        Ok(self.engine.read(&from)?)
+    }
+}

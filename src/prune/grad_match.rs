@@ -1,0 +1,205 @@
+//! Adv-GRAD-MATCH (Killamsetty et al., ICML 2021, on adversarial losses): a weighted subset whose gradient sum is near
+//! that of all candidates.
+//!
+//! With g_i the last-layer gradient of the training objective at a sample and its adversarial image,
+//! `min |sum_{i in S} w_i g_i - sum_i g_i|^2 + lambda |w|^2` over |S| <= k and w >= 0, by the pursuit of `pursuit`.
+//! The target is the sum, so the weights of a perfect match by all are 1 and those of k of n samples about n / k; a target
+//! scaled by a number scales all weights by it, and [`Subset::weighted`] makes their mean 1, so sum or mean is the same
+//! choice. lambda is `ridge` times the mean squared norm of the atoms of the pursuit: the public code adds a plain number
+//! to the Gram matrix, whose elements grow with the width of the network and with the loss; here one `ridge` means the
+//! same for any width, loss or kind of atom, and 0 is 0. Called by the table of selections; checked by
+//! `tests/prune_grad_match.rs`.
+
+use super::atoms::{DeviceAtoms, squares};
+use super::pursuit::{Atoms, Limits, Pursuit, pursue};
+use super::{Candidates, PruneError, Selection, Subset, Survey, part};
+use crate::data::order::shuffled;
+use crate::engine::{Engine, LastLayerGradients};
+use crate::names::named;
+
+/// Selection by matching gradients.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GradMatch {
+    pub mode: AtomMode,
+    /// lambda over the mean squared norm of the atoms; 0 or more.
+    pub ridge: f64,
+    /// A pursuit ends early where its residual, as a share of its target, is no larger; in [0, 1).
+    pub tolerance: f64,
+    /// Samples of an atom with [`AtomMode::PerBatch`].
+    pub batch: usize,
+}
+
+named! {
+    /// What the atoms of the pursuit are.
+    pub enum AtomMode {
+        /// Random batches: an atom is the gradient sum of one (its mean, but for the scale), and every sample of a chosen
+        /// batch has its weight.
+        PerBatch = "per-batch",
+        /// Samples, with a pursuit for each class that matches the gradient sum of that class.
+        PerClass = "per-class",
+        /// Samples, with one pursuit over all.
+        PerSample = "per-sample",
+    }
+}
+
+impl Selection for GradMatch {
+    /// Surveys the candidates and matches their gradients: see [`GradMatch::choose`].
+    fn select(
+        &self,
+        engine: &mut dyn Engine,
+        candidates: &Candidates,
+        survey: &mut Survey,
+    ) -> Result<Subset, PruneError> {
+        self.check(candidates)?;
+        let samples = candidates.samples;
+        if samples.is_empty() || candidates.budget == 0 {
+            return Ok(Subset::default());
+        }
+        let gradients = survey.last_layer(engine, samples)?.gradients;
+        self.choose(engine, candidates, &gradients, &mut || (survey.watch)(samples.len(), samples.len()))
+    }
+}
+
+impl GradMatch {
+    /// Chooses by the gradients of the candidates, in their order. `go_on` is asked before each step of a pursuit.
+    ///
+    /// A pursuit may end with fewer atoms than its budget, where its residual is within the tolerance or no nonnegative
+    /// weights are better; nothing is filled up. Per batch, a budget of k samples pays for floor(k / batch) batches, of all
+    /// candidates for every batch. Per class, the budget is divided as in [`Candidates::class_budgets`]; a class whose
+    /// gradients sum to zero gives no samples. Where nothing at all asks for a sample, every gradient sum being zero, the
+    /// subset is a random one with weight 1.
+    ///
+    /// The residual after step s of the subset is that of all pursuits after s steps each, as a share of the norm of all
+    /// their targets; it falls where `ridge` is 0, and else the objective with the ridge does.
+    ///
+    /// # Errors
+    /// [`PruneError::Invalid`] for a gradient that is not finite, parameters out of range and a budget below one batch;
+    /// [`PruneError::Stopped`] if `go_on` says so; and those of the engine.
+    pub fn choose(
+        &self,
+        engine: &mut dyn Engine,
+        candidates: &Candidates,
+        gradients: &LastLayerGradients,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Subset, PruneError> {
+        self.check(candidates)?;
+        let samples = candidates.samples;
+        let budget = candidates.budget.min(samples.len());
+        if budget == 0 {
+            return Ok(Subset::default());
+        }
+        if let Some(place) = squares(engine, gradients)?.iter().position(|square| !square.is_finite()) {
+            return Err(PruneError::Invalid(format!(
+                "training image {}: its last-layer gradient is not finite: training has diverged",
+                samples[place]
+            )));
+        }
+        let mut chosen: Vec<(u32, f64)> = Vec::with_capacity(budget);
+        let mut traces = Traces::default();
+        match self.mode {
+            AtomMode::PerSample => {
+                let mut atoms = DeviceAtoms::of_samples(engine, gradients)?;
+                let found = self.pursue(&mut atoms, budget, go_on, &mut traces)?;
+                chosen.extend(found.atoms.iter().map(|&atom| samples[atom]).zip(found.weights));
+            }
+            AtomMode::PerClass => {
+                for (class, most) in candidates.class_budgets().into_iter().enumerate() {
+                    let places: Vec<u32> = (0..samples.len() as u32)
+                        .filter(|&place| candidates.labels[place as usize] == class as u32)
+                        .collect();
+                    if places.is_empty() {
+                        continue;
+                    }
+                    // A class without budget is not matched, and its residual says so.
+                    let gradients = part(engine, gradients, &places)?;
+                    let mut atoms = DeviceAtoms::of_samples(engine, &gradients)?;
+                    let found = self.pursue(&mut atoms, most, go_on, &mut traces)?;
+                    let names = found.atoms.iter().map(|&atom| samples[places[atom] as usize]);
+                    chosen.extend(names.zip(found.weights));
+                }
+            }
+            AtomMode::PerBatch => {
+                let places: Vec<u32> = (0..samples.len() as u32).collect();
+                let places = shuffled(candidates.key, &places);
+                let batches: Vec<&[u32]> = places.chunks(self.batch).collect();
+                let most = if budget == samples.len() { batches.len() } else { budget / self.batch };
+                let mut atoms = DeviceAtoms::of_batches(engine, gradients, &batches)?;
+                let found = self.pursue(&mut atoms, most, go_on, &mut traces)?;
+                for (&atom, &weight) in found.atoms.iter().zip(&found.weights) {
+                    chosen.extend(batches[atom].iter().map(|&place| (samples[place as usize], weight)));
+                }
+            }
+        }
+        if chosen.is_empty() {
+            let mut drawn = shuffled(candidates.key, samples);
+            drawn.truncate(budget);
+            return Ok(Subset::uniform(drawn));
+        }
+        Ok(Subset { residuals: traces.together(), ..Subset::weighted(chosen)? })
+    }
+
+    fn check(&self, candidates: &Candidates) -> Result<(), PruneError> {
+        let invalid = |text: String| Err(PruneError::Invalid(format!("adv-grad-match: {text}")));
+        if !(self.ridge.is_finite() && self.ridge >= 0.0) {
+            return invalid(format!("ridge {}, expected a finite number, 0 at least", self.ridge));
+        }
+        if !(0.0..1.0).contains(&self.tolerance) {
+            return invalid(format!("tolerance {}, expected 0 at least and below 1", self.tolerance));
+        }
+        if self.mode == AtomMode::PerBatch {
+            let (batch, budget) = (self.batch, candidates.budget);
+            if batch == 0 {
+                return invalid("batches of 0 samples, expected 1 at least".into());
+            }
+            if (1..batch).contains(&budget) && budget < candidates.samples.len() {
+                return invalid(format!(
+                    "a budget of {budget} samples, expected one batch of {batch} at least (per-batch atoms)"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// One pursuit of at most `most` atoms; of none where the target is zero.
+    fn pursue(
+        &self,
+        atoms: &mut DeviceAtoms,
+        most: usize,
+        go_on: &mut dyn FnMut() -> bool,
+        traces: &mut Traces,
+    ) -> Result<Pursuit, PruneError> {
+        if atoms.target_is_zero() {
+            return Ok(Pursuit::default());
+        }
+        let mean_square = atoms.squares().iter().sum::<f64>() / atoms.count().max(1) as f64;
+        let limits = Limits { atoms: most, ridge: self.ridge * mean_square, tolerance: self.tolerance };
+        let found = pursue(atoms, &limits, go_on)?;
+        traces.add(atoms.target_square(), &found.residuals);
+        Ok(found)
+    }
+}
+
+/// What the pursuits of one selection left of their targets.
+#[derive(Default)]
+struct Traces(Vec<(f64, Vec<f64>)>);
+
+impl Traces {
+    /// A pursuit with this `|b|^2` and these `|r| / |b|`.
+    fn add(&mut self, target_square: f64, residuals: &[f64]) {
+        self.0.push((target_square, residuals.to_vec()));
+    }
+
+    /// `sqrt(sum |r|^2 / sum |b|^2)` after each step that some pursuit made; one that has ended stays where it is.
+    fn together(&self) -> Vec<f64> {
+        let steps = self.0.iter().map(|(_, residuals)| residuals.len()).max().unwrap_or(0);
+        let total: f64 = self.0.iter().map(|(square, _)| square).sum();
+        let left = |step: usize| -> f64 {
+            let of_one = |(square, residuals): &(f64, Vec<f64>)| {
+                let residual = residuals.get(step).or(residuals.last()).copied().unwrap_or(1.0);
+                square * residual * residual
+            };
+            self.0.iter().map(of_one).sum()
+        };
+        (0..steps).map(|step| (left(step) / total).sqrt()).collect()
+    }
+}
