@@ -26,6 +26,8 @@ pub enum Purpose {
     SelectionStart = 8,
     /// A random search over squares; `step` is the restart, block `n` the n-th query of an image.
     SquareQuery = 9,
+    /// The random start of APGD; `step` is the restart, and the target where there is one.
+    AdaptiveStart = 10,
 }
 
 /// Everything a number depends on but its index.

@@ -5,16 +5,20 @@
 //! Called by objectives (training) and protocols (evaluation). Checked by `tests/evaluate.rs` and `tests/methods.rs`:
 //! every image stays in the ball and in [0, 1], and the ascended loss rises.
 
+mod apgd;
 mod cross_entropy;
 mod divergence;
 mod fab;
+mod margin;
 mod schedule;
 mod search;
 mod square;
 
+pub use apgd::{Apgd, phases as adaptive_phases};
 pub use cross_entropy::CrossEntropyAscent;
 pub use divergence::DivergenceAscent;
 pub use fab::Fab;
+pub use margin::MarginAscent;
 pub use schedule::ScheduledPgd;
 pub use search::{Cost, Found, Search};
 pub use square::Square;

@@ -4,18 +4,22 @@
 //! our kernels in bf16 with f32 accumulation, through one of two drivers: a real GPU, or the host runner that
 //! executes the same kernel sources on the CPU. Callers choose by [`open`] and see only the trait.
 
+mod apgd;
 mod boundary;
 pub mod cuda;
 mod error;
 mod last_layer;
+mod margin;
 mod open;
 pub mod reference;
 mod square;
 mod tensor;
 
+pub use apgd::{AdaptivePhase, AdaptivePoint, AdaptiveState, AdaptiveStep, AdaptiveSteps};
 pub use boundary::{BoundaryState, BoundaryStep, BoundarySteps};
 pub use error::{Error, Result};
 pub use last_layer::{LastLayer, LastLayerGradients, Term};
+pub use margin::{Margin, MarginLosses};
 pub use open::{DeviceChoice, open};
 pub use square::{Pattern, Query, RandomSquares, SearchState};
 pub use tensor::{Element, Storage, Tensor, Word};
@@ -180,7 +184,7 @@ pub struct OptimizerState {
 /// is read off the length of its tensors; any batch from 1 up to the `max_batch` given to [`open`] works. A call
 /// either succeeds or reports an [`Error`]; work may be asynchronous until a `read` or [`Engine::synchronize`].
 /// Operations that serve one purpose are traits of their own files, all part of this one.
-pub trait Engine: LastLayer + RandomSquares + BoundarySteps {
+pub trait Engine: LastLayer + MarginLosses + AdaptiveSteps + RandomSquares + BoundarySteps {
     fn device(&self) -> &DeviceInfo;
     fn network(&self) -> ResNet18;
     /// Images a micro-batch of the attack should hold, so that its activations stay in cache.

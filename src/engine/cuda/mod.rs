@@ -10,7 +10,9 @@
 //! | `scratch` | gradients on their way back |
 //! | `engine` | the [`Engine`] trait on top of these |
 //! | `square` | its part for random searches |
+//! | `apgd`, `margin` | the traits that attacks of an evaluation add to it |
 
+mod apgd;
 mod boundary;
 pub mod driver;
 mod engine;
@@ -18,6 +20,7 @@ mod eval;
 mod last_layer;
 pub mod launch;
 pub mod layout;
+mod margin;
 mod parameters;
 mod scratch;
 mod square;

@@ -120,7 +120,11 @@ impl Reference {
         Ok(batch)
     }
 
-    fn losses(&self) -> Losses<'_> {
+    pub(super) fn heap(&self) -> &Heap {
+        &self.heap
+    }
+
+    pub(super) fn losses(&self) -> Losses<'_> {
         Losses { heap: &self.heap, classes: self.network.classes }
     }
 

@@ -4,6 +4,7 @@
 //! of threads, and every reduction has one order: same seed, same build, same CPU = same bits. Checked by
 //! `tests/reference_pytorch.rs` and `tests/reference_engine.rs`.
 
+mod apgd;
 mod arena;
 mod boundary;
 mod conv;
@@ -15,6 +16,7 @@ mod head;
 mod last_layer;
 mod loss;
 mod margin;
+mod margin_losses;
 mod memory;
 mod norm;
 mod optimizer;

@@ -1,4 +1,4 @@
-//! Losses: `kernels/loss/`. Checked by `tests/kernel_loss.rs` and `tests/kernel_paired_loss.rs`.
+//! Losses: `kernels/loss/`. Checked by `tests/kernel_loss.rs`, `tests/kernel_paired_loss.rs` and `tests/kernel_margin.rs`.
 
 use super::{require, run};
 use crate::engine::cuda::driver::{Address, Driver};
@@ -111,6 +111,60 @@ pub struct SignedDeviationParams {
 pub fn signed_deviation(driver: &dyn Driver, params: &SignedDeviationParams) -> Result<()> {
     let name = "signed_deviation";
     require(params.classes >= 2, name, "classes: 2 to 128", params.classes)?;
+    by_sample(driver, name, params.batch, params.classes, params)
+}
+
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct MarginParams {
+    /// f32, batch x classes.
+    pub logits: Address,
+    /// u32, batch.
+    pub labels: Address,
+    /// u32, batch: classes to aim at; null for the best wrong one.
+    pub targets: Address,
+    /// f32, batch.
+    pub losses: Address,
+    /// u32, batch.
+    pub predictions: Address,
+    /// f32, batch x classes.
+    pub logit_gradient: Address,
+    pub batch: u32,
+    /// 2 to 128; 4 at least with targets.
+    pub classes: u32,
+}
+
+/// Margin loss of each sample, prediction and logit gradient: of the best wrong class, or with targets the DLR loss.
+pub fn margin_loss(driver: &dyn Driver, params: &MarginParams) -> Result<()> {
+    let (name, wanted) = match params.targets {
+        Address::NULL => ("margin_loss_best_wrong", 2),
+        _ => ("margin_loss_targeted_dlr", 4),
+    };
+    require(params.classes >= wanted, name, "classes: 2 (with targets 4) to 128", params.classes)?;
+    by_sample(driver, name, params.batch, params.classes, params)
+}
+
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct WrongClassParams {
+    /// f32, batch x classes.
+    pub logits: Address,
+    /// u32, batch.
+    pub labels: Address,
+    /// u32, batch.
+    pub wrong: Address,
+    pub batch: u32,
+    /// 2 to 128.
+    pub classes: u32,
+    /// 1 to classes - 1.
+    pub rank: u32,
+    pub padding: u32,
+}
+
+/// The wrong class of each sample whose logit is the `rank`-th largest of the wrong ones.
+pub fn wrong_class(driver: &dyn Driver, params: &WrongClassParams) -> Result<()> {
+    let name = "wrong_class";
+    require((1..params.classes).contains(&params.rank), name, "rank: 1 to classes - 1", params.rank)?;
     by_sample(driver, name, params.batch, params.classes, params)
 }
 

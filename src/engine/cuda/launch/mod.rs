@@ -4,6 +4,7 @@
 //! call the function that is named after the kernel. Optional operands are [`Address::NULL`]. What a kernel computes
 //! and the shapes of its operands stand at the head of its file. Called by the engine and by `tests/kernel_*.rs`.
 
+pub mod adaptive;
 pub mod attack;
 pub mod boundary;
 pub mod conv;

@@ -2,6 +2,7 @@
 //! the files beside. Checked by `tests/reference_engine.rs` and `tests/paired_losses.rs`; called by the engine.
 
 mod cross_entropy;
+mod margin;
 mod paired;
 mod softmax;
 
@@ -9,7 +10,7 @@ use rayon::prelude::*;
 
 use super::invalid;
 use super::memory::{Heap, expect_len};
-use crate::engine::{CrossEntropy, LossOutputs, PairedLoss, PairedLossOutputs, Result, Tensor};
+use crate::engine::{CrossEntropy, LossOutputs, Margin, PairedLoss, PairedLossOutputs, Result, Tensor};
 
 /// Logits of `classes` classes in the tensors of `heap`.
 pub struct Losses<'a> {
@@ -104,6 +105,50 @@ impl Losses<'_> {
         let values: Vec<f32> =
             self.rows(&logits).zip(&labels).map(|(z, &label)| paired::signed_deviation(z, label)).collect();
         self.heap.view_mut(scores)?.copy_from_slice(&values);
+        Ok(())
+    }
+
+    pub fn margin_loss(
+        &self,
+        margin: Margin,
+        logits: &Tensor<f32>,
+        labels: &Tensor<u32>,
+        outputs: LossOutputs,
+    ) -> Result<()> {
+        margin.check(self.classes)?;
+        let (logits, labels) = (self.logits(logits, labels.len())?, self.labels(labels)?);
+        let targets = match margin {
+            Margin::BestWrong => None,
+            Margin::TargetedDlr { targets } => {
+                expect_len(targets, labels.len())?;
+                Some(self.labels(targets)?)
+            }
+        };
+        self.expect_outputs(labels.len(), outputs.losses, outputs.predictions, &[outputs.logit_gradient])?;
+        let mut gradient = vec![0.0; logits.len()];
+        let results = self.rows_mut(&mut gradient).zip(self.rows(&logits)).zip(&labels).enumerate();
+        let results = results
+            .map(|(n, ((gradient, z), &label))| match &targets {
+                None => margin::best_wrong(z, label, gradient),
+                Some(targets) => margin::targeted_dlr(z, label, targets[n], gradient),
+            })
+            .collect();
+        self.heap.view_mut(outputs.logit_gradient)?.copy_from_slice(&gradient);
+        self.write(results, outputs.losses, outputs.predictions)
+    }
+
+    pub fn wrong_class(
+        &self,
+        rank: usize,
+        logits: &Tensor<f32>,
+        labels: &Tensor<u32>,
+        classes: &Tensor<u32>,
+    ) -> Result<()> {
+        let (logits, labels) = (self.logits(logits, labels.len())?, self.labels(labels)?);
+        expect_len(classes, labels.len())?;
+        let rows = self.rows(&logits).zip(&labels);
+        let found: Vec<u32> = rows.map(|(z, &label)| margin::wrong_class(rank, z, label)).collect();
+        self.heap.view_mut(classes)?.copy_from_slice(&found);
         Ok(())
     }
 

@@ -1,0 +1,224 @@
+//! APGD (Croce and Hein, "Reliable evaluation of adversarial robustness", ICML 2020): PGD with momentum whose step size each
+//! image halves for itself; on the cross-entropy (APGD-CE) or on the targeted DLR loss, one wrong class after the other (APGD-T).
+//!
+//! What an iteration does is [`AdaptiveSteps`](crate::engine::AdaptiveSteps); here are the schedule of checkpoints, the losses
+//! and the targets. Called by the protocols of `evaluate`. Checked by `tests/apgd.rs`: step by step against an f64
+//! re-implementation of the published algorithm, and on a trained network.
+
+use super::{Cost, Found, Search};
+use crate::batch::Batch;
+use crate::engine::{
+    AdaptivePhase, AdaptivePoint, AdaptiveState, AdaptiveStep, CrossEntropy, Engine, Margin, Noise, Pass,
+    Result, Tensor,
+};
+use crate::model::layers::IMAGE_LEN;
+use crate::philox::{Key, Purpose};
+
+/// Iterations of AutoAttack's standard version.
+const ITERATIONS: usize = 100;
+/// Targets of AutoAttack's standard version: the wrong classes with the 9 largest clean logits.
+pub const TARGETS: usize = 9;
+
+/// APGD from one random start (for each target).
+pub struct Apgd {
+    epsilon: f32,
+    iterations: usize,
+    /// Wrong classes to aim at, one after the other; `None` ascends the cross-entropy.
+    targets: Option<usize>,
+    room: Option<Room>,
+}
+
+/// Tensors that outlive a batch.
+struct Room {
+    state: AdaptiveState,
+    /// The images still to fool, compacted.
+    group: Batch,
+    places: Tensor<u32>,
+    targets: Tensor<u32>,
+}
+
+/// Lengths of the windows between checkpoints: 22 % of the iterations, then 3 % less each, 6 % at least.
+fn windows(iterations: usize) -> impl Iterator<Item = usize> {
+    let share = |percent: usize| (percent * iterations / 100).max(1);
+    let (first, less, least) = (share(22), share(3), share(6));
+    std::iter::successors(Some(first), move |window| Some(window.saturating_sub(less).max(least)))
+}
+
+/// The phase of each step of an attack: the network sees the start and `iterations` more points.
+pub fn phases(iterations: usize) -> Vec<AdaptivePhase> {
+    let mut phases = vec![AdaptivePhase::Within; iterations + 1];
+    let mut end = 0;
+    for window in windows(iterations) {
+        end += window;
+        if end >= iterations {
+            break;
+        }
+        phases[end] = AdaptivePhase::Checkpoint { window: window as u32 };
+    }
+    phases[0] = AdaptivePhase::First;
+    phases[iterations] = AdaptivePhase::Last;
+    phases
+}
+
+impl Apgd {
+    /// APGD-CE: 100 iterations in the ball of radius `epsilon`.
+    pub fn cross_entropy(epsilon: f32) -> Self {
+        Self { epsilon, iterations: ITERATIONS, targets: None, room: None }
+    }
+
+    /// APGD-T: 100 iterations for each of 9 targets, or of all wrong classes where there are fewer.
+    pub fn targeted(epsilon: f32) -> Self {
+        Self { targets: Some(TARGETS), ..Self::cross_entropy(epsilon) }
+    }
+
+    /// The same with another number of iterations, 1 at least.
+    pub fn with_iterations(self, iterations: usize) -> Self {
+        Self { iterations: iterations.max(1), ..self }
+    }
+
+    fn room(&mut self, engine: &dyn Engine, len: usize) -> Result<Room> {
+        match self.room.take() {
+            Some(room) if room.state.len() >= len => Ok(room),
+            _ => Ok(Room {
+                state: AdaptiveState::alloc(engine, len)?,
+                group: Batch::alloc(engine, len)?,
+                places: engine.alloc("places of images to fool", len)?,
+                targets: engine.alloc("APGD targets", len)?,
+            }),
+        }
+    }
+
+    /// One attack on every image of `batch`: where each is fooled.
+    fn run(
+        &self,
+        engine: &mut dyn Engine,
+        key: Key,
+        batch: &Batch,
+        targets: Option<&Tensor<u32>>,
+        state: &AdaptiveState,
+    ) -> Result<Vec<bool>> {
+        let key = Key { purpose: Purpose::AdaptiveStart, ..key };
+        engine.adaptive_start(self.epsilon, key, &batch.samples, &batch.images, &batch.perturbed)?;
+        let phases = phases(self.iterations);
+        let (len, size) = (batch.len(), engine.micro_batch());
+        for start in (0..len).step_by(size) {
+            let range = start..len.min(start + size);
+            let (part, state) = (batch.rows(range.clone()), state.rows(range.clone()));
+            let targets = targets.map(|targets| targets.slice(range));
+            let point = AdaptivePoint {
+                images: &part.images,
+                labels: &part.labels,
+                losses: &part.losses,
+                predictions: &part.predictions,
+                perturbed: &part.perturbed,
+            };
+            for &phase in &phases {
+                engine.forward(Pass::Eval, &part.perturbed, &part.logits)?;
+                match &targets {
+                    None => {
+                        // Scale 1: only the gradient's sign matters.
+                        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
+                        engine.cross_entropy(&loss, &part.logits, &part.labels, None, part.outputs())?;
+                    }
+                    Some(targets) => {
+                        let margin = Margin::TargetedDlr { targets };
+                        engine.margin_loss(margin, &part.logits, &part.labels, part.outputs())?;
+                    }
+                }
+                if phase != AdaptivePhase::Last {
+                    engine.input_gradient(Pass::Eval, &part.logit_gradient, &state.gradient)?;
+                }
+                engine.adaptive_step(&AdaptiveStep { epsilon: self.epsilon, phase }, point, &state)?;
+            }
+        }
+        Ok(engine.read(&state.broken.slice(0..len))?.into_iter().map(|broken| broken != 0).collect())
+    }
+
+    fn cost(&self, images: usize) -> Cost {
+        let images = images as u64;
+        Cost { forwards: images * (self.iterations as u64 + 1), backwards: images * self.iterations as u64 }
+    }
+
+    /// Target after target, each on the images not fooled yet. The starts of the targets differ in `key.step`.
+    fn search_targets(
+        &self,
+        engine: &mut dyn Engine,
+        key: Key,
+        batch: &Batch,
+        targets: usize,
+        room: &Room,
+    ) -> Result<Found> {
+        // x' = x to begin with: a radius of zero copies.
+        let nothing = Noise::Uniform { radius: 0.0 };
+        engine.perturb(nothing, key, &batch.samples, &batch.images, &batch.perturbed)?;
+        for part in batch.parts(engine.micro_batch()) {
+            engine.forward(Pass::Eval, &part.images, &part.clean_logits)?;
+        }
+        let mut found = Found {
+            broken: vec![false; batch.len()],
+            cost: Cost { forwards: batch.len() as u64, backwards: 0 },
+        };
+        for rank in 1..=targets.min(batch.classes() - 1) {
+            let left: Vec<u32> =
+                (0..batch.len() as u32).filter(|&place| !found.broken[place as usize]).collect();
+            if left.is_empty() {
+                break;
+            }
+            let group = room.group.rows(0..left.len());
+            let places = room.places.slice(0..left.len());
+            engine.write(&places, &left)?;
+            engine.gather_rows(&batch.samples, &places, 1, &group.samples)?;
+            engine.gather_rows(&batch.labels, &places, 1, &group.labels)?;
+            engine.gather_rows(&batch.images, &places, IMAGE_LEN, &group.images)?;
+            engine.gather_rows(&batch.clean_logits, &places, batch.classes(), &group.clean_logits)?;
+            let aims = room.targets.slice(0..left.len());
+            engine.wrong_class(rank, &group.clean_logits, &group.labels, &aims)?;
+
+            let key = Key { step: key.step * TARGETS as u32 + (rank as u32 - 1), ..key };
+            let broken = self.run(engine, key, &group, Some(&aims), &room.state.rows(0..left.len()))?;
+            engine.scatter_rows(&group.perturbed, &places, IMAGE_LEN, &batch.perturbed)?;
+            found.cost += self.cost(left.len());
+            for (place, broken) in left.into_iter().zip(broken) {
+                found.broken[place as usize] = broken;
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Search for Apgd {
+    fn search(&mut self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<Found> {
+        let room = self.room(engine, batch.len())?;
+        let found = match self.targets {
+            None => Found {
+                broken: self.run(engine, key, batch, None, &room.state.rows(0..batch.len()))?,
+                cost: self.cost(batch.len()),
+            },
+            Some(targets) => self.search_targets(engine, key, batch, targets, &room)?,
+        };
+        self.room = Some(room);
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_are_those_of_the_published_code() {
+        let checks = |iterations| -> Vec<(usize, u32)> {
+            let numbered = phases(iterations).into_iter().enumerate();
+            let check = |(at, phase)| match phase {
+                AdaptivePhase::Checkpoint { window } => Some((at, window)),
+                _ => None,
+            };
+            numbered.filter_map(check).collect()
+        };
+        let standard = [(22, 22), (41, 19), (57, 16), (70, 13), (80, 10), (87, 7), (93, 6), (99, 6)];
+        assert_eq!(checks(100), standard);
+        assert_eq!(checks(10), [(2, 2), (3, 1), (4, 1), (5, 1), (6, 1), (7, 1), (8, 1), (9, 1)]);
+        assert_eq!(phases(1), [AdaptivePhase::First, AdaptivePhase::Last]);
+        assert_eq!((phases(100).len(), phases(100)[100]), (101, AdaptivePhase::Last));
+    }
+}
