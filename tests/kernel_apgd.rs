@@ -63,7 +63,7 @@ struct Image {
 }
 
 fn project(moved: f32, x: f32) -> f32 {
-    moved.max(x - EPSILON).min(x + EPSILON).max(0.0).min(1.0)
+    moved.max(x - EPSILON).min(x + EPSILON).clamp(0.0, 1.0)
 }
 
 impl Image {
@@ -154,7 +154,7 @@ fn images() -> Vec<Image> {
                 step_size: EPSILON / 2.0,
                 best_loss,
                 checked_loss,
-                last_loss: if random.word() % 2 == 0 { loss - 0.1 } else { loss },
+                last_loss: if random.word().is_multiple_of(2) { loss - 0.1 } else { loss },
                 increases,
                 halved,
                 broken: random.word() % 2,
