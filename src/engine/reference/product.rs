@@ -1,7 +1,9 @@
 //! The matrix product of all convolutions: a checked view of matrices in slices, around the `gemm` crate.
 //!
-//! A product runs on the calling thread; the callers cut work into tasks. Its bits depend on the shapes alone.
-//! Checked through the convolutions by `tests/reference_pytorch.rs`; called by `conv.rs` and `conv_weight.rs`.
+//! A product runs on the calling thread; the callers cut work into tasks. The bits of an element depend on its row, its
+//! column and the depth alone, not on how many rows and columns there are: an image's logits are the same in every batch.
+//! Checked through the convolutions by `tests/reference_pytorch.rs`, and that bits do not depend on the batch by
+//! `tests/apgd.rs`; called by `conv.rs` and `conv_weight.rs`.
 
 use gemm::{Parallelism, gemm};
 
@@ -33,6 +35,10 @@ impl<'a> Matrix<'a> {
     }
 }
 
+/// The library cuts a deeper product into blocks whose depth depends on rows and columns, and with it the order of
+/// additions; up to this depth it never does.
+const DEPTH: usize = 512;
+
 /// `out = left * right`, or `out += left * right` where `accumulate`; `out` lies row by row.
 pub fn product(left: Matrix, right: Matrix, out: &mut [f32], accumulate: bool) {
     let (rows, columns, depth) = (left.rows, right.columns, left.columns);
@@ -42,30 +48,35 @@ pub fn product(left: Matrix, right: Matrix, out: &mut [f32], accumulate: bool) {
         rows * columns,
         "elements of the product of {rows} x {depth} and {depth} x {columns}"
     );
-    // SAFETY: a `Matrix` holds rows * columns values, and its two strides reach each of them and nothing else; `out`
-    // has rows * columns elements, is borrowed exclusively, and is read only where `accumulate`. Every stride is at
-    // most the length of a slice, which fits an isize.
-    unsafe {
-        gemm(
-            rows,
-            columns,
-            depth,
-            out.as_mut_ptr(),
-            1,
-            columns as isize,
-            accumulate,
-            left.values.as_ptr(),
-            left.column_stride as isize,
-            left.row_stride as isize,
-            right.values.as_ptr(),
-            right.column_stride as isize,
-            right.row_stride as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
+    let block = depth.div_ceil(depth.div_ceil(DEPTH).max(1)).max(1);
+    // A product of no depth is zero: the library says so too.
+    for from in (0..depth.max(1)).step_by(block) {
+        // SAFETY: a `Matrix` holds rows * columns values, and its two strides reach each of them and nothing else: the
+        // block starts inside (or, of no depth, is not read) and ends where the depth does. `out` has rows * columns
+        // elements, is borrowed exclusively, and is read only where there is something to add to. Every stride is at
+        // most the length of a slice, which fits an isize.
+        unsafe {
+            gemm(
+                rows,
+                columns,
+                block.min(depth - from),
+                out.as_mut_ptr(),
+                1,
+                columns as isize,
+                accumulate || from > 0,
+                left.values.as_ptr().add(from * left.column_stride),
+                left.column_stride as isize,
+                left.row_stride as isize,
+                right.values.as_ptr().add(from * right.row_stride),
+                right.column_stride as isize,
+                right.row_stride as isize,
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                Parallelism::None,
+            );
+        }
     }
 }
