@@ -111,7 +111,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // The quantile 1 - a of all scores leaves the share a above it.
         let accuracy = ((1.0 - outliers) * robust) as f32;
         let mut work = Default::default();
-        let mut bullet = BulletTrain::new(ScheduledPgd::of_recipe(&recipe.attack), &recipe.accelerate);
+        let mut bullet = BulletTrain::new(ScheduledPgd::of_recipe(&recipe), &recipe.accelerate);
         let met = seconds(engine, |engine| {
             bullet.set_accuracy(accuracy);
             work = bullet.perturb(engine, ascent, key, &batch).expect("an attack");

@@ -13,7 +13,8 @@ use secateur::engine::{DeviceChoice, LastLayerGradients, Term, open};
 use secateur::model::ResNet18;
 use secateur::names::Named;
 use secateur::philox::{Key, Purpose, unit};
-use secateur::prune::{AtomMode, Candidates, GradMatch};
+use secateur::prune::{Candidates, GradMatch};
+use secateur::recipe::AtomMode;
 
 const SEED: u64 = 20_261_121;
 

@@ -6,7 +6,7 @@
 //!
 //! | module | what lives there |
 //! |---|---|
-//! | [`cli`] | one file a command: `train`, `eval`, `dump`, `weights`, `data`, `profile` |
+//! | [`cli`] | one file a command: `train`, `eval`, `select`, `dump`, `weights`, `data`, `profile` |
 //! | [`train`] | the training loop, learning-rate schedules, checkpoints, metrics, the run folder |
 //! | [`evaluate`] | evaluation protocols: clean and PGD accuracy over a data split |
 //! | [`prune`] | which samples to train on: Adv-GRAD-MATCH, Adv-GLISTER, rankings and their controls |

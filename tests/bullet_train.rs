@@ -90,7 +90,7 @@ fn bullet_train_gives_each_group_its_own_attack() {
             }
         }
 
-        let mut bullet = BulletTrain::new(ScheduledPgd::of_recipe(&recipe.attack), &recipe.accelerate);
+        let mut bullet = BulletTrain::new(ScheduledPgd::of_recipe(&recipe), &recipe.accelerate);
         bullet.set_accuracy(accuracy);
         let work = match method {
             Method::Trades => bullet.perturb(engine, &mut DivergenceAscent, *key, batch),

@@ -9,12 +9,13 @@ use secateur::attack::AttackWork;
 use secateur::engine::OptimizerState;
 use secateur::model::{ResNet18, Weights, initialise};
 use secateur::train::checkpoint::{
-    Checkpoint, CheckpointError, Progress, SamplesSoFar, list, load, load_newest, name, save,
+    Checkpoint, CheckpointError, LastSelection, Progress, SamplesSoFar, SelectionState, list, load,
+    load_newest, name, save, sha256,
 };
 use secateur::train::metrics::{Best, Seconds};
 
 const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "manifest.json",
     "progress.json",
     "weights.safetensors",
@@ -22,6 +23,7 @@ const FILES: [&str; 7] = [
     "average.safetensors",
     "objective.safetensors",
     "samples.safetensors",
+    "selection.safetensors",
 ];
 
 /// A checkpoint with values that differ everywhere, losses that are hard to print included.
@@ -52,10 +54,17 @@ fn checkpoint(epoch: u32, step: usize) -> Checkpoint {
             }),
             pgd5_accuracy: Some(2.0 / 3.0),
             epoch_attacks: AttackWork { samples: 8, steps: 60, outliers: 2, boundary: 6, robust: 0 },
-            epoch_seconds: Seconds { attack: 0.1, train: 0.2, evaluate: 0.0 },
-            run_seconds: Seconds { attack: 10.1, train: 5.25, evaluate: 1.0 / 7.0 },
+            epoch_seconds: Seconds { attack: 0.1, train: 0.2, select: 0.0, evaluate: 0.0 },
+            run_seconds: Seconds { attack: 10.1, train: 5.25, select: 1.0 / 9.0, evaluate: 1.0 / 7.0 },
+            run_images: Some(70),
+            selection: Some(LastSelection { epoch, residual: Some(1.0 / 11.0) }),
         },
         samples: SamplesSoFar { predictions: (0..losses.len() as u32).map(|i| i % 10).collect(), losses },
+        selection: SelectionState {
+            samples: vec![3, 4, 49_999],
+            weights: vec![1.0 / 3.0, 2.0, 2.0 / 3.0],
+            losses: vec![0.1, f32::INFINITY, 1.0 / 7.0, 4.0],
+        },
     }
 }
 
@@ -117,6 +126,37 @@ fn no_folder_is_no_checkpoint_and_no_whole_one_is_an_error() {
     let error = load_newest(folder.path(), &mut |error| passed_over.push(error.to_string())).unwrap_err();
     assert!(matches!(error, CheckpointError::NoneWhole { count: 1, .. }), "{error}");
     assert!(passed_over[0].contains("epoch-0003-step-000000"), "{passed_over:?}");
+}
+
+/// What was written before there was data pruning lacks a few keys.
+#[test]
+fn an_older_checkpoint_still_loads() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut wanted = checkpoint(1, 2);
+    wanted.selection = SelectionState::default();
+    wanted.progress.run_images = None;
+    wanted.progress.selection = None;
+    wanted.progress.run_seconds.select = 0.0;
+    let path = save(folder.path(), &wanted, 2).unwrap();
+    assert!(!path.join("selection.safetensors").exists());
+
+    let json = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(path.join(name)).unwrap()).unwrap()
+    };
+    let mut progress = json("progress.json");
+    for key in ["run_images", "selection"] {
+        progress.as_object_mut().unwrap().remove(key).unwrap();
+    }
+    for seconds in ["epoch_seconds", "run_seconds"] {
+        progress[seconds].as_object_mut().unwrap().remove("select").unwrap();
+    }
+    let bytes = serde_json::to_vec(&progress).unwrap();
+    let mut manifest = json("manifest.json");
+    manifest["files"]["progress.json"] =
+        serde_json::json!({ "bytes": bytes.len(), "sha256": sha256(&bytes) });
+    fs::write(path.join("progress.json"), bytes).unwrap();
+    fs::write(path.join("manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+    assert_eq!(load(&path).unwrap(), wanted);
 }
 
 #[test]

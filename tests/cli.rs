@@ -6,7 +6,10 @@ use std::path::Path;
 use std::process::{Command as Process, Stdio};
 
 use assert_cmd::Command;
+use safetensors::SafeTensors;
 use secateur::model::Weights;
+use secateur::names::Named;
+use secateur::recipe::SelectionMethod;
 use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_secateur");
@@ -101,6 +104,30 @@ fn a_mistake_is_one_line_and_leaves_nothing_behind() {
         ("eval --weights bad.safetensors --samples 0", 2, "'0'"),
         ("dump --weights bad.safetensors --samples 8..8 --out d", 2, "'8..8'"),
         ("dump --weights nowhere --out d", 2, "nowhere"),
+        ("select --weights nowhere --method random --fraction 0.5 --out s", 2, "nowhere"),
+        ("select --weights nowhere --method random --out s", 2, "selection.fraction is missing"),
+        ("select --weights nowhere --method best --fraction 0.5 --out s", 2, "expected full, random, "),
+        ("select --weights nowhere --method short --fraction 0.5 --out s", 2, "expected full, random, "),
+        (
+            "select --weights nowhere --method el2n --fraction 0 --out s",
+            2,
+            "selection.fraction = 0.0, expected a number",
+        ),
+        (
+            "select --weights nowhere --method el2n --fraction 1.5 --out s",
+            2,
+            "selection.fraction = 1.5, expected a number",
+        ),
+        (
+            "select --weights nowhere --method full --fraction 0.5 --out s",
+            2,
+            "selection.fraction = 0.5, expected 1",
+        ),
+        (
+            "select --weights nowhere --method info-batch --set attack.batch_norm=train --out s",
+            2,
+            "attack.batch_norm = \"train\", expected \"eval\"",
+        ),
     ];
     for &(line, code, part) in cases {
         let done = secateur(path, &line.split(' ').collect::<Vec<_>>());
@@ -249,4 +276,127 @@ fn a_reader_that_leaves_is_no_error_and_a_full_disk_is_one() {
     assert!(stderr.starts_with("error: stdout: No space left"), "{stderr}");
     // The work itself is done and on disk.
     assert!(path.join("full/result.json").exists());
+}
+
+/// Values of a tensor of 8-byte or 4-byte elements.
+fn tensor<const N: usize, T>(file: &SafeTensors, name: &str, of: fn([u8; N]) -> T) -> (Vec<usize>, Vec<T>) {
+    let view = file.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+    (view.shape().to_vec(), view.data().as_chunks().0.iter().map(|&word| of(word)).collect())
+}
+
+#[test]
+fn select_writes_a_subset_and_what_it_was_chosen_from() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path();
+    let done = tiny_run(path, &["--set=evaluation.every=0"]);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let select = |more: &[&str]| {
+        let common =
+            ["select", "--weights", "run/last.safetensors", "--recipe", "run/recipe.toml", "--device", "cpu"];
+        secateur(path, &[&common[..], more].concat())
+    };
+    let train: Vec<i64> = {
+        let done = select(&["--method", "full", "--out", "all.safetensors"]);
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        let bytes = fs::read(path.join("all.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        tensor(&file, "indices", i64::from_le_bytes).1
+    };
+    assert_eq!(train.len(), 50);
+    for (method, _) in SelectionMethod::ALL.iter().filter(|(_, method)| *method != SelectionMethod::Short) {
+        let sized = SelectionMethod::from_name(method).unwrap().has_fraction();
+        let fraction: &[&str] = if sized { &["--fraction", "0.3"] } else { &[] };
+        let args = [&["--method", *method, "--out", "s.safetensors", "--seed", "3"], fraction].concat();
+        let done = select(&args);
+        assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""), "{method}");
+        assert!(done.stdout.starts_with(&format!("s.safetensors: {method}, ")), "{}", done.stdout);
+        let bytes = fs::read(path.join("s.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let (shape, indices) = tensor(&file, "indices", i64::from_le_bytes);
+        let (_, weights) = tensor(&file, "weights", f32::from_le_bytes);
+        let (_, residuals) = tensor(&file, "residuals", f64::from_le_bytes);
+        assert_eq!((shape[0], weights.len()), (indices.len(), indices.len()), "{method}");
+        assert!(
+            indices.is_sorted_by(|a, b| a < b) && indices.iter().all(|index| train.contains(index)),
+            "{method}"
+        );
+        // Adv-GRAD-MATCH may stop early.
+        assert!((1..=if sized { 15 } else { 50 }).contains(&indices.len()), "{method}: {}", indices.len());
+        assert!(indices.len() == 15 || !sized || *method == "adv-grad-match", "{method}: {}", indices.len());
+        let mean = weights.iter().sum::<f32>() / weights.len() as f32;
+        assert!((mean - 1.0).abs() < 1e-5, "{method}: {mean}");
+        assert_eq!(residuals.is_empty(), *method != "adv-grad-match", "{method}");
+        // Once more: the same bytes.
+        assert_eq!(select(&args).code, Some(0));
+        assert!(fs::read(path.join("s.safetensors")).unwrap() == bytes, "{method}: two selections differ");
+    }
+
+    // With TRADES there are two terms.
+    for (objective, terms) in [("pgd-at", &["adversarial"][..]), ("trades", &["clean", "adversarial"])] {
+        let set = format!("objective.method={objective}");
+        let out =
+            ["--method", "el2n", "--fraction", "0.5", "--out", "e.safetensors", "--factors", "f.safetensors"];
+        let done = select(&[&["--set", &set][..], &out].concat());
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        let bytes = fs::read(path.join("f.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let (_, indices) = tensor(&file, "indices", i64::from_le_bytes);
+        let (_, labels) = tensor(&file, "labels", i64::from_le_bytes);
+        assert_eq!(indices, train);
+        assert!(labels.iter().all(|label| (0..10).contains(label)));
+        assert_eq!(file.len(), 3 + 2 * terms.len());
+        for term in terms {
+            let (shape, gradient) = tensor(&file, &format!("{term}.logit_gradient"), f32::from_le_bytes);
+            assert_eq!(shape, [50, 10]);
+            // The softmax has one sum, whatever the logits.
+            for row in gradient.chunks_exact(10) {
+                assert!(row.iter().sum::<f32>().abs() < 1e-4, "{term}: {row:?}");
+            }
+            let (shape, features) = tensor(&file, &format!("{term}.features"), f32::from_le_bytes);
+            assert_eq!(shape, [50, 128]);
+            assert!(features.iter().all(|value| *value >= 0.0) && features.iter().any(|value| *value > 0.0));
+        }
+        // EL2N by another program: PGD-AT's logit gradient is q - e_y itself.
+        if terms.len() == 1 {
+            let (_, gradient) = tensor(&file, "adversarial.logit_gradient", f32::from_le_bytes);
+            let norm = |row: &[f32]| row.iter().map(|value| value * value).sum::<f32>();
+            let norms: Vec<f32> = gradient.chunks_exact(10).map(norm).collect();
+            let bytes = fs::read(path.join("e.safetensors")).unwrap();
+            let (_, chosen) =
+                tensor(&SafeTensors::deserialize(&bytes).unwrap(), "indices", i64::from_le_bytes);
+            let of = |inside: bool| {
+                indices
+                    .iter()
+                    .zip(&norms)
+                    .filter(move |(index, _)| chosen.contains(index) == inside)
+                    .map(|(_, norm)| *norm)
+            };
+            let (least, most) = (of.clone()(true).fold(f32::MAX, f32::min), of(false).fold(0.0, f32::max));
+            assert!(least > most - 1e-5, "{least} chosen, {most} left out");
+        }
+    }
+
+    // What cannot be written is said before the work, and weights that are no numbers are refused.
+    let random = ["--method", "random", "--fraction", "0.5"];
+    let done = select(&[&random[..], &["--out", "nowhere/s.safetensors"]].concat());
+    assert_eq!(done.code, Some(2));
+    assert!(done.stderr.contains("nowhere"), "{}", done.stderr);
+    let done = select(&[&random[..], &["--out", "run"]].concat());
+    assert!(done.code == Some(2) && done.stderr.contains("run: a folder"), "{}", done.stderr);
+    let done = select(&[&random[..], &["--out", "s", "--factors", "s"]].concat());
+    assert!(done.code == Some(2) && done.stderr.contains("--factors s: also"), "{}", done.stderr);
+    let hundred = ["--recipe", "cifar100-trades", "--out", "s"];
+    let weights = ["select", "--weights", "run/last.safetensors"];
+    let done = secateur(path, &[&weights[..], &random, &hundred].concat());
+    assert!(
+        done.code == Some(2) && done.stderr.contains("10 classes, and cifar100 has 100"),
+        "{}",
+        done.stderr
+    );
+    let mut damaged = Weights::read(&path.join("run/last.safetensors")).unwrap();
+    damaged.tensors.get_mut("linear.bias").unwrap().values[0] = f32::NAN;
+    fs::write(path.join("nan.safetensors"), damaged.to_bytes()).unwrap();
+    let done =
+        secateur(path, &[&["select", "--weights", "nan.safetensors", "--out", "s"][..], &random].concat());
+    assert!(done.code == Some(2) && done.stderr.contains("linear.bias[0]: NaN"), "{}", done.stderr);
 }

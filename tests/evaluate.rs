@@ -6,6 +6,7 @@
 use secateur::attack::{CrossEntropyAscent, Pgd};
 use secateur::batch::Batch;
 use secateur::data::generated::{self, Part};
+use secateur::data::order::Split;
 use secateur::engine::{
     CrossEntropy, DeviceChoice, Engine, ImageSet, Noise, Pass, SignStep, WeightSet, open,
 };
@@ -45,8 +46,8 @@ fn trained() -> (Box<dyn Engine>, ImageSet) {
     engine.load_weights(&initialise(network(&recipe), SEED)).unwrap();
     let train = generated::images(Part::Train, TRAINED);
     let set = engine.upload_images(&train.pixels, &train.labels).unwrap();
-    let samples: Vec<u32> = (0..TRAINED as u32).collect();
-    let mut trainer = Trainer::new(engine.as_mut(), &recipe, &set, &samples).unwrap();
+    let split = Split { train: (0..TRAINED as u32).collect(), validation: Vec::new() };
+    let mut trainer = Trainer::new(engine.as_mut(), &recipe, &set, &split).unwrap();
     trainer.epoch(&mut |_| true).unwrap().unwrap();
     drop(trainer);
     let test = generated::images(Part::Test, TESTED);

@@ -221,6 +221,7 @@ fn what_a_method_carries_survives_an_interruption() {
         let timeless = |line: &EpochMetrics| EpochMetrics {
             seconds_attack: 0.0,
             seconds_train: 0.0,
+            seconds_select: 0.0,
             seconds_evaluate: 0.0,
             images_per_second: 0.0,
             ..line.clone()

@@ -6,7 +6,8 @@ mod survey;
 
 use common::SEED;
 use secateur::engine::DeviceChoice;
-use secateur::prune::{Glister, Greedy, PruneError, Subset};
+use secateur::prune::{Glister, PruneError, Subset};
+use secateur::recipe::Greedy;
 use survey::Subject;
 
 const CLASSES: usize = 10;

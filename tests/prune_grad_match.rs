@@ -14,7 +14,8 @@ use matrix::{Matrix, dot};
 use secateur::data::order::{epoch_order, shuffled};
 use secateur::engine::{DeviceChoice, Engine, LastLayerGradients, Term, open};
 use secateur::model::ResNet18;
-use secateur::prune::{AtomMode, Candidates, GradMatch, PruneError, Subset};
+use secateur::prune::{Candidates, GradMatch, PruneError, Subset};
+use secateur::recipe::AtomMode;
 use survey::{DRAWS, Subject};
 
 const CLASSES: usize = 10;

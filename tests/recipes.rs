@@ -3,7 +3,11 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use secateur::data::SetKind;
-use secateur::recipe::{Acceleration, Attack, BUILTIN, BatchNorm, Method, Recipe, Schedule, Start, Update};
+use secateur::names::Named;
+use secateur::recipe::{
+    Acceleration, AtomMode, Attack, BUILTIN, BatchNorm, Method, Recipe, Schedule, SelectionMethod, Start,
+    Update,
+};
 
 const SMALL: &str = "
 epochs = 2
@@ -177,6 +181,110 @@ fn what_a_method_cannot_do_is_refused() {
 }
 
 #[test]
+fn every_selection_has_its_defaults_and_round_trips() {
+    for (name, method) in SelectionMethod::ALL {
+        let method_text = format!("selection.method={name}");
+        let mut set = vec![method_text.as_str(), "data.validation=200"];
+        if method.has_fraction() {
+            let error = parse(SMALL, &set).unwrap_err();
+            assert_eq!(
+                error, "recipe test: selection.fraction is missing, expected a number in (0, 1]",
+                "{name}"
+            );
+            set.push("selection.fraction=0.3");
+        }
+        let recipe = parse(SMALL, &set).unwrap();
+        let selection = &recipe.selection;
+        assert_eq!(selection.method, *method);
+        assert_eq!(selection.every, method.default_every(), "{name}");
+        assert_eq!(selection.budget(1000), if method.has_fraction() { 300 } else { 1000 }, "{name}");
+        assert_eq!(selection.warm_start, if *name == "short" { 1.0 } else { 0.0 }, "{name}");
+        // The step of Adv-GLISTER is that of training.
+        assert_eq!((selection.rounds, selection.step_size), (15, 0.1));
+        assert_eq!((selection.mode, selection.ridge, selection.tolerance), (AtomMode::PerClass, 0.5, 1e-4));
+        assert_eq!((selection.prune_share, selection.full_share), (0.5, 0.125));
+        assert_eq!(parse(&recipe.to_toml(), &[]).unwrap(), recipe);
+    }
+    assert_eq!(parse(SMALL, &[]).unwrap().selection.method, SelectionMethod::Full);
+}
+
+#[test]
+fn what_a_selection_cannot_do_is_refused() {
+    let some = "selection.fraction=0.3";
+    let cases: &[(&[&str], &str)] = &[
+        (&[some], "selection.fraction = 0.3, expected 1: full decides itself how many samples it keeps"),
+        (
+            &["selection.warm_start=0.5"],
+            "selection.warm_start = 0.5, expected 0: full has no fraction that sets its length",
+        ),
+        (
+            &["selection.method=info-batch", some],
+            "selection.fraction = 0.3, expected 1: info-batch decides itself how many samples it keeps",
+        ),
+        (
+            &["selection.method=short", some, "selection.warm_start=0.5"],
+            "selection.warm_start = 0.5, expected 1: short trains on all samples throughout",
+        ),
+        (
+            &["selection.method=short", some, "selection.every=2"],
+            "selection.every = 2, expected 0: short selects nothing",
+        ),
+        (
+            &["selection.method=random", some, "selection.every=2"],
+            "selection.every = 2, expected 0: random draws once; \"random-online\" draws again",
+        ),
+        (
+            &["selection.method=random-online", some, "selection.every=0"],
+            "selection.every = 0, expected 1 at least: random-online draws again; \"random\" draws once",
+        ),
+        (
+            &["selection.method=random", "selection.fraction=0"],
+            "selection.fraction = 0, expected a number in (0, 1]",
+        ),
+        (
+            &["selection.method=random", "selection.fraction=1.5"],
+            "selection.fraction = 1.5, expected a number in (0, 1]",
+        ),
+        (
+            &["selection.method=random", "selection.fraction=0.0002"],
+            "selection.fraction = 0.0002, expected 0.00025 at least, for one sample of 2000",
+        ),
+        (
+            &["selection.method=adv-grad-match", "selection.mode=per-batch", "selection.fraction=0.02"],
+            "selection.fraction = 0.02, expected 0.025 at least, for one batch of 2000",
+        ),
+        (
+            &["selection.method=adv-glister", some],
+            "data.validation = 0, expected 1 at least: adv-glister chooses by the loss of held-out images",
+        ),
+        (
+            &["selection.method=grand", some, "attack.batch_norm=train"],
+            "attack.batch_norm = \"train\", expected \"eval\": grand attacks the candidates, which must not move the statistics",
+        ),
+        (
+            &["selection.method=loss-rank", some, "attack.batch_norm=train"],
+            "attack.batch_norm = \"train\", expected \"eval\": loss-rank attacks the candidates, which must not move the statistics",
+        ),
+        (
+            &["selection.method=el2n", some, "objective.method=free"],
+            "objective.method = \"free\", expected another: el2n attacks candidates, and the attack of free is that of a place",
+        ),
+    ];
+    for (overrides, wanted) in cases {
+        assert_eq!(parse(SMALL, overrides).unwrap_err(), format!("recipe test: {wanted}"), "{overrides:?}");
+    }
+    // Where training has left losses to rank by, nothing is attacked.
+    let scored: [&[&str]; 3] = [
+        &["selection.method=loss-rank", some, "selection.warm_start=0.5", "attack.batch_norm=train"],
+        &["selection.method=info-batch", "objective.method=free"],
+        &["selection.method=random", some, "objective.method=free"],
+    ];
+    for overrides in scored {
+        parse(SMALL, overrides).unwrap();
+    }
+}
+
+#[test]
 fn a_file_is_named_after_itself_and_everything_is_resolved() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mine.toml");
@@ -208,6 +316,16 @@ fn a_file_is_named_after_itself_and_everything_is_resolved() {
         "start",
         "start_deviation",
         "batch_norm",
+        "[selection]",
+        "fraction",
+        "warm_start",
+        "mode",
+        "ridge",
+        "tolerance",
+        "greedy",
+        "rounds",
+        "prune_share",
+        "full_share",
         "[optimizer]",
         "learning_rate",
         "momentum",
@@ -337,8 +455,10 @@ proptest! {
 
     /// Overrides of any key with any value: an error that names the culprit, or a recipe that round-trips.
     #[test]
-    fn random_overrides(key in "[a-z_.]{0,12}", value in "[ -~]{0,12}", section in 0..8usize) {
-        let section = ["", "data.", "model.", "attack.", "optimizer.", "schedule.", "evaluation.", "checkpoint."][section];
+    fn random_overrides(key in "[a-z_.]{0,12}", value in "[ -~]{0,12}", section in 0..9usize) {
+        let section = [
+            "", "data.", "model.", "attack.", "selection.", "optimizer.", "schedule.", "evaluation.", "checkpoint.",
+        ][section];
         match parse(SMALL, &[&format!("{section}{key}={value}")]) {
             Ok(recipe) => prop_assert_eq!(&parse(&recipe.to_toml(), &[]).unwrap(), &recipe),
             Err(error) => prop_assert!(

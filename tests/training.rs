@@ -89,6 +89,7 @@ fn timeless(metrics: &EpochMetrics) -> EpochMetrics {
     EpochMetrics {
         seconds_attack: 0.0,
         seconds_train: 0.0,
+        seconds_select: 0.0,
         seconds_evaluate: 0.0,
         images_per_second: 0.0,
         ..metrics.clone()

@@ -18,7 +18,7 @@ use crate::recipe::{Acceleration, Recipe};
 /// The table of accelerations: the attack of a recipe, each phase of it changed by `change` to what the method makes of it,
 /// with what makes it cheaper.
 pub fn adversary_of_recipe(recipe: &Recipe, change: impl Fn(Pgd) -> Pgd) -> Box<dyn Adversary> {
-    let pgd = ScheduledPgd::of_recipe(&recipe.attack).map(change);
+    let pgd = ScheduledPgd::of_recipe(recipe).map(change);
     match recipe.accelerate.method {
         Acceleration::None => Box::new(pgd),
         Acceleration::BulletTrain => Box::new(BulletTrain::new(pgd, &recipe.accelerate)),

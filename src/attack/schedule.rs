@@ -6,29 +6,31 @@ use super::{Adversary, Ascent, AttackWork, Pgd};
 use crate::batch::Batch;
 use crate::engine::{Engine, Result};
 use crate::philox::Key;
-use crate::recipe::{self, BatchNorm};
+use crate::recipe::{BatchNorm, Recipe};
 
 /// The attack of each epoch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScheduledPgd {
     first: Pgd,
-    /// Epoch, counted from 0, and the attack from its start on; ascending.
+    /// Trained epoch, counted from 0, and the attack from its start on; ascending.
     later: Vec<(u32, Pgd)>,
 }
 
 impl ScheduledPgd {
-    /// The attack and the phases of a recipe.
-    pub fn of_recipe(attack: &recipe::Attack) -> Self {
-        let first = Pgd::of_recipe(attack);
-        let later = attack.phases.iter().map(|phase| {
+    /// The attack and the phases of a recipe. Its phases count epochs of the schedule; here they begin with the first
+    /// trained epoch that has come as far.
+    pub fn of_recipe(recipe: &Recipe) -> Self {
+        let first = Pgd::of_recipe(&recipe.attack);
+        let timeline = recipe.timeline();
+        let later = recipe.attack.phases.iter().map(|phase| {
             let mut pgd = Pgd { steps: phase.steps, ..first };
             pgd.step.step_size = phase.step_size.as_f32();
-            (phase.from_epoch as u32, pgd)
+            (timeline.first_at(phase.from_epoch) as u32, pgd)
         });
         Self { first, later: later.collect() }
     }
 
-    /// The attack in an epoch, counted from 0.
+    /// The attack in a trained epoch, counted from 0.
     pub fn at(&self, epoch: u32) -> Pgd {
         self.later.iter().rev().find(|(from, _)| *from <= epoch).map_or(self.first, |(_, pgd)| *pgd)
     }

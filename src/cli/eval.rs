@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use super::{Interrupted, at, catch_interrupts, radius};
+use super::{Interrupted, at, catch_interrupts, radius, writable};
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::data::{DataSet, SetKind};
@@ -174,12 +174,6 @@ fn row(args: &Args, protocol: &Protocol, correct: usize, total: usize, seconds: 
             ..clean
         },
     }
-}
-
-/// Fails before the work, and not behind it, where the result cannot be written.
-fn writable(out: &Path) -> anyhow::Result<()> {
-    let folder = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    at(folder, tempfile::tempfile_in(folder)).map(drop)
 }
 
 /// The file that stands for what `--weights` names.

@@ -8,6 +8,7 @@ mod dump;
 mod eval;
 mod profile;
 mod recipes;
+mod select;
 mod train;
 mod weights;
 
@@ -35,6 +36,7 @@ struct Cli {
 enum Command {
     Train(train::Args),
     Eval(eval::Args),
+    Select(select::Args),
     Dump(dump::Args),
     Profile(profile::Args),
     Recipes(recipes::Args),
@@ -52,6 +54,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Train(args) => train::run(args, &console),
         Command::Eval(args) => eval::run(args, &console),
+        Command::Select(args) => select::run(args, &console),
         Command::Dump(args) => dump::run(args, &console),
         Command::Profile(args) => profile::run(args, &console),
         Command::Recipes(args) => recipes::run(args, &console),
@@ -88,7 +91,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<TrainError>() {
         return match error {
             TrainError::Engine(error) => of_engine(error),
-            TrainError::Diverged { .. } | TrainError::Overfitted { .. } => 1,
+            TrainError::Diverged { .. } | TrainError::Overfitted { .. } | TrainError::Selection { .. } => 1,
             TrainError::Interrupted { .. } => EXIT_INTERRUPTED as u8,
             _ => 2,
         };
@@ -144,6 +147,16 @@ fn catch_interrupts() -> anyhow::Result<Interrupt> {
 /// A path's file operation, named in its error.
 fn at<T>(path: &std::path::Path, result: io::Result<T>) -> anyhow::Result<T> {
     result.map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))
+}
+
+/// Fails before the work, and not behind it, where a result cannot be written.
+fn writable(out: &std::path::Path) -> anyhow::Result<()> {
+    if out.is_dir() {
+        anyhow::bail!("{}: a folder, expected a file to write", out.display());
+    }
+    let folder = out.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let folder = folder.unwrap_or(std::path::Path::new("."));
+    at(folder, tempfile::tempfile_in(folder)).map(drop)
 }
 
 /// The radius of a ball: a fraction or a number above 0 and up to 1.

@@ -12,6 +12,7 @@ use crate::data::DataSet;
 use crate::engine::{DeviceChoice, DeviceInfo, Engine, open};
 use crate::recipe::Recipe;
 use crate::train::checkpoint::sha256;
+use crate::train::metrics::Seconds;
 use crate::train::run_folder::{RunFolder, RunFolderError, State};
 use crate::train::{self, Run, Summary};
 
@@ -80,7 +81,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         engine.device().kind,
         data.train.len(),
         data.name,
-        recipe.epochs,
+        recipe.timeline().epochs(),
         folder.path().display()
     ));
 
@@ -191,12 +192,12 @@ fn summary_lines(summary: &Summary) -> Vec<String> {
             summary.epsilon
         ));
     }
+    let Seconds { attack, train, select, evaluate } = summary.seconds;
+    let select = if select > 0.0 { format!("select {select:.1}, ") } else { String::new() };
     lines.push(format!(
-        "{:.1} s: attack {:.1}, train {:.1}, validation {:.1}, test {:.1}; {:.0} images/s in training",
+        "{:.1} s: attack {attack:.1}, train {train:.1}, {select}validation {evaluate:.1}, test {:.1}; {:.0} images/s in \
+         training",
         summary.seconds.total() + summary.seconds_test,
-        summary.seconds.attack,
-        summary.seconds.train,
-        summary.seconds.evaluate,
         summary.seconds_test,
         summary.images_per_second
     ));

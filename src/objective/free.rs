@@ -41,7 +41,7 @@ pub struct Free {
 impl Free {
     pub fn of_recipe(recipe: &Recipe) -> Self {
         Self {
-            attack: ScheduledPgd::of_recipe(&recipe.attack),
+            attack: ScheduledPgd::of_recipe(recipe),
             epoch: 0,
             replays: recipe.objective.replays,
             moving: accelerate::replays_of_recipe(recipe),

@@ -9,8 +9,8 @@
 
 use super::{Candidates, LastLayerView, PruneError, Selection, Subset, Survey, part};
 use crate::engine::{Engine, LastLayerGradients, Tensor};
-use crate::names::named;
 use crate::philox::Key;
+use crate::recipe::Greedy;
 
 /// The probability that a pool holds none of the k best candidates.
 const MISS: f64 = 0.01;
@@ -23,16 +23,6 @@ pub struct Glister {
     pub rounds: usize,
     /// eta, the length of the step.
     pub step_size: f64,
-}
-
-named! {
-    /// How the gain is followed.
-    pub enum Greedy {
-        /// The best k / rounds candidates at once, then a new held-out gradient.
-        Rounds = "rounds",
-        /// The best of a random pool of (n / k) ln(1 / 0.01), then a new held-out gradient (Mirzasoleiman et al. 2015).
-        Stochastic = "stochastic",
-    }
 }
 
 impl Selection for Glister {

@@ -15,7 +15,7 @@ use super::pursuit::{Atoms, Limits, Pursuit, pursue};
 use super::{Candidates, PruneError, Selection, Subset, Survey, part};
 use crate::data::order::shuffled;
 use crate::engine::{Engine, LastLayerGradients};
-use crate::names::named;
+use crate::recipe::AtomMode;
 
 /// Selection by matching gradients.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,19 +27,6 @@ pub struct GradMatch {
     pub tolerance: f64,
     /// Samples of an atom with [`AtomMode::PerBatch`].
     pub batch: usize,
-}
-
-named! {
-    /// What the atoms of the pursuit are.
-    pub enum AtomMode {
-        /// Random batches: an atom is the gradient sum of one (its mean, but for the scale), and every sample of a chosen
-        /// batch has its weight.
-        PerBatch = "per-batch",
-        /// Samples, with a pursuit for each class that matches the gradient sum of that class.
-        PerClass = "per-class",
-        /// Samples, with one pursuit over all.
-        PerSample = "per-sample",
-    }
 }
 
 impl Selection for GradMatch {

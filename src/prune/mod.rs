@@ -16,6 +16,7 @@
 
 pub mod atoms;
 pub mod cholesky;
+mod file;
 mod glister;
 mod grad_match;
 mod info_batch;
@@ -25,8 +26,8 @@ mod ranking;
 mod subset;
 mod survey;
 
-pub use glister::{Glister, Greedy};
-pub use grad_match::{AtomMode, GradMatch};
+pub use glister::Glister;
+pub use grad_match::GradMatch;
 pub use info_batch::InfoBatch;
 pub use random::{All, Random};
 pub use ranking::{Ranking, Score};
@@ -36,6 +37,7 @@ pub use survey::{LastLayerView, Survey};
 use crate::data::order::quotas;
 use crate::engine::{self, Engine, LastLayerGradients, Tensor, Term};
 use crate::philox::Key;
+use crate::recipe::{Recipe, SelectionMethod};
 
 /// A way to choose samples. It keeps no state: the same candidates, weights and key give the same subset.
 pub trait Selection {
@@ -46,6 +48,32 @@ pub trait Selection {
         candidates: &Candidates,
         survey: &mut Survey,
     ) -> Result<Subset, PruneError>;
+}
+
+/// The table of selections.
+pub fn of_recipe(recipe: &Recipe) -> Box<dyn Selection> {
+    let ranking = |score| Box::new(Ranking { score });
+    match recipe.selection.method {
+        SelectionMethod::Full | SelectionMethod::Short => Box::new(All),
+        SelectionMethod::Random | SelectionMethod::RandomOnline => Box::new(Random { class_balanced: false }),
+        SelectionMethod::ClassBalanced => Box::new(Random { class_balanced: true }),
+        SelectionMethod::LossRank => ranking(Score::LastLoss),
+        SelectionMethod::El2n => ranking(Score::El2n),
+        SelectionMethod::GraNd => ranking(Score::GraNd),
+        SelectionMethod::EasyCore => ranking(Score::InputGradient),
+        SelectionMethod::InfoBatch => Box::new(InfoBatch { prune_share: recipe.selection.prune_share }),
+        SelectionMethod::AdvGradMatch => Box::new(GradMatch {
+            mode: recipe.selection.mode,
+            ridge: recipe.selection.ridge,
+            tolerance: recipe.selection.tolerance,
+            batch: recipe.batch,
+        }),
+        SelectionMethod::AdvGlister => Box::new(Glister {
+            greedy: recipe.selection.greedy,
+            rounds: recipe.selection.rounds,
+            step_size: recipe.selection.step_size,
+        }),
+    }
 }
 
 /// What there is to choose from.

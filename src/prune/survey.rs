@@ -63,8 +63,20 @@ impl Survey<'_> {
             labels: engine.alloc("labels of the candidates", samples.len())?,
             losses: engine.alloc("losses of the candidates", samples.len())?,
         };
-        // The attack may learn from what it meets; that is for training alone.
+        // The attack may learn from what it meets; that is for training alone, and a survey cut short leaves no trace.
         let state = self.objective.state();
+        let done = self.fill(engine, samples, &view);
+        self.objective.restore(&state).map_err(PruneError::Invalid)?;
+        done.map(|()| view)
+    }
+
+    fn fill(
+        &mut self,
+        engine: &mut dyn Engine,
+        samples: &[u32],
+        view: &LastLayerView,
+    ) -> Result<(), PruneError> {
+        let features = engine.network().features();
         engine.fold_batch_norm(WeightSet::Live)?;
         let mut done = 0;
         for chunk in samples.chunks(self.scratch.len()) {
@@ -91,8 +103,7 @@ impl Survey<'_> {
                 return Err(PruneError::Stopped);
             }
         }
-        self.objective.restore(&state).map_err(PruneError::Invalid)?;
-        Ok(view)
+        Ok(())
     }
 
     /// The Euclidean norm of the gradient of each sample's clean cross-entropy with respect to its image.

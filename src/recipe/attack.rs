@@ -28,7 +28,7 @@ pub struct Attack {
 /// `[[attack.phases]]`: the steps from an epoch on.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Phase {
-    /// Epochs counted from 0.
+    /// Epochs of the schedule, counted from 0.
     pub from_epoch: usize,
     pub steps: usize,
     pub step_size: Fraction,

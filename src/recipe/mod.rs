@@ -10,6 +10,8 @@ mod builtin;
 mod overrides;
 mod reader;
 mod schedule;
+mod selection;
+mod timeline;
 mod value;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +21,8 @@ use serde::Serialize;
 pub use attack::{Attack, BatchNorm, Phase, Start};
 pub use builtin::{BUILTIN, Builtin};
 pub use schedule::{Schedule, Update};
+pub use selection::{AtomMode, Greedy, Selection, SelectionMethod};
+pub use timeline::{Pace, Stage, Timeline};
 pub use value::Fraction;
 
 use crate::data::{GENERATED_TEST, GENERATED_TRAIN, MAX_GENERATED, SetKind, Sizes, ValidationSplit};
@@ -32,6 +36,7 @@ pub struct Recipe {
     pub name: String,
     /// Keys all randomness of the run but the generated images.
     pub seed: u64,
+    /// Epochs of the schedule; where samples are pruned, those that are trained may be fewer (see [`Timeline`]).
     pub epochs: usize,
     /// Images a step; the last, smaller batch of an epoch is trained on too.
     pub batch: usize,
@@ -40,6 +45,7 @@ pub struct Recipe {
     pub objective: Objective,
     pub attack: Attack,
     pub accelerate: Accelerate,
+    pub selection: Selection,
     pub overfitting: Overfitting,
     pub optimizer: Optimizer,
     pub schedule: Schedule,
@@ -162,7 +168,7 @@ pub struct Optimizer {
 /// `[evaluation]` during training.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
-    /// Every so many epochs, and after the last; 0 for the last only.
+    /// Every so many epochs of the schedule, and after the last; 0 for the last only.
     pub every: usize,
     /// The first so many test images.
     #[serde(serialize_with = "value::all")]
@@ -176,7 +182,7 @@ pub struct Evaluation {
 /// `[checkpoint]`
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Checkpoint {
-    /// Every so many epochs, and after the last; 0 for the last only.
+    /// Every so many epochs of the schedule, and after the last; 0 for the last only.
     pub every: usize,
     /// How many of the newest stay on disk; the best one stays besides.
     pub keep: usize,
@@ -231,18 +237,28 @@ impl Recipe {
         let mut root = Section::root(name, table);
         let objective = Objective::read(root.section("objective")?)?;
         let method = objective.method;
+        let name = root.text("name", Some(name))?;
+        let seed = root.integer("seed", 0..=i64::MAX as usize, Some(0))? as u64;
+        let epochs = root.integer("epochs", 1..=100_000, None)?;
+        let batch = root.integer("batch", 1..=65_536, None)?;
+        let data = Data::read(root.section("data")?)?;
+        let model = Model::read(root.section("model")?)?;
+        let attack = Attack::read(root.section("attack")?, method)?;
+        let accelerate = Accelerate::read(root.section("accelerate")?)?;
+        let optimizer = Optimizer::read(root.section("optimizer")?)?;
         let recipe = Self {
-            name: root.text("name", Some(name))?,
-            seed: root.integer("seed", 0..=i64::MAX as usize, Some(0))? as u64,
-            epochs: root.integer("epochs", 1..=100_000, None)?,
-            batch: root.integer("batch", 1..=65_536, None)?,
-            data: Data::read(root.section("data")?)?,
-            model: Model::read(root.section("model")?)?,
+            name,
+            seed,
+            epochs,
+            batch,
+            data,
+            model,
             objective,
-            attack: Attack::read(root.section("attack")?, method)?,
-            accelerate: Accelerate::read(root.section("accelerate")?)?,
+            attack,
+            accelerate,
+            selection: Selection::read(root.section("selection")?, optimizer.learning_rate)?,
             overfitting: Overfitting::read(root.section("overfitting")?, method)?,
-            optimizer: Optimizer::read(root.section("optimizer")?)?,
+            optimizer,
             schedule: Schedule::read(root.section("schedule")?)?,
             evaluation: Evaluation::read(root.section("evaluation")?)?,
             checkpoint: Checkpoint::read(root.section("checkpoint")?)?,
@@ -255,6 +271,11 @@ impl Recipe {
     /// The whole recipe, every key resolved.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a recipe holds only values that TOML has")
+    }
+
+    /// What is trained when.
+    pub fn timeline(&self) -> Timeline {
+        Timeline::of_recipe(self)
     }
 
     /// Checks that need more than one key.
@@ -286,7 +307,7 @@ impl Recipe {
         if self.overfitting.stop && !self.overfitting.check {
             return Err(root.value_error("overfitting.check", false, "true where overfitting.stop is"));
         }
-        Ok(())
+        self.selection.check(self, train - self.data.validation, root)
     }
 }
 

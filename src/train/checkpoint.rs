@@ -30,7 +30,9 @@ const AVERAGE: &str = "average.safetensors";
 const OBJECTIVE: &str = "objective.safetensors";
 /// Only in the middle of an epoch: what its samples have given so far.
 const SAMPLES: &str = "samples.safetensors";
-const FILES: [&str; 6] = [PROGRESS, WEIGHTS, MOMENTUM, AVERAGE, OBJECTIVE, SAMPLES];
+/// Only where the recipe selects what it trains on.
+const SELECTION: &str = "selection.safetensors";
+const FILES: [&str; 7] = [PROGRESS, WEIGHTS, MOMENTUM, AVERAGE, OBJECTIVE, SAMPLES, SELECTION];
 /// A folder being written; whatever bears this prefix was never a checkpoint.
 const UNFINISHED: &str = ".writing-";
 /// No JSON file of a checkpoint comes near this size.
@@ -46,6 +48,7 @@ pub struct Checkpoint {
     pub objective: Weights,
     pub progress: Progress,
     pub samples: SamplesSoFar,
+    pub selection: SelectionState,
 }
 
 /// Where a run stands.
@@ -66,6 +69,22 @@ pub struct Progress {
     pub epoch_seconds: Seconds,
     /// Time spent in the whole run, unfinished epoch included.
     pub run_seconds: Seconds,
+    /// Images trained on in the finished epochs; absent in checkpoints from before there was data pruning.
+    #[serde(default)]
+    pub run_images: Option<u64>,
+    /// The last selection of samples, where there was one.
+    #[serde(default)]
+    pub selection: Option<LastSelection>,
+}
+
+/// When samples were selected last.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LastSelection {
+    /// The epoch that it was made for, counted from 0.
+    pub epoch: u32,
+    /// What a pursuit left of its target, as a share of the target's norm.
+    pub residual: Option<f64>,
 }
 
 /// Adversarial loss and prediction of each sample of the unfinished epoch, in the epoch's order.
@@ -73,6 +92,17 @@ pub struct Progress {
 pub struct SamplesSoFar {
     pub losses: Vec<f32>,
     pub predictions: Vec<u32>,
+}
+
+/// The subset in training and what the next selection is made from; all empty where the recipe selects nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SelectionState {
+    /// Positions in the image set, ascending; none where all samples train.
+    pub samples: Vec<u32>,
+    /// A factor on the loss of each.
+    pub weights: Vec<f32>,
+    /// The last adversarial loss of each training sample, in the order of the split; infinite where there is none.
+    pub losses: Vec<f32>,
 }
 
 /// Why a checkpoint cannot be written or is not whole.
@@ -209,8 +239,15 @@ pub fn load(path: &Path) -> Result<Checkpoint, CheckpointError> {
         Some(bytes) => samples_from(&tensors(SAMPLES, bytes)?).map_err(|reason| damaged(SAMPLES, reason))?,
         None => SamplesSoFar::default(),
     };
+    let selection = match files.get(SELECTION) {
+        Some(bytes) => {
+            selection_from(&tensors(SELECTION, bytes)?).map_err(|reason| damaged(SELECTION, reason))?
+        }
+        None => SelectionState::default(),
+    };
     let optimizer = OptimizerState { momentum, average };
-    Ok(Checkpoint { weights, optimizer, objective: objective.unwrap_or_default(), progress, samples })
+    let objective = objective.unwrap_or_default();
+    Ok(Checkpoint { weights, optimizer, objective, progress, samples, selection })
 }
 
 /// The weights file inside a checkpoint folder that stands for the epoch: the moving average where one is kept.
@@ -252,6 +289,9 @@ fn write_files(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointErr
     }
     if checkpoint.progress.step > 0 {
         write(SAMPLES, &samples_to(&checkpoint.samples).to_bytes())?;
+    }
+    if checkpoint.selection != SelectionState::default() {
+        write(SELECTION, &selection_to(&checkpoint.selection).to_bytes())?;
     }
     write(PROGRESS, &json(&checkpoint.progress))?;
     write_synced(&path.join(MANIFEST), &json(&manifest))?;
@@ -322,4 +362,27 @@ fn samples_from(tensors: &Weights) -> Result<SamplesSoFar, String> {
         return Err(format!("{} losses but {} predictions", losses.len(), predictions.len()));
     }
     Ok(SamplesSoFar { losses, predictions })
+}
+
+fn selection_to(selection: &SelectionState) -> Weights {
+    let mut tensors = Weights::default();
+    // Positions are below 2^24, so exact in f32.
+    let samples: Vec<f32> = selection.samples.iter().map(|&sample| sample as f32).collect();
+    tensors.insert("samples", &[samples.len()], samples);
+    tensors.insert("weights", &[selection.weights.len()], selection.weights.clone());
+    tensors.insert("losses", &[selection.losses.len()], selection.losses.clone());
+    tensors
+}
+
+fn selection_from(tensors: &Weights) -> Result<SelectionState, String> {
+    let tensor = |name: &str| tensors.tensors.get(name).ok_or(format!("no tensor '{name}'"));
+    let samples: Vec<u32> = tensor("samples")?.values.iter().map(|&sample| sample as u32).collect();
+    let (weights, losses) = (tensor("weights")?.values.clone(), tensor("losses")?.values.clone());
+    if samples.len() != weights.len() {
+        return Err(format!("{} samples but {} weights", samples.len(), weights.len()));
+    }
+    if !samples.is_sorted_by(|a, b| a < b) {
+        return Err("its samples do not ascend".into());
+    }
+    Ok(SelectionState { samples, weights, losses })
 }

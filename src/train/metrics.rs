@@ -14,13 +14,16 @@ pub struct Seconds {
     pub attack: f64,
     /// Gather and augmentation, train passes, optimizer.
     pub train: f64,
+    /// Selections of the samples to train on; 0 in what was written before there were any.
+    #[serde(default)]
+    pub select: f64,
     /// Validation.
     pub evaluate: f64,
 }
 
 impl Seconds {
     pub fn total(&self) -> f64 {
-        self.attack + self.train + self.evaluate
+        self.attack + self.train + self.select + self.evaluate
     }
     /// What counts for a training rate.
     pub fn training(&self) -> f64 {
@@ -32,6 +35,7 @@ impl AddAssign for Seconds {
     fn add_assign(&mut self, other: Self) {
         self.attack += other.attack;
         self.train += other.train;
+        self.select += other.select;
         self.evaluate += other.evaluate;
     }
 }
@@ -56,7 +60,18 @@ pub struct EpochMetrics {
     pub learning_rate: f64,
     /// Training images that passed through the epoch.
     pub images: usize,
-    /// Mean loss of the objective over the epoch, each sample at the step that trained on it.
+    /// The subset that was trained on: its size and its share of the training samples; absent in an epoch on all.
+    #[serde(default)]
+    pub subset_size: Option<usize>,
+    #[serde(default)]
+    pub subset_fraction: Option<f64>,
+    /// Whether that subset was chosen at the start of this epoch.
+    #[serde(default)]
+    pub selected: bool,
+    /// What the pursuit that chose it left of its target, as a share of the target's norm.
+    #[serde(default)]
+    pub residual: Option<f64>,
+    /// Mean loss of the objective over the epoch, each sample with its weight and at the step that trained on it.
     pub train_loss: f64,
     /// Accuracy on the adversarial images of training (of standard training: the clean ones), likewise.
     pub train_robust: f64,
@@ -78,6 +93,8 @@ pub struct EpochMetrics {
     pub best: bool,
     pub seconds_attack: f64,
     pub seconds_train: f64,
+    #[serde(default)]
+    pub seconds_select: f64,
     pub seconds_evaluate: f64,
     /// Images over the seconds of attack and train.
     pub images_per_second: f64,

@@ -4,9 +4,11 @@
 //! weights on the test images. Called by `secateur train`. Checked by `tests/training.rs`.
 
 pub mod checkpoint;
+mod epoch_report;
 pub mod interrupt;
 pub mod metrics;
 mod overfitting;
+mod pruning;
 pub mod run_folder;
 pub mod schedule;
 mod trainer;
@@ -24,10 +26,11 @@ use crate::data::{DataError, DataSet, order::split};
 use crate::engine::{self, Engine, ImageSet, WeightSet};
 use crate::evaluate::{Outcome, Protocol, Subject, evaluate};
 use crate::model::{ResNet18, Weights, initialise};
+use crate::prune::PruneError;
 use crate::recipe::Recipe;
-use checkpoint::{Checkpoint, CheckpointError, Progress};
-use metrics::{Best, EpochMetrics, Seconds};
-use overfitting::Watched;
+use checkpoint::{Checkpoint, CheckpointError};
+use epoch_report::Judged;
+use metrics::{Best, Seconds};
 use run_folder::{RunFolder, RunFolderError};
 
 /// What a run is made of.
@@ -62,6 +65,8 @@ pub enum TrainError {
          take an earlier checkpoint, or more or smaller attack steps"
     )]
     Overfitted { epoch: u32, before: f64, after: f64 },
+    #[error("epoch {epoch}: selection: {reason}")]
+    Selection { epoch: u32, reason: String },
     #[error("{path}: {reason}")]
     Mismatch { path: PathBuf, reason: String },
     #[error("interrupted; continue with --resume --out {}", folder.display())]
@@ -123,7 +128,7 @@ pub fn run(engine: &mut dyn Engine, run: &Run) -> Result<Summary> {
     let split =
         split(&run.data.train, run.data.classes, kept.validation, kept.validation_split, recipe.seed)?;
     engine.load_weights(&initialise(network(recipe), recipe.seed))?;
-    let mut trainer = Trainer::new(engine, recipe, &set, &split.train)?;
+    let mut trainer = Trainer::new(engine, recipe, &set, &split)?;
     if let Some((path, checkpoint)) = &resumed {
         trainer.accepts(checkpoint).map_err(|reason| TrainError::Mismatch { path: path.clone(), reason })?;
         trainer.restore(checkpoint)?;
@@ -132,7 +137,7 @@ pub fn run(engine: &mut dyn Engine, run: &Run) -> Result<Summary> {
     }
     run.folder.roll_back_metrics(trainer.progress.epoch)?;
 
-    while (trainer.progress.epoch as usize) < recipe.epochs {
+    while (trainer.progress.epoch as usize) < trainer.timeline().epochs() {
         epoch(run, &mut trainer, &set, &split.validation, &protocols.best_by)?;
     }
     run.console.clear();
@@ -159,12 +164,6 @@ impl Protocols {
     }
 }
 
-/// Whether something due every so many epochs (0: only behind the last) is due behind this one.
-fn due(every: usize, epoch: u32, recipe: &Recipe) -> bool {
-    let epoch = epoch as usize;
-    epoch == recipe.epochs || (every > 0 && epoch.is_multiple_of(every))
-}
-
 /// The weights that are judged: their moving average where the recipe keeps one.
 fn judged(recipe: &Recipe) -> WeightSet {
     match recipe.optimizer.average_decay {
@@ -173,7 +172,7 @@ fn judged(recipe: &Recipe) -> WeightSet {
     }
 }
 
-/// Trains the rest of an epoch, validates, writes the metrics and, where due, a checkpoint.
+/// Selects where due, trains the rest of an epoch, validates, writes the metrics and, where due, a checkpoint.
 fn epoch(
     run: &Run,
     trainer: &mut Trainer,
@@ -183,7 +182,12 @@ fn epoch(
 ) -> Result<()> {
     let (recipe, console) = (run.recipe, run.console);
     let number = trainer.progress.epoch + 1;
-    console.bar(format!("epoch {number}/{}", recipe.epochs), trainer.steps_per_epoch());
+    let timeline = *trainer.timeline();
+    let epochs = timeline.epochs();
+    if !select(run, trainer)? {
+        return interrupted(run, trainer);
+    }
+    console.bar(format!("epoch {number}/{epochs}"), trainer.steps_per_epoch());
     let finished = trainer.epoch(&mut |step| {
         console.at(step);
         !(run.stop)()
@@ -197,7 +201,7 @@ fn epoch(
     }
 
     let mut validated = None;
-    if !validation.is_empty() && due(recipe.evaluation.every, number, recipe) {
+    if !validation.is_empty() && timeline.due(recipe.evaluation.every, number) {
         let begin = Instant::now();
         let subject = Subject {
             set,
@@ -223,7 +227,10 @@ fn epoch(
     if let (true, Some((validation_clean, validation_robust))) = (best, validated) {
         progress.best = Some(Best { epoch: number, validation_clean, validation_robust });
     }
-    let metrics = epoch_metrics(run, &outcome, validated, best, &watched, progress);
+    let judged = Judged { validated, best, watched };
+    let metrics = epoch_report::metrics(trainer, &run.data.train.labels, &outcome, &judged);
+    let progress = &mut trainer.progress;
+    *progress.run_images.get_or_insert(0) += metrics.images as u64;
     progress.epoch = number;
     progress.step = 0;
     progress.pgd5_accuracy = watched.accuracy;
@@ -231,7 +238,7 @@ fn epoch(
     progress.epoch_seconds = Seconds::default();
 
     run.folder.append_metrics(&metrics)?;
-    console.line(epoch_line(&metrics, recipe.epochs));
+    console.line(epoch_report::line(&metrics, epochs));
     if let Some((before, after)) = watched.fall {
         console.note(format!(
             "warning: epoch {number}: catastrophic overfitting: PGD-5 accuracy on training images fell from {before:.3} \
@@ -239,12 +246,38 @@ fn epoch(
         ));
     }
     let stop = watched.fall.filter(|_| recipe.overfitting.stop);
-    if best || stop.is_some() || due(recipe.checkpoint.every, number, recipe) {
+    if best || stop.is_some() || timeline.due(recipe.checkpoint.every, number) {
         save(run, trainer)?;
     }
     match stop {
         Some((before, after)) => Err(TrainError::Overfitted { epoch: number, before, after }),
         None => Ok(()),
+    }
+}
+
+/// Chooses the samples of the epoch where that is due, and keeps what was chosen in the run's folder; `false` where the
+/// user asked to stop.
+fn select(run: &Run, trainer: &mut Trainer) -> Result<bool> {
+    let number = trainer.progress.epoch + 1;
+    let mut shown = 0;
+    let chosen = trainer.begin_epoch(&mut |done, total| {
+        if shown == 0 {
+            run.console.bar(format!("selection for epoch {number}"), total);
+        }
+        shown = done;
+        run.console.at(done);
+        !(run.stop)()
+    });
+    match chosen {
+        Ok(chosen) => {
+            if let Some(subset) = trainer.subset().filter(|_| chosen) {
+                run.folder.write_selection(number, subset)?;
+            }
+            Ok(true)
+        }
+        Err(PruneError::Stopped) => Ok(false),
+        Err(PruneError::Engine(error)) => Err(error.into()),
+        Err(PruneError::Invalid(reason)) => Err(TrainError::Selection { epoch: number, reason }),
     }
 }
 
@@ -279,75 +312,6 @@ fn judge(
     })
 }
 
-fn epoch_metrics(
-    run: &Run,
-    outcome: &EpochOutcome,
-    validated: Option<(f64, f64)>,
-    best: bool,
-    watched: &Watched,
-    progress: &Progress,
-) -> EpochMetrics {
-    let labels = &run.data.train.labels;
-    let images = outcome.order.len();
-    let right = outcome.order.iter().zip(&outcome.samples.predictions);
-    let right = right.filter(|&(&image, &class)| labels[image as usize] == class).count();
-    let loss: f64 = outcome.samples.losses.iter().map(|&loss| f64::from(loss)).sum();
-    let (attacks, seconds) = (progress.epoch_attacks, progress.epoch_seconds);
-    let grouped = attacks.outliers + attacks.boundary + attacks.robust;
-    let share = |part: u64| (grouped > 0).then(|| part as f64 / grouped as f64);
-    EpochMetrics {
-        epoch: progress.epoch + 1,
-        learning_rate: outcome.learning_rate,
-        images,
-        train_loss: loss / images as f64,
-        train_robust: right as f64 / images as f64,
-        validation_clean: validated.map(|(clean, _)| clean),
-        validation_robust: validated.map(|(_, robust)| robust),
-        attack_steps_per_sample: attacks.steps as f64 / attacks.samples.max(1) as f64,
-        outlier_share: share(attacks.outliers),
-        boundary_share: share(attacks.boundary),
-        robust_share: share(attacks.robust),
-        co_pgd5_accuracy: watched.accuracy,
-        co_detected: watched.accuracy.map(|_| watched.fall.is_some()),
-        best,
-        seconds_attack: seconds.attack,
-        seconds_train: seconds.train,
-        seconds_evaluate: seconds.evaluate,
-        images_per_second: images as f64 / seconds.training(),
-    }
-}
-
-fn epoch_line(metrics: &EpochMetrics, epochs: usize) -> String {
-    let mut line = format!(
-        "epoch {}/{epochs}: loss {:.4}, training robust {:.1} %",
-        metrics.epoch,
-        metrics.train_loss,
-        100.0 * metrics.train_robust
-    );
-    if let (Some(outlier), Some(boundary)) = (metrics.outlier_share, metrics.boundary_share) {
-        line += &format!(
-            ", attack steps {:.1} (outliers {:.0} %, boundary {:.0} %)",
-            metrics.attack_steps_per_sample,
-            100.0 * outlier,
-            100.0 * boundary
-        );
-    }
-    if let (Some(clean), Some(robust)) = (metrics.validation_clean, metrics.validation_robust) {
-        let best = if metrics.best { " (best)" } else { "" };
-        line += &format!(", validation clean {:.1} %, robust {:.1} %{best}", 100.0 * clean, 100.0 * robust);
-    }
-    let Seconds { attack, train, evaluate } = Seconds {
-        attack: metrics.seconds_attack,
-        train: metrics.seconds_train,
-        evaluate: metrics.seconds_evaluate,
-    };
-    line + &format!(
-        "; {:.1} s (attack {attack:.1}, train {train:.1}, evaluate {evaluate:.1}), {:.0} images/s",
-        attack + train + evaluate,
-        metrics.images_per_second
-    )
-}
-
 /// Writes the weights for other programs, measures best and last on the test images, writes the results.
 fn finish(run: &Run, mut trainer: Trainer, protocols: &[Protocol]) -> Result<Summary> {
     let recipe = run.recipe;
@@ -370,7 +334,7 @@ fn finish(run: &Run, mut trainer: Trainer, protocols: &[Protocol]) -> Result<Sum
     let test = test(run, &mut trainer, protocols, &candidates)?;
 
     let seconds = trainer.progress.run_seconds;
-    let images = trainer.images_after(trainer.steps_per_epoch()) * recipe.epochs;
+    let images = trainer.progress.run_images.unwrap_or(0);
     let summary = Summary {
         recipe: recipe.name.clone(),
         seed: recipe.seed,

@@ -28,10 +28,10 @@ pub fn watch(run: &Run, trainer: &mut Trainer, set: &ImageSet) -> Result<Option<
         return Ok(Some(Watched::default()));
     }
     let begin = Instant::now();
-    let count = trainer.samples.len().min(recipe.batch);
+    let samples = trainer.pruning.candidates();
     let subject = Subject {
         set,
-        samples: &trainer.samples[..count],
+        samples: &samples[..samples.len().min(recipe.batch)],
         weights: WeightSet::Live,
         epsilon: recipe.attack.epsilon.as_f32(),
         seed: recipe.seed,

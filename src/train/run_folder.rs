@@ -5,6 +5,7 @@
 //! environment.json  one entry a session: device, versions, command line, data
 //! metrics.jsonl     one flat object an epoch
 //! checkpoints/      see the checkpoint module
+//! selection/        epoch-NNNN.safetensors: the subset chosen at the start of that epoch (see prune::file)
 //! best.safetensors  weights of the best epoch on the validation split
 //! last.safetensors  weights of the last epoch
 //! result.json       accuracies of both on the test split
@@ -20,6 +21,7 @@ use serde::Serialize;
 
 use super::metrics::EpochMetrics;
 use crate::files::{Existing, sync_folder, write_atomic};
+use crate::prune::Subset;
 
 /// A run's folder on disk.
 #[derive(Clone, Debug)]
@@ -120,6 +122,13 @@ impl RunFolder {
     }
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
+    }
+
+    /// Keeps the subset that was chosen for epoch `epoch`, counted from 1 as in the metrics.
+    pub fn write_selection(&self, epoch: u32, subset: &Subset) -> Result<()> {
+        let folder = self.path.join("selection");
+        fs::create_dir_all(&folder).map_err(at(&folder))?;
+        self.write(&format!("selection/epoch-{epoch:04}.safetensors"), &subset.to_bytes())
     }
 
     /// Writes a file of the run, whole or not at all.

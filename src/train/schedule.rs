@@ -13,21 +13,37 @@ pub struct Rates {
     pub momentum: f64,
 }
 
-/// Length of a run.
+/// Length of a run, seen from the pace that its steps have now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Horizon {
+    /// Epochs of the schedule.
     pub epochs: usize,
-    pub steps_per_epoch: usize,
+    /// So many steps ...
+    pub steps: usize,
+    /// ... pass in so many epochs of the schedule: 1 but for a warm start (see [`crate::recipe::Timeline`]).
+    pub span: usize,
 }
 
-/// The rates of step `step`, counted from 0 over the whole run.
+impl Horizon {
+    /// Steps that an epoch of the schedule takes.
+    fn steps_per_epoch(self) -> f64 {
+        self.steps as f64 / self.span as f64
+    }
+
+    /// Steps that the whole schedule takes.
+    fn end(self) -> f64 {
+        (self.epochs * self.steps) as f64 / self.span as f64
+    }
+}
+
+/// The rates of step `step`, counted from 0 over the whole schedule at the pace of `horizon`.
 pub fn rates(schedule: &Schedule, optimizer: &Optimizer, horizon: Horizon, step: usize) -> Rates {
     let peak = optimizer.learning_rate;
     let fixed = |learning_rate| Rates { learning_rate, momentum: optimizer.momentum };
     match schedule {
         Schedule::Constant { warmup_epochs } => fixed(peak * warm_up(*warmup_epochs, horizon, step)),
         Schedule::Step { drops, factor, warmup_epochs } => {
-            let epoch = step as f64 / horizon.steps_per_epoch as f64;
+            let epoch = (step * horizon.span) as f64 / horizon.steps as f64;
             let passed = drops.iter().filter(|&&drop| epoch >= drop).count();
             fixed(peak * factor.powi(passed as i32) * warm_up(*warmup_epochs, horizon, step))
         }
@@ -50,7 +66,7 @@ pub fn rates(schedule: &Schedule, optimizer: &Optimizer, horizon: Horizon, step:
             Rates { learning_rate, momentum }
         }
         Schedule::Cyclic { peak_at } => {
-            let share = step as f64 / (horizon.epochs * horizon.steps_per_epoch) as f64;
+            let share = step as f64 / horizon.end();
             let up = if *peak_at > 0.0 { share / peak_at } else { 1.0 };
             let down = if *peak_at < 1.0 { (1.0 - share) / (1.0 - peak_at) } else { 1.0 };
             fixed(peak * up.min(down).clamp(0.0, 1.0))
@@ -61,14 +77,14 @@ pub fn rates(schedule: &Schedule, optimizer: &Optimizer, horizon: Horizon, step:
 /// Where the run stands and where it ends, in steps or whole epochs.
 fn position(update: Update, horizon: Horizon, step: usize) -> (f64, f64) {
     match update {
-        Update::Step => (step as f64, (horizon.epochs * horizon.steps_per_epoch) as f64),
-        Update::Epoch => ((step / horizon.steps_per_epoch) as f64, horizon.epochs as f64),
+        Update::Step => (step as f64, horizon.end()),
+        Update::Epoch => ((step * horizon.span / horizon.steps) as f64, horizon.epochs as f64),
     }
 }
 
 /// Linear from one step's share to 1 over the warm-up.
 fn warm_up(epochs: f64, horizon: Horizon, step: usize) -> f64 {
-    let steps = epochs * horizon.steps_per_epoch as f64;
+    let steps = epochs * horizon.steps_per_epoch();
     ((step + 1) as f64 / steps.max(1.0)).min(1.0)
 }
 
@@ -88,14 +104,14 @@ fn one_cycle(rise: f64, now: f64, end: f64, values: [f64; 3]) -> f64 {
 mod tests {
     use super::*;
 
-    const EPOCHS_ONLY: Horizon = Horizon { epochs: 10, steps_per_epoch: 1 };
+    const EPOCHS_ONLY: Horizon = Horizon { epochs: 10, steps: 1, span: 1 };
 
     fn optimizer(learning_rate: f64) -> Optimizer {
         Optimizer { learning_rate, momentum: 0.9, weight_decay: 0.0, average_decay: None }
     }
 
     fn curve(schedule: &Schedule, peak: f64, horizon: Horizon) -> Vec<Rates> {
-        let steps = horizon.epochs * horizon.steps_per_epoch;
+        let steps = horizon.epochs * horizon.steps / horizon.span;
         (0..steps).map(|step| rates(schedule, &optimizer(peak), horizon, step)).collect()
     }
 
@@ -112,7 +128,7 @@ mod tests {
     fn step_is_multi_step_lr() {
         // MultiStepLR(milestones=[3, 5], gamma=0.1), stepped behind each epoch; two steps an epoch.
         let schedule = Schedule::Step { drops: vec![3.0, 5.0], factor: 0.1, warmup_epochs: 0.0 };
-        let met = curve(&schedule, 0.1, Horizon { epochs: 7, steps_per_epoch: 2 });
+        let met = curve(&schedule, 0.1, Horizon { epochs: 7, steps: 2, span: 1 });
         let epochs = [0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001];
         assert_rates(&met, &epochs.map(|rate| [rate, rate]).concat());
         assert!(met.iter().all(|rates| rates.momentum == 0.9));
@@ -136,7 +152,7 @@ mod tests {
         let schedule = Schedule::Cosine { floor: 0.01, update: Update::Step, warmup_epochs: 0.0 };
         assert_rates(&curve(&schedule, 0.1, EPOCHS_ONLY), &wanted);
         let schedule = Schedule::Cosine { floor: 0.01, update: Update::Epoch, warmup_epochs: 0.0 };
-        let met = curve(&schedule, 0.1, Horizon { epochs: 10, steps_per_epoch: 3 });
+        let met = curve(&schedule, 0.1, Horizon { epochs: 10, steps: 3, span: 1 });
         assert_rates(&met, &wanted.map(|rate| [rate; 3]).concat());
     }
 
@@ -168,7 +184,7 @@ mod tests {
             assert!((met.momentum - momentum).abs() < 1e-12, "{} instead of {momentum}", met.momentum);
         }
         // total_steps=100, at some of its steps.
-        let met = curve(&schedule, 0.1, Horizon { epochs: 100, steps_per_epoch: 1 });
+        let met = curve(&schedule, 0.1, Horizon { epochs: 100, steps: 1, span: 1 });
         let wanted = [
             (0, 0.004),
             (1, 0.004281378056590748),
@@ -186,7 +202,7 @@ mod tests {
     #[test]
     fn cyclic_is_cyclic_lr() {
         // CyclicLR(base_lr=0, max_lr=0.2, step_size_up=6, step_size_down=6).
-        let met = curve(&Schedule::Cyclic { peak_at: 0.5 }, 0.2, Horizon { epochs: 3, steps_per_epoch: 4 });
+        let met = curve(&Schedule::Cyclic { peak_at: 0.5 }, 0.2, Horizon { epochs: 3, steps: 4, span: 1 });
         let thirtieth = |n: i32| 0.2 * f64::from(n) / 6.0;
         assert_rates(&met, &[0, 1, 2, 3, 4, 5, 6, 5, 4, 3, 2, 1].map(thirtieth));
         // Peak at either end: no division by zero.
@@ -198,7 +214,7 @@ mod tests {
 
     #[test]
     fn warm_up_rises_evenly_to_the_peak() {
-        let horizon = Horizon { epochs: 6, steps_per_epoch: 4 };
+        let horizon = Horizon { epochs: 6, steps: 4, span: 1 };
         for schedule in [
             Schedule::Constant { warmup_epochs: 2.0 },
             Schedule::Step { drops: vec![5.0], factor: 0.1, warmup_epochs: 2.0 },
@@ -212,5 +228,28 @@ mod tests {
         assert_rates(&met[7..9], &[0.8, 0.8]);
         assert_rates(&met[16..17], &[0.4]);
         assert_rates(&curve(&Schedule::Constant { warmup_epochs: 0.0 }, 0.8, horizon)[..1], &[0.8]);
+    }
+
+    /// A warm start of 2 epochs that stand for 6 of 12: its steps meet the values that the schedule has at their place.
+    #[test]
+    fn a_warm_start_meets_the_schedule_at_its_place() {
+        let fast = Horizon { epochs: 12, steps: 2 * 5, span: 6 };
+        let slow = Horizon { epochs: 12, steps: 5, span: 1 };
+        let step = Schedule::Step { drops: vec![3.0, 9.0], factor: 0.1, warmup_epochs: 0.0 };
+        let cosine = |update| Schedule::Cosine { floor: 0.0, update, warmup_epochs: 0.0 };
+        let schedules =
+            [step, Schedule::Cyclic { peak_at: 0.4 }, cosine(Update::Step), cosine(Update::Epoch)];
+        for schedule in &schedules {
+            for step in 0..fast.steps {
+                let met = rates(schedule, &optimizer(0.1), fast, step);
+                let wanted = rates(schedule, &optimizer(0.1), slow, 3 * step);
+                let error = (met.learning_rate - wanted.learning_rate).abs();
+                assert!(error < 1e-12, "{schedule:?}, step {step}: {met:?} instead of {wanted:?}");
+            }
+        }
+        // The warm-up of 3 epochs takes 5 of these steps.
+        let warm = Schedule::Constant { warmup_epochs: 3.0 };
+        let met: Vec<_> = (0..6).map(|step| rates(&warm, &optimizer(0.5), fast, step)).collect();
+        assert_rates(&met, &[0.1, 0.2, 0.3, 0.4, 0.5, 0.5]);
     }
 }

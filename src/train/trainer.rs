@@ -1,20 +1,23 @@
 //! The training loop: steps, epochs, and the state that a checkpoint saves.
 //!
 //! One step is the data flow of the design: gather and augment, fold BatchNorm, attack in micro-batches, train pass,
-//! optimizer; an objective may ask for the last four several times on each minibatch. Losses and predictions stay on the device until the end of the epoch. Checked by `tests/training.rs`
-//! (the loss falls, a resumed run has the bits of an unbroken one). Called by [`super::run`].
+//! optimizer; an objective may ask for the last four several times on each minibatch. Losses and predictions stay on the
+//! device until the end of the epoch. Which samples an epoch visits is decided at its start by [`Pruning`]. Checked by
+//! `tests/training.rs` (the loss falls, a resumed run has the bits of an unbroken one). Called by [`super::run`].
 
 use std::time::Instant;
 
-use super::checkpoint::{Checkpoint, Progress, SamplesSoFar};
+use super::checkpoint::{Checkpoint, LastSelection, Progress, SamplesSoFar};
 use super::metrics::Seconds;
+use super::pruning::Pruning;
 use super::schedule::{Horizon, Rates, rates};
 use crate::batch::Batch;
-use crate::data::order::epoch_order;
+use crate::data::order::{Split, epoch_order};
 use crate::engine::{Augment, Engine, Error, ImageSet, Result, Sgd, Tensor, WeightSet};
 use crate::objective::{self, Objective};
 use crate::philox::{Key, Purpose};
-use crate::recipe::Recipe;
+use crate::prune::{PruneError, Subset};
+use crate::recipe::{Recipe, Timeline};
 
 /// Steps of an epoch that are timed in detail: each costs three waits for the device, so not all are.
 const TIMED_STEPS: usize = 32;
@@ -25,10 +28,9 @@ pub struct Trainer<'a> {
     recipe: &'a Recipe,
     objective: Box<dyn Objective>,
     set: &'a ImageSet,
-    /// Positions in the set of the images to train on.
-    pub(super) samples: &'a [u32],
+    pub(super) pruning: Pruning<'a>,
     pub(super) batch: Batch,
-    /// Adversarial loss and prediction of each sample, in the order of the epoch.
+    /// Adversarial loss and prediction of each sample, in the order of the epoch: room for all, pruned or not.
     losses: Tensor<f32>,
     predictions: Tensor<u32>,
     pub(super) progress: Progress,
@@ -39,9 +41,20 @@ pub struct Trainer<'a> {
 pub struct EpochOutcome {
     /// Positions in the set, in the order they were trained on.
     pub order: Vec<u32>,
+    /// Factors on the loss of each, in that order; absent where all are 1.
+    pub weights: Option<Vec<f32>>,
     pub samples: SamplesSoFar,
     /// At the last step.
     pub learning_rate: f64,
+}
+
+/// The samples of an epoch on the device, in its order.
+struct Visit {
+    order: Tensor<u32>,
+    /// Factors on their losses; absent where all are 1.
+    weights: Option<Tensor<f32>>,
+    /// The table of last losses and the row of each sample in it.
+    table: Option<(Tensor<f32>, Tensor<u32>)>,
 }
 
 /// Seconds of the timed steps, as a sample of the whole epoch.
@@ -55,27 +68,28 @@ impl StepClock {
     /// `seconds` of wall clock, divided as the timed steps were.
     fn divide(&self, seconds: f64) -> Seconds {
         let share = if self.attack > 0.0 { self.attack / (self.attack + self.train) } else { 0.0 };
-        Seconds { attack: seconds * share, train: seconds * (1.0 - share), evaluate: 0.0 }
+        Seconds { attack: seconds * share, train: seconds * (1.0 - share), ..Seconds::default() }
     }
 }
 
 impl<'a> Trainer<'a> {
-    /// Training from the engine's current weights, at the first step.
+    /// Training from the engine's current weights, at the first step: on `split.train`, or what the recipe selects of it.
     pub fn new(
         engine: &'a mut dyn Engine,
         recipe: &'a Recipe,
         set: &'a ImageSet,
-        samples: &'a [u32],
+        split: &'a Split,
     ) -> Result<Self> {
         let batch = Batch::alloc(engine, recipe.batch)?;
-        let losses = engine.alloc("epoch losses", samples.len())?;
-        let predictions = engine.alloc("epoch predictions", samples.len())?;
+        let losses = engine.alloc("epoch losses", split.train.len())?;
+        let predictions = engine.alloc("epoch predictions", split.train.len())?;
+        let pruning = Pruning::new(engine, recipe, split)?;
         Ok(Self {
             engine,
             recipe,
             objective: objective::of_recipe(recipe),
             set,
-            samples,
+            pruning,
             batch,
             losses,
             predictions,
@@ -92,14 +106,17 @@ impl<'a> Trainer<'a> {
             return Err("it keeps a moving average and the recipe does not, or the other way round".into());
         }
         objective::of_recipe(self.recipe).restore(&checkpoint.objective)?;
+        self.pruning.accepts(&checkpoint.selection)?;
+        let subset = checkpoint.selection.samples.len();
+        let count = if subset > 0 { subset } else { self.pruning.candidates().len() };
         let Progress { epoch, step, .. } = checkpoint.progress;
-        if epoch as usize > self.recipe.epochs || step > self.steps_per_epoch() {
-            let (epochs, steps) = (self.recipe.epochs, self.steps_per_epoch());
+        let (epochs, steps) = (self.timeline().epochs(), count.div_ceil(self.recipe.batch));
+        if epoch as usize > epochs || step > steps {
             return Err(format!(
-                "epoch {epoch}, step {step}; the recipe has {epochs} epochs of {steps} steps"
+                "epoch {epoch}, step {step}; the recipe has {epochs} epochs, this one of {steps} steps"
             ));
         }
-        let (met, wanted) = (checkpoint.samples.losses.len(), self.images_after(step));
+        let (met, wanted) = (checkpoint.samples.losses.len(), count.min(step * self.recipe.batch));
         if met != wanted {
             return Err(format!("losses of {met} samples, expected {wanted} behind step {step}"));
         }
@@ -111,10 +128,14 @@ impl<'a> Trainer<'a> {
         self.engine.load_weights(&checkpoint.weights)?;
         self.engine.load_optimizer(&checkpoint.optimizer)?;
         self.objective.restore(&checkpoint.objective).map_err(Error::Invalid)?;
+        self.pruning.restore(self.engine, &checkpoint.selection)?;
         let SamplesSoFar { losses, predictions } = &checkpoint.samples;
         self.engine.write(&self.losses.slice(0..losses.len()), losses)?;
         self.engine.write(&self.predictions.slice(0..predictions.len()), predictions)?;
         self.progress = checkpoint.progress.clone();
+        let whole_epochs = u64::from(self.progress.epoch) * self.pruning.candidates().len() as u64;
+        // Checkpoints from before there was data pruning counted nothing: each epoch had all samples.
+        self.progress.run_images.get_or_insert(whole_epochs);
         Ok(())
     }
 
@@ -126,25 +147,69 @@ impl<'a> Trainer<'a> {
             objective: self.objective.state(),
             progress: self.progress.clone(),
             samples: self.samples_so_far()?,
+            selection: self.pruning.state(self.engine)?,
         })
     }
 
+    /// What is trained when.
+    pub fn timeline(&self) -> &Timeline {
+        &self.pruning.timeline
+    }
+
+    /// The subset that trains now; `None` where all samples do.
+    pub fn subset(&self) -> Option<&Subset> {
+        self.pruning.subset()
+    }
+
+    /// Steps of the current epoch.
     pub fn steps_per_epoch(&self) -> usize {
-        self.samples.len().div_ceil(self.recipe.batch)
+        self.pruning.samples().len().div_ceil(self.recipe.batch)
     }
 
-    /// Images trained on after `steps` steps of an epoch.
-    pub(super) fn images_after(&self, steps: usize) -> usize {
-        self.samples.len().min(steps * self.recipe.batch)
+    /// Images trained on after `steps` steps of the current epoch.
+    fn images_after(&self, steps: usize) -> usize {
+        self.pruning.samples().len().min(steps * self.recipe.batch)
     }
 
-    /// Learning rate and momentum of an optimizer step: replay `replay` of minibatch `step` of an epoch.
-    fn rates(&self, epoch: u32, step: usize, replay: usize) -> Rates {
+    /// Learning rate and momentum of an optimizer step: replay `replay` of minibatch `step` of the current epoch.
+    fn rates(&self, step: usize, replay: usize) -> Rates {
         let replays = self.objective.replays();
+        let steps_per_epoch = self.steps_per_epoch() * replays;
+        let pace = self.timeline().pace(self.progress.epoch);
         let horizon =
-            Horizon { epochs: self.recipe.epochs, steps_per_epoch: self.steps_per_epoch() * replays };
-        let step = epoch as usize * horizon.steps_per_epoch + step * replays + replay;
+            Horizon { epochs: self.recipe.epochs, steps: pace.epochs * steps_per_epoch, span: pace.span };
+        let step = pace.before * steps_per_epoch + step * replays + replay;
         rates(&self.recipe.schedule, &self.recipe.optimizer, horizon, step)
+    }
+
+    /// Chooses the samples of the current epoch where that is due, and answers whether it did. Needed before
+    /// [`Trainer::epoch`]; a second call for the same epoch does nothing. `watch` is told how many of how many samples are
+    /// surveyed, and answers whether to go on.
+    ///
+    /// # Errors
+    /// [`PruneError::Stopped`] where it does not: the state is that before the call.
+    pub fn begin_epoch(
+        &mut self,
+        watch: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> std::result::Result<bool, PruneError> {
+        let begin = Instant::now();
+        let epoch = self.progress.epoch;
+        let last = self.progress.selection.map(|last| last.epoch);
+        let objective = self.objective.as_mut();
+        let done =
+            self.pruning.begin_epoch(self.engine, objective, self.set, &self.batch, epoch, last, watch);
+        if matches!(done, Ok(true) | Err(PruneError::Stopped)) {
+            self.engine.synchronize()?;
+            let seconds = Seconds { select: begin.elapsed().as_secs_f64(), ..Seconds::default() };
+            self.progress.epoch_seconds += seconds;
+            self.progress.run_seconds += seconds;
+        }
+        let selected = done?;
+        if selected {
+            let residual = self.subset().and_then(|subset| subset.residuals.last().copied());
+            self.progress.selection = Some(LastSelection { epoch, residual });
+        }
+        Ok(selected)
     }
 
     fn samples_so_far(&self) -> Result<SamplesSoFar> {
@@ -158,8 +223,18 @@ impl<'a> Trainer<'a> {
     /// Runs the rest of the current epoch. `go_on` hears of each finished step and may end the epoch behind it: then
     /// the answer is `None`, and the state is that between two steps.
     pub fn epoch(&mut self, go_on: &mut dyn FnMut(usize) -> bool) -> Result<Option<EpochOutcome>> {
-        let order = epoch_order(self.recipe.seed, self.progress.epoch, self.samples);
-        let device_order = self.engine.upload("epoch order", &order)?;
+        let order = epoch_order(self.recipe.seed, self.progress.epoch, self.pruning.samples());
+        let weights = self.pruning.weights(&order);
+        let upload = |weights: &Vec<f32>| self.engine.upload("epoch weights", weights);
+        let table = self.pruning.table(&order);
+        let upload_table = |(losses, rows): (Tensor<f32>, Vec<u32>)| -> Result<_> {
+            Ok((losses, self.engine.upload("places of the epoch's samples", &rows)?))
+        };
+        let visit = Visit {
+            order: self.engine.upload("epoch order", &order)?,
+            weights: weights.as_ref().map(upload).transpose()?,
+            table: table.map(upload_table).transpose()?,
+        };
         let steps = self.steps_per_epoch();
         let interval = (steps / TIMED_STEPS).max(1);
         let mut clock = StepClock::default();
@@ -167,7 +242,7 @@ impl<'a> Trainer<'a> {
         let mut finished = true;
         while self.progress.step < steps {
             let timed = self.progress.step.is_multiple_of(interval).then_some(&mut clock);
-            self.step(&device_order, timed)?;
+            self.step(&visit, timed)?;
             self.progress.step += 1;
             if !go_on(self.progress.step) {
                 finished = false;
@@ -182,19 +257,20 @@ impl<'a> Trainer<'a> {
             return Ok(None);
         }
         let last_replay = self.objective.replays() - 1;
-        let learning_rate = self.rates(self.progress.epoch, steps - 1, last_replay).learning_rate;
-        Ok(Some(EpochOutcome { order, samples: self.samples_so_far()?, learning_rate }))
+        let learning_rate = self.rates(steps - 1, last_replay).learning_rate;
+        Ok(Some(EpochOutcome { order, weights, samples: self.samples_so_far()?, learning_rate }))
     }
 
     /// One minibatch: one training step, or as many as the objective replays it.
-    fn step(&mut self, order: &Tensor<u32>, clock: Option<&mut StepClock>) -> Result<()> {
+    fn step(&mut self, visit: &Visit, clock: Option<&mut StepClock>) -> Result<()> {
         let Progress { epoch, step, .. } = self.progress;
         let range = self.images_after(step)..self.images_after(step + 1);
         let batch = self.batch.rows(0..range.len()).keeping(
-            order.slice(range.clone()),
+            visit.order.slice(range.clone()),
             self.losses.slice(range.clone()),
-            self.predictions.slice(range),
+            self.predictions.slice(range.clone()),
         );
+        let weights = visit.weights.as_ref().map(|weights| weights.slice(range.clone()));
         let seed = self.recipe.seed;
         let mut laps = Laps::start(clock.is_some(), self.engine)?;
 
@@ -211,8 +287,8 @@ impl<'a> Trainer<'a> {
             self.progress.epoch_attacks += self.objective.attack(self.engine, key, &batch)?;
             attack += laps.lap(self.engine)?;
 
-            self.objective.gradient(self.engine, &batch, None)?;
-            let rates = self.rates(epoch, step, replay);
+            self.objective.gradient(self.engine, &batch, weights.as_ref())?;
+            let rates = self.rates(step, replay);
             self.engine.sgd_step(&Sgd {
                 learning_rate: rates.learning_rate as f32,
                 momentum: rates.momentum as f32,
@@ -220,6 +296,9 @@ impl<'a> Trainer<'a> {
                 average_decay: self.recipe.optimizer.average_decay.map(|decay| decay as f32),
             })?;
             train += laps.lap(self.engine)?;
+        }
+        if let Some((losses, rows)) = &visit.table {
+            self.engine.scatter_rows(&batch.losses, &rows.slice(range), 1, losses)?;
         }
 
         if let Some(clock) = clock {

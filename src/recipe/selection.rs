@@ -1,0 +1,229 @@
+//! `[selection]`: which training samples are trained on, when they are chosen again, and the constants of each method.
+//!
+//! Checked by tests/recipes.rs. Called by the recipe; used by `prune` and by the [`super::Timeline`].
+
+use serde::Serialize;
+
+use super::reader::{Section, above};
+use super::{BatchNorm, Method, Recipe, RecipeError};
+use crate::names::named;
+
+/// Data pruning.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Selection {
+    pub method: SelectionMethod,
+    /// Share of the training samples that a subset holds, to the nearest sample; no default, for no paper's choice
+    /// fits all. 1 where the method decides it (`full`, `info-batch`). For `short`, the share of the epochs.
+    pub fraction: f64,
+    /// Epochs from one selection to the next; 0 selects once. 20 as in GRAD-MATCH and GLISTER where a selection costs
+    /// an attack on every candidate, 1 where its scores come free from training, 0 for one random draw.
+    pub every: usize,
+    /// kappa of GRAD-MATCH (Killamsetty et al., ICML 2021): the share of the schedule whose cost is spent on epochs
+    /// on all samples, before the first selection. See [`super::Timeline`].
+    pub warm_start: f64,
+    /// What Adv-GRAD-MATCH chooses among.
+    pub mode: AtomMode,
+    /// The regularisation lambda of Adv-GRAD-MATCH over the mean squared norm of its atoms; GRAD-MATCH's 0.5 is added to the
+    /// Gram matrix as it is, and means another thing for every network.
+    pub ridge: f64,
+    /// A pursuit of Adv-GRAD-MATCH ends where its residual is this share of its target; 1e-4 in GRAD-MATCH's library.
+    pub tolerance: f64,
+    /// How Adv-GLISTER follows its gain.
+    pub greedy: Greedy,
+    /// Updates of the held-out gradient with `greedy = "rounds"`; 15 in GLISTER's library.
+    pub rounds: usize,
+    /// eta of Adv-GLISTER, the step of the last layer; GLISTER (Killamsetty et al., AAAI 2021) takes the learning rate
+    /// of training, and so does the default.
+    pub step_size: f64,
+    /// The share of the easy samples that InfoBatch leaves out (Qin et al., ICLR 2024: r = 0.5).
+    pub prune_share: f64,
+    /// The last share of the schedule that InfoBatch trains on all samples (the same paper: 1 - delta = 0.125).
+    pub full_share: f64,
+}
+
+/// A value of the recipe that a method cannot work with.
+pub struct Refusal {
+    pub key: &'static str,
+    pub met: &'static str,
+    pub wanted: String,
+}
+
+named! {
+    /// Ways to choose the training samples.
+    pub enum SelectionMethod {
+        /// All of them.
+        Full = "full",
+        /// All of them, for `fraction` of the epochs under the same learning-rate shape: what pruning must beat.
+        Short = "short",
+        /// A random subset, drawn once.
+        Random = "random",
+        /// A random subset, drawn again and again.
+        RandomOnline = "random-online",
+        /// A random subset, drawn once, of each class in proportion.
+        ClassBalanced = "class-balanced",
+        /// The largest last adversarial losses in training.
+        LossRank = "loss-rank",
+        /// A random half of the easy samples left out, the other half weighted up (Qin et al. 2024).
+        InfoBatch = "info-batch",
+        /// The largest error norms of the adversarial images (Paul et al. 2021).
+        El2n = "el2n",
+        /// The largest last-layer gradient norms of the adversarial images (Paul et al. 2021).
+        GraNd = "grand",
+        /// The smallest input-gradient norms.
+        EasyCore = "easy-core",
+        /// A weighted subset whose last-layer gradient matches that of all (Li et al. 2023).
+        AdvGradMatch = "adv-grad-match",
+        /// The subset whose step lowers the loss of held-out images most (Li et al. 2023).
+        AdvGlister = "adv-glister",
+    }
+}
+
+named! {
+    /// What the atoms of a pursuit are.
+    pub enum AtomMode {
+        /// Random batches: an atom is the gradient sum of one (its mean, but for the scale), and every sample of a chosen
+        /// batch has its weight.
+        PerBatch = "per-batch",
+        /// Samples, with a pursuit for each class that matches the gradient sum of that class.
+        PerClass = "per-class",
+        /// Samples, with one pursuit over all.
+        PerSample = "per-sample",
+    }
+}
+
+named! {
+    /// How Adv-GLISTER follows its gain.
+    pub enum Greedy {
+        /// The best k / rounds candidates at once, then a new held-out gradient.
+        Rounds = "rounds",
+        /// The best of a random pool of (n / k) ln(1 / 0.01), then a new held-out gradient (Mirzasoleiman et al. 2015).
+        Stochastic = "stochastic",
+    }
+}
+
+impl SelectionMethod {
+    /// Whether subsets are chosen at all, during training.
+    pub fn selects(self) -> bool {
+        !matches!(self, Self::Full | Self::Short)
+    }
+
+    /// Whether the recipe's `fraction` decides the size of a subset.
+    pub fn has_fraction(self) -> bool {
+        !matches!(self, Self::Full | Self::InfoBatch)
+    }
+
+    /// Epochs from one selection to the next, where the recipe does not say.
+    pub fn default_every(self) -> usize {
+        match self {
+            Self::Full | Self::Short | Self::Random | Self::ClassBalanced => 0,
+            Self::RandomOnline | Self::LossRank | Self::InfoBatch => 1,
+            Self::El2n | Self::GraNd | Self::EasyCore | Self::AdvGradMatch | Self::AdvGlister => 20,
+        }
+    }
+
+    /// Whether it attacks the candidates, where `scored` says whether training has left a loss of them.
+    pub fn attacks_candidates(self, scored: bool) -> bool {
+        match self {
+            Self::El2n | Self::GraNd | Self::AdvGradMatch | Self::AdvGlister => true,
+            Self::LossRank | Self::InfoBatch => !scored,
+            _ => false,
+        }
+    }
+}
+
+impl Selection {
+    pub(super) fn read(mut section: Section, learning_rate: f64) -> Result<Self, RecipeError> {
+        let method: SelectionMethod = section.name("method", Some(SelectionMethod::Full))?;
+        let short = method == SelectionMethod::Short;
+        let fraction = (!method.has_fraction()).then_some(1.0);
+        let selection = Self {
+            method,
+            fraction: section.number("fraction", above(0.0, 1.0), fraction)?,
+            every: section.integer("every", 0..=100_000, Some(method.default_every()))?,
+            warm_start: section.number("warm_start", 0.0..=1.0, Some(if short { 1.0 } else { 0.0 }))?,
+            mode: section.name("mode", Some(AtomMode::PerClass))?,
+            ridge: section.number("ridge", 0.0..=1e9, Some(0.5))?,
+            tolerance: section.number("tolerance", 0.0..1.0, Some(1e-4))?,
+            greedy: section.name("greedy", Some(Greedy::Rounds))?,
+            rounds: section.integer("rounds", 1..=1_000_000, Some(15))?,
+            step_size: section.number("step_size", above(0.0, 1e6), Some(learning_rate))?,
+            prune_share: section.number("prune_share", 0.0..1.0, Some(0.5))?,
+            full_share: section.number("full_share", 0.0..=1.0, Some(0.125))?,
+        };
+        let fixed = |key: &str, met: f64, wanted: f64, why: &str| match met == wanted {
+            true => Ok(()),
+            false => Err(section.value_error(key, met, format!("{wanted}: {method} {why}"))),
+        };
+        if !method.has_fraction() {
+            fixed("fraction", selection.fraction, 1.0, "decides itself how many samples it keeps")?;
+            fixed("warm_start", selection.warm_start, 0.0, "has no fraction that sets its length")?;
+        }
+        if short {
+            fixed("warm_start", selection.warm_start, 1.0, "trains on all samples throughout")?;
+        }
+        match method {
+            SelectionMethod::Full | SelectionMethod::Short => {
+                fixed("every", selection.every as f64, 0.0, "selects nothing")?;
+            }
+            SelectionMethod::Random => {
+                fixed("every", selection.every as f64, 0.0, "draws once; \"random-online\" draws again")?;
+            }
+            SelectionMethod::RandomOnline if selection.every == 0 => {
+                let wanted = "1 at least: random-online draws again; \"random\" draws once";
+                return Err(section.value_error("every", 0, wanted));
+            }
+            _ => {}
+        }
+        section.finish()?;
+        Ok(selection)
+    }
+
+    /// How many of `samples` a subset holds.
+    pub fn budget(&self, samples: usize) -> usize {
+        ((self.fraction * samples as f64).round() as usize).min(samples)
+    }
+
+    /// Refuses what does not go with the rest of the recipe. `train` samples are left beside the validation ones.
+    pub(super) fn check(&self, recipe: &Recipe, train: usize, root: &Section) -> Result<(), RecipeError> {
+        let method = self.method;
+        if method.selects() && self.budget(train) == 0 {
+            let wanted = format!("{} at least, for one sample of {train}", 0.5 / train as f64);
+            return Err(root.value_error("selection.fraction", self.fraction, wanted));
+        }
+        let per_batch = method == SelectionMethod::AdvGradMatch && self.mode == AtomMode::PerBatch;
+        if per_batch && self.budget(train) < recipe.batch {
+            let wanted = format!("{} at least, for one batch of {train}", recipe.batch as f64 / train as f64);
+            return Err(root.value_error("selection.fraction", self.fraction, wanted));
+        }
+        if method == SelectionMethod::AdvGlister && recipe.data.validation == 0 {
+            let wanted = format!("1 at least: {method} chooses by the loss of held-out images");
+            return Err(root.value_error("data.validation", 0, wanted));
+        }
+        let scored = recipe.timeline().first_selection() > Some(0);
+        match self.attack_refused(recipe, scored) {
+            Some(Refusal { key, met, wanted }) => Err(root.value_error(key, format!("\"{met}\""), wanted)),
+            None => Ok(()),
+        }
+    }
+
+    /// Why the attack cannot be made on the candidates, where the method needs that. `scored` says whether training has
+    /// left a loss of them.
+    pub fn attack_refused(&self, recipe: &Recipe, scored: bool) -> Option<Refusal> {
+        let method = self.method;
+        if !method.attacks_candidates(scored) {
+            return None;
+        }
+        if recipe.attack.batch_norm != BatchNorm::Eval {
+            let wanted =
+                format!("\"eval\": {method} attacks the candidates, which must not move the statistics");
+            let met = recipe.attack.batch_norm.name();
+            return Some(Refusal { key: "attack.batch_norm", met, wanted });
+        }
+        if recipe.objective.method == Method::Free {
+            let wanted =
+                format!("another: {method} attacks candidates, and the attack of free is that of a place");
+            return Some(Refusal { key: "objective.method", met: "free", wanted });
+        }
+        None
+    }
+}

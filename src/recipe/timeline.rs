@@ -1,0 +1,231 @@
+//! Two clocks of a run: the epochs that are trained, and the epochs of the schedule that they stand for.
+//!
+//! The learning rate and the phases of the attack follow the schedule of `epochs` epochs. Training on a subset, an epoch
+//! stands for one of the schedule and costs `fraction` of a whole one. The warm start trains on all samples first: of the
+//! schedule's first `kappa * epochs` epochs (to the nearest) it makes `fraction` times as many, rounded up, so that a run
+//! costs `fraction * epochs` whole epochs whatever its kappa (GRAD-MATCH's rule). Without pruning both clocks are one.
+//! Checked by its own tests and tests/prune_training.rs. Called by `train` and `attack`.
+
+use super::{Recipe, SelectionMethod};
+
+/// What is trained when. Epochs count from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeline {
+    /// Epochs of the schedule.
+    schedule: usize,
+    /// The first so many trained epochs are on all samples ...
+    warm: usize,
+    /// ... and stand for so many of the schedule.
+    span: usize,
+    selects: bool,
+    /// Trained epochs from one selection to the next; 0 for one selection.
+    every: usize,
+    /// Trained epochs from this one on are on all samples again.
+    tail: usize,
+}
+
+/// What an epoch trains on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// All training samples.
+    Whole,
+    /// A subset, chosen anew at its start where `select`.
+    Subset { select: bool },
+}
+
+/// The pace of an epoch on the schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// So many trained epochs ...
+    pub epochs: usize,
+    /// ... stand for so many of the schedule ...
+    pub span: usize,
+    /// ... and so many at this pace lie before this one.
+    pub before: usize,
+}
+
+impl Timeline {
+    /// The timeline of a recipe.
+    pub fn of_recipe(recipe: &Recipe) -> Self {
+        let selection = &recipe.selection;
+        let schedule = recipe.epochs;
+        let span = (selection.warm_start * schedule as f64).round() as usize;
+        // A product such as 0.29 * 100 may lie a rounding above its whole number.
+        let warm = (selection.fraction * span as f64 - 1e-9).ceil() as usize;
+        let mut timeline = Self {
+            schedule,
+            warm: warm.max(usize::from(span > 0)),
+            span,
+            selects: selection.method.selects(),
+            every: selection.every,
+            tail: usize::MAX,
+        };
+        if selection.method == SelectionMethod::InfoBatch {
+            // Its scores come with the first epoch; its last epochs leave nothing out.
+            (timeline.warm, timeline.span) = (1, 1);
+            timeline.tail = ((1.0 - selection.full_share) * schedule as f64 - 1e-9).ceil() as usize;
+        }
+        timeline
+    }
+
+    /// Epochs of the schedule.
+    pub fn schedule_epochs(&self) -> usize {
+        self.schedule
+    }
+
+    /// Epochs that are trained.
+    pub fn epochs(&self) -> usize {
+        self.warm + self.schedule - self.span
+    }
+
+    /// What epoch `epoch` trains on.
+    pub fn stage(&self, epoch: u32) -> Stage {
+        let epoch = epoch as usize;
+        if !self.selects || epoch < self.warm || epoch >= self.tail {
+            return Stage::Whole;
+        }
+        let since = epoch - self.warm;
+        Stage::Subset { select: since == 0 || (self.every > 0 && since.is_multiple_of(self.every)) }
+    }
+
+    /// The first epoch that trains on a subset, if any does.
+    pub fn first_selection(&self) -> Option<usize> {
+        (self.selects && self.warm < self.epochs().min(self.tail)).then_some(self.warm)
+    }
+
+    /// Where epoch `epoch` lies on the schedule.
+    pub fn pace(&self, epoch: u32) -> Pace {
+        let epoch = epoch as usize;
+        match epoch < self.warm {
+            true => Pace { epochs: self.warm, span: self.span, before: epoch },
+            false => Pace { epochs: 1, span: 1, before: self.span + (epoch - self.warm) },
+        }
+    }
+
+    /// The first trained epoch that begins at epoch `at` of the schedule or behind it.
+    pub fn first_at(&self, at: usize) -> usize {
+        match at < self.span {
+            true => (at * self.warm).div_ceil(self.span),
+            false => self.warm + (at - self.span),
+        }
+    }
+
+    /// Whether something due every so many epochs of the schedule (0: only behind the last) is due behind `done` trained
+    /// epochs.
+    pub fn due(&self, every: usize, done: u32) -> bool {
+        // How often it was due by then.
+        let times = |done: u32| {
+            let Pace { epochs, span, before } = self.pace(done);
+            before * span / (epochs * every)
+        };
+        done as usize == self.epochs() || (every > 0 && done > 0 && times(done) > times(done - 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeline(epochs: usize, selection: &str) -> Timeline {
+        let text = format!(
+            "epochs = {epochs}\nbatch = 50\ndata.set = 'generated'\ndata.validation = 100\n\
+             optimizer.learning_rate = 0.1\nschedule.kind = 'constant'\n[selection]\n{selection}"
+        );
+        Recipe::parse("test", &text, &[]).unwrap_or_else(|error| panic!("{error}")).timeline()
+    }
+
+    /// Schedule epochs at the start of each trained epoch, and at the end.
+    fn starts(timeline: &Timeline) -> Vec<f64> {
+        let at = |epoch| {
+            let Pace { epochs, span, before } = timeline.pace(epoch);
+            (before * span) as f64 / epochs as f64
+        };
+        (0..=timeline.epochs() as u32).map(at).collect()
+    }
+
+    #[test]
+    fn without_pruning_both_clocks_are_one() {
+        let full = timeline(7, "");
+        assert_eq!(full.epochs(), 7);
+        assert_eq!(starts(&full), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+        assert_eq!(full.first_selection(), None);
+        for epoch in 0..7 {
+            assert_eq!(full.stage(epoch), Stage::Whole);
+            assert_eq!(full.pace(epoch), Pace { epochs: 1, span: 1, before: epoch as usize });
+            assert_eq!(full.first_at(epoch as usize), epoch as usize);
+            for every in 0..5 {
+                let done = epoch as usize + 1;
+                let wanted = done == 7 || (every > 0 && done.is_multiple_of(every));
+                assert_eq!(full.due(every, epoch + 1), wanted, "every {every}, done {done}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_costs_its_fraction_whatever_the_warm_start() {
+        for fraction in [0.1, 0.29, 0.3, 0.5, 1.0] {
+            for kappa in [0.0, 0.25, 0.5, 0.9, 1.0] {
+                let selection =
+                    format!("method = 'random-online'\nfraction = {fraction}\nwarm_start = {kappa}");
+                let timeline = timeline(100, &selection);
+                let whole =
+                    (0..timeline.epochs() as u32).filter(|&epoch| timeline.stage(epoch) == Stage::Whole);
+                let whole = whole.count() as f64;
+                let cost = whole + fraction * (timeline.epochs() as f64 - whole);
+                assert!(
+                    (100.0 * fraction..100.0 * fraction + 1.0).contains(&(cost + 1e-9)),
+                    "{selection}: {cost}"
+                );
+                let starts = starts(&timeline);
+                assert!(starts.is_sorted_by(|a, b| a < b) && starts[0] == 0.0, "{selection}: {starts:?}");
+                assert_eq!(*starts.last().unwrap(), 100.0, "{selection}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_warm_start_goes_fast_and_a_subset_epoch_by_epoch() {
+        // kappa 0.5 of 12 epochs: 6 of the schedule in ceil(0.3 * 6) = 2; then 6 on subsets, selected every 4.
+        let timeline = timeline(12, "method = 'random-online'\nfraction = 0.3\nwarm_start = 0.5\nevery = 4");
+        assert_eq!(starts(&timeline), [0.0, 3.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0]);
+        let stages: Vec<Stage> = (0..8).map(|epoch| timeline.stage(epoch)).collect();
+        let (new, old) = (Stage::Subset { select: true }, Stage::Subset { select: false });
+        assert_eq!(stages, [Stage::Whole, Stage::Whole, new, old, old, old, new, old]);
+        assert_eq!(timeline.first_selection(), Some(2));
+        // Phases of the attack begin with the first epoch at their place or behind it.
+        assert_eq!([0, 1, 3, 4, 6, 7, 12].map(|at| timeline.first_at(at)), [0, 1, 1, 2, 2, 3, 8]);
+        // Due at 5 and 10 of the schedule: behind the second epoch (at 6) and the sixth (at 10); and at the end.
+        let due: Vec<u32> = (1..=8).filter(|&done| timeline.due(5, done)).collect();
+        assert_eq!(due, [2, 6, 8]);
+    }
+
+    #[test]
+    fn short_is_all_samples_for_a_share_of_the_epochs() {
+        let short = timeline(100, "method = 'short'\nfraction = 0.29");
+        assert_eq!(short.epochs(), 29);
+        assert_eq!(short.first_selection(), None);
+        assert!((0..29).all(|epoch| short.stage(epoch) == Stage::Whole));
+        assert_eq!(starts(&short)[29], 100.0);
+        assert_eq!(timeline(10, "method = 'short'\nfraction = 0.01").epochs(), 1);
+    }
+
+    #[test]
+    fn info_batch_prunes_between_its_first_epoch_and_its_last_ones() {
+        let info = timeline(16, "method = 'info-batch'");
+        assert_eq!(info.epochs(), 16);
+        let pruned: Vec<u32> = (0..16).filter(|&epoch| info.stage(epoch) != Stage::Whole).collect();
+        assert_eq!(pruned, (1..14).collect::<Vec<_>>());
+        assert!(pruned.iter().all(|&epoch| info.stage(epoch) == Stage::Subset { select: true }));
+        assert_eq!(starts(&info)[16], 16.0);
+        let never = timeline(16, "method = 'info-batch'\nfull_share = 1");
+        assert_eq!(never.first_selection(), None);
+    }
+
+    #[test]
+    fn one_selection_serves_to_the_end() {
+        let once = timeline(5, "method = 'random'\nfraction = 0.5");
+        let selected: Vec<u32> =
+            (0..5).filter(|&epoch| once.stage(epoch) == Stage::Subset { select: true }).collect();
+        assert_eq!(selected, [0]);
+    }
+}

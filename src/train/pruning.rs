@@ -1,0 +1,167 @@
+//! Data pruning in the training loop: when a subset is chosen, what it is chosen from, and what a checkpoint keeps of it.
+//!
+//! The candidates are the training split; the last adversarial loss of each stays on the device, in a table that every
+//! step scatters into. Called by the trainer. Checked by `tests/prune_training.rs`.
+
+use super::checkpoint::SelectionState;
+use crate::batch::Batch;
+use crate::data::order::Split;
+use crate::engine::{self, Engine, ImageSet, Tensor};
+use crate::objective::Objective;
+use crate::philox::{Key, Purpose};
+use crate::prune::{self, Candidates, PruneError, Selection, Subset, Survey};
+use crate::recipe::{Recipe, Stage, Timeline};
+
+/// Which samples train now.
+pub(super) struct Pruning<'a> {
+    recipe: &'a Recipe,
+    pub timeline: Timeline,
+    method: Box<dyn Selection>,
+    split: &'a Split,
+    /// `None` trains on all.
+    subset: Option<Subset>,
+    /// The last adversarial loss of each training sample, in the order of the split; infinite at first. Only where the
+    /// recipe selects.
+    losses: Option<Tensor<f32>>,
+}
+
+impl<'a> Pruning<'a> {
+    /// The pruning of a recipe, at the start of a run.
+    pub fn new(engine: &dyn Engine, recipe: &'a Recipe, split: &'a Split) -> engine::Result<Self> {
+        let selects = recipe.selection.method.selects();
+        let unknown = vec![f32::INFINITY; split.train.len()];
+        let losses = selects.then(|| engine.upload("last losses", &unknown)).transpose()?;
+        let method = prune::of_recipe(recipe);
+        Ok(Self { recipe, timeline: recipe.timeline(), method, split, subset: None, losses })
+    }
+
+    /// Every training sample, pruned or not.
+    pub fn candidates(&self) -> &'a [u32] {
+        &self.split.train
+    }
+
+    /// The samples that train now, ascending.
+    pub fn samples(&self) -> &[u32] {
+        self.subset.as_ref().map_or(&self.split.train, |subset| &subset.samples)
+    }
+
+    /// What was chosen last, while it trains.
+    pub fn subset(&self) -> Option<&Subset> {
+        self.subset.as_ref()
+    }
+
+    /// The weights of the samples of an epoch, in its order; `None` where all are 1.
+    pub fn weights(&self, order: &[u32]) -> Option<Vec<f32>> {
+        let subset =
+            self.subset.as_ref().filter(|subset| subset.weights.iter().any(|&weight| weight != 1.0))?;
+        Some(places(&subset.samples, order).map(|place| subset.weights[place as usize]).collect())
+    }
+
+    /// The table of last losses and the row of each sample of an epoch in it, in the epoch's order.
+    pub fn table(&self, order: &[u32]) -> Option<(Tensor<f32>, Vec<u32>)> {
+        let losses = self.losses.as_ref()?;
+        Some((losses.clone(), places(&self.split.train, order).collect()))
+    }
+
+    /// Sees to it that the right samples train in an epoch; answers whether they were chosen anew. `selected` is the epoch
+    /// of the last selection: one that was made before an interruption is not made again. `watch` is told how many of how
+    /// many samples are surveyed, and answers whether to go on.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a trainer, borrowed apart")]
+    pub fn begin_epoch(
+        &mut self,
+        engine: &mut dyn Engine,
+        objective: &mut dyn Objective,
+        set: &ImageSet,
+        scratch: &Batch,
+        epoch: u32,
+        selected: Option<u32>,
+        watch: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<bool, PruneError> {
+        match self.timeline.stage(epoch) {
+            Stage::Whole => self.subset = None,
+            Stage::Subset { select: true } if selected != Some(epoch) => {
+                self.subset = Some(self.select(engine, objective, set, scratch, epoch, watch)?);
+                return Ok(true);
+            }
+            Stage::Subset { .. } => {}
+        }
+        Ok(false)
+    }
+
+    fn select(
+        &self,
+        engine: &mut dyn Engine,
+        objective: &mut dyn Objective,
+        set: &ImageSet,
+        scratch: &Batch,
+        epoch: u32,
+        watch: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<Subset, PruneError> {
+        let labels = engine.read(&set.labels)?;
+        let labels: Vec<u32> = self.split.train.iter().map(|&sample| labels[sample as usize]).collect();
+        let key = |purpose| Key { seed: self.recipe.seed, purpose, epoch, step: 0 };
+        let candidates = Candidates {
+            samples: &self.split.train,
+            labels: &labels,
+            classes: engine.network().classes,
+            held_out: &self.split.validation,
+            budget: self.recipe.selection.budget(self.split.train.len()),
+            // Before the first epoch there is nothing to rank by.
+            losses: self.losses.as_ref().filter(|_| epoch > 0),
+            key: key(Purpose::Selection),
+        };
+        let mut survey = Survey { set, objective, scratch, key: key(Purpose::SelectionStart), watch };
+        let subset = self.method.select(engine, &candidates, &mut survey)?;
+        if subset.is_empty() {
+            let method = self.recipe.selection.method;
+            let reason = format!("{method} chose none of {} samples, expected 1 at least", labels.len());
+            return Err(PruneError::Invalid(reason));
+        }
+        Ok(subset)
+    }
+
+    /// What a checkpoint keeps.
+    pub fn state(&self, engine: &dyn Engine) -> engine::Result<SelectionState> {
+        let subset = self.subset.clone().unwrap_or_default();
+        let losses = self.losses.as_ref().map(|losses| engine.read(losses)).transpose()?;
+        Ok(SelectionState {
+            samples: subset.samples,
+            weights: subset.weights,
+            losses: losses.unwrap_or_default(),
+        })
+    }
+
+    /// Whether [`Pruning::restore`] can use a state; says why not.
+    pub fn accepts(&self, state: &SelectionState) -> Result<(), String> {
+        let wanted = self.losses.as_ref().map_or(0, Tensor::len);
+        if state.losses.len() != wanted {
+            let met = state.losses.len();
+            return Err(format!(
+                "last losses of {met} samples, expected {wanted}; it is of a run that selects otherwise"
+            ));
+        }
+        if let Some(sample) =
+            state.samples.iter().find(|sample| self.split.train.binary_search(sample).is_err())
+        {
+            return Err(format!(
+                "its subset holds image {sample}, which is not a training image of this run"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes back what [`Pruning::state`] gave.
+    pub fn restore(&mut self, engine: &dyn Engine, state: &SelectionState) -> engine::Result<()> {
+        if let Some(losses) = &self.losses {
+            engine.write(losses, &state.losses)?;
+        }
+        let SelectionState { samples, weights, .. } = state.clone();
+        self.subset = (!samples.is_empty()).then(|| Subset { samples, weights, residuals: Vec::new() });
+        Ok(())
+    }
+}
+
+/// The places of `wanted` among ascending `samples`, which hold them all.
+fn places<'a>(samples: &'a [u32], wanted: &'a [u32]) -> impl Iterator<Item = u32> + 'a {
+    wanted.iter().map(|sample| samples.binary_search(sample).expect("a sample of the split") as u32)
+}

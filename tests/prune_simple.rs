@@ -1,0 +1,197 @@
+//! The selections that need no gradient algebra: exact sizes and quotas, ranks as a plain sort has them, and every end
+//! defined.
+
+mod common;
+#[path = "common/survey.rs"]
+mod survey;
+
+use std::cell::RefCell;
+
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+use secateur::data::order::quotas;
+use secateur::engine::{DeviceChoice, WeightSet};
+use secateur::prune::{All, Candidates, PruneError, Random, Ranking, Score, Selection, Subset};
+use survey::{DRAWS, Subject};
+
+thread_local! {
+    static SUBJECT: RefCell<Subject> = RefCell::new(Subject::new(DeviceChoice::Cpu, &[]));
+}
+
+fn select(
+    selection: &dyn Selection,
+    samples: &[u32],
+    budget: usize,
+    losses: Option<&[f32]>,
+) -> Result<Subset, PruneError> {
+    SUBJECT.with_borrow_mut(|subject| subject.select(selection, samples, &[], budget, losses))
+}
+
+/// The same with labels of its own choice.
+fn select_labelled(selection: &dyn Selection, samples: &[u32], labels: &[u32], budget: usize) -> Subset {
+    SUBJECT.with_borrow_mut(|subject| {
+        subject.survey(|engine, survey| {
+            let candidates =
+                Candidates { samples, labels, classes: 10, held_out: &[], budget, losses: None, key: DRAWS };
+            selection.select(engine, &candidates, survey).unwrap()
+        })
+    })
+}
+
+/// Ascending samples of the subject's 90 images.
+fn some_samples() -> impl Strategy<Value = Vec<u32>> {
+    prop::collection::btree_set(0..90u32, 1..60).prop_map(|set| set.into_iter().collect())
+}
+
+fn assert_is_subset(subset: &Subset, samples: &[u32], size: usize) {
+    assert_eq!(subset.len(), size);
+    assert!(subset.samples.is_sorted_by(|a, b| a < b), "{subset:?}");
+    assert!(subset.samples.iter().all(|sample| samples.contains(sample)), "{subset:?}");
+    assert_eq!(subset.weights, vec![1.0; size]);
+    assert!(subset.residuals.is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 100, failure_persistence: None, rng_seed: RngSeed::Fixed(20_261_121), ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn random_has_the_size_and_the_quotas(
+        samples in some_samples(),
+        share in 0.0..1.3f64,
+        labels in prop::collection::vec(0..10u32, 60),
+        missing in 0..10u32,
+    ) {
+        let budget = (share * samples.len() as f64) as usize;
+        let size = budget.min(samples.len());
+        // One class has no candidates.
+        let labels: Vec<u32> =
+            labels[..samples.len()].iter().map(|&label| if label == missing { (label + 1) % 10 } else { label }).collect();
+        for class_balanced in [false, true] {
+            let random = Random { class_balanced };
+            let subset = select_labelled(&random, &samples, &labels, budget);
+            assert_is_subset(&subset, &samples, size);
+            prop_assert_eq!(&subset, &select_labelled(&random, &samples, &labels, budget));
+            if class_balanced {
+                let count = |of: &[u32]| {
+                    let mut counts = vec![0; 10];
+                    for sample in of {
+                        counts[labels[samples.binary_search(sample).unwrap()] as usize] += 1;
+                    }
+                    counts
+                };
+                let (all, met) = (count(&samples), count(&subset.samples));
+                prop_assert_eq!(met[missing as usize], 0);
+                prop_assert_eq!(&met, &quotas(&all, size));
+                for (met, all) in met.iter().zip(&all) {
+                    let fair = (all * size) as f64 / samples.len() as f64;
+                    prop_assert!((*met as f64 - fair).abs() < 1.0 && met <= all, "{} of {}", met, all);
+                }
+            }
+        }
+        let all = select_labelled(&All, &samples, &labels, budget);
+        assert_is_subset(&all, &samples, samples.len());
+    }
+
+    #[test]
+    fn the_largest_losses_come_first_and_the_unknown_before_them(
+        samples in some_samples(),
+        share in 0.0..1.3f64,
+        levels in prop::collection::vec(0..7u32, 60),
+    ) {
+        let budget = (share * samples.len() as f64) as usize;
+        // Many equal losses; level 6 was never trained on.
+        let loss = |level: u32| if level == 6 { f32::INFINITY } else { level as f32 / 4.0 };
+        let losses: Vec<f32> = levels[..samples.len()].iter().map(|&level| loss(level)).collect();
+        let ranking = Ranking { score: Score::LastLoss };
+        let subset = select(&ranking, &samples, budget, Some(&losses)).unwrap();
+        let mut places: Vec<usize> = (0..samples.len()).collect();
+        // A stable sort: equal losses keep the order of the samples.
+        places.sort_by(|&a, &b| losses[b].total_cmp(&losses[a]));
+        let mut wanted: Vec<u32> = places.iter().take(budget).map(|&place| samples[place]).collect();
+        wanted.sort_unstable();
+        assert_is_subset(&subset, &samples, budget.min(samples.len()));
+        prop_assert_eq!(subset.samples, wanted);
+    }
+}
+
+#[test]
+fn none_and_all_are_defined_for_every_ranking() {
+    let samples: Vec<u32> = (0..20).collect();
+    for score in [Score::LastLoss, Score::El2n, Score::GraNd, Score::InputGradient] {
+        let ranking = Ranking { score };
+        assert!(select(&ranking, &samples, 0, None).unwrap().is_empty(), "{score:?}");
+        for budget in [20, 21, 1000] {
+            assert_eq!(select(&ranking, &samples, budget, None).unwrap().samples, samples, "{score:?}");
+        }
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_is_named() {
+    let samples: Vec<u32> = (30..50).collect();
+    let mut losses = vec![1.0; 20];
+    losses[7] = f32::NAN;
+    let error = select(&Ranking { score: Score::LastLoss }, &samples, 5, Some(&losses)).unwrap_err();
+    assert!(matches!(error, PruneError::Invalid(_)), "{error}");
+    assert!(error.to_string().contains("training image 37: its score is NaN"), "{error}");
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_an_error_and_no_subset() {
+    let mut subject = Subject::new(DeviceChoice::Cpu, &[]);
+    let mut weights = subject.engine.weights(WeightSet::Live).unwrap();
+    weights.tensors.get_mut("linear.bias").unwrap().values[3] = f32::NAN;
+    subject.engine.load_weights(&weights).unwrap();
+    let samples: Vec<u32> = (0..10).collect();
+    for score in [Score::LastLoss, Score::El2n, Score::GraNd, Score::InputGradient] {
+        let error = subject.select(&Ranking { score }, &samples, &[], 3, None).unwrap_err();
+        assert!(error.to_string().contains("training image 0: its score is NaN"), "{score:?}: {error}");
+    }
+}
+
+/// Each score from its formula, in f64, from the parts that a survey gives.
+#[test]
+fn scores_are_those_of_their_papers() {
+    let samples: Vec<u32> = (0..45).map(|place| 2 * place).collect();
+    let mut subject = Subject::new(DeviceChoice::Cpu, &[]);
+    let labels = subject.labels(&samples);
+    let (el2n, grand, losses, norms) = subject.survey(|engine, survey| {
+        let view = survey.last_layer(engine, &samples).unwrap();
+        let logits = engine.read(view.adversarial_logits()).unwrap();
+        let features = engine.read(&view.terms().1.features).unwrap();
+        let width = features.len() / samples.len();
+        let mut scores = (Vec::new(), Vec::new());
+        for (row, &label) in labels.iter().enumerate() {
+            let powers: Vec<f64> = logits[row * 10..][..10].iter().map(|&z| f64::from(z).exp()).collect();
+            let sum: f64 = powers.iter().sum();
+            let hot = |class: usize| f64::from(u8::from(class == label as usize));
+            let error: f64 =
+                (0..10).map(|class| (powers[class] / sum - hot(class)).powi(2)).sum::<f64>().sqrt();
+            let square: f64 = features[row * width..][..width].iter().map(|&h| f64::from(h).powi(2)).sum();
+            scores.0.push(error);
+            scores.1.push(error * (1.0 + square).sqrt());
+        }
+        let norms = survey.input_gradient_norms(engine, &samples).unwrap();
+        let norms: Vec<f64> = engine.read(&norms).unwrap().iter().map(|&norm| -f64::from(norm)).collect();
+        let losses: Vec<f64> = engine.read(&view.losses).unwrap().iter().map(|&loss| loss.into()).collect();
+        (scores.0, scores.1, losses, norms)
+    });
+    let rows = [
+        (Score::El2n, el2n),
+        (Score::GraNd, grand),
+        (Score::LastLoss, losses),
+        (Score::InputGradient, norms),
+    ];
+    for (score, scores) in rows {
+        let subset = subject.select(&Ranking { score }, &samples, &[], 15, None).unwrap();
+        let taken = |place: &usize| subset.samples.binary_search(&samples[*place]).is_ok();
+        let (inside, outside): (Vec<usize>, Vec<usize>) = (0..samples.len()).partition(taken);
+        assert_eq!(inside.len(), 15, "{score:?}");
+        let least = inside.iter().map(|&place| scores[place]).fold(f64::INFINITY, f64::min);
+        let most = outside.iter().map(|&place| scores[place]).fold(f64::NEG_INFINITY, f64::max);
+        // Scores of f32: two that are this near may change places.
+        assert!(least > most - 1e-5 * most.abs(), "{score:?}: {least} kept, {most} left out");
+    }
+}

@@ -1,0 +1,469 @@
+//! Training on subsets: the schedule's clock, the weights in the gradient and the metrics, what a run leaves behind, and
+//! the same bits wherever it is broken off.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use safetensors::SafeTensors;
+use secateur::batch::Batch;
+use secateur::console::Console;
+use secateur::data::DataSet;
+use secateur::data::order::{Split, epoch_order, split};
+use secateur::engine::{CrossEntropy, DeviceChoice, Engine, Pass, Sgd, WeightSet, open};
+use secateur::model::{Weights, initialise};
+use secateur::objective;
+use secateur::philox::{Key, Purpose};
+use secateur::recipe::Recipe;
+use secateur::train::checkpoint::{self, Checkpoint};
+use secateur::train::metrics::EpochMetrics;
+use secateur::train::run_folder::{RunFolder, State};
+use secateur::train::{self, Run, Summary, TrainError, Trainer};
+
+/// 100 training images in batches of 24, 20 for validation. Subsets of half: two steps and a smaller third.
+const RECIPE: &str = r#"
+    seed = 5
+    epochs = 6
+    batch = 24
+    [data]
+    set = "generated"
+    train_limit = 120
+    test_limit = 10
+    validation = 20
+    [model]
+    width = 16
+    [attack]
+    steps = 1
+    step_size = "4/255"
+    [optimizer]
+    learning_rate = 0.02
+    [schedule]
+    kind = "cosine"
+    [evaluation]
+    every = 0
+    protocols = ["clean"]
+    best_by = "pgd1"
+"#;
+const TRAINED: usize = 100;
+
+fn recipe(set: &[&str]) -> Recipe {
+    let set: Vec<String> = set.iter().map(|&text| text.into()).collect();
+    let recipe = Recipe::parse("test", RECIPE, &set).unwrap_or_else(|error| panic!("{error}"));
+    println!("seed {}, {set:?}", recipe.seed);
+    recipe
+}
+
+fn data(recipe: &Recipe) -> DataSet {
+    DataSet::open(recipe.data.set, None, recipe.data.train_limit, recipe.data.test_limit).unwrap()
+}
+
+fn split_of(recipe: &Recipe) -> Split {
+    let data = data(recipe);
+    let kept = &recipe.data;
+    split(&data.train, data.classes, kept.validation, kept.validation_split, recipe.seed).unwrap()
+}
+
+/// Starts or resumes the run in `path`; behind `stop_after` questions it is asked to stop.
+fn run(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Summary, TrainError> {
+    let data = data(recipe);
+    let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
+    let asked = Cell::new(0);
+    let stop = || {
+        asked.set(asked.get() + 1);
+        stop_after == Some(asked.get())
+    };
+    let folder = match RunFolder::state(path)? {
+        State::Fresh => RunFolder::create(path)?,
+        State::Run => RunFolder::open(path),
+    };
+    folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
+    let run = Run { recipe, data: &data, folder: &folder, console: &Console::silent(), stop: &stop };
+    train::run(engine.as_mut(), &run)
+}
+
+fn metrics(folder: &Path) -> Vec<EpochMetrics> {
+    RunFolder::open(folder).read_metrics().unwrap()
+}
+
+fn newest(folder: &Path) -> Checkpoint {
+    let checkpoints = RunFolder::open(folder).checkpoints();
+    checkpoint::load_newest(&checkpoints, &mut |error| panic!("{error}")).unwrap().unwrap().1
+}
+
+/// The bytes of each kept selection, by file name.
+fn selections(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let folder = folder.join("selection");
+    if !folder.exists() {
+        return BTreeMap::new();
+    }
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    entries.map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())).collect()
+}
+
+/// Indices and weights of the subset that was chosen for an epoch, counted from 1.
+fn chosen(folder: &Path, epoch: u32) -> (Vec<u32>, Vec<f32>) {
+    let bytes = &selections(folder)[&format!("epoch-{epoch:04}.safetensors")];
+    let file = SafeTensors::deserialize(bytes).unwrap();
+    let data = |name: &str| file.tensor(name).unwrap().data().to_vec();
+    let indices = data("indices").as_chunks().0.iter().map(|&word| i64::from_le_bytes(word) as u32).collect();
+    let weights = data("weights").as_chunks().0.iter().map(|&word| f32::from_le_bytes(word)).collect();
+    (indices, weights)
+}
+
+/// All that must not depend on when the run was interrupted.
+fn timeless(folder: &Path) -> Vec<EpochMetrics> {
+    let without_times = |line: EpochMetrics| EpochMetrics {
+        seconds_attack: 0.0,
+        seconds_train: 0.0,
+        seconds_select: 0.0,
+        seconds_evaluate: 0.0,
+        images_per_second: 0.0,
+        ..line
+    };
+    metrics(folder).into_iter().map(without_times).collect()
+}
+
+/// Breaks a run off again and again, a little later each time, until it is whole; compares it with an unbroken one.
+fn assert_resumes_to_the_same_bits(set: &[&str]) {
+    let recipe = recipe(set);
+    let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    run(&recipe, whole.path(), None).unwrap();
+    let (mut in_selection, mut in_interval) = (0, 0);
+    for stop_after in 2.. {
+        match run(&recipe, broken.path(), Some(stop_after)) {
+            Ok(_) => break,
+            Err(TrainError::Interrupted { .. }) => {
+                let state = newest(broken.path());
+                let selected = state.progress.selection.map(|last| last.epoch);
+                if state.progress.step > 0 && selected.is_some_and(|epoch| epoch < state.progress.epoch) {
+                    in_interval += 1;
+                }
+                let done = state.progress.epoch as usize == recipe.timeline().epochs();
+                in_selection += usize::from(state.progress.step == 0 && !done);
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    println!("{in_selection} stops in a selection, {in_interval} in the middle of an interval");
+    let surveys = recipe.selection.method.attacks_candidates(true);
+    assert!(!surveys || in_selection > 0, "no stop in a selection");
+    assert!(recipe.selection.every == 1 || in_interval > 0, "no stop in the middle of an interval");
+    let last = |folder: &Path| fs::read(folder.join("last.safetensors")).unwrap();
+    assert!(last(broken.path()) == last(whole.path()), "{set:?}: other weights");
+    assert_eq!(timeless(broken.path()), timeless(whole.path()), "{set:?}");
+    assert!(selections(broken.path()) == selections(whole.path()), "{set:?}: other subsets");
+    assert!(!selections(whole.path()).is_empty());
+    let (met, wanted) = (newest(broken.path()), newest(whole.path()));
+    assert_eq!(met.selection, wanted.selection);
+    assert_eq!(met.progress.run_images, wanted.progress.run_images);
+    assert!(met.optimizer == wanted.optimizer && met.objective == wanted.objective);
+}
+
+#[test]
+fn a_broken_run_with_random_subsets_resumes_to_the_same_bits() {
+    assert_resumes_to_the_same_bits(&["selection.method=random-online", "selection.fraction=0.5"]);
+}
+
+#[test]
+fn a_broken_run_that_ranks_losses_resumes_to_the_same_bits() {
+    let set = ["selection.method=loss-rank", "selection.fraction=0.3", "selection.every=2"];
+    assert_resumes_to_the_same_bits(&set);
+}
+
+#[test]
+fn a_broken_run_with_weights_resumes_to_the_same_bits() {
+    assert_resumes_to_the_same_bits(&["selection.method=info-batch", "selection.every=2"]);
+}
+
+#[test]
+fn a_broken_run_that_surveys_resumes_to_the_same_bits() {
+    let set = [
+        "objective.method=trades",
+        "accelerate.method=bullet-train",
+        "selection.method=adv-glister",
+        "epochs=8",
+        "selection.fraction=0.4",
+        "selection.every=3",
+        "selection.warm_start=0.25",
+        "selection.rounds=3",
+    ];
+    assert_resumes_to_the_same_bits(&set);
+}
+
+#[test]
+fn a_broken_run_that_matches_gradients_resumes_to_the_same_bits() {
+    let set = ["selection.method=adv-grad-match", "selection.fraction=0.3", "selection.every=3", "epochs=5"];
+    assert_resumes_to_the_same_bits(&set);
+}
+
+#[test]
+fn a_run_that_matches_gradients_tells_its_residual_and_trains_with_its_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = ["selection.method=adv-grad-match", "selection.fraction=0.3", "selection.every=2", "epochs=3"];
+    run(&recipe(&set), folder.path(), None).unwrap();
+    let lines = metrics(folder.path());
+    assert_eq!(lines.iter().map(|line| line.selected).collect::<Vec<_>>(), [true, false, true]);
+    for line in &lines {
+        assert!(line.residual.is_some_and(|residual| residual > 0.0 && residual < 1.0), "{line:?}");
+        assert_eq!(line.seconds_select > 0.0, line.selected);
+    }
+    assert_eq!(lines[0].residual, lines[1].residual);
+    let (_, weights) = chosen(folder.path(), 1);
+    assert!(weights.len() <= 30 && weights.iter().any(|&weight| (weight - 1.0).abs() > 1e-3), "{weights:?}");
+    assert_eq!(newest(folder.path()).selection.weights, chosen(folder.path(), 3).1);
+}
+
+/// One step of a run on weighted samples is a step along the explicitly weighted gradient.
+#[test]
+fn weights_enter_the_gradient() {
+    // All of a subset in one batch, plain SGD: the change of the weights is the gradient.
+    let set = [
+        "batch=100",
+        "data.augment=false",
+        "optimizer.momentum=0",
+        "optimizer.weight_decay=0",
+        "schedule.kind=constant",
+        "selection.method=info-batch",
+    ];
+    let recipe = recipe(&set);
+    let (data, split) = (data(&recipe), split_of(&recipe));
+    let network = train::network(&recipe);
+    let mut engine = open(DeviceChoice::Cpu, network, recipe.batch).unwrap();
+    engine.load_weights(&initialise(network, recipe.seed)).unwrap();
+    let set = engine.upload_images(&data.train.pixels, &data.train.labels).unwrap();
+    let mut trainer = Trainer::new(engine.as_mut(), &recipe, &set, &split).unwrap();
+    assert!(!trainer.begin_epoch(&mut |_, _| true).unwrap());
+    assert!(trainer.epoch(&mut |_| true).unwrap().unwrap().weights.is_none());
+    // The loop over epochs does this.
+    let mut state = trainer.checkpoint().unwrap();
+    state.progress.epoch = 1;
+    state.progress.step = 0;
+    state.samples = Default::default();
+    trainer.accepts(&state).unwrap();
+    trainer.restore(&state).unwrap();
+    assert!(trainer.begin_epoch(&mut |_, _| true).unwrap());
+    assert!(!trainer.begin_epoch(&mut |_, _| true).unwrap(), "selected twice for one epoch");
+    let subset = trainer.subset().unwrap().clone();
+    let outcome = trainer.epoch(&mut |_| true).unwrap().unwrap();
+    let after = trainer.checkpoint().unwrap().weights;
+    drop(trainer);
+    assert_eq!(outcome.order, epoch_order(recipe.seed, 1, &subset.samples));
+    let weights = outcome.weights.unwrap();
+    for (sample, weight) in outcome.order.iter().zip(&weights) {
+        assert_eq!(*weight, subset.weights[subset.samples.binary_search(sample).unwrap()]);
+    }
+    let (low, high) = weights.iter().fold((f32::MAX, 0.0f32), |(low, high), &w| (low.min(w), high.max(w)));
+    assert!(high / low > 1.9, "InfoBatch weighs the easy samples twice: {low} to {high}");
+
+    // The same by hand: the logit gradient of each sample, times its weight, through the backward pass.
+    let by_hand = |engine: &mut dyn Engine, weights: &[f32]| -> Weights {
+        engine.load_weights(&state.weights).unwrap();
+        let batch = Batch::alloc(engine, outcome.order.len()).unwrap();
+        engine.write(&batch.samples, &outcome.order).unwrap();
+        engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
+        engine.fold_batch_norm(WeightSet::Live).unwrap();
+        let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 1, step: 0 };
+        objective::of_recipe(&recipe).attack(engine, key, &batch).unwrap();
+        engine.forward(Pass::Train { slot: 0 }, &batch.perturbed, &batch.logits).unwrap();
+        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
+        engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
+        let mut gradient = engine.read(&batch.logit_gradient).unwrap();
+        for (row, weight) in gradient.chunks_exact_mut(network.classes).zip(weights) {
+            row.iter_mut().for_each(|value| *value *= weight / weights.len() as f32);
+        }
+        engine.write(&batch.logit_gradient, &gradient).unwrap();
+        engine.parameter_gradient(Pass::Train { slot: 0 }, &batch.logit_gradient, false).unwrap();
+        let learning_rate = recipe.optimizer.learning_rate as f32;
+        let sgd = Sgd { learning_rate, momentum: 0.0, weight_decay: 0.0, average_decay: None };
+        engine.sgd_step(&sgd).unwrap();
+        engine.weights(WeightSet::Live).unwrap()
+    };
+    // Of how far the step went, how far the two are apart.
+    let distance = |a: &Weights, b: &Weights| -> f64 {
+        let pairs =
+            a.tensors.iter().flat_map(|(name, tensor)| tensor.values.iter().zip(&b.tensors[name].values));
+        pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
+    };
+    let step = distance(&after, &state.weights);
+    let weighted = distance(&after, &by_hand(engine.as_mut(), &weights)) / step;
+    let unweighted = distance(&after, &by_hand(engine.as_mut(), &vec![1.0; weights.len()])) / step;
+    assert!(weighted < 1e-4, "{weighted} of the step apart");
+    assert!(unweighted > 0.01, "{unweighted}: the weights change nothing");
+}
+
+#[test]
+fn the_losses_of_training_are_remembered_and_ranked() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe =
+        recipe(&["selection.method=loss-rank", "selection.fraction=0.3", "selection.warm_start=0.5"]);
+    let split = split_of(&recipe);
+    // kappa 0.5 of 6 epochs at 0.3: one epoch on all samples. Broken off behind its last step.
+    let error = run(&recipe, folder.path(), Some(5)).unwrap_err();
+    assert!(matches!(error, TrainError::Interrupted { .. }), "{error}");
+    let state = newest(folder.path());
+    assert_eq!((state.progress.epoch, state.progress.step), (0, 5));
+    let order = epoch_order(recipe.seed, 0, &split.train);
+    for (sample, loss) in order.iter().zip(&state.samples.losses) {
+        let place = split.train.binary_search(sample).unwrap();
+        assert_eq!(state.selection.losses[place].to_bits(), loss.to_bits(), "image {sample}");
+    }
+    run(&recipe, folder.path(), None).unwrap();
+    let mut ranked: Vec<usize> = (0..TRAINED).collect();
+    ranked.sort_by(|&a, &b| state.selection.losses[b].total_cmp(&state.selection.losses[a]));
+    let mut wanted: Vec<u32> = ranked[..30].iter().map(|&place| split.train[place]).collect();
+    wanted.sort_unstable();
+    assert_eq!(chosen(folder.path(), 2), (wanted, vec![1.0; 30]));
+}
+
+#[test]
+fn a_warm_start_is_on_all_samples_and_goes_faster_through_the_schedule() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = [
+        "epochs=8",
+        "selection.method=random-online",
+        "selection.fraction=0.5",
+        "selection.warm_start=0.5",
+        "selection.every=3",
+        "schedule.kind=step",
+        "schedule.drops=[2, 6]",
+        "attack.phases=[{from_epoch=1, steps=2}, {from_epoch=5, steps=3}]",
+        "evaluation.every=4",
+    ];
+    let recipe = recipe(&set);
+    let summary = run(&recipe, folder.path(), None).unwrap();
+    let lines = metrics(folder.path());
+    // Two whole epochs stand for four of the schedule; then four on subsets.
+    assert_eq!(lines.iter().map(|line| line.images).collect::<Vec<_>>(), [100, 100, 50, 50, 50, 50]);
+    let subset = |line: &EpochMetrics| (line.subset_size, line.subset_fraction, line.selected);
+    let (new, old) = ((Some(50), Some(0.5), true), (Some(50), Some(0.5), false));
+    let none = (None, None, false);
+    assert_eq!(lines.iter().map(subset).collect::<Vec<_>>(), [none, none, new, old, old, new]);
+    // At the last step of each epoch.
+    let rates: Vec<i32> =
+        lines.iter().map(|line| (line.learning_rate / 0.02).log10().round() as i32).collect();
+    assert_eq!(rates, [0, -1, -1, -1, -2, -2]);
+    // The phases begin at 2 (of 1), and at 5.
+    let steps: Vec<f64> = lines.iter().map(|line| line.attack_steps_per_sample).collect();
+    assert_eq!(steps, [1.0, 2.0, 2.0, 3.0, 3.0, 3.0]);
+    // Validated every four epochs of the schedule.
+    let validated: Vec<bool> = lines.iter().map(|line| line.validation_robust.is_some()).collect();
+    assert_eq!(validated, [false, true, false, false, false, true]);
+    let seconds = summary.seconds;
+    assert!((summary.images_per_second * (seconds.attack + seconds.train) - 400.0).abs() < 1e-6);
+    assert_eq!(selections(folder.path()).len(), 2);
+}
+
+#[test]
+fn short_is_all_samples_under_the_same_rates() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(&["epochs=10", "selection.method=short", "selection.fraction=0.3"]);
+    run(&recipe, folder.path(), None).unwrap();
+    let lines = metrics(folder.path());
+    assert_eq!(lines.iter().map(|line| line.images).collect::<Vec<_>>(), [100, 100, 100]);
+    for (epoch, line) in lines.iter().enumerate() {
+        let share = (5.0 * epoch as f64 + 4.0) / 15.0;
+        let wanted = 0.02 * (1.0 + (std::f64::consts::PI * share).cos()) / 2.0;
+        assert!((line.learning_rate - wanted).abs() < 1e-12, "{line:?}");
+        assert!(!line.selected && line.subset_size.is_none());
+    }
+    assert!(selections(folder.path()).is_empty());
+    assert_eq!(newest(folder.path()).selection, Default::default());
+}
+
+#[test]
+fn random_is_drawn_once_and_random_online_each_time() {
+    let subsets = |method: &str, every: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let method = format!("selection.method={method}");
+        let recipe = recipe(&["epochs=3", "attack.steps=0", &method, "selection.fraction=0.37", every]);
+        run(&recipe, folder.path(), None).unwrap();
+        let lines = metrics(folder.path());
+        let epochs = lines.iter().filter(|line| line.selected).map(|line| line.epoch);
+        let subsets: Vec<_> = epochs.map(|epoch| chosen(folder.path(), epoch)).collect();
+        assert_eq!(subsets.len(), selections(folder.path()).len());
+        let train = split_of(&recipe).train;
+        for (indices, weights) in &subsets {
+            assert_eq!((indices.len(), weights), (37, &vec![1.0; 37]));
+            assert!(indices.is_sorted_by(|a, b| a < b));
+            assert!(indices.iter().all(|index| train.binary_search(index).is_ok()));
+        }
+        subsets
+    };
+    let once = subsets("random", "selection.every=0");
+    let online = subsets("random-online", "selection.every=1");
+    assert_eq!((once.len(), online.len()), (1, 3));
+    assert_eq!(once[0], online[0]);
+    assert!(online[0] != online[1] && online[1] != online[2] && online[0] != online[2]);
+    assert_eq!(subsets("random-online", "selection.every=2").len(), 2);
+    let balanced = &subsets("class-balanced", "selection.every=0")[0].0;
+    assert_ne!(balanced, &once[0].0);
+}
+
+#[test]
+fn info_batch_prunes_between_first_and_last_epochs_and_its_metrics_are_weighted() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(&["selection.method=info-batch", "selection.full_share=0.3"]);
+    // Behind the last step of the second epoch. The first has five steps, the second as many as its subset needs.
+    let mut questions = 5;
+    let state = loop {
+        questions += 1;
+        assert!(questions < 12, "the end of the second epoch was not met");
+        let part = tempfile::tempdir().unwrap();
+        run(&recipe, part.path(), Some(questions)).unwrap_err();
+        let state = newest(part.path());
+        if state.progress.epoch == 1 && state.samples.losses.len() == state.selection.samples.len() {
+            break state;
+        }
+    };
+    let summary = run(&recipe, folder.path(), None).unwrap();
+    let lines = metrics(folder.path());
+    let pruned: Vec<bool> = lines.iter().map(|line| line.images < TRAINED).collect();
+    assert_eq!(pruned, [false, true, true, true, true, false]);
+    assert_eq!(selections(folder.path()).len(), 4);
+    for line in &lines[1..5] {
+        let (indices, weights) = chosen(folder.path(), line.epoch);
+        assert_eq!((indices.len(), line.subset_size), (line.images, Some(line.images)));
+        let mean = weights.iter().map(|&weight| f64::from(weight)).sum::<f64>() / weights.len() as f64;
+        assert!((mean - 1.0).abs() < 1e-6, "{mean}");
+        assert_eq!(line.images_per_second, line.images as f64 / (line.seconds_attack + line.seconds_train));
+    }
+    let total: usize = lines.iter().map(|line| line.images).sum();
+    assert!((summary.images_per_second * summary.seconds.training() / total as f64 - 1.0).abs() < 1e-9);
+
+    let (indices, weights) = chosen(folder.path(), 2);
+    assert_eq!((&indices, &weights), (&state.selection.samples, &state.selection.weights));
+    let labels = data(&recipe).train.labels;
+    let (mut sum, mut loss, mut right, mut plain) = (0.0, 0.0, 0.0, 0.0);
+    for (place, sample) in epoch_order(recipe.seed, 1, &indices).iter().enumerate() {
+        let weight = f64::from(weights[indices.binary_search(sample).unwrap()]);
+        sum += weight;
+        loss += weight * f64::from(state.samples.losses[place]);
+        plain += f64::from(state.samples.losses[place]);
+        right += weight * f64::from(u8::from(state.samples.predictions[place] == labels[*sample as usize]));
+    }
+    assert!((lines[1].train_loss - loss / sum).abs() < 1e-9, "{} and {}", lines[1].train_loss, loss / sum);
+    assert!((lines[1].train_robust - right / sum).abs() < 1e-9);
+    assert!((plain / indices.len() as f64 - loss / sum).abs() > 1e-4, "the weights change nothing");
+}
+
+#[test]
+fn a_subset_smaller_than_a_batch_is_one_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(&["epochs=2", "selection.method=random-online", "selection.fraction=0.01"]);
+    run(&recipe, folder.path(), None).unwrap();
+    assert!(metrics(folder.path()).iter().all(|line| line.images == 1 && line.train_loss.is_finite()));
+}
+
+#[test]
+fn a_checkpoint_of_other_pruning_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let pruned = recipe(&["selection.method=random-online", "selection.fraction=0.5"]);
+    run(&pruned, folder.path(), Some(2)).unwrap_err();
+    let error = run(&recipe(&[]), folder.path(), None).unwrap_err();
+    assert!(matches!(error, TrainError::Mismatch { .. }), "{error}");
+    assert!(error.to_string().contains("last losses of 100 samples, expected 0"), "{error}");
+    let other_split = recipe(&["selection.method=random-online", "selection.fraction=0.5", "seed=6"]);
+    let error = run(&other_split, folder.path(), None).unwrap_err();
+    assert!(error.to_string().contains("not a training image of this run"), "{error}");
+}
