@@ -211,7 +211,7 @@ fn collectives_equal_plain_loops_in_both_warp_orders() {
         let driver = HostDriver::with_warp_order(order);
         let x = numbers(5, 128);
         let input = Buffer::from_slice(&driver, "x", &x).unwrap();
-        let output = Buffer::new(&driver, "y", 4 * 1280).unwrap();
+        let output = Buffer::new(&driver, "y", 4 * 1408).unwrap();
         let words = Buffer::new(&driver, "words", 4 * 388).unwrap();
         driver.fill(words.address(), 0, 4 * 388).unwrap();
         let blocks = 3;
@@ -222,7 +222,7 @@ fn collectives_equal_plain_loops_in_both_warp_orders() {
         for i in 0..128 {
             let (lane, warp) = (i % 32, &x[i / 32 * 32..i / 32 * 32 + 32]);
             let warp_sum: f64 = warp.iter().map(|v| f64::from(*v)).sum();
-            let got = &y[10 * i..10 * i + 10];
+            let got = &y[11 * i..11 * i + 11];
             let at = format!("seed {SEED}, {order:?}, thread {i}");
             assert_eq!(got[0], warp[3], "{at}: shfl");
             assert_eq!(got[1], warp[(i * 7 + 1) % 32], "{at}: shfl, lane modulo 32");
@@ -232,7 +232,7 @@ fn collectives_equal_plain_loops_in_both_warp_orders() {
             assert!((f64::from(got[5]) - warp_sum).abs() < 1e-5, "{at}: warp_sum");
             assert_eq!(
                 got[5].to_bits(),
-                y[10 * (i / 32 * 32) + 5].to_bits(),
+                y[11 * (i / 32 * 32) + 5].to_bits(),
                 "{at}: warp_sum differs in a lane"
             );
             assert_eq!(got[6], warp.iter().copied().fold(f32::MIN, f32::max), "{at}: warp_max");
@@ -240,6 +240,11 @@ fn collectives_equal_plain_loops_in_both_warp_orders() {
             assert_eq!(got[7].to_bits(), y[7].to_bits(), "{at}: block_sum differs in a thread");
             assert_eq!(got[8], x.iter().copied().fold(f32::MIN, f32::max), "{at}: block_max");
             assert_eq!(got[9], warp[31], "{at}: shfl of 8 bytes");
+            let rounding = warp_sum - f64::from(got[5]);
+            assert!(
+                (f64::from(got[10]) - rounding).abs() < 1e-12,
+                "{at}: warp_sum in f64, beyond that in f32"
+            );
             let votes = (0..32).fold(0, |votes, lane| votes | u32::from(warp[lane] > 0.0) << lane);
             assert_eq!(words[3 * i], votes, "{at}: ballot");
             assert_eq!(

@@ -153,7 +153,7 @@ KERNEL(test_collectives, WarpParams, 128, WarpShared) {
     const float x = p.x[i];
     if (i == 0) shared.count = shared.largest = 0;
     syncthreads();
-    const float results[10] = {shfl(x, 3),
+    const float results[11] = {shfl(x, 3),
                                shfl(x, i * 7 + 1),
                                shfl_xor(x, 5),
                                shfl_down(x, 4),
@@ -162,8 +162,9 @@ KERNEL(test_collectives, WarpParams, 128, WarpShared) {
                                warp_max(x),
                                block_sum<128>(x, shared.scratch),
                                block_max<128>(x, shared.scratch),
-                               float(shfl(double(x), 31))};
-    for (uint32_t r = 0; r < 10; ++r) p.y[10 * i + r] = results[r];
+                               float(shfl(double(x), 31)),
+                               float(warp_sum(double(x)) - double(warp_sum(x)))};
+    for (uint32_t r = 0; r < 11; ++r) p.y[11 * i + r] = results[r];
     p.words[3 * i] = ballot(x > 0.0f);
     p.words[3 * i + 1] = count_bits(i * 0x9E3779B9u);
     p.words[3 * i + 2] = lowest_bit(i);

@@ -69,6 +69,9 @@ struct alignas(8) Bytes8 {
 struct alignas(16) Float4 {
     float value[4];
 };
+struct alignas(16) Double2 {
+    double value[2];
+};
 
 /// Reads a V at element `i` of `g` in one access; `g + i` must be aligned to alignof(V), which is sizeof(V).
 template <class V, class T>

@@ -11,6 +11,11 @@ DEVICE float warp_sum(float value) {
     for (uint32_t mask = 16; mask > 0; mask /= 2) value += shfl_xor(value, mask);
     return value;
 }
+DEVICE double warp_sum(double value) {
+#pragma unroll
+    for (uint32_t mask = 16; mask > 0; mask /= 2) value += shfl_xor(value, mask);
+    return value;
+}
 DEVICE uint32_t warp_sum(uint32_t value) {
 #pragma unroll
     for (uint32_t mask = 16; mask > 0; mask /= 2) value += shfl_xor(value, mask);

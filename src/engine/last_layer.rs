@@ -50,6 +50,9 @@ impl LastLayerGradients {
 }
 
 /// The operations on last-layer gradients. `vector` and `sum` are gradients as one vector, f64.
+///
+/// Sums have a fixed order. An output overlaps no input, except that `moved` may be `logits` and `to` may be `from`; explicit
+/// rows, features and values lie in other storage than what is made of them. No gradients, no rows: sums are 0.
 pub trait LastLayer {
     /// The features h of the pass's last forward, `batch x features`: what the last layer saw.
     fn features(&mut self, pass: Pass, features: &Tensor<f32>) -> Result<()>;
@@ -100,7 +103,7 @@ pub trait LastLayer {
         products: &Tensor<f64>,
     ) -> Result<()>;
 
-    /// `to = from - sum_s factors[s] row_s`, rows of `from.len()` numbers, added up in the order of the rows.
+    /// `to = from - sum_s factors[s] row_s`, rows of `from.len()` numbers.
     fn subtract_rows(
         &mut self,
         rows: &Tensor<f64>,

@@ -15,7 +15,7 @@ use super::parameters::Parameters;
 use super::scratch::Scratch;
 use super::train::{TrainPass, Wanted};
 use crate::engine::{
-    Augment, CrossEntropy, DeviceInfo, Element, Engine, Error, ImageSet, LossOutputs, Noise, OptimizerState,
+    Augment, CrossEntropy, DeviceInfo, Engine, Error, ImageSet, LossOutputs, Noise, OptimizerState,
     PairedLoss, PairedLossOutputs, Pass, Result, Sgd, SignStep, Storage, Tensor, WeightSet,
 };
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
@@ -27,18 +27,20 @@ const CACHE_BYTES: usize = 40 << 20;
 
 /// One ResNet-18 on one driver.
 pub struct Cuda {
-    driver: Rc<dyn Driver>,
+    pub(super) driver: Rc<dyn Driver>,
     info: DeviceInfo,
     max_batch: usize,
-    parameters: Parameters,
-    eval: EvalPass,
+    pub(super) parameters: Parameters,
+    pub(super) eval: EvalPass,
     /// The stem's input of the evaluation pass, and which images it holds.
     packed: Buffer,
     packed_images: Cell<Option<(Address, usize)>>,
     /// Train slots, made when first used.
-    train: [Option<TrainPass>; 2],
+    pub(super) train: [Option<TrainPass>; 2],
     scratch: Scratch,
     outcome: Buffer,
+    /// Parts of a sum of gradients, made when first needed.
+    pub(super) sums: Option<Buffer>,
 }
 
 impl Cuda {
@@ -61,6 +63,7 @@ impl Cuda {
             train: [None, None],
             scratch: Scratch::new(&driver, &parameters.layout, max_batch)?,
             outcome: Buffer::new(&driver, "outcome of a selection", size_of::<Outcome>())?,
+            sums: None,
             parameters,
             driver,
         })
@@ -68,26 +71,6 @@ impl Cuda {
 
     pub(super) fn driver(&self) -> &dyn Driver {
         &*self.driver
-    }
-
-    fn buffer<'a>(&self, storage: &'a Storage) -> Result<&'a Buffer> {
-        match storage.memory::<Buffer>() {
-            Some(buffer) if Rc::ptr_eq(buffer.driver(), &self.driver) => Ok(buffer),
-            _ => Err(Error::ForeignTensor { tensor: storage.name() }),
-        }
-    }
-
-    /// The device address of a tensor of this engine.
-    pub(super) fn address<T: Element>(&self, tensor: &Tensor<T>) -> Result<Address> {
-        Ok(self.buffer(tensor.storage())?.address() + tensor.byte_offset())
-    }
-
-    /// The same, where exactly `wanted` elements are needed.
-    pub(super) fn sized<T: Element>(&self, tensor: &Tensor<T>, wanted: usize) -> Result<Address> {
-        if tensor.len() != wanted {
-            return Err(Error::Length { tensor: tensor.name(), met: tensor.len(), wanted });
-        }
-        self.address(tensor)
     }
 
     /// Images in a batch, and the address of the first.
@@ -115,6 +98,12 @@ impl Cuda {
     fn slot(&self, slot: usize) -> Result<&TrainPass> {
         let pass = self.train.get(slot).ok_or_else(|| no_slot(slot))?;
         pass.as_ref().ok_or_else(|| Error::Invalid(format!("train slot {slot}: no forward pass yet")))
+    }
+
+    /// No forward pass can go backward any more.
+    fn weights_changed(&mut self) {
+        self.eval.forget();
+        self.train.iter_mut().flatten().for_each(TrainPass::forget);
     }
 
     fn selection(&self, values: &Tensor<f32>, positions: &Tensor<u32>) -> Result<Selection> {
@@ -149,12 +138,7 @@ impl Cuda {
                 indexed.name()
             )));
         }
-        if self.buffer(from.storage())?.address() == self.buffer(to.storage())?.address() {
-            let name = to.name();
-            return Err(Error::Invalid(format!(
-                "{name}: the storage is read and written by one call; use separate tensors"
-            )));
-        }
+        self.separate(from, to)?;
         let limit = indexed.len() / row_len;
         self.sized(indexed, limit * row_len)?;
         self.sized(listed, named.len() * row_len)?;
@@ -232,6 +216,7 @@ impl Engine for Cuda {
     }
 
     fn load_weights(&mut self, weights: &Weights) -> Result<()> {
+        self.weights_changed();
         self.parameters.load(weights)
     }
     fn weights(&self, set: WeightSet) -> Result<Weights> {
@@ -247,6 +232,7 @@ impl Engine for Cuda {
         self.parameters.read_gradients()
     }
     fn sgd_step(&mut self, sgd: &Sgd) -> Result<()> {
+        self.weights_changed();
         self.parameters.step(sgd)
     }
 
@@ -288,6 +274,7 @@ impl Engine for Cuda {
     }
 
     fn fold_batch_norm(&mut self, set: WeightSet) -> Result<()> {
+        self.eval.forget();
         self.parameters.fold(set)
     }
 

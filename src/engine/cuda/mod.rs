@@ -8,9 +8,11 @@
 //! | `parameters` | the arenas: weights, gradients, optimizer state, folded copies |
 //! | `eval`, `train` | the two passes over the network, forward and back |
 //! | `scratch` | gradients on their way back |
+//! | `operands` | from tensors to addresses |
 //! | `engine` | the [`Engine`] trait on top of these |
 //! | `square` | its part for random searches |
 //! | `apgd`, `margin` | the traits that attacks of an evaluation add to it |
+//! | `last_layer` | its part for selections |
 
 mod apgd;
 mod boundary;
@@ -21,6 +23,7 @@ mod last_layer;
 pub mod launch;
 pub mod layout;
 mod margin;
+mod operands;
 mod parameters;
 mod scratch;
 mod square;

@@ -89,6 +89,16 @@ impl TrainPass {
         })
     }
 
+    /// Images of the last forward pass, and what its last layer saw: f32, `batch x features`.
+    pub fn features(&self) -> Option<(usize, Address)> {
+        self.batch.map(|batch| (batch, self.pooled.address()))
+    }
+
+    /// The weights changed: the last forward pass is of others.
+    pub fn forget(&mut self) {
+        self.batch = None;
+    }
+
     /// Logits (`batch x classes`) of the packed images; updates the running statistics.
     pub fn forward(
         &mut self,

@@ -229,7 +229,8 @@ impl LastLayer for Reference {
         let vector = self.heap.copy(vector)?;
         let rows = self.heap.view(rows)?;
         let mut products = self.heap.view_mut(products)?;
-        let rows = rows.par_chunks_exact(vector.len());
+        products.fill(0.0);
+        let rows = rows.par_chunks_exact(vector.len().max(1));
         products.par_iter_mut().zip(rows).for_each(|(product, row)| *product = dot(row, &vector));
         Ok(())
     }

@@ -11,6 +11,7 @@ pub mod conv;
 mod cost;
 pub mod data;
 pub mod head;
+pub mod last_layer;
 pub mod loss;
 pub mod norm;
 pub mod optimizer;
