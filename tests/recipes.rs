@@ -5,8 +5,8 @@ use proptest::test_runner::RngSeed;
 use secateur::data::SetKind;
 use secateur::names::Named;
 use secateur::recipe::{
-    Acceleration, AtomMode, Attack, BUILTIN, BatchNorm, Method, Recipe, Schedule, SelectionMethod, Start,
-    Update,
+    Acceleration, AtomMode, Attack, BUILTIN, BatchNorm, Method, Recipe, Schedule, SelectionMethod, Stage,
+    Start, Update,
 };
 
 const SMALL: &str = "
@@ -178,6 +178,56 @@ fn what_a_method_cannot_do_is_refused() {
     for (overrides, wanted) in cases {
         assert_eq!(parse(SMALL, overrides).unwrap_err(), format!("recipe test: {wanted}"), "{overrides:?}");
     }
+}
+
+/// By the cost model of the recipes' comments the pruned ones are as fast as the paper's, and they differ from the method
+/// that they prune by the selection alone.
+#[test]
+fn pruned_recipes_meet_the_papers_speed_ups() {
+    let load = |name: &str| Recipe::load(name, &[]).unwrap();
+    let only_the_selection = |name: &str, base: &str| {
+        let (recipe, base) = (load(name), load(base));
+        let unpruned =
+            Recipe { name: base.name.clone(), selection: base.selection.clone(), ..recipe.clone() };
+        assert_eq!(unpruned, base, "{name}");
+        recipe
+    };
+    for (set, wanted) in [("cifar10", 3.44), ("cifar100", 2.02)] {
+        for (objective, passes) in [("trades", 27.0), ("mart", 26.0)] {
+            for (short, method) in
+                [("gradmatch", SelectionMethod::AdvGradMatch), ("glister", SelectionMethod::AdvGlister)]
+            {
+                for bullet in ["", "-bullet"] {
+                    let name = format!("{set}-{objective}-{short}{bullet}");
+                    let recipe = only_the_selection(&name, &format!("{set}-{objective}{bullet}"));
+                    assert_eq!((recipe.selection.method, recipe.selection.every), (method, 20), "{name}");
+                    let timeline = recipe.timeline();
+                    // A selection attacks and passes each candidate; it does not train on it.
+                    let of_selection = (passes - 4.0) / passes;
+                    let cost: f64 = (0..timeline.epochs() as u32)
+                        .map(|epoch| match timeline.stage(epoch) {
+                            Stage::Whole => 1.0,
+                            Stage::Subset { select: true } => recipe.selection.fraction + of_selection,
+                            Stage::Subset { select: false } => recipe.selection.fraction,
+                        })
+                        .sum();
+                    let speed_up = recipe.epochs as f64 / cost;
+                    assert!(
+                        (wanted..1.05 * wanted).contains(&speed_up),
+                        "{name}: {speed_up}, wanted {wanted}"
+                    );
+                }
+            }
+        }
+    }
+    let pruned = load("cifar10-trades-gradmatch");
+    for control in ["loss-rank", "random-online", "short"] {
+        let recipe = only_the_selection(&format!("cifar10-trades-{control}"), "cifar10-trades");
+        assert_eq!(recipe.selection.method.name(), control);
+        assert_eq!(recipe.selection.fraction, pruned.selection.fraction, "{control}");
+    }
+    assert_eq!(load("cifar10-trades-short").timeline().epochs(), 20);
+    only_the_selection("cifar10-trades-info-batch", "cifar10-trades");
 }
 
 #[test]

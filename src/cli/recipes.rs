@@ -20,7 +20,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
             for recipe in BUILTIN {
                 // A recipe file opens with a comment that says what it is for.
                 let about = recipe.text.lines().next().unwrap_or_default().trim_start_matches(['#', ' ']);
-                console.line(format!("{:28} {about}", recipe.name));
+                console.line(format!("{:33} {about}", recipe.name));
             }
         }
     }
