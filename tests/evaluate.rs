@@ -213,3 +213,25 @@ fn an_evaluation_can_be_stopped() {
     assert_eq!(stopped.unwrap(), None);
     assert_eq!(heard, [(10, 60), (20, 60)]);
 }
+
+#[test]
+fn other_ascents_and_single_steps_count_their_passes() {
+    let (mut engine, set) = trained();
+    let engine = engine.as_mut();
+    let samples: Vec<u32> = (0..TESTED as u32).collect();
+    let clean = run(engine, &set, &samples, "clean", 30);
+    let fgsm = run(engine, &set, &samples, "fgsm", 30);
+    assert_eq!((fgsm.cost.forwards, fgsm.cost.backwards), (2 * TESTED as u64, TESTED as u64));
+    assert!(fgsm.correct() < clean.correct());
+    // The margin of the images that are predicted right: none withstands where all have lost it already.
+    let right: Vec<u32> =
+        samples.iter().copied().filter(|&sample| clean.withstood[sample as usize]).take(6).collect();
+    let cw = run(engine, &set, &right, "cw", 4);
+    let images = right.len() as u64;
+    assert_eq!((cw.cost.forwards, cw.cost.backwards), (101 * images, 100 * images));
+    assert_eq!(cw.correct(), 0);
+    let two = run(engine, &set, &samples, "pgd2x2", 30);
+    let one = run(engine, &set, &samples, "pgd2", 30);
+    assert_eq!(one.cost.backwards, 2 * TESTED as u64);
+    assert_eq!(two.cost.backwards, 2 * (TESTED + one.correct()) as u64);
+}

@@ -1,9 +1,10 @@
 //! Attacks of an evaluation: each looks for one adversarial image per image, and says which it found.
 //!
-//! A new one (APGD, FAB, Square) is one more file beside this one. Called by the protocols of `evaluate`; checked by
-//! `tests/evaluate.rs`.
+//! A new one is one more file beside this one. Called by `evaluate`; checked by `tests/autoattack.rs`.
 
 use std::ops::AddAssign;
+
+use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
 use crate::engine::{Engine, Result};
@@ -28,7 +29,8 @@ pub struct Found {
 }
 
 /// Passes through the network, counted for each image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Cost {
     /// Forward passes: the queries of a black-box attack.
     pub forwards: u64,

@@ -181,7 +181,7 @@ fn given_images(path: &Path, count: usize) -> anyhow::Result<Vec<f32>> {
 }
 
 /// NHWC to NCHW.
-fn planar(images: &[f32]) -> Vec<f32> {
+pub(super) fn planar(images: &[f32]) -> Vec<f32> {
     let image = |image: &[f32]| -> Vec<f32> {
         (0..3).flat_map(|channel| image.iter().skip(channel).step_by(3).copied()).collect()
     };

@@ -72,10 +72,10 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The user asked to stop, and there was nothing to save.
+/// The user asked to stop; how to go on, where something was saved.
 #[derive(Debug, thiserror::Error)]
-#[error("interrupted")]
-pub(crate) struct Interrupted;
+#[error("interrupted{}", .0.as_ref().map_or(String::new(), |how| format!("; {how}")))]
+pub(crate) struct Interrupted(Option<String>);
 
 /// Something was looked at and found wrong.
 #[derive(Debug, thiserror::Error)]

@@ -176,7 +176,7 @@ fn recipe(args: &Args) -> anyhow::Result<Recipe> {
 fn what_went_wrong(error: PruneError) -> anyhow::Error {
     match error {
         PruneError::Engine(error) => error.into(),
-        PruneError::Stopped => Interrupted.into(),
+        PruneError::Stopped => Interrupted(None).into(),
         PruneError::Invalid(reason) => anyhow::anyhow!("selection: {reason}"),
     }
 }

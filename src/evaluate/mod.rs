@@ -1,14 +1,27 @@
 //! Accuracy over a list of images under a [`Protocol`], with the verdict on every image.
 //!
-//! Called by the training loop (validation, final figures) and by `secateur eval`. Checked by `tests/evaluate.rs`.
+//! | file | what lives there |
+//! |---|---|
+//! | `protocol` | the table of protocols |
+//! | `autoattack` | AutoAttack and its parts: searches on the survivors, batch by batch, resumable |
+//! | `sanity` | the checks around them, and the alarm of masked gradients |
+//! | `state` | what an interrupted evaluation leaves on disk |
+//!
+//! Called by the training loop (validation, final figures) and by `secateur eval`. Checked by `tests/evaluate.rs` and
+//! `tests/autoattack.rs`.
 
+pub mod autoattack;
 mod protocol;
+pub mod sanity;
+pub mod state;
 
-pub use protocol::{PgdProtocol, Protocol, StepSize};
+pub use protocol::{Part, PgdProtocol, Protocol, StepSize};
 
 use std::time::Instant;
 
-use crate::attack::{CrossEntropyAscent, Pgd};
+use serde::{Deserialize, Serialize};
+
+use crate::attack::{Ascent, Cost, CrossEntropyAscent, MarginAscent, Pgd};
 use crate::batch::Batch;
 use crate::engine::{self, Engine, ImageSet, Pass, WeightSet};
 use crate::philox::{Key, Purpose};
@@ -27,11 +40,15 @@ pub struct Subject<'a> {
 }
 
 /// What a protocol found.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Outcome {
     /// For each sample: is every prediction under the protocol the true label?
+    #[serde(with = "state::flags")]
     pub withstood: Vec<bool>,
     pub seconds: f64,
+    /// Passes through the network.
+    pub cost: Cost,
 }
 
 impl Outcome {
@@ -44,7 +61,7 @@ impl Outcome {
     }
 }
 
-/// Told how many images of how many are done (restarts count again); answers whether to go on.
+/// Told how many images of how many are done (restarts and parts count again); answers whether to go on.
 pub type Watch<'a> = &'a mut dyn FnMut(usize, usize) -> bool;
 
 /// Runs `protocol` over `subject` in batches of the size of `scratch`; `None` if `watch` asked to stop.
@@ -58,20 +75,38 @@ pub fn evaluate(
     scratch: &Batch,
     watch: Watch,
 ) -> engine::Result<Option<Outcome>> {
+    if !protocol.parts().is_empty() {
+        let mut progress = autoattack::Progress::new(protocol.parts(), subject.samples.len());
+        let mut listener = autoattack::Watched(watch);
+        let finished = autoattack::run(engine, subject, &mut progress, scratch, &mut listener)?;
+        return Ok(finished.then(|| progress.outcome()));
+    }
     let begin = Instant::now();
     engine.fold_batch_norm(subject.weights)?;
-    let (attack, restarts) = match protocol {
-        Protocol::Clean => (None, 1),
-        Protocol::Pgd(pgd) => (Some(pgd.pgd(subject.epsilon)), pgd.restarts),
-    };
+    let attack = protocol.pgd(subject.epsilon);
+    let restarts = protocol.restarts().max(1);
+    let mut cost = Cost::default();
     let mut withstood = vec![true; subject.samples.len()];
     for restart in 0..restarts {
         let left: Vec<usize> = (0..withstood.len()).filter(|&i| withstood[i]).collect();
         let key = Key { seed: subject.seed, purpose: Purpose::EvaluationStart, epoch: 0, step: restart };
         for (number, positions) in left.chunks(scratch.len()).enumerate() {
             let samples: Vec<u32> = positions.iter().map(|&i| subject.samples[i]).collect();
-            let right = verdicts(engine, subject.set, &samples, attack.as_ref(), key, scratch)?;
-            for (&position, right) in positions.iter().zip(right) {
+            let batch = gathered(engine, subject.set, &samples, scratch)?;
+            let steps = match &attack {
+                None => 0,
+                Some(pgd) => {
+                    let ascent: &mut dyn Ascent = match protocol {
+                        Protocol::Cw => &mut MarginAscent,
+                        _ => &mut CrossEntropyAscent,
+                    };
+                    pgd.perturb(engine, ascent, key, &batch)?;
+                    pgd.steps as u64
+                }
+            };
+            let images = positions.len() as u64;
+            cost += Cost { forwards: images * (steps + 1), backwards: images * steps };
+            for (&position, right) in positions.iter().zip(right(engine, &batch, attack.is_some())?) {
                 withstood[position] = right;
             }
             let done = restart as usize * withstood.len() + number * scratch.len() + positions.len();
@@ -80,30 +115,43 @@ pub fn evaluate(
             }
         }
     }
-    Ok(Some(Outcome { withstood, seconds: begin.elapsed().as_secs_f64() }))
+    Ok(Some(Outcome { withstood, seconds: begin.elapsed().as_secs_f64(), cost }))
 }
 
-/// Whether the prediction of each of `samples` (at most a batch of them) is right, after the attack if there is one.
-fn verdicts(
+/// The first rows of `scratch`, filled with `samples` (at most so many) of the set.
+fn gathered(
     engine: &mut dyn Engine,
     set: &ImageSet,
     samples: &[u32],
-    attack: Option<&Pgd>,
-    key: Key,
     scratch: &Batch,
-) -> engine::Result<Vec<bool>> {
+) -> engine::Result<Batch> {
     let batch = scratch.rows(0..samples.len());
     engine.write(&batch.samples, samples)?;
     engine.gather(set, &batch.samples, None, &batch.images, &batch.labels)?;
-    if let Some(pgd) = attack {
-        pgd.perturb(engine, &mut CrossEntropyAscent, key, &batch)?;
-    }
+    Ok(batch)
+}
+
+/// Predicts the images of a batch, or its perturbed ones; fills `batch.logits` and `batch.logit_gradient` (of the
+/// cross-entropy) as well.
+fn predict(engine: &mut dyn Engine, batch: &Batch, perturbed: bool) -> engine::Result<Vec<u32>> {
     for part in batch.parts(engine.micro_batch()) {
-        let images = if attack.is_some() { &part.perturbed } else { &part.images };
+        let images = if perturbed { &part.perturbed } else { &part.images };
         engine.forward(Pass::Eval, images, &part.logits)?;
         let loss = engine::CrossEntropy { smoothing: 0.0, scale: 1.0 };
         engine.cross_entropy(&loss, &part.logits, &part.labels, None, part.outputs())?;
     }
-    let (predictions, labels) = (engine.read(&batch.predictions)?, engine.read(&batch.labels)?);
+    engine.read(&batch.predictions)
+}
+
+/// Whether each image of a batch (or its perturbed one) is predicted right.
+fn right(engine: &mut dyn Engine, batch: &Batch, perturbed: bool) -> engine::Result<Vec<bool>> {
+    let predictions = predict(engine, batch, perturbed)?;
+    let labels = engine.read(&batch.labels)?;
     Ok(predictions.iter().zip(&labels).map(|(prediction, label)| prediction == label).collect())
+}
+
+/// Whether each image of a gathered batch withstands a sign-step attack, by its end point.
+fn withstands(engine: &mut dyn Engine, batch: &Batch, pgd: &Pgd, key: Key) -> engine::Result<Vec<bool>> {
+    pgd.perturb(engine, &mut CrossEntropyAscent, key, batch)?;
+    right(engine, batch, true)
 }

@@ -3,16 +3,22 @@
 //! | name | attack | step |
 //! |---|---|---|
 //! | `clean` | none | |
+//! | `fgsm` | one step from the clean image | the radius |
 //! | `pgdN` | PGD, N steps from one uniform start | 2/255 |
 //! | `pgdNxR` | the same from R starts; an image counts only if it withstands all | 2/255 |
 //! | `pgdN-0.003` | PGD with a step of 0.003, the protocol of the TRADES and MART papers (with `--eps 0.031`) | 0.003 |
+//! | `cw` | PGD on the margin `max wrong z - z_y`, 100 steps from one uniform start | 2/255 |
+//! | `apgd-ce`, `apgd-t`, `fab-t`, `square` | one part of AutoAttack, on the images that are predicted right | |
+//! | `aa` | AutoAttack, standard version: the four parts in this order, each on the survivors | |
 //!
-//! A new family (CW, AutoAttack) is one more arm of [`Protocol`] and one more row here.
+//! `fgsm`, `pgd` and `cw` judge the end point of each start, as their papers do; the others any point that they meet.
 
 use std::fmt;
 use std::str::FromStr;
 
-use crate::attack::Pgd;
+use serde::{Deserialize, Serialize};
+
+use crate::attack::{Apgd, Fab, Pgd, Search, Square};
 use crate::engine::{Noise, SignStep};
 use crate::recipe::BatchNorm;
 
@@ -21,7 +27,14 @@ use crate::recipe::BatchNorm;
 pub enum Protocol {
     /// The images as they are.
     Clean,
+    /// One sign step of the whole radius.
+    Fgsm,
     Pgd(PgdProtocol),
+    /// PGD on the margin loss.
+    Cw,
+    /// One part of AutoAttack by itself.
+    Part(Part),
+    AutoAttack,
 }
 
 /// PGD on the cross-entropy from uniform starts in the ball, BatchNorm in eval mode.
@@ -40,6 +53,22 @@ pub enum StepSize {
     /// 0.003: the TRADES and MART papers.
     Trades,
 }
+
+/// The parts of AutoAttack's standard version, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    #[serde(rename = "apgd-ce")]
+    ApgdCe,
+    #[serde(rename = "apgd-t")]
+    ApgdT,
+    #[serde(rename = "fab-t")]
+    FabT,
+    #[serde(rename = "square")]
+    Square,
+}
+
+/// Steps of the CW protocol.
+const CW_STEPS: usize = 100;
 
 impl StepSize {
     pub fn value(self) -> f32 {
@@ -68,16 +97,101 @@ impl PgdProtocol {
     }
 }
 
+impl Part {
+    pub const ALL: [Self; 4] = [Self::ApgdCe, Self::ApgdT, Self::FabT, Self::Square];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ApgdCe => "apgd-ce",
+            Self::ApgdT => "apgd-t",
+            Self::FabT => "fab-t",
+            Self::Square => "square",
+        }
+    }
+
+    /// The attack with AutoAttack's settings in a ball of radius `epsilon`.
+    pub fn search(self, epsilon: f32) -> Box<dyn Search> {
+        match self {
+            Self::ApgdCe => Box::new(Apgd::cross_entropy(epsilon)),
+            Self::ApgdT => Box::new(Apgd::targeted(epsilon)),
+            Self::FabT => Box::new(Fab::standard(epsilon)),
+            Self::Square => Box::new(Square::standard(epsilon)),
+        }
+    }
+
+    /// Tells the random numbers of the parts apart; 0 is nobody's.
+    pub(super) fn number(self) -> u32 {
+        1 + self as u32
+    }
+}
+
+impl Protocol {
+    /// The sign-step attack of this protocol, where it is one.
+    pub fn pgd(&self, epsilon: f32) -> Option<Pgd> {
+        let of = |steps| PgdProtocol { steps, restarts: 1, step_size: StepSize::TwoLevels }.pgd(epsilon);
+        match self {
+            Self::Fgsm => Some(Pgd { start: None, step: SignStep { step_size: epsilon, epsilon }, ..of(1) }),
+            Self::Pgd(pgd) => Some(pgd.pgd(epsilon)),
+            Self::Cw => Some(of(CW_STEPS)),
+            Self::Clean | Self::Part(_) | Self::AutoAttack => None,
+        }
+    }
+
+    /// The parts of AutoAttack that this protocol runs.
+    pub fn parts(&self) -> &[Part] {
+        match self {
+            Self::Part(part) => std::slice::from_ref(part),
+            Self::AutoAttack => &Part::ALL,
+            _ => &[],
+        }
+    }
+
+    /// Whether the attack follows gradients.
+    pub fn follows_gradients(&self) -> bool {
+        match self {
+            Self::Fgsm | Self::Pgd(_) | Self::Cw => true,
+            Self::Part(part) => *part != Part::Square,
+            Self::Clean | Self::AutoAttack => false,
+        }
+    }
+
+    /// Starts that an image must withstand.
+    pub fn restarts(&self) -> u32 {
+        match self {
+            Self::Pgd(pgd) => pgd.restarts,
+            Self::Fgsm | Self::Cw => 1,
+            _ => 0,
+        }
+    }
+
+    /// Length of a step as a text, for sign-step attacks of a fixed one.
+    pub fn step_size(&self) -> Option<&'static str> {
+        match self {
+            Self::Pgd(pgd) => Some(pgd.step_size.text()),
+            Self::Cw => Some(StepSize::TwoLevels.text()),
+            _ => None,
+        }
+    }
+}
+
 impl FromStr for Protocol {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "clean" {
-            return Ok(Self::Clean);
+        match text {
+            "clean" => return Ok(Self::Clean),
+            "fgsm" => return Ok(Self::Fgsm),
+            "cw" => return Ok(Self::Cw),
+            "aa" => return Ok(Self::AutoAttack),
+            _ => {}
+        }
+        if let Some(part) = Part::ALL.into_iter().find(|part| part.name() == text) {
+            return Ok(Self::Part(part));
         }
         let wanted = || {
             format!(
-                "protocol '{text}': expected clean, pgdN, pgdNxR or pgdN-0.003, such as pgd20 or pgd50x10"
+                "protocol '{text}': expected clean, fgsm, pgdN, pgdNxR or pgdN-0.003 (such as pgd20 or pgd50x10), cw, \
+                 apgd-ce, apgd-t, fab-t, square or aa"
             )
         };
         let rest = text.strip_prefix("pgd").ok_or_else(wanted)?;
@@ -94,7 +208,14 @@ impl FromStr for Protocol {
 
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Self::Pgd(pgd) = self else { return f.write_str("clean") };
+        let pgd = match self {
+            Self::Clean => return f.write_str("clean"),
+            Self::Fgsm => return f.write_str("fgsm"),
+            Self::Cw => return f.write_str("cw"),
+            Self::Part(part) => return f.write_str(part.name()),
+            Self::AutoAttack => return f.write_str("aa"),
+            Self::Pgd(pgd) => pgd,
+        };
         write!(f, "pgd{}", pgd.steps)?;
         if pgd.restarts > 1 {
             write!(f, "x{}", pgd.restarts)?;
@@ -112,15 +233,20 @@ mod tests {
 
     #[test]
     fn names_mean_what_they_say_and_come_back() {
-        for name in ["clean", "pgd10", "pgd20", "pgd50x10", "pgd20-0.003", "pgd7x3-0.003"] {
+        let plain = ["clean", "fgsm", "pgd10", "pgd20", "pgd50x10", "pgd20-0.003", "pgd7x3-0.003", "cw"];
+        for name in plain.into_iter().chain(["apgd-ce", "apgd-t", "fab-t", "square", "aa"]) {
             assert_eq!(name.parse::<Protocol>().unwrap().to_string(), name);
         }
         let Protocol::Pgd(pgd) = "pgd50x10".parse().unwrap() else { panic!("not PGD") };
         assert_eq!((pgd.steps, pgd.restarts, pgd.step_size), (50, 10, StepSize::TwoLevels));
-        for name in ["", "pgd", "pgd0", "pgdx", "pgd10x0", "pgd-5", "PGD10", "pgd10x", "aa", "pgd99999999999"]
+        for name in
+            ["", "pgd", "pgd0", "pgdx", "pgd10x0", "pgd-5", "PGD10", "pgd10x", "aaa", "pgd99999999999"]
         {
             let error = name.parse::<Protocol>().unwrap_err();
             assert!(error.contains(&format!("'{name}'")), "{error}");
         }
+        assert_eq!(Protocol::AutoAttack.parts(), Part::ALL);
+        assert_eq!(Protocol::Fgsm.pgd(0.03).unwrap().step, SignStep { step_size: 0.03, epsilon: 0.03 });
+        assert_eq!(Protocol::Cw.pgd(0.03).unwrap().steps, 100);
     }
 }

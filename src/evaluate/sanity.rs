@@ -1,0 +1,316 @@
+//! Checks around an evaluation: what AutoAttack's own code checks, and the alarm of masked gradients.
+//!
+//! Attacks that follow gradients fail on a network whose gradients mislead, and the figure is then too good. Signs of it
+//! (Athalye et al., ICML 2018; Carlini et al., 2019): one large step does better than many small ones, and a search that
+//! sees logits only does better than both. `aa` runs FGSM and PGD-10 on the images that are predicted right, for about a
+//! hundredth of its time; `secateur eval` compares whatever protocols it was asked for. Called by `autoattack` and
+//! `secateur eval`; checked by `tests/autoattack.rs` and its own tests.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::autoattack::{Progress, Verdict};
+use super::{Outcome, Part, PgdProtocol, Protocol, StepSize, Subject, gathered, predict, withstands};
+use crate::attack::Cost;
+use crate::batch::Batch;
+use crate::engine::{self, Engine, Pass};
+use crate::model::layers::IMAGE_LEN;
+use crate::philox::{Key, Purpose};
+
+/// A weak attack must break more than this share of all images beyond a strong one before it raises the alarm; the share
+/// that AutoAttack's code allows Square.
+pub const TOLERANCE: f64 = 0.002;
+/// How far logits of repeated passes may lie apart, each row divided by its norm; AutoAttack's value.
+const RANDOM_TOLERANCE: f64 = 1e-4;
+/// How near a row of logits must come to a distribution to look like one; AutoAttack's value.
+const DISTRIBUTION_TOLERANCE: f32 = 1e-5;
+/// Rounding of `x + epsilon` and of the difference from x.
+const BALL_TOLERANCE: f32 = 2.4e-7;
+
+/// What was seen before the attacks, on images that are predicted right.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checks {
+    /// Repeated passes over the first batch give other logits.
+    pub randomized: bool,
+    /// The outputs of the first batch look like probabilities, not logits.
+    pub probabilities: bool,
+    /// Images with a logit that is NaN or infinite.
+    pub non_finite_logits: usize,
+    /// Images whose cross-entropy has no gradient at all.
+    pub zero_gradients: usize,
+    /// Images that withstand one step of the whole radius.
+    pub fgsm: usize,
+    /// Images that withstand ten steps of 2/255.
+    pub pgd10: usize,
+    pub seconds: f64,
+    pub cost: Cost,
+}
+
+/// What the adversarial images look like, all together.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Extent {
+    /// The largest distance of a pixel from its clean one.
+    pub max_perturbation: f32,
+    pub min: f32,
+    pub max: f32,
+    /// Pixels that are NaN.
+    pub nan: usize,
+    /// Images outside of the ball or of [0, 1]: not counted as broken.
+    pub outside: usize,
+    /// Images that an attack called broken and the network predicts right: not counted either.
+    pub disagreements: usize,
+}
+
+impl Default for Extent {
+    fn default() -> Self {
+        Self { max_perturbation: 0.0, min: 1.0, max: 0.0, nan: 0, outside: 0, disagreements: 0 }
+    }
+}
+
+impl Extent {
+    /// Takes an adversarial image in; whether it lies in the ball and in [0, 1].
+    pub fn take(&mut self, epsilon: f32, image: &[f32], moved: &[f32]) -> bool {
+        let mut inside = true;
+        for (x, moved) in image.iter().zip(moved) {
+            let far = (moved - x).abs();
+            self.nan += usize::from(moved.is_nan());
+            self.max_perturbation = self.max_perturbation.max(far);
+            (self.min, self.max) = (self.min.min(*moved), self.max.max(*moved));
+            // Written so that NaN is outside.
+            inside &= far <= epsilon + BALL_TOLERANCE && (0.0..=1.0).contains(moved);
+        }
+        self.outside += usize::from(!inside);
+        inside
+    }
+
+    /// What must not happen, in words.
+    pub fn failures(&self) -> Vec<String> {
+        let mut failures = Vec::new();
+        let mut fail = |count: usize, what: &str| {
+            if count > 0 {
+                failures.push(format!("{count} {what}"));
+            }
+        };
+        fail(self.nan, "pixels of adversarial images are NaN");
+        fail(self.outside, "adversarial images lie outside of the ball or of [0, 1]; they were not counted");
+        fail(self.disagreements, "images were called broken but are predicted right; they were not counted");
+        failures
+    }
+}
+
+impl Checks {
+    /// Looks at the images that `verdicts` calls robust.
+    pub fn run(
+        engine: &mut dyn Engine,
+        subject: Subject,
+        verdicts: &[Verdict],
+        scratch: &Batch,
+    ) -> engine::Result<Self> {
+        let begin = Instant::now();
+        let robust = verdicts.iter().zip(subject.samples).filter(|(verdict, _)| **verdict == Verdict::Robust);
+        let samples: Vec<u32> = robust.map(|(_, &sample)| sample).collect();
+        let mut checks = Self {
+            randomized: false,
+            probabilities: false,
+            non_finite_logits: 0,
+            zero_gradients: 0,
+            fgsm: 0,
+            pgd10: 0,
+            seconds: 0.0,
+            cost: Cost::default(),
+        };
+        let gradient = engine.alloc("gradient of the clean images", scratch.len() * IMAGE_LEN)?;
+        let key = Key { seed: subject.seed, purpose: Purpose::EvaluationStart, epoch: 0, step: 0 };
+        let pgd10 = PgdProtocol { steps: 10, restarts: 1, step_size: StepSize::TwoLevels };
+        let fgsm = Protocol::Fgsm.pgd(subject.epsilon).unwrap_or_else(|| pgd10.pgd(subject.epsilon));
+        let count = |right: Vec<bool>| right.into_iter().filter(|right| *right).count();
+        for (number, samples) in samples.chunks(scratch.len()).enumerate() {
+            let batch = gathered(engine, subject.set, samples, scratch)?;
+            if number == 0 {
+                checks.repeat(engine, &batch)?;
+            }
+            let gradient = gradient.rows(0..batch.len(), IMAGE_LEN);
+            let size = engine.micro_batch();
+            for start in (0..batch.len()).step_by(size) {
+                let range = start..batch.len().min(start + size);
+                let part = batch.rows(range.clone());
+                engine.forward(Pass::Eval, &part.images, &part.logits)?;
+                let loss = engine::CrossEntropy { smoothing: 0.0, scale: 1.0 };
+                engine.cross_entropy(&loss, &part.logits, &part.labels, None, part.outputs())?;
+                engine.input_gradient(Pass::Eval, &part.logit_gradient, &gradient.rows(range, IMAGE_LEN))?;
+            }
+            let logits = engine.read(&batch.logits)?;
+            let finite = |row: &&[f32]| row.iter().all(|z| z.is_finite());
+            checks.non_finite_logits += batch.len() - logits.chunks(batch.classes()).filter(finite).count();
+            let gradient = engine.read(&gradient)?;
+            let zero = |image: &&[f32]| image.iter().all(|g| *g == 0.0);
+            checks.zero_gradients += gradient.chunks(IMAGE_LEN).filter(zero).count();
+            checks.fgsm += count(withstands(engine, &batch, &fgsm, key)?);
+            checks.pgd10 += count(withstands(engine, &batch, &pgd10.pgd(subject.epsilon), key)?);
+            let images = batch.len() as u64;
+            checks.cost += Cost { forwards: 14 * images, backwards: 12 * images };
+        }
+        checks.seconds = begin.elapsed().as_secs_f64();
+        Ok(checks)
+    }
+
+    /// Five passes over one batch.
+    fn repeat(&mut self, engine: &mut dyn Engine, batch: &Batch) -> engine::Result<()> {
+        let mut passes = Vec::new();
+        for _ in 0..5 {
+            predict(engine, batch, false)?;
+            passes.push(engine.read(&batch.logits)?);
+        }
+        self.cost.forwards += 5 * batch.len() as u64;
+        let classes = batch.classes();
+        self.probabilities = passes[0].chunks(classes).all(|row| {
+            let inside =
+                row.iter().all(|z| (-DISTRIBUTION_TOLERANCE..1.0 + DISTRIBUTION_TOLERANCE).contains(z));
+            inside && (row.iter().sum::<f32>() - 1.0).abs() < DISTRIBUTION_TOLERANCE
+        });
+        let unit = |row: &[f32]| -> Vec<f64> {
+            let norm = row.iter().map(|z| f64::from(*z).powi(2)).sum::<f64>().sqrt() + 1e-10;
+            row.iter().map(|z| f64::from(*z) / norm).collect()
+        };
+        let apart = |a: &[f32], b: &[f32]| {
+            let squares = unit(a).into_iter().zip(unit(b)).map(|(a, b)| (a - b).powi(2));
+            squares.sum::<f64>().sqrt() > RANDOM_TOLERANCE
+        };
+        self.randomized = passes[1..].iter().any(|pass| {
+            pass.chunks(classes).zip(passes[0].chunks(classes)).any(|(again, first)| apart(again, first))
+        });
+        Ok(())
+    }
+
+    /// What looks wrong, in words, for an evaluation of `images` images.
+    fn warnings(&self, images: usize) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.randomized {
+            warnings.push("the network gives other logits for the same image: AutoAttack's standard version does not suit it".into());
+        }
+        if self.probabilities {
+            warnings.push("the outputs look like probabilities, not logits: the attacks need logits".into());
+        }
+        if self.non_finite_logits > 0 {
+            warnings.push(format!("{} images have logits that are not finite", self.non_finite_logits));
+        }
+        if self.zero_gradients > 0 {
+            warnings.push(format!(
+                "{} images have no gradient at all: attacks that follow gradients cannot judge them",
+                self.zero_gradients
+            ));
+        }
+        warnings.extend(fgsm_alarm(self.fgsm, "PGD-10", self.pgd10, images));
+        warnings
+    }
+}
+
+/// Everything that looks wrong in an evaluation by parts of AutoAttack.
+pub fn warnings(progress: &Progress) -> Vec<String> {
+    let images = progress.verdicts.len();
+    let mut warnings = progress.checks.as_ref().map_or(Vec::new(), |checks| checks.warnings(images));
+    let square = progress.stages.iter().find(|stage| stage.part == Some(Part::Square));
+    if let Some(square) = square.filter(|_| progress.parts.len() > 1) {
+        warnings.extend(square_alarm(
+            square.entered - square.robust,
+            "the gradient attacks of AutoAttack",
+            images,
+        ));
+    }
+    warnings.extend(progress.extent.failures());
+    warnings
+}
+
+/// Signs of masked gradients among the outcomes of several protocols on the same images.
+pub fn alarms(outcomes: &[(&Protocol, &Outcome)]) -> Vec<String> {
+    let mut alarms = Vec::new();
+    let named = |wanted: fn(&Protocol) -> bool| outcomes.iter().filter(move |(protocol, _)| wanted(protocol));
+    for (_, fgsm) in named(|protocol| *protocol == Protocol::Fgsm) {
+        for (protocol, pgd) in named(|protocol| matches!(protocol, Protocol::Pgd(pgd) if pgd.steps >= 10)) {
+            alarms.extend(fgsm_alarm(
+                fgsm.correct(),
+                &protocol.to_string(),
+                pgd.correct(),
+                fgsm.withstood.len(),
+            ));
+        }
+    }
+    let strong: Vec<_> =
+        named(|protocol| protocol.follows_gradients() && *protocol != Protocol::Fgsm).collect();
+    for (_, square) in named(|protocol| *protocol == Protocol::Part(Part::Square)) {
+        let missed =
+            |at: &usize| !square.withstood[*at] && strong.iter().all(|(_, outcome)| outcome.withstood[*at]);
+        let missed = (0..square.withstood.len()).filter(missed).count();
+        if !strong.is_empty() {
+            let names: Vec<String> = strong.iter().map(|(protocol, _)| protocol.to_string()).collect();
+            alarms.extend(square_alarm(missed, &names.join(", "), square.withstood.len()));
+        }
+    }
+    alarms
+}
+
+fn fgsm_alarm(fgsm: usize, name: &str, pgd: usize, images: usize) -> Option<String> {
+    (pgd > fgsm && (pgd - fgsm) as f64 > TOLERANCE * images as f64).then(|| {
+        format!(
+            "masked gradients? One FGSM step leaves {fgsm} of {images} images right, {name} leaves {pgd}: many small steps \
+             should do better than one"
+        )
+    })
+}
+
+fn square_alarm(missed: usize, missed_by: &str, images: usize) -> Option<String> {
+    (missed as f64 > TOLERANCE * images as f64).then(|| {
+        format!(
+            "masked gradients? Square, which sees no gradient, breaks {missed} of {images} images that withstood {missed_by}"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(withstood: &[bool]) -> Outcome {
+        Outcome { withstood: withstood.into(), seconds: 0.0, cost: Cost::default() }
+    }
+
+    #[test]
+    fn weak_attacks_that_win_raise_the_alarm() {
+        let protocol = |name: &str| -> Protocol { name.parse().unwrap() };
+        let (fgsm, pgd10, pgd5, square) =
+            (protocol("fgsm"), protocol("pgd10"), protocol("pgd5"), protocol("square"));
+        let mut weak = vec![true; 1000];
+        weak[..3].fill(false);
+        let (weak, strong) = (outcome(&weak), outcome(&vec![true; 1000]));
+        assert_eq!(alarms(&[(&fgsm, &weak), (&pgd10, &strong)]).len(), 1);
+        assert_eq!(alarms(&[(&square, &weak), (&pgd10, &strong), (&pgd5, &strong)]).len(), 1);
+        // Too few steps to compare with, the same images, or a difference within the tolerance.
+        assert!(alarms(&[(&fgsm, &weak), (&pgd5, &strong)]).is_empty());
+        assert!(alarms(&[(&square, &weak), (&pgd10, &weak), (&pgd5, &strong)]).is_empty());
+        assert!(alarms(&[(&square, &weak)]).is_empty());
+        let mut two = vec![true; 1000];
+        two[..2].fill(false);
+        assert!(alarms(&[(&square, &outcome(&two)), (&fgsm, &outcome(&two)), (&pgd10, &strong)]).is_empty());
+        // The other way round nothing is amiss.
+        assert!(alarms(&[(&fgsm, &strong), (&square, &strong), (&pgd10, &weak)]).is_empty());
+    }
+
+    #[test]
+    fn an_image_outside_is_seen() {
+        let image = [0.5f32, 0.99, 0.0];
+        let mut extent = Extent::default();
+        assert!(extent.take(0.1, &image, &[0.6, 1.0, 0.0]));
+        assert!(extent.failures().is_empty(), "{extent:?}");
+        for (moved, what) in
+            [([0.61, 1.0, 0.0], "outside"), ([0.5, 1.01, 0.0], "outside"), ([f32::NAN, 0.99, 0.0], "NaN")]
+        {
+            let mut extent = extent;
+            assert!(!extent.take(0.1, &image, &moved), "{moved:?}");
+            assert!(extent.failures().iter().any(|line| line.contains(what)), "{extent:?}");
+        }
+        assert_eq!((extent.min, extent.max), (0.0, 1.0));
+    }
+}
