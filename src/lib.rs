@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`cli`] | one file a command: `train`, `eval`, `select`, `dump`, `weights`, `data`, `profile` |
 //! | [`train`] | the training loop, learning-rate schedules, checkpoints, metrics, the run folder |
-//! | [`evaluate`] | evaluation protocols: clean and PGD accuracy over a data split |
+//! | [`evaluate`] | evaluation protocols: clean, PGD, CW and AutoAttack over a data split, with sanity checks |
 //! | [`prune`] | which samples to train on: Adv-GRAD-MATCH, Adv-GLISTER, rankings and their controls |
 //! | [`objective`] | what a training step minimises: loss, logit gradients, the train passes they need |
 //! | [`accelerate`] | cheaper attacks for any objective: BulletTrain |

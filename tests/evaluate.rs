@@ -1,57 +1,52 @@
 //! Attacks and protocols on the reference engine: the ball, the counts, the restarts.
 //!
-//! The network is trained for one short epoch on generated images, so that its predictions differ and its gradients
-//! point somewhere.
+//! The network is an untrained one: its gradients point somewhere, and the labels are mostly its own predictions.
 
 use secateur::attack::{CrossEntropyAscent, Pgd};
 use secateur::batch::Batch;
 use secateur::data::generated::{self, Part};
-use secateur::data::order::Split;
 use secateur::engine::{
     CrossEntropy, DeviceChoice, Engine, ImageSet, Noise, Pass, SignStep, WeightSet, open,
 };
 use secateur::evaluate::{Outcome, Protocol, Subject, evaluate};
-use secateur::model::initialise;
+use secateur::model::{ResNet18, initialise};
 use secateur::philox::{Key, Purpose};
-use secateur::recipe::{BatchNorm, Recipe};
-use secateur::train::{Trainer, network};
+use secateur::recipe::BatchNorm;
 
 const SEED: u64 = 20261121;
 const EPSILON: f32 = 8.0 / 255.0;
-const TRAINED: usize = 600;
 const TESTED: usize = 60;
 
-/// Plain training (no attack steps) is enough here, and quick.
-const RECIPE: &str = r#"
-    epochs = 2
-    batch = 25
-    [data]
-    set = "generated"
-    train_limit = 600
-    [model]
-    width = 16
-    [attack]
-    steps = 0
-    start = "none"
-    [optimizer]
-    learning_rate = 0.05
-    [schedule]
-    kind = "constant"
-"#;
+/// Radius of the protocols: small enough that some images withstand a network that knows nothing.
+const RADIUS: f32 = 0.3 / 255.0;
 
-/// A briefly trained network and the test images.
-fn trained() -> (Box<dyn Engine>, ImageSet) {
-    let recipe = Recipe::parse("test", RECIPE, &[]).unwrap();
-    let mut engine = open(DeviceChoice::Cpu, network(&recipe), TESTED).unwrap();
-    engine.load_weights(&initialise(network(&recipe), SEED)).unwrap();
-    let train = generated::images(Part::Train, TRAINED);
-    let set = engine.upload_images(&train.pixels, &train.labels).unwrap();
-    let split = Split { train: (0..TRAINED as u32).collect(), validation: Vec::new() };
-    let mut trainer = Trainer::new(engine.as_mut(), &recipe, &set, &split).unwrap();
-    trainer.epoch(&mut |_| true).unwrap().unwrap();
-    drop(trainer);
+/// An untrained network with BatchNorm statistics that fit, and images labelled as it predicts them, but for every fourth.
+fn prepared() -> (Box<dyn Engine>, ImageSet) {
+    let network = ResNet18 { width: 16, classes: 10 };
+    let mut engine = open(DeviceChoice::Cpu, network, TESTED).unwrap();
+    engine.load_weights(&initialise(network, SEED)).unwrap();
     let test = generated::images(Part::Test, TESTED);
-    let set = engine.upload_images(&test.pixels, &test.labels).unwrap();
+    let mut set = engine.upload_images(&test.pixels, &test.labels).unwrap();
+    let batch = gathered(engine.as_mut(), &set, TESTED);
+    for _ in 0..30 {
+        engine.forward(Pass::Train { slot: 0 }, &batch.images, &batch.logits).unwrap();
+    }
+    // The classes have the same mean logit, so that the predictions differ.
+    engine.fold_batch_norm(WeightSet::Live).unwrap();
+    judged(engine.as_mut(), &batch, false);
+    let logits = engine.read(&batch.logits).unwrap();
+    let mean = |class: usize| logits.iter().skip(class).step_by(10).sum::<f32>() / TESTED as f32;
+    let mut weights = engine.weights(WeightSet::Live).unwrap();
+    for (class, bias) in weights.tensors.get_mut("linear.bias").unwrap().values.iter_mut().enumerate() {
+        *bias -= mean(class);
+    }
+    engine.load_weights(&weights).unwrap();
+    engine.fold_batch_norm(WeightSet::Live).unwrap();
+    let (_, mut labels) = judged(engine.as_mut(), &batch, false);
+    for label in labels.iter_mut().step_by(4) {
+        *label = (*label + 1) % 10;
+    }
+    set.labels = engine.upload("labels", &labels).unwrap();
     (engine, set)
 }
 
@@ -74,7 +69,7 @@ fn judged(engine: &mut dyn Engine, batch: &Batch, perturbed: bool) -> (Vec<f32>,
 
 fn run(engine: &mut dyn Engine, set: &ImageSet, samples: &[u32], protocol: &str, batch: usize) -> Outcome {
     let scratch = Batch::alloc(engine, batch).unwrap();
-    let subject = Subject { set, samples, weights: WeightSet::Live, epsilon: EPSILON, seed: SEED };
+    let subject = Subject { set, samples, weights: WeightSet::Live, epsilon: RADIUS, seed: SEED };
     let protocol: Protocol = protocol.parse().unwrap();
     evaluate(engine, subject, &protocol, &scratch, &mut |_, _| true).unwrap().unwrap()
 }
@@ -82,7 +77,7 @@ fn run(engine: &mut dyn Engine, set: &ImageSet, samples: &[u32], protocol: &str,
 #[test]
 fn attacks_stay_in_the_ball_and_in_the_image_range_and_raise_the_loss() {
     println!("seed {SEED}");
-    let (mut engine, set) = trained();
+    let (mut engine, set) = prepared();
     let engine = engine.as_mut();
     let batch = gathered(engine, &set, TESTED);
     engine.fold_batch_norm(WeightSet::Live).unwrap();
@@ -118,7 +113,7 @@ fn attacks_stay_in_the_ball_and_in_the_image_range_and_raise_the_loss() {
 
 #[test]
 fn no_start_and_no_steps_is_the_clean_image() {
-    let (mut engine, set) = trained();
+    let (mut engine, set) = prepared();
     let engine = engine.as_mut();
     let batch = gathered(engine, &set, 7);
     let step = SignStep { step_size: 0.01, epsilon: EPSILON };
@@ -130,7 +125,7 @@ fn no_start_and_no_steps_is_the_clean_image() {
 
 #[test]
 fn only_an_attack_in_train_mode_moves_the_running_statistics() {
-    let (mut engine, set) = trained();
+    let (mut engine, set) = prepared();
     let engine = engine.as_mut();
     let batch = gathered(engine, &set, 16);
     let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
@@ -160,7 +155,7 @@ fn only_an_attack_in_train_mode_moves_the_running_statistics() {
 
 #[test]
 fn counts_are_those_of_a_plain_recomputation() {
-    let (mut engine, set) = trained();
+    let (mut engine, set) = prepared();
     let engine = engine.as_mut();
     let samples: Vec<u32> = (0..TESTED as u32).collect();
     // 17 does not divide 60: the last batch is smaller.
@@ -180,7 +175,7 @@ fn counts_are_those_of_a_plain_recomputation() {
 
 #[test]
 fn restarts_take_the_worst_case_and_images_do_not_depend_on_each_other() {
-    let (mut engine, set) = trained();
+    let (mut engine, set) = prepared();
     let engine = engine.as_mut();
     let samples: Vec<u32> = (0..TESTED as u32).collect();
     let clean = run(engine, &set, &samples, "clean", 30);
@@ -199,7 +194,7 @@ fn restarts_take_the_worst_case_and_images_do_not_depend_on_each_other() {
 
 #[test]
 fn an_evaluation_can_be_stopped() {
-    let (mut engine, set) = trained();
+    let (mut engine, set) = prepared();
     let engine = engine.as_mut();
     let scratch = Batch::alloc(engine, 10).unwrap();
     let samples: Vec<u32> = (0..TESTED as u32).collect();
@@ -216,20 +211,19 @@ fn an_evaluation_can_be_stopped() {
 
 #[test]
 fn other_ascents_and_single_steps_count_their_passes() {
-    let (mut engine, set) = trained();
+    let (mut engine, set) = prepared();
     let engine = engine.as_mut();
     let samples: Vec<u32> = (0..TESTED as u32).collect();
     let clean = run(engine, &set, &samples, "clean", 30);
     let fgsm = run(engine, &set, &samples, "fgsm", 30);
     assert_eq!((fgsm.cost.forwards, fgsm.cost.backwards), (2 * TESTED as u64, TESTED as u64));
     assert!(fgsm.correct() < clean.correct());
-    // The margin of the images that are predicted right: none withstands where all have lost it already.
     let right: Vec<u32> =
         samples.iter().copied().filter(|&sample| clean.withstood[sample as usize]).take(6).collect();
     let cw = run(engine, &set, &right, "cw", 4);
     let images = right.len() as u64;
     assert_eq!((cw.cost.forwards, cw.cost.backwards), (101 * images, 100 * images));
-    assert_eq!(cw.correct(), 0);
+    assert!(images == 6 && cw.correct() < 6, "{} of {images} withstand cw", cw.correct());
     let two = run(engine, &set, &samples, "pgd2x2", 30);
     let one = run(engine, &set, &samples, "pgd2", 30);
     assert_eq!(one.cost.backwards, 2 * TESTED as u64);

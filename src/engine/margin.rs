@@ -44,7 +44,7 @@ pub(super) fn check_rank(rank: usize, classes: usize) -> Result<()> {
 
 /// Margin losses and the targets they need.
 pub trait MarginLosses {
-    /// Per-sample loss, prediction and logit gradient (scale 1, so a mean over nothing) in one pass.
+    /// Per-sample loss, prediction and logit gradient (of that loss, not of a mean) in one pass.
     ///
     /// # Errors
     /// Where the network has fewer classes than the form needs.
