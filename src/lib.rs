@@ -6,7 +6,8 @@
 //!
 //! | module | what lives there |
 //! |---|---|
-//! | [`cli`] | one file a command: `train`, `eval`, `select`, `dump`, `weights`, `data`, `profile` |
+//! | [`cli`] | one file a command: `train`, `eval`, `select`, `dump`, `weights`, `data`, `profile`, `bench` |
+//! | [`measure`] | the harness of `bench`: samples, ceilings, kernel tables, traces, comparisons |
 //! | [`train`] | the training loop, learning-rate schedules, checkpoints, metrics, the run folder |
 //! | [`evaluate`] | evaluation protocols: clean, PGD, CW and AutoAttack over a data split, with sanity checks |
 //! | [`prune`] | which samples to train on: Adv-GRAD-MATCH, Adv-GLISTER, rankings and their controls |
@@ -35,6 +36,7 @@ pub mod data;
 pub mod engine;
 pub mod evaluate;
 pub mod files;
+pub mod measure;
 pub mod model;
 pub mod names;
 pub mod objective;

@@ -68,7 +68,7 @@ fn fold_scales_filters_and_shifts_biases() {
                 layer_count: table.len() as u32,
                 epsilon: BN_EPSILON,
             };
-            batch_norm_fold(&**driver, layout.channels, &params).unwrap();
+            batch_norm_fold(&**driver, &layout, &params).unwrap();
 
             let (folded, bias) = (folded.read::<bf16>(), bias.read::<f32>());
             let scale = |channel: usize| {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 use secateur::engine::cuda::driver::host::{HostDriver, WarpOrder};
-use secateur::engine::cuda::driver::{Address, Buffer, Driver, Kernel, launch};
+use secateur::engine::cuda::driver::{Address, Buffer, Cost, Driver, Kernel, launch};
 use secateur::philox::{Key, Purpose, philox4x32_10, symmetric};
 
 const SEED: u64 = 20_260_101;
@@ -89,7 +89,7 @@ fn numbers(sample: u32, len: usize) -> Vec<f32> {
 
 fn run<P: Pod>(driver: &Rc<dyn Driver>, kernel: &str, blocks: u32, params: &P) -> Result<(), String> {
     let kernel = Kernel::named(kernel).map_err(|e| e.to_string())?;
-    launch(&**driver, &kernel, [blocks, 1, 1], params).map_err(|e| e.to_string())
+    launch(&**driver, &kernel, [blocks, 1, 1], params, Cost::default()).map_err(|e| e.to_string())
 }
 
 /// The error of a launch that must fail, which must hold all of `parts`.

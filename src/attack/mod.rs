@@ -28,7 +28,7 @@ use std::ops::AddAssign;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
-use crate::engine::{Engine, Noise, Pass, Result, SignStep};
+use crate::engine::{Engine, Noise, Pass, Phase, Result, SignStep};
 use crate::model::Weights;
 use crate::philox::Key;
 use crate::recipe::{self, BatchNorm, Start};
@@ -162,7 +162,8 @@ impl Pgd {
     pub fn ascend(&self, engine: &mut dyn Engine, ascent: &mut dyn Ascent, batch: &Batch) -> Result<()> {
         let (pass, size) = self.pass_and_size(engine, batch);
         for part in batch.parts(size) {
-            for _ in 0..self.steps {
+            for step in 1..=self.steps as u32 {
+                engine.phase(Phase::AttackStep(step));
                 engine.forward(pass, &part.perturbed, &part.logits)?;
                 ascent.logit_gradient(engine, &part)?;
                 engine.attack_step(pass, &part.logit_gradient, &self.step, &part.images, &part.perturbed)?;

@@ -3,9 +3,11 @@
 //! Each command has `Args` (typed) and `run(Args, &Console)`. Errors are one line on stderr. Exit codes: 0 done,
 //! 1 a check failed, 2 usage or data error, 3 device error, 130 interrupted. Checked by `tests/cli.rs`.
 
+mod bench;
 mod data;
 mod dump;
 mod eval;
+mod kernel_table;
 mod profile;
 mod recipes;
 mod select;
@@ -20,8 +22,9 @@ use clap::{Parser, Subcommand};
 use crate::console::Console;
 use crate::data::SetKind;
 use crate::engine;
+use crate::measure::workload::WorkError;
 use crate::names::Named;
-use crate::recipe::Fraction;
+use crate::recipe::{Fraction, Recipe};
 use crate::train::TrainError;
 use crate::train::interrupt::{EXIT_INTERRUPTED, Interrupt};
 
@@ -39,6 +42,7 @@ enum Command {
     Select(select::Args),
     Dump(dump::Args),
     Profile(profile::Args),
+    Bench(bench::Args),
     Recipes(recipes::Args),
     Weights(weights::Args),
     Data(data::Args),
@@ -57,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Select(args) => select::run(args, &console),
         Command::Dump(args) => dump::run(args, &console),
         Command::Profile(args) => profile::run(args, &console),
+        Command::Bench(args) => bench::run(args, &console),
         Command::Recipes(args) => recipes::run(args, &console),
         Command::Weights(args) => weights::run(args, &console),
         Command::Data(args) => data::run(args, &console),
@@ -99,6 +104,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<engine::Error>() {
         return of_engine(error);
     }
+    if let Some(WorkError::Engine(error)) = error.downcast_ref::<WorkError>() {
+        return of_engine(error);
+    }
     if error.is::<Interrupted>() {
         EXIT_INTERRUPTED as u8
     } else if error.is::<CheckFailed>() {
@@ -137,6 +145,19 @@ fn one_line(error: &anyhow::Error) -> String {
         }
     }
     line
+}
+
+/// A recipe of another width or batch, for measurements.
+fn recipe_for(
+    name: &str,
+    width: Option<usize>,
+    batch: Option<usize>,
+    set: &[String],
+) -> anyhow::Result<Recipe> {
+    let width = width.map(|width| format!("model.width={width}"));
+    let batch = batch.map(|batch| format!("batch={batch}"));
+    let overrides: Vec<String> = width.into_iter().chain(batch).chain(set.iter().cloned()).collect();
+    Ok(Recipe::load(name, &overrides)?)
 }
 
 /// Catches Ctrl-C for a command that runs for long.

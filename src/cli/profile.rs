@@ -1,64 +1,150 @@
-//! `secateur profile`: what the kernels cost.
+//! `secateur profile`: what the kernels cost, launch by launch in some training steps, or (`--static`) as they were built.
 //!
-//! `--static` needs no GPU: it prints what each kernel declares (block size, shared memory) beside what ptxas found for each
-//! target that this build has code for (registers, spills). Checked by `tests/profile.rs`.
+//! A step is one of the recipe on generated images. On a GPU launches are timed by events, without root; on the emulated
+//! device by the clock, where calls, operations and bytes are exact and seconds say nothing about a GPU. Operations that are
+//! named on a time line (NVTX) would need NVIDIA's library: the trace has phases instead. Checked by `tests/profile.rs`.
 
+use std::path::PathBuf;
+
+use anyhow::bail;
+
+use super::{at, kernel_table, recipe_for, writable};
 use crate::console::Console;
-use crate::engine::cuda::driver::{Kernel, Usage, kernels, static_table};
+use crate::engine::DeviceChoice;
+use crate::files::{Existing, write_atomic};
+use crate::measure::ceilings::Ceilings;
+use crate::measure::document::Document;
+use crate::measure::profile;
+use crate::measure::trace::trace;
+use crate::measure::workload::{Bench, Work};
 
-/// Print what each kernel takes of a GPU: block size, shared memory, registers, spills
+/// Print what each kernel costs in training steps of a recipe, or what it takes of a GPU
 #[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["build_time", "recipe"])))]
 pub struct Args {
-    /// The figures known since the build; no GPU is needed
-    #[arg(long = "static", required = true)]
+    /// Block size, shared memory, registers and spills, known since the build; no device is needed
+    #[arg(long = "static")]
     build_time: bool,
+    /// A built-in recipe's name or a TOML file; runs its training steps on generated images
+    #[arg(long, value_name = "NAME|FILE")]
+    recipe: Option<String>,
     /// Only kernels whose symbol holds this text
     #[arg(long, value_name = "TEXT", default_value = "")]
     kernel: String,
+    /// Training steps, behind one that warms a GPU up
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    steps: u16,
+    /// cuda, cuda:N, emulated, or auto: cuda if there is one, else emulated
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// Width of the network [default: the recipe's]
+    #[arg(long, value_name = "N", requires = "recipe")]
+    width: Option<usize>,
+    /// Images a batch [default: the recipe's]
+    #[arg(long, value_name = "N", requires = "recipe")]
+    batch: Option<usize>,
+    /// Change a value of the recipe: --set attack.steps=1
+    #[arg(long, value_name = "KEY=VALUE", requires = "recipe")]
+    set: Vec<String>,
+    /// Write a trace for chrome://tracing or ui.perfetto.dev
+    #[arg(long, value_name = "FILE", requires = "recipe")]
+    trace: Option<PathBuf>,
+    /// Write the table as JSON
+    #[arg(long, value_name = "FILE", requires = "recipe")]
+    json: Option<PathBuf>,
+    /// Print the command line that profiles these steps with NVIDIA's tool, and do nothing else
+    #[arg(long, value_name = "TOOL", requires = "recipe")]
+    print_command: Option<Tool>,
+}
+
+/// NVIDIA's profilers; both look at the steps alone, between cuProfilerStart and cuProfilerStop.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Tool {
+    /// Nsight Compute: every counter of every kernel
+    Ncu,
+    /// Nsight Systems: the time line
+    Nsys,
 }
 
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
-    for line in table(kernels().values(), static_table(), &args.kernel) {
+    let Some(name) = &args.recipe else {
+        kernel_table::print(&args.kernel, console);
+        return Ok(());
+    };
+    let recipe = recipe_for(name, args.width, args.batch, &args.set)?;
+    if let Some(tool) = args.print_command {
+        let program = std::env::current_exe()?.display().to_string();
+        console.line(command(tool, &program, std::env::args().skip(1)));
+        return Ok(());
+    }
+    if args.device == DeviceChoice::Cpu {
+        bail!(
+            "--device cpu: the reference engine has no kernels; use --device emulated or cuda, or secateur bench step"
+        );
+    }
+    for path in args.trace.iter().chain(&args.json) {
+        writable(path)?;
+    }
+    let steps = usize::from(args.steps);
+    let mut bench = Bench::open(args.device, true, &recipe, steps)?;
+    if bench.engine.device().kind == "cuda" {
+        bench.run(&Work::Step, 1)?;
+    }
+    let ceilings = Ceilings::measure(bench.engine.as_mut())?;
+    let mut record = bench.record(&Work::Step, steps)?;
+    record.launches.retain(|launch| launch.kernel.contains(&args.kernel));
+
+    let mut document =
+        Document::new("profile", bench.engine.as_ref(), vec![recipe.name.clone()], recipe.batch, &ceilings);
+    document.kernels = profile::kernels(&record, &ceilings, &bench.engine.device().code);
+    for line in document.device_block() {
         console.line(line);
     }
-    if static_table().is_empty() {
-        console.note("this build has no GPU code, so registers and spills are not known: scripts/install-nvcc.sh, then build");
+    console.line(profile::total_line(&record, steps));
+    for line in profile::lines(&document.kernels, bench.engine.device().kind) {
+        console.line(line);
+    }
+    if bench.engine.device().kind == "emulated" {
+        console.note("the emulated device: calls, FLOP and bytes are exact, seconds are those of a simulation on the CPU");
+    }
+    if let Some(path) = &args.json {
+        at(path, write_atomic(path, &document.to_json()?, Existing::Replace))?;
+    }
+    if let Some(path) = &args.trace {
+        let trace = trace(&record, &format!("{} on {}", recipe.name, bench.engine.device().name));
+        at(path, write_atomic(path, &serde_json::to_vec(&trace)?, Existing::Replace))?;
     }
     Ok(())
 }
 
-/// One line a kernel and target, sorted; the kernels of the runner's own tests are left out.
-fn table<'a>(kernels: impl Iterator<Item = &'a Kernel>, usages: &[Usage], filter: &str) -> Vec<String> {
-    let mut shown: Vec<&Kernel> = kernels
-        .filter(|kernel| !["test_", "fault_"].iter().any(|prefix| kernel.name().starts_with(prefix)))
-        .filter(|kernel| kernel.name().contains(filter))
-        .collect();
-    shown.sort_by_key(|kernel| kernel.name());
-    let width = shown.iter().map(|kernel| kernel.name().len()).max().unwrap_or(0).max("kernel".len());
-    let row = |cells: [String; 7]| {
-        let [kernel, target, threads, shared, registers, stack, spills] = cells;
-        format!("{kernel:width$}  {target:7} {threads:>7} {shared:>8} {registers:>9} {stack:>6} {spills:>7}")
-    };
-    let heading = ["kernel", "target", "threads", "shared B", "registers", "stack", "spill B"];
-    let mut lines = vec![row(heading.map(String::from))];
-    for kernel in shown {
-        let declared = |target: &str, rest: [String; 3], shared: u32| {
-            let [registers, stack, spills] = rest;
-            let shared = (kernel.shared_bytes() + shared).to_string();
-            let name = kernel.name().to_string();
-            row([name, target.into(), kernel.threads().to_string(), shared, registers, stack, spills])
-        };
-        let mut known = usages.iter().filter(|usage| usage.kernel == kernel.name()).peekable();
-        if known.peek().is_none() {
-            lines.push(declared("-", ["-", "-", "-"].map(String::from), 0));
+/// The line that profiles `program` with these arguments, less `--print-command`, in a shell.
+fn command(tool: Tool, program: &str, args: impl Iterator<Item = String>) -> String {
+    let tool = match tool {
+        Tool::Ncu => "ncu --profile-from-start off --set full --export secateur-profile --force-overwrite",
+        Tool::Nsys => {
+            "nsys profile --trace=cuda --capture-range=cudaProfilerApi --capture-range-end=stop \
+             --output=secateur-profile --force-overwrite=true"
         }
-        lines.extend(known.map(|usage| {
-            let spills = usage.spill_stores + usage.spill_loads;
-            let rest = [usage.registers, usage.stack, spills].map(|n| n.to_string());
-            declared(usage.target, rest, usage.shared)
-        }));
+    };
+    let mut words = vec![tool.to_string(), quoted(program)];
+    let mut args = args;
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--print-command" => drop(args.next()),
+            arg if arg.starts_with("--print-command=") => {}
+            arg => words.push(quoted(arg)),
+        }
     }
-    lines
+    words.join(" ")
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.into(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
 }
 
 #[cfg(test)]
@@ -66,24 +152,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kernel_has_one_line_a_target() {
-        let kernel = Kernel::named("perturb_uniform").unwrap();
-        let usage = |target, registers| Usage {
-            kernel: "perturb_uniform",
-            target,
-            registers,
-            shared: 0,
-            stack: 0,
-            spill_stores: 0,
-            spill_loads: 0,
-        };
-        let lines = table([kernel].iter(), &[usage("sm_80", 40), usage("sm_90a", 42)], "");
-        let cells = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<_>>();
-        assert_eq!(lines.len(), 3, "{lines:?}");
-        assert_eq!(cells(&lines[1]), ["perturb_uniform", "sm_80", "256", "0", "40", "0", "0"]);
-        assert_eq!(cells(&lines[2]), ["perturb_uniform", "sm_90a", "256", "0", "42", "0", "0"]);
-        let lines = table([kernel].iter(), &[], "uniform");
-        assert_eq!(cells(&lines[1]), ["perturb_uniform", "-", "256", "0", "-", "-", "-"]);
-        assert_eq!(table([kernel].iter(), &[], "normal").len(), 1);
+    fn a_command_line_survives_a_shell() {
+        let args = ["profile", "--recipe", "my recipe.toml", "--print-command", "ncu", "--set", "name=it's"];
+        let line = command(Tool::Nsys, "secateur", args.iter().map(ToString::to_string));
+        let wanted = r"secateur profile --recipe 'my recipe.toml' --set 'name=it'\''s'";
+        assert!(line.starts_with("nsys profile ") && line.ends_with(wanted), "{line}");
+        let line =
+            command(Tool::Ncu, "secateur", ["profile", "--print-command=ncu"].map(String::from).into_iter());
+        assert!(
+            line.starts_with("ncu --profile-from-start off ") && line.ends_with("secateur profile"),
+            "{line}"
+        );
     }
 }

@@ -11,6 +11,8 @@ mod error;
 mod last_layer;
 mod margin;
 mod open;
+mod probes;
+mod recording;
 pub mod reference;
 mod square;
 mod tensor;
@@ -20,7 +22,9 @@ pub use boundary::{BoundaryState, BoundaryStep, BoundarySteps};
 pub use error::{Error, Result};
 pub use last_layer::{LastLayer, LastLayerGradients, Term};
 pub use margin::{Margin, MarginLosses};
-pub use open::{DeviceChoice, open};
+pub use open::{DeviceChoice, open, open_recorded};
+pub use probes::{Probe, Probes};
+pub use recording::{Launch, Phase, Phases, Record, Recording, register_target, registers_and_spills};
 pub use square::{Pattern, Query, RandomSquares, SearchState};
 pub use tensor::{Element, Storage, Tensor, Word};
 
@@ -184,7 +188,9 @@ pub struct OptimizerState {
 /// is read off the length of its tensors; any batch from 1 up to the `max_batch` given to [`open`] works. A call
 /// either succeeds or reports an [`Error`]; work may be asynchronous until a `read` or [`Engine::synchronize`].
 /// Operations that serve one purpose are traits of their own files, all part of this one.
-pub trait Engine: LastLayer + MarginLosses + AdaptiveSteps + RandomSquares + BoundarySteps {
+pub trait Engine:
+    LastLayer + MarginLosses + AdaptiveSteps + RandomSquares + BoundarySteps + Phases + Probes
+{
     fn device(&self) -> &DeviceInfo;
     fn network(&self) -> ResNet18;
     /// Images a micro-batch of the attack should hold, so that its activations stay in cache.

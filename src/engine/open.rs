@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::{Engine, Error, Result, cuda, reference};
+use super::{Engine, Error, Recording, Result, cuda, reference};
 use crate::model::ResNet18;
 
 /// What `--device` means: `auto`, `cpu`, `cuda`, `cuda:N`, `emulated`.
@@ -45,6 +45,28 @@ pub fn open(choice: DeviceChoice, network: ResNet18, max_batch: usize) -> Result
         DeviceChoice::Emulated => cuda::open_emulated(network, max_batch),
         DeviceChoice::Auto => match cuda::open_device(0, network, max_batch) {
             Err(Error::Unavailable(_)) => reference::open(network, max_batch),
+            opened => opened,
+        },
+    }
+}
+
+/// [`open`], with a record of every launch of a kernel. Where there is no GPU, `auto` means the emulated device.
+///
+/// # Errors
+/// [`Error::Unavailable`] for the CPU, which has no kernels.
+pub fn open_recorded(
+    choice: DeviceChoice,
+    network: ResNet18,
+    max_batch: usize,
+) -> Result<(Box<dyn Engine>, Recording)> {
+    match choice {
+        DeviceChoice::Cpu => Err(Error::Unavailable(
+            "--device cpu: the reference engine has no kernels to record; use cuda or emulated".into(),
+        )),
+        DeviceChoice::Cuda(ordinal) => cuda::record_device(ordinal, network, max_batch),
+        DeviceChoice::Emulated => cuda::record_emulated(network, max_batch),
+        DeviceChoice::Auto => match cuda::record_device(0, network, max_batch) {
+            Err(Error::Unavailable(_)) => cuda::record_emulated(network, max_batch),
             opened => opened,
         },
     }

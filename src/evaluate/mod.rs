@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attack::{Ascent, Cost, CrossEntropyAscent, MarginAscent, Pgd};
 use crate::batch::Batch;
-use crate::engine::{self, Engine, ImageSet, Pass, WeightSet};
+use crate::engine::{self, Engine, ImageSet, Pass, Phase, WeightSet};
 use crate::philox::{Key, Purpose};
 
 /// What is evaluated, besides the protocol.
@@ -134,6 +134,7 @@ fn gathered(
 /// Predicts the images of a batch, or its perturbed ones; fills `batch.logits` and `batch.logit_gradient` (of the
 /// cross-entropy) as well.
 fn predict(engine: &mut dyn Engine, batch: &Batch, perturbed: bool) -> engine::Result<Vec<u32>> {
+    engine.phase(Phase::Evaluate);
     for part in batch.parts(engine.micro_batch()) {
         let images = if perturbed { &part.perturbed } else { &part.images };
         engine.forward(Pass::Eval, images, &part.logits)?;

@@ -13,7 +13,7 @@ use super::pruning::Pruning;
 use super::schedule::{Horizon, Rates, rates};
 use crate::batch::Batch;
 use crate::data::order::{Split, epoch_order};
-use crate::engine::{Augment, Engine, Error, ImageSet, Result, Sgd, Tensor, WeightSet};
+use crate::engine::{Augment, Engine, Error, ImageSet, Phase, Result, Sgd, Tensor, WeightSet};
 use crate::objective::{self, Objective};
 use crate::philox::{Key, Purpose};
 use crate::prune::{PruneError, Subset};
@@ -195,6 +195,7 @@ impl<'a> Trainer<'a> {
         let begin = Instant::now();
         let epoch = self.progress.epoch;
         let last = self.progress.selection.map(|last| last.epoch);
+        self.engine.phase(Phase::Select);
         let objective = self.objective.as_mut();
         let done =
             self.pruning.begin_epoch(self.engine, objective, self.set, &self.batch, epoch, last, watch);
@@ -274,12 +275,14 @@ impl<'a> Trainer<'a> {
         let seed = self.recipe.seed;
         let mut laps = Laps::start(clock.is_some(), self.engine)?;
 
+        self.engine.phase(Phase::Gather);
         let augment = self.recipe.data.augment.then_some(Augment { seed, epoch });
         self.engine.gather(self.set, &batch.samples, augment, &batch.images, &batch.labels)?;
         let gather = laps.lap(self.engine)?;
 
         let (mut attack, mut train) = (0.0, 0.0);
         for replay in 0..self.objective.replays() {
+            self.engine.phase(Phase::Attack);
             if self.objective.needs_fold() {
                 self.engine.fold_batch_norm(WeightSet::Live)?;
             }
@@ -287,8 +290,10 @@ impl<'a> Trainer<'a> {
             self.progress.epoch_attacks += self.objective.attack(self.engine, key, &batch)?;
             attack += laps.lap(self.engine)?;
 
+            self.engine.phase(Phase::Train);
             self.objective.gradient(self.engine, &batch, weights.as_ref())?;
             let rates = self.rates(step, replay);
+            self.engine.phase(Phase::Optimizer);
             self.engine.sgd_step(&Sgd {
                 learning_rate: rates.learning_rate as f32,
                 momentum: rates.momentum as f32,

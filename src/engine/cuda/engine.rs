@@ -73,6 +73,10 @@ impl Cuda {
         &*self.driver
     }
 
+    pub(super) fn shared_driver(&self) -> Rc<dyn Driver> {
+        self.driver.clone()
+    }
+
     /// Images in a batch, and the address of the first.
     fn images(&self, images: &Tensor<f32>) -> Result<(usize, Address)> {
         let batch = images.len() / IMAGE_LEN;

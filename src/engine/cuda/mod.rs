@@ -13,6 +13,7 @@
 //! | `square` | its part for random searches |
 //! | `apgd`, `margin` | the traits that attacks of an evaluation add to it |
 //! | `last_layer` | its part for selections |
+//! | `probes` | its part for measurements |
 
 mod apgd;
 mod boundary;
@@ -25,12 +26,17 @@ pub mod layout;
 mod margin;
 mod operands;
 mod parameters;
+mod probes;
 mod scratch;
 mod square;
 mod train;
 
-use super::{Engine, Result};
+use std::rc::Rc;
+
+use super::{Engine, Recording, Result};
 use crate::model::ResNet18;
+use driver::Driver;
+use driver::record::Recorder;
 
 /// Opens GPU number `ordinal`.
 pub fn open_device(ordinal: usize, network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
@@ -41,4 +47,27 @@ pub fn open_device(ordinal: usize, network: ResNet18, max_batch: usize) -> Resul
 /// Opens the host runner: the same kernels, launches and grids on the CPU.
 pub fn open_emulated(network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
     Ok(Box::new(engine::Cuda::new(driver::host::HostDriver::open(), network, max_batch)?))
+}
+
+/// [`open_device`], with a record of its launches.
+pub fn record_device(
+    ordinal: usize,
+    network: ResNet18,
+    max_batch: usize,
+) -> Result<(Box<dyn Engine>, Recording)> {
+    recorded(driver::device::DeviceDriver::open(ordinal)?, network, max_batch)
+}
+
+/// [`open_emulated`], with a record of its launches.
+pub fn record_emulated(network: ResNet18, max_batch: usize) -> Result<(Box<dyn Engine>, Recording)> {
+    recorded(driver::host::HostDriver::open(), network, max_batch)
+}
+
+fn recorded(
+    driver: Rc<dyn Driver>,
+    network: ResNet18,
+    max_batch: usize,
+) -> Result<(Box<dyn Engine>, Recording)> {
+    let (driver, recording) = Recorder::wrap(driver);
+    Ok((Box::new(engine::Cuda::new(driver, network, max_batch)?), recording))
 }

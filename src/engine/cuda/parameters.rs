@@ -138,7 +138,7 @@ impl Parameters {
             layer_count: self.layout.convs.len() as u32,
             epsilon: BN_EPSILON,
         };
-        norm::batch_norm_fold(&*self.driver, self.layout.channels, &params)?;
+        norm::batch_norm_fold(&*self.driver, &self.layout, &params)?;
         self.folded_set = Some(set);
         Ok(())
     }

@@ -22,6 +22,7 @@ mod norm;
 mod optimizer;
 mod patches;
 mod perturb;
+mod probes;
 mod product;
 mod ranking;
 mod rows;

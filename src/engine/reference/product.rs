@@ -5,7 +5,17 @@
 //! Checked through the convolutions by `tests/reference_pytorch.rs`, and that bits do not depend on the batch by
 //! `tests/apgd.rs`; called by `conv.rs` and `conv_weight.rs`.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use gemm::{Parallelism, gemm};
+
+/// Operations of all products of this process.
+static FLOPS: AtomicU64 = AtomicU64::new(0);
+
+/// Floating-point operations of all products of this process, a multiply-add counted as two.
+pub fn flops_so_far() -> u64 {
+    FLOPS.load(Ordering::Relaxed)
+}
 
 /// A matrix that lies row by row in a slice, or its transpose.
 #[derive(Clone, Copy)]
@@ -48,6 +58,7 @@ pub fn product(left: Matrix, right: Matrix, out: &mut [f32], accumulate: bool) {
         rows * columns,
         "elements of the product of {rows} x {depth} and {depth} x {columns}"
     );
+    FLOPS.fetch_add(2 * (rows * columns * depth) as u64, Ordering::Relaxed);
     let block = depth.div_ceil(depth.div_ceil(DEPTH).max(1)).max(1);
     // A product of no depth is zero: the library says so too.
     for from in (0..depth.max(1)).step_by(block) {

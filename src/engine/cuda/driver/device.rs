@@ -14,7 +14,7 @@ use cudarc::driver::sys::{CUdevice_attribute, CUfunction, CUfunction_attribute, 
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::code::{self, IMAGES, Image, RELEASE};
-use super::{Address, Driver, Kernel};
+use super::{Address, Cost, Driver, Kernel, Mark};
 use crate::engine::{DeviceInfo, Error, Result};
 
 /// A GPU.
@@ -288,7 +288,7 @@ impl Driver for DeviceDriver {
             .map_err(self.late("cuMemcpyDtoD"))
     }
 
-    fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8]) -> Result<()> {
+    fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8], _: Cost) -> Result<()> {
         self.bind()?;
         let function = self.function(kernel)?;
         // Parameter structs hold 8-byte addresses; a byte slice promises no alignment.
@@ -318,6 +318,32 @@ impl Driver for DeviceDriver {
 
     fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().map_err(self.late("cuStreamSynchronize"))
+    }
+
+    fn mark(&self) -> Result<Mark> {
+        let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        self.stream.record_event(flags).map(Mark::Event).map_err(self.late("cuEventRecord"))
+    }
+
+    fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
+        let (Mark::Event(from), Mark::Event(to)) = (from, to) else {
+            return Err(Error::Invalid("seconds between moments of different drivers".into()));
+        };
+        let milliseconds = from.elapsed_ms(to).map_err(self.late("cuEventElapsedTime"))?;
+        Ok(f64::from(milliseconds) / 1e3)
+    }
+
+    fn profiler(&self, on: bool) -> Result<()> {
+        self.synchronize()?;
+        self.bind()?;
+        // SAFETY: the library is loaded, since this driver is open; both calls have no arguments.
+        let (result, call) = unsafe {
+            match on {
+                true => (sys::cuProfilerStart(), "cuProfilerStart"),
+                false => (sys::cuProfilerStop(), "cuProfilerStop"),
+            }
+        };
+        result.result().map_err(self.late(call))
     }
 }
 

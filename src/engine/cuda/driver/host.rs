@@ -8,7 +8,7 @@ use std::rc::Rc;
 use rayon::prelude::*;
 
 use super::kernel::Entry;
-use super::{Address, Driver, Kernel};
+use super::{Address, Cost, Driver, Kernel};
 use crate::engine::{DeviceInfo, Error, Result};
 
 // kernels/host/library.h
@@ -164,7 +164,7 @@ impl Driver for HostDriver {
         Ok(())
     }
 
-    fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8]) -> Result<()> {
+    fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8], _: Cost) -> Result<()> {
         if params.len() != kernel.params_bytes() {
             return Err(Error::Kernel {
                 kernel: kernel.name().into(),

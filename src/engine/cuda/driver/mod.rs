@@ -1,21 +1,28 @@
 //! Drivers: memory and launches, on a GPU ([`device`]) or on the host runner ([`host`]). The only unsafe code of the crate.
+//! A third, [`record`], wraps one of the two and keeps what each launch took.
 //!
 //! The same kernels, grids and parameter structs go through both. A launch names a kernel by its symbol; block size, shared
 //! memory and parameter size come from the one table of [`kernel`].
 
 mod buffer;
 mod code;
+mod cost;
 pub mod device;
 pub mod host;
 mod kernel;
+pub mod record;
 
 pub use buffer::Buffer;
 pub use code::{Usage, static_table};
+pub use cost::Cost;
 pub use kernel::{Kernel, kernels};
 
 use std::ops::Add;
+use std::time::Instant;
 
-use crate::engine::{DeviceInfo, Error, Result};
+use cudarc::driver::CudaEvent;
+
+use crate::engine::{DeviceInfo, Error, Phase, Result};
 
 /// A place in device memory: eight bytes in parameter structs, `Global<T>` in kernels. On the host runner it is a handle,
 /// not a host address; only the driver that made it can follow it.
@@ -54,9 +61,35 @@ pub trait Driver {
     fn fill(&self, address: Address, byte: u8, count: usize) -> Result<()>;
     /// Copies `count` bytes between places that do not overlap.
     fn copy(&self, from: Address, to: Address, count: usize) -> Result<()>;
-    /// Runs a kernel on `grid` blocks; `params` is its parameter struct. [`launch`] is the typed form.
-    fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8]) -> Result<()>;
+    /// Runs a kernel on `grid` blocks; `params` is its parameter struct, `cost` what it has to do, for drivers that keep
+    /// account. [`launch`] is the typed form.
+    fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8], cost: Cost) -> Result<()>;
     fn synchronize(&self) -> Result<()>;
+
+    /// A moment between what was asked for before and after. Where work is done when its call returns, that is the clock's.
+    fn mark(&self) -> Result<Mark> {
+        Ok(Mark::Clock(Instant::now()))
+    }
+    /// Seconds from one moment to a later one; waits for it.
+    fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
+        match (from, to) {
+            (Mark::Clock(from), Mark::Clock(to)) => Ok(to.duration_since(*from).as_secs_f64()),
+            _ => Err(Error::Invalid("seconds between moments of different drivers".into())),
+        }
+    }
+    /// Work of this kind begins, for drivers that keep account.
+    fn phase(&self, _phase: Phase) {}
+    /// Tells profilers that watch this process where the part begins and ends that they are to look at.
+    fn profiler(&self, _on: bool) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A moment in the work of a device.
+pub enum Mark {
+    Clock(Instant),
+    /// An event of a GPU's stream.
+    Event(CudaEvent),
 }
 
 /// Runs a kernel on `grid` blocks of its own size. An empty grid does nothing.
@@ -65,6 +98,7 @@ pub fn launch<P: bytemuck::Pod>(
     kernel: &Kernel,
     grid: [u32; 3],
     params: &P,
+    cost: Cost,
 ) -> Result<()> {
     if size_of::<P>() != kernel.params_bytes() {
         return Err(Error::Kernel {
@@ -85,5 +119,5 @@ pub fn launch<P: bytemuck::Pod>(
     if grid.contains(&0) {
         return Ok(());
     }
-    driver.launch(kernel, grid, bytemuck::bytes_of(params))
+    driver.launch(kernel, grid, bytemuck::bytes_of(params), cost)
 }

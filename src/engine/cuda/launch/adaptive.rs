@@ -1,8 +1,9 @@
 //! APGD: `kernels/attack/adaptive.cu`. Checked by `tests/kernel_apgd.rs`.
 
-use super::{Philox, run};
+use super::{Cost, F32, Philox, U32, run};
 use crate::engine::cuda::driver::{Address, Driver};
 use crate::engine::{AdaptivePhase, AdaptiveStep, Result};
+use crate::model::layers::IMAGE_LEN;
 use crate::philox::Key;
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -27,7 +28,10 @@ pub fn adaptive_start(
     perturbed: Address,
 ) -> Result<()> {
     let params = AdaptiveStartParams { samples, images, perturbed, random: key.into(), epsilon, padding: 0 };
-    run(driver, "adaptive_start", [batch as u32, 1, 1], &params)
+    let elements = batch * IMAGE_LEN;
+    // A scale, a quotient and a sum an element.
+    let cost = Cost::new(5 * elements, 2 * elements * F32 + batch * U32);
+    run(driver, "adaptive_start", [batch as u32, 1, 1], &params, cost)
 }
 
 /// Operands of a step, in the order of the kernel's parameters; f32 where nothing else is said.
@@ -84,5 +88,10 @@ pub fn adaptive_step(
         AdaptivePhase::Last => (2, 0),
     };
     let params = AdaptiveStepParams { operands: *operands, epsilon: step.epsilon, phase, window, padding: 0 };
-    run(driver, "adaptive_step", [batch as u32, 1, 1], &params)
+    let elements = batch * IMAGE_LEN;
+    // The last call moves nothing. Before it the clean image, the gradient, the current and the previous image are read, and
+    // the latter two written; which of the best images are kept depends on the losses. Eleven words of books an image.
+    let (operations, moved) = if phase == 2 { (0, 0) } else { (8 * elements, 6 * elements) };
+    let cost = Cost::new(operations, moved * F32 + 11 * batch * U32);
+    run(driver, "adaptive_step", [batch as u32, 1, 1], &params, cost)
 }

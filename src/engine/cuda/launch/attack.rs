@@ -1,7 +1,8 @@
 //! The random start of an attack and the stem's packed input: `kernels/attack/`. Checked by `tests/kernel_attack.rs`.
 
-use super::{Philox, run_flat};
+use super::{BF16, Cost, F32, Philox, U32, run_flat};
 use crate::engine::cuda::driver::{Address, Driver};
+use crate::engine::cuda::layout::STEM_CHANNELS;
 use crate::engine::{Noise, Result};
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::philox::Key;
@@ -28,13 +29,16 @@ pub fn perturb(
     images: Address,
     perturbed: Address,
 ) -> Result<()> {
-    let (name, size) = match noise {
-        Noise::Uniform { radius } => ("perturb_uniform", radius),
-        Noise::Normal { deviation } => ("perturb_normal", deviation),
+    // Scale and shift, or Box-Muller, and the sum with the image.
+    let (name, size, operations) = match noise {
+        Noise::Uniform { radius } => ("perturb_uniform", radius, 3),
+        Noise::Normal { deviation } => ("perturb_normal", deviation, 6),
     };
+    let elements = batch * IMAGE_LEN;
+    let cost = Cost::new(operations * elements, 2 * elements * F32 + batch * U32);
     let blocks = (batch * IMAGE_LEN / 4) as u32;
     let params = PerturbParams { samples, images, perturbed, random: key.into(), blocks, size };
-    run_flat(driver, name, blocks, &params)
+    run_flat(driver, name, blocks, &params, cost)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -49,5 +53,8 @@ struct PackParams {
 /// `batch` f32 images to bf16 hi and lo parts, eight channels a pixel.
 pub fn image_pack(driver: &dyn Driver, batch: usize, images: Address, packed: Address) -> Result<()> {
     let pixels = (batch * IMAGE_SIDE * IMAGE_SIDE) as u32;
-    run_flat(driver, "image_pack", pixels, &PackParams { images, packed, pixels, padding: 0 })
+    let params = PackParams { images, packed, pixels, padding: 0 };
+    let image = batch * IMAGE_LEN;
+    let cost = Cost::new(image, image * F32 + pixels as usize * STEM_CHANNELS * BF16);
+    run_flat(driver, "image_pack", pixels, &params, cost)
 }

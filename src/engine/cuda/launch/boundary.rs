@@ -1,8 +1,9 @@
 //! Steps to decision boundaries: `kernels/attack/boundary.cu`. Checked by `tests/kernel_boundary.rs`.
 
-use super::{require, run, run_flat};
+use super::{Cost, F32, U32, require, run, run_flat};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver};
+use crate::model::layers::IMAGE_LEN;
 
 /// Operands of [`ranked_target`].
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -25,8 +26,9 @@ pub struct RankedTargetParams {
 pub fn ranked_target(driver: &dyn Driver, params: &RankedTargetParams) -> Result<()> {
     let name = "ranked_target";
     require((1..params.classes).contains(&params.rank), name, "a rank of 1 to classes - 1", params.rank)?;
-    // A warp a sample.
-    run_flat(driver, name, params.batch * 32, params)
+    let (batch, classes) = (params.batch as usize, params.classes as usize);
+    // A warp a sample. Comparisons alone.
+    run_flat(driver, name, params.batch * 32, params, Cost::new(0, batch * (classes * F32 + 2 * U32)))
 }
 
 /// Operands of [`class_difference`].
@@ -46,7 +48,10 @@ pub struct ClassDifferenceParams {
 
 /// `e_target - e_label`.
 pub fn class_difference(driver: &dyn Driver, params: &ClassDifferenceParams) -> Result<()> {
-    run_flat(driver, "class_difference", params.elements, params)
+    let elements = params.elements as usize;
+    let batch = elements / params.classes.max(1) as usize;
+    let cost = Cost::new(0, elements * F32 + batch * 2 * U32);
+    run_flat(driver, "class_difference", params.elements, params, cost)
 }
 
 /// Operands of [`boundary_step`].
@@ -73,7 +78,11 @@ pub struct BoundaryStepParams {
 
 /// Moves `batch` images towards the boundary; one whose label or target is no class stays.
 pub fn boundary_step(driver: &dyn Driver, batch: usize, params: &BoundaryStepParams) -> Result<()> {
-    run(driver, "boundary_step", [batch as u32, 1, 1], params)
+    let elements = batch * IMAGE_LEN;
+    // Both projections sum their gradient, the mixture is a multiply-add of each; Newton's passes after the first are a
+    // means. Gradient, clean and current image are read, the current one is written.
+    let bytes = 4 * elements * F32 + batch * (params.classes as usize * F32 + 2 * U32);
+    run(driver, "boundary_step", [batch as u32, 1, 1], params, Cost::new(8 * elements, bytes))
 }
 
 /// Operands of [`boundary_keep`].
@@ -98,5 +107,7 @@ pub struct BoundaryKeepParams {
 
 /// Keeps the closest of the wrongly predicted images, and moves back from them.
 pub fn boundary_keep(driver: &dyn Driver, batch: usize, params: &BoundaryKeepParams) -> Result<()> {
-    run(driver, "boundary_keep", [batch as u32, 1, 1], params)
+    // Which images are kept and moved depends on the logits.
+    let bytes = batch * (params.classes as usize * F32 + U32);
+    run(driver, "boundary_keep", [batch as u32, 1, 1], params, Cost::new(0, bytes))
 }

@@ -1,9 +1,9 @@
 //! Batches from the resident data set: `kernels/data/`. Checked by `tests/kernel_data.rs`.
 
-use super::{Philox, run};
+use super::{Cost, F32, Philox, U32, run};
 use crate::engine::cuda::driver::{Address, Driver, Kernel};
 use crate::engine::{Augment, Result};
-use crate::model::layers::IMAGE_SIDE;
+use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::philox::{Key, Purpose};
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -52,5 +52,7 @@ pub fn gather_images(driver: &dyn Driver, augment: Option<Augment>, gather: &Gat
     };
     let name = "gather_images";
     let blocks = (IMAGE_SIDE * IMAGE_SIDE) as u32 / Kernel::named(name)?.threads();
-    run(driver, name, [blocks, gather.batch as u32, 1], &params)
+    let elements = gather.batch * IMAGE_LEN;
+    let cost = Cost::new(elements, elements * (1 + F32) + 3 * gather.batch * U32);
+    run(driver, name, [blocks, gather.batch as u32, 1], &params, cost)
 }

@@ -1,8 +1,11 @@
 //! Average pool and linear layer: `kernels/head/`. Checked by `tests/kernel_head.rs`.
 
-use super::{require, run};
+use super::{BF16, Cost, F32, require, run};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver};
+
+/// Pixels of the last stage, which the head averages.
+const PIXELS: usize = 16;
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
@@ -31,7 +34,12 @@ pub fn head_forward(driver: &dyn Driver, batch: usize, params: &HeadForwardParam
         "features: a multiple of 8 up to 512",
         features,
     )?;
-    run(driver, name, [batch as u32, 1, 1], params)
+    let (features, classes) = (features as usize, params.classes as usize);
+    let linear = classes * (features + 1);
+    let pooled = batch * features;
+    let bytes = pooled * PIXELS * BF16 + (linear + pooled + batch * classes) * F32;
+    let cost = Cost::new(pooled * PIXELS + 2 * batch * classes * features, bytes);
+    run(driver, name, [batch as u32, 1, 1], params, cost)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -55,7 +63,11 @@ pub fn head_input_gradient(driver: &dyn Driver, batch: usize, params: &HeadBackw
     let (name, features) = ("head_input_gradient", params.features);
     let fits = (8..=1024).contains(&features) && features.is_power_of_two();
     require(fits, name, "features: a power of two from 8 to 1024", features)?;
-    run(driver, name, [batch as u32, 1, 1], params)
+    let (features, classes) = (features as usize, params.classes as usize);
+    let elements = batch * PIXELS * features;
+    let bytes = elements * BF16 + elements / 8 + (batch + features) * classes * F32;
+    let cost = Cost::new(batch * features * (2 * classes + 1), bytes);
+    run(driver, name, [batch as u32, 1, 1], params, cost)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -79,5 +91,9 @@ pub struct HeadWeightGradientParams {
 pub fn head_weight_gradient(driver: &dyn Driver, params: &HeadWeightGradientParams) -> Result<()> {
     let (name, features) = ("head_weight_gradient", params.features);
     require(features.is_multiple_of(32), name, "features: a multiple of 32", features)?;
-    run(driver, name, [features / 32, params.classes, 1], params)
+    let (batch, width, classes) = (params.batch as usize, features as usize, params.classes as usize);
+    let written = classes * (width + 1) * if params.accumulate == 0 { 1 } else { 2 };
+    let bytes = (batch * (classes + width) + written) * F32;
+    let cost = Cost::new(batch * classes * (2 * width + 1), bytes);
+    run(driver, name, [features / 32, params.classes, 1], params, cost)
 }

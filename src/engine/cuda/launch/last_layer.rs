@@ -1,6 +1,6 @@
 //! Last-layer gradients and explicit rows: `kernels/prune/`. Checked by `tests/kernel_last_layer.rs`.
 
-use super::{require, run};
+use super::{Cost, F32, require, run};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver};
 
@@ -38,6 +38,16 @@ pub struct Gradients {
 }
 
 impl Gradients {
+    /// Bytes of all factors.
+    fn bytes(&self) -> usize {
+        self.terms as usize * (elements(self.len, self.classes) + elements(self.len, self.width)) * F32
+    }
+
+    /// Operations on every gradient with a vector of its shape: a multiply-add with each element of each term.
+    fn flops(&self) -> usize {
+        2 * self.terms as usize * self.len as usize * elements(self.classes, self.width + 1)
+    }
+
     fn check(&self, kernel: &str) -> Result<()> {
         require((1..=2).contains(&self.terms), kernel, "terms: 1 or 2", self.terms)?;
         let features = &self.features[..self.terms as usize];
@@ -50,6 +60,14 @@ fn check_features(kernel: &str, features: Address, width: u32) -> Result<()> {
     require(fits, kernel, "features: a multiple of 128", width)?;
     let beside = (features.0 % 16) as u32;
     require(beside == 0, kernel, "features: rows that start on 16 bytes", beside)
+}
+
+/// Bytes of an f64.
+const F64: usize = 8;
+
+/// Elements of a matrix, and of the vector of a gradient: classes x (width + 1).
+fn elements(rows: u32, columns: u32) -> usize {
+    rows as usize * columns as usize
 }
 
 /// Whether a place is fit for accesses of 16 bytes.
@@ -72,11 +90,16 @@ fn inner_products(
     gradients: &Gradients,
     sample: u32,
     products: Address,
+    pairs: u32,
 ) -> Result<()> {
     let name = names[usize::from(gradients.terms == 2)];
     gradients.check(name)?;
     let params = InnerProductsParams { gradients: *gradients, products, sample, padding: 0 };
-    run(driver, name, [gradients.len.div_ceil(INNER_SAMPLES), 1, 1], &params)
+    // A pair of terms is the product of two inner products: of logit gradients, and of features and a one.
+    let Gradients { len, classes, width, .. } = *gradients;
+    let flops = 2 * pairs as usize * elements(len, classes + width + 1);
+    let cost = Cost::new(flops, gradients.bytes() + len as usize * F64);
+    run(driver, name, [len.div_ceil(INNER_SAMPLES), 1, 1], &params, cost)
 }
 
 /// `column[i] = <g_i, g_sample>`, f64.
@@ -88,12 +111,14 @@ pub fn gradient_column(
 ) -> Result<()> {
     let names = ["gradient_column_one_term", "gradient_column_two_terms"];
     require(sample < gradients.len, names[0], "sample: one of the gradients", sample)?;
-    inner_products(driver, names, gradients, sample, column)
+    inner_products(driver, names, gradients, sample, column, gradients.terms.pow(2))
 }
 
 /// `squares[i] = <g_i, g_i>`, f64.
 pub fn gradient_squares(driver: &dyn Driver, gradients: &Gradients, squares: Address) -> Result<()> {
-    inner_products(driver, ["gradient_squares_one_term", "gradient_squares_two_terms"], gradients, 0, squares)
+    let names = ["gradient_squares_one_term", "gradient_squares_two_terms"];
+    let pairs = gradients.terms * (gradients.terms + 1) / 2;
+    inner_products(driver, names, gradients, 0, squares, pairs)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -140,13 +165,18 @@ pub fn gradient_sum(
     let parts = len.div_ceil(part_len);
     let partials = if parts == 1 { sum } else { workspace };
     let params = GradientSumParams { gradients: *gradients, weights, partials, part_len, padding: 0 };
-    run(driver, name, [width / WARP_FEATURES, classes.div_ceil(TILE_CLASSES), parts], &params)?;
+    let weighed = if weights == Address::NULL { 0 } else { len as usize };
+    let bytes = gradients.bytes() + (weighed + parts as usize * vector) * F64;
+    let grid = [width / WARP_FEATURES, classes.div_ceil(TILE_CLASSES), parts];
+    run(driver, name, grid, &params, Cost::new(gradients.flops(), bytes))?;
     if parts == 1 {
         return Ok(());
     }
     let (factors, from) = (Address::NULL, Address::NULL);
     let rows = CombineRowsParams { rows: partials, factors, from, to: sum, count: parts, len: vector as u32 };
-    run(driver, "sum_rows", [rows.len.div_ceil(32), 1, 1], &rows)
+    let summed = parts as usize * vector;
+    let cost = Cost::new(summed - vector, (summed + vector) * F64);
+    run(driver, "sum_rows", [rows.len.div_ceil(32), 1, 1], &rows, cost)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -167,7 +197,10 @@ pub fn gradient_products(
     let name = "gradient_products";
     gradients.check(name)?;
     let params = GradientProductsParams { gradients: *gradients, vector, products };
-    run(driver, name, [gradients.len.div_ceil(TILE_SAMPLES), 1, 1], &params)
+    let Gradients { len, classes, width, .. } = *gradients;
+    let bytes = gradients.bytes() + (elements(classes, width + 1) + len as usize) * F64;
+    let cost = Cost::new(gradients.flops(), bytes);
+    run(driver, name, [len.div_ceil(TILE_SAMPLES), 1, 1], &params, cost)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -194,7 +227,10 @@ pub fn step_logits(driver: &dyn Driver, params: &StepLogitsParams) -> Result<()>
     let name = "step_logits";
     check_features(name, params.features, params.width)?;
     let grid = [params.len.div_ceil(TILE_SAMPLES), params.classes.div_ceil(TILE_CLASSES), 1];
-    run(driver, name, grid, params)
+    let (vector, logits) = (elements(params.classes, params.width + 1), elements(params.len, params.classes));
+    let flops = 2 * params.len as usize * vector + 2 * logits;
+    let bytes = (elements(params.len, params.width) + 2 * logits) * F32 + vector * F64;
+    run(driver, name, grid, params, Cost::new(flops, bytes))
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -215,11 +251,13 @@ pub struct CombineRowsParams {
 /// `to = from - sum_s factors[s] row_s`.
 pub fn subtract_rows(driver: &dyn Driver, params: &CombineRowsParams) -> Result<()> {
     let len = params.len;
+    let (rows, columns) = (params.count as usize, len as usize);
+    let cost = Cost::new(2 * rows * columns, (rows * columns + rows + 2 * columns) * F64);
     let aligned = [params.rows, params.from, params.to].into_iter().all(on_16_bytes);
     if aligned && len.is_multiple_of(2) && len >= WIDE_ROWS {
-        run(driver, "subtract_rows_wide", [len.div_ceil(64), 1, 1], params)
+        run(driver, "subtract_rows_wide", [len.div_ceil(64), 1, 1], params, cost)
     } else {
-        run(driver, "subtract_rows", [len.div_ceil(32), 1, 1], params)
+        run(driver, "subtract_rows", [len.div_ceil(32), 1, 1], params, cost)
     }
 }
 
@@ -240,7 +278,9 @@ pub struct RowProductsParams {
 pub fn row_products(driver: &dyn Driver, rows: u32, params: &RowProductsParams) -> Result<()> {
     let wide = params.len.is_multiple_of(2) && on_16_bytes(params.rows) && on_16_bytes(params.vector);
     let name = if wide { "row_products_wide" } else { "row_products" };
-    run(driver, name, [rows, 1, 1], params)
+    let all = elements(rows, params.len);
+    let cost = Cost::new(2 * all, (all + params.len as usize + rows as usize) * F64);
+    run(driver, name, [rows, 1, 1], params, cost)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -258,5 +298,7 @@ pub struct RowNormsParams {
 pub fn row_norms(driver: &dyn Driver, params: &RowNormsParams) -> Result<()> {
     let wide = params.len.is_multiple_of(4) && on_16_bytes(params.values);
     let name = if wide { "row_norms_wide" } else { "row_norms" };
-    run(driver, name, [params.rows.div_ceil(8), 1, 1], params)
+    let all = elements(params.rows, params.len);
+    let cost = Cost::new(2 * all + params.rows as usize, (all + params.rows as usize) * F32);
+    run(driver, name, [params.rows.div_ceil(8), 1, 1], params, cost)
 }

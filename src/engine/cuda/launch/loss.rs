@@ -1,6 +1,6 @@
 //! Losses: `kernels/loss/`. Checked by `tests/kernel_loss.rs`, `tests/kernel_paired_loss.rs` and `tests/kernel_margin.rs`.
 
-use super::{require, run};
+use super::{Cost, F32, U32, require, run};
 use crate::engine::cuda::driver::{Address, Driver};
 use crate::engine::{PairedForm, Result};
 
@@ -28,7 +28,10 @@ pub struct CrossEntropyParams {
 
 /// Loss, prediction and logit gradient of each sample.
 pub fn cross_entropy(driver: &dyn Driver, params: &CrossEntropyParams) -> Result<()> {
-    by_sample(driver, "cross_entropy", params.batch, params.classes, params)
+    // Softmax, then target and scale; labels, losses, predictions and weights are a word a sample.
+    let words = if params.weights == Address::NULL { 3 } else { 4 };
+    let cost = by_logit(params.batch, params.classes, 7, 2, words);
+    by_sample(driver, "cross_entropy", params.batch, params.classes, params, cost)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -53,7 +56,9 @@ pub struct DivergenceParams {
 
 /// Divergence of each sample from its target, prediction and logit gradient.
 pub fn divergence(driver: &dyn Driver, params: &DivergenceParams) -> Result<()> {
-    by_sample(driver, "divergence", params.batch, params.classes, params)
+    // Two log-softmaxes, the sum of p (log p - log q), and the gradient.
+    let cost = by_logit(params.batch, params.classes, 14, 3, 2);
+    by_sample(driver, "divergence", params.batch, params.classes, params, cost)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -90,7 +95,10 @@ pub fn paired_loss(driver: &dyn Driver, form: PairedForm, params: &PairedLossPar
         PairedForm::BoostedCrossEntropy => "paired_loss_boosted_cross_entropy",
     };
     require(params.classes >= 2, name, "classes: 2 to 128", params.classes)?;
-    by_sample(driver, name, params.batch, params.classes, params)
+    // The same and a second gradient.
+    let words = if params.weights == Address::NULL { 3 } else { 4 };
+    let cost = by_logit(params.batch, params.classes, 20, 4, words);
+    by_sample(driver, name, params.batch, params.classes, params, cost)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -111,7 +119,15 @@ pub struct SignedDeviationParams {
 pub fn signed_deviation(driver: &dyn Driver, params: &SignedDeviationParams) -> Result<()> {
     let name = "signed_deviation";
     require(params.classes >= 2, name, "classes: 2 to 128", params.classes)?;
-    by_sample(driver, name, params.batch, params.classes, params)
+    // Softmax, and the squares of what it differs from its mean.
+    let cost = by_logit(params.batch, params.classes, 7, 1, 2);
+    by_sample(driver, name, params.batch, params.classes, params, cost)
+}
+
+/// Cost of a loss: `operations` on each logit, `tensors` of the logits' shape and `words` a sample.
+fn by_logit(batch: u32, classes: u32, operations: usize, tensors: usize, words: usize) -> Cost {
+    let (batch, classes) = (batch as usize, classes as usize);
+    Cost::new(operations * batch * classes, tensors * batch * classes * F32 + words * batch * U32)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -141,7 +157,10 @@ pub fn margin_loss(driver: &dyn Driver, params: &MarginParams) -> Result<()> {
         _ => ("margin_loss_targeted_dlr", 4),
     };
     require(params.classes >= wanted, name, "classes: 2 (with targets 4) to 128", params.classes)?;
-    by_sample(driver, name, params.batch, params.classes, params)
+    // A handful of operations a sample; the rest are comparisons.
+    let words = if params.targets == Address::NULL { 3 } else { 4 };
+    let cost = by_logit(params.batch, params.classes, 0, 2, words);
+    by_sample(driver, name, params.batch, params.classes, params, cost)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -165,7 +184,8 @@ pub struct WrongClassParams {
 pub fn wrong_class(driver: &dyn Driver, params: &WrongClassParams) -> Result<()> {
     let name = "wrong_class";
     require((1..params.classes).contains(&params.rank), name, "rank: 1 to classes - 1", params.rank)?;
-    by_sample(driver, name, params.batch, params.classes, params)
+    let cost = by_logit(params.batch, params.classes, 0, 1, 2);
+    by_sample(driver, name, params.batch, params.classes, params, cost)
 }
 
 /// Launches a kernel that gives each sample a warp, and a block four of them.
@@ -175,7 +195,8 @@ fn by_sample<P: bytemuck::Pod>(
     batch: u32,
     classes: u32,
     params: &P,
+    cost: Cost,
 ) -> Result<()> {
     require((1..=128).contains(&classes), name, "classes: 1 to 128", classes)?;
-    run(driver, name, [batch.div_ceil(4), 1, 1], params)
+    run(driver, name, [batch.div_ceil(4), 1, 1], params, cost)
 }

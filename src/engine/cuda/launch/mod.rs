@@ -2,13 +2,13 @@
 //!
 //! A parameter struct mirrors the C++ one of the same name, field by field, and is itself the request: fill it in and
 //! call the function that is named after the kernel. Optional operands are [`Address::NULL`]. What a kernel computes
-//! and the shapes of its operands stand at the head of its file. Called by the engine and by `tests/kernel_*.rs`.
+//! and the shapes of its operands stand at the head of its file. With each launch goes its [`Cost`]. Called by the engine
+//! and by `tests/kernel_*.rs`.
 
 pub mod adaptive;
 pub mod attack;
 pub mod boundary;
 pub mod conv;
-mod cost;
 pub mod data;
 pub mod head;
 pub mod last_layer;
@@ -19,7 +19,7 @@ pub mod rows;
 pub mod select;
 pub mod square;
 
-pub use cost::Cost;
+pub use super::driver::Cost;
 
 use super::driver::{Driver, Kernel, launch};
 use crate::engine::{Error, Result};
@@ -46,15 +46,32 @@ impl From<Key> for Philox {
     }
 }
 
-/// Launches the kernel called `name`.
-fn run<P: bytemuck::Pod>(driver: &dyn Driver, name: &str, grid: [u32; 3], params: &P) -> Result<()> {
-    launch(driver, &Kernel::named(name)?, grid, params)
+/// Bytes of an element.
+const F32: usize = 4;
+const U32: usize = 4;
+const BF16: usize = 2;
+
+/// Launches the kernel called `name`, which costs `cost`.
+fn run<P: bytemuck::Pod>(
+    driver: &dyn Driver,
+    name: &str,
+    grid: [u32; 3],
+    params: &P,
+    cost: Cost,
+) -> Result<()> {
+    launch(driver, &Kernel::named(name)?, grid, params, cost)
 }
 
 /// Launches the kernel called `name` with at least `threads` threads in all.
-fn run_flat<P: bytemuck::Pod>(driver: &dyn Driver, name: &str, threads: u32, params: &P) -> Result<()> {
+fn run_flat<P: bytemuck::Pod>(
+    driver: &dyn Driver,
+    name: &str,
+    threads: u32,
+    params: &P,
+    cost: Cost,
+) -> Result<()> {
     let kernel = Kernel::named(name)?;
-    launch(driver, &kernel, [threads.div_ceil(kernel.threads()), 1, 1], params)
+    launch(driver, &kernel, [threads.div_ceil(kernel.threads()), 1, 1], params, cost)
 }
 
 /// Refuses a shape that a kernel is not made for.

@@ -1,6 +1,6 @@
 //! BatchNorm: `kernels/norm/`. Checked by `tests/kernel_norm.rs`.
 
-use super::{require, run, run_flat};
+use super::{BF16, Cost, F32, require, run, run_flat};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver};
 use crate::engine::cuda::layout::Layout;
@@ -48,9 +48,12 @@ pub struct FoldParams {
     pub epsilon: f32,
 }
 
-/// Folds evaluation-mode BatchNorm into all convolutions; `filters` counts those of the whole network.
-pub fn batch_norm_fold(driver: &dyn Driver, filters: usize, params: &FoldParams) -> Result<()> {
-    run(driver, "batch_norm_fold", [filters as u32, 1, 1], params)
+/// Folds evaluation-mode BatchNorm into all convolutions of the network that `params` describes.
+pub fn batch_norm_fold(driver: &dyn Driver, layout: &Layout, params: &FoldParams) -> Result<()> {
+    let (filters, weights) = (layout.channels, layout.convs[0].bn_weight);
+    // A product a weight; a root, a quotient, two products, a sum and a difference a filter.
+    let cost = Cost::new(weights + 6 * filters, (weights + 5 * filters) * F32 + layout.packed * BF16);
+    run(driver, "batch_norm_fold", [filters as u32, 1, 1], params, cost)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -83,7 +86,10 @@ pub fn batch_norm_statistics(driver: &dyn Driver, params: &StatisticsParams) -> 
         "tiles: rows / tile_rows, rounded up",
         params.tiles,
     )?;
-    run(driver, name, [params.channels / 8, 1, 1], params)
+    let (tiles, channels) = (params.tiles as usize, params.channels as usize);
+    // Two moments a tile; gamma, beta, four statistics, and the running ones read and written.
+    let cost = Cost::new((10 * tiles + 12) * channels, (2 * tiles + 10) * channels * F32);
+    run(driver, name, [params.channels / 8, 1, 1], params, cost)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -121,7 +127,15 @@ pub fn batch_norm_relu(driver: &dyn Driver, params: &ApplyParams) -> Result<()> 
         "channels: a power of two from 8 on",
         channels,
     )?;
-    run_flat(driver, name, params.vectors, params)
+    // Scale and shift, then the residual, which may have its own; their place is two f32 a channel.
+    let (operations, operands, affine) = match (params.residual, params.residual_statistics) {
+        (Address::NULL, _) => (2, 2, 1),
+        (_, Address::NULL) => (3, 3, 1),
+        _ => (5, 3, 2),
+    };
+    let elements = params.vectors as usize * 8;
+    let bytes = operands * elements * BF16 + elements / 8 + affine * 2 * channels as usize * F32;
+    run_flat(driver, name, params.vectors, params, Cost::new(operations * elements, bytes))
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -162,7 +176,10 @@ pub fn batch_norm_backward_sums(driver: &dyn Driver, params: &NormSumsParams) ->
         channels,
     )?;
     require(params.rows_per_block > 0, name, "rows_per_block: at least 1", params.rows_per_block)?;
-    run(driver, name, [params.rows.div_ceil(params.rows_per_block), 1, 1], params)
+    let blocks = params.rows.div_ceil(params.rows_per_block);
+    let (elements, width) = (params.rows as usize * channels as usize, channels as usize);
+    let bytes = 2 * elements * BF16 + (2 + 2 * blocks as usize) * width * F32;
+    run(driver, name, [blocks, 1, 1], params, Cost::new(5 * elements, bytes))
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -187,7 +204,15 @@ pub struct NormFinishParams {
 pub fn batch_norm_backward_finish(driver: &dyn Driver, params: &NormFinishParams) -> Result<()> {
     let name = "batch_norm_backward_finish";
     require(params.channels.is_multiple_of(8), name, "channels: a multiple of 8", params.channels)?;
-    run(driver, name, [params.channels / 8, 1, 1], params)
+    let (blocks, channels) = (params.blocks as usize, params.channels as usize);
+    let gradients = match (params.gamma_gradient, params.accumulate) {
+        (Address::NULL, _) => 0,
+        (_, 0) => 2,
+        _ => 4,
+    };
+    // Two sums a block, 1/deviation and gamma; three coefficients and what gradients are wanted.
+    let cost = Cost::new((2 * blocks + 4) * channels, (2 * blocks + 5 + gradients) * channels * F32);
+    run(driver, name, [params.channels / 8, 1, 1], params, cost)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -214,5 +239,7 @@ pub fn batch_norm_backward_apply(driver: &dyn Driver, params: &NormBackwardParam
         "channels: a power of two from 8 on",
         channels,
     )?;
-    run_flat(driver, name, params.vectors, params)
+    let elements = params.vectors as usize * 8;
+    let cost = Cost::new(5 * elements, 3 * elements * BF16 + 4 * channels as usize * F32);
+    run_flat(driver, name, params.vectors, params, cost)
 }

@@ -1,9 +1,9 @@
 //! The optimizer step: `kernels/optimizer/`. Checked by `tests/kernel_optimizer.rs`.
 
-use super::run_flat;
+use super::{BF16, Cost, F32, run_flat};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::layout::Layout;
+use crate::engine::cuda::layout::{Layout, STEM_CHANNELS};
 
 /// Where the parts of the f32 arena end, in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -13,6 +13,13 @@ pub struct ArenaExtents {
     pub convolutions: u32,
     pub trainable: u32,
     pub total: u32,
+}
+
+impl ArenaExtents {
+    /// Elements of the bf16 arena.
+    fn copies(&self) -> usize {
+        self.stem as usize / 3 * STEM_CHANNELS + (self.convolutions - self.stem) as usize
+    }
 }
 
 impl From<&Layout> for ArenaExtents {
@@ -53,7 +60,13 @@ pub struct SgdParams {
 
 /// One step on all parameters, their bf16 copies and the moving average.
 pub fn sgd_step(driver: &dyn Driver, params: &SgdParams) -> Result<()> {
-    run_flat(driver, "sgd_step", params.extents.total.div_ceil(4), params)
+    let (trainable, total) = (params.extents.trainable as usize, params.extents.total as usize);
+    // Weights and velocity are read and written, the gradient is read; the average, of all, is read and written.
+    let mut cost = Cost::new(6 * trainable, 5 * trainable * F32 + params.extents.copies() * BF16);
+    if params.average != Address::NULL {
+        cost += Cost::new(3 * total, (2 * total + (total - trainable)) * F32);
+    }
+    run_flat(driver, "sgd_step", params.extents.total.div_ceil(4), params, cost)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -72,5 +85,6 @@ pub fn weights_to_bf16(
     copies: Address,
 ) -> Result<()> {
     let params = CopiesParams { weights, copies, extents };
-    run_flat(driver, "weights_to_bf16", extents.convolutions.div_ceil(4), &params)
+    let cost = Cost::new(0, extents.convolutions as usize * F32 + extents.copies() * BF16);
+    run_flat(driver, "weights_to_bf16", extents.convolutions.div_ceil(4), &params, cost)
 }

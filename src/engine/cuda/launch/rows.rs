@@ -1,6 +1,6 @@
 //! Rows by index: `kernels/data/rows.cu`. Checked by `tests/kernel_rows.rs`.
 
-use super::{require, run_flat};
+use super::{Cost, U32, require, run_flat};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver};
 
@@ -67,6 +67,7 @@ impl Rows {
             limit: self.limit as u32,
             padding: 0,
         };
-        run_flat(driver, name, units as u32, &params)
+        let cost = Cost::new(0, (2 * self.row_len + 1) * self.count * U32);
+        run_flat(driver, name, units as u32, &params, cost)
     }
 }

@@ -1,6 +1,6 @@
 //! Ranking of per-sample values: `kernels/select/`. Checked by `tests/kernel_select.rs`.
 
-use super::run;
+use super::{Cost, F32, U32, run};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver};
 
@@ -40,12 +40,15 @@ pub struct Selection {
 
 /// Positions of the `k <= count` largest values, ascending; equal values keep the lowest position.
 pub fn select_top_k(driver: &dyn Driver, selection: &Selection, k: usize) -> Result<()> {
-    run(driver, "select_top_k", [1, 1, 1], &selection.params(k as u32, 0.0))
+    let cost = Cost::new(0, selection.count * F32 + (k + 2) * U32);
+    run(driver, "select_top_k", [1, 1, 1], &selection.params(k as u32, 0.0), cost)
 }
 
 /// Positions of all values at or above `threshold`, ascending.
 pub fn select_at_least(driver: &dyn Driver, selection: &Selection, threshold: f32) -> Result<()> {
-    run(driver, "select_at_least", [1, 1, 1], &selection.params(0, threshold))
+    // How many positions are written depends on the values.
+    let cost = Cost::new(0, selection.count * F32 + 2 * U32);
+    run(driver, "select_at_least", [1, 1, 1], &selection.params(0, threshold), cost)
 }
 
 impl Selection {

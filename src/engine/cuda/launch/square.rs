@@ -1,6 +1,6 @@
 //! Random search over squares: `kernels/attack/square.cu`. Checked by `tests/kernel_square.rs`.
 
-use super::{Philox, require, run, run_flat};
+use super::{Cost, F32, Philox, U32, require, run, run_flat};
 use crate::engine::cuda::driver::{Address, Driver};
 use crate::engine::{Pattern, Query, Result};
 use crate::model::layers::IMAGE_LEN;
@@ -41,10 +41,13 @@ pub struct Proposal {
 
 /// `candidates[i]` from image `rows[i]`; a row that is not there becomes NaN.
 pub fn square_propose(driver: &dyn Driver, query: &Query, proposal: &Proposal) -> Result<()> {
-    let (name, side) = match query.pattern {
-        Pattern::Stripes => ("square_stripes", 0),
-        Pattern::Square { side } => ("square_window", side),
+    let elements = proposal.taking_part * IMAGE_LEN;
+    // One sum an element of the stripes, or of the window; the rest is a copy of the best image.
+    let (name, side, sums, operands) = match query.pattern {
+        Pattern::Stripes => ("square_stripes", 0, elements, 2),
+        Pattern::Square { side } => ("square_window", side, 3 * side * side * proposal.taking_part, 3),
     };
+    let cost = Cost::new(sums, operands * elements * F32 + 2 * proposal.taking_part * U32);
     let units = proposal.taking_part * IMAGE_LEN / 4;
     // Thread indices are 32 bits wide.
     require(
@@ -67,7 +70,7 @@ pub fn square_propose(driver: &dyn Driver, query: &Query, proposal: &Proposal) -
         epsilon: query.epsilon,
         padding: 0,
     };
-    run_flat(driver, name, units as u32, &params)
+    run_flat(driver, name, units as u32, &params, cost)
 }
 
 /// Operands of [`square_accept`].
@@ -94,5 +97,7 @@ pub struct SquareAcceptParams {
 
 /// Keeps the candidates with a lower margin, for `taking_part` rows; a row that is not there is left out.
 pub fn square_accept(driver: &dyn Driver, taking_part: usize, params: &SquareAcceptParams) -> Result<()> {
-    run(driver, "square_accept", [taking_part as u32, 1, 1], params)
+    // A row, a label, a margin, and a counter read and written; which candidates are copied depends on the logits.
+    let cost = Cost::new(2 * taking_part, taking_part * (params.classes as usize * F32 + 5 * U32));
+    run(driver, "square_accept", [taking_part as u32, 1, 1], params, cost)
 }

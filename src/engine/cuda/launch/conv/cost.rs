@@ -1,10 +1,7 @@
-//! FLOPs and bytes of the convolutions, for bench, profile and report.
+//! FLOPs and bytes of the convolutions.
 
 use super::{ConvShape, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue, statistics_partials};
-use crate::engine::cuda::launch::Cost;
-
-const BF16: usize = 2;
-const F32: usize = 4;
+use crate::engine::cuda::launch::{BF16, Cost, F32};
 
 /// Multiply-adds of one pass over a batch, times two. The stem counts its three channels, not the eight stored ones.
 fn flops(shape: &ConvShape) -> u64 {
@@ -45,12 +42,18 @@ pub fn image_gradient_cost(shape: &ConvShape, epilogue: &ImageEpilogue) -> Cost 
     Cost { flops: flops(shape), bytes: bytes as u64 }
 }
 
-/// Without the workspace, which is a means and not an end.
-pub fn weight_gradient_cost(shape: &ConvShape, accumulate: bool) -> Cost {
-    let gradient = shape.out_channels * shape.taps() * if shape.is_stem() { 3 } else { shape.in_channels };
-    let bytes =
-        (shape.input_len() + shape.output_len()) * BF16 + gradient * F32 * if accumulate { 2 } else { 1 };
+/// The products, and the partial sums of `parts` parts of the pixels.
+pub fn weight_gradient_cost(shape: &ConvShape, parts: usize) -> Cost {
+    let bytes = (shape.input_len() + shape.output_len()) * BF16 + parts * shape.weight_len() * F32;
     Cost { flops: flops(shape), bytes: bytes as u64 }
+}
+
+/// The sum of the parts.
+pub fn weight_reduce_cost(shape: &ConvShape, parts: usize, accumulate: bool) -> Cost {
+    let gradient = shape.out_channels * shape.taps() * if shape.is_stem() { 3 } else { shape.in_channels };
+    let written = gradient * if accumulate { 2 } else { 1 };
+    let summed = parts * shape.weight_len();
+    Cost::new(summed - gradient + if accumulate { gradient } else { 0 }, (summed + written) * F32)
 }
 
 #[cfg(test)]

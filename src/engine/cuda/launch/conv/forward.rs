@@ -3,7 +3,7 @@
 use bytemuck::Zeroable;
 
 use super::params::ForwardParams;
-use super::{ConvShape, Tile};
+use super::{ConvShape, Tile, forward_cost};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver, launch};
 
@@ -78,5 +78,5 @@ pub fn forward_tiled(
         ForwardEpilogue::Bias { bias } => params.bias = bias,
         ForwardEpilogue::Statistics { partials } => params.statistics = partials,
     }
-    launch(driver, &plan.kernel, [plan.blocks, 1, 1], &params)
+    launch(driver, &plan.kernel, [plan.blocks, 1, 1], &params, forward_cost(shape, epilogue))
 }

@@ -3,7 +3,7 @@
 use bytemuck::Zeroable;
 
 use super::params::ImageGradientParams;
-use super::{ConvShape, Tile};
+use super::{ConvShape, Tile, image_gradient_cost};
 use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
 use crate::engine::{Error, Result, SignStep};
 
@@ -42,5 +42,6 @@ pub fn image_gradient(
             Kernel::named("conv_image_sign_step_mma_128x16")?
         }
     };
-    launch(driver, &kernel, [shape.output_rows().div_ceil(Tile::ROWS) as u32, 1, 1], &params)
+    let blocks = shape.output_rows().div_ceil(Tile::ROWS) as u32;
+    launch(driver, &kernel, [blocks, 1, 1], &params, image_gradient_cost(shape, epilogue))
 }

@@ -1,7 +1,7 @@
 //! Launch of the input gradient: `kernels/conv/input_gradient.cu`.
 
 use super::params::InputGradientParams;
-use super::{ConvShape, Tile};
+use super::{ConvShape, Tile, input_gradient_cost};
 use crate::engine::cuda::driver::{Address, Driver, launch};
 use crate::engine::{Error, Result};
 
@@ -68,5 +68,5 @@ pub fn input_gradient_tiled(
         log2_column_tiles: plan.log2_column_tiles,
     };
     let phases = if shape.stride == 2 && shape.kernel == 3 { 4 } else { 1 };
-    launch(driver, &plan.kernel, [plan.blocks, 1, phases], &params)
+    launch(driver, &plan.kernel, [plan.blocks, 1, phases], &params, input_gradient_cost(shape, epilogue))
 }

@@ -13,7 +13,9 @@ mod shape;
 mod tile;
 mod weight_gradient;
 
-pub use cost::{forward_cost, image_gradient_cost, input_gradient_cost, weight_gradient_cost};
+use cost::{
+    forward_cost, image_gradient_cost, input_gradient_cost, weight_gradient_cost, weight_reduce_cost,
+};
 pub use forward::{ForwardEpilogue, forward, forward_tiled, statistics_partials, statistics_tile_rows};
 pub use image_gradient::{ImageEpilogue, image_gradient};
 pub use input_gradient::{InputGradientEpilogue, input_gradient, input_gradient_tiled};

@@ -1,7 +1,7 @@
 //! Launch of the weight gradient and its reduction: `kernels/conv/weight_gradient.cu`.
 
-use super::ConvShape;
 use super::params::{WeightGradientParams, WeightReduceParams};
+use super::{ConvShape, weight_gradient_cost, weight_reduce_cost};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
 
@@ -69,7 +69,8 @@ pub fn weight_gradient(
         unused: 0,
     };
     let across = columns(shape).div_ceil(tile_columns) as u32;
-    launch(driver, &kernel, [across, (shape.out_channels / tile_rows) as u32, split.parts as u32], &params)?;
+    let grid = [across, (shape.out_channels / tile_rows) as u32, split.parts as u32];
+    launch(driver, &kernel, grid, &params, weight_gradient_cost(shape, split.parts))?;
 
     let elements = shape.weight_len();
     let params = WeightReduceParams {
@@ -85,5 +86,6 @@ pub fn weight_gradient(
     } else {
         (Kernel::named("conv_weight_gradient_reduce")?, elements / 4)
     };
-    launch(driver, &kernel, [threads.div_ceil(kernel.threads() as usize) as u32, 1, 1], &params)
+    let blocks = threads.div_ceil(kernel.threads() as usize) as u32;
+    launch(driver, &kernel, [blocks, 1, 1], &params, weight_reduce_cost(shape, split.parts, accumulate))
 }

@@ -1,0 +1,76 @@
+//! `secateur profile --static`: what each kernel declares (block size, shared memory) beside what ptxas found for each target
+//! that this build has code for (registers, spills). No GPU is needed. Checked by `tests/profile.rs`.
+
+use crate::console::Console;
+use crate::engine::cuda::driver::{Kernel, Usage, kernels, static_table};
+
+/// Prints the table of the kernels whose symbol holds `filter`.
+pub fn print(filter: &str, console: &Console) {
+    for line in table(kernels().values(), static_table(), filter) {
+        console.line(line);
+    }
+    if static_table().is_empty() {
+        console.note("this build has no GPU code, so registers and spills are not known: scripts/install-nvcc.sh, then build");
+    }
+}
+
+/// One line a kernel and target, sorted; the kernels of the runner's own tests are left out.
+fn table<'a>(kernels: impl Iterator<Item = &'a Kernel>, usages: &[Usage], filter: &str) -> Vec<String> {
+    let mut shown: Vec<&Kernel> = kernels
+        .filter(|kernel| !["test_", "fault_"].iter().any(|prefix| kernel.name().starts_with(prefix)))
+        .filter(|kernel| kernel.name().contains(filter))
+        .collect();
+    shown.sort_by_key(|kernel| kernel.name());
+    let width = shown.iter().map(|kernel| kernel.name().len()).max().unwrap_or(0).max("kernel".len());
+    let row = |cells: [String; 7]| {
+        let [kernel, target, threads, shared, registers, stack, spills] = cells;
+        format!("{kernel:width$}  {target:7} {threads:>7} {shared:>8} {registers:>9} {stack:>6} {spills:>7}")
+    };
+    let heading = ["kernel", "target", "threads", "shared B", "registers", "stack", "spill B"];
+    let mut lines = vec![row(heading.map(String::from))];
+    for kernel in shown {
+        let declared = |target: &str, rest: [String; 3], shared: u32| {
+            let [registers, stack, spills] = rest;
+            let shared = (kernel.shared_bytes() + shared).to_string();
+            let name = kernel.name().to_string();
+            row([name, target.into(), kernel.threads().to_string(), shared, registers, stack, spills])
+        };
+        let mut known = usages.iter().filter(|usage| usage.kernel == kernel.name()).peekable();
+        if known.peek().is_none() {
+            lines.push(declared("-", ["-", "-", "-"].map(String::from), 0));
+        }
+        lines.extend(known.map(|usage| {
+            let spills = usage.spill_stores + usage.spill_loads;
+            let rest = [usage.registers, usage.stack, spills].map(|n| n.to_string());
+            declared(usage.target, rest, usage.shared)
+        }));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_has_one_line_a_target() {
+        let kernel = Kernel::named("perturb_uniform").unwrap();
+        let usage = |target, registers| Usage {
+            kernel: "perturb_uniform",
+            target,
+            registers,
+            shared: 0,
+            stack: 0,
+            spill_stores: 0,
+            spill_loads: 0,
+        };
+        let lines = table([kernel].iter(), &[usage("sm_80", 40), usage("sm_90a", 42)], "");
+        let cells = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<_>>();
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert_eq!(cells(&lines[1]), ["perturb_uniform", "sm_80", "256", "0", "40", "0", "0"]);
+        assert_eq!(cells(&lines[2]), ["perturb_uniform", "sm_90a", "256", "0", "42", "0", "0"]);
+        let lines = table([kernel].iter(), &[], "uniform");
+        assert_eq!(cells(&lines[1]), ["perturb_uniform", "-", "256", "0", "-", "-", "-"]);
+        assert_eq!(table([kernel].iter(), &[], "normal").len(), 1);
+    }
+}

@@ -1,0 +1,69 @@
+//! The ceilings of a GPU: our convolution on a large GEMM, and a copy; and where the phases of a step go. The host runner has
+//! no ceilings: its seconds say nothing about any device. Checked on a GPU by `secateur bench kernels`.
+
+use super::driver::Buffer;
+use super::engine::Cuda;
+use super::launch::conv::{self, ConvShape, ForwardEpilogue};
+use crate::engine::{Phase, Phases, Probe, Probes, Result};
+use crate::philox::{Key, Purpose};
+
+/// A GEMM of 32,768 x 512 x 4,608: 155 GFLOP.
+const SHAPE: ConvShape =
+    ConvShape { batch: 512, in_side: 8, in_channels: 512, out_channels: 512, kernel: 3, stride: 1 };
+const ROUNDS: usize = 4;
+const COPIED: usize = 512 << 20;
+
+impl Phases for Cuda {
+    fn phase(&mut self, phase: Phase) {
+        self.driver().phase(phase);
+    }
+}
+
+/// Random bf16 values in [1, 2) and (-2, -1]: a GPU draws more power on these than on zeros, and is slower.
+fn random(stream: u32, len: usize) -> Vec<u32> {
+    let key = Key { seed: 1, purpose: Purpose::Generation, epoch: 0, step: 0 };
+    let words = (0..len.div_ceil(8)).flat_map(|block| key.block(stream, block as u32));
+    words.map(|word| (word & 0x807f_807f) | 0x3f80_3f80).collect()
+}
+
+impl Probes for Cuda {
+    fn product_probe(&self) -> Result<Option<Probe>> {
+        let driver = self.shared_driver();
+        if driver.info().kind != "cuda" {
+            return Ok(None);
+        }
+        let input = Buffer::from_slice(&driver, "probe input", &random(0, SHAPE.input_len()))?;
+        let weights = Buffer::from_slice(&driver, "probe weights", &random(1, SHAPE.weight_len()))?;
+        let bias = Buffer::from_slice(&driver, "probe bias", &vec![0f32; SHAPE.out_channels])?;
+        let output = Buffer::new(&driver, "probe output", SHAPE.output_len() * 2)?;
+        let flops = 2 * SHAPE.output_len() * SHAPE.taps() * SHAPE.in_channels * ROUNDS;
+        let run = move || {
+            let epilogue = ForwardEpilogue::Bias { bias: bias.address() };
+            for _ in 0..ROUNDS {
+                let (input, weights) = (input.address(), weights.address());
+                conv::forward(&*driver, &SHAPE, input, weights, &epilogue, output.address())?;
+            }
+            driver.synchronize()
+        };
+        let what = "our bf16 convolution as a GEMM of 32768 x 512 x 4608".into();
+        Ok(Some(Probe::new(what, flops as u64, run)))
+    }
+
+    fn copy_probe(&self) -> Result<Option<Probe>> {
+        let driver = self.shared_driver();
+        if driver.info().kind != "cuda" {
+            return Ok(None);
+        }
+        let from = Buffer::new(&driver, "copied", COPIED)?;
+        let to = Buffer::new(&driver, "copy", COPIED)?;
+        let run = move || {
+            driver.copy(from.address(), to.address(), COPIED)?;
+            driver.synchronize()
+        };
+        Ok(Some(Probe::new(format!("copy of {} MiB", COPIED >> 20), 2 * COPIED as u64, run)))
+    }
+
+    fn flops_so_far(&self) -> Option<u64> {
+        None
+    }
+}

@@ -1,0 +1,85 @@
+//! What a device did, launch by launch, and which part of a training step asked for it.
+//!
+//! The loop says where a part of a step begins ([`Phases`]); an engine from [`super::open_recorded`] keeps every launch of a
+//! kernel with its time and cost. Called by `measure`; checked by `tests/profile.rs`.
+
+pub use super::cuda::driver::record::Recording;
+use super::cuda::driver::static_table;
+
+/// A part of a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Outside of any that was named.
+    #[default]
+    Other,
+    Gather,
+    /// What an attack does before and between its steps.
+    Attack,
+    /// One step of an attack, counted from 1, of every micro-batch.
+    AttackStep(u32),
+    /// Forward and backward passes behind the parameter gradients.
+    Train,
+    Optimizer,
+    Select,
+    Evaluate,
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Other => f.write_str("other"),
+            Self::Gather => f.write_str("gather"),
+            Self::Attack => f.write_str("attack"),
+            Self::AttackStep(step) => write!(f, "attack {step}"),
+            Self::Train => f.write_str("train"),
+            Self::Optimizer => f.write_str("optimizer"),
+            Self::Select => f.write_str("select"),
+            Self::Evaluate => f.write_str("evaluate"),
+        }
+    }
+}
+
+/// Hears which part of a step begins; nothing is computed.
+pub trait Phases {
+    fn phase(&mut self, _phase: Phase) {}
+}
+
+/// One launch of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Launch {
+    /// Its symbol.
+    pub kernel: &'static str,
+    pub grid: [u32; 3],
+    pub phase: Phase,
+    /// Seconds from the start of the record.
+    pub start: f64,
+    pub seconds: f64,
+    /// Floating-point operations that the result needs.
+    pub flops: u64,
+    /// Bytes of every operand and result, each once.
+    pub bytes: u64,
+}
+
+/// The launches of a stretch of work, in their order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Record {
+    pub launches: Vec<Launch>,
+    /// From the first to behind the last, gaps included.
+    pub seconds: f64,
+}
+
+/// Registers a thread and bytes of spills of a kernel on a target ("sm_90a"), where this build has code for it.
+pub fn registers_and_spills(kernel: &str, target: &str) -> Option<(u32, u32)> {
+    let usage = static_table().iter().find(|usage| usage.kernel == kernel && usage.target == target)?;
+    Some((usage.registers, usage.spill_stores + usage.spill_loads))
+}
+
+/// The target whose registers stand for a device that runs `code`: its own, else the newest generation that this build has
+/// code for; `None` in a build without GPU code.
+pub fn register_target(code: &str) -> Option<&'static str> {
+    let targets = || static_table().iter().map(|usage| usage.target);
+    targets()
+        .find(|target| *target == code)
+        .or_else(|| targets().find(|target| *target == "sm_90a"))
+        .or_else(|| targets().next())
+}

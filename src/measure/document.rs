@@ -1,0 +1,239 @@
+//! What a measurement writes: the device block, the table, JSON and CSV. The layout is described in [`super`]. Checked by
+//! `tests/bench.rs`.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+use super::ceilings::Ceilings;
+use super::harness::Samples;
+use super::statistics::summary;
+use super::table::{self, number, percent, time};
+use super::{date, now};
+use crate::engine::{DeviceInfo, Engine};
+
+/// The version of the layout.
+pub const VERSION: u32 = 1;
+
+/// Everything of one measurement.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Document {
+    /// [`VERSION`].
+    pub secateur_measure: u32,
+    /// `bench step`, `bench attack`, `bench eval`, `bench kernels` or `profile`.
+    pub kind: String,
+    pub command: Vec<String>,
+    /// Version and profile of the program.
+    pub build: String,
+    pub started_unix_seconds: u64,
+    /// As in environment.json: kind, name, driver, code, memory.
+    pub device: serde_json::Value,
+    pub threads: usize,
+    pub recipes: Vec<String>,
+    pub width: usize,
+    pub batch: usize,
+    /// Operations and bytes a second that the device reached, and how.
+    pub ceiling_flops: Option<f64>,
+    pub ceiling_bytes: Option<f64>,
+    pub ceilings: Vec<String>,
+    #[serde(default)]
+    pub rows: Vec<Row>,
+    #[serde(default)]
+    pub kernels: Vec<KernelRow>,
+}
+
+/// Samples of one piece of work.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Row {
+    pub name: String,
+    /// Seconds of one repetition, in the order they were taken.
+    pub samples: Vec<f64>,
+    pub median: f64,
+    pub quartiles: [f64; 2],
+    /// Quartile range over 1.349, as a share of the median.
+    pub noise: f64,
+    /// Images of one repetition; 0 for a kernel.
+    pub images: u64,
+    /// Operations and bytes of one repetition; 0 where unknown.
+    pub flops: f64,
+    pub bytes: f64,
+    /// The least time that the ceilings allow over the median.
+    pub ceiling_share: Option<f64>,
+    pub bound: Option<String>,
+    /// What the stop rule still wanted when the time was up.
+    pub unmet: Option<String>,
+}
+
+/// One kernel; seconds, operations and bytes are means of one call.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KernelRow {
+    pub name: String,
+    /// Calls that the means are of.
+    pub calls: usize,
+    pub seconds: f64,
+    pub flops: f64,
+    pub bytes: f64,
+    /// Of the seconds of all kernels.
+    pub share: f64,
+    pub ceiling_share: Option<f64>,
+    pub bound: Option<String>,
+    /// A thread's, on the device's target or the one that stands for it; null in a build without GPU code.
+    pub registers: Option<u32>,
+    pub spill_bytes: Option<u32>,
+}
+
+impl Document {
+    /// An empty one for an engine.
+    pub fn new(
+        kind: &str,
+        engine: &dyn Engine,
+        recipes: Vec<String>,
+        batch: usize,
+        ceilings: &Ceilings,
+    ) -> Self {
+        let device: &DeviceInfo = engine.device();
+        let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+        Self {
+            secateur_measure: VERSION,
+            kind: kind.into(),
+            command: std::env::args().collect(),
+            build: format!("secateur {} ({profile})", env!("CARGO_PKG_VERSION")),
+            started_unix_seconds: now(),
+            device: serde_json::json!(device),
+            threads: rayon::current_num_threads(),
+            recipes,
+            width: engine.network().width,
+            batch,
+            ceiling_flops: ceilings.flops,
+            ceiling_bytes: ceilings.bytes,
+            ceilings: ceilings.how.clone(),
+            rows: Vec::new(),
+            kernels: Vec::new(),
+        }
+    }
+
+    /// Reads a file of this layout.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+        let read: Self = serde_json::from_slice(&bytes)
+            .with_context(|| format!("{}: not a file of secateur bench or profile", path.display()))?;
+        if read.secateur_measure != VERSION {
+            bail!("{}: layout {}, this build reads {VERSION}", path.display(), read.secateur_measure);
+        }
+        Ok(read)
+    }
+
+    /// JSON, ended by a line break.
+    pub fn to_json(&self) -> anyhow::Result<Vec<u8>> {
+        let mut bytes = serde_json::to_vec_pretty(self)?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+
+    /// The lines above the table.
+    pub fn device_block(&self) -> Vec<String> {
+        let (rate, per) = table::flop_rate(self.device["kind"].as_str().unwrap_or("cpu"));
+        let text = |key: &str| self.device[key].as_str().unwrap_or("-").to_string();
+        let memory = match self.device["memory"].as_u64() {
+            Some(bytes) => format!(", {:.0} GiB", bytes as f64 / (1u64 << 30) as f64),
+            None => String::new(),
+        };
+        let driver = self.device["driver"].as_str().map_or(String::new(), |driver| format!(", {driver}"));
+        let ceiling = |rate: Option<f64>, unit: f64| rate.map_or("-".into(), |rate| number(rate / unit));
+        let mut lines = vec![
+            format!("device   {} ({}, {}{driver}{memory})", text("name"), text("kind"), text("code")),
+            format!("build    {}, {}", self.build, date(self.started_unix_seconds)),
+            format!("work     {}; width {}, batch {}", self.recipes.join(", "), self.width, self.batch),
+        ];
+        if !self.ceilings.is_empty() {
+            lines.push(format!(
+                "ceilings {} {rate}, {} GB/s ({})",
+                ceiling(self.ceiling_flops, per),
+                ceiling(self.ceiling_bytes, 1e9),
+                self.ceilings.join("; ")
+            ));
+        }
+        lines
+    }
+
+    /// The rows as a table, and below it which of them did not come to rest.
+    pub fn row_lines(&self) -> Vec<String> {
+        let (rate, per) = table::flop_rate(self.device["kind"].as_str().unwrap_or("cpu"));
+        let heading =
+            ["name", "samples", "time", "noise", "images/s", rate, "GB/s", "of ceiling", "bound by"];
+        let cells = |row: &Row| {
+            vec![
+                row.name.clone(),
+                row.samples.len().to_string(),
+                time(row.median),
+                percent(Some(row.noise)),
+                number(row.images as f64 / row.median),
+                number(row.flops / row.median / per),
+                number(row.bytes / row.median / 1e9),
+                percent(row.ceiling_share),
+                row.bound.clone().unwrap_or("-".into()),
+            ]
+        };
+        let mut lines = table::lines(&heading, &self.rows.iter().map(cells).collect::<Vec<_>>());
+        lines.extend(
+            self.rows.iter().filter_map(|row| Some(format!("{}: {}", row.name, row.unmet.as_ref()?))),
+        );
+        lines
+    }
+
+    /// The rows as comma-separated values: seconds and rates in units of one.
+    pub fn to_csv(&self) -> String {
+        let mut csv = String::from(
+            "name,samples,seconds,first_quartile,third_quartile,noise,images_per_second,flops_per_second,\
+             bytes_per_second,ceiling_share,bound,unmet\n",
+        );
+        let text = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+        for row in &self.rows {
+            let rate = |amount: f64| amount / row.median;
+            csv += &format!(
+                "{},{},{},{},{},{},{},{},{},{},{},{}\n",
+                text(&row.name),
+                row.samples.len(),
+                row.median,
+                row.quartiles[0],
+                row.quartiles[1],
+                row.noise,
+                rate(row.images as f64),
+                rate(row.flops),
+                rate(row.bytes),
+                row.ceiling_share.map_or(String::new(), |share| share.to_string()),
+                row.bound.as_deref().unwrap_or(""),
+                row.unmet.as_deref().map_or(String::new(), text)
+            );
+        }
+        csv
+    }
+}
+
+impl Row {
+    /// A row of these samples, of which there is one at least.
+    pub fn new(
+        name: String,
+        samples: Samples,
+        images: u64,
+        [flops, bytes]: [f64; 2],
+        ceilings: &Ceilings,
+    ) -> Option<Self> {
+        let summary = summary(&samples.values)?;
+        let share = ceilings.share(flops, bytes, summary.median);
+        Some(Self {
+            name,
+            samples: samples.values,
+            median: summary.median,
+            quartiles: summary.quartiles,
+            noise: summary.noise,
+            images,
+            flops,
+            bytes,
+            ceiling_share: share.map(|share| share.share),
+            bound: share.map(|share| share.bound.into()),
+            unmet: samples.unmet,
+        })
+    }
+}

@@ -1,0 +1,78 @@
+//! When to stop sampling: enough samples and little enough noise, or no time left. Checked by `tests/bench.rs`.
+
+use std::time::Instant;
+
+use super::statistics::summary;
+
+/// What ends the sampling of a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rule {
+    /// Samples at least.
+    pub samples: usize,
+    /// Relative standard error of the median at most.
+    pub error: f64,
+    /// Seconds of sampling at most.
+    pub seconds: f64,
+}
+
+/// What the rule says of the samples so far.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    GoOn,
+    Done,
+    /// The time is up; the text names what is still missing.
+    TimeUp(String),
+}
+
+impl Rule {
+    /// What `values` still lack.
+    pub fn unmet(&self, values: &[f64]) -> Option<String> {
+        if values.len() < self.samples {
+            return Some(format!("{} samples, wanted {}", values.len(), self.samples));
+        }
+        let error = summary(values).map_or(f64::INFINITY, |summary| summary.error);
+        (error > self.error).then(|| {
+            format!("relative standard error {:.2} %, wanted {:.2} %", 100.0 * error, 100.0 * self.error)
+        })
+    }
+
+    /// After sampling `values` for `elapsed` seconds.
+    pub fn verdict(&self, values: &[f64], elapsed: f64) -> Verdict {
+        match self.unmet(values) {
+            None => Verdict::Done,
+            Some(unmet) if elapsed >= self.seconds => {
+                Verdict::TimeUp(format!("time is up after {elapsed:.0} s: {unmet}"))
+            }
+            Some(_) => Verdict::GoOn,
+        }
+    }
+}
+
+/// Samples of one row.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Samples {
+    pub values: Vec<f64>,
+    /// What the rule still wanted when the time was up.
+    pub unmet: Option<String>,
+}
+
+/// Samples `work`, which answers its own seconds, until the rule is met or `stop` answers true; `None` where it did.
+pub fn sample<E>(
+    rule: &Rule,
+    stop: &dyn Fn() -> bool,
+    work: &mut dyn FnMut() -> Result<f64, E>,
+) -> Result<Option<Samples>, E> {
+    let begin = Instant::now();
+    let mut values = Vec::new();
+    loop {
+        values.push(work()?);
+        if stop() {
+            return Ok(None);
+        }
+        match rule.verdict(&values, begin.elapsed().as_secs_f64()) {
+            Verdict::GoOn => {}
+            Verdict::Done => return Ok(Some(Samples { values, unmet: None })),
+            Verdict::TimeUp(unmet) => return Ok(Some(Samples { values, unmet: Some(unmet) })),
+        }
+    }
+}

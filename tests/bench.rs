@@ -1,0 +1,243 @@
+//! `secateur bench`: statistics and verdicts on planted samples, the stop rule, and the commands on a tiny network.
+
+use assert_cmd::Command;
+use secateur::measure::ceilings::Ceilings;
+use secateur::measure::compare::{Change, compare};
+use secateur::measure::harness::{Rule, Verdict, sample};
+use secateur::measure::statistics::{ratio_interval, summary};
+use secateur::model::ResNet18;
+use secateur::philox::{Key, Purpose, unit};
+use tempfile::TempDir;
+
+const SEED: u64 = 20_261_121;
+
+/// Times of `mean` seconds with normal noise of this share.
+fn times(stream: u32, count: usize, mean: f64, noise: f64) -> Vec<f64> {
+    let key = Key { seed: SEED, purpose: Purpose::Generation, epoch: 7, step: 0 };
+    let draw = |n: usize| {
+        let [a, b, ..] = key.block(stream, n as u32).map(|word| f64::from(unit(word)));
+        let normal = (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos();
+        mean * (1.0 + noise * normal).max(0.05)
+    };
+    (0..count).map(draw).collect()
+}
+
+#[test]
+fn summaries_are_robust() {
+    let of = summary(&[5.0, 1.0, 4.0, 2.0, 3.0]).unwrap();
+    assert_eq!((of.median, of.quartiles), (3.0, [2.0, 4.0]));
+    assert!((of.noise - 2.0 / 1.349 / 3.0).abs() < 1e-12);
+    assert!((of.error - 1.2533 * of.noise / 5f64.sqrt()).abs() < 1e-12);
+    // One sample among many that took a hundred times as long changes nothing.
+    let mut values = vec![1.0; 20];
+    values.push(100.0);
+    assert_eq!(summary(&values).unwrap().median, 1.0);
+    assert_eq!(summary(&values).unwrap().noise, 0.0);
+    assert_eq!(summary(&[]), None);
+    // Noise is the standard deviation of a normal distribution.
+    let noise = summary(&times(0, 4000, 2.0, 0.1)).unwrap().noise;
+    assert!((0.093..0.107).contains(&noise), "seed {SEED}: {noise}");
+}
+
+#[test]
+fn sampling_ends_by_its_rule() {
+    let rule = Rule { samples: 5, error: 0.01, seconds: 10.0 };
+    assert_eq!(rule.verdict(&[1.0; 4], 1.0), Verdict::GoOn);
+    assert_eq!(rule.verdict(&[1.0; 5], 1.0), Verdict::Done);
+    assert_eq!(rule.verdict(&[1.0; 5], 100.0), Verdict::Done);
+    let noisy = [1.0, 2.0, 1.0, 2.0, 1.0, 2.0];
+    assert_eq!(rule.verdict(&noisy, 1.0), Verdict::GoOn);
+    let Verdict::TimeUp(unmet) = rule.verdict(&noisy, 10.0) else { panic!("the time is up") };
+    assert!(unmet.contains("standard error") && unmet.contains("wanted 1.00 %"), "{unmet}");
+    let Verdict::TimeUp(unmet) = rule.verdict(&[1.0; 2], 11.0) else { panic!("the time is up") };
+    assert!(unmet.contains("2 samples, wanted 5"), "{unmet}");
+
+    let mut calls = 0;
+    let mut work = || -> Result<f64, String> {
+        calls += 1;
+        Ok(1.0)
+    };
+    let samples = sample(&rule, &|| false, &mut work).unwrap().unwrap();
+    assert_eq!((samples.values.len(), samples.unmet), (5, None));
+    assert_eq!(sample(&rule, &|| true, &mut work), Ok(None));
+    assert_eq!(calls, 6);
+    assert_eq!(sample(&rule, &|| false, &mut || Err("broken")), Err("broken"));
+}
+
+#[test]
+fn planted_changes_are_found() {
+    for stream in 0..20 {
+        let first = times(2 * stream, 30, 1.0, 0.01);
+        let again = times(2 * stream + 1, 30, 1.0, 0.01);
+        let slower: Vec<f64> = again.iter().map(|seconds| 1.2 * seconds).collect();
+        let change = |a: &[f64], b: &[f64]| compare("row", a, b, 0.03).unwrap().change;
+        assert_eq!(change(&first, &slower), Change::Slower, "seed {SEED}, stream {stream}");
+        assert_eq!(change(&slower, &first), Change::Faster, "seed {SEED}, stream {stream}");
+        assert_eq!(change(&first, &again), Change::Same, "seed {SEED}, stream {stream}");
+        // With such noise eight samples say nothing about 3 %.
+        let [a, b] = [0, 1].map(|side| times(100 + 2 * stream + side, 8, 1.0, 0.4));
+        assert_eq!(change(&a, &b), Change::Ambiguous, "seed {SEED}, stream {stream}");
+        assert_eq!(change(&first[..4], &slower[..4]), Change::Ambiguous, "seed {SEED}, stream {stream}");
+    }
+    assert_eq!(compare("row", &[], &[1.0], 0.03), None);
+}
+
+#[test]
+fn intervals_hold_the_true_ratio() {
+    let trials = 100;
+    let held = (0..trials).filter(|trial| {
+        let [a, b] = [0, 1].map(|side| times(1000 + 2 * trial + side, 20, 1.0 + 0.5 * f64::from(side), 0.1));
+        let [low, high] = ratio_interval(&a, &b);
+        assert!(low <= high);
+        low <= 1.5 && 1.5 <= high
+    });
+    // 99 % are promised; the percentile bootstrap of a median keeps a little less with few samples.
+    let held = held.count();
+    assert!(held >= 94, "seed {SEED}: {held} of {trials}");
+}
+
+#[test]
+fn work_is_bound_by_the_nearer_ceiling() {
+    let ceilings = Ceilings { flops: Some(100.0), bytes: Some(10.0), how: Vec::new() };
+    let share = ceilings.share(50.0, 1.0, 2.0).unwrap();
+    assert_eq!((share.share, share.bound), (0.25, "compute"));
+    let share = ceilings.share(50.0, 20.0, 4.0).unwrap();
+    assert_eq!((share.share, share.bound), (0.5, "memory"));
+    assert_eq!(ceilings.share(0.0, 0.0, 1.0), None);
+    assert_eq!(Ceilings::default().share(1.0, 1.0, 1.0), None);
+}
+
+/// Exit code, stdout, stderr.
+fn secateur(folder: &TempDir, args: &[&str]) -> (Option<i32>, String, String) {
+    let output =
+        Command::cargo_bin("secateur").unwrap().current_dir(folder.path()).args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+fn json(folder: &TempDir, name: &str) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(folder.path().join(name)).unwrap()).unwrap()
+}
+
+/// Convolution FLOPs of a step of PGD-AT with one attack step: forward and input gradient with the stem's; forward, input
+/// gradient without it, weight gradient.
+fn step_flops(width: usize, batch: usize) -> f64 {
+    let convs = ResNet18 { width, classes: 10 }.convs();
+    let all: usize = convs.iter().map(|conv| 2 * batch * conv.multiply_adds()).sum();
+    (5 * all - 2 * batch * convs[0].multiply_adds()) as f64
+}
+
+const TINY: [&str; 7] = [
+    "--width=16",
+    "--batch=4",
+    "--set=attack.steps=1",
+    "--samples=5",
+    "--timeout=0",
+    "--error=50",
+    "--recipe=cifar10-pgd-at",
+];
+
+#[test]
+fn a_step_is_measured_on_the_cpu() {
+    let folder = TempDir::new().unwrap();
+    let args = [&["bench", "step", "--device=cpu", "--json=a.json", "--csv=a.csv"], &TINY[..]].concat();
+    let (code, stdout, stderr) = secateur(&folder, &args);
+    assert_eq!(code, Some(0), "{stderr}");
+    for part in ["device ", "build ", "ceilings ", "images/s", "step cifar10-pgd-at", "1 samples, wanted 5"] {
+        assert!(stdout.contains(part), "no {part} in:\n{stdout}");
+    }
+    let read = json(&folder, "a.json");
+    assert_eq!(read["secateur_measure"], 1);
+    assert_eq!((&read["kind"], &read["device"]["kind"]), (&"bench step".into(), &"cpu".into()));
+    assert_eq!((&read["width"], &read["batch"]), (&16.into(), &4.into()));
+    assert!(read["ceiling_flops"].as_f64().unwrap() > 1e8 && read["ceiling_bytes"].as_f64().unwrap() > 1e8);
+    let row = &read["rows"][0];
+    assert_eq!(row["flops"].as_f64().unwrap(), step_flops(16, 4));
+    assert_eq!(row["images"], 4);
+    assert!(row["unmet"].as_str().unwrap().contains("wanted 5"));
+    assert!(row["median"].as_f64().unwrap() > 0.0 && row["ceiling_share"].as_f64().unwrap() > 0.0);
+    let csv = std::fs::read_to_string(folder.path().join("a.csv")).unwrap();
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!(lines.len(), 2, "{csv}");
+    assert!(lines[1].starts_with("\"step cifar10-pgd-at\",1,"), "{csv}");
+}
+
+#[test]
+fn attack_evaluation_and_filter_work() {
+    let folder = TempDir::new().unwrap();
+    let args = [&["bench", "attack", "--device=cpu", "--json=a.json"], &TINY[..]].concat();
+    assert_eq!(secateur(&folder, &args).0, Some(0));
+    // Forward and input gradient of one step, the stem's included.
+    let all: usize =
+        ResNet18 { width: 16, classes: 10 }.convs().iter().map(|conv| conv.multiply_adds()).sum();
+    assert_eq!(json(&folder, "a.json")["rows"][0]["flops"].as_f64().unwrap(), (2 * 2 * 4 * all) as f64);
+    let args = [&["bench", "eval", "--device=cpu", "--json=e.json"], &TINY[..]].concat();
+    assert_eq!(secateur(&folder, &args).0, Some(0));
+    // PGD-20, and the forward pass of the verdict.
+    assert_eq!(json(&folder, "e.json")["rows"][0]["flops"].as_f64().unwrap(), (41 * 2 * 4 * all) as f64);
+    let args = [&["bench", "step", "--device=cpu", "--filter=trades"], &TINY[..]].concat();
+    let (code, _, stderr) = secateur(&folder, &args);
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("trades"), "{stderr}");
+    let args = [&["bench", "kernels", "--device=cpu"], &TINY[..]].concat();
+    let (code, _, stderr) = secateur(&folder, &args);
+    assert_eq!((code, stderr.lines().count()), (Some(2), 1), "{stderr}");
+    assert!(stderr.contains("emulated"), "{stderr}");
+}
+
+#[test]
+fn kernels_are_measured_by_shape() {
+    let folder = TempDir::new().unwrap();
+    let args =
+        [&["bench", "kernels", "--device=emulated", "--batch=1", "--json=k.json"], &TINY[..1], &TINY[2..]]
+            .concat();
+    let (code, stdout, stderr) = secateur(&folder, &args);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains("cifar10-pgd-at sgd_step"), "{stdout}");
+    let read = json(&folder, "k.json");
+    // The same work, told by kernel and by kernel and shape.
+    let kernels = read["kernels"].as_array().unwrap();
+    let by_kernel: f64 = kernels
+        .iter()
+        .map(|kernel| kernel["flops"].as_f64().unwrap() * kernel["calls"].as_f64().unwrap())
+        .sum();
+    let by_shape: f64 = read["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["flops"].as_f64().unwrap() * row["samples"].as_array().unwrap().len() as f64)
+        .sum();
+    assert!((by_kernel / by_shape - 1.0).abs() < 1e-9, "{by_kernel} {by_shape}");
+    assert!(by_kernel > step_flops(16, 1), "{by_kernel}");
+    // No ceiling is known of a simulation.
+    assert!(
+        read["ceiling_flops"].is_null() && kernels.iter().all(|kernel| kernel["ceiling_share"].is_null())
+    );
+}
+
+#[test]
+fn files_are_compared() {
+    let folder = TempDir::new().unwrap();
+    let args = [&["bench", "attack", "--device=cpu", "--json=a.json"], &TINY[..]].concat();
+    assert_eq!(secateur(&folder, &args).0, Some(0));
+    let mut write = json(&folder, "a.json");
+    let mut planted = |name: &str, samples: Vec<f64>| {
+        write["rows"][0]["samples"] = samples.into();
+        std::fs::write(folder.path().join(name), write.to_string()).unwrap();
+    };
+    planted("a.json", times(0, 30, 1.0, 0.01));
+    planted("b.json", times(1, 30, 1.2, 0.01));
+    planted("c.json", times(2, 30, 1.0, 0.01));
+    let (code, stdout, stderr) = secateur(&folder, &["bench", "compare", "a.json", "b.json"]);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stdout.contains("SLOWER") && stdout.contains("99 % interval"), "{stdout}");
+    assert!(stderr.contains("1 of 1 rows SLOWER"), "{stderr}");
+    let (code, stdout, _) = secateur(&folder, &["bench", "compare", "b.json", "a.json"]);
+    assert!(code == Some(0) && stdout.contains("FASTER"), "{stdout}");
+    let (code, stdout, _) = secateur(&folder, &["bench", "compare", "a.json", "c.json"]);
+    assert!(code == Some(0) && stdout.contains("SAME"), "{stdout}");
+    std::fs::write(folder.path().join("bad.json"), "{}").unwrap();
+    let (code, _, stderr) = secateur(&folder, &["bench", "compare", "a.json", "bad.json"]);
+    assert_eq!((code, stderr.lines().count()), (Some(2), 1), "{stderr}");
+    assert!(stderr.contains("bad.json"), "{stderr}");
+}
