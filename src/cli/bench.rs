@@ -173,7 +173,7 @@ fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Result<(
                 console.at(done);
                 Ok(seconds / times as f64)
             };
-            let Some(samples) = sample(&rule, &stop, &mut once)? else { bail!(Interrupted) };
+            let Some(samples) = sample(&rule, &stop, &mut once)? else { bail!(Interrupted(None)) };
             document.rows.extend(Row::new(name, samples, recipe.batch as u64, amounts, &ceilings));
         }
         console.clear();
@@ -211,7 +211,7 @@ fn kernel_rows(
     loop {
         let record = bench.record(&Work::Step, 1)?;
         if stop() {
-            bail!(Interrupted);
+            bail!(Interrupted(None));
         }
         for launch in record.launches.iter().filter(|launch| launch.kernel.contains(filter)) {
             let [x, y, z] = launch.grid;
