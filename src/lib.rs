@@ -6,8 +6,9 @@
 //!
 //! | module | what lives there |
 //! |---|---|
-//! | [`cli`] | one file a command: `train`, `eval`, `select`, `dump`, `weights`, `data`, `profile`, `bench` |
+//! | [`cli`] | one file a command: `train`, `eval`, `select`, `dump`, `weights`, `data`, `profile`, `bench`, `report` |
 //! | [`measure`] | the harness of `bench`: samples, ceilings, kernel tables, traces, comparisons |
+//! | [`report`] | run folders as one HTML page: tables, SVG plots, pictures |
 //! | [`train`] | the training loop, learning-rate schedules, checkpoints, metrics, the run folder |
 //! | [`evaluate`] | evaluation protocols: clean, PGD, CW and AutoAttack over a data split, with sanity checks |
 //! | [`prune`] | which samples to train on: Adv-GRAD-MATCH, Adv-GLISTER, rankings and their controls |
@@ -43,4 +44,5 @@ pub mod objective;
 pub mod philox;
 pub mod prune;
 pub mod recipe;
+pub mod report;
 pub mod train;

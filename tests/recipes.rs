@@ -391,6 +391,8 @@ fn a_file_is_named_after_itself_and_everything_is_resolved() {
         "best_by",
         "[checkpoint]",
         "keep",
+        "[metrics]",
+        "tensorboard",
     ] {
         assert!(
             text.lines().any(|line| line == key || line.starts_with(&format!("{key} ="))),

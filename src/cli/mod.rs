@@ -10,6 +10,7 @@ mod eval;
 mod kernel_table;
 mod profile;
 mod recipes;
+mod report;
 mod select;
 mod train;
 mod weights;
@@ -44,6 +45,7 @@ enum Command {
     Profile(profile::Args),
     Bench(bench::Args),
     Recipes(recipes::Args),
+    Report(report::Args),
     Weights(weights::Args),
     Data(data::Args),
 }
@@ -63,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Profile(args) => profile::run(args, &console),
         Command::Bench(args) => bench::run(args, &console),
         Command::Recipes(args) => recipes::run(args, &console),
+        Command::Report(args) => report::run(args, &console),
         Command::Weights(args) => weights::run(args, &console),
         Command::Data(args) => data::run(args, &console),
     };

@@ -51,6 +51,7 @@ pub struct Recipe {
     pub schedule: Schedule,
     pub evaluation: Evaluation,
     pub checkpoint: Checkpoint,
+    pub metrics: Metrics,
 }
 
 /// `[data]`
@@ -188,6 +189,13 @@ pub struct Checkpoint {
     pub keep: usize,
 }
 
+/// `[metrics]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Metrics {
+    /// Whether a TensorBoard event file is kept beside metrics.jsonl.
+    pub tensorboard: bool,
+}
+
 /// Why a recipe is refused.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum RecipeError {
@@ -262,6 +270,7 @@ impl Recipe {
             schedule: Schedule::read(root.section("schedule")?)?,
             evaluation: Evaluation::read(root.section("evaluation")?)?,
             checkpoint: Checkpoint::read(root.section("checkpoint")?)?,
+            metrics: Metrics::read(root.section("metrics")?)?,
         };
         recipe.check_together(&root)?;
         root.finish()?;
@@ -433,5 +442,13 @@ impl Checkpoint {
         };
         section.finish()?;
         Ok(checkpoint)
+    }
+}
+
+impl Metrics {
+    fn read(mut section: Section) -> Result<Self, RecipeError> {
+        let metrics = Self { tensorboard: section.boolean("tensorboard", false)? };
+        section.finish()?;
+        Ok(metrics)
     }
 }

@@ -11,6 +11,7 @@ mod overfitting;
 mod pruning;
 pub mod run_folder;
 pub mod schedule;
+mod tensorboard;
 mod trainer;
 
 pub use trainer::{EpochOutcome, Trainer};
@@ -136,6 +137,9 @@ pub fn run(engine: &mut dyn Engine, run: &Run) -> Result<Summary> {
         run.console.note(format!("resumed behind epoch {}, step {}", done.epoch, done.step));
     }
     run.folder.roll_back_metrics(trainer.progress.epoch)?;
+    if recipe.metrics.tensorboard {
+        tensorboard::synchronize(run.folder)?;
+    }
 
     while (trainer.progress.epoch as usize) < trainer.timeline().epochs() {
         epoch(run, &mut trainer, &set, &split.validation, &protocols.best_by)?;
@@ -238,6 +242,9 @@ fn epoch(
     progress.epoch_seconds = Seconds::default();
 
     run.folder.append_metrics(&metrics)?;
+    if recipe.metrics.tensorboard {
+        tensorboard::append(run.folder, &metrics)?;
+    }
     console.line(epoch_report::line(&metrics, epochs));
     if let Some((before, after)) = watched.fall {
         console.note(format!(

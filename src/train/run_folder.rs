@@ -4,6 +4,7 @@
 //! recipe.toml       every value resolved; the truth for --resume
 //! environment.json  one entry a session: device, versions, command line, data
 //! metrics.jsonl     one flat object an epoch
+//! events.out.tfevents.*  the same for TensorBoard, where the recipe asks for it
 //! checkpoints/      see the checkpoint module
 //! selection/        epoch-NNNN.safetensors: the subset chosen at the start of that epoch (see prune::file)
 //! best.safetensors  weights of the best epoch on the validation split

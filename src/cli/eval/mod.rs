@@ -5,7 +5,7 @@
 
 mod report;
 mod session;
-mod subject;
+pub(super) mod subject;
 
 use std::path::PathBuf;
 

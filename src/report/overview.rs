@@ -1,0 +1,303 @@
+//! The tables of the page: what each run is, how it ended, its recipe, its environment, and what is missing.
+//!
+//! Called by the page. Checked by `tests/report.rs`.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::compare::SpeedUp;
+use super::markup::{Style, escape};
+use super::read::RunRecord;
+use super::scale::{duration, significant};
+
+const NONE: &str = "\u{2013}";
+
+/// The name of a run beside its colour and shape.
+pub fn run_name(slot: usize, run: &RunRecord) -> String {
+    let shape = Style::of_run(slot).shape(6.0, 6.0, "mark");
+    format!(
+        "<svg viewBox=\"0 0 12 12\" class=\"block\" aria-hidden=\"true\">{shape}</svg>{}",
+        escape(&run.name)
+    )
+}
+
+/// What a run trains with: objective, selection, acceleration.
+pub fn method(run: &RunRecord) -> String {
+    let mut words = vec![run.recipe("objective.method").unwrap_or("unknown").to_string()];
+    if let Some(method) = run.recipe("selection.method").filter(|method| *method != "full") {
+        let share = run.recipe("selection.fraction").and_then(|text| text.parse::<f64>().ok());
+        words.push(match share.filter(|share| *share < 1.0) {
+            Some(share) => format!("{method} {} %", significant(100.0 * share, 3)),
+            None => method.into(),
+        });
+    }
+    words.extend(run.recipe("accelerate.method").filter(|method| *method != "none").map(String::from));
+    words.join(" + ")
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+fn table(head: &[(&str, bool)], rows: &[Vec<String>]) -> String {
+    let class = |numeric: bool| if numeric { " class=\"n\"" } else { "" };
+    let mut html = String::from("<div class=\"scroll\"><table><thead><tr>");
+    for (name, numeric) in head {
+        html += &format!("<th{}>{}</th>", class(*numeric), escape(name));
+    }
+    html += "</tr></thead><tbody>\n";
+    for row in rows {
+        html += "<tr>";
+        for (place, (cell, (_, numeric))) in row.iter().zip(head).enumerate() {
+            let tag = if place == 0 { "th" } else { "td" };
+            html += &format!("<{tag}{}>{cell}</{tag}>", class(*numeric));
+        }
+        html += "</tr>\n";
+    }
+    html + "</tbody></table></div>\n"
+}
+
+/// One row a run: method, epochs, test accuracies of the best weights, training time, speed-up.
+pub fn summary(runs: &[RunRecord], speed_ups: &[Result<SpeedUp, &str>], robust: Option<&str>) -> String {
+    let robust = robust.unwrap_or("robust");
+    let best_robust = format!("best: {robust}");
+    let last_robust = format!("last: {robust}");
+    let head = [
+        ("run", false),
+        ("epochs", true),
+        ("best: clean", true),
+        (&best_robust, true),
+        ("last: clean", true),
+        (&last_robust, true),
+        ("training", true),
+        ("images/s", true),
+        ("speed-up", true),
+        ("method", false),
+    ];
+    let row = |(slot, run): (usize, &RunRecord)| {
+        let tested = |weights: &str, protocol: &str| {
+            let found = run.test_accuracies().into_iter().find(|row| row.0 == weights && row.1 == protocol);
+            found.map_or(NONE.into(), |row| percent(row.2))
+        };
+        let epochs = run.epochs.last().and_then(|epoch| epoch.number("epoch")).unwrap_or(0.0);
+        let state = if run.result.is_some() { "" } else { " (under way)" };
+        // A run with best weights that are also the last ones lists both; one without validation has no best.
+        let best = run.result.as_ref().and_then(|result| result["best"]["epoch"].as_u64());
+        let best = best.map_or(String::new(), |epoch| format!(", best {epoch}"));
+        let rate = run.column("images").iter().map(|point| point.1).sum::<f64>()
+            / (run.sum("seconds_attack") + run.sum("seconds_train"));
+        vec![
+            run_name(slot, run),
+            format!("{epochs}{best}{state}"),
+            tested("best", "clean"),
+            tested("best", robust),
+            tested("last", "clean"),
+            tested("last", robust),
+            if run.epochs.is_empty() { NONE.into() } else { duration(run.training_seconds()) },
+            significant(rate, 3),
+            speed_ups[slot].as_ref().map_or(NONE.into(), |gain| format!("{:.2}\u{D7}", gain.factor)),
+            escape(&method(run)),
+        ]
+    };
+    let rows: Vec<Vec<String>> = runs.iter().enumerate().map(row).collect();
+    table(&head, &rows)
+}
+
+/// Every test accuracy of every run, folded away; nothing where there is none.
+pub fn tests(runs: &[RunRecord]) -> String {
+    let head =
+        [("run", false), ("weights", false), ("protocol", false), ("accuracy", true), ("test images", true)];
+    let mut rows = Vec::new();
+    for (slot, run) in runs.iter().enumerate() {
+        for (weights, protocol, accuracy, total) in run.test_accuracies() {
+            let accuracy = format!("{:.2} %", 100.0 * accuracy);
+            rows.push(vec![
+                run_name(slot, run),
+                escape(weights),
+                escape(protocol),
+                accuracy,
+                total.to_string(),
+            ]);
+        }
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!("<details><summary>All test accuracies</summary>{}</details>\n", table(&head, &rows))
+}
+
+/// Recipes side by side: keys whose values differ first and marked, the others folded away.
+pub fn recipes(runs: &[RunRecord]) -> String {
+    let mut keys: Vec<&str> = Vec::new();
+    for run in runs {
+        for (key, _) in &run.recipe {
+            if !keys.contains(&key.as_str()) {
+                keys.push(key);
+            }
+        }
+    }
+    if keys.is_empty() {
+        return "<p class=\"note\">No recipe could be read.</p>\n".into();
+    }
+    let values = |key: &str| -> Vec<Option<&str>> { runs.iter().map(|run| run.recipe(key)).collect() };
+    let (same, differ): (Vec<&str>, Vec<&str>) = keys.into_iter().partition(|key| {
+        let values = values(key);
+        values.iter().all(|value| *value == values[0])
+    });
+    let mut html = String::new();
+    if runs.len() > 1 {
+        let words = match differ.len() {
+            0 => "The recipes are the same.".into(),
+            1 => "One key differs.".to_string(),
+            count => format!("{count} keys differ."),
+        };
+        html +=
+            &format!("<p class=\"note\">{words} A value that is not the first run\u{2019}s is marked.</p>\n");
+    }
+    if !differ.is_empty() {
+        let rows = differ.iter().map(|&key| {
+            let texts = values(key).into_iter().map(|value| value.unwrap_or(NONE).into());
+            Row { key, texts: texts.collect(), marks: true, code: false }
+        });
+        html += &side_by_side(runs, &rows.collect::<Vec<_>>());
+    }
+    let title = match runs.len() {
+        1 => format!("All {} keys", same.len()),
+        _ => format!("{} keys with one value in all runs", same.len()),
+    };
+    if !same.is_empty() {
+        let rows: Vec<Vec<String>> =
+            same.iter().map(|key| vec![escape(key), escape(values(key)[0].unwrap_or(NONE))]).collect();
+        let open = if runs.len() == 1 { " open=\"open\"" } else { "" };
+        let table = table(&[("key", false), ("value", false)], &rows);
+        html += &format!("<details{open}><summary>{title}</summary>{table}</details>\n");
+    }
+    html
+}
+
+/// A line of a table with a column for each run.
+struct Row<'a> {
+    key: &'a str,
+    texts: Vec<String>,
+    /// Whether a text that is not the first run's is marked.
+    marks: bool,
+    code: bool,
+}
+
+fn side_by_side(runs: &[RunRecord], rows: &[Row]) -> String {
+    let mut html = String::from("<div class=\"scroll\"><table><thead><tr><th></th>");
+    for (slot, run) in runs.iter().enumerate() {
+        html += &format!("<th>{}</th>", run_name(slot, run));
+    }
+    html += "</tr></thead><tbody>\n";
+    for Row { key, texts, marks, code } in rows {
+        html += &format!("<tr><th>{}</th>", escape(key));
+        for text in texts {
+            let safe = escape(text);
+            let safe = if *code { format!("<code>{safe}</code>") } else { safe };
+            html += &match *marks && *text != texts[0] {
+                true => format!("<td><mark>{safe}</mark></td>"),
+                false => format!("<td>{safe}</td>"),
+            };
+        }
+        html += "</tr>\n";
+    }
+    html + "</tbody></table></div>\n"
+}
+
+/// The machine, the build and the images of each run, by its last session.
+pub fn environments(runs: &[RunRecord]) -> String {
+    type Field = fn(&Value) -> String;
+    let fields: [(&str, bool, bool, Field); 11] = [
+        ("device", true, false, |s| {
+            format!("{} ({})", text(&s["device"]["name"]), text(&s["device"]["kind"]))
+        }),
+        ("code", true, false, |s| text(&s["device"]["code"])),
+        ("driver", true, false, |s| text(&s["device"]["driver"])),
+        ("threads", true, false, |s| text(&s["threads"])),
+        ("system", true, false, |s| text(&s["system"])),
+        ("secateur", true, false, |s| text(&s["secateur"])),
+        ("training images", true, false, |s| text(&s["training_images"])),
+        ("test images", true, false, |s| text(&s["test_images"])),
+        ("SHA-256 of the images", true, true, |s| text(&s["data_sha256"]).chars().take(12).collect()),
+        ("started (UTC)", false, false, |s| s["started_unix_seconds"].as_u64().map_or(NONE.into(), date)),
+        ("command", false, true, |s| command(&s["command"])),
+    ];
+    let mut rows: Vec<Row> = Vec::new();
+    for (key, marks, code, field) in fields {
+        let texts = runs.iter().map(|run| run.sessions.last().map_or(NONE.into(), field)).collect();
+        rows.push(Row { key, texts, marks, code });
+    }
+    let sessions = runs.iter().map(|run| run.sessions.len().to_string()).collect();
+    rows.insert(rows.len() - 1, Row { key: "sessions", texts: sessions, marks: false, code: false });
+    side_by_side(runs, &rows)
+}
+
+/// A JSON value as a word.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => NONE.into(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// The command line, the program by its name alone.
+fn command(words: &Value) -> String {
+    let words: Vec<&str> = words.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let Some((program, arguments)) = words.split_first() else { return NONE.into() };
+    let program = program.rsplit(['/', '\\']).next().unwrap_or(program);
+    [&[program], arguments].concat().join(" ")
+}
+
+/// Seconds since 1970 as a date and a time of day (Howard Hinnant's days_from_civil, inverted).
+pub fn date(seconds: u64) -> String {
+    let days = (seconds / 86_400) as i64 + 719_468;
+    let (era, of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year + era * 400 + i64::from(month <= 2);
+    let of_day = seconds % 86_400;
+    format!("{year}-{month:02}-{day:02} {:02}:{:02}", of_day / 3600, of_day % 3600 / 60)
+}
+
+/// What each run lacks; nothing where every run is whole.
+pub fn notes(runs: &[RunRecord], more: &[String]) -> String {
+    let mut lines = BTreeSet::new();
+    let mut html = String::new();
+    let own = runs.iter().flat_map(|run| run.notes.iter().map(move |note| format!("{}: {note}", run.name)));
+    for line in own.chain(more.iter().cloned()) {
+        if lines.insert(line.clone()) {
+            html += &format!("<li>{}</li>\n", escape(&line));
+        }
+    }
+    if html.is_empty() { html } else { format!("<ul class=\"notes\">{html}</ul>\n") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00"),
+            (951_827_696, "2000-02-29 12:34"),
+            (1_795_247_999, "2026-11-21 07:59"),
+            (4_107_542_400, "2100-03-01 00:00"),
+        ] {
+            assert_eq!(date(seconds), text);
+        }
+    }
+
+    #[test]
+    fn a_command_names_no_folder_of_the_program() {
+        let words = serde_json::json!(["/somewhere/bin/secateur", "train", "--out", "runs/a"]);
+        assert_eq!(command(&words), "secateur train --out runs/a");
+        assert_eq!(command(&Value::Null), NONE);
+    }
+}

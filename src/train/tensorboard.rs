@@ -1,0 +1,323 @@
+//! TensorBoard event files: the scalars of metrics.jsonl, for `tensorboard --logdir`.
+//!
+//! A file is a row of TFRecords (length, masked CRC-32C of it, data, masked CRC-32C of that), each holding a protobuf
+//! `Event`: wall time, step, and a `Summary` of named floats. The step is the epoch. The formats are those of
+//! tensorflow/core/lib/io/record_writer.h and tensorflow/core/util/event.proto. Only what is needed of both is here: no
+//! maintained crate writes them.
+//!
+//! The file follows metrics.jsonl: [`synchronize`] cuts it to the epochs that a resumed run keeps and adds those that it
+//! lacks, so that no epoch stands in it twice. Called by the training loop where `metrics.tensorboard` is set. Checked by
+//! its own tests and, against the real TensorBoard, by `scripts/check-tensorboard.py`.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::metrics::EpochMetrics;
+use super::run_folder::{RunFolder, RunFolderError};
+
+/// What TensorBoard looks for in a file's name.
+const PREFIX: &str = "events.out.tfevents.";
+const SUFFIX: &str = "secateur";
+/// The first event of every file.
+const VERSION: &str = "brain.Event:2";
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> RunFolderError {
+    let path = path.to_path_buf();
+    |source| RunFolderError::Io { path, source }
+}
+
+/// Makes the event file say what metrics.jsonl says: called when a run starts or resumes.
+pub fn synchronize(folder: &RunFolder) -> Result<(), RunFolderError> {
+    let epochs = if folder.metrics().exists() { folder.read_metrics()? } else { Vec::new() };
+    let last = epochs.last().map_or(0, |metrics| i64::from(metrics.epoch));
+    let path = match find(folder.path()).map_err(failed(folder.path()))? {
+        Some(path) => path,
+        None => create(folder.path())?,
+    };
+    let bytes = fs::read(&path).map_err(failed(&path))?;
+    let (keep, done) = whole_until(&bytes, last);
+    let fit = || {
+        let mut file = OpenOptions::new().write(true).open(&path)?;
+        if keep == 0 {
+            file.set_len(0)?;
+            file.write_all(&record(&first_event(now())))?;
+        } else if keep < bytes.len() {
+            file.set_len(keep as u64)?;
+        }
+        file.sync_all()
+    };
+    fit().map_err(failed(&path))?;
+    epochs
+        .iter()
+        .filter(|metrics| i64::from(metrics.epoch) > done)
+        .try_for_each(|metrics| append(folder, metrics))
+}
+
+/// Adds one epoch.
+pub fn append(folder: &RunFolder, metrics: &EpochMetrics) -> Result<(), RunFolderError> {
+    let path = match find(folder.path()).map_err(failed(folder.path()))? {
+        Some(path) => path,
+        None => create(folder.path())?,
+    };
+    let write = || {
+        let mut file = OpenOptions::new().append(true).open(&path)?;
+        file.write_all(&record(&scalars_event(now(), i64::from(metrics.epoch), &scalars(metrics))))?;
+        file.sync_data()
+    };
+    write().map_err(failed(&path))
+}
+
+/// The event file of a run; the first by name, should there be several.
+fn find(folder: &Path) -> io::Result<Option<PathBuf>> {
+    let mut found: Option<PathBuf> = None;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let is_ours = name.strip_prefix(PREFIX).is_some_and(|rest| rest.ends_with(SUFFIX));
+        if is_ours && found.as_ref().is_none_or(|found| entry.path() < *found) {
+            found = Some(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+/// Starts an event file, named after the time as TensorBoard orders files by their names.
+fn create(folder: &Path) -> Result<PathBuf, RunFolderError> {
+    let time = now();
+    let path = folder.join(format!("{PREFIX}{:010}.{SUFFIX}", time as u64));
+    fs::write(&path, record(&first_event(time))).map_err(failed(&path))?;
+    Ok(path)
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// Every finite number of an epoch but its own, under names that TensorBoard groups: `train_loss` is `train/loss`.
+fn scalars(metrics: &EpochMetrics) -> Vec<(String, f32)> {
+    let value = serde_json::to_value(metrics).expect("plain structs always serialise");
+    let fields = value.as_object().into_iter().flatten();
+    let scalar = |(name, value): (&String, &serde_json::Value)| {
+        let value = value.as_f64().filter(|value| value.is_finite() && name != "epoch")?;
+        let group = ["train", "validation", "seconds", "subset"].into_iter().find_map(|group| {
+            let rest = name.strip_prefix(group)?.strip_prefix('_')?;
+            Some(format!("{group}/{rest}"))
+        });
+        Some((group.unwrap_or_else(|| name.clone()), value as f32))
+    };
+    fields.filter_map(scalar).collect()
+}
+
+// Fields of tensorflow.Event: 1 double wall_time, 2 int64 step, 3 string file_version, 5 Summary summary.
+// Of tensorflow.Summary: 1 repeated Value value. Of Value: 1 string tag, 2 float simple_value.
+
+fn first_event(time: f64) -> Vec<u8> {
+    let mut event = vec![1 << 3 | 1];
+    event.extend(time.to_le_bytes());
+    bytes_field(3, VERSION.as_bytes(), &mut event);
+    event
+}
+
+fn scalars_event(time: f64, step: i64, scalars: &[(String, f32)]) -> Vec<u8> {
+    let mut summary = Vec::new();
+    for (tag, value) in scalars {
+        let mut entry = Vec::new();
+        bytes_field(1, tag.as_bytes(), &mut entry);
+        entry.push(2 << 3 | 5);
+        entry.extend(value.to_le_bytes());
+        bytes_field(1, &entry, &mut summary);
+    }
+    let mut event = vec![1 << 3 | 1];
+    event.extend(time.to_le_bytes());
+    event.push(2 << 3);
+    varint(step as u64, &mut event);
+    bytes_field(5, &summary, &mut event);
+    event
+}
+
+/// A field of bytes: key, length, content.
+fn bytes_field(number: u8, content: &[u8], into: &mut Vec<u8>) {
+    into.push(number << 3 | 2);
+    varint(content.len() as u64, into);
+    into.extend(content);
+}
+
+fn varint(mut value: u64, into: &mut Vec<u8>) {
+    while value >= 0x80 {
+        into.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    into.push(value as u8);
+}
+
+fn record(data: &[u8]) -> Vec<u8> {
+    let length = (data.len() as u64).to_le_bytes();
+    [&length[..], &masked_crc(&length).to_le_bytes(), data, &masked_crc(data).to_le_bytes()].concat()
+}
+
+/// How many bytes of a file are whole records of epochs up to `last`, and the highest of those epochs.
+fn whole_until(bytes: &[u8], last: i64) -> (usize, i64) {
+    let (mut at, mut done) = (0, 0);
+    while let Some((data, next)) = read_record(bytes, at) {
+        match step_of(data) {
+            Some(step) if step > last => break,
+            step => done = done.max(step.unwrap_or(0)),
+        }
+        at = next;
+    }
+    (at, done)
+}
+
+/// The data of the record at `at`, and where the next one begins; `None` at the end and where it is damaged.
+fn read_record(bytes: &[u8], at: usize) -> Option<(&[u8], usize)> {
+    let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?));
+    let length = bytes.get(at..at + 8)?;
+    if word(at + 8)? != masked_crc(length) {
+        return None;
+    }
+    let length = usize::try_from(u64::from_le_bytes(length.try_into().ok()?)).ok()?;
+    let end = (at + 12).checked_add(length)?;
+    let data = bytes.get(at + 12..end)?;
+    (word(end)? == masked_crc(data)).then_some((data, end + 4))
+}
+
+/// The step of one of our events: the field behind the wall time. The first event has none.
+fn step_of(event: &[u8]) -> Option<i64> {
+    let rest = event.get(9..)?;
+    let (&key, digits) = rest.split_first()?;
+    if key != 2 << 3 {
+        return None;
+    }
+    let mut value = 0u64;
+    for (i, &byte) in digits.iter().take(10).enumerate() {
+        value |= u64::from(byte & 0x7f) << (7 * i);
+        if byte < 0x80 {
+            return Some(value as i64);
+        }
+    }
+    None
+}
+
+/// The rotation and offset that TFRecord puts on a checksum, so that checksums of data with checksums stay good.
+fn masked_crc(bytes: &[u8]) -> u32 {
+    crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
+}
+
+/// CRC-32C (Castagnoli), bit by bit: a run writes a few kilobytes.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = !0u32;
+    for &byte in bytes {
+        crc ^= u32::from(byte);
+        for _ in 0..8 {
+            crc = crc >> 1 ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
+        }
+    }
+    !crc
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksums_are_those_of_rfc_3720() {
+        // Appendix B.4.
+        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+        assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
+        assert_eq!(crc32c(&(0..32).collect::<Vec<u8>>()), 0x46dd_794e);
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+    }
+
+    /// The bytes that TensorBoard's own classes give for the same events (the `--fixture` of
+    /// scripts/check-tensorboard.py prints them).
+    #[test]
+    fn records_are_those_of_tensorboard() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let scalars = [("train/loss".to_string(), 2.25), ("learning_rate".to_string(), 0.1)];
+        assert_eq!(hex(&record(&first_event(1.5))), FIRST);
+        assert_eq!(hex(&record(&scalars_event(1_700_000_000.25, 300, &scalars))), SCALARS);
+    }
+    const FIRST: &str = "1800000000000000a37f4b2209000000000000f83f1a0d627261696e2e4576656e743a322a28646c";
+    const SCALARS: &str = "3700000000000000e7e8ca590900001040fc54d94110ac022a290a110a0a747261696e2f6c6f7373\
+        15000010400a140a0d6c6561726e696e675f7261746515cdcccc3d595fd459";
+
+    fn metrics(epoch: u32, loss: f64) -> EpochMetrics {
+        serde_json::from_value(serde_json::json!({
+            "epoch": epoch, "learning_rate": 0.1, "images": 100, "train_loss": loss, "train_robust": 0.25,
+            "validation_clean": null, "validation_robust": null, "attack_steps_per_sample": 10.0,
+            "outlier_share": null, "boundary_share": null, "robust_share": null, "co_pgd5_accuracy": null,
+            "co_detected": null, "best": true, "seconds_attack": 1.0, "seconds_train": 1.0, "seconds_evaluate": 0.0,
+            "images_per_second": 50.0
+        }))
+        .unwrap()
+    }
+
+    /// Wall time, step and losses of the file's records.
+    fn steps(path: &Path) -> Vec<Option<i64>> {
+        let bytes = fs::read(path).unwrap();
+        let (mut at, mut steps) = (0, Vec::new());
+        while let Some((data, next)) = read_record(&bytes, at) {
+            steps.push(step_of(data));
+            at = next;
+        }
+        assert_eq!(at, bytes.len(), "a record is damaged");
+        steps
+    }
+
+    #[test]
+    fn a_resumed_run_has_each_epoch_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunFolder::create(folder.path()).unwrap();
+        synchronize(&run).unwrap();
+        let path = find(folder.path()).unwrap().unwrap();
+        assert_eq!(steps(&path), [None]);
+        for epoch in 1..=3 {
+            run.append_metrics(&metrics(epoch, 2.0)).unwrap();
+            append(&run, &metrics(epoch, 2.0)).unwrap();
+        }
+        let whole = fs::read(&path).unwrap();
+        assert_eq!(steps(&path), [None, Some(1), Some(2), Some(3)]);
+
+        // Back to epoch 1, then on: epochs 2 and 3 are written again, and nothing stands twice.
+        run.roll_back_metrics(1).unwrap();
+        synchronize(&run).unwrap();
+        assert_eq!(steps(&path), [None, Some(1)]);
+        assert!(whole.starts_with(&fs::read(&path).unwrap()), "the epoch that stays is left as it was");
+        for epoch in 2..=3 {
+            run.append_metrics(&metrics(epoch, 1.0)).unwrap();
+        }
+        // Killed between the two files, and in the middle of a record.
+        append(&run, &metrics(2, 1.0)).unwrap();
+        let mut cut = fs::read(&path).unwrap();
+        cut.truncate(cut.len() - 3);
+        fs::write(&path, &cut).unwrap();
+        synchronize(&run).unwrap();
+        assert_eq!(steps(&path), [None, Some(1), Some(2), Some(3)]);
+        // Damaged from the first byte: made anew.
+        fs::write(&path, b"nothing of ours").unwrap();
+        synchronize(&run).unwrap();
+        assert_eq!(steps(&path), [None, Some(1), Some(2), Some(3)]);
+        // Removed: made anew, for TensorBoard may have been cleaned up.
+        fs::remove_file(&path).unwrap();
+        synchronize(&run).unwrap();
+        assert_eq!(steps(&find(folder.path()).unwrap().unwrap()), [None, Some(1), Some(2), Some(3)]);
+    }
+
+    #[test]
+    fn scalars_are_the_numbers_of_the_metrics() {
+        let scalars = scalars(&metrics(4, 2.25));
+        let value = |tag: &str| scalars.iter().find(|(name, _)| name == tag).map(|(_, value)| *value);
+        assert_eq!(value("train/loss"), Some(2.25));
+        assert_eq!(value("seconds/attack"), Some(1.0));
+        assert_eq!(value("learning_rate"), Some(0.1));
+        assert_eq!(value("epoch"), None);
+        assert!(
+            scalars.iter().all(|(name, _)| !name.contains("validation") && name != "best"),
+            "{scalars:?}"
+        );
+    }
+}
