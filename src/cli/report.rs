@@ -88,7 +88,7 @@ fn pictures(
     console: &Console,
 ) -> anyhow::Result<Gallery> {
     if interrupt.requested() {
-        anyhow::bail!(Interrupted);
+        anyhow::bail!(Interrupted(None));
     }
     let recipe = Recipe::load(&RunFolder::open(&run.path).recipe().to_string_lossy(), &[])?;
     // A generated set has no files, whatever the other runs of the page are made of.
