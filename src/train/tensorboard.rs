@@ -2,8 +2,8 @@
 //!
 //! A file is a row of TFRecords (length, masked CRC-32C of it, data, masked CRC-32C of that), each holding a protobuf
 //! `Event`: wall time, step, and a `Summary` of named floats. The step is the epoch. The formats are those of
-//! tensorflow/core/lib/io/record_writer.h and tensorflow/core/util/event.proto. Only what is needed of both is here: no
-//! maintained crate writes them.
+//! tensorflow/core/lib/io/record_writer.h and tensorflow/core/util/event.proto. Only what is needed of both is here,
+//! which is less than a dependency would bring.
 //!
 //! The file follows metrics.jsonl: [`synchronize`] cuts it to the epochs that a resumed run keeps and adds those that it
 //! lacks, so that no epoch stands in it twice. Called by the training loop where `metrics.tensorboard` is set. Checked by
