@@ -80,6 +80,14 @@ fn held_out_loss(held_out: &[Vec<Factor>], labels: &[u32], step: &[f64]) -> f64 
     held_out.iter().zip(labels).map(loss).sum::<f64>() / labels.len() as f64
 }
 
+/// The mean of |h'|^2 + 1, the unit of the step: the 1 lies behind the features.
+fn mean_square(candidates: &[Vec<Factor>]) -> f64 {
+    let squares = candidates
+        .iter()
+        .map(|sample| sample.last().expect("a term").features.iter().map(|value| value * value).sum::<f64>());
+    squares.sum::<f64>() / candidates.len() as f64
+}
+
 /// The greedy rounds by brute force; the answer also says how close the closest decision was.
 fn brute_force(
     candidates: &[Vec<Factor>],
@@ -91,6 +99,7 @@ fn brute_force(
 ) -> (Vec<usize>, f64) {
     const NUDGE: f64 = 1e-4;
     let len = CLASSES * candidates[0][0].features.len();
+    let step_size = step_size / mean_square(candidates);
     let (mut sum, mut chosen, mut closest) = (vec![0.0; len], Vec::<usize>::new(), f64::INFINITY);
     while chosen.len() < budget {
         let step: Vec<f64> = sum.iter().map(|sum| step_size * sum / chosen.len().max(1) as f64).collect();
@@ -131,7 +140,7 @@ fn rounds_pick_what_the_definition_picks() {
         let (train, held_out) = (samples(0..60), samples(60..78));
         let labels = subject.labels(&held_out);
         let (gradients, judges) = (factors(&mut subject, &train), factors(&mut subject, &held_out));
-        for (rounds, step_size) in [(1, 0.1), (4, 0.5), (9, 2.0)] {
+        for (rounds, step_size) in [(1, 1.0), (4, 10.0), (9, 40.0)] {
             let (wanted, closest) = brute_force(&gradients, &judges, &labels, 18, rounds, step_size);
             // Otherwise rounding could decide, and this test would mean nothing.
             assert!(closest > 1e-5, "{method}, {rounds} rounds: two gains only {closest:e} apart");
@@ -151,19 +160,20 @@ fn the_stochastic_search_lowers_the_held_out_loss() {
     let (train, held_out) = (samples(0..70), samples(70..90));
     let labels = subject.labels(&held_out);
     let (gradients, judges) = (factors(&mut subject, &train), factors(&mut subject, &held_out));
+    let step_size = 1.0 / mean_square(&gradients);
     let loss_behind = |chosen: &[u32]| {
         let mut step = vec![0.0; CLASSES * gradients[0][0].features.len()];
         for &sample in chosen {
-            add(&mut step, &gradients[sample as usize], 0.05 / chosen.len() as f64);
+            add(&mut step, &gradients[sample as usize], step_size / chosen.len() as f64);
         }
         held_out_loss(&judges, &labels, &step)
     };
-    let glister = Glister { greedy: Greedy::Stochastic, rounds: 1, step_size: 0.05 };
+    let glister = Glister { greedy: Greedy::Stochastic, rounds: 1, step_size: 1.0 };
     let met = subject.select(&glister, &train, &held_out, 14, None).unwrap();
     assert_eq!(met.len(), 14);
     assert_eq!(met, subject.select(&glister, &train, &held_out, 14, None).unwrap(), "the same draws");
     let random = loss_behind(&(0..70).step_by(5).collect::<Vec<u32>>());
-    let (best, _) = brute_force(&gradients, &judges, &labels, 14, 14, 0.05);
+    let (best, _) = brute_force(&gradients, &judges, &labels, 14, 14, 1.0);
     let best = loss_behind(&best.into_iter().map(|place| train[place]).collect::<Vec<_>>());
     let met = loss_behind(&met.samples);
     println!("seed {SEED}: held-out loss: random {random}, stochastic {met}, exhaustive {best}");

@@ -250,7 +250,7 @@ fn every_selection_has_its_defaults_and_round_trips() {
         assert_eq!(selection.budget(1000), if method.has_fraction() { 300 } else { 1000 }, "{name}");
         assert_eq!(selection.warm_start, if *name == "short" { 1.0 } else { 0.0 }, "{name}");
         // The step of Adv-GLISTER is that of training.
-        assert_eq!((selection.rounds, selection.step_size), (15, 0.1));
+        assert_eq!((selection.rounds, selection.step_size), (15, 10.0));
         assert_eq!((selection.mode, selection.ridge, selection.tolerance), (AtomMode::PerClass, 0.5, 1e-4));
         assert_eq!((selection.prune_share, selection.full_share), (0.5, 0.125));
         assert_eq!(parse(&recipe.to_toml(), &[]).unwrap(), recipe);

@@ -21,7 +21,8 @@ pub struct Glister {
     pub greedy: Greedy,
     /// Updates of the held-out gradient with [`Greedy::Rounds`]; 15 in the published code.
     pub rounds: usize,
-    /// eta, the length of the step.
+    /// The step eta in units of 1 / mean(|h'|^2 + 1) over the candidates, so that one number means the same at any width:
+    /// the curvature of the loss along the last layer grows with the features.
     pub step_size: f64,
 }
 
@@ -42,7 +43,8 @@ impl Selection for Glister {
         }
         let held_out = survey.last_layer(engine, candidates.held_out)?;
         let gradients = survey.last_layer(engine, samples)?.gradients;
-        let mut search = Search::new(engine, self.step_size, gradients, held_out)?;
+        let step_size = self.step_size / mean_square(engine, &gradients)?;
+        let mut search = Search::new(engine, step_size, gradients, held_out)?;
         let chosen = match self.greedy {
             Greedy::Rounds => search.rounds(engine, survey, samples, budget, self.rounds.max(1))?,
             Greedy::Stochastic => search.stochastic(engine, survey, samples, budget, candidates.key)?,
@@ -51,8 +53,18 @@ impl Selection for Glister {
     }
 }
 
+/// The mean of |h'|^2 + 1 over the adversarial images.
+fn mean_square(engine: &mut dyn Engine, gradients: &LastLayerGradients) -> Result<f64, PruneError> {
+    let features = &gradients.terms[gradients.terms.len() - 1].features;
+    let norms = engine.alloc("feature norms", gradients.len)?;
+    engine.row_norms(features, features.len() / gradients.len, &norms)?;
+    let squares = engine.read(&norms)?.into_iter().map(|norm| f64::from(norm).powi(2));
+    Ok(1.0 + squares.sum::<f64>() / gradients.len as f64)
+}
+
 /// The greedy search, between two picks.
 struct Search {
+    /// eta itself.
     step_size: f64,
     gradients: LastLayerGradients,
     /// The held-out images at the logits of no step.

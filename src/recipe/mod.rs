@@ -264,7 +264,7 @@ impl Recipe {
             objective,
             attack,
             accelerate,
-            selection: Selection::read(root.section("selection")?, optimizer.learning_rate)?,
+            selection: Selection::read(root.section("selection")?)?,
             overfitting: Overfitting::read(root.section("overfitting")?, method)?,
             optimizer,
             schedule: Schedule::read(root.section("schedule")?)?,

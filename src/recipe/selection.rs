@@ -32,8 +32,9 @@ pub struct Selection {
     pub greedy: Greedy,
     /// Updates of the held-out gradient with `greedy = "rounds"`; 15 in GLISTER's library.
     pub rounds: usize,
-    /// eta of Adv-GLISTER, the step of the last layer; GLISTER (Killamsetty et al., AAAI 2021) takes the learning rate
-    /// of training, and so does the default.
+    /// eta of Adv-GLISTER, the step of the last layer along the mean gradient of the subset, in units of
+    /// 1 / mean(|h'|^2 + 1). GLISTER (Killamsetty et al., AAAI 2021) takes the learning rate, but along the sum; along
+    /// the mean that hardly moves the held-out logits, every round wants the same, and whole classes are left out.
     pub step_size: f64,
     /// The share of the easy samples that InfoBatch leaves out (Qin et al., ICLR 2024: r = 0.5).
     pub prune_share: f64,
@@ -132,7 +133,7 @@ impl SelectionMethod {
 }
 
 impl Selection {
-    pub(super) fn read(mut section: Section, learning_rate: f64) -> Result<Self, RecipeError> {
+    pub(super) fn read(mut section: Section) -> Result<Self, RecipeError> {
         let method: SelectionMethod = section.name("method", Some(SelectionMethod::Full))?;
         let short = method == SelectionMethod::Short;
         let fraction = (!method.has_fraction()).then_some(1.0);
@@ -146,7 +147,7 @@ impl Selection {
             tolerance: section.number("tolerance", 0.0..1.0, Some(1e-4))?,
             greedy: section.name("greedy", Some(Greedy::Rounds))?,
             rounds: section.integer("rounds", 1..=1_000_000, Some(15))?,
-            step_size: section.number("step_size", above(0.0, 1e6), Some(learning_rate))?,
+            step_size: section.number("step_size", above(0.0, 1e6), Some(10.0))?,
             prune_share: section.number("prune_share", 0.0..1.0, Some(0.5))?,
             full_share: section.number("full_share", 0.0..=1.0, Some(0.125))?,
         };
