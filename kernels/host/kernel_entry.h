@@ -14,12 +14,14 @@ namespace secateur::host {
 struct KernelEntry {
     const char* name;
     uint32_t threads;
+    /// Blocks that run together, neighbours along x; 1 for a kernel without clusters.
+    uint32_t cluster_blocks;
     uint32_t shared_bytes;
     uint32_t params_bytes;
     void (*invoke)(const void* params, void* shared);
     const KernelEntry* next;
 
-    KernelEntry(const char* name, uint32_t threads, size_t shared_bytes, size_t params_bytes,
+    KernelEntry(const char* name, uint32_t threads, uint32_t cluster_blocks, size_t shared_bytes, size_t params_bytes,
                 void (*invoke)(const void*, void*));
 };
 
@@ -27,7 +29,7 @@ template <class Shared>
 constexpr size_t shared_bytes() {
     static_assert(std::is_trivially_copyable<Shared>::value && std::is_trivially_default_constructible<Shared>::value,
                   "shared memory is plain data");
-    static_assert(alignof(Shared) <= 128, "shared memory is aligned to 128 bytes");
+    static_assert(alignof(Shared) <= 1024, "shared memory is aligned to 1024 bytes");
     return std::is_empty<Shared>::value ? 0 : sizeof(Shared);
 }
 

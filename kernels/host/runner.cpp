@@ -33,7 +33,7 @@ namespace {
 
 constexpr uint32_t all_lanes = 0xFFFFFFFFu;
 constexpr uint32_t max_threads = 1024;
-constexpr size_t guard_bytes = 256;
+constexpr size_t guard_bytes = 1024;
 constexpr unsigned char guard_byte = 0xA5;
 constexpr size_t max_shared = 228 * 1024;
 
@@ -60,7 +60,7 @@ struct Runner {
     bool failed = false;
     std::string message;
 
-    Runner() : shared_storage(static_cast<char*>(aligned_alloc(256, max_shared + 2 * guard_bytes))) {
+    Runner() : shared_storage(static_cast<char*>(aligned_alloc(1024, max_shared + 2 * guard_bytes))) {
         if (shared_storage == nullptr) throw std::bad_alloc();
         shared = shared_storage + guard_bytes;
     }
@@ -237,10 +237,11 @@ const KernelEntry* first_entry;
 
 }  // namespace
 
-KernelEntry::KernelEntry(const char* name, uint32_t threads, size_t shared_bytes, size_t params_bytes,
-                         void (*invoke)(const void*, void*))
+KernelEntry::KernelEntry(const char* name, uint32_t threads, uint32_t cluster_blocks, size_t shared_bytes,
+                         size_t params_bytes, void (*invoke)(const void*, void*))
     : name(name),
       threads(threads),
+      cluster_blocks(cluster_blocks),
       shared_bytes(uint32_t(shared_bytes)),
       params_bytes(uint32_t(params_bytes)),
       invoke(invoke),

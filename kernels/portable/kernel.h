@@ -22,15 +22,20 @@ struct NoShared {};
 #define DEVICE __device__ __forceinline__
 
 // Dynamic shared memory even where 48 KB would do: one way for all, and the size comes from the host library's table.
-extern __shared__ __align__(128) unsigned char secateur_shared_memory[];
+// 1024 bytes is the period of the widest swizzle of TMA and wgmma.
+extern __shared__ __align__(1024) unsigned char secateur_shared_memory[];
 
-#define KERNEL(name, Params, threads, ...) SECATEUR_KERNEL(name, Params, threads, 1, __VA_ARGS__)
+#define SECATEUR_NO_CLUSTER
+#define KERNEL(name, Params, threads, ...) \
+    SECATEUR_KERNEL(name, Params, threads, 1, SECATEUR_NO_CLUSTER, __VA_ARGS__)
 /// The same with a wish: registers are limited so that `blocks` blocks fit on a multiprocessor.
-#define KERNEL_OCCUPANCY(name, Params, threads, blocks, ...) SECATEUR_KERNEL(name, Params, threads, blocks, __VA_ARGS__)
-#define SECATEUR_KERNEL(name, Params, threads, blocks, ...)                                                  \
+#define KERNEL_OCCUPANCY(name, Params, threads, blocks, ...) \
+    SECATEUR_KERNEL(name, Params, threads, blocks, SECATEUR_NO_CLUSTER, __VA_ARGS__)
+#define SECATEUR_KERNEL(name, Params, threads, blocks, cluster, ...)                                         \
     static_assert((threads) % 32 == 0 && (threads) <= 1024, #name ": a block is 1 to 32 full warps");        \
     __device__ __forceinline__ void name##_body(const Params& p, __VA_ARGS__& shared);                       \
-    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p) {   \
+    extern "C" __global__ void cluster __launch_bounds__(threads, blocks)                                    \
+        name(const __grid_constant__ Params p) {                                                             \
         name##_body(p, *reinterpret_cast<__VA_ARGS__*>(::secateur::secateur_shared_memory));                 \
     }                                                                                                        \
     __device__ __forceinline__ void name##_body([[maybe_unused]] const Params& p,                            \
@@ -46,11 +51,12 @@ extern __shared__ __align__(128) unsigned char secateur_shared_memory[];
 #define gridDim (::secateur::host::current_block->grid)
 
 #define KERNEL_OCCUPANCY(name, Params, threads, blocks, ...) KERNEL(name, Params, threads, __VA_ARGS__)
-#define KERNEL(name, Params, threads, ...)                                                                   \
+#define KERNEL(name, Params, threads, ...) SECATEUR_KERNEL(name, Params, threads, 1, __VA_ARGS__)
+#define SECATEUR_KERNEL(name, Params, threads, cluster, ...)                                                 \
     static_assert((threads) % 32 == 0 && (threads) <= 1024, #name ": a block is 1 to 32 full warps");        \
     static void name##_body(const Params& p, __VA_ARGS__& shared);                                           \
     static const ::secateur::host::KernelEntry name##_entry(                                                 \
-        #name, threads, ::secateur::host::shared_bytes<__VA_ARGS__>(), sizeof(Params),                       \
+        #name, threads, cluster, ::secateur::host::shared_bytes<__VA_ARGS__>(), sizeof(Params),              \
         [](const void* p, void* shared) {                                                                    \
             name##_body(*static_cast<const Params*>(p), *static_cast<__VA_ARGS__*>(shared));                 \
         });                                                                                                  \

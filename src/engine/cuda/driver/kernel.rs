@@ -11,6 +11,7 @@ use crate::engine::{Error, Result};
 pub(super) struct Entry {
     name: *const c_char,
     threads: u32,
+    cluster_blocks: u32,
     shared_bytes: u32,
     params_bytes: u32,
     invoke: Option<unsafe extern "C" fn(*const c_void, *mut c_void)>,
@@ -46,6 +47,10 @@ impl Kernel {
     /// Threads a block.
     pub fn threads(&self) -> u32 {
         self.entry.threads
+    }
+    /// Blocks that run together, neighbours along x: the grid's x must be a multiple. 1 for a kernel without clusters.
+    pub fn cluster_blocks(&self) -> u32 {
+        self.entry.cluster_blocks
     }
     /// Dynamic shared memory of a block.
     pub fn shared_bytes(&self) -> u32 {

@@ -1,0 +1,26 @@
+// What portable/mbarrier.h calls on the host: barriers in shared memory that count arrivals and bytes, and named barriers.
+//
+// The eight bytes of an Mbarrier hold its whole state, as on a GPU: phase, arrivals a phase, arrivals missing, bytes missing.
+// A wait parks the thread until the phase ends. Written in host/mbarrier.cpp; checked by tests/hopper_runner.rs.
+#pragma once
+
+#include <stdint.h>
+
+namespace secateur::host {
+
+struct Block;
+
+void mbarrier_init(uint64_t* state, uint32_t arrivals);
+/// One arrival, after `bytes` more bytes are expected.
+void mbarrier_arrive(uint64_t* state, uint32_t bytes);
+void mbarrier_wait(uint64_t* state, uint32_t parity);
+/// One arrival at the barrier at the same place in block `rank` of the cluster.
+void mbarrier_arrive_remote(uint64_t* state, uint32_t rank);
+void named_barrier(uint32_t id, uint32_t threads);
+
+/// An asynchronous copy has written `bytes` bytes. Whether that ended the phase.
+bool mbarrier_complete_bytes(uint64_t* state, uint32_t bytes);
+/// What a thread that waits for this barrier lacks, for messages.
+void mbarrier_describe(const uint64_t* state, char* text, uint32_t room);
+
+}  // namespace secateur::host

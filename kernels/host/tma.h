@@ -1,0 +1,24 @@
+// What portable/tma.h calls on the host: bulk copies between device and shared memory through tensor maps.
+//
+// A tensor map holds the runner's own encoding there (HostTensorMap), written by src/engine/cuda/driver/tensor_map.rs. Loads
+// and stores are checked when they are issued and happen as the launch's AsyncOrder says (host/runner.h). Written in
+// host/tma.cpp and host/tensor_map.cpp; checked by tests/hopper_runner.rs.
+#pragma once
+
+#include <stdint.h>
+
+namespace secateur::host {
+
+/// A load through the 128 bytes at `map`; `blocks` names the blocks of the cluster that get it, 0 for the own one alone.
+void tma_load(void* to, const void* map, uint64_t* full, int rank, const int32_t* at, uint32_t blocks);
+/// The same in im2col mode, `at` being c, w, h, n.
+void tma_load_im2col(void* to, const void* map, uint64_t* full, const int32_t* at, uint32_t offset_w, uint32_t offset_h);
+void tma_store(const void* map, const void* from, int rank, const int32_t* at);
+void tma_store_commit();
+/// Until at most `newest` groups of stores of this thread are under way, `read` for their reading only.
+void tma_store_wait(uint32_t newest, bool read);
+void bulk_load(void* to, uint64_t from, uint32_t bytes, uint64_t* full);
+/// Checks that there is a map.
+void prefetch_tensor_map(const void* map);
+
+}  // namespace secateur::host
