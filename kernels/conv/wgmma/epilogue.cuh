@@ -1,0 +1,188 @@
+// What follows the products of a warpgroup: 64 channels of 256 pixels leave the registers in four sub-tiles of 64 pixels.
+//
+// A thread holds two channels of many pixels; memory wants eight channels of one pixel. Transposed stmatrix turns one into the
+// other on the way to a staging buffer of 64 pixels x 128 bytes, swizzled as the copy engine reads it, and the engine stores
+// the buffer (it clips what lies outside the tensor). Two buffers a warpgroup: one is filled while the other is stored. A
+// residual comes the same way back: loaded into the buffer, read by transposed ldmatrix, added in f32. Masks hold a bit for
+// every element and are made and applied on the staged sub-tile, by threads that see 32 channels of one pixel. Called by
+// forward.cu and input_gradient.cu of this folder; checked by tests/conv_*.rs.
+#pragma once
+
+#include "conv/wgmma/pipeline.cuh"
+
+namespace secateur {
+
+static_assert(GROUP_PIXELS == 4 * STAGE_PIXELS, "four sub-tiles");
+
+/// The 64 channels of 256 pixels that one warpgroup finishes.
+struct GroupTile {
+    uint32_t group;    // of pixels
+    uint32_t channel;  // the first
+    PixelGroup at;
+};
+
+template <class T>
+DEVICE GroupTile group_tile(const WgmmaPlan& plan, const Work& work, uint32_t consumer) {
+    const uint32_t group = work.pixel_tile * T::PIXEL_GROUPS + consumer / T::CHANNEL_GROUPS;
+    return {group, (work.channel_tile * T::CHANNEL_GROUPS + consumer % T::CHANNEL_GROUPS) * GROUP_CHANNELS,
+            pixel_group(plan, group)};
+}
+
+/// A pixel of the output grid, and whether it is there.
+struct GridPixel {
+    uint32_t image, row, column;
+    bool valid;
+};
+
+/// Pixel `index` of 256: by planes, or in im2col mode in the order of memory.
+DEVICE GridPixel grid_pixel(const WgmmaPlan& plan, const GroupTile& tile, uint32_t index) {
+    const uint32_t within = (1u << plan.log2_side) - 1;
+    if (plan.im2col) {
+        const uint32_t pixel = tile.group * GROUP_PIXELS + index, image = pixel >> (2 * plan.log2_side);
+        return {image, pixel >> plan.log2_side & within, pixel & within, image < plan.batch};
+    }
+    const uint32_t image = tile.at.image + (index >> plan.log2_side & ((1u << plan.log2_images) - 1));
+    return {image, tile.at.row + (index >> (plan.log2_side + plan.log2_images)), index & within, image < plan.batch};
+}
+
+/// Where the copy engine puts or takes sub-tile `stage`.
+struct StageBox {
+    int32_t at[4];
+};
+DEVICE StageBox stage_box(const WgmmaPlan& plan, const GroupTile& tile, uint32_t stage) {
+    if (plan.im2col) return {{int32_t(tile.channel), int32_t(tile.group * GROUP_PIXELS + stage * STAGE_PIXELS), 0, 0}};
+    const uint32_t rows = STAGE_PIXELS >> (plan.log2_side + plan.log2_images);
+    return {{int32_t(tile.channel), 0, int32_t(tile.at.image), int32_t(tile.at.row + stage * rows)}};
+}
+
+/// Sixteen bytes, eight channels, of a staged pixel.
+DEVICE uint8_t* staged_chunk(uint8_t* staged, uint32_t pixel, uint32_t chunk) {
+    return staged + pixel * PIXEL_BYTES + ((chunk ^ (pixel & 7)) << 4);
+}
+
+/// The rows that this lane names to stmatrix and ldmatrix: matrices are (pixels 8 j .., channels 16 warp + 8 half ..), four
+/// times two j with both halves.
+struct StageRows {
+    void* row[4];
+};
+DEVICE StageRows stage_rows(uint8_t* staged) {
+    const uint32_t lane = lane_index(), matrix = lane / 8, warp = warp_index() % 4;
+    StageRows rows;
+#pragma unroll
+    for (uint32_t pair = 0; pair < 4; ++pair) {
+        const uint32_t pixel = (2 * pair + matrix / 2) * 8 + lane % 8;
+        rows.row[pair] = staged_chunk(staged, pixel, 2 * warp + matrix % 2);
+    }
+    return rows;
+}
+
+/// The registers of a sub-tile as stmatrix takes them: [pair of j][2 (j % 2) + half], two pixels a word.
+struct StageWords {
+    uint32_t word[4][4];
+};
+
+/// A thread's share of a staged sub-tile: 32 channels of one pixel.
+DEVICE uint32_t share_pixel() { return threadIdx.x % 128 / 2; }
+DEVICE uint32_t share_half() { return threadIdx.x % 2; }
+/// Chunk 0..3 of the share.
+DEVICE Bytes16& share_chunk(uint8_t* staged, uint32_t chunk) {
+    return *reinterpret_cast<Bytes16*>(staged_chunk(staged, share_pixel(), 4 * share_half() + chunk));
+}
+
+/// Channel of this thread's sums; the upper one is eight further.
+DEVICE uint32_t own_channel(const GroupTile& tile) {
+    return tile.channel + 16 * (warp_index() % 4) + lane_index() / 4;
+}
+
+/// The barrier of one consumer warpgroup.
+DEVICE void group_barrier(uint32_t consumer) { named_barrier_sync(1 + consumer, 128); }
+
+/// A warpgroup's way through its staging buffers.
+template <class Shared>
+struct Stager {
+    const TensorMap& output;
+    const TensorMap& residual;
+    const WgmmaPlan& plan;
+    Shared& shared;
+    uint32_t consumer;
+    bool leader;  // the thread that talks to the copy engine
+
+    DEVICE Stager(const TensorMap& output, const TensorMap& residual, const WgmmaPlan& plan, Shared& shared,
+                  uint32_t consumer)
+        : output(output), residual(residual), plan(plan), shared(shared), consumer(consumer),
+          leader(threadIdx.x % 128 == 0) {}
+
+    DEVICE void load_residual(const GroupTile& tile, uint32_t stage) {
+        Mbarrier& full = shared.residual_full[consumer][stage % 2];
+        mbarrier_expect_bytes(full, STAGE_BYTES);
+        tma_load<4>(shared.staged[consumer][stage % 2], residual, full, stage_box(plan, tile, stage).at);
+    }
+
+    /// Before the products of a work: asks for the residual of its first two sub-tiles.
+    DEVICE void begin(const GroupTile& tile) {
+        group_barrier(consumer);  // nobody reads the last sub-tiles any more
+        if (leader) {
+            tma_store_wait_read<0>();
+            load_residual(tile, 0);
+            load_residual(tile, 1);
+        }
+    }
+
+    /// Sub-tile STAGE: `value(sum, half, residual)` makes of each sum what is stored, `half` telling the lower channel (0) from
+    /// the upper. `visit(stage, staged)` sees the staged sub-tile, and where WRITES may change its share of it before it is stored.
+    template <int STAGE, bool WRITES, class Value, class Visit>
+    DEVICE void finish(const GroupTile& tile, bool has_residual, const WgmmaSums& sums, const Value& value,
+                       const Visit& visit) {
+        uint8_t* const staged = shared.staged[consumer][STAGE % 2];
+        const StageRows rows = stage_rows(staged);
+        StageWords more{};
+        if (has_residual) {
+            mbarrier_wait(shared.residual_full[consumer][STAGE % 2], STAGE / 2);
+            ldmatrix_x4<4, true>(more.word, {rows.row[0], rows.row[1], rows.row[2], rows.row[3]});
+        } else {
+            if (leader) tma_store_wait_read<1>();
+            group_barrier(consumer);
+        }
+        StageWords words;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int at = 4 * (8 * STAGE + j) + 2 * half;
+                const uint32_t pair = more.word[j / 2][2 * (j % 2) + half];
+                words.word[j / 2][2 * (j % 2) + half] =
+                    pack_bf16(value(sums[at], half, low_float(pair)), value(sums[at + 1], half, high_float(pair)));
+            }
+        }
+        stmatrix_x4<4, true>(words.word, rows.row);
+        if constexpr (WRITES) {
+            group_barrier(consumer);
+            visit(STAGE, staged);
+        }
+        fence_async_proxy(staged, STAGE_BYTES);
+        group_barrier(consumer);
+        if (leader) {
+            tma_store<4>(output, staged, stage_box(plan, tile, STAGE).at);
+            tma_store_commit();
+        }
+        if constexpr (!WRITES) visit(STAGE, staged);
+        // The buffer of the sub-tile before is free for the residual of the one after.
+        if (STAGE == 1 || STAGE == 2) {
+            if (has_residual && leader) {
+                tma_store_wait_read<1>();
+                load_residual(tile, STAGE + 1);
+            }
+        }
+    }
+
+    template <bool WRITES, class Value, class Visit>
+    DEVICE void finish_all(const GroupTile& tile, bool has_residual, const WgmmaSums& sums, const Value& value,
+                           const Visit& visit) {
+        finish<0, WRITES>(tile, has_residual, sums, value, visit);
+        finish<1, WRITES>(tile, has_residual, sums, value, visit);
+        finish<2, WRITES>(tile, has_residual, sums, value, visit);
+        finish<3, WRITES>(tile, has_residual, sums, value, visit);
+    }
+};
+
+}  // namespace secateur

@@ -1,0 +1,232 @@
+// The persistent loop of a convolution on wgmma: one warp keeps two rings of shared memory full, two warpgroups multiply.
+//
+// A block computes, work after work, 64 CHANNEL_GROUPS channels of 256 PIXEL_GROUPS pixels; each of its two consumer warpgroups
+// has 64 channels of 256 pixels of that in 128 registers a thread. The producer fills a ring of pixel slots (planes of 64
+// channels, used by up to three taps) and a ring of weight slots (one tap, 64 channels of the reduction), each with a barrier
+// that says full and one that says empty. A warpgroup waits, multiplies 64 deep, and leaves the products of one slot under way
+// while it waits for the next; it gives a slot back when the products that read it are done. Called by forward.cu and
+// input_gradient.cu of this folder.
+#pragma once
+
+#include "conv/wgmma/plan.cuh"
+
+namespace secateur {
+
+/// Shape of a block: which channels and pixels its two consumer warpgroups take, and how long its rings are.
+template <int CHANNEL_GROUPS_, int PIXEL_GROUPS_, uint32_t SLOT_BYTES_, int WEIGHT_SLOTS_>
+struct WgmmaTile {
+    static constexpr int CHANNEL_GROUPS = CHANNEL_GROUPS_, PIXEL_GROUPS = PIXEL_GROUPS_;
+    static constexpr int CONSUMERS = 2, THREADS = 128 * (1 + CONSUMERS);
+    static constexpr int PIXEL_SLOTS = 2, WEIGHT_SLOTS = WEIGHT_SLOTS_;
+    static constexpr uint32_t SLOT_BYTES = SLOT_BYTES_;  // of one pixel group, at most
+    static constexpr uint32_t GROUP_WEIGHT_BYTES = GROUP_CHANNELS * DEPTH_CHANNELS * 2;
+    static_assert(CHANNEL_GROUPS * PIXEL_GROUPS == CONSUMERS, "one warpgroup each");
+};
+
+// 128 channels by 256 pixels: any layer with at least 128 output channels; slots as long as those of 4 x 4 images.
+using Wgmma128x256 = WgmmaTile<2, 1, 48 * 1024, 6>;
+// 64 channels by 512 pixels: the first stage, with slots of at most ten planes of 4 KiB.
+using Wgmma64x512 = WgmmaTile<1, 2, 40 * 1024, 4>;
+
+/// Sub-tiles of the output pass through two buffers a warpgroup: 64 pixels of 64 channels, as the copy engine wants them.
+constexpr uint32_t STAGE_PIXELS = 64;
+constexpr uint32_t STAGE_BYTES = STAGE_PIXELS * PIXEL_BYTES;
+
+template <class T>
+struct WgmmaShared {
+    alignas(1024) uint8_t pixels[T::PIXEL_SLOTS][T::PIXEL_GROUPS][T::SLOT_BYTES];
+    alignas(1024) uint8_t weights[T::WEIGHT_SLOTS][T::CHANNEL_GROUPS][T::GROUP_WEIGHT_BYTES];
+    alignas(1024) uint8_t staged[T::CONSUMERS][2][STAGE_BYTES];
+    Mbarrier pixels_full[T::PIXEL_SLOTS], pixels_empty[T::PIXEL_SLOTS];
+    Mbarrier weights_full[T::WEIGHT_SLOTS], weights_empty[T::WEIGHT_SLOTS];
+    Mbarrier residual_full[T::CONSUMERS][2];
+};
+
+/// A place in a ring, and how often the ring has been gone round.
+struct RingPlace {
+    uint32_t slot = 0, parity = 0;
+
+    DEVICE void advance(uint32_t slots) {
+        if (++slot == slots) {
+            slot = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+template <class T>
+DEVICE void prepare_barriers(WgmmaShared<T>& shared) {
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < T::PIXEL_SLOTS; ++i) {
+            mbarrier_init(shared.pixels_full[i], 1);
+            mbarrier_init(shared.pixels_empty[i], T::CONSUMERS);
+        }
+        for (int i = 0; i < T::WEIGHT_SLOTS; ++i) {
+            mbarrier_init(shared.weights_full[i], 1);
+            mbarrier_init(shared.weights_empty[i], T::CONSUMERS);
+        }
+        for (int i = 0; i < T::CONSUMERS; ++i) {
+            for (int b = 0; b < 2; ++b) mbarrier_init(shared.residual_full[i][b], 1);
+        }
+        fence_mbarrier_init();
+    }
+    syncthreads();
+}
+
+/// What the producer needs to know of the operands; the same for a forward convolution and an input gradient.
+struct WgmmaOperands {
+    TensorMap pixels[4];
+    TensorMap weights;  // {input channels, taps, output channels}, boxes of 64 x 1 x 64
+};
+
+/// Whether the channels that the pixels bring are rows of the weights (forward: K-major) or their columns.
+enum class Direction { Forward, Gradient };
+
+/// One thread: loads the operands of all work of this block, in the order in which they are multiplied.
+template <class T, Direction DIRECTION>
+DEVICE void produce(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShared<T>& shared) {
+    RingPlace pixels, weights;
+    for (uint32_t tile = blockIdx.x; tile < work_count(plan); tile += gridDim.x) {
+        const Work work = work_at(plan, tile);
+        for (uint32_t chunk = 0; chunk < plan.chunks; ++chunk) {
+            const int32_t depth = int32_t(chunk * DEPTH_CHANNELS);
+            for (uint32_t s = 0; s < work.phase.slots; ++s) {
+                const Slot slot = plan.slots[work.phase.first_slot + s];
+                // A slot that was never used is as good as empty: the wait for the phase before the first returns at once.
+                mbarrier_wait(shared.pixels_empty[pixels.slot], pixels.parity ^ 1);
+                Mbarrier& full = shared.pixels_full[pixels.slot];
+                mbarrier_expect_bytes(full, T::PIXEL_GROUPS * plan.slot_bytes);
+#pragma unroll
+                for (int g = 0; g < T::PIXEL_GROUPS; ++g) {
+                    const uint32_t group = work.pixel_tile * T::PIXEL_GROUPS + g;
+                    void* const to = shared.pixels[pixels.slot][g];
+                    const PixelGroup at = pixel_group(plan, group);
+                    if (plan.im2col) {
+                        // Pixels in their order in memory, across rows and images; `row` and `column` count from the top left tap.
+                        const int32_t stride = int32_t(plan.im2col);
+                        const uint32_t pixel = group * GROUP_PIXELS, side = (1u << plan.log2_side) - 1;
+                        const int32_t q = int32_t(pixel & side), r = int32_t(pixel >> plan.log2_side & side);
+                        tma_load_im2col(to, maps.pixels[slot.map], full,
+                                        {depth, stride * q - 1, stride * r - 1, int32_t(pixel >> (2 * plan.log2_side))},
+                                        uint16_t(slot.column), uint16_t(slot.row));
+                    } else {
+                        tma_load<4>(to, maps.pixels[slot.map], full,
+                                    {depth, slot.column, int32_t(at.image), int32_t(at.row) + slot.row});
+                    }
+                }
+                pixels.advance(T::PIXEL_SLOTS);
+
+                for (uint32_t t = 0; t < slot.taps; ++t) {
+                    mbarrier_wait(shared.weights_empty[weights.slot], weights.parity ^ 1);
+                    Mbarrier& here = shared.weights_full[weights.slot];
+                    mbarrier_expect_bytes(here, T::CHANNEL_GROUPS * T::GROUP_WEIGHT_BYTES);
+#pragma unroll
+                    for (int g = 0; g < T::CHANNEL_GROUPS; ++g) {
+                        const int32_t channel = int32_t((work.channel_tile * T::CHANNEL_GROUPS + g) * GROUP_CHANNELS);
+                        const int32_t tap = int32_t(byte_of(slot.weights, t));
+                        void* const to = shared.weights[weights.slot][g];
+                        if constexpr (DIRECTION == Direction::Forward) {
+                            tma_load<3>(to, maps.weights, here, {depth, tap, channel});
+                        } else {
+                            tma_load<3>(to, maps.weights, here, {channel, tap, depth});
+                        }
+                    }
+                    weights.advance(T::WEIGHT_SLOTS);
+                }
+            }
+        }
+    }
+}
+
+/// Sums of a thread: row 16 warp + lane / 4 (+ 8 where bit 1 of e is set) and column 8 j + 2 (lane % 4) (+ 1 where bit 0
+/// is), for e + 4 j.
+using WgmmaSums = float[GROUP_PIXELS / 2];
+
+/// Where a consumer stands in the rings.
+struct ConsumerPlaces {
+    RingPlace pixels, weights;
+};
+
+/// sums = weights x pixels of one work, by one warpgroup.
+template <class T, Direction DIRECTION>
+DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t consumer, WgmmaShared<T>& shared,
+                          ConsumerPlaces& places, WgmmaSums& sums) {
+    const uint32_t channel_group = consumer % T::CHANNEL_GROUPS, pixel_group = consumer / T::CHANNEL_GROUPS;
+    constexpr Major WEIGHTS = DIRECTION == Direction::Forward ? Major::K : Major::MN;
+    // 16 deep: half a quarter of an atom's row, or two atoms of eight rows.
+    constexpr uint32_t WEIGHT_STEP = WEIGHTS == Major::K ? 32 : 2 * 1024;
+    const bool leader = threadIdx.x % 128 == 0;
+
+    bool first = true;
+    Mbarrier* used_weights = nullptr;
+    Mbarrier* used_pixels = nullptr;
+    for (uint32_t chunk = 0; chunk < plan.chunks; ++chunk) {
+        for (uint32_t s = 0; s < work.phase.slots; ++s) {
+            const Slot slot = plan.slots[work.phase.first_slot + s];
+            mbarrier_wait(shared.pixels_full[places.pixels.slot], places.pixels.parity);
+            const uint8_t* const pixels = shared.pixels[places.pixels.slot][pixel_group];
+            for (uint32_t t = 0; t < slot.taps; ++t) {
+                mbarrier_wait(shared.weights_full[places.weights.slot], places.weights.parity);
+                const uint8_t* const weights = shared.weights[places.weights.slot][channel_group];
+                const uint8_t* const planes = pixels + byte_of(slot.planes, t) * plan.plane_bytes;
+                wgmma_pin(sums);
+                wgmma_fence();
+#pragma unroll
+                for (uint32_t k = 0; k < DEPTH_CHANNELS / 16; ++k) {
+                    wgmma_bf16<int(GROUP_PIXELS), WEIGHTS, Major::K>(
+                        sums, matrix_descriptor(weights + k * WEIGHT_STEP, 1024, 1024),
+                        matrix_descriptor(planes + k * 32, 1024, 1024), !first || k > 0);
+                }
+                wgmma_commit();
+                // The products of the tap before are done: its weights, and its pixels if it was their last tap.
+                wgmma_wait<1>();
+                if (leader) {
+                    if (used_weights != nullptr) mbarrier_arrive(*used_weights);
+                    if (used_pixels != nullptr) mbarrier_arrive(*used_pixels);
+                }
+                used_weights = &shared.weights_empty[places.weights.slot];
+                used_pixels = t + 1 == slot.taps ? &shared.pixels_empty[places.pixels.slot] : nullptr;
+                places.weights.advance(T::WEIGHT_SLOTS);
+                first = false;
+            }
+            places.pixels.advance(T::PIXEL_SLOTS);
+        }
+    }
+    wgmma_wait<0>();
+    wgmma_pin(sums);
+    if (leader) {
+        mbarrier_arrive(*used_weights);
+        mbarrier_arrive(*used_pixels);
+    }
+}
+
+/// The body of a kernel: warpgroup 0 loads, the others multiply and hand their sums to `finish(work, consumer, sums)`;
+/// `begin(work, consumer)` comes before the products of a work.
+template <class T, Direction DIRECTION, class Begin, class Finish>
+DEVICE void convolve(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShared<T>& shared, const Begin& begin,
+                     const Finish& finish) {
+    prepare_barriers(shared);
+    launch_dependents();
+    const uint32_t warpgroup = threadIdx.x / 128;
+    if (warpgroup == 0) {
+        lower_registers<40>();
+        if (threadIdx.x == 0) {
+            wait_for_prerequisites();
+            produce<T, DIRECTION>(maps, plan, shared);
+        }
+    } else {
+        raise_registers<232>();
+        wait_for_prerequisites();
+        const uint32_t consumer = warpgroup - 1;
+        ConsumerPlaces places;
+        WgmmaSums sums;
+        for (uint32_t tile = blockIdx.x; tile < work_count(plan); tile += gridDim.x) {
+            const Work work = work_at(plan, tile);
+            begin(work, consumer);
+            multiply_work<T, DIRECTION>(plan, work, consumer, shared, places, sums);
+            finish(work, consumer, sums);
+        }
+    }
+}
+
+}  // namespace secateur

@@ -1,0 +1,316 @@
+//! What a convolution on wgmma loads and in which order: the twin of `kernels/conv/wgmma/plan.cuh`, and how it is made.
+//!
+//! Pure arithmetic; checked here by carrying plans out on the CPU, and with the kernels by `tests/conv_*.rs`.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::super::ConvShape;
+
+/// Output pixels that a warpgroup computes, and channels.
+pub const GROUP_PIXELS: usize = 256;
+pub const GROUP_CHANNELS: usize = 64;
+/// Channels of the reduction in one slot.
+pub const DEPTH_CHANNELS: usize = 64;
+/// Bytes of a pixel in shared memory.
+const PIXEL_BYTES: usize = 128;
+
+/// One load of pixel planes and the taps that read it; byte `t` of `planes` and `weights` belongs to tap `t`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Slot {
+    /// Which of the gathered image's maps: parity of row, then of column, where the stride is 2.
+    pub map: u8,
+    /// Displacement of the first plane and of the first pixel of a plane.
+    pub row: i8,
+    pub column: i8,
+    pub taps: u8,
+    /// Plane at which each tap starts.
+    pub planes: u32,
+    /// Position of each tap in the kernel.
+    pub weights: u32,
+}
+
+/// Output pixels with taps of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Phase {
+    pub first_slot: u32,
+    pub slots: u32,
+}
+
+/// `WgmmaPlan` of the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Plan {
+    pub slots: [Slot; 12],
+    pub phases: [Phase; 4],
+    pub phase_count: u32,
+    pub phase_tiles: u32,
+    pub channel_tiles: u32,
+    pub chunks: u32,
+    pub log2_side: u32,
+    pub log2_images: u32,
+    pub batch: u32,
+    pub plane_bytes: u32,
+    pub slot_bytes: u32,
+    /// 0 for planes; the stride where single taps are loaded in im2col mode.
+    pub im2col: u32,
+}
+
+/// Which convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Forward,
+    Gradient,
+}
+
+/// How pixels come to shared memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Loads {
+    /// Planes, each column of the kernel once.
+    #[default]
+    Planes,
+    /// Each tap by itself, by the copy engine's im2col mode: a rung of the ladder, for measurements.
+    Im2col,
+}
+
+/// Parity of row and column of the input pixels that a phase of a strided input gradient writes, most taps first.
+pub const PARITIES: [(usize, usize); 4] = [(1, 1), (1, 0), (0, 1), (0, 0)];
+
+/// What a kernel is built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockShape {
+    pub channel_groups: usize,
+    pub pixel_groups: usize,
+    /// Bytes of a pixel slot, of one group of pixels.
+    pub slot_bytes: usize,
+    /// In the kernels' symbols.
+    pub name: &'static str,
+}
+
+/// `Wgmma128x256` and `Wgmma64x512` of `kernels/conv/wgmma/pipeline.cuh`.
+const WIDE: BlockShape =
+    BlockShape { channel_groups: 2, pixel_groups: 1, slot_bytes: 48 * 1024, name: "128x256" };
+const NARROW: BlockShape =
+    BlockShape { channel_groups: 1, pixel_groups: 2, slot_bytes: 40 * 1024, name: "64x512" };
+
+/// A plan, and what its launch and its maps need beside it.
+#[derive(Clone, Copy, Debug)]
+pub struct Planned {
+    pub plan: Plan,
+    pub block: BlockShape,
+    /// Planes that a slot loads.
+    pub planes: usize,
+    /// Rows and images of a group of pixels.
+    pub rows: usize,
+    pub images: usize,
+    /// Work of the whole grid.
+    pub tiles: usize,
+}
+
+/// Rows and images of 256 pixels of a grid of this side.
+fn group(side: usize) -> (usize, usize) {
+    match side * side {
+        area if area >= GROUP_PIXELS => (GROUP_PIXELS / side, 1),
+        area => (side, GROUP_PIXELS / area),
+    }
+}
+
+/// Plans a convolution; `None` where these kernels do not serve its shape.
+pub fn plan(shape: &ConvShape, direction: Direction, loads: Loads) -> Option<Planned> {
+    let (columns, reduction) = match direction {
+        Direction::Forward => (shape.out_channels, shape.in_channels),
+        Direction::Gradient => (shape.in_channels, shape.out_channels),
+    };
+    let side = shape.out_side();
+    if columns % GROUP_CHANNELS != 0 || reduction % DEPTH_CHANNELS != 0 || !(4..=32).contains(&side) {
+        return None;
+    }
+    let (rows, images) = group(side);
+    let (phases, extra_planes) = slots(shape, direction, loads)?;
+    let block = if columns % (2 * GROUP_CHANNELS) == 0 { WIDE } else { NARROW };
+    let plane_bytes = side * images * PIXEL_BYTES;
+    let (planes, slot_bytes) = match loads {
+        Loads::Planes => (rows + extra_planes, (rows + extra_planes) * plane_bytes),
+        Loads::Im2col => (rows, GROUP_PIXELS * PIXEL_BYTES),
+    };
+    if slot_bytes > block.slot_bytes {
+        return None;
+    }
+    let groups = shape.batch.div_ceil(images) * (side * side * images / GROUP_PIXELS);
+    let channel_tiles = columns / (GROUP_CHANNELS * block.channel_groups);
+    let phase_tiles = groups.div_ceil(block.pixel_groups) * channel_tiles;
+
+    let mut plan = Plan {
+        phase_count: phases.len() as u32,
+        phase_tiles: phase_tiles as u32,
+        channel_tiles: channel_tiles as u32,
+        chunks: (reduction / DEPTH_CHANNELS) as u32,
+        log2_side: side.ilog2(),
+        log2_images: images.ilog2(),
+        batch: shape.batch as u32,
+        plane_bytes: plane_bytes as u32,
+        slot_bytes: slot_bytes as u32,
+        im2col: if loads == Loads::Im2col { shape.stride as u32 } else { 0 },
+        ..Zeroable::zeroed()
+    };
+    let mut next = 0;
+    for (phase, slots) in phases.iter().enumerate() {
+        plan.phases[phase] = Phase { first_slot: next as u32, slots: slots.len() as u32 };
+        plan.slots[next..next + slots.len()].copy_from_slice(slots);
+        next += slots.len();
+    }
+    Some(Planned { plan, block, planes, rows, images, tiles: phases.len() * phase_tiles })
+}
+
+/// A slot from its taps: (plane, position in the kernel).
+fn slot(map: usize, row: i8, column: i8, taps: &[(u32, u32)]) -> Slot {
+    let word = |of: fn(&(u32, u32)) -> u32| taps.iter().rev().fold(0, |word, tap| word << 8 | of(tap));
+    Slot {
+        map: map as u8,
+        row,
+        column,
+        taps: taps.len() as u8,
+        planes: word(|tap| tap.0),
+        weights: word(|tap| tap.1),
+    }
+}
+
+/// The slots of each phase, and how many planes a slot has beyond the rows of its pixels.
+fn slots(shape: &ConvShape, direction: Direction, loads: Loads) -> Option<(Vec<Vec<Slot>>, usize)> {
+    use Direction::{Forward, Gradient};
+    if loads == Loads::Im2col {
+        let mirrored = |tap: u32| if direction == Gradient { 2 - tap } else { tap } as i8;
+        let tap = |tap: u32| slot(0, mirrored(tap / 3), mirrored(tap % 3), &[(0, tap)]);
+        let served = shape.kernel == 3 && (direction == Forward || shape.stride == 1);
+        return served.then(|| (vec![(0..9).map(tap).collect()], 0));
+    }
+    match (shape.kernel, shape.stride, direction) {
+        // Rows r = 0, 1, 2 of the kernel lie one plane behind the other, from one above the first pixel on.
+        (3, 1, Forward) => {
+            let column = |s: u32| slot(0, -1, s as i8 - 1, &[(0, s), (1, 3 + s), (2, 6 + s)]);
+            Some((vec![(0..3).map(column).collect()], 2))
+        }
+        // The same mirrored: tap (r, s) reads (1 - r, 1 - s) further on.
+        (3, 1, Gradient) => {
+            let column = |s: u32| slot(0, -1, 1 - s as i8, &[(2, s), (1, 3 + s), (0, 6 + s)]);
+            Some((vec![(0..3).map(column).collect()], 2))
+        }
+        // Row 2 p + r - 1: odd rows p - 1 and p for r = 0 and 2, the even row p for r = 1; columns alike.
+        (3, 2, Forward) => {
+            let columns = [(1, -1, 0), (0, 0, 1), (1, 0, 2)];
+            let pair = |(parity, column, s): (usize, i8, u32)| {
+                [slot(2 + parity, -1, column, &[(0, s), (1, 6 + s)]), slot(parity, 0, column, &[(0, 3 + s)])]
+            };
+            Some((vec![columns.into_iter().flat_map(pair).collect()], 1))
+        }
+        // An odd input row meets r = 0 of the output row below and r = 2 of its own; an even one r = 1 of its own.
+        (3, 2, Gradient) => {
+            let reached = |parity: usize| if parity == 1 { vec![(1, 0), (0, 2)] } else { vec![(0, 1)] };
+            let phase = |(row, column): (usize, usize)| {
+                let taps = |s: u32| -> Vec<(u32, u32)> {
+                    reached(row).into_iter().map(|(plane, r): (u32, u32)| (plane, 3 * r + s)).collect()
+                };
+                reached(column).into_iter().map(|(at, s)| slot(0, 0, at as i8, &taps(s))).collect()
+            };
+            Some((PARITIES.into_iter().map(phase).collect(), 1))
+        }
+        (1, 2, _) => Some((vec![vec![slot(0, 0, 0, &[(0, 0)])]], 0)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ResNet18;
+
+    /// Every product (output pixel row, input row, tap row) of one axis that a plan makes, as (grid position with parity,
+    /// gathered position, tap), gathered positions in the whole image.
+    fn products(shape: &ConvShape, direction: Direction) -> Vec<([usize; 2], [i64; 2], usize)> {
+        let planned = plan(shape, direction, Loads::Planes).unwrap();
+        let side = shape.out_side() as i64;
+        let mut products = Vec::new();
+        for phase in 0..planned.plan.phase_count as usize {
+            let of = planned.plan.phases[phase];
+            let parity = if direction == Direction::Gradient && shape.kernel == 3 && shape.stride == 2 {
+                PARITIES[phase]
+            } else {
+                (0, 0)
+            };
+            let spread = if planned.plan.phase_count == 4 { 2 } else { 1 };
+            let slots = &planned.plan.slots[of.first_slot as usize..(of.first_slot + of.slots) as usize];
+            for slot in slots {
+                for tap in 0..usize::from(slot.taps) {
+                    let byte = |word: u32| (word >> (8 * tap) & 0xFF) as usize;
+                    assert!(byte(slot.planes) + planned.rows <= planned.planes);
+                    for p in 0..side {
+                        for q in 0..side {
+                            let at = [
+                                p + i64::from(slot.row) + byte(slot.planes) as i64,
+                                q + i64::from(slot.column),
+                            ];
+                            // Forward with stride 2 gathers from one of four interleaved images.
+                            let gathered = match (direction, shape.stride) {
+                                (Direction::Forward, 2) => {
+                                    [2 * at[0] + i64::from(slot.map / 2), 2 * at[1] + i64::from(slot.map % 2)]
+                                }
+                                _ => at,
+                            };
+                            let image = if direction == Direction::Forward { shape.in_side } else { side as usize };
+                            if gathered.iter().all(|at| (0..image as i64).contains(at)) {
+                                let grid = [spread * p as usize + parity.0, spread * q as usize + parity.1];
+                                products.push((grid, gathered, byte(slot.weights)));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        products.sort_unstable();
+        products
+    }
+
+    #[test]
+    fn a_plan_makes_every_product_of_a_convolution_once() {
+        let mut seen = 0;
+        for conv in (ResNet18 { width: 64, classes: 10 }).convs().iter().skip(1) {
+            let shape = ConvShape::new(conv, 5);
+            let (side, padding) = (shape.in_side as i64, shape.kernel as i64 / 2);
+            let (mut forward, mut gradient) = (Vec::new(), Vec::new());
+            for p in 0..shape.out_side() {
+                for q in 0..shape.out_side() {
+                    for tap in 0..shape.taps() {
+                        let (r, s) = ((tap / shape.kernel) as i64, (tap % shape.kernel) as i64);
+                        let h = (p * shape.stride) as i64 + r - padding;
+                        let w = (q * shape.stride) as i64 + s - padding;
+                        if (0..side).contains(&h) && (0..side).contains(&w) {
+                            forward.push(([p, q], [h, w], tap));
+                            // The compact gradient of a 1 x 1 kernel is on the output's grid.
+                            let shrink = if shape.kernel == 1 { 2 } else { 1 };
+                            let at = [h as usize / shrink, w as usize / shrink];
+                            gradient.push((at, [p as i64, q as i64], tap));
+                        }
+                    }
+                }
+            }
+            forward.sort_unstable();
+            gradient.sort_unstable();
+            assert_eq!(products(&shape, Direction::Forward), forward, "{}", conv.name);
+            assert_eq!(products(&shape, Direction::Gradient), gradient, "{}", conv.name);
+            seen += 1;
+        }
+        assert_eq!(seen, 19);
+    }
+
+    #[test]
+    fn other_shapes_are_left_to_mma() {
+        for conv in (ResNet18 { width: 16, classes: 10 }).convs() {
+            let shape = ConvShape::new(&conv, 4);
+            let served = shape.in_channels >= 64 && shape.out_channels >= 64;
+            assert_eq!(plan(&shape, Direction::Forward, Loads::Planes).is_some(), served, "{}", conv.name);
+        }
+        let stem = ConvShape::new(&(ResNet18 { width: 64, classes: 10 }).convs()[0], 4);
+        assert!(plan(&stem, Direction::Forward, Loads::Planes).is_none());
+    }
+}
