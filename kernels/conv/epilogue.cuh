@@ -9,10 +9,6 @@
 
 namespace secateur {
 
-struct alignas(8) Float2 {
-    float value[2];
-};
-
 /// A tile of sums in shared memory, its 16-byte chunks swizzled: the fragments of a half warp (four rows) and a row read by
 /// a quarter warp both fall into different banks.
 template <class T>

@@ -66,6 +66,9 @@ struct alignas(16) Bytes16 {
 struct alignas(8) Bytes8 {
     uint32_t word[2];
 };
+struct alignas(8) Float2 {
+    float value[2];
+};
 struct alignas(16) Float4 {
     float value[4];
 };

@@ -78,5 +78,8 @@ KERNEL(conv_input_gradient_wgmma_128x256, WgmmaGradientParams, Wgmma128x256::THR
 KERNEL(conv_input_gradient_wgmma_64x512, WgmmaGradientParams, Wgmma64x512::THREADS, WgmmaShared<Wgmma64x512>) {
     conv_input_gradient<Wgmma64x512>(p, shared);
 }
+KERNEL(conv_input_gradient_wgmma_64x256, WgmmaGradientParams, Wgmma64x256::THREADS, WgmmaShared<Wgmma64x256>) {
+    conv_input_gradient<Wgmma64x256>(p, shared);
+}
 
 }  // namespace secateur

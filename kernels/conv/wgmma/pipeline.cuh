@@ -1,6 +1,6 @@
-// The persistent loop of a convolution on wgmma: one warp keeps two rings of shared memory full, two warpgroups multiply.
+// The persistent loop of a convolution on wgmma: one warp keeps two rings of shared memory full, one or two warpgroups multiply.
 //
-// A block computes, work after work, 64 CHANNEL_GROUPS channels of 256 PIXEL_GROUPS pixels; each of its two consumer warpgroups
+// A block computes, work after work, 64 CHANNEL_GROUPS channels of 256 PIXEL_GROUPS pixels; each of its consumer warpgroups
 // has 64 channels of 256 pixels of that in 128 registers a thread. The producer fills a ring of pixel slots (planes of 64
 // channels, used by up to three taps) and a ring of weight slots (one tap, 64 channels of the reduction), each with a barrier
 // that says full and one that says empty. A warpgroup waits, multiplies 64 deep, and leaves the products of one slot under way
@@ -12,21 +12,23 @@
 
 namespace secateur {
 
-/// Shape of a block: which channels and pixels its two consumer warpgroups take, and how long its rings are.
-template <int CHANNEL_GROUPS_, int PIXEL_GROUPS_, uint32_t SLOT_BYTES_, int WEIGHT_SLOTS_>
+/// Shape of a block: which channels and pixels its consumer warpgroups take, and how long its rings are.
+template <int CHANNEL_GROUPS_, int PIXEL_GROUPS_, uint32_t SLOT_BYTES_, int PIXEL_SLOTS_, int WEIGHT_SLOTS_>
 struct WgmmaTile {
     static constexpr int CHANNEL_GROUPS = CHANNEL_GROUPS_, PIXEL_GROUPS = PIXEL_GROUPS_;
-    static constexpr int CONSUMERS = 2, THREADS = 128 * (1 + CONSUMERS);
-    static constexpr int PIXEL_SLOTS = 2, WEIGHT_SLOTS = WEIGHT_SLOTS_;
+    static constexpr int CONSUMERS = CHANNEL_GROUPS * PIXEL_GROUPS, THREADS = 128 * (1 + CONSUMERS);
+    static constexpr int PIXEL_SLOTS = PIXEL_SLOTS_, WEIGHT_SLOTS = WEIGHT_SLOTS_;
     static constexpr uint32_t SLOT_BYTES = SLOT_BYTES_;  // of one pixel group, at most
     static constexpr uint32_t GROUP_WEIGHT_BYTES = GROUP_CHANNELS * DEPTH_CHANNELS * 2;
-    static_assert(CHANNEL_GROUPS * PIXEL_GROUPS == CONSUMERS, "one warpgroup each");
+    static_assert(CONSUMERS <= 2, "the registers of a multiprocessor hold the sums of two warpgroups");
 };
 
 // 128 channels by 256 pixels: any layer with at least 128 output channels; slots as long as those of 4 x 4 images.
-using Wgmma128x256 = WgmmaTile<2, 1, 48 * 1024, 6>;
+using Wgmma128x256 = WgmmaTile<2, 1, 48 * 1024, 2, 6>;
 // 64 channels by 512 pixels: the first stage, with slots of at most ten planes of 4 KiB.
-using Wgmma64x512 = WgmmaTile<1, 2, 40 * 1024, 4>;
+using Wgmma64x512 = WgmmaTile<1, 2, 40 * 1024, 2, 4>;
+// 64 channels by 256 pixels: twice as many blocks, for batches that leave multiprocessors idle.
+using Wgmma64x256 = WgmmaTile<1, 1, 48 * 1024, 3, 6>;
 
 /// Sub-tiles of the output pass through two buffers a warpgroup: 64 pixels of 64 channels, as the copy engine wants them.
 constexpr uint32_t STAGE_PIXELS = 64;
@@ -209,13 +211,13 @@ DEVICE void convolve(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShar
     launch_dependents();
     const uint32_t warpgroup = threadIdx.x / 128;
     if (warpgroup == 0) {
-        lower_registers<40>();
+        if constexpr (T::CONSUMERS == 2) lower_registers<40>();
         if (threadIdx.x == 0) {
             wait_for_prerequisites();
             produce<T, DIRECTION>(maps, plan, shared);
         }
     } else {
-        raise_registers<232>();
+        if constexpr (T::CONSUMERS == 2) raise_registers<232>();
         wait_for_prerequisites();
         const uint32_t consumer = warpgroup - 1;
         ConsumerPlaces places;

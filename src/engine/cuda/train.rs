@@ -239,7 +239,7 @@ impl Walk<'_> {
         let output = self.pass.convolutions[at].address();
         conv::forward(self.driver(), &shape, input, self.weights(at), &epilogue, output)?;
         let live = |element| self.parameters.live.address().offset::<f32>(element);
-        let tile_rows = conv::statistics_tile_rows(&shape);
+        let tile_rows = conv::statistics_tile_rows(self.driver(), &shape);
         let params = StatisticsParams {
             partials,
             gamma: live(slot.bn_weight),

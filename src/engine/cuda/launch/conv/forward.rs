@@ -3,6 +3,7 @@
 use bytemuck::Zeroable;
 
 use super::params::ForwardParams;
+use super::wgmma::{self, Rung};
 use super::{ConvShape, Tile, forward_cost};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver, launch};
@@ -21,12 +22,12 @@ pub enum ForwardEpilogue {
     Statistics { partials: Address },
 }
 
-/// Output pixels that one partial result of [`ForwardEpilogue::Statistics`] covers.
-pub fn statistics_tile_rows(_shape: &ConvShape) -> usize {
-    Tile::ROWS
+/// Output pixels that one partial result of [`ForwardEpilogue::Statistics`] covers on this driver.
+pub fn statistics_tile_rows(driver: &dyn Driver, shape: &ConvShape) -> usize {
+    if wgmma::serves_forward(driver, shape) { wgmma::STATISTICS_ROWS } else { Tile::ROWS }
 }
 
-/// Elements (f32) of the partial results of [`ForwardEpilogue::Statistics`].
+/// Elements (f32) of the partial results of [`ForwardEpilogue::Statistics`], on any driver.
 pub fn statistics_partials(shape: &ConvShape) -> usize {
     shape.output_rows().div_ceil(Tile::ROWS) * 2 * shape.out_channels
 }
@@ -40,11 +41,14 @@ pub fn forward(
     epilogue: &ForwardEpilogue,
     output: Address,
 ) -> Result<()> {
+    if wgmma::serves_forward(driver, shape) {
+        return wgmma::forward(driver, Rung::default(), shape, input, weights, epilogue, output);
+    }
     let tile = Tile::choose(shape.output_rows(), shape.out_channels);
     forward_tiled(driver, tile, shape, input, weights, epilogue, output)
 }
 
-/// [`forward`] in a given tile: for tests and measurements.
+/// [`forward`] on mma in a given tile: for tests and measurements.
 pub fn forward_tiled(
     driver: &dyn Driver,
     tile: Tile,

@@ -1,6 +1,7 @@
 //! Launch of the input gradient: `kernels/conv/input_gradient.cu`.
 
 use super::params::InputGradientParams;
+use super::wgmma::{self, Rung};
 use super::{ConvShape, Tile, input_gradient_cost};
 use crate::engine::cuda::driver::{Address, Driver, launch};
 use crate::engine::{Error, Result};
@@ -15,31 +16,7 @@ pub struct InputGradientEpilogue {
     pub mask: Option<Address>,
 }
 
-/// Gradient with respect to the input, bf16. That of a 1x1 convolution of stride 2 is compact: `output_rows x in_channels`,
-/// the gradient of the input pixels with even coordinates; the others have none. It takes no mask and no residual.
-pub fn input_gradient(
-    driver: &dyn Driver,
-    shape: &ConvShape,
-    output_gradient: Address,
-    weights: Address,
-    epilogue: &InputGradientEpilogue,
-    input_gradient: Address,
-) -> Result<()> {
-    let phases = if shape.stride == 2 && shape.kernel == 3 { 4 } else { 1 };
-    let tile = Tile::choose(phases * shape.output_rows(), shape.in_channels);
-    input_gradient_tiled(driver, tile, shape, output_gradient, weights, epilogue, input_gradient)
-}
-
-/// [`input_gradient`] in a given tile: for tests and measurements.
-pub fn input_gradient_tiled(
-    driver: &dyn Driver,
-    tile: Tile,
-    shape: &ConvShape,
-    output_gradient: Address,
-    weights: Address,
-    epilogue: &InputGradientEpilogue,
-    input_gradient: Address,
-) -> Result<()> {
+fn check(shape: &ConvShape, epilogue: &InputGradientEpilogue) -> Result<()> {
     shape.check()?;
     if shape.is_stem() {
         return Err(Error::Invalid("input gradient of the stem: use image_gradient".into()));
@@ -50,6 +27,40 @@ pub fn input_gradient_tiled(
                 .into(),
         ));
     }
+    Ok(())
+}
+
+/// Gradient with respect to the input, bf16. That of a 1x1 convolution of stride 2 is compact: `output_rows x in_channels`,
+/// the gradient of the input pixels with even coordinates; the others have none. It takes no mask and no residual.
+pub fn input_gradient(
+    driver: &dyn Driver,
+    shape: &ConvShape,
+    output_gradient: Address,
+    weights: Address,
+    epilogue: &InputGradientEpilogue,
+    input_gradient: Address,
+) -> Result<()> {
+    check(shape, epilogue)?;
+    if wgmma::serves_input_gradient(driver, shape) {
+        let rung = Rung::default();
+        return wgmma::input_gradient(driver, rung, shape, output_gradient, weights, epilogue, input_gradient);
+    }
+    let phases = if shape.stride == 2 && shape.kernel == 3 { 4 } else { 1 };
+    let tile = Tile::choose(phases * shape.output_rows(), shape.in_channels);
+    input_gradient_tiled(driver, tile, shape, output_gradient, weights, epilogue, input_gradient)
+}
+
+/// [`input_gradient`] on mma in a given tile: for tests and measurements.
+pub fn input_gradient_tiled(
+    driver: &dyn Driver,
+    tile: Tile,
+    shape: &ConvShape,
+    output_gradient: Address,
+    weights: Address,
+    epilogue: &InputGradientEpilogue,
+    input_gradient: Address,
+) -> Result<()> {
+    check(shape, epilogue)?;
     let operation = match shape.stride {
         1 => "conv_input_gradient_stride1",
         _ => "conv_input_gradient_stride2",

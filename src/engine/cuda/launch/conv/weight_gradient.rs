@@ -1,7 +1,7 @@
 //! Launch of the weight gradient and its reduction: `kernels/conv/weight_gradient.cu`.
 
 use super::params::{WeightGradientParams, WeightReduceParams};
-use super::{ConvShape, weight_gradient_cost, weight_reduce_cost};
+use super::{ConvShape, weight_gradient_cost, weight_reduce_cost, wgmma};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
 
@@ -39,9 +39,10 @@ fn split(shape: &ConvShape) -> Split {
     Split { most_parts, parts: slabs.div_ceil(slabs_a_part), pixels_a_part: slabs_a_part * SLAB }
 }
 
-/// Elements (f32) of workspace that [`weight_gradient`] needs for this shape, or for a smaller batch of it.
+/// Elements (f32) of workspace that [`weight_gradient`] needs for this shape, or for a smaller batch of it, on any driver.
 pub fn weight_gradient_workspace(shape: &ConvShape) -> usize {
-    split(shape).most_parts * shape.weight_len()
+    let parts = wgmma::weight_gradient_parts_at_most(shape).unwrap_or(0);
+    split(shape).most_parts.max(parts) * shape.weight_len()
 }
 
 /// Gradient with respect to the weights, f32 KRSC; for the stem of 3 channels, hi and lo parts added up. `accumulate` adds to
@@ -56,6 +57,22 @@ pub fn weight_gradient(
     accumulate: bool,
 ) -> Result<()> {
     shape.check()?;
+    let parts = if wgmma::serves_forward(driver, shape) {
+        wgmma::weight_gradient_parts(driver, shape, input, output_gradient, workspace)?
+    } else {
+        parts_on_mma(driver, shape, input, output_gradient, workspace)?
+    };
+    reduce(driver, shape, workspace, parts, gradient, accumulate)
+}
+
+/// Writes the parts to `workspace`, and says how many they are.
+fn parts_on_mma(
+    driver: &dyn Driver,
+    shape: &ConvShape,
+    input: Address,
+    output_gradient: Address,
+    workspace: Address,
+) -> Result<usize> {
     let split = split(shape);
     let (tile_rows, tile_columns) = tile(shape);
     let kernel = Kernel::named(&format!("conv_weight_gradient_mma_{tile_rows}x{tile_columns}"))?;
@@ -71,13 +88,24 @@ pub fn weight_gradient(
     let across = columns(shape).div_ceil(tile_columns) as u32;
     let grid = [across, (shape.out_channels / tile_rows) as u32, split.parts as u32];
     launch(driver, &kernel, grid, &params, weight_gradient_cost(shape, split.parts))?;
+    Ok(split.parts)
+}
 
+/// Adds up the parts in their order.
+fn reduce(
+    driver: &dyn Driver,
+    shape: &ConvShape,
+    workspace: Address,
+    parts: usize,
+    gradient: Address,
+    accumulate: bool,
+) -> Result<()> {
     let elements = shape.weight_len();
     let params = WeightReduceParams {
         workspace,
         gradient,
         elements: elements as u32,
-        parts: split.parts as u32,
+        parts: parts as u32,
         accumulate: accumulate.into(),
         unused: 0,
     };
@@ -87,5 +115,5 @@ pub fn weight_gradient(
         (Kernel::named("conv_weight_gradient_reduce")?, elements / 4)
     };
     let blocks = threads.div_ceil(kernel.threads() as usize) as u32;
-    launch(driver, &kernel, [blocks, 1, 1], &params, weight_reduce_cost(shape, split.parts, accumulate))
+    launch(driver, &kernel, [blocks, 1, 1], &params, weight_reduce_cost(shape, parts, accumulate))
 }

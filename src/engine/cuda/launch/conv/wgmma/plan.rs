@@ -13,6 +13,8 @@ pub const GROUP_CHANNELS: usize = 64;
 pub const DEPTH_CHANNELS: usize = 64;
 /// Bytes of a pixel in shared memory.
 const PIXEL_BYTES: usize = 128;
+/// Blocks of a persistent grid: one on each multiprocessor of an H100 or H200. A constant, as results do not depend on it.
+pub const BLOCKS: usize = 132;
 
 /// One load of pixel planes and the taps that read it; byte `t` of `planes` and `weights` belongs to tap `t`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -77,7 +79,7 @@ pub enum Loads {
 /// Parity of row and column of the input pixels that a phase of a strided input gradient writes, most taps first.
 pub const PARITIES: [(usize, usize); 4] = [(1, 1), (1, 0), (0, 1), (0, 0)];
 
-/// What a kernel is built for.
+/// What a kernel is built for: the tiles of `kernels/conv/wgmma/pipeline.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockShape {
     pub channel_groups: usize,
@@ -88,11 +90,29 @@ pub struct BlockShape {
     pub name: &'static str,
 }
 
-/// `Wgmma128x256` and `Wgmma64x512` of `kernels/conv/wgmma/pipeline.cuh`.
-const WIDE: BlockShape =
-    BlockShape { channel_groups: 2, pixel_groups: 1, slot_bytes: 48 * 1024, name: "128x256" };
-const NARROW: BlockShape =
-    BlockShape { channel_groups: 1, pixel_groups: 2, slot_bytes: 40 * 1024, name: "64x512" };
+impl BlockShape {
+    const WIDE: Self =
+        Self { channel_groups: 2, pixel_groups: 1, slot_bytes: 48 * 1024, name: "128x256" };
+    const LONG: Self = Self { channel_groups: 1, pixel_groups: 2, slot_bytes: 40 * 1024, name: "64x512" };
+    const SMALL: Self = Self { channel_groups: 1, pixel_groups: 1, slot_bytes: 48 * 1024, name: "64x256" };
+
+    /// The block for `columns` channels of `groups` groups of 256 pixels, of those whose slots hold `slot_bytes`. Each choice
+    /// adds every element up in the same order.
+    fn choose(columns: usize, groups: usize, slot_bytes: usize) -> Option<Self> {
+        let fits = |block: &Self| {
+            columns.is_multiple_of(block.channel_groups * GROUP_CHANNELS) && slot_bytes <= block.slot_bytes
+        };
+        // Rounds of the grid, in work of one warpgroup; one warpgroup alone fetches its weights for itself and keeps the tensor
+        // cores a little less busy: predicted, not measured.
+        let cost = |block: &Self| {
+            let tiles = groups.div_ceil(block.pixel_groups) * (columns / GROUP_CHANNELS / block.channel_groups);
+            let each = if *block == Self::SMALL { 1.2 } else { 2.0 };
+            tiles.div_ceil(BLOCKS) as f64 * each
+        };
+        let candidates = [Self::WIDE, Self::LONG, Self::SMALL].into_iter().filter(fits);
+        candidates.min_by(|a, b| cost(a).total_cmp(&cost(b)))
+    }
+}
 
 /// A plan, and what its launch and its maps need beside it.
 #[derive(Clone, Copy, Debug)]
@@ -101,9 +121,10 @@ pub struct Planned {
     pub block: BlockShape,
     /// Planes that a slot loads.
     pub planes: usize,
-    /// Rows and images of a group of pixels.
+    /// Rows and images of a group of pixels, and how many groups there are.
     pub rows: usize,
     pub images: usize,
+    pub groups: usize,
     /// Work of the whole grid.
     pub tiles: usize,
 }
@@ -128,16 +149,13 @@ pub fn plan(shape: &ConvShape, direction: Direction, loads: Loads) -> Option<Pla
     }
     let (rows, images) = group(side);
     let (phases, extra_planes) = slots(shape, direction, loads)?;
-    let block = if columns % (2 * GROUP_CHANNELS) == 0 { WIDE } else { NARROW };
     let plane_bytes = side * images * PIXEL_BYTES;
     let (planes, slot_bytes) = match loads {
         Loads::Planes => (rows + extra_planes, (rows + extra_planes) * plane_bytes),
         Loads::Im2col => (rows, GROUP_PIXELS * PIXEL_BYTES),
     };
-    if slot_bytes > block.slot_bytes {
-        return None;
-    }
     let groups = shape.batch.div_ceil(images) * (side * side * images / GROUP_PIXELS);
+    let block = BlockShape::choose(columns, groups, slot_bytes)?;
     let channel_tiles = columns / (GROUP_CHANNELS * block.channel_groups);
     let phase_tiles = groups.div_ceil(block.pixel_groups) * channel_tiles;
 
@@ -160,7 +178,7 @@ pub fn plan(shape: &ConvShape, direction: Direction, loads: Loads) -> Option<Pla
         plan.slots[next..next + slots.len()].copy_from_slice(slots);
         next += slots.len();
     }
-    Some(Planned { plan, block, planes, rows, images, tiles: phases.len() * phase_tiles })
+    Some(Planned { plan, block, planes, rows, images, groups, tiles: phases.len() * phase_tiles })
 }
 
 /// A slot from its taps: (plane, position in the kernel).
