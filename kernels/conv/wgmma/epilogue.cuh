@@ -23,8 +23,9 @@ struct GroupTile {
 
 template <class T>
 DEVICE GroupTile group_tile(const WgmmaPlan& plan, const Work& work, uint32_t consumer) {
-    const uint32_t group = work.pixel_tile * T::PIXEL_GROUPS + consumer / T::CHANNEL_GROUPS;
-    return {group, (work.channel_tile * T::CHANNEL_GROUPS + consumer % T::CHANNEL_GROUPS) * GROUP_CHANNELS,
+    const uint32_t part = T::RESIDENT ? 0 : consumer;
+    const uint32_t group = work.pixel_tile * T::PIXEL_GROUPS + part / T::CHANNEL_GROUPS;
+    return {group, (work.channel_tile * T::CHANNEL_GROUPS + part % T::CHANNEL_GROUPS) * GROUP_CHANNELS,
             pixel_group(plan, group)};
 }
 

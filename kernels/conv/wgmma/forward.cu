@@ -135,11 +135,14 @@ DEVICE void conv_forward_statistics(const WgmmaForwardParams& p, WgmmaShared<T>&
 CONV_FORWARD_WGMMA(conv_forward_relu, 128x256, Wgmma128x256)
 CONV_FORWARD_WGMMA(conv_forward_relu, 64x512, Wgmma64x512)
 CONV_FORWARD_WGMMA(conv_forward_relu, 64x256, Wgmma64x256)
+CONV_FORWARD_WGMMA(conv_forward_relu, resident, WgmmaResident)
 CONV_FORWARD_WGMMA(conv_forward_bias, 128x256, Wgmma128x256)
 CONV_FORWARD_WGMMA(conv_forward_bias, 64x512, Wgmma64x512)
 CONV_FORWARD_WGMMA(conv_forward_bias, 64x256, Wgmma64x256)
+CONV_FORWARD_WGMMA(conv_forward_bias, resident, WgmmaResident)
 CONV_FORWARD_WGMMA(conv_forward_statistics, 128x256, Wgmma128x256)
 CONV_FORWARD_WGMMA(conv_forward_statistics, 64x512, Wgmma64x512)
 CONV_FORWARD_WGMMA(conv_forward_statistics, 64x256, Wgmma64x256)
+CONV_FORWARD_WGMMA(conv_forward_statistics, resident, WgmmaResident)
 
 }  // namespace secateur

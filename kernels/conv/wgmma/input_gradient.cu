@@ -81,5 +81,8 @@ KERNEL(conv_input_gradient_wgmma_64x512, WgmmaGradientParams, Wgmma64x512::THREA
 KERNEL(conv_input_gradient_wgmma_64x256, WgmmaGradientParams, Wgmma64x256::THREADS, WgmmaShared<Wgmma64x256>) {
     conv_input_gradient<Wgmma64x256>(p, shared);
 }
+KERNEL(conv_input_gradient_wgmma_resident, WgmmaGradientParams, WgmmaResident::THREADS, WgmmaShared<WgmmaResident>) {
+    conv_input_gradient<WgmmaResident>(p, shared);
+}
 
 }  // namespace secateur

@@ -13,22 +13,29 @@
 namespace secateur {
 
 /// Shape of a block: which channels and pixels its consumer warpgroups take, and how long its rings are.
-template <int CHANNEL_GROUPS_, int PIXEL_GROUPS_, uint32_t SLOT_BYTES_, int PIXEL_SLOTS_, int WEIGHT_SLOTS_>
+template <int CHANNEL_GROUPS_, int PIXEL_GROUPS_, uint32_t SLOT_BYTES_, int PIXEL_SLOTS_, int WEIGHT_SLOTS_,
+          bool RESIDENT_ = false>
 struct WgmmaTile {
     static constexpr int CHANNEL_GROUPS = CHANNEL_GROUPS_, PIXEL_GROUPS = PIXEL_GROUPS_;
-    static constexpr int CONSUMERS = CHANNEL_GROUPS * PIXEL_GROUPS, THREADS = 128 * (1 + CONSUMERS);
+    /// All weights stay in shared memory, a slot for each tap; the two consumers take turns at the work, so that the
+    /// products of one hide what follows the products of the other.
+    static constexpr bool RESIDENT = RESIDENT_;
+    static constexpr int CONSUMERS = RESIDENT ? 2 : CHANNEL_GROUPS * PIXEL_GROUPS, THREADS = 128 * (1 + CONSUMERS);
     static constexpr int PIXEL_SLOTS = PIXEL_SLOTS_, WEIGHT_SLOTS = WEIGHT_SLOTS_;
     static constexpr uint32_t SLOT_BYTES = SLOT_BYTES_;  // of one pixel group, at most
     static constexpr uint32_t GROUP_WEIGHT_BYTES = GROUP_CHANNELS * DEPTH_CHANNELS * 2;
     static_assert(CONSUMERS <= 2, "the registers of a multiprocessor hold the sums of two warpgroups");
+    static_assert(!RESIDENT || CHANNEL_GROUPS * PIXEL_GROUPS == 1, "consumers that take turns share no work");
 };
 
 // 128 channels by 256 pixels: any layer with at least 128 output channels; slots as long as those of 4 x 4 images.
 using Wgmma128x256 = WgmmaTile<2, 1, 48 * 1024, 2, 6>;
-// 64 channels by 512 pixels: the first stage, with slots of at most ten planes of 4 KiB.
+// 64 channels by 512 pixels: a reduction over more than 64 channels to 64, with slots of at most ten planes of 4 KiB.
 using Wgmma64x512 = WgmmaTile<1, 2, 40 * 1024, 2, 4>;
 // 64 channels by 256 pixels: twice as many blocks, for batches that leave multiprocessors idle.
 using Wgmma64x256 = WgmmaTile<1, 1, 48 * 1024, 3, 6>;
+// The same with nine resident taps of 64 by 64: the first stage.
+using WgmmaResident = WgmmaTile<1, 1, 40 * 1024, 3, 9, true>;
 
 /// Sub-tiles of the output pass through two buffers a warpgroup: 64 pixels of 64 channels, as the copy engine wants them.
 constexpr uint32_t STAGE_PIXELS = 64;
@@ -61,7 +68,7 @@ DEVICE void prepare_barriers(WgmmaShared<T>& shared) {
     if (threadIdx.x == 0) {
         for (int i = 0; i < T::PIXEL_SLOTS; ++i) {
             mbarrier_init(shared.pixels_full[i], 1);
-            mbarrier_init(shared.pixels_empty[i], T::CONSUMERS);
+            mbarrier_init(shared.pixels_empty[i], T::RESIDENT ? 1 : T::CONSUMERS);
         }
         for (int i = 0; i < T::WEIGHT_SLOTS; ++i) {
             mbarrier_init(shared.weights_full[i], 1);
@@ -84,10 +91,31 @@ struct WgmmaOperands {
 /// Whether the channels that the pixels bring are rows of the weights (forward: K-major) or their columns.
 enum class Direction { Forward, Gradient };
 
+/// Asks for one tap of the weights of a block's channels, 64 deep.
+template <class T, Direction DIRECTION>
+DEVICE void load_weights(const WgmmaOperands& maps, WgmmaShared<T>& shared, uint32_t slot, uint32_t channel_tile,
+                         int32_t tap, int32_t depth) {
+    Mbarrier& full = shared.weights_full[slot];
+    mbarrier_expect_bytes(full, T::CHANNEL_GROUPS * T::GROUP_WEIGHT_BYTES);
+#pragma unroll
+    for (int g = 0; g < T::CHANNEL_GROUPS; ++g) {
+        const int32_t channel = int32_t((channel_tile * T::CHANNEL_GROUPS + g) * GROUP_CHANNELS);
+        void* const to = shared.weights[slot][g];
+        if constexpr (DIRECTION == Direction::Forward) {
+            tma_load<3>(to, maps.weights, full, {depth, tap, channel});
+        } else {
+            tma_load<3>(to, maps.weights, full, {channel, tap, depth});
+        }
+    }
+}
+
 /// One thread: loads the operands of all work of this block, in the order in which they are multiplied.
 template <class T, Direction DIRECTION>
 DEVICE void produce(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShared<T>& shared) {
     RingPlace pixels, weights;
+    if constexpr (T::RESIDENT) {
+        for (int tap = 0; tap < T::WEIGHT_SLOTS; ++tap) load_weights<T, DIRECTION>(maps, shared, tap, 0, tap, 0);
+    }
     for (uint32_t tile = blockIdx.x; tile < work_count(plan); tile += gridDim.x) {
         const Work work = work_at(plan, tile);
         for (uint32_t chunk = 0; chunk < plan.chunks; ++chunk) {
@@ -118,22 +146,13 @@ DEVICE void produce(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShare
                 }
                 pixels.advance(T::PIXEL_SLOTS);
 
-                for (uint32_t t = 0; t < slot.taps; ++t) {
-                    mbarrier_wait(shared.weights_empty[weights.slot], weights.parity ^ 1);
-                    Mbarrier& here = shared.weights_full[weights.slot];
-                    mbarrier_expect_bytes(here, T::CHANNEL_GROUPS * T::GROUP_WEIGHT_BYTES);
-#pragma unroll
-                    for (int g = 0; g < T::CHANNEL_GROUPS; ++g) {
-                        const int32_t channel = int32_t((work.channel_tile * T::CHANNEL_GROUPS + g) * GROUP_CHANNELS);
-                        const int32_t tap = int32_t(byte_of(slot.weights, t));
-                        void* const to = shared.weights[weights.slot][g];
-                        if constexpr (DIRECTION == Direction::Forward) {
-                            tma_load<3>(to, maps.weights, here, {depth, tap, channel});
-                        } else {
-                            tma_load<3>(to, maps.weights, here, {channel, tap, depth});
-                        }
+                if constexpr (!T::RESIDENT) {
+                    for (uint32_t t = 0; t < slot.taps; ++t) {
+                        mbarrier_wait(shared.weights_empty[weights.slot], weights.parity ^ 1);
+                        load_weights<T, DIRECTION>(maps, shared, weights.slot, work.channel_tile,
+                                                   int32_t(byte_of(slot.weights, t)), depth);
+                        weights.advance(T::WEIGHT_SLOTS);
                     }
-                    weights.advance(T::WEIGHT_SLOTS);
                 }
             }
         }
@@ -145,31 +164,49 @@ DEVICE void produce(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShare
 using WgmmaSums = float[GROUP_PIXELS / 2];
 
 /// Where a consumer stands in the rings.
+template <class T>
 struct ConsumerPlaces {
     RingPlace pixels, weights;
+
+    /// The weights of a tap, waited for.
+    DEVICE const uint8_t* await_weights(WgmmaShared<T>& shared, uint32_t tap, uint32_t channel_group) const {
+        const uint32_t slot = T::RESIDENT ? tap : weights.slot;
+        mbarrier_wait(shared.weights_full[slot], T::RESIDENT ? 0 : weights.parity);
+        return shared.weights[slot][channel_group];
+    }
+    /// Passes over the pixels of a work that the other consumer has.
+    DEVICE void skip(uint32_t slots) {
+        for (uint32_t s = 0; s < slots; ++s) pixels.advance(T::PIXEL_SLOTS);
+    }
 };
 
 /// sums = weights x pixels of one work, by one warpgroup.
 template <class T, Direction DIRECTION>
 DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t consumer, WgmmaShared<T>& shared,
-                          ConsumerPlaces& places, WgmmaSums& sums) {
-    const uint32_t channel_group = consumer % T::CHANNEL_GROUPS, pixel_group = consumer / T::CHANNEL_GROUPS;
+                          ConsumerPlaces<T>& places, WgmmaSums& sums) {
+    const uint32_t channel_group = T::RESIDENT ? 0 : consumer % T::CHANNEL_GROUPS;
+    const uint32_t pixel_group = T::RESIDENT ? 0 : consumer / T::CHANNEL_GROUPS;
     constexpr Major WEIGHTS = DIRECTION == Direction::Forward ? Major::K : Major::MN;
-    // 16 deep: half a quarter of an atom's row, or two atoms of eight rows.
+    // 16 deep: a quarter of an atom's rows of 128 bytes, or two atoms of eight rows.
     constexpr uint32_t WEIGHT_STEP = WEIGHTS == Major::K ? 32 : 2 * 1024;
     const bool leader = threadIdx.x % 128 == 0;
 
     bool first = true;
     Mbarrier* used_weights = nullptr;
     Mbarrier* used_pixels = nullptr;
+    // Gives back what the products before the newest have read.
+    const auto release = [&] {
+        if (!leader) return;
+        if (used_weights != nullptr) mbarrier_arrive(*used_weights);
+        if (used_pixels != nullptr) mbarrier_arrive(*used_pixels);
+    };
     for (uint32_t chunk = 0; chunk < plan.chunks; ++chunk) {
         for (uint32_t s = 0; s < work.phase.slots; ++s) {
             const Slot slot = plan.slots[work.phase.first_slot + s];
             mbarrier_wait(shared.pixels_full[places.pixels.slot], places.pixels.parity);
             const uint8_t* const pixels = shared.pixels[places.pixels.slot][pixel_group];
             for (uint32_t t = 0; t < slot.taps; ++t) {
-                mbarrier_wait(shared.weights_full[places.weights.slot], places.weights.parity);
-                const uint8_t* const weights = shared.weights[places.weights.slot][channel_group];
+                const uint8_t* const weights = places.await_weights(shared, byte_of(slot.weights, t), channel_group);
                 const uint8_t* const planes = pixels + byte_of(slot.planes, t) * plan.plane_bytes;
                 wgmma_pin(sums);
                 wgmma_fence();
@@ -182,11 +219,8 @@ DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t cons
                 wgmma_commit();
                 // The products of the tap before are done: its weights, and its pixels if it was their last tap.
                 wgmma_wait<1>();
-                if (leader) {
-                    if (used_weights != nullptr) mbarrier_arrive(*used_weights);
-                    if (used_pixels != nullptr) mbarrier_arrive(*used_pixels);
-                }
-                used_weights = &shared.weights_empty[places.weights.slot];
+                release();
+                used_weights = T::RESIDENT ? nullptr : &shared.weights_empty[places.weights.slot];
                 used_pixels = t + 1 == slot.taps ? &shared.pixels_empty[places.pixels.slot] : nullptr;
                 places.weights.advance(T::WEIGHT_SLOTS);
                 first = false;
@@ -196,10 +230,7 @@ DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t cons
     }
     wgmma_wait<0>();
     wgmma_pin(sums);
-    if (leader) {
-        mbarrier_arrive(*used_weights);
-        mbarrier_arrive(*used_pixels);
-    }
+    release();
 }
 
 /// The body of a kernel: warpgroup 0 loads, the others multiply and hand their sums to `finish(work, consumer, sums)`;
@@ -220,10 +251,15 @@ DEVICE void convolve(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShar
         if constexpr (T::CONSUMERS == 2) raise_registers<232>();
         wait_for_prerequisites();
         const uint32_t consumer = warpgroup - 1;
-        ConsumerPlaces places;
+        ConsumerPlaces<T> places;
         WgmmaSums sums;
+        uint32_t turn = 0;
         for (uint32_t tile = blockIdx.x; tile < work_count(plan); tile += gridDim.x) {
             const Work work = work_at(plan, tile);
+            if (T::RESIDENT && turn++ % 2 != consumer) {
+                places.skip(plan.chunks * work.phase.slots);
+                continue;
+            }
             begin(work, consumer);
             multiply_work<T, DIRECTION>(plan, work, consumer, shared, places, sums);
             finish(work, consumer, sums);

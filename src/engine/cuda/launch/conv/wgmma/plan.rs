@@ -96,9 +96,16 @@ impl BlockShape {
     const LONG: Self = Self { channel_groups: 1, pixel_groups: 2, slot_bytes: 40 * 1024, name: "64x512" };
     const SMALL: Self = Self { channel_groups: 1, pixel_groups: 1, slot_bytes: 48 * 1024, name: "64x256" };
 
+    /// All weights in shared memory: 64 channels to 64.
+    const RESIDENT: Self =
+        Self { channel_groups: 1, pixel_groups: 1, slot_bytes: 40 * 1024, name: "resident" };
+
     /// The block for `columns` channels of `groups` groups of 256 pixels, of those whose slots hold `slot_bytes`. Each choice
     /// adds every element up in the same order.
-    fn choose(columns: usize, groups: usize, slot_bytes: usize) -> Option<Self> {
+    fn choose(columns: usize, groups: usize, slot_bytes: usize, resident: bool) -> Option<Self> {
+        if resident && slot_bytes <= Self::RESIDENT.slot_bytes {
+            return Some(Self::RESIDENT);
+        }
         let fits = |block: &Self| {
             columns.is_multiple_of(block.channel_groups * GROUP_CHANNELS) && slot_bytes <= block.slot_bytes
         };
@@ -155,7 +162,9 @@ pub fn plan(shape: &ConvShape, direction: Direction, loads: Loads) -> Option<Pla
         Loads::Im2col => (rows, GROUP_PIXELS * PIXEL_BYTES),
     };
     let groups = shape.batch.div_ceil(images) * (side * side * images / GROUP_PIXELS);
-    let block = BlockShape::choose(columns, groups, slot_bytes)?;
+    let resident = loads == Loads::Planes && shape.taps() == 9 && shape.stride == 1;
+    let resident = resident && columns == GROUP_CHANNELS && reduction == DEPTH_CHANNELS;
+    let block = BlockShape::choose(columns, groups, slot_bytes, resident)?;
     let channel_tiles = columns / (GROUP_CHANNELS * block.channel_groups);
     let phase_tiles = groups.div_ceil(block.pixel_groups) * channel_tiles;
 
