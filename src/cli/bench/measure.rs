@@ -1,9 +1,7 @@
-//! `secateur bench`: how long a training step, an attack, an evaluation or each kernel takes, and whether two measurements
-//! differ.
+//! `secateur bench step|attack|eval|kernels`: sampling until the noise is low enough or the time is up.
 //!
-//! The device block first, then a table of medians; sampling goes on until the noise is low enough or the time is up. On the
-//! cuda device and the emulated one the operations and bytes of a row are counted launch by launch; the cpu engine counts its
-//! convolutions. Checked by `tests/bench.rs`.
+//! On the cuda device and the emulated one the operations and bytes of a row are counted launch by launch; the cpu engine counts
+//! its convolutions. Checked by `tests/bench.rs`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,12 +9,11 @@ use std::time::Instant;
 
 use anyhow::bail;
 
-use super::{CheckFailed, Interrupted, at, catch_interrupts, recipe_for, writable};
+use super::super::{Interrupted, at, catch_interrupts, recipe_for, writable};
 use crate::console::Console;
 use crate::engine::{DeviceChoice, Launch, Record};
 use crate::files::{Existing, write_atomic};
 use crate::measure::ceilings::Ceilings;
-use crate::measure::compare::{self, Change};
 use crate::measure::document::{Document, Row};
 use crate::measure::harness::{Rule, Samples, Verdict, sample};
 use crate::measure::profile;
@@ -26,29 +23,8 @@ use crate::recipe::Recipe;
 /// Steps of one sample on a GPU, where a step is short; elsewhere one.
 const STEPS_A_SAMPLE: usize = 8;
 
-/// Measure how long the work of training takes, and compare two measurements
 #[derive(clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(clap::Subcommand)]
-enum What {
-    /// A whole training step of each recipe
-    Step(Options),
-    /// The attack of one batch by each recipe
-    Attack(Options),
-    /// PGD-20 of one batch, as an evaluation does it
-    Eval(Options),
-    /// Each kernel, in each shape that a training step has
-    Kernels(Options),
-    /// Say of each row of two JSON files whether it became faster or slower; exit code 1 where one is slower
-    Compare(CompareArgs),
-}
-
-#[derive(clap::Args)]
-struct Options {
+pub struct Options {
     /// Built-in recipes or TOML files
     #[arg(
         long,
@@ -89,28 +65,8 @@ struct Options {
     csv: Option<PathBuf>,
 }
 
-#[derive(clap::Args)]
-struct CompareArgs {
-    /// JSON of an earlier measurement
-    first: PathBuf,
-    /// JSON of a later one
-    second: PathBuf,
-    /// Ratios of the medians within 1 + this, and 1 / (1 + this), count as the same
-    #[arg(long, value_name = "SHARE", default_value_t = 0.03)]
-    tolerance: f64,
-}
-
-pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
-    match args.what {
-        What::Step(options) => measure("step", &options, console),
-        What::Attack(options) => measure("attack", &options, console),
-        What::Eval(options) => measure("eval", &options, console),
-        What::Kernels(options) => measure("kernels", &options, console),
-        What::Compare(args) => run_compare(&args, console),
-    }
-}
-
-fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Result<()> {
+/// Measures one kind of work, `step`, `attack`, `eval` or `kernels`.
+pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Result<()> {
     if !(options.error > 0.0 && options.timeout >= 0.0) {
         bail!("--error {} --timeout {}: expected numbers above 0", options.error, options.timeout);
     }
@@ -234,26 +190,4 @@ fn kernel_rows(
         Row::new(name, samples, 0, [launch.flops as f64, launch.bytes as f64], ceilings)
     };
     Ok(shapes.into_iter().filter_map(row).collect())
-}
-
-fn run_compare(args: &CompareArgs, console: &Console) -> anyhow::Result<()> {
-    if !(args.tolerance > 0.0 && args.tolerance.is_finite()) {
-        bail!("--tolerance {}: expected a number above 0, such as 0.03", args.tolerance);
-    }
-    let (first, second) = (Document::read(&args.first)?, Document::read(&args.second)?);
-    let (rows, notes) = compare::compare_documents(&first, &second, args.tolerance);
-    for note in notes {
-        console.note(note);
-    }
-    if rows.is_empty() {
-        bail!("{} and {} have no row in common", args.first.display(), args.second.display());
-    }
-    for line in compare::lines(&rows) {
-        console.line(line);
-    }
-    let slower = rows.iter().filter(|row| row.change == Change::Slower).count();
-    if slower > 0 {
-        bail!(CheckFailed(format!("{slower} of {} rows SLOWER", rows.len())));
-    }
-    Ok(())
 }

@@ -1,0 +1,42 @@
+//! `secateur bench`: how long a training step, an attack, an evaluation or each kernel takes, and whether two measurements
+//! differ.
+//!
+//! The device block first, then a table of medians. `measure` samples, `compare` judges two files. Checked by
+//! `tests/bench.rs`.
+
+mod compare;
+mod measure;
+
+use crate::console::Console;
+use measure::{Options, measure};
+
+/// Measure how long the work of training takes, and compare two measurements
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// A whole training step of each recipe
+    Step(Options),
+    /// The attack of one batch by each recipe
+    Attack(Options),
+    /// PGD-20 of one batch, as an evaluation does it
+    Eval(Options),
+    /// Each kernel, in each shape that a training step has
+    Kernels(Options),
+    /// Say of each row of two JSON files whether it became faster or slower; exit code 1 where one is slower
+    Compare(compare::Args),
+}
+
+pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
+    match args.what {
+        What::Step(options) => measure("step", &options, console),
+        What::Attack(options) => measure("attack", &options, console),
+        What::Eval(options) => measure("eval", &options, console),
+        What::Kernels(options) => measure("kernels", &options, console),
+        What::Compare(args) => compare::run(&args, console),
+    }
+}
