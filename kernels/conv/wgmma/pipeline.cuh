@@ -264,6 +264,8 @@ DEVICE void convolve(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShar
             multiply_work<T, DIRECTION>(plan, work, consumer, shared, places, sums);
             finish(work, consumer, sums);
         }
+        // Shared memory must outlive the stores that read it.
+        if (threadIdx.x % 128 == 0) tma_store_wait<0>();
     }
 }
 

@@ -6,11 +6,13 @@
 //! | `plan` | which pixels and weights a block loads, and in which order |
 //! | `maps` | how the copy engine sees the tensors |
 //! | `params` | the parameter structs |
+//! | `predict` | how long all this should take on an H200, and the rungs of the ladder |
 //! | `weight_gradient` | the third of the three operations; forward and input gradient are here |
 
 mod maps;
 mod params;
 mod plan;
+pub mod predict;
 mod weight_gradient;
 
 use bytemuck::Zeroable;
@@ -20,8 +22,8 @@ use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
 use crate::engine::{Error, Result};
 use maps::Images;
 use params::{ForwardParams, GradientParams, Operands};
-pub use plan::Loads;
-use plan::{BLOCKS, Direction, GROUP_PIXELS, PARITIES, Planned, plan};
+pub use plan::{Direction, Loads};
+use plan::{BLOCKS, GROUP_PIXELS, PARITIES, Planned, plan};
 pub use weight_gradient::{most_parts as weight_gradient_parts_at_most, weight_gradient_parts};
 
 /// Output pixels whose statistics are one partial result.

@@ -1,0 +1,122 @@
+//! How long a convolution on wgmma should take: clocks of its tensor cores, its second-level cache and its shared memory.
+//!
+//! Rates are those of an H100 or H200, a multiprocessor and clock: 4,096 bf16 operations, about 35 bytes from the second-level
+//! cache where all read at once, 128 bytes of shared memory. A block's products take as long as the slowest of the three. A
+//! measurement that beats this is a finding about these numbers. Called by the ladder's bench, which prints it beside what it
+//! measures; checked here against the figures that one can work out by hand.
+
+use super::Rung;
+use super::plan::{BLOCKS, Direction, GROUP_CHANNELS, GROUP_PIXELS, Loads, Planned, plan};
+use crate::engine::cuda::launch::conv::ConvShape;
+
+const FLOPS_A_CLOCK: f64 = 4096.0;
+const CACHE_BYTES_A_CLOCK: f64 = 35.0;
+const SHARED_BYTES_A_CLOCK: f64 = 128.0;
+/// Clocks a second under load: an H200 holds about this with its tensor cores busy.
+const CLOCK: f64 = 1.6e9;
+/// From the first load to the first product, and from the last product to the last store.
+const FILL: f64 = 1_000.0;
+const EPILOGUE: f64 = 2_400.0;
+/// Bytes that m64n256k16 reads: 64 and 256 rows of 16 bf16.
+const PRODUCT_BYTES: usize = (64 + 256) * 16 * 2;
+
+/// What bounds the products of a tile.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Prediction {
+    pub seconds: f64,
+    /// `tensor`, `cache` or `shared`.
+    pub bound: &'static str,
+}
+
+/// Clocks of the products of one tile: tensor cores, second-level cache, shared memory.
+fn tile_clocks(planned: &Planned, phase: usize) -> [f64; 3] {
+    let phase = planned.plan.phases[phase];
+    let slots = &planned.plan.slots[phase.first_slot as usize..(phase.first_slot + phase.slots) as usize];
+    let taps: usize = slots.iter().map(|slot| usize::from(slot.taps)).sum();
+    let block = planned.block;
+    let groups = block.channel_groups * block.pixel_groups;
+    let chunks = planned.plan.chunks as usize;
+    // Each tap is four products of 16 deep a warpgroup.
+    let products = chunks * taps * 4 * groups;
+    let flops = products * 2 * GROUP_CHANNELS * GROUP_PIXELS * 16;
+    let pixels = chunks * slots.len() * block.pixel_groups * planned.plan.slot_bytes as usize;
+    let weights =
+        if block.name == "resident" { 0 } else { chunks * taps * block.channel_groups * GROUP_CHANNELS * 128 };
+    let loaded = (pixels + weights) as f64;
+    [
+        flops as f64 / FLOPS_A_CLOCK,
+        loaded / CACHE_BYTES_A_CLOCK,
+        (products as f64 * PRODUCT_BYTES as f64 + loaded) / SHARED_BYTES_A_CLOCK,
+    ]
+}
+
+/// Predicts a forward convolution or an input gradient; `None` where these kernels do not serve the shape.
+pub fn predict(shape: &ConvShape, direction: Direction, rung: Rung) -> Option<Prediction> {
+    let planned = plan(shape, direction, rung.loads)?;
+    // A persistent block loads the next tile behind the products of the last, and two warpgroups that take turns hide what
+    // follows the products as well.
+    let around = match (planned.block.name, rung.persistent) {
+        ("resident", true) => 0.0,
+        (_, true) => EPILOGUE,
+        (_, false) => FILL + EPILOGUE,
+    };
+    let rounds = planned.tiles.div_ceil(BLOCKS) as f64;
+    let phases = planned.plan.phase_count as usize;
+    // Phases differ in their taps; a round has its share of each.
+    let clocks: Vec<[f64; 3]> = (0..phases).map(|phase| tile_clocks(&planned, phase)).collect();
+    let slowest = |clocks: &[f64; 3]| clocks.iter().copied().fold(0.0, f64::max);
+    let mean = clocks.iter().map(slowest).sum::<f64>() / phases as f64;
+    let sums: [f64; 3] = std::array::from_fn(|at| clocks.iter().map(|clocks| clocks[at]).sum());
+    let bound = match sums.iter().copied().fold(0.0, f64::max) {
+        most if most == sums[0] => "tensor",
+        most if most == sums[1] => "cache",
+        _ => "shared",
+    };
+    Some(Prediction { seconds: (rounds * (mean + around) + FILL) / CLOCK, bound })
+}
+
+/// Every rung, lowest first, and what it is called.
+pub const LADDER: [(&str, Rung); 4] = [
+    ("im2col", Rung { loads: Loads::Im2col, persistent: false }),
+    ("im2col, persistent", Rung { loads: Loads::Im2col, persistent: true }),
+    ("planes", Rung { loads: Loads::Planes, persistent: false }),
+    ("planes, persistent", Rung { loads: Loads::Planes, persistent: true }),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(side: usize, channels: usize) -> ConvShape {
+        ConvShape {
+            batch: 512,
+            in_side: side,
+            in_channels: channels,
+            out_channels: channels,
+            kernel: 3,
+            stride: 1,
+        }
+    }
+
+    #[test]
+    fn im2col_is_bound_by_the_cache_and_planes_by_the_tensor_cores() {
+        for (side, channels) in [(32, 64), (16, 128), (8, 256), (4, 512)] {
+            let shape = layer(side, channels);
+            let of = |rung| predict(&shape, Direction::Forward, rung).unwrap();
+            assert_eq!(of(LADDER[0].1).bound, "cache", "{side}");
+            assert_eq!(of(LADDER[3].1).bound, "tensor", "{side}");
+            let seconds: Vec<f64> = LADDER.iter().map(|(_, rung)| of(*rung).seconds).collect();
+            assert!(seconds.is_sorted_by(|a, b| a >= b), "{side}: {seconds:?}");
+        }
+    }
+
+    #[test]
+    fn a_tile_of_the_first_stage_takes_what_one_works_out_by_hand() {
+        let planned = plan(&layer(32, 64), Direction::Forward, Loads::Planes).unwrap();
+        let [tensor, cache, shared] = tile_clocks(&planned, 0);
+        // 36 products of 128 clocks; three slots of ten planes of 4 KiB; 36 times 10 KiB, and the loads.
+        assert_eq!(tensor, 36.0 * 128.0);
+        assert_eq!(cache, 3.0 * 40_960.0 / 35.0);
+        assert_eq!(shared, (36.0 * 10_240.0 + 3.0 * 40_960.0) / 128.0);
+    }
+}
