@@ -7,7 +7,10 @@ use std::rc::Rc;
 
 use common::*;
 use half::bf16;
+use secateur::engine::Error;
 use secateur::engine::cuda::driver::Driver;
+use secateur::engine::cuda::driver::host::HostDriver;
+use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Loads, Rung};
 use secateur::engine::cuda::launch::conv::{
     ConvShape, ForwardEpilogue, Tile, forward as launch_forward, forward_tiled, statistics_partials,
     statistics_tile_rows,
@@ -38,6 +41,15 @@ enum Ending {
     Statistics,
 }
 
+/// Which of the kernels runs.
+#[derive(Clone, Copy)]
+enum Kernel {
+    /// The one that the launch code chooses.
+    Chosen,
+    Tile(Tile),
+    Rung(Rung),
+}
+
 struct Case {
     shape: ConvShape,
     input: Vec<bf16>,
@@ -62,8 +74,12 @@ impl Case {
         }
     }
 
-    /// Runs the kernel in `tile`, or in the one that the launch code chooses.
-    fn run(&self, driver: &Rc<dyn Driver>, ending: Ending, tile: Option<Tile>) -> Outputs {
+    fn run(&self, driver: &Rc<dyn Driver>, ending: Ending, kernel: Kernel) -> Outputs {
+        self.try_run(driver, ending, kernel).unwrap()
+    }
+
+    /// The error is that of the launch.
+    fn try_run(&self, driver: &Rc<dyn Driver>, ending: Ending, kernel: Kernel) -> Result<Outputs, Error> {
         let shape = &self.shape;
         let input = upload(driver, "input", &self.input);
         let weights = upload(driver, "weights", &self.weights);
@@ -80,18 +96,16 @@ impl Case {
             Ending::Statistics => ForwardEpilogue::Statistics { partials: partials.address() },
         };
         let (from, with, to) = (input.address(), weights.address(), output.address());
-        match tile {
-            Some(tile) => forward_tiled(&**driver, tile, shape, from, with, &epilogue, to).unwrap(),
-            None => launch_forward(&**driver, shape, from, with, &epilogue, to).unwrap(),
+        match kernel {
+            Kernel::Tile(tile) => forward_tiled(&**driver, tile, shape, from, with, &epilogue, to)?,
+            Kernel::Rung(rung) => wgmma::forward(&**driver, rung, shape, from, with, &epilogue, to)?,
+            Kernel::Chosen => launch_forward(&**driver, shape, from, with, &epilogue, to)?,
         }
-        Outputs {
-            output: output.to_vec().unwrap(),
-            mask: mask.to_vec().unwrap(),
-            partials: partials.to_vec().unwrap(),
-        }
+        Ok(Outputs { output: output.to_vec()?, mask: mask.to_vec()?, partials: partials.to_vec()? })
     }
 
-    fn check(&self, what: &str, ending: Ending, outputs: &Outputs) {
+    /// `tile_rows` is what one partial result of the statistics covers.
+    fn check(&self, what: &str, ending: Ending, tile_rows: usize, outputs: &Outputs) {
         let channels = self.shape.out_channels;
         // Exact value before the ReLU, and how far f32 may be from it.
         let before: Vec<(f64, f64)> = (0..self.shape.output_len())
@@ -125,16 +139,19 @@ impl Case {
             assert!(outputs.mask.iter().all(|byte| *byte == 0xFF), "{what}: wrote a mask");
         }
         if ending == Ending::Statistics {
-            self.check_statistics(what, outputs);
+            self.check_statistics(what, tile_rows, outputs);
         } else {
             assert!(outputs.partials().iter().all(|v| v.is_nan()), "{what}: wrote statistics");
         }
     }
 
     /// The partial statistics are those of the very outputs that were stored.
-    fn check_statistics(&self, what: &str, outputs: &Outputs) {
-        let (channels, tile) = (self.shape.out_channels, statistics_tile_rows(&self.shape));
-        let (values, met) = (from_halves(&outputs.values()), outputs.partials());
+    fn check_statistics(&self, what: &str, tile: usize, outputs: &Outputs) {
+        let channels = self.shape.out_channels;
+        let (values, mut met) = (from_halves(&outputs.values()), outputs.partials());
+        // There is room for the smallest tiles; of larger ones there are fewer.
+        let written = self.shape.output_rows().div_ceil(tile) * 2 * channels;
+        assert!(met.split_off(written).iter().all(|v| v.is_nan()), "{what}: wrote beyond its statistics");
         let mut wanted = vec![0.0; met.len()];
         let mut bounds = vec![0.0; met.len()];
         for (t, rows) in values.chunks(tile * channels).enumerate() {
@@ -159,27 +176,52 @@ impl Outputs {
     }
 }
 
+const ENDINGS: [Ending; 4] = [Ending::Relu, Ending::ReluResidual, Ending::Bias, Ending::Statistics];
+
 #[test]
 fn every_shape_and_every_epilogue_agree_with_the_oracle() {
     println!("seed {SEED}");
     for shape in all_shapes() {
         let case = Case::new(shape);
-        for ending in [Ending::Relu, Ending::ReluResidual, Ending::Bias, Ending::Statistics] {
-            let mut first = None;
-            for (name, driver) in drivers() {
+        let hopper = wgmma::serves_forward(&*HostDriver::hopper(), &shape);
+        for ending in ENDINGS {
+            let mut families = Families::default();
+            for (name, driver) in conv_drivers(hopper) {
                 let what = format!("{shape:?}, {ending:?}, {name}");
-                let outputs = case.run(&driver, ending, None);
-                case.check(&what, ending, &outputs);
-                // The host runner gives the same bits in both warp orders.
-                if name.starts_with("host") {
-                    assert!(
-                        first.get_or_insert_with(|| case.run(&driver, ending, None)) == &outputs,
-                        "{what}"
-                    );
+                let outputs = case.run(&driver, ending, Kernel::Chosen);
+                case.check(&what, ending, statistics_tile_rows(&*driver, &shape), &outputs);
+                assert!(families.agree(name, outputs), "{what}: other bits than the first of its family");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_rung_of_the_ladder_changes_a_result() {
+    println!("seed {SEED}");
+    // Enough images for two rounds of a small persistent grid, and for a last group that is cut short.
+    let driver = HostDriver::hopper();
+    let mut tried = 0;
+    for shape in shapes(64, 17).into_iter().filter(|shape| wgmma::serves_forward(&*driver, shape)) {
+        let shape = ConvShape { batch: if shape.out_side() == 4 { 17 } else { 5 }, ..shape };
+        let case = Case::new(shape);
+        for ending in [Ending::ReluResidual, Ending::Statistics] {
+            for loads in [Loads::Planes, Loads::Im2col] {
+                let mut families = Families::default();
+                for block in Block::ALL {
+                    for persistent in [true, false] {
+                        let rung = Rung { loads, persistent, block: Some(block) };
+                        let Ok(outputs) = case.try_run(&driver, ending, Kernel::Rung(rung)) else { continue };
+                        let what = format!("{shape:?}, {ending:?}, {rung:?}");
+                        case.check(&what, ending, wgmma::STATISTICS_ROWS, &outputs);
+                        assert!(families.agree("same", outputs), "{what}: another block, other bits");
+                        tried += 1;
+                    }
                 }
             }
         }
     }
+    assert!(tried > 100, "{tried}");
 }
 
 #[test]
@@ -189,14 +231,14 @@ fn the_tile_never_changes_a_bit() {
         let case = Case::new(shape);
         for ending in [Ending::ReluResidual, Ending::Bias, Ending::Statistics] {
             for (name, driver) in drivers() {
-                let reference = case.run(&driver, ending, Some(Tile::Columns64));
-                case.check(&format!("{shape:?}, {ending:?}, {name}, 64"), ending, &reference);
+                let reference = case.run(&driver, ending, Kernel::Tile(Tile::Columns64));
+                case.check(&format!("{shape:?}, {ending:?}, {name}, 64"), ending, Tile::ROWS, &reference);
                 for tile in Tile::ALL.into_iter().filter(|tile| shape.out_channels % tile.columns() == 0) {
-                    let outputs = case.run(&driver, ending, Some(tile));
+                    let outputs = case.run(&driver, ending, Kernel::Tile(tile));
                     let what = format!("{shape:?}, {ending:?}, {name}, {tile:?}");
                     assert!(outputs.output == reference.output && outputs.mask == reference.mask, "{what}");
                     // Sums over rows are taken in another order.
-                    case.check(&what, ending, &outputs);
+                    case.check(&what, ending, Tile::ROWS, &outputs);
                 }
             }
         }
@@ -242,8 +284,8 @@ fn the_stem_sees_the_image_beyond_bf16() {
                 residual: vec![bf16::ZERO; shape.output_len()],
                 sums: sums.clone(),
             };
-            let outputs = case.run(&driver, Ending::Bias, None);
-            case.check(&format!("stem of width {width}, {name}"), Ending::Bias, &outputs);
+            let outputs = case.run(&driver, Ending::Bias, Kernel::Chosen);
+            case.check(&format!("stem of width {width}, {name}"), Ending::Bias, Tile::ROWS, &outputs);
         }
     }
 }

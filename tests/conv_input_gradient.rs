@@ -7,7 +7,10 @@ use std::rc::Rc;
 
 use common::*;
 use half::bf16;
+use secateur::engine::Error;
 use secateur::engine::cuda::driver::Driver;
+use secateur::engine::cuda::driver::host::HostDriver;
+use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Loads, Rung};
 use secateur::engine::cuda::launch::conv::{
     ConvShape, InputGradientEpilogue, Tile, input_gradient as launch_input_gradient, input_gradient_tiled,
 };
@@ -24,6 +27,15 @@ const ENDINGS: [Ending; 4] = [
     Ending { residual: true, mask: true },
     Ending { residual: true, mask: false },
 ];
+
+/// Which of the kernels runs.
+#[derive(Clone, Copy)]
+enum Kernel {
+    /// The one that the launch code chooses.
+    Chosen,
+    Tile(Tile),
+    Rung(Rung),
+}
 
 struct Case {
     shape: ConvShape,
@@ -67,8 +79,12 @@ impl Case {
         ENDINGS[..if self.shape.kernel == 1 { 1 } else { 4 }].to_vec()
     }
 
-    /// Runs the kernel in `tile`, or in the one that the launch code chooses.
-    fn run(&self, driver: &Rc<dyn Driver>, ending: Ending, tile: Option<Tile>) -> Vec<u16> {
+    fn run(&self, driver: &Rc<dyn Driver>, ending: Ending, kernel: Kernel) -> Vec<u16> {
+        self.try_run(driver, ending, kernel).unwrap()
+    }
+
+    /// The error is that of the launch.
+    fn try_run(&self, driver: &Rc<dyn Driver>, ending: Ending, kernel: Kernel) -> Result<Vec<u16>, Error> {
         let shape = &self.shape;
         let output_gradient = upload(driver, "output gradient", &self.output_gradient);
         let weights = upload(driver, "weights", &self.weights);
@@ -81,11 +97,12 @@ impl Case {
             mask: ending.mask.then(|| mask.address()),
         };
         let (from, with, to) = (output_gradient.address(), weights.address(), target.address());
-        match tile {
-            Some(tile) => input_gradient_tiled(&**driver, tile, shape, from, with, &epilogue, to).unwrap(),
-            None => launch_input_gradient(&**driver, shape, from, with, &epilogue, to).unwrap(),
+        match kernel {
+            Kernel::Tile(tile) => input_gradient_tiled(&**driver, tile, shape, from, with, &epilogue, to)?,
+            Kernel::Rung(rung) => wgmma::input_gradient(&**driver, rung, shape, from, with, &epilogue, to)?,
+            Kernel::Chosen => launch_input_gradient(&**driver, shape, from, with, &epilogue, to)?,
         }
-        target.to_vec().unwrap()
+        target.to_vec()
     }
 
     fn check(&self, what: &str, ending: Ending, bits: &[u16]) {
@@ -112,20 +129,58 @@ fn every_shape_and_every_epilogue_agree_with_the_oracle() {
     println!("seed {SEED}");
     for shape in all_shapes().into_iter().filter(|shape| !shape.is_stem()) {
         let case = Case::new(shape);
+        let hopper = wgmma::serves_input_gradient(&*HostDriver::hopper(), &shape);
         for ending in case.endings() {
-            let mut first = None;
-            for (name, driver) in drivers() {
+            let mut families = Families::default();
+            for (name, driver) in conv_drivers(hopper) {
                 let what = format!("{shape:?}, {ending:?}, {name}");
-                let bits = case.run(&driver, ending, None);
+                let bits = case.run(&driver, ending, Kernel::Chosen);
                 case.check(&what, ending, &bits);
-                // The host runner gives the same bits in both warp orders.
-                if name.starts_with("host") {
-                    assert!(first.get_or_insert_with(|| bits.clone()) == &bits, "{what}");
-                }
-                assert!(case.run(&driver, ending, None) == bits, "{what}: the second run differs");
+                assert!(families.agree(name, bits), "{what}: other bits than the first of its family");
             }
         }
     }
+}
+
+#[test]
+fn a_gpu_gives_the_same_bits_again() {
+    println!("seed {SEED}");
+    for (name, driver) in drivers().into_iter().filter(|(name, _)| *name == "GPU") {
+        for shape in all_shapes().into_iter().filter(|shape| !shape.is_stem()) {
+            let case = Case::new(shape);
+            for ending in case.endings() {
+                let first = case.run(&driver, ending, Kernel::Chosen);
+                let second = case.run(&driver, ending, Kernel::Chosen);
+                assert!(first == second, "{shape:?}, {ending:?}, {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_rung_of_the_ladder_changes_a_result() {
+    println!("seed {SEED}");
+    let driver = HostDriver::hopper();
+    let mut tried = 0;
+    for shape in shapes(64, 1).into_iter().filter(|shape| wgmma::serves_input_gradient(&*driver, shape)) {
+        let shape = ConvShape { batch: if shape.out_side() == 4 { 17 } else { 5 }, ..shape };
+        let case = Case::new(shape);
+        let ending = *case.endings().last().unwrap();
+        for loads in [Loads::Planes, Loads::Im2col] {
+            let mut families = Families::default();
+            for block in Block::ALL {
+                for persistent in [true, false] {
+                    let rung = Rung { loads, persistent, block: Some(block) };
+                    let Ok(bits) = case.try_run(&driver, ending, Kernel::Rung(rung)) else { continue };
+                    let what = format!("{shape:?}, {ending:?}, {rung:?}");
+                    case.check(&what, ending, &bits);
+                    assert!(families.agree("same", bits), "{what}: another block, other bits");
+                    tried += 1;
+                }
+            }
+        }
+    }
+    assert!(tried > 40, "{tried}");
 }
 
 #[test]
@@ -135,10 +190,10 @@ fn the_tile_never_changes_a_bit() {
         let case = Case::new(shape);
         for ending in case.endings() {
             for (name, driver) in drivers() {
-                let reference = case.run(&driver, ending, Some(Tile::Columns64));
+                let reference = case.run(&driver, ending, Kernel::Tile(Tile::Columns64));
                 case.check(&format!("{shape:?}, {ending:?}, {name}, 64"), ending, &reference);
                 for tile in Tile::ALL.into_iter().filter(|tile| shape.in_channels % tile.columns() == 0) {
-                    let bits = case.run(&driver, ending, Some(tile));
+                    let bits = case.run(&driver, ending, Kernel::Tile(tile));
                     assert!(bits == reference, "{shape:?}, {ending:?}, {name}, {tile:?}");
                 }
             }

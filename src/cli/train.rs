@@ -28,7 +28,7 @@ pub struct Args {
     /// Folder of the CIFAR binary files
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// auto, cpu, cuda, cuda:N or emulated
+    /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
     /// Folder of the run; must be empty or absent [default: the next runs/<recipe>-<n>]

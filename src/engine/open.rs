@@ -2,10 +2,11 @@
 
 use std::str::FromStr;
 
+use super::cuda::driver::host::HostDriver;
 use super::{Engine, Error, Recording, Result, cuda, reference};
 use crate::model::ResNet18;
 
-/// What `--device` means: `auto`, `cpu`, `cuda`, `cuda:N`, `emulated`.
+/// What `--device` means: `auto`, `cpu`, `cuda`, `cuda:N`, `emulated`, `emulated:sm_90a`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// A GPU if there is one that this build has code for, else the CPU.
@@ -15,19 +16,22 @@ pub enum DeviceChoice {
     Cpu,
     /// Our kernels on GPU number N.
     Cuda(usize),
-    /// Our kernels on the host runner.
+    /// Our kernels on the host runner: those that every GPU from sm_80 on runs.
     Emulated,
+    /// The same as an H100 or H200 would run them: wgmma and TMA where there are kernels for them.
+    EmulatedHopper,
 }
 
 impl FromStr for DeviceChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wanted = || format!("device '{text}': expected auto, cpu, cuda, cuda:N or emulated");
+        let wanted = || format!("device '{text}': expected auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a");
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "emulated" => Ok(Self::Emulated),
+            "emulated:sm_90a" => Ok(Self::EmulatedHopper),
             "cuda" => Ok(Self::Cuda(0)),
             _ => {
                 let number = text.strip_prefix("cuda:").ok_or_else(wanted)?;
@@ -42,7 +46,8 @@ pub fn open(choice: DeviceChoice, network: ResNet18, max_batch: usize) -> Result
     match choice {
         DeviceChoice::Cpu => reference::open(network, max_batch),
         DeviceChoice::Cuda(ordinal) => cuda::open_device(ordinal, network, max_batch),
-        DeviceChoice::Emulated => cuda::open_emulated(network, max_batch),
+        DeviceChoice::Emulated => cuda::open_emulated(HostDriver::open(), network, max_batch),
+        DeviceChoice::EmulatedHopper => cuda::open_emulated(HostDriver::hopper(), network, max_batch),
         DeviceChoice::Auto => match cuda::open_device(0, network, max_batch) {
             Err(Error::Unavailable(_)) => reference::open(network, max_batch),
             opened => opened,
@@ -64,9 +69,10 @@ pub fn open_recorded(
             "--device cpu: the reference engine has no kernels to record; use cuda or emulated".into(),
         )),
         DeviceChoice::Cuda(ordinal) => cuda::record_device(ordinal, network, max_batch),
-        DeviceChoice::Emulated => cuda::record_emulated(network, max_batch),
+        DeviceChoice::Emulated => cuda::record_emulated(HostDriver::open(), network, max_batch),
+        DeviceChoice::EmulatedHopper => cuda::record_emulated(HostDriver::hopper(), network, max_batch),
         DeviceChoice::Auto => match cuda::record_device(0, network, max_batch) {
-            Err(Error::Unavailable(_)) => cuda::record_emulated(network, max_batch),
+            Err(Error::Unavailable(_)) => cuda::record_emulated(HostDriver::open(), network, max_batch),
             opened => opened,
         },
     }

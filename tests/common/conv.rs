@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use half::bf16;
 use rayon::prelude::*;
+use secateur::engine::cuda::driver::host::{AsyncOrder, HostDriver, HostOptions, WarpOrder};
 use secateur::engine::cuda::driver::{Buffer, Driver};
 use secateur::engine::cuda::launch::conv::ConvShape;
 use secateur::model::ResNet18;
@@ -16,6 +17,41 @@ use secateur::philox::{Key, Purpose, symmetric};
 #[path = "mod.rs"]
 mod kernels;
 pub use kernels::{SEED, drivers};
+
+/// [`drivers`], and where `hopper` the host runner as a Hopper in every order that it knows. The first word of a name is its
+/// family: its members must agree to the bit.
+pub fn conv_drivers(hopper: bool) -> Vec<(&'static str, Rc<dyn Driver>)> {
+    let mut all = drivers();
+    if hopper {
+        let orders = [
+            ("hopper, copies late", WarpOrder::Forward, AsyncOrder::Late),
+            ("hopper, copies early", WarpOrder::Forward, AsyncOrder::Early),
+            ("hopper, copies late, last warp first", WarpOrder::Reversed, AsyncOrder::Late),
+            ("hopper, copies early, last warp first", WarpOrder::Reversed, AsyncOrder::Early),
+        ];
+        all.extend(orders.map(|(name, warp_order, async_order)| {
+            (name, HostDriver::with(HostOptions { warp_order, async_order, hopper: true }))
+        }));
+    }
+    all
+}
+
+/// What the members of each family gave; tells whether `met` is what the first of its family gave.
+#[derive(Default)]
+pub struct Families<T>(Vec<(&'static str, T)>);
+
+impl<T: PartialEq> Families<T> {
+    pub fn agree(&mut self, name: &'static str, met: T) -> bool {
+        let family = name.split(',').next().unwrap_or(name);
+        match self.0.iter().find(|(known, _)| *known == family) {
+            Some((_, first)) => *first == met,
+            None => {
+                self.0.push((family, met));
+                true
+            }
+        }
+    }
+}
 
 /// Every different convolution of the network at this width.
 pub fn shapes(width: usize, batch: usize) -> Vec<ConvShape> {

@@ -33,7 +33,7 @@ pub struct Options {
         default_value = "cifar10-pgd-at,cifar10-trades,cifar10-mart"
     )]
     recipe: Vec<String>,
-    /// auto, cpu, cuda, cuda:N or emulated
+    /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
     /// Width of the network

@@ -44,9 +44,13 @@ pub fn open_device(ordinal: usize, network: ResNet18, max_batch: usize) -> Resul
     Ok(Box::new(engine::Cuda::new(driver, network, max_batch)?))
 }
 
-/// Opens the host runner: the same kernels, launches and grids on the CPU.
-pub fn open_emulated(network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
-    Ok(Box::new(engine::Cuda::new(driver::host::HostDriver::open(), network, max_batch)?))
+/// Opens a host runner: the same kernels, launches and grids on the CPU.
+pub fn open_emulated(
+    host: Rc<dyn Driver>,
+    network: ResNet18,
+    max_batch: usize,
+) -> Result<Box<dyn Engine>> {
+    Ok(Box::new(engine::Cuda::new(host, network, max_batch)?))
 }
 
 /// [`open_device`], with a record of its launches.
@@ -59,8 +63,12 @@ pub fn record_device(
 }
 
 /// [`open_emulated`], with a record of its launches.
-pub fn record_emulated(network: ResNet18, max_batch: usize) -> Result<(Box<dyn Engine>, Recording)> {
-    recorded(driver::host::HostDriver::open(), network, max_batch)
+pub fn record_emulated(
+    host: Rc<dyn Driver>,
+    network: ResNet18,
+    max_batch: usize,
+) -> Result<(Box<dyn Engine>, Recording)> {
+    recorded(host, network, max_batch)
 }
 
 fn recorded(

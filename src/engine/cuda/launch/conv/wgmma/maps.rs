@@ -5,6 +5,7 @@ use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver, Im2colMap, MapSpec, Swizzle, TensorMap, TiledMap};
 
 const BF16: u64 = 2;
+const BF16_BYTES: u32 = BF16 as u32;
 /// Pixels that leave a block at a time.
 const STAGE_PIXELS: usize = 64;
 
@@ -34,7 +35,7 @@ impl Images {
         let spread = every as u64;
         driver.tensor_map(&MapSpec::Tiled(TiledMap {
             address: self.address.offset::<u16>((row * self.side + column) * self.channels),
-            element_bytes: BF16 as usize,
+            element_bytes: BF16_BYTES,
             dims: vec![self.channels as u64, side, self.batch as u64, side],
             strides: vec![spread * pixel, self.side as u64 * line, spread * line],
             box_dims: vec![DEPTH_CHANNELS as u32, side as u32, images as u32, box_planes as u32],
@@ -75,7 +76,7 @@ impl Images {
         let pixel = self.channels as u64 * BF16;
         driver.tensor_map(&MapSpec::Tiled(TiledMap {
             address: self.address,
-            element_bytes: BF16 as usize,
+            element_bytes: BF16_BYTES,
             dims: vec![self.channels as u64, pixels, 1, 1],
             strides: vec![pixel, pixels * pixel, pixels * pixel],
             box_dims: vec![GROUP_CHANNELS as u32, STAGE_PIXELS as u32, 1, 1],
@@ -90,14 +91,14 @@ impl Images {
         let side = self.side as u64;
         driver.tensor_map(&MapSpec::Im2col(Im2colMap {
             address: self.address,
-            element_bytes: BF16 as usize,
-            dims: vec![self.channels as u64, side, side, self.batch as u64],
-            strides: vec![pixel, side * pixel, side * side * pixel],
-            lower_corner: vec![-1, -1],
-            upper_corner: vec![-1, -1],
-            channels_per_pixel: DEPTH_CHANNELS as u32,
-            pixels_per_column: GROUP_PIXELS as u32,
-            element_strides: vec![1, stride as u32, stride as u32, 1],
+            element_bytes: BF16_BYTES,
+            dims: [self.channels as u64, side, side, self.batch as u64],
+            strides: [pixel, side * pixel, side * side * pixel],
+            lower: [-1, -1],
+            upper: [-1, -1],
+            channels: DEPTH_CHANNELS as u32,
+            pixels: GROUP_PIXELS as u32,
+            element_strides: [1, stride as u32, stride as u32, 1],
             swizzle: Swizzle::Bytes128,
         }))
     }
@@ -114,7 +115,7 @@ pub fn weights(
     let tap = in_channels as u64 * BF16;
     driver.tensor_map(&MapSpec::Tiled(TiledMap {
         address,
-        element_bytes: BF16 as usize,
+        element_bytes: BF16_BYTES,
         dims: vec![in_channels as u64, taps as u64, out_channels as u64],
         strides: vec![tap, taps as u64 * tap],
         box_dims: vec![DEPTH_CHANNELS as u32, 1, GROUP_CHANNELS as u32],

@@ -22,7 +22,7 @@ use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
 use crate::engine::{Error, Result};
 use maps::Images;
 use params::{ForwardParams, GradientParams, Operands};
-pub use plan::{Direction, Loads};
+pub use plan::{Block, Direction, Loads};
 use plan::{BLOCKS, GROUP_PIXELS, PARITIES, Planned, plan};
 pub use weight_gradient::{most_parts as weight_gradient_parts_at_most, weight_gradient_parts};
 
@@ -35,11 +35,13 @@ pub struct Rung {
     pub loads: Loads,
     /// Blocks that go from work to work; otherwise one block for each.
     pub persistent: bool,
+    /// `None` for the one that should be fastest.
+    pub block: Option<Block>,
 }
 
 impl Default for Rung {
     fn default() -> Self {
-        Self { loads: Loads::Planes, persistent: true }
+        Self { loads: Loads::Planes, persistent: true, block: None }
     }
 }
 
@@ -51,19 +53,19 @@ impl Rung {
 
 /// Whether these kernels run on the driver and serve a forward convolution of this shape.
 pub fn serves_forward(driver: &dyn Driver, shape: &ConvShape) -> bool {
-    driver.has_wgmma() && plan(shape, Direction::Forward, Loads::Planes).is_some()
+    driver.has_wgmma() && plan(shape, Direction::Forward, Loads::Planes, None).is_some()
 }
 
 /// The same for its input gradient.
 pub fn serves_input_gradient(driver: &dyn Driver, shape: &ConvShape) -> bool {
-    driver.has_wgmma() && plan(shape, Direction::Gradient, Loads::Planes).is_some()
+    driver.has_wgmma() && plan(shape, Direction::Gradient, Loads::Planes, None).is_some()
 }
 
-fn planned(shape: &ConvShape, direction: Direction, loads: Loads) -> Result<Planned> {
+fn planned(shape: &ConvShape, direction: Direction, rung: Rung) -> Result<Planned> {
     shape.check()?;
-    plan(shape, direction, loads).ok_or_else(|| {
+    plan(shape, direction, rung.loads, rung.block).ok_or_else(|| {
         Error::Invalid(format!(
-            "convolution {shape:?}, {direction:?} with {loads:?}: the wgmma kernels want channels in multiples of 64 and output \
+            "convolution {shape:?}, {direction:?} with {rung:?}: the wgmma kernels want channels in multiples of 64 and output \
              sides of 4 to 32"
         ))
     })
@@ -79,7 +81,7 @@ pub fn forward(
     epilogue: &ForwardEpilogue,
     output: Address,
 ) -> Result<()> {
-    let planned = planned(shape, Direction::Forward, rung.loads)?;
+    let planned = planned(shape, Direction::Forward, rung)?;
     let operation = match epilogue {
         ForwardEpilogue::Relu { .. } => "conv_forward_relu",
         ForwardEpilogue::Bias { .. } => "conv_forward_bias",
@@ -119,7 +121,7 @@ pub fn forward(
         ForwardEpilogue::Bias { bias } => params.bias = bias,
         ForwardEpilogue::Statistics { partials } => params.statistics = partials,
     }
-    let kernel = Kernel::named(&format!("{operation}_wgmma_{}", planned.block.name))?;
+    let kernel = Kernel::named(&format!("{operation}_wgmma_{}", planned.block.name()))?;
     launch(driver, &kernel, [rung.blocks(&planned), 1, 1], &params, forward_cost(shape, epilogue))
 }
 
@@ -133,7 +135,7 @@ pub fn input_gradient(
     epilogue: &InputGradientEpilogue,
     input_gradient: Address,
 ) -> Result<()> {
-    let planned = planned(shape, Direction::Gradient, rung.loads)?;
+    let planned = planned(shape, Direction::Gradient, rung)?;
     let (batch, grid, channels) = (shape.batch, shape.out_side(), shape.in_channels);
     let gathered = Images { address: output_gradient, batch, side: grid, channels: shape.out_channels };
     // A strided gradient is written parity by parity, but for the compact one of a 1 x 1 kernel.
@@ -169,6 +171,6 @@ pub fn input_gradient(
         params.residual = stage(Images { address, batch, side: grid, channels }, (0, 0), 1)?;
         params.residual_phase = phases as u32 - 1;
     }
-    let kernel = Kernel::named(&format!("conv_input_gradient_wgmma_{}", planned.block.name))?;
+    let kernel = Kernel::named(&format!("conv_input_gradient_wgmma_{}", planned.block.name()))?;
     launch(driver, &kernel, [rung.blocks(&planned), 1, 1], &params, input_gradient_cost(shape, epilogue))
 }

@@ -79,45 +79,70 @@ pub enum Loads {
 /// Parity of row and column of the input pixels that a phase of a strided input gradient writes, most taps first.
 pub const PARITIES: [(usize, usize); 4] = [(1, 1), (1, 0), (0, 1), (0, 0)];
 
-/// What a kernel is built for: the tiles of `kernels/conv/wgmma/pipeline.cuh`.
+/// What a kernel is built for: the tiles of `kernels/conv/wgmma/pipeline.cuh`. The choice never changes a result: each element
+/// is summed in the same order in all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockShape {
-    pub channel_groups: usize,
-    pub pixel_groups: usize,
-    /// Bytes of a pixel slot, of one group of pixels.
-    pub slot_bytes: usize,
-    /// In the kernels' symbols.
-    pub name: &'static str,
+pub enum Block {
+    /// 128 channels by 256 pixels, two warpgroups.
+    Wide,
+    /// 64 channels by 512 pixels, two warpgroups.
+    Long,
+    /// 64 channels by 256 pixels, one warpgroup.
+    Small,
+    /// The same with all weights in shared memory, two warpgroups in turns: 64 channels to 64, stride 1.
+    Resident,
 }
 
-impl BlockShape {
-    const WIDE: Self =
-        Self { channel_groups: 2, pixel_groups: 1, slot_bytes: 48 * 1024, name: "128x256" };
-    const LONG: Self = Self { channel_groups: 1, pixel_groups: 2, slot_bytes: 40 * 1024, name: "64x512" };
-    const SMALL: Self = Self { channel_groups: 1, pixel_groups: 1, slot_bytes: 48 * 1024, name: "64x256" };
+impl Block {
+    pub const ALL: [Self; 4] = [Self::Wide, Self::Long, Self::Small, Self::Resident];
 
-    /// All weights in shared memory: 64 channels to 64.
-    const RESIDENT: Self =
-        Self { channel_groups: 1, pixel_groups: 1, slot_bytes: 40 * 1024, name: "resident" };
-
-    /// The block for `columns` channels of `groups` groups of 256 pixels, of those whose slots hold `slot_bytes`. Each choice
-    /// adds every element up in the same order.
-    fn choose(columns: usize, groups: usize, slot_bytes: usize, resident: bool) -> Option<Self> {
-        if resident && slot_bytes <= Self::RESIDENT.slot_bytes {
-            return Some(Self::RESIDENT);
+    /// In the kernels' symbols.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Wide => "128x256",
+            Self::Long => "64x512",
+            Self::Small => "64x256",
+            Self::Resident => "resident",
         }
-        let fits = |block: &Self| {
-            columns.is_multiple_of(block.channel_groups * GROUP_CHANNELS) && slot_bytes <= block.slot_bytes
+    }
+    /// Groups of 64 channels, and of 256 pixels, of a tile.
+    pub fn groups(self) -> (usize, usize) {
+        match self {
+            Self::Wide => (2, 1),
+            Self::Long => (1, 2),
+            Self::Small | Self::Resident => (1, 1),
+        }
+    }
+    /// Bytes that a pixel slot has room for, of one group of pixels.
+    fn slot_bytes(self) -> usize {
+        match self {
+            Self::Wide | Self::Small => 48 * 1024,
+            Self::Long | Self::Resident => 40 * 1024,
+        }
+    }
+
+    /// Whether it serves `columns` channels in slots of `slot_bytes`.
+    fn fits(self, columns: usize, slot_bytes: usize, can_reside: bool) -> bool {
+        columns.is_multiple_of(self.groups().0 * GROUP_CHANNELS)
+            && slot_bytes <= self.slot_bytes()
+            && (can_reside || self != Self::Resident)
+    }
+
+    /// Tiles of `columns` channels and `groups` groups of pixels.
+    fn tiles(self, columns: usize, groups: usize) -> usize {
+        let (channel_groups, pixel_groups) = self.groups();
+        groups.div_ceil(pixel_groups) * (columns / GROUP_CHANNELS / channel_groups)
+    }
+
+    /// Rounds of the grid in the work of one warpgroup. One alone fetches its weights for itself and keeps the tensor cores a
+    /// little less busy; the resident one always does best. Predicted, not measured.
+    fn cost(self, columns: usize, groups: usize) -> f64 {
+        let each = match self {
+            Self::Wide | Self::Long => 2.0,
+            Self::Small => 1.2,
+            Self::Resident => 0.9,
         };
-        // Rounds of the grid, in work of one warpgroup; one warpgroup alone fetches its weights for itself and keeps the tensor
-        // cores a little less busy: predicted, not measured.
-        let cost = |block: &Self| {
-            let tiles = groups.div_ceil(block.pixel_groups) * (columns / GROUP_CHANNELS / block.channel_groups);
-            let each = if *block == Self::SMALL { 1.2 } else { 2.0 };
-            tiles.div_ceil(BLOCKS) as f64 * each
-        };
-        let candidates = [Self::WIDE, Self::LONG, Self::SMALL].into_iter().filter(fits);
-        candidates.min_by(|a, b| cost(a).total_cmp(&cost(b)))
+        self.tiles(columns, groups).div_ceil(BLOCKS) as f64 * each
     }
 }
 
@@ -125,7 +150,7 @@ impl BlockShape {
 #[derive(Clone, Copy, Debug)]
 pub struct Planned {
     pub plan: Plan,
-    pub block: BlockShape,
+    pub block: Block,
     /// Planes that a slot loads.
     pub planes: usize,
     /// Rows and images of a group of pixels, and how many groups there are.
@@ -144,8 +169,13 @@ fn group(side: usize) -> (usize, usize) {
     }
 }
 
-/// Plans a convolution; `None` where these kernels do not serve its shape.
-pub fn plan(shape: &ConvShape, direction: Direction, loads: Loads) -> Option<Planned> {
+/// Plans a convolution, in the block that should be fastest or the one given; `None` where these kernels do not serve it.
+pub fn plan(
+    shape: &ConvShape,
+    direction: Direction,
+    loads: Loads,
+    block: Option<Block>,
+) -> Option<Planned> {
     let (columns, reduction) = match direction {
         Direction::Forward => (shape.out_channels, shape.in_channels),
         Direction::Gradient => (shape.in_channels, shape.out_channels),
@@ -162,11 +192,14 @@ pub fn plan(shape: &ConvShape, direction: Direction, loads: Loads) -> Option<Pla
         Loads::Im2col => (rows, GROUP_PIXELS * PIXEL_BYTES),
     };
     let groups = shape.batch.div_ceil(images) * (side * side * images / GROUP_PIXELS);
-    let resident = loads == Loads::Planes && shape.taps() == 9 && shape.stride == 1;
-    let resident = resident && columns == GROUP_CHANNELS && reduction == DEPTH_CHANNELS;
-    let block = BlockShape::choose(columns, groups, slot_bytes, resident)?;
-    let channel_tiles = columns / (GROUP_CHANNELS * block.channel_groups);
-    let phase_tiles = groups.div_ceil(block.pixel_groups) * channel_tiles;
+    let can_reside = loads == Loads::Planes
+        && (shape.kernel, shape.stride, columns, reduction) == (3, 1, GROUP_CHANNELS, DEPTH_CHANNELS);
+    let fitting = Block::ALL.into_iter().filter(|block| block.fits(columns, slot_bytes, can_reside));
+    let block = fitting
+        .filter(|fitting| block.is_none_or(|block| block == *fitting))
+        .min_by(|a, b| a.cost(columns, groups).total_cmp(&b.cost(columns, groups)))?;
+    let channel_tiles = columns / (GROUP_CHANNELS * block.groups().0);
+    let phase_tiles = block.tiles(columns, groups);
 
     let mut plan = Plan {
         phase_count: phases.len() as u32,
@@ -255,7 +288,7 @@ mod tests {
     /// Every product (output pixel row, input row, tap row) of one axis that a plan makes, as (grid position with parity,
     /// gathered position, tap), gathered positions in the whole image.
     fn products(shape: &ConvShape, direction: Direction) -> Vec<([usize; 2], [i64; 2], usize)> {
-        let planned = plan(shape, direction, Loads::Planes).unwrap();
+        let planned = plan(shape, direction, Loads::Planes, None).unwrap();
         let side = shape.out_side() as i64;
         let mut products = Vec::new();
         for phase in 0..planned.plan.phase_count as usize {
@@ -335,9 +368,9 @@ mod tests {
         for conv in (ResNet18 { width: 16, classes: 10 }).convs() {
             let shape = ConvShape::new(&conv, 4);
             let served = shape.in_channels >= 64 && shape.out_channels >= 64;
-            assert_eq!(plan(&shape, Direction::Forward, Loads::Planes).is_some(), served, "{}", conv.name);
+            assert_eq!(plan(&shape, Direction::Forward, Loads::Planes, None).is_some(), served, "{}", conv.name);
         }
         let stem = ConvShape::new(&(ResNet18 { width: 64, classes: 10 }).convs()[0], 4);
-        assert!(plan(&stem, Direction::Forward, Loads::Planes).is_none());
+        assert!(plan(&stem, Direction::Forward, Loads::Planes, None).is_none());
     }
 }

@@ -6,7 +6,7 @@
 //! measures; checked here against the figures that one can work out by hand.
 
 use super::Rung;
-use super::plan::{BLOCKS, Direction, GROUP_CHANNELS, GROUP_PIXELS, Loads, Planned, plan};
+use super::plan::{BLOCKS, Block, Direction, GROUP_CHANNELS, GROUP_PIXELS, Loads, Planned, plan};
 use crate::engine::cuda::launch::conv::ConvShape;
 
 const FLOPS_A_CLOCK: f64 = 4096.0;
@@ -33,15 +33,17 @@ fn tile_clocks(planned: &Planned, phase: usize) -> [f64; 3] {
     let phase = planned.plan.phases[phase];
     let slots = &planned.plan.slots[phase.first_slot as usize..(phase.first_slot + phase.slots) as usize];
     let taps: usize = slots.iter().map(|slot| usize::from(slot.taps)).sum();
-    let block = planned.block;
-    let groups = block.channel_groups * block.pixel_groups;
+    let (channel_groups, pixel_groups) = planned.block.groups();
+    let groups = channel_groups * pixel_groups;
     let chunks = planned.plan.chunks as usize;
     // Each tap is four products of 16 deep a warpgroup.
     let products = chunks * taps * 4 * groups;
     let flops = products * 2 * GROUP_CHANNELS * GROUP_PIXELS * 16;
-    let pixels = chunks * slots.len() * block.pixel_groups * planned.plan.slot_bytes as usize;
-    let weights =
-        if block.name == "resident" { 0 } else { chunks * taps * block.channel_groups * GROUP_CHANNELS * 128 };
+    let pixels = chunks * slots.len() * pixel_groups * planned.plan.slot_bytes as usize;
+    let weights = match planned.block {
+        Block::Resident => 0,
+        _ => chunks * taps * channel_groups * GROUP_CHANNELS * 128,
+    };
     let loaded = (pixels + weights) as f64;
     [
         flops as f64 / FLOPS_A_CLOCK,
@@ -52,11 +54,11 @@ fn tile_clocks(planned: &Planned, phase: usize) -> [f64; 3] {
 
 /// Predicts a forward convolution or an input gradient; `None` where these kernels do not serve the shape.
 pub fn predict(shape: &ConvShape, direction: Direction, rung: Rung) -> Option<Prediction> {
-    let planned = plan(shape, direction, rung.loads)?;
+    let planned = plan(shape, direction, rung.loads, rung.block)?;
     // A persistent block loads the next tile behind the products of the last, and two warpgroups that take turns hide what
     // follows the products as well.
-    let around = match (planned.block.name, rung.persistent) {
-        ("resident", true) => 0.0,
+    let around = match (planned.block, rung.persistent) {
+        (Block::Resident, true) => 0.0,
         (_, true) => EPILOGUE,
         (_, false) => FILL + EPILOGUE,
     };
@@ -77,10 +79,10 @@ pub fn predict(shape: &ConvShape, direction: Direction, rung: Rung) -> Option<Pr
 
 /// Every rung, lowest first, and what it is called.
 pub const LADDER: [(&str, Rung); 4] = [
-    ("im2col", Rung { loads: Loads::Im2col, persistent: false }),
-    ("im2col, persistent", Rung { loads: Loads::Im2col, persistent: true }),
-    ("planes", Rung { loads: Loads::Planes, persistent: false }),
-    ("planes, persistent", Rung { loads: Loads::Planes, persistent: true }),
+    ("im2col", Rung { loads: Loads::Im2col, persistent: false, block: None }),
+    ("im2col, persistent", Rung { loads: Loads::Im2col, persistent: true, block: None }),
+    ("planes", Rung { loads: Loads::Planes, persistent: false, block: None }),
+    ("planes, persistent", Rung { loads: Loads::Planes, persistent: true, block: None }),
 ];
 
 #[cfg(test)]
@@ -112,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_tile_of_the_first_stage_takes_what_one_works_out_by_hand() {
-        let planned = plan(&layer(32, 64), Direction::Forward, Loads::Planes).unwrap();
+        let planned = plan(&layer(32, 64), Direction::Forward, Loads::Planes, None).unwrap();
         let [tensor, cache, shared] = tile_clocks(&planned, 0);
         // 36 products of 128 clocks; three slots of ten planes of 4 KiB; 36 times 10 KiB, and the loads.
         assert_eq!(tensor, 36.0 * 128.0);

@@ -5,7 +5,7 @@ use bytemuck::Zeroable;
 use super::maps::Images;
 use super::params::WeightGradientParams;
 use super::plan::{BLOCKS, DEPTH_CHANNELS, Direction, GROUP_CHANNELS, Loads, Planned, plan};
-use super::planned;
+use super::{Rung, planned};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
 use crate::engine::cuda::launch::conv::{ConvShape, weight_gradient_cost};
@@ -51,7 +51,7 @@ impl Split {
 
 /// Parts that the workspace has room for at most; `None` where these kernels do not serve the shape.
 pub fn most_parts(shape: &ConvShape) -> Option<usize> {
-    let planned = plan(shape, Direction::Forward, Loads::Planes)?;
+    let planned = plan(shape, Direction::Forward, Loads::Planes, None)?;
     let Split { groups, blocks_a_part: [across, down], shares, .. } = Split::new(shape, &planned);
     Some((BLOCKS / (across * down)).clamp(1, groups) * shares)
 }
@@ -64,7 +64,7 @@ pub fn weight_gradient_parts(
     output_gradient: Address,
     workspace: Address,
 ) -> Result<usize> {
-    let planned = planned(shape, Direction::Forward, Loads::Planes)?;
+    let planned = planned(shape, Direction::Forward, Rung::default())?;
     let split = Split::new(shape, &planned);
     let batch = shape.batch;
     let inputs = Images { address: input, batch, side: shape.in_side, channels: shape.in_channels };

@@ -1,0 +1,138 @@
+//! The ladder of convolution kernels: every layer of the network on every rung, ready to be timed.
+//!
+//! The rungs are mma.sync with im2col by cp.async, then wgmma with the copy engine's im2col mode, with planes of pixels, and each
+//! of these with a persistent grid. The product is the last; the others are built for this alone. Each comes with how long an
+//! H200 should take ([`predict`]). Called by `measure::ladder`; checked by `tests/ladder.rs`.
+
+use std::rc::Rc;
+
+use super::driver::{Buffer, Driver};
+use super::launch::conv::wgmma::predict::{LADDER, Prediction, predict};
+use super::launch::conv::wgmma::{self, Direction};
+use super::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Tile};
+use crate::engine::{Error, Probe, Result};
+use crate::model::ResNet18;
+use crate::philox::{Key, Purpose};
+
+/// One layer on one rung.
+pub struct Step {
+    /// The layer and the pass: `layer1.0.conv1 forward`.
+    pub layer: String,
+    pub rung: &'static str,
+    /// Its amount is the FLOPs of one run.
+    pub probe: Probe,
+    /// For an H200; none for the mma rung, which nobody predicted.
+    pub prediction: Option<Prediction>,
+}
+
+/// What the rungs of one layer share.
+struct Operands {
+    driver: Rc<dyn Driver>,
+    shape: ConvShape,
+    input: Buffer,
+    weights: Buffer,
+    bias: Buffer,
+    mask: Buffer,
+    output: Buffer,
+    input_gradient: Buffer,
+}
+
+impl Operands {
+    fn new(driver: &Rc<dyn Driver>, shape: ConvShape) -> Result<Self> {
+        Ok(Self {
+            input: Buffer::from_slice(driver, "ladder input", &random(0, shape.input_len()))?,
+            weights: Buffer::from_slice(driver, "ladder weights", &random(1, shape.weight_len()))?,
+            bias: Buffer::from_slice(driver, "ladder bias", &vec![0f32; shape.out_channels])?,
+            mask: Buffer::new(driver, "ladder mask", shape.output_len() / 8)?,
+            output: Buffer::from_slice(driver, "ladder output", &random(2, shape.output_len()))?,
+            input_gradient: Buffer::new(driver, "ladder input gradient", shape.input_len() * 2)?,
+            driver: driver.clone(),
+            shape,
+        })
+    }
+
+    fn run(&self, direction: Direction, rung: Option<wgmma::Rung>) -> Result<()> {
+        let (driver, shape, weights) = (&*self.driver, &self.shape, self.weights.address());
+        match direction {
+            Direction::Forward => {
+                let (bias, mask) = (self.bias.address(), self.mask.address());
+                let epilogue = ForwardEpilogue::Relu { bias, residual: None, mask };
+                let (input, output) = (self.input.address(), self.output.address());
+                match rung {
+                    Some(rung) => wgmma::forward(driver, rung, shape, input, weights, &epilogue, output),
+                    None => {
+                        let tile = Tile::choose(shape.output_rows(), shape.out_channels);
+                        conv::forward_tiled(driver, tile, shape, input, weights, &epilogue, output)
+                    }
+                }
+            }
+            Direction::Gradient => {
+                let epilogue = InputGradientEpilogue::default();
+                let (from, to) = (self.output.address(), self.input_gradient.address());
+                match rung {
+                    Some(rung) => wgmma::input_gradient(driver, rung, shape, from, weights, &epilogue, to),
+                    None => {
+                        let tile = Tile::choose(shape.output_rows(), shape.in_channels);
+                        conv::input_gradient_tiled(driver, tile, shape, from, weights, &epilogue, to)
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Random bf16 values in [1, 2) and (-2, -1]: a GPU draws more power on these than on zeros, and is slower.
+pub(super) fn random(stream: u32, len: usize) -> Vec<u32> {
+    let key = Key { seed: 1, purpose: Purpose::Generation, epoch: 0, step: 0 };
+    let words = (0..len.div_ceil(8)).flat_map(|block| key.block(stream, block as u32));
+    words.map(|word| (word & 0x807f_807f) | 0x3f80_3f80).collect()
+}
+
+/// Every layer of the network that wgmma serves, forward and back, on every rung that serves it; `batch` images.
+///
+/// # Errors
+/// [`Error::Unavailable`] where the driver has no wgmma: there is no ladder to climb.
+pub fn ladder(driver: &Rc<dyn Driver>, network: ResNet18, batch: usize) -> Result<Vec<Step>> {
+    if !driver.has_wgmma() {
+        return Err(Error::Unavailable(format!(
+            "{} has no wgmma: the ladder is for compute capability 9.0 (H100, H200) and for --device emulated:sm_90a",
+            driver.info().name
+        )));
+    }
+    let mut steps = Vec::new();
+    let mut seen = Vec::new();
+    for conv in network.convs() {
+        let shape = ConvShape::new(&conv, batch);
+        if seen.contains(&shape) || !wgmma::serves_forward(&**driver, &shape) {
+            continue;
+        }
+        seen.push(shape);
+        let operands = Rc::new(Operands::new(driver, shape)?);
+        for (direction, pass) in [(Direction::Forward, "forward"), (Direction::Gradient, "input gradient")] {
+            let rungs = LADDER.into_iter().filter(|(_, rung)| predict(&shape, direction, *rung).is_some());
+            let rungs = rungs.map(|(name, rung)| (name, Some(rung)));
+            for (name, rung) in std::iter::once(("mma", None)).chain(rungs) {
+                let operands = operands.clone();
+                let run = move || {
+                    operands.run(direction, rung)?;
+                    operands.driver.synchronize()
+                };
+                let layer = format!("{} {pass}", conv.name);
+                let flops = 2 * (shape.output_len() * shape.taps() * shape.in_channels) as u64;
+                steps.push(Step {
+                    probe: Probe::new(format!("{layer}, {name}"), flops, run),
+                    layer,
+                    rung: name,
+                    prediction: rung.and_then(|rung| predict(&shape, direction, rung)),
+                });
+            }
+        }
+    }
+    if steps.is_empty() {
+        return Err(Error::Invalid(format!(
+            "width {}: no layer has channels in multiples of 64, which wgmma wants; use --width 64",
+            network.width
+        )));
+    }
+    Ok(steps)
+}
