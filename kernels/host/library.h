@@ -1,5 +1,5 @@
 // What the host library offers to Rust (src/engine/cuda/driver/host.rs): the table of kernels, device memory, and the
-// execution of one block. Nothing here throws or aborts: failures come back as a message.
+// execution of one cluster of blocks. Nothing here throws or aborts: failures come back as a message.
 #pragma once
 
 #include <stddef.h>
@@ -21,7 +21,11 @@ int secateur_host_free(uint64_t address);
 /// The host memory of a range of device memory, for copies; null with a message where the range is not all inside one.
 void* secateur_host_memory(uint64_t address, uint64_t bytes, char* message, size_t message_bytes);
 
-/// Runs block `block` of a grid on the calling thread: 0, or 1 with a message. `reversed` lets the last warp go first.
-int secateur_host_run_block(const secateur::host::KernelEntry* kernel, const void* params, const uint32_t grid[3],
-                            const uint32_t block[3], int reversed, char* message, size_t message_bytes);
+/// How the threads of a launch take turns, or'ed: the last warp goes first; loads happen when they are issued, and who ends a
+/// phase of an mbarrier lets those who waited for it go first (else loads happen when nobody can go on).
+enum : uint32_t { secateur_host_reversed = 1, secateur_host_early = 2 };
+
+/// Runs the cluster whose first block is `block` on the calling thread: 0, or 1 with a message.
+int secateur_host_run_cluster(const secateur::host::KernelEntry* kernel, const void* params, const uint32_t grid[3],
+                              const uint32_t block[3], uint32_t order, char* message, size_t message_bytes);
 }

@@ -8,7 +8,7 @@
 
 namespace secateur::host {
 
-struct Block;
+struct Thread;
 
 void mbarrier_init(uint64_t* state, uint32_t arrivals);
 /// One arrival, after `bytes` more bytes are expected.
@@ -20,7 +20,9 @@ void named_barrier(uint32_t id, uint32_t threads);
 
 /// An asynchronous copy has written `bytes` bytes. Whether that ended the phase.
 bool mbarrier_complete_bytes(uint64_t* state, uint32_t bytes);
-/// What a thread that waits for this barrier lacks, for messages.
-void mbarrier_describe(const uint64_t* state, char* text, uint32_t room);
+/// That this is a barrier of the current block.
+void mbarrier_check(const uint64_t* state);
+/// What the barrier lacks that this thread waits for, for messages.
+void mbarrier_describe(const Thread& thread, char* text, uint32_t room);
 
 }  // namespace secateur::host

@@ -1,4 +1,5 @@
-// mma and ldmatrix of a whole warp. Checked by tests/runner.rs against plain loops over the matrices.
+// mma, ldmatrix and stmatrix of a whole warp. Checked by tests/runner.rs and tests/hopper_runner.rs against plain loops over
+// the matrices.
 //
 // Accumulators stay where the lanes have them: a lane's registers of one row of tiles, {c0, c1, c2, c3} for each n-tile, are
 // one row of 4 * NT floats, and a product step adds {a, a, a', a'} x {b, b', b, b'} to it. So nothing is gathered or scattered
@@ -10,6 +11,7 @@
 #include <string.h>
 
 #include "host/runner.h"
+#include "portable/matrix_store.h"
 
 namespace secateur::host {
 
@@ -156,6 +158,13 @@ void multiply_tile(int row_tiles, int column_tiles, void* const* lanes) {
     }
 }
 
+void check_row(const char* what, const void* address, int lane) {
+    if (!in_shared(address, 16)) fault("%s: the row of lane %d lies outside the block's shared memory", what, lane);
+    if (reinterpret_cast<uintptr_t>(address) % 16 != 0) {
+        fault("%s: the row of lane %d is not aligned to 16 bytes", what, lane);
+    }
+}
+
 }  // namespace
 
 void mma_warp_tile(int row_tiles, int column_tiles, void* const* lanes) {
@@ -174,13 +183,7 @@ void ldmatrix(int count, bool transposed, void* const* lanes) {
         rows[lane] = static_cast<LdmatrixLane*>(lanes[lane])->rows;
     }
     for (int i = 0; i < count; ++i) {
-        for (int lane = 0; lane < 32; ++lane) {
-            const void* address = rows[lane][i];
-            if (!in_shared(address, 16)) fault("ldmatrix_x4: the row of lane %d lies outside the block's shared memory", lane);
-            if (reinterpret_cast<uintptr_t>(address) % 16 != 0) {
-                fault("ldmatrix_x4: the row of lane %d is not aligned to 16 bytes", lane);
-            }
-        }
+        for (int lane = 0; lane < 32; ++lane) check_row("ldmatrix_x4", rows[lane][i], lane);
         for (int matrix = 0; matrix < 4; ++matrix) {
             const int slot = 4 * i + matrix;
             if (!transposed) {
@@ -193,6 +196,32 @@ void ldmatrix(int count, bool transposed, void* const* lanes) {
                     const auto* even = static_cast<const uint16_t*>(rows[8 * matrix + 2 * t][i]);
                     const auto* odd = static_cast<const uint16_t*>(rows[8 * matrix + 2 * t + 1][i]);
                     for (int g = 0; g < 8; ++g) registers[4 * g + t][slot] = uint32_t(odd[g]) << 16 | even[g];
+                }
+            }
+        }
+    }
+}
+
+void stmatrix(int count, bool transposed, void* const* lanes) {
+    const uint32_t* registers[32];
+    void* const* rows[32];
+    for (int lane = 0; lane < 32; ++lane) {
+        registers[lane] = static_cast<StmatrixLane*>(lanes[lane])->registers;
+        rows[lane] = static_cast<StmatrixLane*>(lanes[lane])->rows;
+    }
+    for (int i = 0; i < count; ++i) {
+        for (int lane = 0; lane < 32; ++lane) check_row("stmatrix_x4", rows[lane][i], lane);
+        for (int matrix = 0; matrix < 4; ++matrix) {
+            const int slot = 4 * i + matrix;
+            for (int g = 0; g < 8; ++g) {
+                for (int t = 0; t < 4; ++t) {
+                    const uint32_t pair = registers[4 * g + t][slot];
+                    if (!transposed) {
+                        static_cast<uint32_t*>(rows[8 * matrix + g][i])[t] = pair;
+                    } else {
+                        static_cast<uint16_t*>(rows[8 * matrix + 2 * t][i])[g] = uint16_t(pair);
+                        static_cast<uint16_t*>(rows[8 * matrix + 2 * t + 1][i])[g] = uint16_t(pair >> 16);
+                    }
                 }
             }
         }

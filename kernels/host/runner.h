@@ -26,6 +26,7 @@ struct Collective {
 
 struct Warp;
 struct Fiber;
+struct BlockState;
 
 /// A cp.async under way: read when it completes.
 struct PendingCopy {
@@ -46,6 +47,16 @@ struct Thread {
     std::vector<PendingCopy> copies;
     size_t copies_done;
     uint32_t open_group;
+    BlockState* block;
+    /// The mbarrier it waits for, and the parity that must end; null elsewhere.
+    const uint64_t* barrier;
+    uint32_t parity;
+    /// Groups of TMA stores committed.
+    uint32_t store_groups;
+    /// Products issued and groups of them committed; whether a fence came since the last wait.
+    uint32_t wgmma_issued;
+    uint32_t wgmma_groups;
+    bool wgmma_fenced;
 };
 
 /// The block that runs on this OS thread.

@@ -1,8 +1,8 @@
 // What portable/tma.h calls on the host: bulk copies between device and shared memory through tensor maps.
 //
 // A tensor map holds the runner's own encoding there (HostTensorMap), written by src/engine/cuda/driver/tensor_map.rs. Loads
-// and stores are checked when they are issued and happen as the launch's AsyncOrder says (host/runner.h). Written in
-// host/tma.cpp and host/tensor_map.cpp; checked by tests/hopper_runner.rs.
+// and stores are checked when they are issued and happen as the launch's order says (host/library.h). Written in
+// host/tma.cpp (rules) and host/tensor_map.cpp (copies); checked by tests/hopper_runner.rs.
 #pragma once
 
 #include <stdint.h>
@@ -20,5 +20,10 @@ void tma_store_wait(uint32_t newest, bool read);
 void bulk_load(void* to, uint64_t from, uint32_t bytes, uint64_t* full);
 /// Checks that there is a map.
 void prefetch_tensor_map(const void* map);
+
+/// Executes the load that waits longest.
+void execute_oldest_load();
+/// Executes what is left at the end of the kernel; ends the launch where something was never committed or waited for.
+void tma_check_end();
 
 }  // namespace secateur::host

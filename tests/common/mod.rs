@@ -4,6 +4,8 @@
 //! and of the tensor as a whole: the first finds a few wrong elements, the second a small error everywhere.
 #![allow(dead_code)] // each test binary uses a part
 
+pub mod hopper;
+
 use std::rc::Rc;
 
 use half::bf16;

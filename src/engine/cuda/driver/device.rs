@@ -14,7 +14,7 @@ use cudarc::driver::sys::{CUdevice_attribute, CUfunction, CUfunction_attribute, 
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::code::{self, IMAGES, Image, RELEASE};
-use super::{Address, Cost, Driver, Kernel, Mark};
+use super::{Address, Cost, Driver, Kernel, MapSpec, Mark, Swizzle, TensorMap, aligned};
 use crate::engine::{DeviceInfo, Error, Result};
 
 /// A GPU.
@@ -23,6 +23,8 @@ pub struct DeviceDriver {
     stream: Arc<CudaStream>,
     capability: (u32, u32),
     info: DeviceInfo,
+    /// CUDA release of the driver: 1000 * major + 10 * minor.
+    version: u32,
     /// Largest dynamic shared memory of a block, after opting in.
     shared_limit: u32,
     /// Kernels used so far.
@@ -88,6 +90,7 @@ impl DeviceDriver {
             stream,
             capability,
             info,
+            version: version as u32,
             shared_limit: shared_limit as u32,
             functions: RefCell::default(),
             modules: RefCell::default(),
@@ -230,6 +233,77 @@ fn available(images: &[Image]) -> Vec<&'static str> {
     targets
 }
 
+/// The map as the driver encodes it: no interleaving, zeros outside, L2 lines of 256 bytes.
+fn encode(spec: &MapSpec) -> Result<[u64; 16]> {
+    use cudarc::driver::sys::{
+        CUtensorMapDataType_enum as DataType, CUtensorMapFloatOOBfill_enum as Fill,
+        CUtensorMapInterleave_enum as Interleave, CUtensorMapL2promotion_enum as Promotion,
+        CUtensorMapSwizzle_enum as Pattern,
+    };
+    let data_type = |bytes: u32| match bytes {
+        1 => DataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        2 => DataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        _ => DataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+    };
+    let pattern = |swizzle: Swizzle| match swizzle {
+        Swizzle::None => Pattern::CU_TENSOR_MAP_SWIZZLE_NONE,
+        Swizzle::Bytes32 => Pattern::CU_TENSOR_MAP_SWIZZLE_32B,
+        Swizzle::Bytes64 => Pattern::CU_TENSOR_MAP_SWIZZLE_64B,
+        Swizzle::Bytes128 => Pattern::CU_TENSOR_MAP_SWIZZLE_128B,
+    };
+    let interleave = Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE;
+    let promotion = Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
+    let fill = Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
+    let (result, call) = match spec {
+        MapSpec::Tiled(tiled) => {
+            // SAFETY: the lengths of all lists were checked by `MapSpec::check`; the call reads them and writes `map`.
+            let result = unsafe {
+                sys::cuTensorMapEncodeTiled(
+                    &mut map,
+                    data_type(tiled.element_bytes),
+                    tiled.dims.len() as u32,
+                    tiled.address.0 as *mut _,
+                    tiled.dims.as_ptr(),
+                    tiled.strides.as_ptr(),
+                    tiled.box_dims.as_ptr(),
+                    tiled.element_strides.as_ptr(),
+                    interleave,
+                    pattern(tiled.swizzle),
+                    promotion,
+                    fill,
+                )
+            };
+            (result, "cuTensorMapEncodeTiled")
+        }
+        MapSpec::Im2col(im2col) => {
+            // SAFETY: as above; rank 4 takes two corners.
+            let result = unsafe {
+                sys::cuTensorMapEncodeIm2col(
+                    &mut map,
+                    data_type(im2col.element_bytes),
+                    4,
+                    im2col.address.0 as *mut _,
+                    im2col.dims.as_ptr(),
+                    im2col.strides.as_ptr(),
+                    im2col.lower.as_ptr(),
+                    im2col.upper.as_ptr(),
+                    im2col.channels,
+                    im2col.pixels,
+                    im2col.element_strides.as_ptr(),
+                    interleave,
+                    pattern(im2col.swizzle),
+                    promotion,
+                    fill,
+                )
+            };
+            (result, "cuTensorMapEncodeIm2col")
+        }
+    };
+    result.result().map_err(failed(call))?;
+    Ok(map.opaque)
+}
+
 impl Driver for DeviceDriver {
     fn info(&self) -> DeviceInfo {
         self.info.clone()
@@ -291,9 +365,7 @@ impl Driver for DeviceDriver {
     fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8], _: Cost) -> Result<()> {
         self.bind()?;
         let function = self.function(kernel)?;
-        // Parameter structs hold 8-byte addresses; a byte slice promises no alignment.
-        let mut aligned = vec![0u64; params.len().div_ceil(8)];
-        bytemuck::cast_slice_mut(&mut aligned)[..params.len()].copy_from_slice(params);
+        let mut params = aligned(params);
         self.last.set(kernel.name());
         // SAFETY: the struct has the size that the kernel declared (checked by `launch`), block and shared memory are what it
         // was compiled for, and the driver copies the parameters before it returns. The addresses in them are the caller's
@@ -305,7 +377,7 @@ impl Driver for DeviceDriver {
                 (kernel.threads(), 1, 1),
                 kernel.shared_bytes(),
                 self.stream.cu_stream(),
-                &mut [aligned.as_mut_ptr().cast()],
+                &mut [params.as_mut_ptr().cast()],
             )
         }
         .map_err(|error| match failed("cuLaunchKernel")(error) {
@@ -318,6 +390,25 @@ impl Driver for DeviceDriver {
 
     fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().map_err(self.late("cuStreamSynchronize"))
+    }
+
+    fn tensor_map(&self, spec: &MapSpec) -> Result<TensorMap> {
+        spec.check()?;
+        self.check("tensor_map", spec.address(), spec.extent() as usize)?;
+        if !self.has_wgmma() {
+            return Err(Error::Unavailable(format!("tensor maps need a Hopper and code for sm_90a, this is {}", self.info.name)));
+        }
+        self.bind()?;
+        let mut words = encode(spec)?;
+        // Drivers up to 13.1 set this bit wrongly for tensors under 128 KiB; NVIDIA's CUTLASS clears it likewise.
+        if self.version <= 13_010 && spec.extent() < 128 * 1024 {
+            words[1] &= !(1 << 21);
+        }
+        Ok(TensorMap::from_words(words))
+    }
+
+    fn has_wgmma(&self) -> bool {
+        self.capability == (9, 0) && available(IMAGES).contains(&"sm_90a")
     }
 
     fn mark(&self) -> Result<Mark> {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use rayon::prelude::*;
 
 use super::kernel::Entry;
-use super::{Address, Cost, Driver, Kernel};
+use super::{Address, Cost, Driver, Kernel, MapSpec, TensorMap, aligned};
 use crate::engine::{DeviceInfo, Error, Result};
 
 // kernels/host/library.h
@@ -21,12 +21,12 @@ unsafe extern "C" {
         message: *mut c_char,
         message_bytes: usize,
     ) -> *mut c_void;
-    fn secateur_host_run_block(
+    fn secateur_host_run_cluster(
         kernel: *const Entry,
         params: *const c_void,
         grid: *const u32,
         block: *const u32,
-        reversed: c_int,
+        order: u32,
         message: *mut c_char,
         message_bytes: usize,
     ) -> c_int;
@@ -41,18 +41,46 @@ pub enum WarpOrder {
     Reversed,
 }
 
+/// When asynchronous copies (TMA) happen. A correct kernel gives the same bits in both; wgmma happens at its wait in both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AsyncOrder {
+    /// As late as can be: loads when no thread can go on, stores at the wait that covers them. Who does not wait for a load
+    /// reads poison; who writes to a store's source too early spoils what it stores.
+    #[default]
+    Late,
+    /// At once; and whoever ends a phase of an mbarrier lets the threads that waited for it go first. Who releases a buffer
+    /// too early finds it overwritten.
+    Early,
+}
+
+/// How the runner takes its freedoms, and what it claims to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostOptions {
+    pub warp_order: WarpOrder,
+    pub async_order: AsyncOrder,
+    /// Whether [`Driver::has_wgmma`] says yes, so that the launches choose the kernels for Hopper.
+    pub hopper: bool,
+}
+
 /// Runs kernels on the CPU.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostDriver {
-    order: WarpOrder,
+    options: HostOptions,
 }
 
 impl HostDriver {
     pub fn open() -> Rc<dyn Driver> {
         Rc::new(Self::default())
     }
-    pub fn with_warp_order(order: WarpOrder) -> Rc<dyn Driver> {
-        Rc::new(Self { order })
+    pub fn with_warp_order(warp_order: WarpOrder) -> Rc<dyn Driver> {
+        Self::with(HostOptions { warp_order, ..HostOptions::default() })
+    }
+    /// A runner that stands for a Hopper.
+    pub fn hopper() -> Rc<dyn Driver> {
+        Self::with(HostOptions { hopper: true, ..HostOptions::default() })
+    }
+    pub fn with(options: HostOptions) -> Rc<dyn Driver> {
+        Rc::new(Self { options })
     }
 }
 
@@ -84,26 +112,30 @@ fn memory(call: &'static str, address: Address, bytes: usize) -> Result<*mut u8>
     Ok(memory.cast())
 }
 
-fn run_block(
+/// Runs cluster number `index` of the grid, mostly a single block.
+fn run_cluster(
     kernel: &Kernel,
     grid: [u32; 3],
     index: u64,
-    order: WarpOrder,
+    options: HostOptions,
     params: &[u8],
 ) -> Result<(), String> {
-    let (x, y) = (u64::from(grid[0]), u64::from(grid[1]));
-    let block = [(index % x) as u32, (index / x % y) as u32, (index / x / y) as u32];
+    let (x, y) = (u64::from(grid[0] / kernel.cluster_blocks()), u64::from(grid[1]));
+    let block = [(index % x) as u32 * kernel.cluster_blocks(), (index / x % y) as u32, (index / x / y) as u32];
+    // secateur_host_reversed and secateur_host_early
+    let order = u32::from(options.warp_order == WarpOrder::Reversed)
+        + 2 * u32::from(options.async_order == AsyncOrder::Early);
     let mut message = Message::new();
     let (text, room) = message.room();
     // SAFETY: `params` has the size that the kernel declared (checked by `launch`) and its alignment; grid and block are
     // three words; the kernel's own accesses are checked by the runner.
     let failed = unsafe {
-        secateur_host_run_block(
+        secateur_host_run_cluster(
             kernel.entry(),
             params.as_ptr().cast(),
             grid.as_ptr(),
             block.as_ptr(),
-            (order == WarpOrder::Reversed).into(),
+            order,
             text,
             room,
         )
@@ -171,16 +203,13 @@ impl Driver for HostDriver {
                 message: format!("{} bytes of parameters, expected {}", params.len(), kernel.params_bytes()),
             });
         }
-        // Parameter structs hold 8-byte addresses; a byte slice promises no alignment.
-        let mut aligned = vec![0u64; params.len().div_ceil(8)];
-        let aligned: &mut [u8] = bytemuck::cast_slice_mut(&mut aligned);
-        aligned[..params.len()].copy_from_slice(params);
-        let aligned = &*aligned;
-        let blocks = grid.iter().map(|n| u64::from(*n)).product::<u64>();
-        // The first failing block is reported, so that the same fault gives the same message.
-        let failure = (0..blocks)
+        let params = aligned(params);
+        let params: &[u8] = bytemuck::cast_slice(&params);
+        let clusters = grid.iter().map(|n| u64::from(*n)).product::<u64>() / u64::from(kernel.cluster_blocks());
+        // The first failing cluster is reported, so that the same fault gives the same message.
+        let failure = (0..clusters)
             .into_par_iter()
-            .find_map_first(|index| run_block(kernel, grid, index, self.order, aligned).err());
+            .find_map_first(|index| run_cluster(kernel, grid, index, self.options, params).err());
         match failure {
             Some(message) => Err(Error::Kernel { kernel: kernel.name().into(), message }),
             None => Ok(()),
@@ -189,5 +218,15 @@ impl Driver for HostDriver {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn tensor_map(&self, spec: &MapSpec) -> Result<TensorMap> {
+        spec.check()?;
+        memory("tensor_map", spec.address(), spec.extent() as usize)?;
+        Ok(spec.host_words())
+    }
+
+    fn has_wgmma(&self) -> bool {
+        self.options.hopper
     }
 }

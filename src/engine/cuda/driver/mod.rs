@@ -11,11 +11,13 @@ pub mod device;
 pub mod host;
 mod kernel;
 pub mod record;
+mod tensor_map;
 
 pub use buffer::Buffer;
 pub use code::{Usage, static_table};
 pub use cost::Cost;
 pub use kernel::{Kernel, kernels};
+pub use tensor_map::{Im2colMap, MapSpec, Swizzle, TensorMap, TiledMap};
 
 use std::ops::Add;
 use std::time::Instant;
@@ -65,6 +67,11 @@ pub trait Driver {
     /// account. [`launch`] is the typed form.
     fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8], cost: Cost) -> Result<()>;
     fn synchronize(&self) -> Result<()>;
+    /// A tensor map for kernels of this driver. A spec that a GPU would not take, or a tensor that is not all inside one
+    /// allocation, is an error.
+    fn tensor_map(&self, spec: &MapSpec) -> Result<TensorMap>;
+    /// Whether kernels that say `// Targets: sm_90a` run here: TMA, wgmma and their like.
+    fn has_wgmma(&self) -> bool;
 
     /// A moment between what was asked for before and after. Where work is done when its call returns, that is the clock's.
     fn mark(&self) -> Result<Mark> {
@@ -83,6 +90,18 @@ pub trait Driver {
     fn profiler(&self, _on: bool) -> Result<()> {
         Ok(())
     }
+}
+
+/// Parameter structs hold addresses and tensor maps, which want 64 bytes of alignment; a byte slice promises none.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct ParamLine([u8; 64]);
+
+/// The parameters where a kernel may read them.
+fn aligned(params: &[u8]) -> Vec<ParamLine> {
+    let mut lines = vec![ParamLine([0; 64]); params.len().div_ceil(64)];
+    bytemuck::cast_slice_mut(&mut lines)[..params.len()].copy_from_slice(params);
+    lines
 }
 
 /// A moment in the work of a device.
@@ -118,6 +137,12 @@ pub fn launch<P: bytemuck::Pod>(
     }
     if grid.contains(&0) {
         return Ok(());
+    }
+    if !grid[0].is_multiple_of(kernel.cluster_blocks()) {
+        return Err(Error::Kernel {
+            kernel: kernel.name().into(),
+            message: format!("grid {grid:?}, wanted x a multiple of the {} blocks of a cluster", kernel.cluster_blocks()),
+        });
     }
     driver.launch(kernel, grid, bytemuck::bytes_of(params), cost)
 }

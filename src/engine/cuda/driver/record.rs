@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::{Address, Cost, Driver, Kernel, Mark};
+use super::{Address, Cost, Driver, Kernel, MapSpec, Mark, TensorMap};
 use crate::engine::{DeviceInfo, Launch, Phase, Record, Result};
 
 /// One launch, its times still to be asked for.
@@ -121,6 +121,12 @@ impl Driver for Recorder {
     }
     fn synchronize(&self) -> Result<()> {
         self.inner.synchronize()
+    }
+    fn tensor_map(&self, spec: &MapSpec) -> Result<TensorMap> {
+        self.inner.tensor_map(spec)
+    }
+    fn has_wgmma(&self) -> bool {
+        self.inner.has_wgmma()
     }
     fn mark(&self) -> Result<Mark> {
         self.inner.mark()

@@ -1,0 +1,182 @@
+// The rules of TMA: what is checked when a copy is issued, when it happens, and what must not be left over. Checked by
+// tests/hopper_runner.rs; called through portable/tma.h.
+//
+// Loads happen at once where the launch asks for that (Runner::early), else one by one when nobody can go on, so that whoever
+// does not wait reads poison or old data. Stores read shared memory at once, or at the last moment: at the wait that covers
+// their group, or at the end of the kernel.
+
+#include "host/tma.h"
+
+#include <string.h>
+
+#include "host/async_proxy.h"
+#include "host/mbarrier.h"
+#include "host/memory.h"
+#include "host/scheduler.h"
+
+namespace secateur::host {
+
+namespace {
+
+HostTensorMap read_map(const char* what, const void* address, uint32_t kind) {
+    HostTensorMap map;
+    memcpy(&map, address, sizeof map);
+    if (map.kind == kind) return map;
+    if (map.kind == HostTensorMap::tiled || map.kind == HostTensorMap::im2col) {
+        fault("%s: the tensor map is for %s", what, kind == HostTensorMap::tiled ? "im2col loads" : "tiled copies");
+    }
+    fault("%s: no tensor map of this runner in the parameters (Driver::tensor_map makes one)", what);
+}
+
+/// The place of a box in the block's shared memory.
+uint32_t check_box(const char* what, const void* pointer, const HostTensorMap& map, int rank) {
+    if (map.rank != rank) fault("%s: %d coordinates, the tensor map has rank %d", what, rank, map.rank);
+    // A swizzled chunk may lie anywhere in its 128 bytes.
+    const uint32_t bytes = map.swizzle == Swizzle::none ? box_bytes(map) : (box_bytes(map) + 127) / 128 * 128;
+    if (!in_shared(pointer, bytes)) fault("%s: a box of %u bytes reaches outside the block's shared memory", what, bytes);
+    const uint32_t offset = shared_offset(pointer);
+    if (offset % 128 != 0) fault("%s: byte %u of shared memory, a box must be aligned to 128 bytes", what, offset);
+    return offset;
+}
+
+/// Whether the load ended a phase somewhere.
+bool execute(const PendingLoad& load) {
+    if (load.mapped) {
+        read_box(load);
+    } else {
+        proxy_write(block_of(*load.thread), load.to, load.from, load.bytes);
+    }
+    bool ended = false;
+    for (uint32_t rank = 0; rank < runner->block_count; ++rank) {
+        if (!(load.blocks >> rank & 1)) continue;
+        BlockState& target = *runner->blocks[rank];
+        ended |= mbarrier_complete_bytes(reinterpret_cast<uint64_t*>(target.shared_memory() + load.full), load.bytes);
+    }
+    return ended;
+}
+
+void issue(PendingLoad& load, uint64_t* full, uint32_t blocks) {
+    const BlockState& own = block_of(*current_thread);
+    mbarrier_check(full);
+    load.thread = current_thread;
+    load.full = shared_offset(full);
+    load.blocks = blocks == 0 ? 1u << own.rank : blocks;
+    if (load.blocks >> runner->block_count != 0) {
+        fault("tma_load_multicast: blocks 0x%x of a cluster of %u", load.blocks, runner->block_count);
+    }
+    if (runner->early) {
+        if (execute(load)) give_way(*current_thread);
+    } else {
+        runner->loads.push_back(load);
+    }
+}
+
+}  // namespace
+
+void tma_load(void* to, const void* map, uint64_t* full, int rank, const int32_t* at, uint32_t blocks) {
+    PendingLoad load{};
+    load.mapped = true;
+    load.map = read_map("tma_load", map, HostTensorMap::tiled);
+    load.to = check_box("tma_load", to, load.map, rank);
+    load.bytes = box_bytes(load.map);
+    memcpy(load.at, at, sizeof(int32_t) * size_t(rank));
+    issue(load, full, blocks);
+}
+
+void tma_load_im2col(void* to, const void* map, uint64_t* full, const int32_t* at, uint32_t offset_w, uint32_t offset_h) {
+    PendingLoad load{};
+    load.mapped = true;
+    load.map = read_map("tma_load_im2col", map, HostTensorMap::im2col);
+    load.to = check_box("tma_load_im2col", to, load.map, 4);
+    load.bytes = box_bytes(load.map);
+    memcpy(load.at, at, 4 * sizeof(int32_t));
+    if (offset_w > 255 || offset_h > 255) {
+        fault("tma_load_im2col: offsets %u and %u, a rank of 4 takes 0 to 255", offset_w, offset_h);
+    }
+    load.offset_w = uint16_t(offset_w);
+    load.offset_h = uint16_t(offset_h);
+    for (int i = 0; i < 2; ++i) {
+        const int32_t last = int32_t(load.map.dim[i + 1]) - 1 + load.map.upper[i];
+        if (at[i + 1] < load.map.lower[i] || at[i + 1] > last) {
+            fault("tma_load_im2col: %c %d, the pixel box of the map spans %d to %d", "wh"[i], at[i + 1],
+                  load.map.lower[i], last);
+        }
+    }
+    issue(load, full, 0);
+}
+
+void bulk_load(void* to, uint64_t from, uint32_t bytes, uint64_t* full) {
+    if (bytes == 0 || bytes % 16 != 0) fault("bulk_load: %u bytes, wanted a multiple of 16", bytes);
+    if (!in_shared(to, bytes)) fault("bulk_load: %u bytes to outside the block's shared memory", bytes);
+    PendingLoad load{};
+    load.to = shared_offset(to);
+    if (load.to % 16 != 0) fault("bulk_load: byte %u of shared memory, wanted a multiple of 16", load.to);
+    load.bytes = bytes;
+    load.from = resolve(from, bytes, 16);
+    issue(load, full, 0);
+}
+
+void prefetch_tensor_map(const void* map) {
+    uint32_t kind;
+    memcpy(&kind, map, sizeof kind);
+    read_map("prefetch_tensor_map", map, kind == HostTensorMap::im2col ? kind : HostTensorMap::tiled);
+}
+
+void tma_store(const void* map, const void* from, int rank, const int32_t* at) {
+    PendingStore store{};
+    store.thread = current_thread;
+    store.block = current_thread->block;
+    store.group = current_thread->store_groups;
+    store.map = read_map("tma_store", map, HostTensorMap::tiled);
+    store.from = check_box("tma_store", from, store.map, rank);
+    memcpy(store.at, at, sizeof(int32_t) * size_t(rank));
+    if (runner->early) {
+        write_box(store);
+        store.done = true;
+    }
+    runner->stores.push_back(store);
+}
+
+void tma_store_commit() { ++current_thread->store_groups; }
+
+void tma_store_wait(uint32_t newest, bool) {
+    Thread& self = *current_thread;
+    auto& stores = runner->stores;
+    size_t kept = 0;
+    for (size_t i = 0; i < stores.size(); ++i) {
+        const bool covered = stores[i].thread == &self && stores[i].group + newest < self.store_groups;
+        if (!covered) {
+            stores[kept++] = stores[i];
+        } else if (!stores[i].done) {
+            write_box(stores[i]);
+        }
+    }
+    stores.resize(kept);
+}
+
+void execute_oldest_load() {
+    const PendingLoad load = runner->loads.front();
+    runner->loads.pop_front();
+    current_thread = load.thread;
+    current_block = load.thread->block;
+    execute(load);
+}
+
+void tma_check_end() {
+    if (!runner->loads.empty()) {
+        const PendingLoad& load = runner->loads.front();
+        current_thread = load.thread;
+        fault("a load of %u bytes to byte %u of shared memory was still under way at the end of the kernel: nobody waited "
+              "for it", load.bytes, load.to);
+    }
+    for (const PendingStore& store : runner->stores) {
+        current_thread = store.thread;
+        current_block = store.block;
+        if (store.group == store.thread->store_groups) {
+            fault("tma_store from byte %u of shared memory: no tma_store_commit before the end of the kernel", store.from);
+        }
+        if (!store.done) write_box(store);
+    }
+}
+
+}  // namespace secateur::host

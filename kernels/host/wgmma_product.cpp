@@ -1,0 +1,248 @@
+// The arithmetic of wgmma: operands through descriptors, products in f32. Checked by tests/hopper_runner.rs against f64 loops.
+//
+// Operands are read in octets, 8 neighbours in m or n at one k: straight from MN-major rows, by 8x8 transposes from K-major ones.
+// As in host/mma.cpp accumulators stay where the threads have them: thread (warp w, g, t) holds rows 16 w + g and + 8 of columns
+// 2 t and 2 t + 1 of every eight as one row of N / 2 floats {c0, c1, c2, c3} ..., and a step adds {a, a, a', a'} x {b, b', b, b'}
+// to it. Products are rounded before they are added (no contraction), in the order of k.
+
+#include "host/wgmma.h"
+
+#include <string.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "host/async_proxy.h"
+#include "host/scheduler.h"
+
+namespace secateur::host {
+
+namespace {
+
+typedef uint16_t Octet __attribute__((vector_size(16)));
+typedef float Quad __attribute__((vector_size(16), aligned(4)));
+typedef float Hexadecet __attribute__((vector_size(64), aligned(4)));
+
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(to_mask(a)){__VA_ARGS__})
+typedef int32_t QuadMask __attribute__((vector_size(16)));
+Octet to_mask(Octet);
+QuadMask to_mask(Quad);
+#endif
+
+constexpr int k_step = 16;            // of one product
+constexpr int max_steps = 4;          // products whose operands are expanded together
+constexpr int max_k = k_step * max_steps;
+constexpr int max_n = 256;
+
+/// Expanded operands of up to max_steps products.
+struct Operands {
+    // a[w][g][k]: {row g, row g, row g + 8, row g + 8} of warp w's sixteen.
+    alignas(64) float a[4][8][max_k][4];
+    // b[t][j / 4][k][4 * (j % 4) ..]: {column 2t, 2t + 1, 2t, 2t + 1} of each eight columns j.
+    alignas(64) float b[4][max_n / 32][max_k][16];
+};
+
+/// An operand as its descriptor describes it, in the current block.
+struct Operand {
+    BlockState* block;
+    const char* memory;
+    const char* proxy;
+    uint32_t start, leading, stride, base;
+    bool mn_major;
+    const char* name;
+
+    Operand(uint64_t descriptor, bool mn_major, const char* name)
+        : block(&block_of(*current_thread)),
+          memory(block->shared),
+          proxy(proxy_memory(*block)),
+          start(uint32_t(descriptor & 0x3FFF) << 4),
+          leading(uint32_t(descriptor >> 16 & 0x3FFF) << 4),
+          stride(uint32_t(descriptor >> 32 & 0x3FFF) << 4),
+          base(uint32_t(descriptor >> 49 & 7)),
+          mn_major(mn_major),
+          name(name) {
+        if (descriptor >> 62 != 1) {
+            fault("wgmma: the descriptor of %s, 0x%llx, is not of the 128-byte swizzle, the only one the host runner has", name,
+                  (unsigned long long)descriptor);
+        }
+    }
+
+    /// 16 bytes at a place of the unswizzled layout. Bits 4 to 6 are xored with bits 7 to 9, counted from where the pattern
+    /// starts.
+    Octet chunk(uint32_t place) const {
+        const uint32_t at = place ^ ((((place >> 7) - base) & 7) << 4);
+        if (at + 16 > block->shared_bytes) {
+            fault("wgmma: operand %s (start %u, leading %u, stride %u) reaches byte %u, the block has %zu bytes of shared memory",
+                  name, start, leading, stride, at + 15, block->shared_bytes);
+        }
+        Octet value, fenced;
+        memcpy(&value, memory + at, 16);
+        memcpy(&fenced, proxy + at, 16);
+        if (memcmp(&value, &fenced, 16) != 0) proxy_check(*block, "wgmma", at, 16);
+        return value;
+    }
+
+    /// Elements 8 j .. 8 j + 7 in m or n, for each of the 16 k.
+    void octets(uint32_t j, Octet (&k)[k_step]) const {
+        if (mn_major) {
+            const uint32_t column = start + j / 8 * leading + j % 8 * 16;
+            for (uint32_t i = 0; i < k_step; ++i) k[i] = chunk(column + i / 8 * stride + i % 8 * 128);
+        } else {
+            for (uint32_t half = 0; half < 2; ++half) {
+                Octet rows[8];
+                for (uint32_t i = 0; i < 8; ++i) rows[i] = chunk(start + j * stride + i * 128 + half * 16);
+                transpose(rows, &k[8 * half]);
+            }
+        }
+    }
+
+    static void transpose(const Octet (&row)[8], Octet* column) {
+        Octet pair[8], quad[8];
+        for (int i = 0; i < 4; ++i) {
+            pair[2 * i] = SHUFFLE(row[i], row[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+            pair[2 * i + 1] = SHUFFLE(row[i], row[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+        }
+        // pair[2 i + h] = rows i, i + 4 interleaved, columns 4 h .. 4 h + 3.
+        for (int i = 0; i < 2; ++i) {
+            for (int h = 0; h < 2; ++h) {
+                const Octet a = pair[2 * i + h], b = pair[2 * (i + 2) + h];
+                quad[4 * i + 2 * h] = SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+                quad[4 * i + 2 * h + 1] = SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+            }
+        }
+        // quad[4 i + q] = rows i, i + 2, i + 4, i + 6 interleaved, columns 2 q and 2 q + 1.
+        for (int q = 0; q < 4; ++q) {
+            column[2 * q] = SHUFFLE(quad[q], quad[4 + q], 0, 8, 1, 9, 2, 10, 3, 11);
+            column[2 * q + 1] = SHUFFLE(quad[q], quad[4 + q], 4, 12, 5, 13, 6, 14, 7, 15);
+        }
+    }
+};
+
+/// The first or last four of eight bf16 as floats.
+inline Quad low_floats(Octet v) {
+    const Octet zero{};
+    Quad result;
+    const Octet words = SHUFFLE(zero, v, 0, 8, 0, 9, 0, 10, 0, 11);
+    memcpy(&result, &words, 16);
+    return result;
+}
+inline Quad high_floats(Octet v) {
+    const Octet zero{};
+    Quad result;
+    const Octet words = SHUFFLE(zero, v, 0, 12, 0, 13, 0, 14, 0, 15);
+    memcpy(&result, &words, 16);
+    return result;
+}
+
+inline void put(float* to, Quad value) { memcpy(to, &value, 16); }
+
+void spread_a(const Operand& a, int step, Operands& operands) {
+    for (uint32_t warp = 0; warp < 4; ++warp) {
+        Octet top[k_step], bottom[k_step];
+        a.octets(2 * warp, top);
+        a.octets(2 * warp + 1, bottom);
+        for (int i = 0; i < k_step; ++i) {
+            const int k = step * k_step + i;
+            float values[2][8];
+            put(&values[0][0], low_floats(top[i]));
+            put(&values[0][4], high_floats(top[i]));
+            put(&values[1][0], low_floats(bottom[i]));
+            put(&values[1][4], high_floats(bottom[i]));
+            for (int g = 0; g < 8; ++g) {
+                put(operands.a[warp][g][k], Quad{values[0][g], values[0][g], values[1][g], values[1][g]});
+            }
+        }
+    }
+}
+
+void spread_b(const Operand& b, int n, int step, Operands& operands) {
+    for (uint32_t j = 0; j < uint32_t(n) / 8; ++j) {
+        Octet columns[k_step];
+        b.octets(j, columns);
+        for (int i = 0; i < k_step; ++i) {
+            const int k = step * k_step + i;
+            const Quad low = low_floats(columns[i]), high = high_floats(columns[i]);
+            put(&operands.b[0][j / 4][k][4 * (j % 4)], SHUFFLE(low, low, 0, 1, 0, 1));
+            put(&operands.b[1][j / 4][k][4 * (j % 4)], SHUFFLE(low, low, 2, 3, 2, 3));
+            put(&operands.b[2][j / 4][k][4 * (j % 4)], SHUFFLE(high, high, 0, 1, 0, 1));
+            put(&operands.b[3][j / 4][k][4 * (j % 4)], SHUFFLE(high, high, 2, 3, 2, 3));
+        }
+    }
+}
+
+__attribute__((always_inline)) inline Hexadecet repeat(const float* four) {
+    const Quad quad = *reinterpret_cast<const Quad*>(four);
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+    return __builtin_shufflevector(quad, quad, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+#else
+    Hexadecet v;
+    for (size_t i = 0; i < 4; ++i) memcpy(reinterpret_cast<char*>(&v) + 16 * i, &quad, 16);
+    return v;
+#endif
+}
+
+/// The products of all threads: LANES that share their columns go together, so that sums in flight hide the latency of an
+/// addition.
+template <int LANES>
+__attribute__((always_inline)) inline void multiply(const WgmmaIssue& issue, const Operands& operands, int k_count,
+                                                    bool accumulate) {
+    typedef Hexadecet Unaligned __attribute__((aligned(4), may_alias));
+    for (int t = 0; t < 4; ++t) {
+        for (int panel = 0; panel < issue.shape.n / 32; ++panel) {
+            for (int row = 0; row < 32; row += LANES) {
+                float* acc[LANES];
+                Hexadecet sum[LANES];
+#pragma GCC unroll 8
+                for (int l = 0; l < LANES; ++l) {
+                    acc[l] = issue.acc[(row + l) / 8 * 32 + (row + l) % 8 * 4 + t] + 16 * panel;
+                    sum[l] = accumulate ? Hexadecet(*reinterpret_cast<Unaligned*>(acc[l])) : Hexadecet{};
+                }
+                for (int k = 0; k < k_count; ++k) {
+                    const Hexadecet b = *reinterpret_cast<const Hexadecet*>(operands.b[t][panel][k]);
+#pragma GCC unroll 8
+                    for (int l = 0; l < LANES; ++l) {
+                        sum[l] += repeat(operands.a[(row + l) / 8][(row + l) % 8][k]) * b;
+                    }
+                }
+#pragma GCC unroll 8
+                for (int l = 0; l < LANES; ++l) *reinterpret_cast<Unaligned*>(acc[l]) = sum[l];
+            }
+        }
+    }
+}
+
+// One body, compiled for several vector widths where the compiler can choose among them when the program starts.
+#if defined(__x86_64__) && defined(__gnu_linux__)
+__attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#endif
+void multiply_all(const WgmmaIssue& issue, const Operands& operands, int k_count, bool accumulate) {
+    multiply<4>(issue, operands, k_count, accumulate);
+}
+
+}  // namespace
+
+void wgmma_execute(const WgmmaIssue* issues, uint32_t count) {
+    static thread_local std::unique_ptr<Operands> operands;
+    if (operands == nullptr) operands = std::make_unique<Operands>();
+    for (uint32_t i = 0; i < count;) {
+        // Products that go on with the sums of the one before share one pass over the accumulators.
+        const WgmmaIssue& first = issues[i];
+        uint32_t steps = 0;
+        while (steps < max_steps && i + steps < count) {
+            const WgmmaIssue& next = issues[i + steps];
+            const bool goes_on = steps == 0 || (next.accumulate && next.shape.n == first.shape.n &&
+                                                memcmp(next.acc, first.acc, sizeof first.acc) == 0);
+            if (!goes_on) break;
+            spread_a(Operand(next.a, next.shape.a_mn_major, "A"), int(steps), *operands);
+            spread_b(Operand(next.b, next.shape.b_mn_major, "B"), next.shape.n, int(steps), *operands);
+            ++steps;
+        }
+        multiply_all(first, *operands, int(steps) * k_step, first.accumulate);
+        i += steps;
+    }
+}
+
+}  // namespace secateur::host

@@ -1,0 +1,47 @@
+//! What the tests of kernels for Hopper share: the host runner with every freedom it has, launches, and plain tensor maps.
+
+use std::rc::Rc;
+
+use half::bf16;
+use secateur::engine::cuda::driver::host::{AsyncOrder, HostDriver, HostOptions, WarpOrder};
+use secateur::engine::cuda::driver::{Address, Cost, Driver, Kernel, Swizzle, TiledMap, launch};
+
+/// The runner with its warps and its asynchronous copies in each order, and a name for messages.
+pub fn runners() -> Vec<(String, Rc<dyn Driver>)> {
+    let mut runners = Vec::new();
+    for warp_order in [WarpOrder::Forward, WarpOrder::Reversed] {
+        for async_order in [AsyncOrder::Late, AsyncOrder::Early] {
+            runners.push((format!("{warp_order:?}, {async_order:?}"), runner(warp_order, async_order)));
+        }
+    }
+    runners
+}
+
+pub fn runner(warp_order: WarpOrder, async_order: AsyncOrder) -> Rc<dyn Driver> {
+    HostDriver::with(HostOptions { warp_order, async_order, hopper: true })
+}
+
+pub fn run<P: bytemuck::Pod>(driver: &Rc<dyn Driver>, kernel: &str, blocks: u32, params: &P) -> Result<(), String> {
+    let kernel = Kernel::named(kernel).map_err(|e| e.to_string())?;
+    launch(&**driver, &kernel, [blocks, 1, 1], params, Cost::default()).map_err(|e| e.to_string())
+}
+
+/// A dense matrix of `rows` x `columns` bf16, its boxes 64 columns wide, swizzled by 128 bytes.
+pub fn matrix_map(address: Address, rows: usize, columns: usize, box_rows: usize) -> TiledMap {
+    TiledMap {
+        address,
+        element_bytes: 2,
+        dims: vec![columns as u64, rows as u64],
+        strides: vec![2 * columns as u64],
+        box_dims: vec![64, box_rows as u32],
+        element_strides: vec![1, 1],
+        swizzle: Swizzle::Bytes128,
+    }
+}
+
+/// Row-major `a` (rows x k) times `b` (k x columns) in f64.
+pub fn product([rows, columns, k]: [usize; 3], a: impl Fn(usize, usize) -> bf16, b: impl Fn(usize, usize) -> bf16) -> Vec<f64> {
+    (0..rows * columns)
+        .map(|i| (0..k).map(|k| a(i / columns, k).to_f64() * b(k, i % columns).to_f64()).sum())
+        .collect()
+}

@@ -1,0 +1,272 @@
+//! Each fault of an asynchronous kernel that the host runner promises to catch, planted: as an error that names it, or as a wrong
+//! result in the order that brings it out. The kernels are in `kernels/host/hopper_faults.cu`.
+
+mod common;
+
+use std::rc::Rc;
+
+use bytemuck::{Pod, Zeroable};
+use common::hopper::{matrix_map, product, run, runner, runners};
+use common::{Bound, Output, Random, SEED, assert_close, input};
+use secateur::engine::cuda::driver::host::{AsyncOrder, WarpOrder};
+use secateur::engine::cuda::driver::{Address, Driver, Swizzle, TensorMap, TiledMap};
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct PipelineParams {
+    a: TensorMap,
+    b: TensorMap,
+    c: Address,
+    k: u32,
+    planted: u32,
+    unused: [u32; 12],
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct StoredParams {
+    a: Address,
+    b: Address,
+    c: Address,
+    planted: u32,
+    unused: u32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct StagingParams {
+    to: TensorMap,
+    from: Address,
+    boxes: u32,
+    planted: u32,
+    unused: [u32; 12],
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct BarrierParams {
+    to: Address,
+    planted: u32,
+    unused: u32,
+}
+
+/// `Planted` of the kernel file.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Planted {
+    Nothing,
+    MissingFullWait,
+    EarlyRelease,
+    MissingWgmmaFence,
+    TooManyBytesExpected,
+    TooFewBytesExpected,
+    MismatchedDescriptors,
+    MissingCommit,
+    MissingWgmmaWait,
+    UninitialisedBarrier,
+    OperandOutsideShared,
+    TooManyArrivals,
+    DivergentProducts,
+    LoadLeftBehind,
+    MisalignedBox,
+    UnswizzledDescriptor,
+}
+
+const BOUND: Bound = Bound { absolute: 1e-3, relative: 1e-5, whole: 1e-6 };
+const LATE: AsyncOrder = AsyncOrder::Late;
+const EARLY: AsyncOrder = AsyncOrder::Early;
+
+/// The error of a launch that must fail, which must hold all of `parts`.
+fn must_fail<T>(result: Result<T, String>, parts: &[&str]) {
+    let Err(message) = result else { panic!("the fault was not caught: no '{}'", parts.join("', no '")) };
+    println!("{message}");
+    for part in parts {
+        assert!(message.contains(part), "'{part}' is missing in: {message}");
+    }
+}
+
+/// The product of the pipeline with a fault in it, and the right one.
+fn pipeline(driver: &Rc<dyn Driver>, planted: Planted) -> Result<(Vec<f32>, Vec<f64>), String> {
+    let k = 384;
+    let mut random = Random::new(1);
+    let (a, b) = (random.bf16s(64 * k, 1.0), random.bf16s(64 * k, 1.0));
+    let wanted = product([64, 64, k], |i, k_at| a[i * k + k_at], |k_at, j| b[j * k + k_at]);
+    let (a, b) = (input(driver, "a", &a), input(driver, "b", &b));
+    let c = Output::new::<f32>(driver, "c", 64 * 64);
+    let params = PipelineParams {
+        a: driver.tensor_map(&matrix_map(a.address(), 64, k, 64).into()).unwrap(),
+        b: driver.tensor_map(&matrix_map(b.address(), 64, k, 64).into()).unwrap(),
+        c: c.address(),
+        k: k as u32,
+        planted: planted as u32,
+        ..Zeroable::zeroed()
+    };
+    run(driver, "fault_pipeline", 1, &params)?;
+    Ok((c.read(), wanted))
+}
+
+/// Largest difference between a result and the right one; infinite where one is not finite.
+fn largest_error((met, wanted): &(Vec<f32>, Vec<f64>)) -> f64 {
+    let error = |(met, wanted): (&f32, &f64)| match met.is_finite() {
+        true => (f64::from(*met) - wanted).abs(),
+        false => f64::INFINITY,
+    };
+    met.iter().zip(wanted).map(error).fold(0.0, f64::max)
+}
+
+#[test]
+fn the_pipeline_without_a_fault_is_right_in_every_order() {
+    for (order, driver) in runners() {
+        let (met, wanted) = pipeline(&driver, Planted::Nothing).unwrap();
+        assert_close(&order, &met, &wanted, BOUND);
+    }
+}
+
+#[test]
+fn a_missing_wait_for_a_load_leaves_nan() {
+    for order in [WarpOrder::Forward, WarpOrder::Reversed] {
+        match pipeline(&runner(order, LATE), Planted::MissingFullWait) {
+            Ok((met, _)) => assert!(met.iter().all(|v| v.is_nan()), "{order:?}"),
+            // Consumers that go first may end before the loads: then those are left over.
+            Err(message) => assert!(message.contains("still under way"), "{message}"),
+        }
+    }
+}
+
+#[test]
+fn a_buffer_released_before_its_products_are_done_gives_wrong_numbers() {
+    for order in [WarpOrder::Forward, WarpOrder::Reversed] {
+        let error = largest_error(&pipeline(&runner(order, EARLY), Planted::EarlyRelease).unwrap());
+        println!("{order:?}: largest error {error}, seed {SEED}");
+        assert!(error > 1.0, "{order:?}: not seen, largest error {error}");
+    }
+}
+
+#[test]
+fn faults_of_the_pipeline_are_errors_in_every_order() {
+    for (planted, parts) in [
+        (Planted::MissingWgmmaFence, &["no wgmma_fence since the last wgmma_wait"][..]),
+        (Planted::TooManyBytesExpected, &["deadlock", "at mbarrier_wait, byte 32768", "parity 0", "16 bytes missing"]),
+        (Planted::TooFewBytesExpected, &["deadlock", "at mbarrier_wait, byte 32768", "16 bytes more than expected"]),
+        (Planted::MismatchedDescriptors, &["thread", "of the warpgroup", "all threads must issue the same"]),
+        (Planted::MissingCommit, &["still under way at the end of the kernel", "no wgmma_commit"]),
+        (Planted::MissingWgmmaWait, &["still under way at the end of the kernel", "no wgmma_wait"]),
+        (Planted::UninitialisedBarrier, &["used before mbarrier_init"]),
+        (Planted::OperandOutsideShared, &["operand B", "reaches byte", "bytes of shared memory"]),
+        (Planted::DivergentProducts, &["all threads must issue the same"]),
+        (Planted::MisalignedBox, &["byte 64 of shared memory", "aligned to 128 bytes"]),
+        (Planted::UnswizzledDescriptor, &["the descriptor of A", "not of the 128-byte swizzle"]),
+    ] {
+        for (order, driver) in runners() {
+            println!("{planted:?}, {order}");
+            must_fail(pipeline(&driver, planted), parts);
+        }
+    }
+    for order in [WarpOrder::Forward, WarpOrder::Reversed] {
+        must_fail(pipeline(&runner(order, LATE), Planted::TooManyArrivals), &["more than the 1 arrivals of a phase"]);
+        must_fail(
+            pipeline(&runner(order, LATE), Planted::LoadLeftBehind),
+            &["still under way at the end of the kernel", "nobody waited for it"],
+        );
+    }
+    // The runner is whole after failed blocks.
+    let (met, wanted) = pipeline(&runner(WarpOrder::Forward, LATE), Planted::Nothing).unwrap();
+    assert_close("after failures", &met, &wanted, BOUND);
+}
+
+#[test]
+fn operands_from_ordinary_stores_need_the_fence() {
+    let mut random = Random::new(2);
+    let (a, b) = (random.bf16s(64 * 64, 1.0), random.bf16s(64 * 64, 1.0));
+    let wanted = product([64, 64, 64], |i, k| a[i * 64 + k], |k, j| b[j * 64 + k]);
+    for (order, driver) in runners() {
+        let (a, b) = (input(&driver, "a", &a), input(&driver, "b", &b));
+        let multiply = |planted| {
+            let c = Output::new::<f32>(&driver, "c", 64 * 64);
+            let params = StoredParams { a: a.address(), b: b.address(), c: c.address(), planted, unused: 0 };
+            run(&driver, "fault_stored_operands", 1, &params).map(|()| c.read::<f32>())
+        };
+        assert_close(&order, &multiply(0).unwrap(), &wanted, BOUND);
+        let unfenced = "written by ordinary stores without fence_async_proxy";
+        must_fail(multiply(1), &["wgmma reads byte 0 of shared memory", unfenced]);
+        must_fail(multiply(2), &["wgmma reads byte 0 of shared memory", unfenced]);
+        must_fail(multiply(3), &["wgmma reads byte 8192 of shared memory", unfenced]);
+    }
+}
+
+#[test]
+fn stores_need_their_waits_commits_and_fences() {
+    let boxes = 6;
+    let words: Vec<u32> = (0..128 * boxes).map(|i| i * 0x9E37_79B9).collect();
+    for (order, driver) in runners() {
+        let from = input(&driver, "from", &words);
+        let store = |planted| {
+            let to = Output::new::<u32>(&driver, "to", words.len());
+            let map = TiledMap {
+                address: to.address(),
+                element_bytes: 4,
+                dims: vec![32, 4 * u64::from(boxes)],
+                strides: vec![128],
+                box_dims: vec![32, 4],
+                element_strides: vec![1, 1],
+                swizzle: Swizzle::None,
+            };
+            let map = driver.tensor_map(&map.into()).unwrap();
+            let params = StagingParams { to: map, from: from.address(), boxes, planted, ..Zeroable::zeroed() };
+            run(&driver, "fault_staging", 1, &params).map(|()| to.read::<u32>())
+        };
+        assert_eq!(store(0).unwrap(), words, "{order}");
+        // What the end of the kernel waits for is right as well.
+        assert_eq!(store(5).unwrap(), words, "{order}");
+        must_fail(store(2), &["no tma_store_commit before the end"]);
+        must_fail(store(3), &["tma_store reads byte 0", "without fence_async_proxy"]);
+        if order.contains("Late") {
+            assert_ne!(store(1).unwrap(), words, "{order}: the reused buffer was not seen");
+        }
+    }
+    // A store at once, while other warps have not written yet.
+    let driver = runner(WarpOrder::Forward, EARLY);
+    let from = input(&driver, "from", &words);
+    let to = Output::new::<u32>(&driver, "to", words.len());
+    let map = TiledMap {
+        address: to.address(),
+        element_bytes: 4,
+        dims: vec![32, 4 * u64::from(boxes)],
+        strides: vec![128],
+        box_dims: vec![32, 4],
+        element_strides: vec![1, 1],
+        swizzle: Swizzle::None,
+    };
+    let map = driver.tensor_map(&map.into()).unwrap();
+    let params = StagingParams { to: map, from: from.address(), boxes, planted: 4, ..Zeroable::zeroed() };
+    run(&driver, "fault_staging", 1, &params).unwrap();
+    assert_ne!(to.read::<u32>(), words, "the missing barrier was not seen");
+}
+
+#[test]
+fn barriers_that_never_fill_are_errors_that_say_who_waits_where() {
+    for (_, driver) in runners() {
+        let to = Output::new::<u32>(&driver, "to", 64);
+        let meet = |planted| {
+            run(&driver, "fault_barriers", 1, &BarrierParams { to: to.address(), planted, unused: 0 })
+        };
+        meet(0).unwrap();
+        assert_eq!(to.read::<u32>(), (0..64).collect::<Vec<_>>());
+        must_fail(
+            meet(1),
+            &["deadlock: 64 threads (the first is 0) at mbarrier_wait, byte 0 of shared memory, parity 0: 1 of 65 arrivals missing"],
+        );
+        must_fail(meet(2), &["barrier 2 of", "threads, thread"]);
+        must_fail(
+            meet(3),
+            &["32 threads (the first is 0) at named_barrier_sync", "32 threads (the first is 32) at its end"],
+        );
+    }
+}
+
+#[test]
+fn a_kernel_without_its_tensor_map_says_so() {
+    let driver = runner(WarpOrder::Forward, LATE);
+    let c = Output::new::<f32>(&driver, "c", 64 * 64);
+    let params = PipelineParams { c: c.address(), k: 64, ..Zeroable::zeroed() };
+    must_fail(run(&driver, "fault_pipeline", 1, &params), &["tma_load: no tensor map", "Driver::tensor_map"]);
+}
