@@ -185,7 +185,7 @@ fn every_shape_and_every_epilogue_agree_with_the_oracle() {
         let case = Case::new(shape);
         let hopper = wgmma::serves_forward(&*HostDriver::hopper(), &shape);
         for ending in ENDINGS {
-            let mut families = Families::default();
+            let mut families = Families::new();
             for (name, driver) in conv_drivers(hopper) {
                 let what = format!("{shape:?}, {ending:?}, {name}");
                 let outputs = case.run(&driver, ending, Kernel::Chosen);
@@ -207,7 +207,7 @@ fn no_rung_of_the_ladder_changes_a_result() {
         let case = Case::new(shape);
         for ending in [Ending::ReluResidual, Ending::Statistics] {
             for loads in [Loads::Planes, Loads::Im2col] {
-                let mut families = Families::default();
+                let mut families = Families::new();
                 for block in Block::ALL {
                     for persistent in [true, false] {
                         let rung = Rung { loads, persistent, block: Some(block) };

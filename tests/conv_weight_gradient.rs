@@ -63,7 +63,7 @@ impl Case {
         let before = numbers(33, self.wanted.len(), 4.0);
         let sum: Vec<f64> = self.wanted.iter().zip(&before).map(|(w, b)| w + f64::from(*b)).collect();
         let hopper = wgmma::serves_forward(&*HostDriver::hopper(), shape);
-        let mut families = Families::default();
+        let mut families = Families::new();
         for (name, driver) in conv_drivers(hopper) {
             let what = format!("{shape:?}, {name}");
             let met = self.run(&driver, None);

@@ -37,10 +37,13 @@ pub fn conv_drivers(hopper: bool) -> Vec<(&'static str, Rc<dyn Driver>)> {
 }
 
 /// What the members of each family gave; tells whether `met` is what the first of its family gave.
-#[derive(Default)]
 pub struct Families<T>(Vec<(&'static str, T)>);
 
 impl<T: PartialEq> Families<T> {
+    pub fn new() -> Self {
+        Self(Vec::new())
+    }
+
     pub fn agree(&mut self, name: &'static str, met: T) -> bool {
         let family = name.split(',').next().unwrap_or(name);
         match self.0.iter().find(|(known, _)| *known == family) {
