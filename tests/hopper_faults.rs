@@ -126,8 +126,8 @@ fn a_missing_wait_for_a_load_leaves_nan() {
     for order in [WarpOrder::Forward, WarpOrder::Reversed] {
         match pipeline(&runner(order, LATE), Planted::MissingFullWait) {
             Ok((met, _)) => assert!(met.iter().all(|v| v.is_nan()), "{order:?}"),
-            // Consumers that go first may end before the loads: then those are left over.
-            Err(message) => assert!(message.contains("still under way"), "{message}"),
+            // The producer finds its barrier released while the bytes of the phase before have not come.
+            Err(message) => assert!(message.contains("more than the 1 arrivals"), "{message}"),
         }
     }
 }
@@ -151,7 +151,7 @@ fn faults_of_the_pipeline_are_errors_in_every_order() {
         (Planted::MissingCommit, &["still under way at the end of the kernel", "no wgmma_commit"]),
         (Planted::MissingWgmmaWait, &["still under way at the end of the kernel", "no wgmma_wait"]),
         (Planted::UninitialisedBarrier, &["used before mbarrier_init"]),
-        (Planted::OperandOutsideShared, &["operand B", "reaches byte", "bytes of shared memory"]),
+        (Planted::OperandOutsideShared, &["operand B", "stride 16384", "reaches byte", "bytes of shared memory"]),
         (Planted::DivergentProducts, &["all threads must issue the same"]),
         (Planted::MisalignedBox, &["byte 64 of shared memory", "aligned to 128 bytes"]),
         (Planted::UnswizzledDescriptor, &["the descriptor of A", "not of the 128-byte swizzle"]),
@@ -188,7 +188,7 @@ fn operands_from_ordinary_stores_need_the_fence() {
         assert_close(&order, &multiply(0).unwrap(), &wanted, BOUND);
         let unfenced = "written by ordinary stores without fence_async_proxy";
         must_fail(multiply(1), &["wgmma reads byte 0 of shared memory", unfenced]);
-        must_fail(multiply(2), &["wgmma reads byte 0 of shared memory", unfenced]);
+        must_fail(multiply(2), &["wgmma reads byte", unfenced]);
         must_fail(multiply(3), &["wgmma reads byte 8192 of shared memory", unfenced]);
     }
 }
@@ -255,7 +255,7 @@ fn barriers_that_never_fill_are_errors_that_say_who_waits_where() {
             meet(1),
             &["deadlock: 64 threads (the first is 0) at mbarrier_wait, byte 0 of shared memory, parity 0: 1 of 65 arrivals missing"],
         );
-        must_fail(meet(2), &["barrier 2 of", "threads, thread"]);
+        must_fail(meet(2), &["named_barrier_sync"]);
         must_fail(
             meet(3),
             &["32 threads (the first is 0) at named_barrier_sync", "32 threads (the first is 32) at its end"],
