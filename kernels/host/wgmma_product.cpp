@@ -20,8 +20,9 @@ namespace secateur::host {
 namespace {
 
 typedef uint16_t Octet __attribute__((vector_size(16)));
-typedef float Quad __attribute__((vector_size(16), aligned(4)));
-typedef float Hexadecet __attribute__((vector_size(64), aligned(4)));
+typedef float Quad __attribute__((vector_size(16)));
+typedef float Octofloat __attribute__((vector_size(32)));
+typedef float Hexadecet __attribute__((vector_size(64)));
 
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -173,58 +174,100 @@ void spread_b(const Operand& b, int n, int step, Operands& operands) {
     }
 }
 
-__attribute__((always_inline)) inline Hexadecet repeat(const float* four) {
+/// Four floats, again and again across the vector.
+template <class Vector>
+__attribute__((always_inline)) inline Vector repeat(const float* four) {
     const Quad quad = *reinterpret_cast<const Quad*>(four);
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
-    return __builtin_shufflevector(quad, quad, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+    if constexpr (sizeof(Vector) == 64) {
+        return __builtin_shufflevector(quad, quad, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+    } else if constexpr (sizeof(Vector) == 32) {
+        return __builtin_shufflevector(quad, quad, 0, 1, 2, 3, 0, 1, 2, 3);
+    } else {
+        return quad;
+    }
 #else
-    Hexadecet v;
-    for (size_t i = 0; i < 4; ++i) memcpy(reinterpret_cast<char*>(&v) + 16 * i, &quad, 16);
+    Vector v;
+    for (size_t i = 0; i < sizeof(Vector) / 16; ++i) memcpy(reinterpret_cast<char*>(&v) + 16 * i, &quad, 16);
     return v;
 #endif
 }
 
-/// The products of all threads: LANES that share their columns go together, so that sums in flight hide the latency of an
-/// addition.
-template <int LANES>
+/// The products of all threads. LANES threads that share their columns go together over a panel of 16 floats, so that eight sums
+/// stay in registers and hide the latency of an addition. `Vector` must be one that the target has: wider ones live in memory.
+template <class Vector, int LANES>
 __attribute__((always_inline)) inline void multiply(const WgmmaIssue& issue, const Operands& operands, int k_count,
                                                     bool accumulate) {
-    typedef Hexadecet Unaligned __attribute__((aligned(4), may_alias));
+    constexpr int width = sizeof(Vector) / 4, vectors = 16 / width;
+    // A template argument loses the alignment of its typedef, and accumulators are aligned as floats are.
+    typedef Vector Unaligned __attribute__((aligned(4), may_alias));
     for (int t = 0; t < 4; ++t) {
         for (int panel = 0; panel < issue.shape.n / 32; ++panel) {
             for (int row = 0; row < 32; row += LANES) {
                 float* acc[LANES];
-                Hexadecet sum[LANES];
+                Vector sum[LANES][vectors];
+                const float* a[LANES];
+                const float* b = operands.b[t][panel][0];
 #pragma GCC unroll 8
                 for (int l = 0; l < LANES; ++l) {
                     acc[l] = issue.acc[(row + l) / 8 * 32 + (row + l) % 8 * 4 + t] + 16 * panel;
-                    sum[l] = accumulate ? Hexadecet(*reinterpret_cast<Unaligned*>(acc[l])) : Hexadecet{};
+                    a[l] = operands.a[(row + l) / 8][(row + l) % 8][0];
+#pragma GCC unroll 4
+                    for (int v = 0; v < vectors; ++v) {
+                        sum[l][v] = accumulate ? Vector(*reinterpret_cast<Unaligned*>(acc[l] + v * width)) : Vector{};
+                    }
                 }
                 for (int k = 0; k < k_count; ++k) {
-                    const Hexadecet b = *reinterpret_cast<const Hexadecet*>(operands.b[t][panel][k]);
+                    Vector column[vectors];
+#pragma GCC unroll 4
+                    for (int v = 0; v < vectors; ++v) column[v] = *reinterpret_cast<const Vector*>(b + 16 * k + v * width);
 #pragma GCC unroll 8
                     for (int l = 0; l < LANES; ++l) {
-                        sum[l] += repeat(operands.a[(row + l) / 8][(row + l) % 8][k]) * b;
+                        const Vector factor = repeat<Vector>(a[l] + 4 * k);
+#pragma GCC unroll 4
+                        for (int v = 0; v < vectors; ++v) sum[l][v] += factor * column[v];
                     }
                 }
 #pragma GCC unroll 8
-                for (int l = 0; l < LANES; ++l) *reinterpret_cast<Unaligned*>(acc[l]) = sum[l];
+                for (int l = 0; l < LANES; ++l) {
+#pragma GCC unroll 4
+                    for (int v = 0; v < vectors; ++v) *reinterpret_cast<Unaligned*>(acc[l] + v * width) = sum[l][v];
+                }
             }
         }
     }
 }
 
-// One body, compiled for several vector widths where the compiler can choose among them when the program starts.
-#if defined(__x86_64__) && defined(__gnu_linux__)
-__attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+typedef void Multiply(const WgmmaIssue&, const Operands&, int, bool);
+
+void multiply_narrow(const WgmmaIssue& issue, const Operands& operands, int k_count, bool accumulate) {
+    multiply<Quad, 2>(issue, operands, k_count, accumulate);
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+__attribute__((target("avx2"))) void multiply_avx2(const WgmmaIssue& issue, const Operands& operands, int k_count,
+                                                   bool accumulate) {
+    multiply<Octofloat, 4>(issue, operands, k_count, accumulate);
+}
+__attribute__((target("avx512f"))) void multiply_avx512(const WgmmaIssue& issue, const Operands& operands, int k_count,
+                                                        bool accumulate) {
+    multiply<Hexadecet, 8>(issue, operands, k_count, accumulate);
+}
 #endif
-void multiply_all(const WgmmaIssue& issue, const Operands& operands, int k_count, bool accumulate) {
-    multiply<4>(issue, operands, k_count, accumulate);
+
+/// The one for this CPU; all give the same bits.
+Multiply* chosen_multiply() {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (__builtin_cpu_supports("avx512f")) return multiply_avx512;
+    if (__builtin_cpu_supports("avx2")) return multiply_avx2;
+#endif
+    return multiply_narrow;
 }
 
 }  // namespace
 
 void wgmma_execute(const WgmmaIssue* issues, uint32_t count) {
+    static Multiply* const multiply_all = chosen_multiply();
     static thread_local std::unique_ptr<Operands> operands;
     if (operands == nullptr) operands = std::make_unique<Operands>();
     for (uint32_t i = 0; i < count;) {
