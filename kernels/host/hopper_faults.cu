@@ -105,7 +105,7 @@ struct StoredParams {
     Global<const Bf16> a;  // 64 m x 64 k
     Global<const Bf16> b;  // 64 n x 64 k
     Global<float> c;
-    uint32_t planted;  // 1: no fence, 2: the fence before the stores, 3: no fence for B
+    uint32_t planted;  // 1: no fence, 2: the fence before the stores, 3: no fence for B, 4: no barrier behind the fence
     uint32_t unused;
 };
 
@@ -121,9 +121,9 @@ KERNEL(fault_stored_operands, StoredParams, 128, StoredShared) {
         *reinterpret_cast<Bytes16*>(&shared.a[to]) = load_vector<Bytes16>(p.a, 64 * row + 8 * chunk);
         *reinterpret_cast<Bytes16*>(&shared.b[to]) = load_vector<Bytes16>(p.b, 64 * row + 8 * chunk);
     }
-    if (p.planted == 0) fence_async_proxy(&shared, sizeof shared);
+    if (p.planted == 0 || p.planted == 4) fence_async_proxy(&shared, sizeof shared);
     if (p.planted == 3) fence_async_proxy(shared.a, sizeof shared.a);
-    syncthreads();
+    if (p.planted != 4) syncthreads();
     float acc[32];
     wgmma_fence();
     for (int k = 0; k < 4; ++k) {

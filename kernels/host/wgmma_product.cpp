@@ -100,6 +100,30 @@ struct Operand {
         }
     }
 
+    /// Of all its bytes, of `size` in m or n.
+    uint64_t sum(uint32_t size) const {
+        uint64_t sum = 0;
+        const auto add = [&](uint32_t place) {
+            const Octet value = chunk(place);
+            uint64_t words[2];
+            memcpy(words, &value, 16);
+            sum = (sum ^ words[0]) * 0x9E3779B97F4A7C15u + words[1];
+            sum ^= sum >> 29;
+        };
+        for (uint32_t j = 0; j < size / 8; ++j) {
+            for (uint32_t i = 0; i < k_step; ++i) {
+                add(mn_major ? start + j / 8 * leading + j % 8 * 16 + i / 8 * stride + i % 8 * 128
+                             : start + j * stride + i / 2 * 128 + i % 2 * 16);
+            }
+        }
+        return sum;
+    }
+    void check_sum(uint32_t size, uint64_t before) const {
+        if (sum(size) == before) return;
+        fault("wgmma: operand %s (start %u) changed between the wgmma and its wgmma_wait: its buffer was released too early, or "
+              "no barrier stands between those who write it and the wgmma", name, start);
+    }
+
     static void transpose(const Octet (&row)[8], Octet* column) {
         Octet pair[8], quad[8];
         for (int i = 0; i < 4; ++i) {
@@ -266,6 +290,11 @@ Multiply* chosen_multiply() {
 
 }  // namespace
 
+void wgmma_note_operands(WgmmaIssue& issue) {
+    issue.sums[0] = Operand(issue.a, issue.shape.a_mn_major, "A").sum(64);
+    issue.sums[1] = Operand(issue.b, issue.shape.b_mn_major, "B").sum(uint32_t(issue.shape.n));
+}
+
 void wgmma_execute(const WgmmaIssue* issues, uint32_t count) {
     static Multiply* const multiply_all = chosen_multiply();
     static thread_local std::unique_ptr<Operands> operands;
@@ -279,8 +308,13 @@ void wgmma_execute(const WgmmaIssue* issues, uint32_t count) {
             const bool goes_on = steps == 0 || (next.accumulate && next.shape.n == first.shape.n &&
                                                 memcmp(next.acc, first.acc, sizeof first.acc) == 0);
             if (!goes_on) break;
-            spread_a(Operand(next.a, next.shape.a_mn_major, "A"), int(steps), *operands);
-            spread_b(Operand(next.b, next.shape.b_mn_major, "B"), next.shape.n, int(steps), *operands);
+            const Operand a(next.a, next.shape.a_mn_major, "A"), b(next.b, next.shape.b_mn_major, "B");
+            if (runner->early) {
+                a.check_sum(64, next.sums[0]);
+                b.check_sum(uint32_t(next.shape.n), next.sums[1]);
+            }
+            spread_a(a, int(steps), *operands);
+            spread_b(b, next.shape.n, int(steps), *operands);
             ++steps;
         }
         multiply_all(first, *operands, int(steps) * k_step, first.accumulate);
