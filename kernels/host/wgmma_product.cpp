@@ -103,25 +103,44 @@ struct Operand {
     /// Of all its bytes, of `size` in m or n.
     uint64_t sum(uint32_t size) const {
         uint64_t sum = 0;
-        const auto add = [&](uint32_t place) {
+        for_each_place(size, [&](uint32_t place) {
             const Octet value = chunk(place);
             uint64_t words[2];
             memcpy(words, &value, 16);
             sum = (sum ^ words[0]) * 0x9E3779B97F4A7C15u + words[1];
             sum ^= sum >> 29;
-        };
-        for (uint32_t j = 0; j < size / 8; ++j) {
-            for (uint32_t i = 0; i < k_step; ++i) {
-                add(mn_major ? start + j / 8 * leading + j % 8 * 16 + i / 8 * stride + i % 8 * 128
-                             : start + j * stride + i / 2 * 128 + i % 2 * 16);
-            }
-        }
+        });
         return sum;
     }
     void check_sum(uint32_t size, uint64_t before) const {
         if (sum(size) == before) return;
         fault("wgmma: operand %s (start %u) changed between the wgmma and its wgmma_wait: its buffer was released too early, or "
               "no barrier stands between those who write it and the wgmma", name, start);
+    }
+
+    /// That no load under way is to write what this operand, of `size` in m or n, reads.
+    void check_loads(uint32_t size) const {
+        const uint32_t rows = mn_major ? (size - 1) / 64 * leading + stride + 1024 : (size - 1) / 8 * stride + 1024;
+        for (const PendingLoad& load : runner->loads) {
+            const bool here = (load.blocks >> block->rank & 1) != 0 && load.to < start + rows && start < load.to + load.bytes;
+            if (!here) continue;
+            for_each_place(size, [&](uint32_t place) {
+                if (place < load.to || place >= load.to + load.bytes) return;
+                fault("wgmma: operand %s (start %u) reads byte %u of shared memory, which a load still under way is to write: no "
+                      "mbarrier_wait for it", name, start, place);
+            });
+        }
+    }
+
+    /// The places of its chunks, before swizzling.
+    template <class Visit>
+    void for_each_place(uint32_t size, Visit visit) const {
+        for (uint32_t j = 0; j < size / 8; ++j) {
+            for (uint32_t i = 0; i < k_step; ++i) {
+                visit(mn_major ? start + j / 8 * leading + j % 8 * 16 + i / 8 * stride + i % 8 * 128
+                               : start + j * stride + i / 2 * 128 + i % 2 * 16);
+            }
+        }
     }
 
     static void transpose(const Octet (&row)[8], Octet* column) {
@@ -309,6 +328,8 @@ void wgmma_execute(const WgmmaIssue* issues, uint32_t count) {
                                                 memcmp(next.acc, first.acc, sizeof first.acc) == 0);
             if (!goes_on) break;
             const Operand a(next.a, next.shape.a_mn_major, "A"), b(next.b, next.shape.b_mn_major, "B");
+            a.check_loads(64);
+            b.check_loads(uint32_t(next.shape.n));
             if (runner->early) {
                 a.check_sum(64, next.sums[0]);
                 b.check_sum(uint32_t(next.shape.n), next.sums[1]);
