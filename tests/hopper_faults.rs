@@ -140,13 +140,22 @@ fn a_buffer_released_before_its_products_are_done_is_overwritten() {
 fn faults_of_the_pipeline_are_errors_in_every_order() {
     for (planted, parts) in [
         (Planted::MissingWgmmaFence, &["no wgmma_fence since the last wgmma_wait"][..]),
-        (Planted::TooManyBytesExpected, &["deadlock", "at mbarrier_wait, byte 32768", "parity 0", "16 bytes missing"]),
-        (Planted::TooFewBytesExpected, &["deadlock", "at mbarrier_wait, byte 32768", "16 bytes more than expected"]),
+        (
+            Planted::TooManyBytesExpected,
+            &["deadlock", "at mbarrier_wait, byte 32768", "parity 0", "16 bytes missing"],
+        ),
+        (
+            Planted::TooFewBytesExpected,
+            &["deadlock", "at mbarrier_wait, byte 32768", "16 bytes more than expected"],
+        ),
         (Planted::MismatchedDescriptors, &["thread", "of the warpgroup", "all threads must issue the same"]),
         (Planted::MissingCommit, &["still under way at the end of the kernel", "no wgmma_commit"]),
         (Planted::MissingWgmmaWait, &["still under way at the end of the kernel", "no wgmma_wait"]),
         (Planted::UninitialisedBarrier, &["used before mbarrier_init"]),
-        (Planted::OperandOutsideShared, &["operand B", "stride 16384", "reaches byte", "bytes of shared memory"]),
+        (
+            Planted::OperandOutsideShared,
+            &["operand B", "stride 16384", "reaches byte", "bytes of shared memory"],
+        ),
         (Planted::DivergentProducts, &["all threads must issue the same"]),
         (Planted::MisalignedBox, &["byte 64 of shared memory", "aligned to 128 bytes"]),
         (Planted::UnswizzledDescriptor, &["the descriptor of A", "not of the 128-byte swizzle"]),
@@ -157,7 +166,10 @@ fn faults_of_the_pipeline_are_errors_in_every_order() {
         }
     }
     for order in [WarpOrder::Forward, WarpOrder::Reversed] {
-        must_fail(pipeline(&runner(order, LATE), Planted::TooManyArrivals), &["more than the 1 arrivals of a phase"]);
+        must_fail(
+            pipeline(&runner(order, LATE), Planted::TooManyArrivals),
+            &["more than the 1 arrivals of a phase"],
+        );
         must_fail(
             pipeline(&runner(order, LATE), Planted::LoadLeftBehind),
             &["still under way at the end of the kernel", "nobody waited for it"],
@@ -209,7 +221,8 @@ fn stores_need_their_waits_commits_and_fences() {
                 swizzle: Swizzle::None,
             };
             let map = driver.tensor_map(&map.into()).unwrap();
-            let params = StagingParams { to: map, from: from.address(), boxes, planted, ..Zeroable::zeroed() };
+            let params =
+                StagingParams { to: map, from: from.address(), boxes, planted, ..Zeroable::zeroed() };
             run(&driver, "fault_staging", 1, &params).map(|()| to.read::<u32>())
         };
         assert_eq!(store(0).unwrap(), words, "{order}");
@@ -251,7 +264,9 @@ fn barriers_that_never_fill_are_errors_that_say_who_waits_where() {
         assert_eq!(to.read::<u32>(), (0..64).collect::<Vec<_>>());
         must_fail(
             meet(1),
-            &["deadlock: 64 threads (the first is 0) at mbarrier_wait, byte 0 of shared memory, parity 0: 1 of 65 arrivals missing"],
+            &[
+                "deadlock: 64 threads (the first is 0) at mbarrier_wait, byte 0 of shared memory, parity 0: 1 of 65 arrivals missing",
+            ],
         );
         must_fail(meet(2), &["named_barrier_sync"]);
         must_fail(
