@@ -18,8 +18,10 @@ pub struct Usage {
     pub spill_loads: u32,
 }
 
-/// The remarks of ptxas about wgmma that it had to wait for: each costs more than the kernel gains.
-const SERIALISED: [&str; 4] = ["(C7510)", "(C7511)", "(C7515)", "(C7517)"];
+/// The remarks of ptxas about wgmma that it had to wait for: each costs more than the kernel gains. The last is part of many,
+/// such as C7520.
+const SERIALISED: [&str; 5] =
+    ["(C7510)", "(C7511)", "(C7515)", "(C7517)", "wgmma.mma_async instructions are serialized"];
 
 /// Reads `ptxas -v` output.
 pub fn usages(log: &str) -> Result<Vec<Usage>, String> {

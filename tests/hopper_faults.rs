@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use bytemuck::{Pod, Zeroable};
 use common::hopper::{matrix_map, product, run, runner, runners};
-use common::{Bound, Output, Random, SEED, assert_close, input};
+use common::{Bound, Output, Random, assert_close, input};
 use secateur::engine::cuda::driver::host::{AsyncOrder, WarpOrder};
 use secateur::engine::cuda::driver::{Address, Driver, Swizzle, TensorMap, TiledMap};
 
@@ -104,15 +104,6 @@ fn pipeline(driver: &Rc<dyn Driver>, planted: Planted) -> Result<(Vec<f32>, Vec<
     Ok((c.read(), wanted))
 }
 
-/// Largest difference between a result and the right one; infinite where one is not finite.
-fn largest_error((met, wanted): &(Vec<f32>, Vec<f64>)) -> f64 {
-    let error = |(met, wanted): (&f32, &f64)| match met.is_finite() {
-        true => (f64::from(*met) - wanted).abs(),
-        false => f64::INFINITY,
-    };
-    met.iter().zip(wanted).map(error).fold(0.0, f64::max)
-}
-
 #[test]
 fn the_pipeline_without_a_fault_is_right_in_every_order() {
     for (order, driver) in runners() {
@@ -122,22 +113,26 @@ fn the_pipeline_without_a_fault_is_right_in_every_order() {
 }
 
 #[test]
-fn a_missing_wait_for_a_load_leaves_nan() {
+fn a_missing_wait_for_a_load_is_an_error_or_leaves_nan() {
     for order in [WarpOrder::Forward, WarpOrder::Reversed] {
         match pipeline(&runner(order, LATE), Planted::MissingFullWait) {
             Ok((met, _)) => assert!(met.iter().all(|v| v.is_nan()), "{order:?}"),
-            // Consumers that go first may end before the loads: then those are left over.
-            Err(message) => assert!(message.contains("still under way"), "{message}"),
+            // The producer finds its barrier released while the bytes of the phase before have not come.
+            Err(message) => {
+                let parts = ["more than the 1 arrivals", "which a load still under way is to write"];
+                assert!(parts.iter().any(|part| message.contains(part)), "{message}");
+            }
         }
     }
 }
 
 #[test]
-fn a_buffer_released_before_its_products_are_done_gives_wrong_numbers() {
+fn a_buffer_released_before_its_products_are_done_is_overwritten() {
     for order in [WarpOrder::Forward, WarpOrder::Reversed] {
-        let error = largest_error(&pipeline(&runner(order, EARLY), Planted::EarlyRelease).unwrap());
-        println!("{order:?}: largest error {error}, seed {SEED}");
-        assert!(error > 1.0, "{order:?}: not seen, largest error {error}");
+        must_fail(
+            pipeline(&runner(order, EARLY), Planted::EarlyRelease),
+            &["operand A (start 0) changed between the wgmma and its wgmma_wait", "released too early"],
+        );
     }
 }
 
@@ -145,13 +140,22 @@ fn a_buffer_released_before_its_products_are_done_gives_wrong_numbers() {
 fn faults_of_the_pipeline_are_errors_in_every_order() {
     for (planted, parts) in [
         (Planted::MissingWgmmaFence, &["no wgmma_fence since the last wgmma_wait"][..]),
-        (Planted::TooManyBytesExpected, &["deadlock", "at mbarrier_wait, byte 32768", "parity 0", "16 bytes missing"]),
-        (Planted::TooFewBytesExpected, &["deadlock", "at mbarrier_wait, byte 32768", "16 bytes more than expected"]),
+        (
+            Planted::TooManyBytesExpected,
+            &["deadlock", "at mbarrier_wait, byte 32768", "parity 0", "16 bytes missing"],
+        ),
+        (
+            Planted::TooFewBytesExpected,
+            &["deadlock", "at mbarrier_wait, byte 32768", "16 bytes more than expected"],
+        ),
         (Planted::MismatchedDescriptors, &["thread", "of the warpgroup", "all threads must issue the same"]),
         (Planted::MissingCommit, &["still under way at the end of the kernel", "no wgmma_commit"]),
         (Planted::MissingWgmmaWait, &["still under way at the end of the kernel", "no wgmma_wait"]),
         (Planted::UninitialisedBarrier, &["used before mbarrier_init"]),
-        (Planted::OperandOutsideShared, &["operand B", "reaches byte", "bytes of shared memory"]),
+        (
+            Planted::OperandOutsideShared,
+            &["operand B", "stride 16384", "reaches byte", "bytes of shared memory"],
+        ),
         (Planted::DivergentProducts, &["all threads must issue the same"]),
         (Planted::MisalignedBox, &["byte 64 of shared memory", "aligned to 128 bytes"]),
         (Planted::UnswizzledDescriptor, &["the descriptor of A", "not of the 128-byte swizzle"]),
@@ -162,7 +166,10 @@ fn faults_of_the_pipeline_are_errors_in_every_order() {
         }
     }
     for order in [WarpOrder::Forward, WarpOrder::Reversed] {
-        must_fail(pipeline(&runner(order, LATE), Planted::TooManyArrivals), &["more than the 1 arrivals of a phase"]);
+        must_fail(
+            pipeline(&runner(order, LATE), Planted::TooManyArrivals),
+            &["more than the 1 arrivals of a phase"],
+        );
         must_fail(
             pipeline(&runner(order, LATE), Planted::LoadLeftBehind),
             &["still under way at the end of the kernel", "nobody waited for it"],
@@ -188,8 +195,11 @@ fn operands_from_ordinary_stores_need_the_fence() {
         assert_close(&order, &multiply(0).unwrap(), &wanted, BOUND);
         let unfenced = "written by ordinary stores without fence_async_proxy";
         must_fail(multiply(1), &["wgmma reads byte 0 of shared memory", unfenced]);
-        must_fail(multiply(2), &["wgmma reads byte 0 of shared memory", unfenced]);
+        must_fail(multiply(2), &["wgmma reads byte", unfenced]);
         must_fail(multiply(3), &["wgmma reads byte 8192 of shared memory", unfenced]);
+        if order.contains("Early") {
+            must_fail(multiply(4), &["no barrier stands between those who write it and the wgmma"]);
+        }
     }
 }
 
@@ -211,7 +221,8 @@ fn stores_need_their_waits_commits_and_fences() {
                 swizzle: Swizzle::None,
             };
             let map = driver.tensor_map(&map.into()).unwrap();
-            let params = StagingParams { to: map, from: from.address(), boxes, planted, ..Zeroable::zeroed() };
+            let params =
+                StagingParams { to: map, from: from.address(), boxes, planted, ..Zeroable::zeroed() };
             run(&driver, "fault_staging", 1, &params).map(|()| to.read::<u32>())
         };
         assert_eq!(store(0).unwrap(), words, "{order}");
@@ -253,9 +264,11 @@ fn barriers_that_never_fill_are_errors_that_say_who_waits_where() {
         assert_eq!(to.read::<u32>(), (0..64).collect::<Vec<_>>());
         must_fail(
             meet(1),
-            &["deadlock: 64 threads (the first is 0) at mbarrier_wait, byte 0 of shared memory, parity 0: 1 of 65 arrivals missing"],
+            &[
+                "deadlock: 64 threads (the first is 0) at mbarrier_wait, byte 0 of shared memory, parity 0: 1 of 65 arrivals missing",
+            ],
         );
-        must_fail(meet(2), &["barrier 2 of", "threads, thread"]);
+        must_fail(meet(2), &["named_barrier_sync"]);
         must_fail(
             meet(3),
             &["32 threads (the first is 0) at named_barrier_sync", "32 threads (the first is 32) at its end"],

@@ -298,7 +298,11 @@ fn boxes_travel_to_shared_memory_and_back() {
             assert!(loaded.contains(&None), "{label}: no element outside");
             let raw: Vec<u8> = raw.read();
             for (i, wanted) in dense.iter().enumerate() {
-                assert_eq!(raw[swizzled(case.swizzle, i)], *wanted, "{label}: byte {i} of the box, seed {SEED}");
+                assert_eq!(
+                    raw[swizzled(case.swizzle, i)],
+                    *wanted,
+                    "{label}: byte {i} of the box, seed {SEED}"
+                );
             }
             let mut wanted = vec![0xFF; size];
             for (i, offset) in elements_of(&store, case.to_at).into_iter().enumerate() {
@@ -314,9 +318,13 @@ fn boxes_travel_to_shared_memory_and_back() {
 #[test]
 fn im2col_loads_the_pixels_under_every_tap() {
     // Width and height, images, stride, channels of the tensor, first output pixel, pixels of a load.
-    for (size, images, stride, channels, first, pixels) in
-        [(8, 3, 1, 64, 0, 128), (8, 3, 1, 128, 100, 128), (8, 3, 2, 64, 10, 64), (4, 5, 1, 64, 9, 64), (8, 2, 2, 64, 0, 16)]
-    {
+    for (size, images, stride, channels, first, pixels) in [
+        (8, 3, 1, 64, 0, 128),
+        (8, 3, 1, 128, 100, 128),
+        (8, 3, 2, 64, 10, 64),
+        (4, 5, 1, 64, 9, 64),
+        (8, 2, 2, 64, 0, 16),
+    ] {
         let out = size / stride;
         let mut random = Random::new(4);
         let x = random.bf16s(images * size * size * channels, 1.0);
@@ -358,12 +366,15 @@ fn im2col_loads_the_pixels_under_every_tap() {
                     let w = (output % out * stride + s) as i32 - 1;
                     let inside = |v: i32| (0..size as i32).contains(&v);
                     let wanted = match n < images && inside(h) && inside(w) {
-                        true => x[((n * size + h as usize) * size + w as usize) * channels + channel + i % 64],
+                        true => {
+                            x[((n * size + h as usize) * size + w as usize) * channels + channel + i % 64]
+                        }
                         false => bf16::ZERO,
                     };
                     let met = raw[swizzled(Swizzle::Bytes128, 2 * i) / 2];
                     assert_eq!(
-                        met, wanted,
+                        met,
+                        wanted,
                         "{size}x{size}, stride {stride}, tap ({r}, {s}), pixel {}, channel {}, {order}, seed {SEED}",
                         i / 64,
                         i % 64
@@ -379,7 +390,8 @@ fn bulk_loads_matrices_and_named_barriers_move_every_word() {
     let words: Vec<u32> = (0..1024).map(|i| i * 0x9E37_79B9).collect();
     for (order, driver) in runners() {
         let from = input(&driver, "from", &words);
-        let params = |to: &Output, index| WordsParams { from: from.address(), to: to.address(), index, unused: 0 };
+        let params =
+            |to: &Output, index| WordsParams { from: from.address(), to: to.address(), index, unused: 0 };
 
         let to = Output::new::<u32>(&driver, "to", 512);
         run(&driver, "test_bulk_load", 1, &params(&to, 8)).unwrap();

@@ -133,10 +133,10 @@ void mbarrier_wait(uint64_t* state, uint32_t parity) {
     }
 }
 
-bool mbarrier_complete_bytes(uint64_t* state, uint32_t bytes) {
+void mbarrier_complete_bytes(uint64_t* state, uint32_t bytes) {
     State s = load(state);
     s.bytes -= int32_t(bytes);
-    return store(state, s);
+    store(state, s);
 }
 
 void mbarrier_check(const uint64_t* state) {

@@ -18,8 +18,8 @@ void mbarrier_wait(uint64_t* state, uint32_t parity);
 void mbarrier_arrive_remote(uint64_t* state, uint32_t rank);
 void named_barrier(uint32_t id, uint32_t threads);
 
-/// An asynchronous copy has written `bytes` bytes. Whether that ended the phase.
-bool mbarrier_complete_bytes(uint64_t* state, uint32_t bytes);
+/// An asynchronous copy has written `bytes` bytes.
+void mbarrier_complete_bytes(uint64_t* state, uint32_t bytes);
 /// That this is a barrier of the current block.
 void mbarrier_check(const uint64_t* state);
 /// What the barrier lacks that this thread waits for, for messages.

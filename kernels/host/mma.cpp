@@ -19,9 +19,9 @@ namespace {
 
 constexpr int max_tiles = 16;
 
-typedef float Quad __attribute__((vector_size(16), aligned(4)));
-typedef float Octet __attribute__((vector_size(32), aligned(4)));
-typedef float Hexadecet __attribute__((vector_size(64), aligned(4)));
+typedef float Quad __attribute__((vector_size(16)));
+typedef float Octet __attribute__((vector_size(32)));
+typedef float Hexadecet __attribute__((vector_size(64)));
 
 __attribute__((always_inline)) inline float widen(uint32_t half) {
     const uint32_t bits = half << 16;
@@ -143,19 +143,41 @@ __attribute__((always_inline)) inline void spread(int row_tiles, int column_tile
     }
 }
 
-// One body, compiled for several vector widths where the compiler can choose among them when the program starts.
-#if defined(__x86_64__) && defined(__gnu_linux__)
-__attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
-#endif
-void multiply_tile(int row_tiles, int column_tiles, void* const* lanes) {
+/// With vectors of at most `Widest`: wider ones than the target has would live in memory.
+template <class Widest>
+__attribute__((always_inline)) inline void multiply_tile(int row_tiles, int column_tiles, void* const* lanes) {
     spread(row_tiles, column_tiles, lanes);
-    if (column_tiles % 4 == 0) {
+    if (sizeof(Widest) >= sizeof(Hexadecet) && column_tiles % 4 == 0) {
         multiply<Hexadecet>(row_tiles, column_tiles, lanes);
-    } else if (column_tiles % 2 == 0) {
+    } else if (sizeof(Widest) >= sizeof(Octet) && column_tiles % 2 == 0) {
         multiply<Octet>(row_tiles, column_tiles, lanes);
     } else {
         multiply<Quad>(row_tiles, column_tiles, lanes);
     }
+}
+
+typedef void MultiplyTile(int, int, void* const*);
+
+void multiply_tile_narrow(int row_tiles, int column_tiles, void* const* lanes) {
+    multiply_tile<Quad>(row_tiles, column_tiles, lanes);
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+__attribute__((target("avx2"))) void multiply_tile_avx2(int row_tiles, int column_tiles, void* const* lanes) {
+    multiply_tile<Octet>(row_tiles, column_tiles, lanes);
+}
+__attribute__((target("avx512f"))) void multiply_tile_avx512(int row_tiles, int column_tiles, void* const* lanes) {
+    multiply_tile<Hexadecet>(row_tiles, column_tiles, lanes);
+}
+#endif
+
+/// The one for this CPU; all give the same bits.
+MultiplyTile* chosen_multiply_tile() {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (__builtin_cpu_supports("avx512f")) return multiply_tile_avx512;
+    if (__builtin_cpu_supports("avx2")) return multiply_tile_avx2;
+#endif
+    return multiply_tile_narrow;
 }
 
 void check_row(const char* what, const void* address, int lane) {
@@ -172,7 +194,8 @@ void mma_warp_tile(int row_tiles, int column_tiles, void* const* lanes) {
         fault("mma_bf16: a warp tile of %d x %d products, the host runner has room for %d x %d", row_tiles, column_tiles,
               max_tiles, max_tiles);
     }
-    multiply_tile(row_tiles, column_tiles, lanes);
+    static MultiplyTile* const tile = chosen_multiply_tile();
+    tile(row_tiles, column_tiles, lanes);
 }
 
 void ldmatrix(int count, bool transposed, void* const* lanes) {

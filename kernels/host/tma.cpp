@@ -39,20 +39,17 @@ uint32_t check_box(const char* what, const void* pointer, const HostTensorMap& m
     return offset;
 }
 
-/// Whether the load ended a phase somewhere.
-bool execute(const PendingLoad& load) {
+void execute(const PendingLoad& load) {
     if (load.mapped) {
         read_box(load);
     } else {
         proxy_write(block_of(*load.thread), load.to, load.from, load.bytes);
     }
-    bool ended = false;
     for (uint32_t rank = 0; rank < runner->block_count; ++rank) {
         if (!(load.blocks >> rank & 1)) continue;
         BlockState& target = *runner->blocks[rank];
-        ended |= mbarrier_complete_bytes(reinterpret_cast<uint64_t*>(target.shared_memory() + load.full), load.bytes);
+        mbarrier_complete_bytes(reinterpret_cast<uint64_t*>(target.shared_memory() + load.full), load.bytes);
     }
-    return ended;
 }
 
 void issue(PendingLoad& load, uint64_t* full, uint32_t blocks) {
@@ -65,7 +62,7 @@ void issue(PendingLoad& load, uint64_t* full, uint32_t blocks) {
         fault("tma_load_multicast: blocks 0x%x of a cluster of %u", load.blocks, runner->block_count);
     }
     if (runner->early) {
-        if (execute(load)) give_way(*current_thread);
+        execute(load);
     } else {
         runner->loads.push_back(load);
     }

@@ -47,7 +47,8 @@ void wgmma(const WgmmaShape& shape, float* acc, uint64_t a, uint64_t b, bool acc
     if (!self.wgmma_fenced) fault("wgmma: no wgmma_fence since %s", self.wgmma_issued == 0 ? "the start" : "the last wgmma_wait");
     const uint32_t index = self.wgmma_issued++ - group.done;
     if (index == group.issues.size()) {
-        group.issues.push_back({shape, a, b, accumulate, self.wgmma_groups, self.index.x, {}});
+        group.issues.push_back({shape, a, b, accumulate, self.wgmma_groups, self.index.x, {}, {}});
+        if (runner->early) wgmma_note_operands(group.issues.back());
     }
     WgmmaIssue& issue = group.issues[index];
     if (issue.a != a || issue.b != b || issue.accumulate != accumulate || issue.shape.n != shape.n ||

@@ -27,6 +27,8 @@ struct WgmmaIssue {
     uint32_t group;
     /// Thread that issued it first, for messages.
     uint32_t first;
+    /// Checksums of both operands when it was issued, where the launch hurries (Runner::early).
+    uint64_t sums[2];
     float* acc[128];
 };
 
@@ -47,7 +49,9 @@ void wgmma_wait(uint32_t newest);
 /// The address of an object in its block's shared memory, as descriptors count.
 uint32_t shared_offset(const void* pointer);
 
-/// Executes products of the current block in their order.
+/// Keeps checksums of the operands as they are now.
+void wgmma_note_operands(WgmmaIssue& issue);
+/// Executes products of the current block in their order; operands whose checksums were kept must not have changed.
 void wgmma_execute(const WgmmaIssue* issues, uint32_t count);
 /// Ends the launch where a warpgroup left products behind.
 void wgmma_check_end();

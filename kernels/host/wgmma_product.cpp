@@ -20,8 +20,9 @@ namespace secateur::host {
 namespace {
 
 typedef uint16_t Octet __attribute__((vector_size(16)));
-typedef float Quad __attribute__((vector_size(16), aligned(4)));
-typedef float Hexadecet __attribute__((vector_size(64), aligned(4)));
+typedef float Quad __attribute__((vector_size(16)));
+typedef float Octofloat __attribute__((vector_size(32)));
+typedef float Hexadecet __attribute__((vector_size(64)));
 
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -95,6 +96,49 @@ struct Operand {
                 Octet rows[8];
                 for (uint32_t i = 0; i < 8; ++i) rows[i] = chunk(start + j * stride + i * 128 + half * 16);
                 transpose(rows, &k[8 * half]);
+            }
+        }
+    }
+
+    /// Of all its bytes, of `size` in m or n.
+    uint64_t sum(uint32_t size) const {
+        uint64_t sum = 0;
+        for_each_place(size, [&](uint32_t place) {
+            const Octet value = chunk(place);
+            uint64_t words[2];
+            memcpy(words, &value, 16);
+            sum = (sum ^ words[0]) * 0x9E3779B97F4A7C15u + words[1];
+            sum ^= sum >> 29;
+        });
+        return sum;
+    }
+    void check_sum(uint32_t size, uint64_t before) const {
+        if (sum(size) == before) return;
+        fault("wgmma: operand %s (start %u) changed between the wgmma and its wgmma_wait: its buffer was released too early, or "
+              "no barrier stands between those who write it and the wgmma", name, start);
+    }
+
+    /// That no load under way is to write what this operand, of `size` in m or n, reads.
+    void check_loads(uint32_t size) const {
+        const uint32_t rows = mn_major ? (size - 1) / 64 * leading + stride + 1024 : (size - 1) / 8 * stride + 1024;
+        for (const PendingLoad& load : runner->loads) {
+            const bool here = (load.blocks >> block->rank & 1) != 0 && load.to < start + rows && start < load.to + load.bytes;
+            if (!here) continue;
+            for_each_place(size, [&](uint32_t place) {
+                if (place < load.to || place >= load.to + load.bytes) return;
+                fault("wgmma: operand %s (start %u) reads byte %u of shared memory, which a load still under way is to write: no "
+                      "mbarrier_wait for it", name, start, place);
+            });
+        }
+    }
+
+    /// The places of its chunks, before swizzling.
+    template <class Visit>
+    void for_each_place(uint32_t size, Visit visit) const {
+        for (uint32_t j = 0; j < size / 8; ++j) {
+            for (uint32_t i = 0; i < k_step; ++i) {
+                visit(mn_major ? start + j / 8 * leading + j % 8 * 16 + i / 8 * stride + i % 8 * 128
+                               : start + j * stride + i / 2 * 128 + i % 2 * 16);
             }
         }
     }
@@ -173,58 +217,105 @@ void spread_b(const Operand& b, int n, int step, Operands& operands) {
     }
 }
 
-__attribute__((always_inline)) inline Hexadecet repeat(const float* four) {
+/// Four floats, again and again across the vector.
+template <class Vector>
+__attribute__((always_inline)) inline Vector repeat(const float* four) {
     const Quad quad = *reinterpret_cast<const Quad*>(four);
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
-    return __builtin_shufflevector(quad, quad, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+    if constexpr (sizeof(Vector) == 64) {
+        return __builtin_shufflevector(quad, quad, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+    } else if constexpr (sizeof(Vector) == 32) {
+        return __builtin_shufflevector(quad, quad, 0, 1, 2, 3, 0, 1, 2, 3);
+    } else {
+        return quad;
+    }
 #else
-    Hexadecet v;
-    for (size_t i = 0; i < 4; ++i) memcpy(reinterpret_cast<char*>(&v) + 16 * i, &quad, 16);
+    Vector v;
+    for (size_t i = 0; i < sizeof(Vector) / 16; ++i) memcpy(reinterpret_cast<char*>(&v) + 16 * i, &quad, 16);
     return v;
 #endif
 }
 
-/// The products of all threads: LANES that share their columns go together, so that sums in flight hide the latency of an
-/// addition.
-template <int LANES>
+/// The products of all threads. LANES threads that share their columns go together over a panel of 16 floats, so that eight sums
+/// stay in registers and hide the latency of an addition. `Vector` must be one that the target has: wider ones live in memory.
+template <class Vector, int LANES>
 __attribute__((always_inline)) inline void multiply(const WgmmaIssue& issue, const Operands& operands, int k_count,
                                                     bool accumulate) {
-    typedef Hexadecet Unaligned __attribute__((aligned(4), may_alias));
+    constexpr int width = sizeof(Vector) / 4, vectors = 16 / width;
+    // A template argument loses the alignment of its typedef, and accumulators are aligned as floats are.
+    typedef Vector Unaligned __attribute__((aligned(4), may_alias));
     for (int t = 0; t < 4; ++t) {
         for (int panel = 0; panel < issue.shape.n / 32; ++panel) {
             for (int row = 0; row < 32; row += LANES) {
                 float* acc[LANES];
-                Hexadecet sum[LANES];
+                Vector sum[LANES][vectors];
+                const float* a[LANES];
+                const float* b = operands.b[t][panel][0];
 #pragma GCC unroll 8
                 for (int l = 0; l < LANES; ++l) {
                     acc[l] = issue.acc[(row + l) / 8 * 32 + (row + l) % 8 * 4 + t] + 16 * panel;
-                    sum[l] = accumulate ? Hexadecet(*reinterpret_cast<Unaligned*>(acc[l])) : Hexadecet{};
+                    a[l] = operands.a[(row + l) / 8][(row + l) % 8][0];
+#pragma GCC unroll 4
+                    for (int v = 0; v < vectors; ++v) {
+                        sum[l][v] = accumulate ? Vector(*reinterpret_cast<Unaligned*>(acc[l] + v * width)) : Vector{};
+                    }
                 }
                 for (int k = 0; k < k_count; ++k) {
-                    const Hexadecet b = *reinterpret_cast<const Hexadecet*>(operands.b[t][panel][k]);
+                    Vector column[vectors];
+#pragma GCC unroll 4
+                    for (int v = 0; v < vectors; ++v) column[v] = *reinterpret_cast<const Vector*>(b + 16 * k + v * width);
 #pragma GCC unroll 8
                     for (int l = 0; l < LANES; ++l) {
-                        sum[l] += repeat(operands.a[(row + l) / 8][(row + l) % 8][k]) * b;
+                        const Vector factor = repeat<Vector>(a[l] + 4 * k);
+#pragma GCC unroll 4
+                        for (int v = 0; v < vectors; ++v) sum[l][v] += factor * column[v];
                     }
                 }
 #pragma GCC unroll 8
-                for (int l = 0; l < LANES; ++l) *reinterpret_cast<Unaligned*>(acc[l]) = sum[l];
+                for (int l = 0; l < LANES; ++l) {
+#pragma GCC unroll 4
+                    for (int v = 0; v < vectors; ++v) *reinterpret_cast<Unaligned*>(acc[l] + v * width) = sum[l][v];
+                }
             }
         }
     }
 }
 
-// One body, compiled for several vector widths where the compiler can choose among them when the program starts.
-#if defined(__x86_64__) && defined(__gnu_linux__)
-__attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+typedef void Multiply(const WgmmaIssue&, const Operands&, int, bool);
+
+void multiply_narrow(const WgmmaIssue& issue, const Operands& operands, int k_count, bool accumulate) {
+    multiply<Quad, 2>(issue, operands, k_count, accumulate);
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+__attribute__((target("avx2"))) void multiply_avx2(const WgmmaIssue& issue, const Operands& operands, int k_count,
+                                                   bool accumulate) {
+    multiply<Octofloat, 4>(issue, operands, k_count, accumulate);
+}
+__attribute__((target("avx512f"))) void multiply_avx512(const WgmmaIssue& issue, const Operands& operands, int k_count,
+                                                        bool accumulate) {
+    multiply<Hexadecet, 8>(issue, operands, k_count, accumulate);
+}
 #endif
-void multiply_all(const WgmmaIssue& issue, const Operands& operands, int k_count, bool accumulate) {
-    multiply<4>(issue, operands, k_count, accumulate);
+
+/// The one for this CPU; all give the same bits.
+Multiply* chosen_multiply() {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (__builtin_cpu_supports("avx512f")) return multiply_avx512;
+    if (__builtin_cpu_supports("avx2")) return multiply_avx2;
+#endif
+    return multiply_narrow;
 }
 
 }  // namespace
 
+void wgmma_note_operands(WgmmaIssue& issue) {
+    issue.sums[0] = Operand(issue.a, issue.shape.a_mn_major, "A").sum(64);
+    issue.sums[1] = Operand(issue.b, issue.shape.b_mn_major, "B").sum(uint32_t(issue.shape.n));
+}
+
 void wgmma_execute(const WgmmaIssue* issues, uint32_t count) {
+    static Multiply* const multiply_all = chosen_multiply();
     static thread_local std::unique_ptr<Operands> operands;
     if (operands == nullptr) operands = std::make_unique<Operands>();
     for (uint32_t i = 0; i < count;) {
@@ -236,8 +327,15 @@ void wgmma_execute(const WgmmaIssue* issues, uint32_t count) {
             const bool goes_on = steps == 0 || (next.accumulate && next.shape.n == first.shape.n &&
                                                 memcmp(next.acc, first.acc, sizeof first.acc) == 0);
             if (!goes_on) break;
-            spread_a(Operand(next.a, next.shape.a_mn_major, "A"), int(steps), *operands);
-            spread_b(Operand(next.b, next.shape.b_mn_major, "B"), next.shape.n, int(steps), *operands);
+            const Operand a(next.a, next.shape.a_mn_major, "A"), b(next.b, next.shape.b_mn_major, "B");
+            a.check_loads(64);
+            b.check_loads(uint32_t(next.shape.n));
+            if (runner->early) {
+                a.check_sum(64, next.sums[0]);
+                b.check_sum(uint32_t(next.shape.n), next.sums[1]);
+            }
+            spread_a(a, int(steps), *operands);
+            spread_b(b, next.shape.n, int(steps), *operands);
             ++steps;
         }
         multiply_all(first, *operands, int(steps) * k_step, first.accumulate);

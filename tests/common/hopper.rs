@@ -21,7 +21,12 @@ pub fn runner(warp_order: WarpOrder, async_order: AsyncOrder) -> Rc<dyn Driver> 
     HostDriver::with(HostOptions { warp_order, async_order, hopper: true })
 }
 
-pub fn run<P: bytemuck::Pod>(driver: &Rc<dyn Driver>, kernel: &str, blocks: u32, params: &P) -> Result<(), String> {
+pub fn run<P: bytemuck::Pod>(
+    driver: &Rc<dyn Driver>,
+    kernel: &str,
+    blocks: u32,
+    params: &P,
+) -> Result<(), String> {
     let kernel = Kernel::named(kernel).map_err(|e| e.to_string())?;
     launch(&**driver, &kernel, [blocks, 1, 1], params, Cost::default()).map_err(|e| e.to_string())
 }
@@ -40,7 +45,11 @@ pub fn matrix_map(address: Address, rows: usize, columns: usize, box_rows: usize
 }
 
 /// Row-major `a` (rows x k) times `b` (k x columns) in f64.
-pub fn product([rows, columns, k]: [usize; 3], a: impl Fn(usize, usize) -> bf16, b: impl Fn(usize, usize) -> bf16) -> Vec<f64> {
+pub fn product(
+    [rows, columns, k]: [usize; 3],
+    a: impl Fn(usize, usize) -> bf16,
+    b: impl Fn(usize, usize) -> bf16,
+) -> Vec<f64> {
     (0..rows * columns)
         .map(|i| (0..k).map(|k| a(i / columns, k).to_f64() * b(k, i % columns).to_f64()).sum())
         .collect()

@@ -396,7 +396,10 @@ impl Driver for DeviceDriver {
         spec.check()?;
         self.check("tensor_map", spec.address(), spec.extent() as usize)?;
         if !self.has_wgmma() {
-            return Err(Error::Unavailable(format!("tensor maps need a Hopper and code for sm_90a, this is {}", self.info.name)));
+            return Err(Error::Unavailable(format!(
+                "tensor maps need a Hopper and code for sm_90a, this is {}",
+                self.info.name
+            )));
         }
         self.bind()?;
         let mut words = encode(spec)?;

@@ -121,7 +121,8 @@ fn run_cluster(
     params: &[u8],
 ) -> Result<(), String> {
     let (x, y) = (u64::from(grid[0] / kernel.cluster_blocks()), u64::from(grid[1]));
-    let block = [(index % x) as u32 * kernel.cluster_blocks(), (index / x % y) as u32, (index / x / y) as u32];
+    let block =
+        [(index % x) as u32 * kernel.cluster_blocks(), (index / x % y) as u32, (index / x / y) as u32];
     // secateur_host_reversed and secateur_host_early
     let order = u32::from(options.warp_order == WarpOrder::Reversed)
         + 2 * u32::from(options.async_order == AsyncOrder::Early);
@@ -205,7 +206,8 @@ impl Driver for HostDriver {
         }
         let params = aligned(params);
         let params: &[u8] = bytemuck::cast_slice(&params);
-        let clusters = grid.iter().map(|n| u64::from(*n)).product::<u64>() / u64::from(kernel.cluster_blocks());
+        let clusters =
+            grid.iter().map(|n| u64::from(*n)).product::<u64>() / u64::from(kernel.cluster_blocks());
         // The first failing cluster is reported, so that the same fault gives the same message.
         let failure = (0..clusters)
             .into_par_iter()

@@ -141,7 +141,10 @@ pub fn launch<P: bytemuck::Pod>(
     if !grid[0].is_multiple_of(kernel.cluster_blocks()) {
         return Err(Error::Kernel {
             kernel: kernel.name().into(),
-            message: format!("grid {grid:?}, wanted x a multiple of the {} blocks of a cluster", kernel.cluster_blocks()),
+            message: format!(
+                "grid {grid:?}, wanted x a multiple of the {} blocks of a cluster",
+                kernel.cluster_blocks()
+            ),
         });
     }
     driver.launch(kernel, grid, bytemuck::bytes_of(params), cost)

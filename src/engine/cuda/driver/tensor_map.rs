@@ -150,7 +150,8 @@ impl MapSpec {
     /// Bytes from the first element of the tensor to behind its last.
     pub fn extent(&self) -> u64 {
         let common = self.common();
-        let last: u64 = common.dims.iter().skip(1).zip(common.strides).map(|(dim, stride)| (dim - 1) * stride).sum();
+        let last: u64 =
+            common.dims.iter().skip(1).zip(common.strides).map(|(dim, stride)| (dim - 1) * stride).sum();
         last + common.dims[0] * u64::from(common.element_bytes)
     }
 
@@ -178,7 +179,9 @@ impl MapSpec {
         if let Some(dim) = common.dims.iter().find(|dim| !(1..=u64::from(u32::MAX)).contains(*dim)) {
             return wrong(format!("dimension {dim} in {:?}, wanted 1 to {}", common.dims, u32::MAX));
         }
-        if let Some(stride) = common.strides.iter().find(|stride| !stride.is_multiple_of(16) || **stride >= 1 << 40) {
+        if let Some(stride) =
+            common.strides.iter().find(|stride| !stride.is_multiple_of(16) || **stride >= 1 << 40)
+        {
             return wrong(format!("stride of {stride} bytes, wanted a multiple of 16 below 2^40"));
         }
         if let Some(step) = common.element_strides.iter().find(|step| !(1..=8).contains(*step)) {
@@ -236,7 +239,11 @@ impl MapSpec {
 
 fn check_box(map: &TiledMap) -> Result<()> {
     if map.box_dims.len() != map.dims.len() {
-        return wrong(format!("a box of {} dimensions in a tensor of {}", map.box_dims.len(), map.dims.len()));
+        return wrong(format!(
+            "a box of {} dimensions in a tensor of {}",
+            map.box_dims.len(),
+            map.dims.len()
+        ));
     }
     match map.box_dims.iter().find(|elements| !(1..=256).contains(*elements)) {
         Some(elements) => wrong(format!("{elements} in the box {:?}, wanted 1 to 256", map.box_dims)),
@@ -254,7 +261,10 @@ fn check_pixels(map: &Im2colMap) -> Result<()> {
     for i in 0..2 {
         let (lower, upper) = (map.lower[i], map.upper[i]);
         if !(-128..128).contains(&lower) || !(-128..128).contains(&upper) {
-            return wrong(format!("pixel box corners {lower} and {upper} in {}, wanted -128 to 127", ["w", "h"][i]));
+            return wrong(format!(
+                "pixel box corners {lower} and {upper} in {}, wanted -128 to 127",
+                ["w", "h"][i]
+            ));
         }
         if map.dims[i + 1] as i64 - 1 + i64::from(upper) < i64::from(lower) {
             return wrong(format!(
