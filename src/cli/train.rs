@@ -73,7 +73,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     if !resumed {
         folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
     }
-    begin_session(&folder, &args, &data, engine.as_ref(), console)?;
+    begin_session(&folder, args.data.as_deref(), &data, engine.as_ref(), console)?;
     console.line(format!(
         "{} on {} ({}): {} images of {}, {} epochs, into {}",
         recipe.name,
@@ -126,15 +126,15 @@ fn plan(args: &Args) -> anyhow::Result<Plan> {
 }
 
 /// The lines in which two resolved recipes differ, as "given, not met".
-fn differing_keys(given: &str, met: &str) -> String {
+pub(super) fn differing_keys(given: &str, met: &str) -> String {
     let pairs = given.lines().zip(met.lines()).filter(|(given, met)| given != met);
     pairs.map(|(given, met)| format!("{given}, there {met}")).collect::<Vec<_>>().join("; ")
 }
 
-/// Writes the session into environment.json; a resumed run must see the same images.
-fn begin_session(
+/// Writes the session into environment.json; a resumed run must see the same images. `path` is that of the images.
+pub(super) fn begin_session(
     folder: &RunFolder,
-    args: &Args,
+    path: Option<&Path>,
     data: &DataSet,
     engine: &dyn Engine,
     console: &Console,
@@ -168,7 +168,7 @@ fn begin_session(
         "device": device,
         "threads": rayon::current_num_threads(),
         "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-        "data": args.data,
+        "data": path,
         "data_sha256": digest,
         "training_images": data.train.len(),
         "test_images": data.test.len(),

@@ -10,9 +10,13 @@
 //! | `trace` | the same as a Chrome / Perfetto trace |
 //! | `document` | the JSON and CSV files, and the device block |
 //! | `compare` | two files row by row: SAME, FASTER, SLOWER or AMBIGUOUS |
+//! | `selection` | one selection of training samples, its survey apart from its algorithm |
+//! | [`speedup`] | whole trainings and their controls as a table |
+//! | `selection` | one selection of training samples, its survey apart from its algorithm |
+//! | [`speedup`] | whole trainings and their controls as a table |
 //! | `table` | columns of text |
 //!
-//! Called by `secateur bench` and `secateur profile`. Checked by `tests/bench.rs` and `tests/profile.rs`.
+//! Called by `secateur bench` and `secateur profile`. Checked by `tests/bench.rs`, `tests/bench_speedup.rs` and `tests/profile.rs`.
 //!
 //! # The files
 //!
@@ -27,6 +31,8 @@ pub mod compare;
 pub mod document;
 pub mod harness;
 pub mod profile;
+pub mod selection;
+pub mod speedup;
 pub mod statistics;
 mod table;
 pub mod trace;

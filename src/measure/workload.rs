@@ -45,8 +45,8 @@ pub struct Bench {
     pub engine: Box<dyn Engine>,
     /// Of the kernels, where the engine has some.
     recording: Option<Recording>,
-    recipe: Recipe,
-    set: ImageSet,
+    pub(super) recipe: Recipe,
+    pub(super) set: ImageSet,
     split: Split,
 }
 
@@ -55,7 +55,8 @@ pub type Amounts = [f64; 2];
 
 impl Bench {
     /// Opens the device for a recipe, with images for `steps` steps. Where there is no GPU, `auto` is the CPU, or with `kernels`,
-    /// which it has none of, the emulated device.
+    /// which it has none of, the emulated device. Where the network has more classes than the generated images, they count
+    /// through its classes.
     pub fn open(device: DeviceChoice, kernels: bool, recipe: &Recipe, steps: usize) -> Result<Self> {
         let network = train::network(recipe);
         let (engine, recording) = match device {
@@ -75,7 +76,11 @@ impl Bench {
         };
         let images = recipe.batch * steps;
         let data = DataSet::open(SetKind::Generated, None, Some(images), Some(1))?;
-        let set = engine.upload_images(&data.train.pixels, &data.train.labels)?;
+        let labels = match network.classes == data.classes {
+            true => data.train.labels,
+            false => (0..images).map(|image| (image % network.classes) as u32).collect(),
+        };
+        let set = engine.upload_images(&data.train.pixels, &labels)?;
         let split = Split { train: (0..images as u32).collect(), validation: Vec::new() };
         let mut bench = Self { engine, recording, recipe: recipe.clone(), set, split };
         bench.engine.load_weights(&initialise(network, recipe.seed))?;
@@ -143,26 +148,42 @@ impl Bench {
 
     /// Does the work as [`Bench::run`] does, and keeps its launches; an empty record where the engine has no kernels.
     pub fn record(&mut self, work: &Work, times: usize) -> Result<Record> {
-        if let Some(recording) = &mut self.recording {
-            recording.start()?;
-        }
-        let done = self.run(work, times);
-        let record = match &mut self.recording {
-            Some(recording) => recording.stop(),
-            None => Ok(Record::default()),
-        };
-        done?;
-        Ok(record?)
+        self.recorded(|bench| bench.run(work, times)).map(|(_, record)| record)
     }
 
     /// Does the work once, which also warms the device up, and counts it.
     pub fn amounts(&mut self, work: &Work) -> Result<Amounts> {
+        self.counted(|bench| bench.run(work, 1)).map(|(_, amounts)| amounts)
+    }
+
+    /// What `work` answers, and its launches.
+    fn recorded<T, E: From<engine::Error>>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, E>,
+    ) -> Result<(T, Record), E> {
+        if let Some(recording) = &mut self.recording {
+            recording.start()?;
+        }
+        let done = work(self);
+        let record = match &mut self.recording {
+            Some(recording) => recording.stop(),
+            None => Ok(Record::default()),
+        };
+        Ok((done?, record?))
+    }
+
+    /// What `work` answers, and its operations and bytes.
+    pub(super) fn counted<T, E: From<engine::Error>>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, E>,
+    ) -> Result<(T, Amounts), E> {
         let before = self.engine.flops_so_far();
-        let record = self.record(work, 1)?;
+        let (done, record) = self.recorded(work)?;
         let sum = |of: fn(&engine::Launch) -> u64| record.launches.iter().map(of).sum::<u64>() as f64;
-        Ok(match (before, self.engine.flops_so_far()) {
+        let amounts = match (before, self.engine.flops_so_far()) {
             (Some(before), Some(after)) => [(after - before) as f64, 0.0],
             _ => [sum(|launch| launch.flops), sum(|launch| launch.bytes)],
-        })
+        };
+        Ok((done, amounts))
     }
 }

@@ -32,37 +32,37 @@ pub struct Options {
         value_delimiter = ',',
         default_value = "cifar10-pgd-at,cifar10-trades,cifar10-mart"
     )]
-    recipe: Vec<String>,
+    pub recipe: Vec<String>,
     /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    pub device: DeviceChoice,
     /// Width of the network
     #[arg(long, value_name = "N", default_value_t = 64)]
-    width: usize,
+    pub width: usize,
     /// Images a batch
     #[arg(long, value_name = "N", default_value_t = 128)]
-    batch: usize,
+    pub batch: usize,
     /// Change a value of the recipes: --set attack.steps=1
     #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
+    pub set: Vec<String>,
     /// Only rows whose name holds this text
     #[arg(long, value_name = "TEXT", default_value = "")]
-    filter: String,
+    pub filter: String,
     /// Samples of a row at least
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
-    samples: u32,
+    pub samples: u32,
     /// Relative standard error of the median at most, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 1.0)]
-    error: f64,
+    pub error: f64,
     /// Seconds of sampling a row (of kernels: a recipe) at most
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
-    timeout: f64,
+    pub timeout: f64,
     /// Write everything, every sample included, as JSON
     #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    pub json: Option<PathBuf>,
     /// Write the table as CSV
     #[arg(long, value_name = "FILE")]
-    csv: Option<PathBuf>,
+    pub csv: Option<PathBuf>,
 }
 
 /// Measures one kind of work, `step`, `attack`, `eval` or `kernels`.

@@ -1,11 +1,13 @@
 //! `secateur bench`: how long a training step, an attack, an evaluation or each kernel takes, and whether two measurements
 //! differ.
 //!
-//! The device block first, then a table of medians. `measure` samples, `compare` judges two files. Checked by
-//! `tests/bench.rs`.
+//! The device block first, then a table of medians. `measure` samples, `select` samples selections in parts, `compare` judges two files; `speedup` trains whole recipes
+//! and their controls. Checked by `tests/bench.rs` and `tests/bench_speedup.rs`.
 
 mod compare;
 mod measure;
+mod select;
+mod speedup;
 
 use crate::console::Console;
 use measure::{Options, measure};
@@ -27,6 +29,11 @@ enum What {
     Eval(Options),
     /// Each kernel, in each shape that a training step has
     Kernels(Options),
+    /// One selection of training samples by each recipe or method: attack, gradients and algorithm apart
+    #[command(mut_arg("recipe", |arg| arg.default_value(select::RECIPES)))]
+    Select(select::Args),
+    /// Train recipes and their controls under the same seeds: one table of seconds, speed-ups and accuracies
+    Speedup(speedup::Args),
     /// Say of each row of two JSON files whether it became faster or slower; exit code 1 where one is slower
     Compare(compare::Args),
 }
@@ -37,6 +44,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         What::Attack(options) => measure("attack", &options, console),
         What::Eval(options) => measure("eval", &options, console),
         What::Kernels(options) => measure("kernels", &options, console),
+        What::Select(args) => select::run(&args, console),
+        What::Speedup(args) => speedup::run(&args, console),
         What::Compare(args) => compare::run(&args, console),
     }
 }

@@ -1,0 +1,186 @@
+//! `secateur bench select`: how long one selection of training samples takes, in parts.
+//!
+//! Four rows a selection: the whole, by which sampling stops, and its attack, gradients and algorithm in the same repetitions; a
+//! part that takes no time has no row. Checked by `tests/bench_speedup.rs`.
+
+use anyhow::bail;
+
+use super::super::{Interrupted, at, catch_interrupts, writable};
+use super::measure::Options;
+use crate::console::Console;
+use crate::files::{Existing, write_atomic};
+use crate::measure::ceilings::Ceilings;
+use crate::measure::document::{Document, Row};
+use crate::measure::harness::{Rule, Samples, sample};
+use crate::measure::selection::{Choice, Parts, counted, select};
+use crate::measure::workload::Bench;
+use crate::names::Named;
+use crate::prune::PruneError;
+use crate::recipe::{Recipe, SelectionMethod};
+
+/// The recipes where none is named.
+pub const RECIPES: &str =
+    "cifar10-trades-gradmatch,cifar10-trades-glister,cifar10-trades-loss-rank,cifar10-trades-random-online";
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    options: Options,
+    /// How to choose, one row for each recipe and method [default: each recipe's selection.method]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = method)]
+    method: Vec<SelectionMethod>,
+    /// Samples to choose from; CIFAR has 50,000
+    #[arg(long, value_name = "N", default_value_t = 1280, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    candidates: u32,
+    /// Share of the candidates to choose [default: the recipe's selection.fraction]
+    #[arg(long, value_name = "SHARE")]
+    fraction: Option<f64>,
+    /// Classes of the network and of the candidates, 10 or 100 [default: those of the recipe's data]
+    #[arg(long, value_name = "N", value_parser = ["10", "100"])]
+    classes: Option<String>,
+}
+
+/// The parts of a selection, and the names of their rows.
+const PARTS: [(&str, fn(&Parts) -> f64); 3] = [
+    ("attack", |parts| parts.attack),
+    ("gradients", |parts| parts.gradients),
+    ("algorithm", |parts| parts.algorithm),
+];
+
+fn method(name: &str) -> Result<SelectionMethod, String> {
+    SelectionMethod::from_name(name).filter(|method| method.selects()).ok_or_else(|| {
+        let names = SelectionMethod::ALL.iter().filter(|(_, method)| method.selects());
+        format!("expected {}", names.map(|(name, _)| *name).collect::<Vec<_>>().join(", "))
+    })
+}
+
+pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
+    let options = &args.options;
+    if !(options.error > 0.0 && options.timeout >= 0.0) {
+        bail!("--error {} --timeout {}: expected numbers above 0", options.error, options.timeout);
+    }
+    let mut subjects = Vec::new();
+    for name in &options.recipe {
+        let methods: Vec<_> = args.method.iter().copied().map(Some).collect();
+        for method in if methods.is_empty() { vec![None] } else { methods } {
+            let recipe = recipe(args, name, method)?;
+            let choice = Choice::new(&recipe, args.candidates as usize);
+            if choice.budget == 0 {
+                let share = recipe.selection.fraction;
+                bail!("a share of {share} of {} candidates is none, expected 1 at least", choice.candidates);
+            }
+            let name = row_name(&recipe, method, &choice);
+            if name.contains(&options.filter) {
+                subjects.push((name, recipe, choice));
+            }
+        }
+    }
+    let Some((_, first, choice)) = subjects.first() else {
+        bail!("--filter {}: no row has this text", options.filter)
+    };
+    for path in options.json.iter().chain(&options.csv) {
+        writable(path)?;
+    }
+    let rule =
+        Rule { samples: options.samples as usize, error: options.error / 100.0, seconds: options.timeout };
+    let interrupt = catch_interrupts()?;
+    let stop = || interrupt.requested();
+
+    let mut bench = Bench::open(options.device, false, first, choice.batches(first.batch))?;
+    let ceilings = Ceilings::measure(bench.engine.as_mut())?;
+    let names = options.recipe.clone();
+    let mut document = Document::new("bench select", bench.engine.as_ref(), names, options.batch, &ceilings);
+    for line in document.device_block() {
+        console.line(line);
+    }
+    for (name, recipe, choice) in &subjects {
+        if bench.recipe() != recipe {
+            // The old engine's memory first: two may not fit.
+            drop(bench);
+            bench = Bench::open(options.device, false, recipe, choice.batches(recipe.batch))?;
+        }
+        console.bar(name.clone(), choice.candidates);
+        let mut watch = |done, _| {
+            console.at(done);
+            !stop()
+        };
+        let (_, amounts) = counted(&mut bench, *choice, &mut watch).map_err(what_went_wrong)?;
+        let mut parts: Vec<Parts> = Vec::new();
+        let mut once = || -> Result<f64, PruneError> {
+            parts.push(select(&mut bench, *choice, &mut watch)?);
+            Ok(parts[parts.len() - 1].total())
+        };
+        let Some(whole) = sample(&rule, &stop, &mut once).map_err(what_went_wrong)? else {
+            bail!(Interrupted(None))
+        };
+        let images = choice.candidates as u64;
+        document.rows.extend(Row::new(name.clone(), whole, images, amounts, &ceilings));
+        for (part, seconds) in PARTS {
+            let values: Vec<f64> = parts.iter().map(seconds).collect();
+            if values.iter().any(|&seconds| seconds > 0.0) {
+                let samples = Samples { values, unmet: None };
+                let name = format!("{name}: {part}");
+                document.rows.extend(Row::new(name, samples, images, [0.0, 0.0], &ceilings));
+            }
+        }
+        console.clear();
+    }
+    for line in document.row_lines() {
+        console.line(line);
+    }
+    if let Some(path) = &options.json {
+        at(path, write_atomic(path, &document.to_json()?, Existing::Replace))?;
+    }
+    if let Some(path) = &options.csv {
+        at(path, write_atomic(path, document.to_csv().as_bytes(), Existing::Replace))?;
+    }
+    Ok(())
+}
+
+/// The recipe with what the options change; when to select is of no matter here.
+fn recipe(args: &Args, name: &str, method: Option<SelectionMethod>) -> anyhow::Result<Recipe> {
+    let options = &args.options;
+    let mut overrides = options.set.clone();
+    overrides.extend([format!("model.width={}", options.width), format!("batch={}", options.batch)]);
+    if let Some(classes) = &args.classes {
+        overrides.push(format!("data.set=cifar{}", if classes == "100" { "100" } else { "10" }));
+    }
+    let mut has_fraction = true;
+    if let Some(method) = method {
+        overrides.push(format!("selection.method={method}"));
+        overrides.push(format!("selection.every={}", method.default_every()));
+        overrides.push("selection.warm_start=0".into());
+        has_fraction = method.has_fraction();
+        if !has_fraction {
+            overrides.push("selection.fraction=1".into());
+        }
+    }
+    overrides
+        .extend(args.fraction.filter(|_| has_fraction).map(|share| format!("selection.fraction={share:?}")));
+    let recipe = Recipe::load(name, &overrides)?;
+    let selection = &recipe.selection;
+    if !selection.method.selects() {
+        let met = selection.method;
+        bail!("recipe {}: selection.method = \"{met}\" selects nothing; give --method", recipe.name);
+    }
+    // Candidates have a last loss here, as behind the first epoch.
+    if let Some(refusal) = selection.attack_refused(&recipe, true) {
+        bail!("recipe {}: {} = \"{}\", expected {}", recipe.name, refusal.key, refusal.met, refusal.wanted);
+    }
+    Ok(recipe)
+}
+
+/// What makes two selections comparable, in words.
+fn row_name(recipe: &Recipe, method: Option<SelectionMethod>, choice: &Choice) -> String {
+    let method = method.map_or(String::new(), |method| format!(" {method}"));
+    let (budget, candidates, classes) = (choice.budget, choice.candidates, recipe.data.set.classes());
+    format!("select {}{method}, {budget} of {candidates}, {classes} classes", recipe.name)
+}
+
+fn what_went_wrong(error: PruneError) -> anyhow::Error {
+    match error {
+        PruneError::Engine(error) => error.into(),
+        PruneError::Stopped => Interrupted(None).into(),
+        PruneError::Invalid(reason) => anyhow::anyhow!("selection: {reason}"),
+    }
+}
