@@ -1,26 +1,28 @@
 //! `secateur bench`: how long a training step, an attack, an evaluation or each kernel takes, and whether two measurements
 //! differ.
 //!
-//! The device block first, then a table of medians; sampling goes on until the noise is low enough or the time is up. On the
+//! The device block first, then a table of medians; sampling goes on until the noise is low enough or the time is up. Caches
+//! are warm, or cold: overwritten before each sample, outside of its time. On the
 //! cuda device and the emulated one the operations and bytes of a row are counted launch by launch; the cpu engine counts its
 //! convolutions. Checked by `tests/bench.rs`.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use anyhow::bail;
+use regex::Regex;
 
-use super::{CheckFailed, Interrupted, at, catch_interrupts, recipe_for, writable};
+use super::bench_options::{Caches, filter};
+use super::{CheckFailed, Interrupted, at, bench_model, catch_interrupts, recipe_for, writable};
 use crate::console::Console;
-use crate::engine::{DeviceChoice, Launch, Record};
+use crate::engine::{DeviceChoice, Record};
 use crate::files::{Existing, write_atomic};
 use crate::measure::ceilings::Ceilings;
 use crate::measure::compare::{self, Change};
 use crate::measure::document::{Document, Row};
-use crate::measure::harness::{Rule, Samples, Verdict, sample};
+use crate::measure::harness::{Rule, sample};
 use crate::measure::profile;
-use crate::measure::workload::{Bench, Work};
+use crate::measure::replay::{Plan, kernel_rows};
+use crate::measure::workload::{Bench, Cache, Work};
 use crate::recipe::Recipe;
 
 /// Steps of one sample on a GPU, where a step is short; elsewhere one.
@@ -43,6 +45,8 @@ enum What {
     Eval(Options),
     /// Each kernel, in each shape that a training step has
     Kernels(Options),
+    /// The least that a step of each recipe can take, by the roofline, layer by layer; no device is needed
+    Model(bench_model::Args),
     /// Say of each row of two JSON files whether it became faster or slower; exit code 1 where one is slower
     Compare(CompareArgs),
 }
@@ -69,9 +73,12 @@ struct Options {
     /// Change a value of the recipes: --set attack.steps=1
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Only rows whose name holds this text
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    filter: String,
+    /// Only rows whose name this regular expression matches
+    #[arg(long, value_name = "RE", default_value = "", value_parser = filter)]
+    filter: Regex,
+    /// State of the caches before a sample [default: both for kernels, else warm]
+    #[arg(long)]
+    cache: Option<Caches>,
     /// Samples of a row at least
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     samples: u32,
@@ -106,6 +113,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         What::Attack(options) => measure("attack", &options, console),
         What::Eval(options) => measure("eval", &options, console),
         What::Kernels(options) => measure("kernels", &options, console),
+        What::Model(args) => bench_model::run(&args, console),
         What::Compare(args) => run_compare(&args, console),
     }
 }
@@ -125,9 +133,10 @@ fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Result<(
         .iter()
         .map(|name| recipe_for(name, Some(options.width), Some(options.batch), &options.set))
         .collect::<anyhow::Result<Vec<Recipe>>>()?;
-    let wanted = |recipe: &&Recipe| kernels || row_name(kind, recipe).contains(&options.filter);
+    let wanted = |recipe: &&Recipe| kernels || options.filter.is_match(&row_name(kind, recipe));
     let recipes: Vec<&Recipe> = recipes.iter().filter(wanted).collect();
-    let Some(first) = recipes.first() else { bail!("--filter {}: no row has this text", options.filter) };
+    let Some(first) = recipes.first() else { bail!("--filter {}: matches no row", options.filter) };
+    let caches = options.cache.unwrap_or(if kernels { Caches::Both } else { Caches::Warm }).states();
     for path in options.json.iter().chain(&options.csv) {
         writable(path)?;
     }
@@ -159,24 +168,39 @@ fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Result<(
         let name = row_name(kind, recipe);
         console.bar(name.clone(), rule.samples);
         if kernels {
-            let rows = kernel_rows(&mut bench, &rule, &stop, &ceilings, &options.filter, &mut all)?;
-            document.rows.extend(
-                rows.into_iter().map(|row| Row { name: format!("{} {}", recipe.name, row.name), ..row }),
-            );
+            let plan = Plan { rule, caches, wanted: &|name| options.filter.is_match(name), stop: &stop };
+            let mut watch = |done, of| {
+                if done == 1 {
+                    console.bar(name.clone(), of);
+                }
+                console.at(done);
+            };
+            let rows = kernel_rows(&mut bench, &plan, &ceilings, &mut watch)?;
+            let Some((rows, record)) = rows else { bail!(Interrupted(None)) };
+            document.rows.extend(rows);
+            all.launches.extend(record.launches);
         } else {
             let amounts = bench.amounts(&work)?;
-            let times = if bench.engine.device().kind == "cuda" { bench.steps() } else { 1 };
-            let mut done = 0;
-            let mut once = || -> anyhow::Result<f64> {
-                done += 1;
-                let seconds = bench.run(&work, times)?;
-                console.at(done);
-                Ok(seconds / times as f64)
-            };
-            let Some(samples) = sample(&rule, &stop, &mut once)? else { bail!(Interrupted(None)) };
-            document.rows.extend(Row::new(name, samples, recipe.batch as u64, amounts, &ceilings));
+            for &cache in caches {
+                // Behind the first step of several the caches are warm again.
+                let several = bench.engine.device().kind == "cuda" && cache == Cache::Warm;
+                let times = if several { bench.steps() } else { 1 };
+                let mut done = 0;
+                let mut once = || -> anyhow::Result<f64> {
+                    done += 1;
+                    let seconds = bench.sample(&work, times, cache)?;
+                    console.at(done);
+                    Ok(seconds / times as f64)
+                };
+                let Some(samples) = sample(&rule, &stop, &mut once)? else { bail!(Interrupted(None)) };
+                let images = recipe.batch as u64;
+                document.rows.extend(Row::new(name.clone(), cache, samples, images, amounts, &ceilings));
+            }
         }
         console.clear();
+    }
+    if document.rows.is_empty() {
+        bail!("--filter {}: matches no row", options.filter);
     }
     document.kernels = profile::kernels(&all, &ceilings, &bench.engine.device().code);
     for line in document.row_lines() {
@@ -193,47 +217,6 @@ fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Result<(
 
 fn row_name(kind: &str, recipe: &Recipe) -> String {
     format!("{kind} {}", recipe.name)
-}
-
-/// Samples every launch of training steps until each kernel in each of its shapes is known well enough, or the time is up.
-fn kernel_rows(
-    bench: &mut Bench,
-    rule: &Rule,
-    stop: &dyn Fn() -> bool,
-    ceilings: &Ceilings,
-    filter: &str,
-    all: &mut Record,
-) -> anyhow::Result<Vec<Row>> {
-    // Loads code and touches memory.
-    bench.run(&Work::Step, 1)?;
-    let begin = Instant::now();
-    let mut shapes: BTreeMap<String, (Launch, Vec<f64>)> = BTreeMap::new();
-    loop {
-        let record = bench.record(&Work::Step, 1)?;
-        if stop() {
-            bail!(Interrupted(None));
-        }
-        for launch in record.launches.iter().filter(|launch| launch.kernel.contains(filter)) {
-            let [x, y, z] = launch.grid;
-            let megabytes = launch.bytes as f64 / 1e6;
-            let name = format!("{} {x}x{y}x{z} {megabytes:.3} MB", launch.kernel);
-            shapes.entry(name).or_insert((*launch, Vec::new())).1.push(launch.seconds);
-            all.launches.push(*launch);
-        }
-        if shapes.is_empty() {
-            bail!("--filter {filter}: no kernel of a step has this text");
-        }
-        let elapsed = begin.elapsed().as_secs_f64();
-        if shapes.values().all(|(_, values)| rule.verdict(values, elapsed) != Verdict::GoOn) {
-            break;
-        }
-    }
-    let row = |(name, (launch, values)): (String, (Launch, Vec<f64>))| {
-        let samples =
-            Samples { unmet: rule.unmet(&values).map(|unmet| format!("time is up: {unmet}")), values };
-        Row::new(name, samples, 0, [launch.flops as f64, launch.bytes as f64], ceilings)
-    };
-    Ok(shapes.into_iter().filter_map(row).collect())
 }
 
 fn run_compare(args: &CompareArgs, console: &Console) -> anyhow::Result<()> {

@@ -4,6 +4,8 @@
 //! 1 a check failed, 2 usage or data error, 3 device error, 130 interrupted. Checked by `tests/cli.rs`.
 
 mod bench;
+mod bench_model;
+mod bench_options;
 mod data;
 mod dump;
 mod eval;

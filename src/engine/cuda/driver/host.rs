@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::kernel::Entry;
 use super::{Address, Cost, Driver, Kernel};
+use crate::engine::probes::last_level_cache;
 use crate::engine::{DeviceInfo, Error, Result};
 
 // kernels/host/library.h
@@ -189,5 +190,9 @@ impl Driver for HostDriver {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn cache_bytes(&self) -> Result<usize> {
+        Ok(last_level_cache())
     }
 }
