@@ -12,10 +12,8 @@ use std::time::Instant;
 
 use secateur::accelerate::BulletTrain;
 use secateur::attack::{Adversary, CrossEntropyAscent, Pgd, ScheduledPgd};
-use secateur::batch::Batch;
-use secateur::data::{DataSet, SetKind};
-use secateur::engine::{CrossEntropy, DeviceChoice, Engine, Pass, WeightSet, open};
-use secateur::model::{ResNet18, initialise};
+use secateur::engine::{CrossEntropy, DeviceChoice, Engine, Pass, WeightSet};
+use secateur::measure::workload::Bench;
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::Recipe;
 
@@ -61,16 +59,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let images: usize = option("--images").as_deref().unwrap_or("1000").parse()?;
     let width: usize = option("--width").as_deref().unwrap_or("16").parse()?;
 
-    let network = ResNet18 { width, classes: 10 };
-    let mut engine = open(device, network, images)?;
-    let engine = engine.as_mut();
-    let data = DataSet::open(SetKind::Generated, None, Some(images), Some(1))?;
-    let set = engine.upload_images(&data.train.pixels, &data.train.labels)?;
-    engine.load_weights(&initialise(network, SEED))?;
-    let batch = Batch::alloc(engine, images)?;
-    let samples: Vec<u32> = (0..images as u32).collect();
-    engine.write(&batch.samples, &samples)?;
-    engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels)?;
+    let overrides = [format!("model.width={width}"), format!("batch={images}"), format!("seed={SEED}")];
+    let recipe = Recipe::load("cifar10-pgd-at-bullet", &overrides)?;
+    let mut bench = Bench::open(device, false, &recipe, 1)?;
+    let batch = bench.first_batch()?;
+    let engine = bench.engine.as_mut();
     engine.fold_batch_norm(WeightSet::Live)?;
     let clean = |engine: &mut dyn Engine| {
         let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
@@ -84,8 +77,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     clean(engine);
     let predictions = engine.read(&batch.predictions)?;
 
-    let recipe = "epochs = 1\nbatch = 1\ndata.set = 'generated'\noptimizer.learning_rate = 1\nschedule.kind = 'constant'";
-    let recipe = Recipe::parse("bench", recipe, &[])?;
     let full = Pgd::of_recipe(&recipe.attack);
     let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
     let ascent = &mut CrossEntropyAscent;

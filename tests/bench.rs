@@ -1,12 +1,15 @@
 //! `secateur bench`: statistics and verdicts on planted samples, the stop rule, and the commands on a tiny network.
 
 use assert_cmd::Command;
+use secateur::engine::{DeviceChoice, WeightSet};
 use secateur::measure::ceilings::Ceilings;
 use secateur::measure::compare::{Change, compare};
 use secateur::measure::harness::{Rule, Verdict, sample};
 use secateur::measure::statistics::{ratio_interval, summary};
+use secateur::measure::workload::{Bench, Cache, Work};
 use secateur::model::ResNet18;
 use secateur::philox::{Key, Purpose, unit};
+use secateur::recipe::Recipe;
 use tempfile::TempDir;
 
 const SEED: u64 = 20_261_121;
@@ -175,10 +178,14 @@ fn attack_evaluation_and_filter_work() {
     assert_eq!(secateur(&folder, &args).0, Some(0));
     // PGD-20, and the forward pass of the verdict.
     assert_eq!(json(&folder, "e.json")["rows"][0]["flops"].as_f64().unwrap(), (41 * 2 * 4 * all) as f64);
-    let args = [&["bench", "step", "--device=cpu", "--filter=trades"], &TINY[..]].concat();
-    let (code, _, stderr) = secateur(&folder, &args);
-    assert_eq!(code, Some(2));
-    assert!(stderr.contains("trades"), "{stderr}");
+    // A filter is a regular expression; a bad one and one that matches nothing are usage errors of one line.
+    for (filter, part) in [("trades", "trades: matches no row"), ("step (", "unclosed group")] {
+        let filter = format!("--filter={filter}");
+        let args = [&["bench", "step", "--device=cpu", &filter], &TINY[..]].concat();
+        let (code, _, stderr) = secateur(&folder, &args);
+        assert_eq!((code, stderr.lines().count()), (Some(2), 1), "{stderr}");
+        assert!(stderr.contains(part), "{stderr}");
+    }
     let args = [&["bench", "kernels", "--device=cpu"], &TINY[..]].concat();
     let (code, _, stderr) = secateur(&folder, &args);
     assert_eq!((code, stderr.lines().count()), (Some(2), 1), "{stderr}");
@@ -186,33 +193,87 @@ fn attack_evaluation_and_filter_work() {
 }
 
 #[test]
-fn kernels_are_measured_by_shape() {
+fn caches_are_cold_where_that_is_asked_for() {
     let folder = TempDir::new().unwrap();
-    let args =
-        [&["bench", "kernels", "--device=emulated", "--batch=1", "--json=k.json"], &TINY[..1], &TINY[2..]]
-            .concat();
+    let args = [
+        &["bench", "step", "--device=cpu", "--cache=both", "--filter=^step .*-at$", "--json=c.json"],
+        &TINY[..],
+    ]
+    .concat();
     let (code, stdout, stderr) = secateur(&folder, &args);
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(stdout.contains("cifar10-pgd-at sgd_step"), "{stdout}");
+    assert!(stdout.contains("cold time") && stdout.contains("batch time"), "{stdout}");
+    let read = json(&folder, "c.json");
+    let rows = read["rows"].as_array().unwrap();
+    assert_eq!(rows.iter().map(|row| &row["cache"]).collect::<Vec<_>>(), ["cold", "warm"]);
+    // The flush is work of its own: both states count the operations of a step.
+    assert!(rows.iter().all(|row| row["flops"].as_f64().unwrap() == step_flops(16, 4)));
+    // Rows of different states are not compared with each other.
+    let args = [&["bench", "step", "--device=cpu", "--json=w.json"], &TINY[..]].concat();
+    assert_eq!(secateur(&folder, &args).0, Some(0));
+    let (_, stdout, stderr) = secateur(&folder, &["bench", "compare", "c.json", "w.json"]);
+    assert_eq!(stdout.lines().count(), 2, "{stdout}");
+    assert!(stderr.contains("(cold): in the first only"), "{stderr}");
+}
+
+#[test]
+fn kernels_are_measured_by_shape() {
+    let folder = TempDir::new().unwrap();
+    let tiny = [&["bench", "kernels", "--device=emulated", "--batch=1"], &TINY[..1], &TINY[2..]].concat();
+    let (code, stdout, stderr) = secateur(&folder, &[&tiny[..], &["--json=k.json", "--csv=k.csv"]].concat());
+    assert_eq!(code, Some(0), "{stderr}");
+    for part in ["cifar10-pgd-at sgd_step", "cold time", "batch time", "samples, wanted 5"] {
+        assert!(stdout.contains(part), "no {part} in:\n{stdout}");
+    }
     let read = json(&folder, "k.json");
+    let (kernels, rows) = (read["kernels"].as_array().unwrap(), read["rows"].as_array().unwrap());
+    let of = |cache: &str| rows.iter().filter(|row| row["cache"] == cache).collect::<Vec<_>>();
+    assert_eq!((of("cold").len(), of("warm").len()), (rows.len() / 2, rows.len() / 2));
     // The same work, told by kernel and by kernel and shape.
-    let kernels = read["kernels"].as_array().unwrap();
-    let by_kernel: f64 = kernels
-        .iter()
-        .map(|kernel| kernel["flops"].as_f64().unwrap() * kernel["calls"].as_f64().unwrap())
-        .sum();
-    let by_shape: f64 = read["rows"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|row| row["flops"].as_f64().unwrap() * row["samples"].as_array().unwrap().len() as f64)
-        .sum();
+    let sum = |rows: &[&serde_json::Value]| -> f64 {
+        rows.iter().map(|row| row["flops"].as_f64().unwrap() * row["calls"].as_f64().unwrap()).sum()
+    };
+    let (by_kernel, by_shape) = (sum(&kernels.iter().collect::<Vec<_>>()), sum(&of("cold")));
     assert!((by_kernel / by_shape - 1.0).abs() < 1e-9, "{by_kernel} {by_shape}");
     assert!(by_kernel > step_flops(16, 1), "{by_kernel}");
     // No ceiling is known of a simulation.
     assert!(
         read["ceiling_flops"].is_null() && kernels.iter().all(|kernel| kernel["ceiling_share"].is_null())
     );
+    let csv = std::fs::read_to_string(folder.path().join("k.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 1 + rows.len(), "{csv}");
+
+    let (code, stdout, _) =
+        secateur(&folder, &[&tiny[..], &["--filter=head_(forward|input)", "--cache=warm"]].concat());
+    assert_eq!(code, Some(0));
+    assert!(stdout.contains("head_forward") && !stdout.contains("cold"), "{stdout}");
+    assert!(!stdout.contains("head_weight_gradient") && !stdout.contains("conv_"), "{stdout}");
+    let (code, _, stderr) = secateur(&folder, &[&tiny[..], &["--filter=no_such_kernel"]].concat());
+    assert_eq!((code, stderr.lines().count()), (Some(2), 1), "{stderr}");
+}
+
+#[test]
+fn a_replayed_launch_computes_what_it_computed() {
+    // The last kernel of the optimizer, again: momentum and weights move on as in a second step of the same gradient.
+    let recipe = Recipe::load("cifar10-pgd-at", &["model.width=16".into(), "batch=1".into()]).unwrap();
+    let recipe = Recipe { attack: secateur::recipe::Attack { steps: 1, ..recipe.attack }, ..recipe };
+    let mut bench = Bench::open(DeviceChoice::Emulated, true, &recipe, 1).unwrap();
+    let record = bench.record_replayable(&Work::Step, 1).unwrap();
+    let at = record.launches.iter().position(|launch| launch.kernel == "sgd_step").unwrap();
+    let weights = |bench: &Bench| bench.engine.weights(WeightSet::Live).unwrap();
+    let before = weights(&bench);
+    for cache in [Cache::Cold, Cache::Warm] {
+        assert!(bench.replay(at, 1, cache).unwrap() > 0.0);
+    }
+    let momentum = bench.engine.optimizer().unwrap().momentum;
+    assert!(weights(&bench) != before && momentum != bench.engine.gradients().unwrap());
+    // Parameters of every launch still name memory, that of the batch included.
+    for at in 0..record.launches.len() {
+        bench.replay(at, 1, Cache::Warm).unwrap();
+    }
+    let error = bench.replay(record.launches.len(), 1, Cache::Warm).unwrap_err().to_string();
+    assert!(error.contains("can be replayed"), "{error}");
+    assert!(bench.record(&Work::Step, 1).is_ok() && bench.replay(0, 1, Cache::Warm).is_err());
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! `secateur profile`: what the kernels cost, launch by launch in some training steps, or (`--static`) as they were built.
 //!
 //! A step is one of the recipe on generated images. On a GPU launches are timed by events, without root; on the emulated
-//! device by the clock, where calls, operations and bytes are exact and seconds say nothing about a GPU. Operations that are
-//! named on a time line (NVTX) would need NVIDIA's library: the trace has phases instead. Checked by `tests/profile.rs`.
+//! device by the clock, where calls, operations and bytes are exact and seconds say nothing about a GPU. NVIDIA's tools see the
+//! step, its phases, its passes and each launch as NVTX ranges. Checked by `tests/profile.rs` and `tests/nvtx.rs`.
 
 use std::path::PathBuf;
 
@@ -120,9 +120,11 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
 /// The line that profiles `program` with these arguments, less `--print-command`, in a shell.
 fn command(tool: Tool, program: &str, args: impl Iterator<Item = String>) -> String {
     let tool = match tool {
-        Tool::Ncu => "ncu --profile-from-start off --set full --export secateur-profile --force-overwrite",
+        Tool::Ncu => {
+            "ncu --profile-from-start off --nvtx --set full --export secateur-profile --force-overwrite"
+        }
         Tool::Nsys => {
-            "nsys profile --trace=cuda --capture-range=cudaProfilerApi --capture-range-end=stop \
+            "nsys profile --trace=cuda,nvtx --capture-range=cudaProfilerApi --capture-range-end=stop \
              --output=secateur-profile --force-overwrite=true"
         }
     };

@@ -22,9 +22,11 @@ pub use boundary::{BoundaryState, BoundaryStep, BoundarySteps};
 pub use error::{Error, Result};
 pub use last_layer::{LastLayer, LastLayerGradients, Term};
 pub use margin::{Margin, MarginLosses};
-pub use open::{DeviceChoice, open, open_recorded};
+pub use open::{DeviceChoice, open, open_dry, open_recorded};
 pub use probes::{Probe, Probes};
-pub use recording::{Launch, Phase, Phases, Record, Recording, register_target, registers_and_spills};
+pub use recording::{
+    KernelUsage, Launch, Mark, Phase, Phases, Record, Recording, kernel_usage, register_target,
+};
 pub use square::{Pattern, Query, RandomSquares, SearchState};
 pub use tensor::{Element, Storage, Tensor, Word};
 

@@ -77,3 +77,8 @@ pub fn open_recorded(
         },
     }
 }
+
+/// An engine that runs nothing, with a record of what it would launch; whatever is read from it is zero.
+pub fn open_dry(network: ResNet18, max_batch: usize) -> Result<(Box<dyn Engine>, Recording)> {
+    cuda::record_dry(network, max_batch)
+}

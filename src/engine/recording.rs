@@ -3,8 +3,9 @@
 //! The loop says where a part of a step begins ([`Phases`]); an engine from [`super::open_recorded`] keeps every launch of a
 //! kernel with its time and cost. Called by `measure`; checked by `tests/profile.rs`.
 
+pub use super::cuda::driver::Mark;
 pub use super::cuda::driver::record::Recording;
-use super::cuda::driver::static_table;
+use super::cuda::driver::{Kernel, Occupancy, occupancy, static_table};
 
 /// A part of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,6 +13,8 @@ pub enum Phase {
     /// Outside of any that was named.
     #[default]
     Other,
+    /// A training step, of which the next four are parts.
+    Step,
     Gather,
     /// What an attack does before and between its steps.
     Attack,
@@ -28,6 +31,7 @@ impl std::fmt::Display for Phase {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         match self {
             Self::Other => f.write_str("other"),
+            Self::Step => f.write_str("step"),
             Self::Gather => f.write_str("gather"),
             Self::Attack => f.write_str("attack"),
             Self::AttackStep(step) => write!(f, "attack {step}"),
@@ -35,6 +39,17 @@ impl std::fmt::Display for Phase {
             Self::Optimizer => f.write_str("optimizer"),
             Self::Select => f.write_str("select"),
             Self::Evaluate => f.write_str("evaluate"),
+        }
+    }
+}
+
+impl Phase {
+    /// How deep it is nested: where one begins, those of its depth and deeper have ended.
+    pub fn depth(self) -> u32 {
+        match self {
+            Self::Other | Self::Step | Self::Select | Self::Evaluate => 0,
+            Self::Gather | Self::Attack | Self::Train | Self::Optimizer => 1,
+            Self::AttackStep(_) => 2,
         }
     }
 }
@@ -51,6 +66,8 @@ pub struct Launch {
     pub kernel: &'static str,
     pub grid: [u32; 3],
     pub phase: Phase,
+    /// The layer it is of, by its number in the layer table.
+    pub layer: Option<usize>,
     /// Seconds from the start of the record.
     pub start: f64,
     pub seconds: f64,
@@ -68,10 +85,25 @@ pub struct Record {
     pub seconds: f64,
 }
 
-/// Registers a thread and bytes of spills of a kernel on a target ("sm_90a"), where this build has code for it.
-pub fn registers_and_spills(kernel: &str, target: &str) -> Option<(u32, u32)> {
+/// What a kernel takes of a GPU.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct KernelUsage {
+    /// A thread's.
+    pub registers: u32,
+    /// Bytes stored and loaded.
+    pub spills: u32,
+    pub occupancy: Option<Occupancy>,
+}
+
+/// What a kernel takes on a target ("sm_90a"), where this build has code for it.
+pub fn kernel_usage(kernel: &str, target: &str) -> Option<KernelUsage> {
     let usage = static_table().iter().find(|usage| usage.kernel == kernel && usage.target == target)?;
-    Some((usage.registers, usage.spill_stores + usage.spill_loads))
+    let kernel = Kernel::named(kernel).ok()?;
+    Some(KernelUsage {
+        registers: usage.registers,
+        spills: usage.spill_stores + usage.spill_loads,
+        occupancy: occupancy(target, usage.registers, kernel.threads(), kernel.shared_bytes() + usage.shared),
+    })
 }
 
 /// The target whose registers stand for a device that runs `code`: its own, else the newest generation that this build has

@@ -10,7 +10,7 @@
 //! | SAME | 1 / (1 + t) <= l and h <= 1 + t |
 //! | AMBIGUOUS | elsewhere, and where a side has fewer than five samples |
 
-use super::document::Document;
+use super::document::{Document, Row};
 use super::statistics::{ratio_interval, summary};
 use super::table::{self, time};
 
@@ -68,7 +68,7 @@ pub fn compare(name: &str, first: &[f64], second: &[f64], tolerance: f64) -> Opt
     Some(Compared { name: name.into(), medians, ratio, interval, change })
 }
 
-/// The rows that both have, by name; and what the two do not share.
+/// The rows that both have, by name and state of the caches; and what the two do not share.
 pub fn compare_documents(
     first: &Document,
     second: &Document,
@@ -86,14 +86,15 @@ pub fn compare_documents(
     differs("width", first.width.to_string(), second.width.to_string());
     differs("batch", first.batch.to_string(), second.batch.to_string());
     let mut compared = Vec::new();
+    let same = |a: &Row, b: &Row| (&a.name, a.cache) == (&b.name, b.cache);
     for row in &first.rows {
-        match second.rows.iter().find(|other| other.name == row.name) {
-            Some(other) => compared.extend(compare(&row.name, &row.samples, &other.samples, tolerance)),
-            None => notes.push(format!("{}: in the first only", row.name)),
+        match second.rows.iter().find(|other| same(row, other)) {
+            Some(other) => compared.extend(compare(&row.label(), &row.samples, &other.samples, tolerance)),
+            None => notes.push(format!("{}: in the first only", row.label())),
         }
     }
-    let only = second.rows.iter().filter(|row| first.rows.iter().all(|other| other.name != row.name));
-    notes.extend(only.map(|row| format!("{}: in the second only", row.name)));
+    let only = second.rows.iter().filter(|row| !first.rows.iter().any(|other| same(row, other)));
+    notes.extend(only.map(|row| format!("{}: in the second only", row.label())));
     (compared, notes)
 }
 

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::ceilings::Ceilings;
 use super::harness::Samples;
+use super::rows;
 use super::statistics::summary;
-use super::table::{self, number, percent, time};
+use super::table::{self, number};
+use super::workload::Cache;
 use super::{date, now};
 use crate::engine::{DeviceInfo, Engine};
 
@@ -47,6 +49,12 @@ pub struct Document {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     pub name: String,
+    /// Of which state of the caches; what older files hold was taken warm.
+    #[serde(default)]
+    pub cache: Cache,
+    /// Launches of a kernel in a step; 0 for other work.
+    #[serde(default)]
+    pub calls: u64,
     /// Seconds of one repetition, in the order they were taken.
     pub samples: Vec<f64>,
     pub median: f64,
@@ -81,6 +89,11 @@ pub struct KernelRow {
     /// A thread's, on the device's target or the one that stands for it; null in a build without GPU code.
     pub registers: Option<u32>,
     pub spill_bytes: Option<u32>,
+    /// Blocks that a multiprocessor holds at once, and their warps over the most that it can hold.
+    #[serde(default)]
+    pub blocks_per_multiprocessor: Option<u32>,
+    #[serde(default)]
+    pub occupancy: Option<f64>,
 }
 
 impl Document {
@@ -159,62 +172,28 @@ impl Document {
 
     /// The rows as a table, and below it which of them did not come to rest.
     pub fn row_lines(&self) -> Vec<String> {
-        let (rate, per) = table::flop_rate(self.device["kind"].as_str().unwrap_or("cpu"));
-        let heading =
-            ["name", "samples", "time", "noise", "images/s", rate, "GB/s", "of ceiling", "bound by"];
-        let cells = |row: &Row| {
-            vec![
-                row.name.clone(),
-                row.samples.len().to_string(),
-                time(row.median),
-                percent(Some(row.noise)),
-                number(row.images as f64 / row.median),
-                number(row.flops / row.median / per),
-                number(row.bytes / row.median / 1e9),
-                percent(row.ceiling_share),
-                row.bound.clone().unwrap_or("-".into()),
-            ]
-        };
-        let mut lines = table::lines(&heading, &self.rows.iter().map(cells).collect::<Vec<_>>());
-        lines.extend(
-            self.rows.iter().filter_map(|row| Some(format!("{}: {}", row.name, row.unmet.as_ref()?))),
-        );
-        lines
+        rows::lines(&self.rows, self.device["kind"].as_str().unwrap_or("cpu"))
     }
 
     /// The rows as comma-separated values: seconds and rates in units of one.
     pub fn to_csv(&self) -> String {
-        let mut csv = String::from(
-            "name,samples,seconds,first_quartile,third_quartile,noise,images_per_second,flops_per_second,\
-             bytes_per_second,ceiling_share,bound,unmet\n",
-        );
-        let text = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
-        for row in &self.rows {
-            let rate = |amount: f64| amount / row.median;
-            csv += &format!(
-                "{},{},{},{},{},{},{},{},{},{},{},{}\n",
-                text(&row.name),
-                row.samples.len(),
-                row.median,
-                row.quartiles[0],
-                row.quartiles[1],
-                row.noise,
-                rate(row.images as f64),
-                rate(row.flops),
-                rate(row.bytes),
-                row.ceiling_share.map_or(String::new(), |share| share.to_string()),
-                row.bound.as_deref().unwrap_or(""),
-                row.unmet.as_deref().map_or(String::new(), text)
-            );
-        }
-        csv
+        rows::csv(&self.rows)
     }
 }
 
 impl Row {
+    /// The name, and whether the caches were cold.
+    pub fn label(&self) -> String {
+        match self.cache {
+            Cache::Cold => format!("{} (cold)", self.name),
+            Cache::Warm => self.name.clone(),
+        }
+    }
+
     /// A row of these samples, of which there is one at least.
     pub fn new(
         name: String,
+        cache: Cache,
         samples: Samples,
         images: u64,
         [flops, bytes]: [f64; 2],
@@ -224,6 +203,8 @@ impl Row {
         let share = ceilings.share(flops, bytes, summary.median);
         Some(Self {
             name,
+            cache,
+            calls: 0,
             samples: samples.values,
             median: summary.median,
             quartiles: summary.quartiles,

@@ -6,12 +6,13 @@
 //! | `harness` | samples until they are many and quiet enough, or the time is up |
 //! | `ceilings` | what the device reaches at most, measured in the same run |
 //! | `workload` | the work that is measured: training steps, attacks, evaluations of a recipe |
+//! | `replay` | the kernels of a step by themselves, with cold caches and in batches |
 //! | `profile` | the kernels of some steps as a table |
+//! | `model` | the least that a step can take: the roofline of its launches |
 //! | `trace` | the same as a Chrome / Perfetto trace |
 //! | `document` | the JSON and CSV files, and the device block |
+//! | `rows` | their rows as a table and as CSV |
 //! | `compare` | two files row by row: SAME, FASTER, SLOWER or AMBIGUOUS |
-//! | `selection` | one selection of training samples, its survey apart from its algorithm |
-//! | [`speedup`] | whole trainings and their controls as a table |
 //! | `selection` | one selection of training samples, its survey apart from its algorithm |
 //! | [`speedup`] | whole trainings and their controls as a table |
 //! | `table` | columns of text |
@@ -21,7 +22,8 @@
 //! # The files
 //!
 //! `--json` writes one object ([`document::Document`]). `secateur_measure` is the version of this layout, 1. Seconds are those
-//! of one repetition (a step, an attack, an evaluation, a call of a kernel). `rows` holds what was sampled, with every sample;
+//! of one repetition (a step, an attack, an evaluation, a call of a kernel). `rows` holds what was sampled, with every sample,
+//! one object for each name and state of the caches (`cache` is `cold` or `warm`);
 //! `kernels` has one object for each kernel, `{name, calls, seconds, flops, bytes, ...}`, means of one call; `ceiling_flops`
 //! and `ceiling_bytes` are what the device reached, in operations and bytes a second, or null. Unknown keys are to be
 //! ignored; keys are added without a new version, and changed or taken away only with one.
@@ -30,7 +32,10 @@ pub mod ceilings;
 pub mod compare;
 pub mod document;
 pub mod harness;
+pub mod model;
 pub mod profile;
+pub mod replay;
+mod rows;
 pub mod selection;
 pub mod speedup;
 pub mod statistics;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::ceilings::Ceilings;
 use super::document::KernelRow;
 use super::table::{self, number, percent, time};
-use crate::engine::{Record, register_target, registers_and_spills};
+use crate::engine::{Record, kernel_usage, register_target};
 
 /// One row a kernel, the longest first; `code` is that of the device ("sm_90a", "host").
 pub fn kernels(record: &Record, ceilings: &Ceilings, code: &str) -> Vec<KernelRow> {
@@ -22,7 +22,8 @@ pub fn kernels(record: &Record, ceilings: &Ceilings, code: &str) -> Vec<KernelRo
     let all: f64 = record.launches.iter().map(|launch| launch.seconds).sum();
     let target = register_target(code);
     let row = |(name, (calls, seconds, flops, bytes)): (&str, (usize, f64, f64, f64))| {
-        let usage = target.and_then(|target| registers_and_spills(name, target));
+        let usage = target.and_then(|target| kernel_usage(name, target));
+        let occupancy = usage.and_then(|usage| usage.occupancy);
         let share = ceilings.share(flops, bytes, seconds);
         let of_one = |sum: f64| sum / calls as f64;
         KernelRow {
@@ -34,8 +35,10 @@ pub fn kernels(record: &Record, ceilings: &Ceilings, code: &str) -> Vec<KernelRo
             share: if all > 0.0 { seconds / all } else { 0.0 },
             ceiling_share: share.map(|share| share.share),
             bound: share.map(|share| share.bound.into()),
-            registers: usage.map(|(registers, _)| registers),
-            spill_bytes: usage.map(|(_, spills)| spills),
+            registers: usage.map(|usage| usage.registers),
+            spill_bytes: usage.map(|usage| usage.spills),
+            blocks_per_multiprocessor: occupancy.map(|occupancy| occupancy.blocks),
+            occupancy: occupancy.map(|occupancy| occupancy.share),
         }
     };
     let mut rows: Vec<KernelRow> = sums.into_iter().map(row).collect();
@@ -61,6 +64,7 @@ pub fn lines(rows: &[KernelRow], kind: &str) -> Vec<String> {
         "bound by",
         "registers",
         "spill B",
+        "occupancy",
     ];
     let known = |value: Option<u32>| value.map_or("-".into(), |value| value.to_string());
     let cells = |row: &KernelRow| {
@@ -77,6 +81,7 @@ pub fn lines(rows: &[KernelRow], kind: &str) -> Vec<String> {
             row.bound.clone().unwrap_or("-".into()),
             known(row.registers),
             known(row.spill_bytes),
+            percent(row.occupancy),
         ]
     };
     table::lines(&heading, &rows.iter().map(cells).collect::<Vec<_>>())

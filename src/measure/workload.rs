@@ -4,12 +4,13 @@
 //! neither, but for methods that choose whom to attack by the losses. Called by `secateur bench` and `secateur profile`;
 //! checked by `tests/bench.rs` and `tests/profile.rs`.
 
-use std::time::Instant;
+use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
 use crate::data::{DataError, DataSet, SetKind, Split};
 use crate::engine::{
-    self, DeviceChoice, Engine, ImageSet, Phase, Record, Recording, WeightSet, open, open_recorded,
+    self, DeviceChoice, Engine, ImageSet, Mark, Phase, Probe, Record, Recording, WeightSet, open, open_dry,
+    open_recorded,
 };
 use crate::evaluate::{Protocol, Subject, evaluate};
 use crate::model::initialise;
@@ -40,11 +41,24 @@ pub enum Work {
     Evaluation(Protocol),
 }
 
+/// What lies in the caches when a sample begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// Nothing of use: all of them were overwritten.
+    Cold,
+    /// What the sample before left there.
+    #[default]
+    Warm,
+}
+
 /// An engine with a recipe's network and images for some steps.
 pub struct Bench {
     pub engine: Box<dyn Engine>,
     /// Of the kernels, where the engine has some.
     recording: Option<Recording>,
+    /// Made when first used.
+    flush: Option<Probe>,
     pub(super) recipe: Recipe,
     pub(super) set: ImageSet,
     split: Split,
@@ -74,16 +88,33 @@ impl Bench {
                 (engine, Some(recording))
             }
         };
+        Self::with(engine, recording, recipe, steps)
+    }
+
+    /// No device at all: [`Bench::record`] tells what a step would launch, and nothing else means anything.
+    pub fn dry(recipe: &Recipe) -> Result<Self> {
+        let (engine, recording) = open_dry(train::network(recipe), recipe.batch)?;
+        Self::with(engine, Some(recording), recipe, 1)
+    }
+
+    fn with(
+        engine: Box<dyn Engine>,
+        recording: Option<Recording>,
+        recipe: &Recipe,
+        steps: usize,
+    ) -> Result<Self> {
         let images = recipe.batch * steps;
         let data = DataSet::open(SetKind::Generated, None, Some(images), Some(1))?;
-        let labels = match network.classes == data.classes {
+        let classes = engine.network().classes;
+        let labels = match classes == data.classes {
             true => data.train.labels,
-            false => (0..images).map(|image| (image % network.classes) as u32).collect(),
+            false => (0..images).map(|image| (image % classes) as u32).collect(),
         };
         let set = engine.upload_images(&data.train.pixels, &labels)?;
         let split = Split { train: (0..images as u32).collect(), validation: Vec::new() };
-        let mut bench = Self { engine, recording, recipe: recipe.clone(), set, split };
-        bench.engine.load_weights(&initialise(network, recipe.seed))?;
+        let mut bench = Self { engine, recording, flush: None, recipe: recipe.clone(), set, split };
+        let weights = initialise(bench.engine.network(), recipe.seed);
+        bench.engine.load_weights(&weights)?;
         Ok(bench)
     }
 
@@ -96,9 +127,28 @@ impl Bench {
         &self.recipe
     }
 
-    /// Does the work `times` times (of steps, [`Bench::steps`] at most), and answers its seconds, the device's waited for.
+    /// The recipe's first batch: its images and labels, the rest uninitialised.
+    pub fn first_batch(&mut self) -> Result<Batch> {
+        let (engine, len) = (self.engine.as_mut(), self.recipe.batch);
+        first_batch(engine, &self.set, &self.split.train[..len])
+    }
+
+    /// [`Bench::run`], behind a flush of every cache where `cache` is cold.
+    pub fn sample(&mut self, work: &Work, times: usize, cache: Cache) -> Result<f64> {
+        if cache == Cache::Cold {
+            if self.flush.is_none() {
+                self.flush = Some(self.engine.flush_probe()?);
+            }
+            self.flush.as_mut().map_or(Ok(()), Probe::run)?;
+        }
+        self.run(work, times)
+    }
+
+    /// Does the work `times` times (of steps, [`Bench::steps`] at most), and answers its seconds, by the device's own clock
+    /// where it has one.
     pub fn run(&mut self, work: &Work, times: usize) -> Result<f64> {
         let (recipe, engine) = (&self.recipe, self.engine.as_mut());
+        let clock = Clock(self.recording.as_ref());
         engine.synchronize()?;
         let first = &self.split.train[..recipe.batch];
         match work {
@@ -107,25 +157,23 @@ impl Bench {
                 let split = Split { train: samples, validation: Vec::new() };
                 // Without `begin_epoch` nothing is selected: every image that there is trains.
                 let mut trainer = Trainer::new(engine, recipe, &self.set, &split)?;
-                let begin = Instant::now();
+                let begin = clock.mark()?;
                 trainer.epoch(&mut |_| true)?;
-                Ok(begin.elapsed().as_secs_f64())
+                clock.since(begin)
             }
             Work::Attack => {
-                let batch = Batch::alloc(engine, recipe.batch)?;
-                engine.write(&batch.samples, first)?;
-                engine.gather(&self.set, &batch.samples, None, &batch.images, &batch.labels)?;
+                let batch = first_batch(engine, &self.set, first)?;
                 let mut objective = objective::of_recipe(recipe);
                 let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
                 engine.synchronize()?;
-                let begin = Instant::now();
+                let begin = clock.mark()?;
                 for _ in 0..times {
                     engine.phase(Phase::Attack);
                     engine.fold_batch_norm(WeightSet::Live)?;
                     objective.attack(engine, key, &batch)?;
                 }
                 engine.synchronize()?;
-                Ok(begin.elapsed().as_secs_f64())
+                clock.since(begin)
             }
             Work::Evaluation(protocol) => {
                 let scratch = Batch::alloc(engine, recipe.batch)?;
@@ -136,19 +184,32 @@ impl Bench {
                     epsilon: recipe.attack.epsilon.as_f32(),
                     seed: recipe.seed,
                 };
-                let begin = Instant::now();
+                let begin = clock.mark()?;
                 for _ in 0..times {
                     evaluate(engine, subject, protocol, &scratch, &mut |_, _| true)?;
                 }
                 engine.synchronize()?;
-                Ok(begin.elapsed().as_secs_f64())
+                clock.since(begin)
             }
         }
     }
 
     /// Does the work as [`Bench::run`] does, and keeps its launches; an empty record where the engine has no kernels.
     pub fn record(&mut self, work: &Work, times: usize) -> Result<Record> {
-        self.recorded(|bench| bench.run(work, times)).map(|(_, record)| record)
+        self.recorded(false, |bench| bench.run(work, times)).map(|(_, record)| record)
+    }
+
+    /// [`Bench::record`], and keeps what [`Bench::replay`] needs.
+    pub fn record_replayable(&mut self, work: &Work, times: usize) -> Result<Record> {
+        self.recorded(true, |bench| bench.run(work, times)).map(|(_, record)| record)
+    }
+
+    /// Seconds of `times` launches back to back, of launch number `at` of the last replayable record.
+    pub fn replay(&mut self, at: usize, times: usize, cache: Cache) -> Result<f64> {
+        match &mut self.recording {
+            Some(recording) => Ok(recording.replay(at, times, cache == Cache::Cold)?),
+            None => Err(engine::Error::Unavailable("the reference engine has no kernels".into()).into()),
+        }
     }
 
     /// Does the work once, which also warms the device up, and counts it.
@@ -159,10 +220,11 @@ impl Bench {
     /// What `work` answers, and its launches.
     fn recorded<T, E: From<engine::Error>>(
         &mut self,
+        replayable: bool,
         work: impl FnOnce(&mut Self) -> Result<T, E>,
     ) -> Result<(T, Record), E> {
         if let Some(recording) = &mut self.recording {
-            recording.start()?;
+            recording.start(replayable)?;
         }
         let done = work(self);
         let record = match &mut self.recording {
@@ -178,12 +240,36 @@ impl Bench {
         work: impl FnOnce(&mut Self) -> Result<T, E>,
     ) -> Result<(T, Amounts), E> {
         let before = self.engine.flops_so_far();
-        let (done, record) = self.recorded(work)?;
+        let (done, record) = self.recorded(false, work)?;
         let sum = |of: fn(&engine::Launch) -> u64| record.launches.iter().map(of).sum::<u64>() as f64;
         let amounts = match (before, self.engine.flops_so_far()) {
             (Some(before), Some(after)) => [(after - before) as f64, 0.0],
             _ => [sum(|launch| launch.flops), sum(|launch| launch.bytes)],
         };
         Ok((done, amounts))
+    }
+}
+
+fn first_batch(engine: &mut dyn Engine, set: &ImageSet, samples: &[u32]) -> Result<Batch> {
+    let batch = Batch::alloc(engine, samples.len())?;
+    engine.write(&batch.samples, samples)?;
+    engine.gather(set, &batch.samples, None, &batch.images, &batch.labels)?;
+    Ok(batch)
+}
+
+/// The device's clock, or the system's where the engine has none.
+struct Clock<'a>(Option<&'a Recording>);
+
+impl Clock<'_> {
+    fn mark(&self) -> Result<Mark> {
+        Ok(self.0.map_or(Ok(Mark::now()), Recording::mark)?)
+    }
+
+    fn since(&self, begin: Mark) -> Result<f64> {
+        let end = self.mark()?;
+        Ok(match self.0 {
+            Some(recording) => recording.seconds(&begin, &end)?,
+            None => begin.clock_seconds(&end)?,
+        })
     }
 }

@@ -250,6 +250,7 @@ impl<'a> Trainer<'a> {
                 break;
             }
         }
+        self.engine.phase(Phase::Other);
         self.engine.synchronize()?;
         let seconds = clock.divide(begin.elapsed().as_secs_f64());
         self.progress.epoch_seconds += seconds;
@@ -275,6 +276,7 @@ impl<'a> Trainer<'a> {
         let seed = self.recipe.seed;
         let mut laps = Laps::start(clock.is_some(), self.engine)?;
 
+        self.engine.phase(Phase::Step);
         self.engine.phase(Phase::Gather);
         let augment = self.recipe.data.augment.then_some(Augment { seed, epoch });
         self.engine.gather(self.set, &batch.samples, augment, &batch.images, &batch.labels)?;

@@ -1,23 +1,25 @@
 //! `secateur bench step|attack|eval|kernels`: sampling until the noise is low enough or the time is up.
 //!
-//! On the cuda device and the emulated one the operations and bytes of a row are counted launch by launch; the cpu engine counts
-//! its convolutions. Checked by `tests/bench.rs`.
+//! Caches are warm, or cold: overwritten before each sample, outside of its time. On the
+//! cuda device and the emulated one the operations and bytes of a row are counted launch by launch; the cpu engine counts its
+//! convolutions. Checked by `tests/bench.rs`.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use anyhow::bail;
+use regex::Regex;
 
 use super::super::{Interrupted, at, catch_interrupts, recipe_for, writable};
+use super::options::{Caches, filter};
 use crate::console::Console;
-use crate::engine::{DeviceChoice, Launch, Record};
+use crate::engine::{DeviceChoice, Record};
 use crate::files::{Existing, write_atomic};
 use crate::measure::ceilings::Ceilings;
 use crate::measure::document::{Document, Row};
-use crate::measure::harness::{Rule, Samples, Verdict, sample};
+use crate::measure::harness::{Rule, sample};
 use crate::measure::profile;
-use crate::measure::workload::{Bench, Work};
+use crate::measure::replay::{Plan, kernel_rows};
+use crate::measure::workload::{Bench, Cache, Work};
 use crate::recipe::Recipe;
 
 /// Steps of one sample on a GPU, where a step is short; elsewhere one.
@@ -45,9 +47,12 @@ pub struct Options {
     /// Change a value of the recipes: --set attack.steps=1
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Only rows whose name holds this text
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    pub filter: String,
+    /// Only rows whose name this regular expression matches
+    #[arg(long, value_name = "RE", default_value = "", value_parser = filter)]
+    pub filter: Regex,
+    /// State of the caches before a sample [default: both for kernels, else warm]
+    #[arg(long)]
+    pub cache: Option<Caches>,
     /// Samples of a row at least
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     pub samples: u32,
@@ -81,9 +86,10 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
         .iter()
         .map(|name| recipe_for(name, Some(options.width), Some(options.batch), &options.set))
         .collect::<anyhow::Result<Vec<Recipe>>>()?;
-    let wanted = |recipe: &&Recipe| kernels || row_name(kind, recipe).contains(&options.filter);
+    let wanted = |recipe: &&Recipe| kernels || options.filter.is_match(&row_name(kind, recipe));
     let recipes: Vec<&Recipe> = recipes.iter().filter(wanted).collect();
-    let Some(first) = recipes.first() else { bail!("--filter {}: no row has this text", options.filter) };
+    let Some(first) = recipes.first() else { bail!("--filter {}: matches no row", options.filter) };
+    let caches = options.cache.unwrap_or(if kernels { Caches::Both } else { Caches::Warm }).states();
     for path in options.json.iter().chain(&options.csv) {
         writable(path)?;
     }
@@ -115,24 +121,39 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
         let name = row_name(kind, recipe);
         console.bar(name.clone(), rule.samples);
         if kernels {
-            let rows = kernel_rows(&mut bench, &rule, &stop, &ceilings, &options.filter, &mut all)?;
-            document.rows.extend(
-                rows.into_iter().map(|row| Row { name: format!("{} {}", recipe.name, row.name), ..row }),
-            );
+            let plan = Plan { rule, caches, wanted: &|name| options.filter.is_match(name), stop: &stop };
+            let mut watch = |done, of| {
+                if done == 1 {
+                    console.bar(name.clone(), of);
+                }
+                console.at(done);
+            };
+            let rows = kernel_rows(&mut bench, &plan, &ceilings, &mut watch)?;
+            let Some((rows, record)) = rows else { bail!(Interrupted(None)) };
+            document.rows.extend(rows);
+            all.launches.extend(record.launches);
         } else {
             let amounts = bench.amounts(&work)?;
-            let times = if bench.engine.device().kind == "cuda" { bench.steps() } else { 1 };
-            let mut done = 0;
-            let mut once = || -> anyhow::Result<f64> {
-                done += 1;
-                let seconds = bench.run(&work, times)?;
-                console.at(done);
-                Ok(seconds / times as f64)
-            };
-            let Some(samples) = sample(&rule, &stop, &mut once)? else { bail!(Interrupted(None)) };
-            document.rows.extend(Row::new(name, samples, recipe.batch as u64, amounts, &ceilings));
+            for &cache in caches {
+                // Behind the first step of several the caches are warm again.
+                let several = bench.engine.device().kind == "cuda" && cache == Cache::Warm;
+                let times = if several { bench.steps() } else { 1 };
+                let mut done = 0;
+                let mut once = || -> anyhow::Result<f64> {
+                    done += 1;
+                    let seconds = bench.sample(&work, times, cache)?;
+                    console.at(done);
+                    Ok(seconds / times as f64)
+                };
+                let Some(samples) = sample(&rule, &stop, &mut once)? else { bail!(Interrupted(None)) };
+                let images = recipe.batch as u64;
+                document.rows.extend(Row::new(name.clone(), cache, samples, images, amounts, &ceilings));
+            }
         }
         console.clear();
+    }
+    if document.rows.is_empty() {
+        bail!("--filter {}: matches no row", options.filter);
     }
     document.kernels = profile::kernels(&all, &ceilings, &bench.engine.device().code);
     for line in document.row_lines() {
@@ -149,45 +170,4 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
 
 fn row_name(kind: &str, recipe: &Recipe) -> String {
     format!("{kind} {}", recipe.name)
-}
-
-/// Samples every launch of training steps until each kernel in each of its shapes is known well enough, or the time is up.
-fn kernel_rows(
-    bench: &mut Bench,
-    rule: &Rule,
-    stop: &dyn Fn() -> bool,
-    ceilings: &Ceilings,
-    filter: &str,
-    all: &mut Record,
-) -> anyhow::Result<Vec<Row>> {
-    // Loads code and touches memory.
-    bench.run(&Work::Step, 1)?;
-    let begin = Instant::now();
-    let mut shapes: BTreeMap<String, (Launch, Vec<f64>)> = BTreeMap::new();
-    loop {
-        let record = bench.record(&Work::Step, 1)?;
-        if stop() {
-            bail!(Interrupted(None));
-        }
-        for launch in record.launches.iter().filter(|launch| launch.kernel.contains(filter)) {
-            let [x, y, z] = launch.grid;
-            let megabytes = launch.bytes as f64 / 1e6;
-            let name = format!("{} {x}x{y}x{z} {megabytes:.3} MB", launch.kernel);
-            shapes.entry(name).or_insert((*launch, Vec::new())).1.push(launch.seconds);
-            all.launches.push(*launch);
-        }
-        if shapes.is_empty() {
-            bail!("--filter {filter}: no kernel of a step has this text");
-        }
-        let elapsed = begin.elapsed().as_secs_f64();
-        if shapes.values().all(|(_, values)| rule.verdict(values, elapsed) != Verdict::GoOn) {
-            break;
-        }
-    }
-    let row = |(name, (launch, values)): (String, (Launch, Vec<f64>))| {
-        let samples =
-            Samples { unmet: rule.unmet(&values).map(|unmet| format!("time is up: {unmet}")), values };
-        Row::new(name, samples, 0, [launch.flops as f64, launch.bytes as f64], ceilings)
-    };
-    Ok(shapes.into_iter().filter_map(row).collect())
 }

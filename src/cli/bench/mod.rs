@@ -1,11 +1,14 @@
 //! `secateur bench`: how long a training step, an attack, an evaluation or each kernel takes, and whether two measurements
 //! differ.
 //!
-//! The device block first, then a table of medians. `measure` samples, `select` samples selections in parts, `compare` judges two files; `speedup` trains whole recipes
-//! and their controls. Checked by `tests/bench.rs` and `tests/bench_speedup.rs`.
+//! The device block first, then a table of medians. `measure` samples, `select` samples selections in parts, `compare` judges two
+//! files, `model` predicts without a device; `speedup` trains whole recipes and their controls. Checked by `tests/bench.rs`,
+//! `tests/bench_speedup.rs` and `tests/model_prediction.rs`.
 
 mod compare;
 mod measure;
+mod model;
+mod options;
 mod select;
 mod speedup;
 
@@ -34,6 +37,8 @@ enum What {
     Select(select::Args),
     /// Train recipes and their controls under the same seeds: one table of seconds, speed-ups and accuracies
     Speedup(speedup::Args),
+    /// The least that a step of each recipe can take, by the roofline, layer by layer; no device is needed
+    Model(model::Args),
     /// Say of each row of two JSON files whether it became faster or slower; exit code 1 where one is slower
     Compare(compare::Args),
 }
@@ -46,6 +51,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         What::Kernels(options) => measure("kernels", &options, console),
         What::Select(args) => select::run(&args, console),
         What::Speedup(args) => speedup::run(&args, console),
+        What::Model(args) => model::run(&args, console),
         What::Compare(args) => compare::run(&args, console),
     }
 }

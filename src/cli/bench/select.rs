@@ -7,13 +7,14 @@ use anyhow::bail;
 
 use super::super::{Interrupted, at, catch_interrupts, writable};
 use super::measure::Options;
+use super::options::Caches;
 use crate::console::Console;
 use crate::files::{Existing, write_atomic};
 use crate::measure::ceilings::Ceilings;
 use crate::measure::document::{Document, Row};
 use crate::measure::harness::{Rule, Samples, sample};
 use crate::measure::selection::{Choice, Parts, counted, select};
-use crate::measure::workload::Bench;
+use crate::measure::workload::{Bench, Cache};
 use crate::names::Named;
 use crate::prune::PruneError;
 use crate::recipe::{Recipe, SelectionMethod};
@@ -59,6 +60,9 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     if !(options.error > 0.0 && options.timeout >= 0.0) {
         bail!("--error {} --timeout {}: expected numbers above 0", options.error, options.timeout);
     }
+    if options.cache.is_some_and(|caches| caches != Caches::Warm) {
+        bail!("--cache: a selection takes too long for its caches to matter; bench select knows warm alone");
+    }
     let mut subjects = Vec::new();
     for name in &options.recipe {
         let methods: Vec<_> = args.method.iter().copied().map(Some).collect();
@@ -70,13 +74,13 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
                 bail!("a share of {share} of {} candidates is none, expected 1 at least", choice.candidates);
             }
             let name = row_name(&recipe, method, &choice);
-            if name.contains(&options.filter) {
+            if options.filter.is_match(&name) {
                 subjects.push((name, recipe, choice));
             }
         }
     }
     let Some((_, first, choice)) = subjects.first() else {
-        bail!("--filter {}: no row has this text", options.filter)
+        bail!("--filter {}: matches no row", options.filter)
     };
     for path in options.json.iter().chain(&options.csv) {
         writable(path)?;
@@ -114,13 +118,13 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             bail!(Interrupted(None))
         };
         let images = choice.candidates as u64;
-        document.rows.extend(Row::new(name.clone(), whole, images, amounts, &ceilings));
+        document.rows.extend(Row::new(name.clone(), Cache::Warm, whole, images, amounts, &ceilings));
         for (part, seconds) in PARTS {
             let values: Vec<f64> = parts.iter().map(seconds).collect();
             if values.iter().any(|&seconds| seconds > 0.0) {
                 let samples = Samples { values, unmet: None };
                 let name = format!("{name}: {part}");
-                document.rows.extend(Row::new(name, samples, images, [0.0, 0.0], &ceilings));
+                document.rows.extend(Row::new(name, Cache::Warm, samples, images, [0.0, 0.0], &ceilings));
             }
         }
         console.clear();

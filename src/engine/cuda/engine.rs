@@ -5,6 +5,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use super::driver::nvtx::PhaseRanges;
 use super::driver::{Address, Buffer, Driver};
 use super::eval::EvalPass;
 use super::launch::conv::ImageEpilogue;
@@ -41,6 +42,7 @@ pub struct Cuda {
     outcome: Buffer,
     /// Parts of a sum of gradients, made when first needed.
     pub(super) sums: Option<Buffer>,
+    pub(super) phases: PhaseRanges,
 }
 
 impl Cuda {
@@ -64,6 +66,7 @@ impl Cuda {
             scratch: Scratch::new(&driver, &parameters.layout, max_batch)?,
             outcome: Buffer::new(&driver, "outcome of a selection", size_of::<Outcome>())?,
             sums: None,
+            phases: PhaseRanges::default(),
             parameters,
             driver,
         })

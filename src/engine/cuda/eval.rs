@@ -6,6 +6,7 @@
 
 use std::rc::Rc;
 
+use super::driver::nvtx::Range;
 use super::driver::{Address, Buffer, Driver};
 use super::launch::conv::{self, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue};
 use super::launch::head::{self, HeadBackwardParams, HeadForwardParams};
@@ -78,10 +79,12 @@ impl EvalPass {
         batch: usize,
         logits: Address,
     ) -> Result<()> {
+        let _range = Range::new("forward");
         let (linear_weight, linear_bias) = parameters.folded_linear()?;
         self.batch = None;
         let layout = &parameters.layout;
         let convolve = |at: usize, input: Address, epilogue: ForwardEpilogue, output: &Buffer| {
+            self.driver.layer(Some(at));
             let shape = layout.convs[at].shape(batch);
             let weights = parameters.folded.address().offset::<u16>(layout.convs[at].packed);
             conv::forward(&*self.driver, &shape, input, weights, &epilogue, output.address())
@@ -108,6 +111,7 @@ impl EvalPass {
             let epilogue = relu(block.conv2, Some(residual), &self.output_masks[number + 1]);
             convolve(block.conv2, self.inner.address(), epilogue, output)?;
         }
+        self.driver.layer(None);
         let last = self.outputs[self.blocks.len() % 2].address();
         let params = HeadForwardParams {
             activation: last,
@@ -138,10 +142,12 @@ impl EvalPass {
                 "input gradient of {batch} images in an evaluation pass: the last forward pass was {of}"
             )));
         }
+        let _range = Range::new("backward");
         let (linear_weight, _) = parameters.folded_linear()?;
         let layout = &parameters.layout;
         let weights = |at: usize| parameters.folded.address().offset::<u16>(layout.convs[at].packed);
         let gradient_of = |at: usize, from: Address, epilogue: InputGradientEpilogue, to: &Buffer| {
+            self.driver.layer(Some(at));
             let shape = layout.convs[at].shape(batch);
             conv::input_gradient(&*self.driver, &shape, from, weights(at), &epilogue, to.address())
         };
@@ -170,7 +176,10 @@ impl EvalPass {
             let epilogue = InputGradientEpilogue { residual: Some(residual), mask };
             gradient_of(block.conv1, scratch.inner.address(), epilogue, scratch.block(number))?;
         }
+        self.driver.layer(Some(0));
         let shape = layout.convs[0].shape(batch);
-        conv::image_gradient(&*self.driver, &shape, scratch.block(0).address(), weights(0), image)
+        conv::image_gradient(&*self.driver, &shape, scratch.block(0).address(), weights(0), image)?;
+        self.driver.layer(None);
+        Ok(())
     }
 }

@@ -71,6 +71,11 @@ pub fn record_emulated(
     recorded(host, network, max_batch)
 }
 
+/// What the launches on a GPU would be, of which none is made.
+pub fn record_dry(network: ResNet18, max_batch: usize) -> Result<(Box<dyn Engine>, Recording)> {
+    recorded(driver::dry::DryDriver::open(), network, max_batch)
+}
+
 fn recorded(
     driver: Rc<dyn Driver>,
     network: ResNet18,

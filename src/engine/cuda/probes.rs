@@ -4,6 +4,7 @@
 use super::driver::Buffer;
 use super::engine::Cuda;
 use super::launch::conv::{self, ConvShape, ForwardEpilogue};
+use crate::engine::probes::FLUSH_FACTOR;
 use crate::engine::{Phase, Phases, Probe, Probes, Result};
 use crate::philox::{Key, Purpose};
 
@@ -15,6 +16,7 @@ const COPIED: usize = 512 << 20;
 
 impl Phases for Cuda {
     fn phase(&mut self, phase: Phase) {
+        self.phases.begin(phase);
         self.driver().phase(phase);
     }
 }
@@ -61,6 +63,17 @@ impl Probes for Cuda {
             driver.synchronize()
         };
         Ok(Some(Probe::new(format!("copy of {} MiB", COPIED >> 20), 2 * COPIED as u64, run)))
+    }
+
+    fn flush_probe(&self) -> Result<Probe> {
+        let driver = self.shared_driver();
+        let bytes = FLUSH_FACTOR * driver.cache_bytes()?;
+        let buffer = Buffer::new(&driver, "flush of the cache", bytes)?;
+        let run = move || {
+            driver.fill(buffer.address(), 0, bytes)?;
+            driver.synchronize()
+        };
+        Ok(Probe::new(format!("fill of {} MiB", bytes >> 20), bytes as u64, run))
     }
 
     fn flops_so_far(&self) -> Option<u64> {

@@ -6,6 +6,7 @@
 
 use std::rc::Rc;
 
+use super::driver::nvtx::Range;
 use super::driver::{Address, Buffer, Driver};
 use super::launch::conv::{self, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue};
 use super::launch::head::{self, HeadBackwardParams, HeadForwardParams, HeadWeightGradientParams};
@@ -107,6 +108,7 @@ impl TrainPass {
         batch: usize,
         logits: Address,
     ) -> Result<()> {
+        let _range = Range::new("forward");
         self.batch = None;
         parameters.unfold();
         let network = Walk { pass: self, parameters, scratch, batch };
@@ -126,6 +128,7 @@ impl TrainPass {
             };
             network.normalise(block.conv2, residual, &self.outputs[number + 1])?;
         }
+        self.driver.layer(None);
         let last = self.outputs[self.blocks.len()].values.address();
         let (weight, bias) = parameters.live_linear();
         let network = parameters.layout.network;
@@ -158,6 +161,7 @@ impl TrainPass {
                 "gradients of {batch} images in a train pass: the last forward pass was {of}"
             )));
         }
+        let _range = Range::new("backward");
         let network = Walk { pass: self, parameters, scratch, batch };
         network.head_backward(logit_gradient, wanted.parameters, scratch.block(self.blocks.len()))?;
         let convolution = &scratch.convolution;
@@ -186,14 +190,14 @@ impl TrainPass {
         }
         network.normalise_backward(0, scratch.block(0), convolution, wanted.parameters)?;
         network.weight_gradient(0, self.packed.address(), convolution, wanted.parameters)?;
-        match wanted.image {
-            Some(image) => {
-                let shape = parameters.layout.convs[0].shape(batch);
-                let weights = network.weights(0);
-                conv::image_gradient(&*self.driver, &shape, convolution.address(), weights, image)
-            }
-            None => Ok(()),
+        if let Some(image) = wanted.image {
+            self.driver.layer(Some(0));
+            let shape = parameters.layout.convs[0].shape(batch);
+            let weights = network.weights(0);
+            conv::image_gradient(&*self.driver, &shape, convolution.address(), weights, image)?;
         }
+        self.driver.layer(None);
+        Ok(())
     }
 }
 
@@ -233,6 +237,7 @@ impl Walk<'_> {
 
     /// Convolution `at` of `input`, and the statistics of its output.
     fn convolve(&self, at: usize, input: Address) -> Result<()> {
+        self.driver().layer(Some(at));
         let (shape, slot) = (self.shape(at), &self.parameters.layout.convs[at]);
         let partials = self.scratch.partials.address();
         let epilogue = ForwardEpilogue::Statistics { partials };
@@ -259,6 +264,7 @@ impl Walk<'_> {
 
     /// Normalises the output of convolution `at`, adds the residual, applies the ReLU.
     fn normalise(&self, at: usize, residual: Residual, to: &Activation) -> Result<()> {
+        self.driver().layer(Some(at));
         let shape = self.shape(at);
         let (residual, residual_statistics) = match residual {
             Residual::None => (Address::NULL, Address::NULL),
@@ -286,6 +292,7 @@ impl Walk<'_> {
         to: &Buffer,
         parameters: Option<bool>,
     ) -> Result<()> {
+        self.driver().layer(Some(at));
         let (shape, slot) = (self.shape(at), &self.parameters.layout.convs[at]);
         let (rows, channels) = (shape.output_rows() as u32, shape.out_channels as u32);
         let (g, y) = (from.address(), self.pass.convolutions[at].address());
@@ -325,6 +332,7 @@ impl Walk<'_> {
         parameters: Option<bool>,
     ) -> Result<()> {
         let Some(accumulate) = parameters else { return Ok(()) };
+        self.driver().layer(Some(at));
         let target = self.gradient(self.parameters.layout.convs[at].weight);
         let workspace = self.scratch.partials.address();
         let from = output_gradient.address();
@@ -339,6 +347,7 @@ impl Walk<'_> {
         mask: Option<&Buffer>,
         to: &Buffer,
     ) -> Result<()> {
+        self.driver().layer(Some(at));
         let epilogue = InputGradientEpilogue {
             residual: residual.map(Buffer::address),
             mask: mask.map(Buffer::address),

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::engine::Reference;
 use super::memory::Aligned;
 use super::product::{self, Matrix, product};
+use crate::engine::probes::{FLUSH_FACTOR, last_level_cache};
 use crate::engine::{Phases, Probe, Probes, Result};
 
 /// Rows, columns and depth of a thread's product: its operands stay in a cache near the core.
@@ -51,6 +52,18 @@ impl Probes for Reference {
         };
         let bytes = 2 * COPIED * size_of::<f32>();
         Ok(Some(Probe::new(format!("copy of {} MiB on all threads", (COPIED * 4) >> 20), bytes as u64, run)))
+    }
+
+    fn flush_probe(&self) -> Result<Probe> {
+        let mut buffer = vec![0u8; FLUSH_FACTOR * last_level_cache()];
+        let (bytes, mut value) = (buffer.len(), 0u8);
+        let run = move || {
+            value = value.wrapping_add(1);
+            buffer.fill(value);
+            std::hint::black_box(&buffer);
+            Ok(())
+        };
+        Ok(Probe::new(format!("fill of {} MiB", bytes >> 20), bytes as u64, run))
     }
 
     fn flops_so_far(&self) -> Option<u64> {

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::kernel::Entry;
 use super::{Address, Cost, Driver, Kernel, MapSpec, TensorMap, aligned};
+use crate::engine::probes::last_level_cache;
 use crate::engine::{DeviceInfo, Error, Result};
 
 // kernels/host/library.h
@@ -230,5 +231,9 @@ impl Driver for HostDriver {
 
     fn has_wgmma(&self) -> bool {
         self.options.hopper
+    }
+
+    fn cache_bytes(&self) -> Result<usize> {
+        Ok(last_level_cache())
     }
 }

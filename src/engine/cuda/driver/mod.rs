@@ -1,5 +1,5 @@
 //! Drivers: memory and launches, on a GPU ([`device`]) or on the host runner ([`host`]). The only unsafe code of the crate.
-//! A third, [`record`], wraps one of the two and keeps what each launch took.
+//! A third, [`record`], wraps another and keeps what each launch took; a fourth, [`dry`], runs nothing, to be recorded.
 //!
 //! The same kernels, grids and parameter structs go through both. A launch names a kernel by its symbol; block size, shared
 //! memory and parameter size come from the one table of [`kernel`].
@@ -8,8 +8,11 @@ mod buffer;
 mod code;
 mod cost;
 pub mod device;
+pub mod dry;
 pub mod host;
 mod kernel;
+pub mod nvtx;
+mod occupancy;
 pub mod record;
 mod tensor_map;
 
@@ -17,6 +20,7 @@ pub use buffer::Buffer;
 pub use code::{Usage, static_table};
 pub use cost::Cost;
 pub use kernel::{Kernel, kernels};
+pub use occupancy::{Occupancy, occupancy};
 pub use tensor_map::{Im2colMap, MapSpec, Swizzle, TensorMap, TiledMap};
 
 use std::ops::Add;
@@ -75,17 +79,18 @@ pub trait Driver {
 
     /// A moment between what was asked for before and after. Where work is done when its call returns, that is the clock's.
     fn mark(&self) -> Result<Mark> {
-        Ok(Mark::Clock(Instant::now()))
+        Ok(Mark::now())
     }
     /// Seconds from one moment to a later one; waits for it.
     fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
-        match (from, to) {
-            (Mark::Clock(from), Mark::Clock(to)) => Ok(to.duration_since(*from).as_secs_f64()),
-            _ => Err(Error::Invalid("seconds between moments of different drivers".into())),
-        }
+        from.clock_seconds(to)
     }
+    /// Bytes of the largest cache between the kernels and their memory.
+    fn cache_bytes(&self) -> Result<usize>;
     /// Work of this kind begins, for drivers that keep account.
     fn phase(&self, _phase: Phase) {}
+    /// What follows is of this layer (its number in the layer table) or of none, for drivers that keep account.
+    fn layer(&self, _layer: Option<usize>) {}
     /// Tells profilers that watch this process where the part begins and ends that they are to look at.
     fn profiler(&self, _on: bool) -> Result<()> {
         Ok(())
@@ -109,6 +114,21 @@ pub enum Mark {
     Clock(Instant),
     /// An event of a GPU's stream.
     Event(CudaEvent),
+}
+
+impl Mark {
+    /// This moment by the system's clock.
+    pub fn now() -> Self {
+        Self::Clock(Instant::now())
+    }
+
+    /// Seconds from here to a later moment of the same clock.
+    pub fn clock_seconds(&self, to: &Self) -> Result<f64> {
+        match (self, to) {
+            (Self::Clock(from), Self::Clock(to)) => Ok(to.duration_since(*from).as_secs_f64()),
+            _ => Err(Error::Invalid("seconds between moments of different clocks".into())),
+        }
+    }
 }
 
 /// Runs a kernel on `grid` blocks of its own size. An empty grid does nothing.
@@ -147,5 +167,6 @@ pub fn launch<P: bytemuck::Pod>(
             ),
         });
     }
+    let _range = nvtx::Range::new(kernel.name());
     driver.launch(kernel, grid, bytemuck::bytes_of(params), cost)
 }

@@ -1,0 +1,66 @@
+//! A driver that runs nothing: memory is addresses without bytes behind them, launches are heard of and forgotten.
+//!
+//! Behind a [`super::record::Recorder`] it tells what a training step would launch on a GPU, without one and without the time
+//! that the host runner takes. Reads answer zeros. Called by `engine::open_dry`; checked by `tests/model_prediction.rs`.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use super::{Address, Cost, Driver, Kernel, MapSpec, TensorMap};
+use crate::engine::{DeviceInfo, Result};
+
+/// Nothing is here; addresses count up from one that no pointer has.
+pub struct DryDriver {
+    next: Cell<u64>,
+}
+
+/// What allocations are aligned to.
+const ALIGNMENT: u64 = 256;
+
+impl DryDriver {
+    pub fn open() -> Rc<dyn Driver> {
+        Rc::new(Self { next: Cell::new(ALIGNMENT) })
+    }
+}
+
+impl Driver for DryDriver {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo { kind: "dry", name: "no device".into(), driver: None, code: "none".into(), memory: None }
+    }
+    fn alloc(&self, _name: &'static str, bytes: usize) -> Result<Address> {
+        let address = self.next.get();
+        self.next.set(address + (bytes as u64).next_multiple_of(ALIGNMENT).max(ALIGNMENT));
+        Ok(Address(address))
+    }
+    fn free(&self, _address: Address) {}
+    fn write(&self, _address: Address, _bytes: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    fn read(&self, _address: Address, bytes: &mut [u8]) -> Result<()> {
+        bytes.fill(0);
+        Ok(())
+    }
+    fn fill(&self, _address: Address, _byte: u8, _count: usize) -> Result<()> {
+        Ok(())
+    }
+    fn copy(&self, _from: Address, _to: Address, _count: usize) -> Result<()> {
+        Ok(())
+    }
+    fn launch(&self, _kernel: &Kernel, _grid: [u32; 3], _params: &[u8], _cost: Cost) -> Result<()> {
+        Ok(())
+    }
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+    fn tensor_map(&self, spec: &MapSpec) -> Result<TensorMap> {
+        spec.check()?;
+        Ok(spec.host_words())
+    }
+    /// The devices whose rates a prediction takes are Hoppers.
+    fn has_wgmma(&self) -> bool {
+        true
+    }
+    fn cache_bytes(&self) -> Result<usize> {
+        Ok(0)
+    }
+}

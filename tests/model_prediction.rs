@@ -1,0 +1,123 @@
+//! `secateur bench model`: the roofline of a step, from launches that nothing runs, against the arithmetic of the layer table.
+
+use assert_cmd::Command;
+use secateur::engine::{DeviceChoice, Record};
+use secateur::measure::model::{Part, Prediction, Roof, predict};
+use secateur::measure::workload::{Bench, Work};
+use secateur::model::ResNet18;
+use secateur::recipe::Recipe;
+use tempfile::TempDir;
+
+fn recipe(name: &str, width: usize, batch: usize, steps: Option<usize>) -> Recipe {
+    let mut overrides = vec![format!("model.width={width}"), format!("batch={batch}")];
+    overrides.extend(steps.map(|steps| format!("attack.steps={steps}")));
+    Recipe::load(name, &overrides).unwrap()
+}
+
+fn dry(recipe: &Recipe) -> Record {
+    Bench::dry(recipe).unwrap().record(&Work::Step, 1).unwrap()
+}
+
+fn predicted(name: &str, roof: Roof) -> Prediction {
+    let recipe = recipe(name, 64, 128, None);
+    predict(&dry(&recipe), name, ResNet18 { width: 64, classes: 10 }, 128, roof)
+}
+
+const COMPUTE_ONLY: Roof = Roof { flops: 790e12, bytes: f64::INFINITY };
+
+#[test]
+fn seconds_an_epoch_are_those_of_the_methods_units() {
+    // A unit is a forward pass, an input gradient or a weight gradient: 1.111 GFLOP an image at width 64. At 790 TFLOP/s an
+    // epoch of PGD-10 AT takes 1.62 s. What launches do besides convolving stays below one percent.
+    for (name, units, seconds) in
+        [("cifar10-pgd-at", 23.0, 1.62), ("cifar10-mart", 26.0, 1.83), ("cifar10-trades", 27.0, 1.90)]
+    {
+        let met = predicted(name, COMPUTE_ONLY);
+        assert!((met.units / units - 1.0).abs() < 0.01, "{name}: {} units, expected {units}", met.units);
+        assert!((met.epoch_seconds / seconds - 1.0).abs() < 0.01, "{name}: {} s", met.epoch_seconds);
+        assert!((met.seconds - met.flops / 790e12).abs() < 1e-9 * met.seconds);
+        assert_eq!(met.memory_seconds, 0.0);
+        assert!((met.images_per_second * met.epoch_seconds / 50_000.0 - 1.0).abs() < 1e-9);
+    }
+}
+
+#[test]
+fn memory_only_adds() {
+    let met = predicted("cifar10-pgd-at", Roof::H200);
+    let compute = predicted("cifar10-pgd-at", COMPUTE_ONLY);
+    assert!(met.seconds > compute.seconds && met.seconds < compute.seconds + met.bytes / Roof::H200.bytes);
+    assert!(met.memory_seconds > 0.0 && met.memory_seconds < met.seconds);
+    let sum = |of: fn(&Part) -> f64| met.parts.iter().map(of).sum::<f64>();
+    assert!((sum(|part| part.seconds) / met.seconds - 1.0).abs() < 1e-12);
+    // Memory alone: every launch is bound by it.
+    let memory = predicted("cifar10-pgd-at", Roof { flops: f64::INFINITY, bytes: 1e12 });
+    assert!((memory.seconds / (memory.bytes / 1e12) - 1.0).abs() < 1e-9);
+    assert!((memory.memory_seconds / memory.seconds - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn every_layer_has_its_passes() {
+    let met = predicted("cifar10-pgd-at", COMPUTE_ONLY);
+    let network = ResNet18 { width: 64, classes: 10 };
+    for (at, conv) in network.convs().iter().enumerate() {
+        let of = |pass: &str| {
+            let part = met.parts.iter().find(|part| part.layer == conv.name && part.pass == pass);
+            part.unwrap_or_else(|| panic!("{} has no {pass}", conv.name)).flops
+        };
+        // Ten attack steps and the train pass; nobody asks for the stem's input gradient when training.
+        let one = 2.0 * 128.0 * conv.multiply_adds() as f64;
+        for (pass, times) in [
+            ("forward", 11.0),
+            ("input gradient", if at == 0 { 10.0 } else { 11.0 }),
+            ("weight gradient", 1.0),
+        ] {
+            // The rest is BatchNorm, the sign step, and the sum of a weight gradient's parts.
+            let share = of(pass) / (times * one);
+            assert!((1.0..1.35).contains(&share), "{} {pass}: {share}", conv.name);
+        }
+    }
+    assert!(met.parts.iter().any(|part| part.layer == "linear" && part.pass == "weight gradient"));
+    assert!(met.parts.iter().any(|part| part.layer == "-" && part.pass == "sgd_step"));
+}
+
+#[test]
+fn a_dry_step_launches_what_a_real_one_does() {
+    let recipe = recipe("cifar10-trades", 16, 2, Some(1));
+    let real = Bench::open(DeviceChoice::Emulated, true, &recipe, 1).unwrap().record(&Work::Step, 1).unwrap();
+    let launches = |record: &Record| -> Vec<_> {
+        let launch = |launch: &secateur::engine::Launch| {
+            (launch.kernel, launch.grid, launch.phase, launch.layer, launch.flops, launch.bytes)
+        };
+        record.launches.iter().map(launch).collect()
+    };
+    assert_eq!(launches(&dry(&recipe)), launches(&real));
+}
+
+#[test]
+fn the_command_prints_layers_and_steps() {
+    let folder = TempDir::new().unwrap();
+    let run = |args: &[&str]| {
+        let output =
+            Command::cargo_bin("secateur").unwrap().current_dir(folder.path()).args(args).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let model = ["bench", "model", "--width=16", "--batch=8"];
+    let (code, stdout, stderr) = run(&[&model[..], &["--bytes=inf", "--json=m.json"]].concat());
+    assert_eq!(code, Some(0), "{stderr}");
+    for part in ["layer4.1.conv2", "weight gradient", "50k epoch", "cifar10-mart", "790 TFLOP/s, inf TB/s"] {
+        assert!(stdout.contains(part), "no {part} in:\n{stdout}");
+    }
+    let read: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.path().join("m.json")).unwrap()).unwrap();
+    let steps = read["steps"].as_array().unwrap();
+    assert_eq!((steps.len(), &steps[0]["recipe"]), (3, &"cifar10-pgd-at".into()));
+    assert!((steps[0]["units"].as_f64().unwrap() - 23.0).abs() < 1.0, "{}", steps[0]["units"]);
+    for (wrong, part) in
+        [("--flops=0", "above 0"), ("--recipe=cifar10-trades-bullet", "accelerate.method=none")]
+    {
+        let (code, _, stderr) = run(&[&model[..], &[wrong]].concat());
+        assert_eq!((code, stderr.lines().count()), (Some(2), 1), "{stderr}");
+        assert!(stderr.contains(part), "{stderr}");
+    }
+}
