@@ -7,9 +7,10 @@ use std::rc::Rc;
 
 use rayon::prelude::*;
 
+use super::graph::Capture;
 use super::kernel::Entry;
-use super::{Address, Cost, Driver, Kernel};
-use crate::engine::{DeviceInfo, Error, Result};
+use super::{Address, Cost, Driver, Graph, Kernel};
+use crate::engine::{DeviceInfo, Error, Phase, Result};
 
 // kernels/host/library.h
 unsafe extern "C" {
@@ -42,9 +43,10 @@ pub enum WarpOrder {
 }
 
 /// Runs kernels on the CPU.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Default)]
 pub struct HostDriver {
     order: WarpOrder,
+    capture: Capture,
 }
 
 impl HostDriver {
@@ -52,7 +54,7 @@ impl HostDriver {
         Rc::new(Self::default())
     }
     pub fn with_warp_order(order: WarpOrder) -> Rc<dyn Driver> {
-        Rc::new(Self { order })
+        Rc::new(Self { order, ..Self::default() })
     }
 }
 
@@ -119,10 +121,12 @@ impl Driver for HostDriver {
             driver: None,
             code: "host".into(),
             memory: None,
+            cache: None,
         }
     }
 
     fn alloc(&self, name: &'static str, bytes: usize) -> Result<Address> {
+        self.capture.forbid("alloc")?;
         // SAFETY: `name` is valid for its length.
         let address = unsafe { secateur_host_alloc(name.as_ptr().cast(), name.len(), bytes as u64) };
         if address == 0 {
@@ -137,6 +141,7 @@ impl Driver for HostDriver {
     }
 
     fn write(&self, address: Address, bytes: &[u8]) -> Result<()> {
+        self.capture.forbid("write")?;
         let to = memory("write", address, bytes.len())?;
         // SAFETY: `to` is valid for this many bytes, and no Rust slice ever lies in device memory.
         unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
@@ -144,6 +149,7 @@ impl Driver for HostDriver {
     }
 
     fn read(&self, address: Address, bytes: &mut [u8]) -> Result<()> {
+        self.capture.forbid("read")?;
         let from = memory("read", address, bytes.len())?;
         // SAFETY: as in `write`.
         unsafe { from.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
@@ -151,6 +157,7 @@ impl Driver for HostDriver {
     }
 
     fn fill(&self, address: Address, byte: u8, count: usize) -> Result<()> {
+        self.capture.forbid("fill")?;
         let to = memory("fill", address, count)?;
         // SAFETY: as in `write`.
         unsafe { to.write_bytes(byte, count) };
@@ -158,13 +165,17 @@ impl Driver for HostDriver {
     }
 
     fn copy(&self, from: Address, to: Address, count: usize) -> Result<()> {
+        self.capture.forbid("copy")?;
         let (from, to) = (memory("copy", from, count)?, memory("copy", to, count)?);
         // SAFETY: both are valid for this many bytes; `copy` allows overlap.
         unsafe { to.copy_from(from, count) };
         Ok(())
     }
 
-    fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8], _: Cost) -> Result<()> {
+    fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8], cost: Cost) -> Result<()> {
+        if self.capture.keep(kernel, grid, params, cost) {
+            return Ok(());
+        }
         if params.len() != kernel.params_bytes() {
             return Err(Error::Kernel {
                 kernel: kernel.name().into(),
@@ -177,10 +188,11 @@ impl Driver for HostDriver {
         aligned[..params.len()].copy_from_slice(params);
         let aligned = &*aligned;
         let blocks = grid.iter().map(|n| u64::from(*n)).product::<u64>();
+        let order = self.order;
         // The first failing block is reported, so that the same fault gives the same message.
         let failure = (0..blocks)
             .into_par_iter()
-            .find_map_first(|index| run_block(kernel, grid, index, self.order, aligned).err());
+            .find_map_first(|index| run_block(kernel, grid, index, order, aligned).err());
         match failure {
             Some(message) => Err(Error::Kernel { kernel: kernel.name().into(), message }),
             None => Ok(()),
@@ -188,6 +200,24 @@ impl Driver for HostDriver {
     }
 
     fn synchronize(&self) -> Result<()> {
-        Ok(())
+        self.capture.forbid("synchronize")
+    }
+
+    fn captures(&self) -> bool {
+        true
+    }
+    fn begin_capture(&self) -> Result<()> {
+        self.capture.begin()
+    }
+    fn end_capture(&self) -> Result<Graph> {
+        Ok(Graph::new(self.capture.end()?, None))
+    }
+    fn replay(&self, graph: &Graph) -> Result<()> {
+        self.capture.forbid("replay")?;
+        let mut launches = graph.launches().iter();
+        launches.try_for_each(|launch| self.launch(&launch.kernel, launch.grid, &launch.params, launch.cost))
+    }
+    fn phase(&self, phase: Phase) {
+        self.capture.phase(phase);
     }
 }

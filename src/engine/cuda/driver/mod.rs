@@ -1,5 +1,6 @@
 //! Drivers: memory and launches, on a GPU ([`device`]) or on the host runner ([`host`]). The only unsafe code of the crate.
-//! A third, [`record`], wraps one of the two and keeps what each launch took.
+//! A third, [`record`], wraps one of the two and keeps what each launch took. Launches that come again and again may be recorded
+//! once and replayed ([`Graph`]).
 //!
 //! The same kernels, grids and parameter structs go through both. A launch names a kernel by its symbol; block size, shared
 //! memory and parameter size come from the one table of [`kernel`].
@@ -8,6 +9,7 @@ mod buffer;
 mod code;
 mod cost;
 pub mod device;
+mod graph;
 pub mod host;
 mod kernel;
 pub mod record;
@@ -15,6 +17,7 @@ pub mod record;
 pub use buffer::Buffer;
 pub use code::{Usage, static_table};
 pub use cost::Cost;
+pub use graph::{Captured, Graph};
 pub use kernel::{Kernel, kernels};
 
 use std::ops::Add;
@@ -65,6 +68,24 @@ pub trait Driver {
     /// account. [`launch`] is the typed form.
     fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8], cost: Cost) -> Result<()>;
     fn synchronize(&self) -> Result<()>;
+
+    /// Whether launches can be recorded and replayed.
+    fn captures(&self) -> bool {
+        false
+    }
+    /// From here to [`Driver::end_capture`] launches are recorded and not done, and nothing else may be asked for but phases.
+    /// Every kernel must have been launched before, so that its code is loaded.
+    fn begin_capture(&self) -> Result<()> {
+        Err(Error::Invalid("this driver records no launches".into()))
+    }
+    /// What was launched since [`Driver::begin_capture`]. Ends the capture even where it is an error.
+    fn end_capture(&self) -> Result<Graph> {
+        Err(Error::Invalid("this driver records no launches".into()))
+    }
+    /// Does the launches of a graph that this driver recorded. The memory that they name must still be there.
+    fn replay(&self, _graph: &Graph) -> Result<()> {
+        Err(Error::Invalid("this driver replays no launches".into()))
+    }
 
     /// A moment between what was asked for before and after. Where work is done when its call returns, that is the clock's.
     fn mark(&self) -> Result<Mark> {

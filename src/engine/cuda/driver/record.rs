@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::{Address, Cost, Driver, Kernel, Mark};
+use super::{Address, Cost, Driver, Graph, Kernel, Mark};
 use crate::engine::{DeviceInfo, Launch, Phase, Record, Result};
 
 /// One launch, its times still to be asked for.
@@ -24,6 +24,8 @@ struct Pending {
 #[derive(Default)]
 struct Log {
     on: Cell<bool>,
+    /// Launches are recorded and not done.
+    capturing: Cell<bool>,
     phase: Cell<Phase>,
     launches: RefCell<Vec<Pending>>,
 }
@@ -109,7 +111,7 @@ impl Driver for Recorder {
         self.inner.copy(from, to, count)
     }
     fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8], cost: Cost) -> Result<()> {
-        if !self.log.on.get() {
+        if !self.log.on.get() || self.log.capturing.get() {
             return self.inner.launch(kernel, grid, params, cost);
         }
         let from = self.inner.mark()?;
@@ -130,6 +132,30 @@ impl Driver for Recorder {
     }
     fn phase(&self, phase: Phase) {
         self.log.phase.set(phase);
+        self.inner.phase(phase);
+    }
+    fn captures(&self) -> bool {
+        self.inner.captures()
+    }
+    fn begin_capture(&self) -> Result<()> {
+        self.inner.begin_capture()?;
+        self.log.capturing.set(true);
+        Ok(())
+    }
+    fn end_capture(&self) -> Result<Graph> {
+        self.log.capturing.set(false);
+        self.inner.end_capture()
+    }
+    /// Launch by launch while a record is kept, so that each is seen.
+    fn replay(&self, graph: &Graph) -> Result<()> {
+        if !self.log.on.get() {
+            return self.inner.replay(graph);
+        }
+        for launch in graph.launches() {
+            self.phase(launch.phase);
+            self.launch(&launch.kernel, launch.grid, &launch.params, launch.cost)?;
+        }
+        Ok(())
     }
     fn profiler(&self, on: bool) -> Result<()> {
         self.inner.profiler(on)
