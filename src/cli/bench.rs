@@ -78,6 +78,9 @@ struct Options {
     /// Relative standard error of the median at most, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 1.0)]
     error: f64,
+    /// Replay the steps of an attack as one CUDA graph, or launch every kernel; of steps and attacks, on a GPU
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    graphs: Switch,
     /// Seconds of sampling a row (of kernels: a recipe) at most
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
     timeout: f64,
@@ -87,6 +90,12 @@ struct Options {
     /// Write the table as CSV
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 #[derive(clap::Args)]
@@ -141,7 +150,12 @@ fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Result<(
     let interrupt = catch_interrupts()?;
     let stop = || interrupt.requested();
 
-    let mut bench = Bench::open(options.device, kernels, first, STEPS_A_SAMPLE)?;
+    let open = |recipe: &Recipe| -> anyhow::Result<Bench> {
+        let mut bench = Bench::open(options.device, kernels, recipe, STEPS_A_SAMPLE)?;
+        bench.engine.replay_attacks(options.graphs == Switch::On);
+        Ok(bench)
+    };
+    let mut bench = open(first)?;
     let ceilings = Ceilings::measure(bench.engine.as_mut())?;
     let names = recipes.iter().map(|recipe| recipe.name.clone()).collect();
     let mut document =
@@ -154,7 +168,7 @@ fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Result<(
         if bench.recipe() != recipe {
             // The old engine's memory first: two may not fit.
             drop(bench);
-            bench = Bench::open(options.device, kernels, recipe, STEPS_A_SAMPLE)?;
+            bench = open(recipe)?;
         }
         let name = row_name(kind, recipe);
         console.bar(name.clone(), rule.samples);

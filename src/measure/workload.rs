@@ -48,6 +48,8 @@ pub struct Bench {
     recipe: Recipe,
     set: ImageSet,
     split: Split,
+    /// The same memory in every repetition, so that what an engine recorded of one is found by the next.
+    batch: Batch,
 }
 
 /// Operations and bytes of some work; 0 where unknown.
@@ -77,7 +79,8 @@ impl Bench {
         let data = DataSet::open(SetKind::Generated, None, Some(images), Some(1))?;
         let set = engine.upload_images(&data.train.pixels, &data.train.labels)?;
         let split = Split { train: (0..images as u32).collect(), validation: Vec::new() };
-        let mut bench = Self { engine, recording, recipe: recipe.clone(), set, split };
+        let batch = Batch::alloc(engine.as_ref(), recipe.batch)?;
+        let mut bench = Self { engine, recording, recipe: recipe.clone(), set, split, batch };
         bench.engine.load_weights(&initialise(network, recipe.seed))?;
         Ok(bench)
     }
@@ -107,7 +110,7 @@ impl Bench {
                 Ok(begin.elapsed().as_secs_f64())
             }
             Work::Attack => {
-                let batch = Batch::alloc(engine, recipe.batch)?;
+                let batch = &self.batch;
                 engine.write(&batch.samples, first)?;
                 engine.gather(&self.set, &batch.samples, None, &batch.images, &batch.labels)?;
                 let mut objective = objective::of_recipe(recipe);
@@ -117,13 +120,12 @@ impl Bench {
                 for _ in 0..times {
                     engine.phase(Phase::Attack);
                     engine.fold_batch_norm(WeightSet::Live)?;
-                    objective.attack(engine, key, &batch)?;
+                    objective.attack(engine, key, batch)?;
                 }
                 engine.synchronize()?;
                 Ok(begin.elapsed().as_secs_f64())
             }
             Work::Evaluation(protocol) => {
-                let scratch = Batch::alloc(engine, recipe.batch)?;
                 let subject = Subject {
                     set: &self.set,
                     samples: first,
@@ -133,7 +135,7 @@ impl Bench {
                 };
                 let begin = Instant::now();
                 for _ in 0..times {
-                    evaluate(engine, subject, protocol, &scratch, &mut |_, _| true)?;
+                    evaluate(engine, subject, protocol, &self.batch, &mut |_, _| true)?;
                 }
                 engine.synchronize()?;
                 Ok(begin.elapsed().as_secs_f64())
