@@ -118,17 +118,11 @@ DEVICE void margin_loss(const MarginParams& p) {
             gradient[i] = (moves - product(loss, stretches)) / span;
         }
     } else {
-        Largest wrong{-INFINITY, 0xFFFFFFFFu};
-#pragma unroll
-        for (int i = 0; i < CLASSES_PER_LANE; ++i) {
-            const uint32_t c = class_of(i);
-            if (c < p.classes && c != label && row.z[i] > wrong.value) wrong = {row.z[i], c};
-        }
-        wrong = warp_largest(wrong);
+        const Largest wrong = best_wrong(row.z, label, p.classes);
         loss = wrong.value - at_label;
 #pragma unroll
         for (int i = 0; i < CLASSES_PER_LANE; ++i) {
-            gradient[i] = indicator(class_of(i) == wrong.index) - indicator(class_of(i) == label);
+            gradient[i] = one_hot(i, wrong.index) - one_hot(i, label);
         }
     }
     if (warp >= p.batch) return;

@@ -34,8 +34,6 @@ struct Paired {
     float adversarial[CLASSES_PER_LANE];
 };
 
-DEVICE float one_hot(int i, uint32_t label) { return class_of(i) == label ? 1.0f : 0.0f; }
-
 /// KL(p||q), and p (log p - log q - KL), its gradient with respect to the logits of p.
 struct Divergence {
     float value;

@@ -39,7 +39,9 @@ struct Softmax {
     uint32_t best;
 };
 
-DEVICE Softmax softmax(Global<const float> logits, uint32_t classes) {
+/// `logits` is a row in device memory or in shared memory.
+template <class Row>
+DEVICE Softmax softmax(const Row& logits, uint32_t classes) {
     float z[CLASSES_PER_LANE];
     Largest largest{-INFINITY, lane_index()};
 #pragma unroll
@@ -67,6 +69,20 @@ DEVICE Softmax softmax(Global<const float> logits, uint32_t classes) {
     }
     return row;
 }
+
+/// The wrong class with the largest of a row's values, in every lane: the lowest index among equals, 0xFFFFFFFF where all are NaN.
+DEVICE Largest best_wrong(const float (&values)[CLASSES_PER_LANE], uint32_t label, uint32_t classes) {
+    Largest wrong{-INFINITY, 0xFFFFFFFFu};
+#pragma unroll
+    for (int i = 0; i < CLASSES_PER_LANE; ++i) {
+        const uint32_t c = class_of(i);
+        if (c < classes && c != label && values[i] > wrong.value) wrong = {values[i], c};
+    }
+    return warp_largest(wrong);
+}
+
+/// 1 where class `i` of this lane is `wanted`, else 0.
+DEVICE float one_hot(int i, uint32_t wanted) { return class_of(i) == wanted ? 1.0f : 0.0f; }
 
 /// The value of class `wanted`, in every lane; NaN where `wanted` is not a class, so that a bad label shows.
 DEVICE float at_class(const float (&values)[CLASSES_PER_LANE], uint32_t wanted, uint32_t classes) {

@@ -2,7 +2,7 @@
 
 use super::Ascent;
 use crate::batch::Batch;
-use crate::engine::{CrossEntropy, Engine, Result};
+use crate::engine::AscentLoss;
 
 /// Ascends the cross-entropy of the adversarial logits; hard labels, as in the original code of PGD-AT, also where
 /// the training loss smooths them.
@@ -10,9 +10,7 @@ use crate::engine::{CrossEntropy, Engine, Result};
 pub struct CrossEntropyAscent;
 
 impl Ascent for CrossEntropyAscent {
-    fn logit_gradient(&mut self, engine: &mut dyn Engine, batch: &Batch) -> Result<()> {
-        // Scale 1 and not 1 / batch: only the sign matters, and small factors would waste the range of bf16.
-        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
-        engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs())
+    fn loss<'a>(&self, batch: &'a Batch) -> AscentLoss<'a> {
+        AscentLoss::CrossEntropy { labels: &batch.labels }
     }
 }

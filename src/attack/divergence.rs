@@ -2,7 +2,7 @@
 
 use super::Ascent;
 use crate::batch::Batch;
-use crate::engine::{Engine, Result};
+use crate::engine::AscentLoss;
 
 /// Ascends the divergence of the adversarial prediction from the clean one. The clean logits are computed once a
 /// step; the official code computes them again at each step of the attack, with the same result.
@@ -14,8 +14,7 @@ impl Ascent for DivergenceAscent {
         true
     }
 
-    fn logit_gradient(&mut self, engine: &mut dyn Engine, batch: &Batch) -> Result<()> {
-        // Scale 1: only the sign of what follows from it matters.
-        engine.divergence(&batch.clean_logits, &batch.logits, 1.0, batch.outputs())
+    fn loss<'a>(&self, batch: &'a Batch) -> AscentLoss<'a> {
+        AscentLoss::Divergence { target_logits: &batch.clean_logits }
     }
 }

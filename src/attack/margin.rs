@@ -2,14 +2,14 @@
 
 use super::Ascent;
 use crate::batch::Batch;
-use crate::engine::{Engine, Margin, Result};
+use crate::engine::AscentLoss;
 
 /// Ascends the margin loss of Carlini and Wagner (2017), unclipped, as robustness papers do under the name CW-inf.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MarginAscent;
 
 impl Ascent for MarginAscent {
-    fn logit_gradient(&mut self, engine: &mut dyn Engine, batch: &Batch) -> Result<()> {
-        engine.margin_loss(Margin::BestWrong, &batch.logits, &batch.labels, batch.outputs())
+    fn loss<'a>(&self, batch: &'a Batch) -> AscentLoss<'a> {
+        AscentLoss::Margin { labels: &batch.labels }
     }
 }

@@ -1,7 +1,7 @@
 //! The inner maximisation: a random start, then sign steps, over micro-batches whose activations stay in cache.
 //!
-//! What a step ascends is an [`Ascent`], so an attack on another loss is one more file beside [`cross_entropy`]; how
-//! a training batch is attacked is an [`Adversary`]: PGD for every image ([`ScheduledPgd`]), or one of `accelerate`.
+//! What a step ascends is an [`Ascent`], one file a loss beside [`cross_entropy`], which names one of the engine's; how a
+//! training batch is attacked is an [`Adversary`]: PGD for every image ([`ScheduledPgd`]), or one of `accelerate`.
 //! Called by objectives (training) and protocols (evaluation). Checked by `tests/evaluate.rs` and `tests/methods.rs`:
 //! every image stays in the ball and in [0, 1], and the ascended loss rises.
 
@@ -28,7 +28,7 @@ use std::ops::AddAssign;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
-use crate::engine::{Engine, Noise, Pass, Phase, Result, SignStep};
+use crate::engine::{AscentLoss, AttackSteps, Engine, Noise, Pass, Result, SignStep};
 use crate::model::Weights;
 use crate::philox::Key;
 use crate::recipe::{self, BatchNorm, Start};
@@ -53,9 +53,8 @@ pub trait Ascent {
         false
     }
 
-    /// Writes the gradient of the ascended loss with respect to `batch.logits`, the logits of x', to
-    /// `batch.logit_gradient`. Any positive factor will do: the step takes the sign only.
-    fn logit_gradient(&mut self, engine: &mut dyn Engine, batch: &Batch) -> Result<()>;
+    /// The loss of the logits of x', and the operands of `batch` that it needs.
+    fn loss<'a>(&self, batch: &'a Batch) -> AscentLoss<'a>;
 }
 
 /// Makes the adversarial images of a training batch.
@@ -162,12 +161,16 @@ impl Pgd {
     pub fn ascend(&self, engine: &mut dyn Engine, ascent: &mut dyn Ascent, batch: &Batch) -> Result<()> {
         let (pass, size) = self.pass_and_size(engine, batch);
         for part in batch.parts(size) {
-            for step in 1..=self.steps as u32 {
-                engine.phase(Phase::AttackStep(step));
-                engine.forward(pass, &part.perturbed, &part.logits)?;
-                ascent.logit_gradient(engine, &part)?;
-                engine.attack_step(pass, &part.logit_gradient, &self.step, &part.images, &part.perturbed)?;
-            }
+            engine.ascend(&AttackSteps {
+                pass,
+                loss: ascent.loss(&part),
+                step: self.step,
+                steps: self.steps as u32,
+                images: &part.images,
+                perturbed: &part.perturbed,
+                logits: &part.logits,
+                outputs: part.outputs(),
+            })?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! executes the same kernel sources on the CPU. Callers choose by [`open`] and see only the trait.
 
 mod apgd;
+mod attack_loop;
 mod boundary;
 pub mod cuda;
 mod error;
@@ -18,6 +19,7 @@ mod square;
 mod tensor;
 
 pub use apgd::{AdaptivePhase, AdaptivePoint, AdaptiveState, AdaptiveStep, AdaptiveSteps};
+pub use attack_loop::{AscentLoss, AttackLoop, AttackSteps, ascend_step_by_step};
 pub use boundary::{BoundaryState, BoundaryStep, BoundarySteps};
 pub use error::{Error, Result};
 pub use last_layer::{LastLayer, LastLayerGradients, Term};
@@ -46,6 +48,8 @@ pub struct DeviceInfo {
     pub code: String,
     /// Bytes of device memory, where known.
     pub memory: Option<u64>,
+    /// Bytes of the cache that all its multiprocessors share, where known.
+    pub cache: Option<u64>,
 }
 
 /// A labelled image set, resident on the device.
@@ -191,7 +195,7 @@ pub struct OptimizerState {
 /// either succeeds or reports an [`Error`]; work may be asynchronous until a `read` or [`Engine::synchronize`].
 /// Operations that serve one purpose are traits of their own files, all part of this one.
 pub trait Engine:
-    LastLayer + MarginLosses + AdaptiveSteps + RandomSquares + BoundarySteps + Phases + Probes
+    AttackLoop + LastLayer + MarginLosses + AdaptiveSteps + RandomSquares + BoundarySteps + Phases + Probes
 {
     fn device(&self) -> &DeviceInfo;
     fn network(&self) -> ResNet18;

@@ -62,6 +62,8 @@ pub struct Bench {
     pub(super) recipe: Recipe,
     pub(super) set: ImageSet,
     split: Split,
+    /// The same memory in every repetition, so that what an engine recorded of one is found by the next.
+    batch: Batch,
 }
 
 /// Operations and bytes of some work; 0 where unknown.
@@ -112,7 +114,8 @@ impl Bench {
         };
         let set = engine.upload_images(&data.train.pixels, &labels)?;
         let split = Split { train: (0..images as u32).collect(), validation: Vec::new() };
-        let mut bench = Self { engine, recording, flush: None, recipe: recipe.clone(), set, split };
+        let batch = Batch::alloc(engine.as_ref(), recipe.batch)?;
+        let mut bench = Self { engine, recording, flush: None, recipe: recipe.clone(), set, split, batch };
         let weights = initialise(bench.engine.network(), recipe.seed);
         bench.engine.load_weights(&weights)?;
         Ok(bench)
@@ -162,7 +165,9 @@ impl Bench {
                 clock.since(begin)
             }
             Work::Attack => {
-                let batch = first_batch(engine, &self.set, first)?;
+                let batch = &self.batch;
+                engine.write(&batch.samples, first)?;
+                engine.gather(&self.set, &batch.samples, None, &batch.images, &batch.labels)?;
                 let mut objective = objective::of_recipe(recipe);
                 let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
                 engine.synchronize()?;
@@ -170,13 +175,12 @@ impl Bench {
                 for _ in 0..times {
                     engine.phase(Phase::Attack);
                     engine.fold_batch_norm(WeightSet::Live)?;
-                    objective.attack(engine, key, &batch)?;
+                    objective.attack(engine, key, batch)?;
                 }
                 engine.synchronize()?;
                 clock.since(begin)
             }
             Work::Evaluation(protocol) => {
-                let scratch = Batch::alloc(engine, recipe.batch)?;
                 let subject = Subject {
                     set: &self.set,
                     samples: first,
@@ -186,7 +190,7 @@ impl Bench {
                 };
                 let begin = clock.mark()?;
                 for _ in 0..times {
-                    evaluate(engine, subject, protocol, &scratch, &mut |_, _| true)?;
+                    evaluate(engine, subject, protocol, &self.batch, &mut |_, _| true)?;
                 }
                 engine.synchronize()?;
                 clock.since(begin)

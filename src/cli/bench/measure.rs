@@ -59,6 +59,9 @@ pub struct Options {
     /// Relative standard error of the median at most, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 1.0)]
     pub error: f64,
+    /// Replay the steps of an attack as one CUDA graph, or launch every kernel; of steps and attacks, on a GPU
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    pub graphs: Switch,
     /// Seconds of sampling a row (of kernels: a recipe) at most
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
     pub timeout: f64,
@@ -68,6 +71,13 @@ pub struct Options {
     /// Write the table as CSV
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
+}
+
+/// `on` or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
 }
 
 /// Measures one kind of work, `step`, `attack`, `eval` or `kernels`.
@@ -103,7 +113,12 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
     let interrupt = catch_interrupts()?;
     let stop = || interrupt.requested();
 
-    let mut bench = Bench::open(options.device, kernels, first, STEPS_A_SAMPLE)?;
+    let open = |recipe: &Recipe| -> anyhow::Result<Bench> {
+        let mut bench = Bench::open(options.device, kernels, recipe, STEPS_A_SAMPLE)?;
+        bench.engine.replay_attacks(options.graphs == Switch::On);
+        Ok(bench)
+    };
+    let mut bench = open(first)?;
     let ceilings = Ceilings::measure(bench.engine.as_mut())?;
     let names = recipes.iter().map(|recipe| recipe.name.clone()).collect();
     let mut document =
@@ -116,7 +131,7 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
         if bench.recipe() != recipe {
             // The old engine's memory first: two may not fit.
             drop(bench);
-            bench = Bench::open(options.device, kernels, recipe, STEPS_A_SAMPLE)?;
+            bench = open(recipe)?;
         }
         let name = row_name(kind, recipe);
         console.bar(name.clone(), rule.samples);

@@ -5,9 +5,11 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use super::attack_loop::AttackKey;
 use super::driver::nvtx::PhaseRanges;
 use super::driver::{Address, Buffer, Driver};
-use super::eval::EvalPass;
+use super::eval::{self, EvalPass};
+use super::graphs::Graphs;
 use super::launch::conv::ImageEpilogue;
 use super::launch::select::{self, Outcome, Selection};
 use super::launch::{attack, data, loss, rows};
@@ -23,9 +25,6 @@ use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::model::{ResNet18, Weights};
 use crate::philox::Key;
 
-/// Bytes of the attack's activations that should stay in a cache: the L2 of a big GPU, less what weights take.
-const CACHE_BYTES: usize = 40 << 20;
-
 /// One ResNet-18 on one driver.
 pub struct Cuda {
     pub(super) driver: Rc<dyn Driver>,
@@ -34,11 +33,12 @@ pub struct Cuda {
     pub(super) parameters: Parameters,
     pub(super) eval: EvalPass,
     /// The stem's input of the evaluation pass, and which images it holds.
-    packed: Buffer,
-    packed_images: Cell<Option<(Address, usize)>>,
+    pub(super) packed: Buffer,
+    pub(super) packed_images: Cell<Option<(Address, usize)>>,
     /// Train slots, made when first used.
     pub(super) train: [Option<TrainPass>; 2],
-    scratch: Scratch,
+    pub(super) scratch: Scratch,
+    pub(super) attacks: Graphs<AttackKey>,
     outcome: Buffer,
     /// Parts of a sum of gradients, made when first needed.
     pub(super) sums: Option<Buffer>,
@@ -64,6 +64,7 @@ impl Cuda {
             packed_images: Cell::new(None),
             train: [None, None],
             scratch: Scratch::new(&driver, &parameters.layout, max_batch)?,
+            attacks: Graphs::new(),
             outcome: Buffer::new(&driver, "outcome of a selection", size_of::<Outcome>())?,
             sums: None,
             phases: PhaseRanges::default(),
@@ -97,6 +98,15 @@ impl Cuda {
         self.sized(logits, batch * self.parameters.layout.network.classes)
     }
 
+    /// Packs images for the stem, unless the last attack step left these very images packed.
+    pub(super) fn pack(&self, images: Address, batch: usize) -> Result<()> {
+        if self.packed_images.get() != Some((images, batch)) {
+            attack::image_pack(self.driver(), batch, images, self.packed.address())?;
+            self.packed_images.set(Some((images, batch)));
+        }
+        Ok(())
+    }
+
     /// Said before an operation that writes images, which may be those that are packed.
     pub(super) fn images_change(&self) {
         self.packed_images.set(None);
@@ -105,6 +115,11 @@ impl Cuda {
     fn slot(&self, slot: usize) -> Result<&TrainPass> {
         let pass = self.train.get(slot).ok_or_else(|| no_slot(slot))?;
         pass.as_ref().ok_or_else(|| Error::Invalid(format!("train slot {slot}: no forward pass yet")))
+    }
+
+    /// The last forward pass of this slot cannot go backward any more.
+    pub(super) fn forget_train(&mut self, slot: usize) {
+        self.train.get_mut(slot).into_iter().flatten().for_each(TrainPass::forget);
     }
 
     /// No forward pass can go backward any more.
@@ -160,7 +175,7 @@ impl Cuda {
     }
 
     /// The images of a batch, and the image gradient's ending that moves them.
-    fn sign_step(
+    pub(super) fn sign_step(
         &self,
         step: &SignStep,
         images: &Tensor<f32>,
@@ -202,10 +217,8 @@ impl Engine for Cuda {
         self.parameters.layout.network
     }
 
-    /// An image of the attack loop touches the block inputs, outputs and gradients of the widest stage: six tensors.
     fn micro_batch(&self) -> usize {
-        let widest = IMAGE_SIDE * IMAGE_SIDE * self.network().width * 2;
-        (CACHE_BYTES / (6 * widest)).next_power_of_two().min(self.max_batch)
+        eval::micro_batch(self.network(), self.info.cache).min(self.max_batch)
     }
 
     fn alloc_bytes(&self, name: &'static str, bytes: usize) -> Result<Storage> {
@@ -290,12 +303,8 @@ impl Engine for Cuda {
         let logits = self.logits(logits, batch)?;
         match pass {
             Pass::Eval => {
-                // The last attack step may have left these very images packed.
-                if self.packed_images.get() != Some((address, batch)) {
-                    attack::image_pack(&*self.driver, batch, address, self.packed.address())?;
-                    self.packed_images.set(Some((address, batch)));
-                }
-                self.eval.forward(&self.parameters, self.packed.address(), batch, logits)
+                self.pack(address, batch)?;
+                self.eval.forward(&self.parameters, &self.scratch, self.packed.address(), batch, logits)
             }
             Pass::Train { slot } => {
                 let train = self.train.get_mut(slot).ok_or_else(|| no_slot(slot))?;

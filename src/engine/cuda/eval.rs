@@ -9,20 +9,24 @@ use std::rc::Rc;
 use super::driver::nvtx::Range;
 use super::driver::{Address, Buffer, Driver};
 use super::launch::conv::{self, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue};
-use super::launch::head::{self, HeadBackwardParams, HeadForwardParams};
+use super::launch::head::{self, Ascended, HeadAscentParams, HeadBackwardParams, HeadForwardParams};
 use super::parameters::Parameters;
 use super::scratch::Scratch;
 use crate::engine::{Error, Result};
-use crate::model::Block;
+use crate::model::layers::IMAGE_SIDE;
+use crate::model::{Block, ResNet18};
 
-/// Activations of a batch: two that alternate between blocks, those inside a block, and a mask for every ReLU.
+/// The cache of a device that does not say.
+const CACHE_BYTES: u64 = 40 << 20;
+
+/// Fewer images leave most multiprocessors of a big GPU without a tile in the last stages.
+const FEWEST_IMAGES: usize = 64;
+
+/// What the evaluation pass keeps of a batch: a mask for every ReLU, and the features. Activations lie where the gradients will:
+/// on the way back only masks are asked for, so what an attack touches is no larger than one of its passes.
 pub struct EvalPass {
     driver: Rc<dyn Driver>,
     blocks: Vec<Block>,
-    /// Outputs of blocks; block `i` reads number `i % 2` and writes the other.
-    outputs: [Buffer; 2],
-    inner: Buffer,
-    shortcut: Buffer,
     /// ReLU masks: of the stem and of each block's output, and inside each block.
     output_masks: Vec<Buffer>,
     inner_masks: Vec<Buffer>,
@@ -31,21 +35,42 @@ pub struct EvalPass {
     batch: Option<usize>,
 }
 
+/// What a step of an attack ascends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ascent {
+    pub ascended: Ascended,
+    /// Labels, or for the divergence the target logits.
+    pub operand: Address,
+}
+
+/// Images of an attack's micro-batch on a device whose cache has so many bytes (40 MiB where unknown), before the limit that the
+/// engine was opened with: the power of two nearest to what fits, and 64 at least, for less leaves multiprocessors idle.
+///
+/// With T the bytes of an activation of the widest stage (128 KiB at width 64), an image touches in every step
+/// * three activations: a block's input, inner one and output, and on the way back their gradients in the same memory: 3 T;
+/// * a mask bit an element of 17 ReLUs, T/16 each in the widest stage and half of that in each of the next: 17/32 T;
+/// * 40 bytes a pixel: hi and lo parts in eight bf16 channels, x and x' in three f32: 40 KiB.
+///
+/// At width 64 that is 492 KiB. Weights (21 MiB of bf16) are left out: each is read twice a step, which for 128 images is about
+/// a fiftieth of the time even from memory.
+pub fn micro_batch(network: ResNet18, cache: Option<u64>) -> usize {
+    let pixels = IMAGE_SIDE * IMAGE_SIDE;
+    let widest = pixels * network.width * 2;
+    let fits = cache.unwrap_or(CACHE_BYTES) as usize / (3 * widest + widest * 17 / 32 + 40 * pixels);
+    let below = (fits + 1).next_power_of_two() / 2;
+    let nearest = if fits * fits >= 2 * below * below { 2 * below } else { below };
+    nearest.max(FEWEST_IMAGES)
+}
+
 impl EvalPass {
     pub fn new(driver: &Rc<dyn Driver>, parameters: &Parameters, max_batch: usize) -> Result<Self> {
         let layout = &parameters.layout;
         let blocks = layout.network.blocks();
-        let elements = |conv: usize| {
+        let mask = |name, conv: usize| {
             let conv = &layout.convs[conv].conv;
-            max_batch * conv.out_side() * conv.out_side() * conv.out_channels
+            Buffer::new(driver, name, max_batch * conv.out_side() * conv.out_side() * conv.out_channels / 8)
         };
-        let widest = elements(0);
-        let activation = |name| Buffer::new(driver, name, widest * 2);
-        let mask = |name, conv| Buffer::new(driver, name, elements(conv) / 8);
         Ok(Self {
-            outputs: [activation("eval block output")?, activation("eval block output")?],
-            inner: activation("eval inner activation")?,
-            shortcut: Buffer::new(driver, "eval shortcut", widest)?,
             output_masks: std::iter::once(0)
                 .chain(blocks.iter().map(|block| block.conv2))
                 .map(|conv| mask("eval output mask", conv))
@@ -66,7 +91,7 @@ impl EvalPass {
         self.batch.map(|batch| (batch, self.pooled.address()))
     }
 
-    /// The weights changed: the last forward pass is of others.
+    /// The last forward pass is of other weights or images.
     pub fn forget(&mut self) {
         self.batch = None;
     }
@@ -75,52 +100,23 @@ impl EvalPass {
     pub fn forward(
         &mut self,
         parameters: &Parameters,
+        scratch: &Scratch,
         packed: Address,
         batch: usize,
         logits: Address,
     ) -> Result<()> {
         let _range = Range::new("forward");
-        let (linear_weight, linear_bias) = parameters.folded_linear()?;
+        let (weight, bias) = parameters.folded_linear()?;
         self.batch = None;
-        let layout = &parameters.layout;
-        let convolve = |at: usize, input: Address, epilogue: ForwardEpilogue, output: &Buffer| {
-            self.driver.layer(Some(at));
-            let shape = layout.convs[at].shape(batch);
-            let weights = parameters.folded.address().offset::<u16>(layout.convs[at].packed);
-            conv::forward(&*self.driver, &shape, input, weights, &epilogue, output.address())
-        };
-        let bias = |at: usize| parameters.bias.address().offset::<f32>(layout.convs[at].channel);
-        let relu = |at: usize, residual: Option<Address>, mask: &Buffer| ForwardEpilogue::Relu {
-            bias: bias(at),
-            residual,
-            mask: mask.address(),
-        };
-
-        convolve(0, packed, relu(0, None, &self.output_masks[0]), &self.outputs[0])?;
-        for (number, block) in self.blocks.iter().enumerate() {
-            let (input, output) = (&self.outputs[number % 2], &self.outputs[(number + 1) % 2]);
-            let input = input.address();
-            convolve(block.conv1, input, relu(block.conv1, None, &self.inner_masks[number]), &self.inner)?;
-            let residual = match block.shortcut {
-                Some(at) => {
-                    convolve(at, input, ForwardEpilogue::Bias { bias: bias(at) }, &self.shortcut)?;
-                    self.shortcut.address()
-                }
-                None => input,
-            };
-            let epilogue = relu(block.conv2, Some(residual), &self.output_masks[number + 1]);
-            convolve(block.conv2, self.inner.address(), epilogue, output)?;
-        }
-        self.driver.layer(None);
-        let last = self.outputs[self.blocks.len() % 2].address();
+        let network = parameters.layout.network;
         let params = HeadForwardParams {
-            activation: last,
-            weight: linear_weight,
-            bias: linear_bias,
+            activation: self.convolutions(parameters, scratch, packed, batch)?,
+            weight,
+            bias,
             pooled: self.pooled.address(),
             logits,
-            features: layout.network.features() as u32,
-            classes: layout.network.classes as u32,
+            features: network.features() as u32,
+            classes: network.classes as u32,
         };
         head::head_forward(&*self.driver, batch, &params)?;
         self.batch = Some(batch);
@@ -143,7 +139,104 @@ impl EvalPass {
             )));
         }
         let _range = Range::new("backward");
-        let (linear_weight, _) = parameters.folded_linear()?;
+        let network = parameters.layout.network;
+        let params = HeadBackwardParams {
+            logit_gradient,
+            weight: parameters.folded_linear()?.0,
+            mask: self.output_masks[self.blocks.len()].address(),
+            gradient: scratch.block(self.blocks.len()).address(),
+            features: network.features() as u32,
+            classes: network.classes as u32,
+        };
+        head::head_input_gradient(&*self.driver, batch, &params)?;
+        self.input_gradients(parameters, scratch, batch, image)
+    }
+
+    /// A step of an attack: from the packed images forward and back to what `image` makes of their gradient. Leaves no forward pass
+    /// to go back from.
+    pub fn attack_step(
+        &self,
+        parameters: &Parameters,
+        scratch: &Scratch,
+        packed: Address,
+        batch: usize,
+        ascent: &Ascent,
+        image: &ImageEpilogue,
+    ) -> Result<()> {
+        let (weight, bias) = parameters.folded_linear()?;
+        let network = parameters.layout.network;
+        let (labels, target_logits) = match ascent.ascended {
+            Ascended::Divergence => (Address::NULL, ascent.operand),
+            Ascended::CrossEntropy | Ascended::Margin => (ascent.operand, Address::NULL),
+        };
+        let activation = {
+            let _range = Range::new("forward");
+            self.convolutions(parameters, scratch, packed, batch)?
+        };
+        let params = HeadAscentParams {
+            activation,
+            weight,
+            bias,
+            labels,
+            target_logits,
+            gradient: scratch.block(self.blocks.len()).address(),
+            features: network.features() as u32,
+            classes: network.classes as u32,
+        };
+        head::head_ascent(&*self.driver, ascent.ascended, batch, &params)?;
+        let _range = Range::new("backward");
+        self.input_gradients(parameters, scratch, batch, image)
+    }
+
+    /// The output of the last block for the packed images, and every mask.
+    fn convolutions(
+        &self,
+        parameters: &Parameters,
+        scratch: &Scratch,
+        packed: Address,
+        batch: usize,
+    ) -> Result<Address> {
+        let layout = &parameters.layout;
+        let convolve = |at: usize, input: Address, epilogue: ForwardEpilogue, output: &Buffer| {
+            self.driver.layer(Some(at));
+            let shape = layout.convs[at].shape(batch);
+            let weights = parameters.folded.address().offset::<u16>(layout.convs[at].packed);
+            conv::forward(&*self.driver, &shape, input, weights, &epilogue, output.address())
+        };
+        let bias = |at: usize| parameters.bias.address().offset::<f32>(layout.convs[at].channel);
+        let relu = |at: usize, residual: Option<Address>, mask: &Buffer| ForwardEpilogue::Relu {
+            bias: bias(at),
+            residual,
+            mask: mask.address(),
+        };
+
+        convolve(0, packed, relu(0, None, &self.output_masks[0]), scratch.block(0))?;
+        for (number, block) in self.blocks.iter().enumerate() {
+            let (input, inner) = (scratch.block(number).address(), &scratch.inner);
+            convolve(block.conv1, input, relu(block.conv1, None, &self.inner_masks[number]), inner)?;
+            let residual = match block.shortcut {
+                Some(at) => {
+                    let epilogue = ForwardEpilogue::Bias { bias: bias(at) };
+                    convolve(at, input, epilogue, &scratch.convolution)?;
+                    scratch.convolution.address()
+                }
+                None => input,
+            };
+            let epilogue = relu(block.conv2, Some(residual), &self.output_masks[number + 1]);
+            convolve(block.conv2, inner.address(), epilogue, scratch.block(number + 1))?;
+        }
+        self.driver.layer(None);
+        Ok(scratch.block(self.blocks.len()).address())
+    }
+
+    /// From the gradient of the last block's output to the image.
+    fn input_gradients(
+        &self,
+        parameters: &Parameters,
+        scratch: &Scratch,
+        batch: usize,
+        image: &ImageEpilogue,
+    ) -> Result<()> {
         let layout = &parameters.layout;
         let weights = |at: usize| parameters.folded.address().offset::<u16>(layout.convs[at].packed);
         let gradient_of = |at: usize, from: Address, epilogue: InputGradientEpilogue, to: &Buffer| {
@@ -151,16 +244,6 @@ impl EvalPass {
             let shape = layout.convs[at].shape(batch);
             conv::input_gradient(&*self.driver, &shape, from, weights(at), &epilogue, to.address())
         };
-
-        let params = HeadBackwardParams {
-            logit_gradient,
-            weight: linear_weight,
-            mask: self.output_masks[self.blocks.len()].address(),
-            gradient: scratch.block(self.blocks.len()).address(),
-            features: layout.network.features() as u32,
-            classes: layout.network.classes as u32,
-        };
-        head::head_input_gradient(&*self.driver, batch, &params)?;
         for (number, block) in self.blocks.iter().enumerate().rev() {
             let output = scratch.block(number + 1).address();
             let mask = Some(self.inner_masks[number].address());
@@ -181,5 +264,28 @@ impl EvalPass {
         conv::image_gradient(&*self.driver, &shape, scratch.block(0).address(), weights(0), image)?;
         self.driver.layer(None);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_micro_batch_fits_the_cache() {
+        let network = |width| ResNet18 { width, classes: 10 };
+        // An H100 and an H200 name 50 MiB and 60 MB, an RTX 4090 72 MiB, an RTX 4060 24 MiB.
+        for (width, cache, wanted) in [
+            (64, Some(50 << 20), 128),
+            (64, Some(60_000_000), 128),
+            (64, Some(72 << 20), 128),
+            (64, Some(24 << 20), 64),
+            (64, None, 64),
+            (16, Some(50 << 20), 256),
+            (16, None, 256),
+            (64, Some(0), 64),
+        ] {
+            assert_eq!(micro_batch(network(width), cache), wanted, "width {width}, cache {cache:?}");
+        }
     }
 }

@@ -10,16 +10,19 @@
 //! | `scratch` | gradients on their way back |
 //! | `operands` | from tensors to addresses |
 //! | `engine` | the [`Engine`] trait on top of these |
+//! | `attack_loop`, `graphs` | the steps of an attack as one piece of work, recorded and replayed |
 //! | `square` | its part for random searches |
 //! | `apgd`, `margin` | the traits that attacks of an evaluation add to it |
 //! | `last_layer` | its part for selections |
 //! | `probes` | its part for measurements |
 
 mod apgd;
+mod attack_loop;
 mod boundary;
 pub mod driver;
 mod engine;
 mod eval;
+mod graphs;
 mod last_layer;
 pub mod launch;
 pub mod layout;

@@ -1,4 +1,5 @@
-//! Gradients on their way back through the network; both passes use them, one at a time.
+//! Gradients on their way back through the network, and the evaluation pass's activations on the way forward: both passes use them,
+//! one at a time, and nothing is expected to survive between two calls.
 
 use std::rc::Rc;
 
@@ -10,11 +11,11 @@ use crate::model::layers::IMAGE_SIDE;
 
 /// bf16 gradients the size of the widest activation, and f32 room for the partial results of reductions.
 pub struct Scratch {
-    /// Gradients of block outputs, before their ReLU; neighbouring blocks use different ones.
+    /// Block outputs, or their gradients before the ReLU; neighbouring blocks use different ones.
     blocks: [Buffer; 2],
-    /// Gradient inside a block.
+    /// Activation inside a block, or its gradient.
     pub inner: Buffer,
-    /// Gradient of a convolution's own output, behind its BatchNorm.
+    /// Gradient of a convolution's own output, behind its BatchNorm; or a shortcut's output.
     pub convolution: Buffer,
     /// Gradient through a strided shortcut: only pixels with even coordinates have one.
     pub compact: Buffer,

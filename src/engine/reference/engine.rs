@@ -87,6 +87,7 @@ impl Reference {
                 driver: None,
                 code: instruction_set().into(),
                 memory: None,
+                cache: None,
             },
             network,
             max_batch,

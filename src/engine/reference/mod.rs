@@ -6,6 +6,7 @@
 
 mod apgd;
 mod arena;
+mod attack_loop;
 mod boundary;
 mod conv;
 mod conv_weight;

@@ -10,12 +10,16 @@ use std::ffi::CString;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUdevice_attribute, CUfunction, CUfunction_attribute, CUmodule, CUresult};
+use cudarc::driver::sys::{
+    CUdevice_attribute, CUfunction, CUfunction_attribute, CUgraphInstantiate_flags, CUmodule, CUresult,
+    CUstreamCaptureMode,
+};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::code::{self, IMAGES, Image, RELEASE};
-use super::{Address, Cost, Driver, Kernel, MapSpec, Mark, Swizzle, TensorMap, aligned};
-use crate::engine::{DeviceInfo, Error, Result};
+use super::graph::Capture;
+use super::{Address, Cost, Driver, Graph, Kernel, MapSpec, Mark, Swizzle, TensorMap, aligned};
+use crate::engine::{DeviceInfo, Error, Phase, Result};
 
 /// A GPU.
 pub struct DeviceDriver {
@@ -35,6 +39,9 @@ pub struct DeviceDriver {
     allocations: RefCell<BTreeMap<u64, (usize, &'static str)>>,
     /// The newest launch, for errors that show up later.
     last: Cell<&'static str>,
+    capture: Capture,
+    /// Memory given back inside a capture, where cuMemFree would break it.
+    unfreed: RefCell<Vec<Address>>,
 }
 
 /// A failed driver call as an error.
@@ -78,12 +85,14 @@ impl DeviceDriver {
         let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
         let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared_limit = context.attribute(attribute).map_err(failed("cuDeviceGetAttribute"))?;
+        let cache = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
         let info = DeviceInfo {
             kind: "cuda",
             name,
             driver: Some(format!("CUDA {}.{}", version / 1000, version % 1000 / 10)),
             code: target.into(),
             memory: context.total_mem().ok().map(|bytes| bytes as u64),
+            cache: cache.ok().and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0),
         };
         Ok(Rc::new(Self {
             context,
@@ -96,6 +105,8 @@ impl DeviceDriver {
             modules: RefCell::default(),
             allocations: RefCell::default(),
             last: Cell::new(""),
+            capture: Capture::default(),
+            unfreed: RefCell::default(),
         }))
     }
 
@@ -310,6 +321,7 @@ impl Driver for DeviceDriver {
     }
 
     fn alloc(&self, name: &'static str, bytes: usize) -> Result<Address> {
+        self.capture.forbid("alloc")?;
         self.bind()?;
         // SAFETY: the memory is typed only by the kernels that use it. The driver gives none of zero bytes.
         let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|error| match error.0 {
@@ -321,22 +333,31 @@ impl Driver for DeviceDriver {
     }
 
     fn free(&self, address: Address) {
+        if self.capture.is_open() {
+            self.unfreed.borrow_mut().push(address);
+            return;
+        }
+        // Work that uses the memory may be under way. A failure here is that of an earlier launch, which the next call reports.
+        let _ = self.stream.synchronize();
         if self.allocations.borrow_mut().remove(&address.0).is_some() && self.bind().is_ok() {
-            // SAFETY: it was allocated here and not freed since; cuMemFree waits for work that uses it. A failure is that
-            // of an earlier launch, which the next call reports.
+            // SAFETY: it was allocated here and not freed since, and all work has ended.
             let _ = unsafe { result::free_sync(address.0) };
         }
     }
 
     fn write(&self, address: Address, bytes: &[u8]) -> Result<()> {
+        self.capture.forbid("write")?;
         self.check("write", address, bytes.len())?;
         self.bind()?;
-        // SAFETY: the range was checked; from pageable memory the call returns when the bytes have been taken.
+        // SAFETY: the range was checked, and `bytes` is borrowed until the copy is over: CUDA does not promise to have taken bytes
+        // of pageable memory when the call returns.
         unsafe { result::memcpy_htod_async(address.0, bytes, self.stream.cu_stream()) }
-            .map_err(self.late("cuMemcpyHtoD"))
+            .map_err(self.late("cuMemcpyHtoD"))?;
+        self.synchronize()
     }
 
     fn read(&self, address: Address, bytes: &mut [u8]) -> Result<()> {
+        self.capture.forbid("read")?;
         self.check("read", address, bytes.len())?;
         self.bind()?;
         // SAFETY: the range was checked, and `bytes` is borrowed until the copy is over.
@@ -346,6 +367,7 @@ impl Driver for DeviceDriver {
     }
 
     fn fill(&self, address: Address, byte: u8, count: usize) -> Result<()> {
+        self.capture.forbid("fill")?;
         self.check("fill", address, count)?;
         self.bind()?;
         // SAFETY: the range was checked.
@@ -354,6 +376,7 @@ impl Driver for DeviceDriver {
     }
 
     fn copy(&self, from: Address, to: Address, count: usize) -> Result<()> {
+        self.capture.forbid("copy")?;
         self.check("copy", from, count)?;
         self.check("copy", to, count)?;
         self.bind()?;
@@ -362,7 +385,8 @@ impl Driver for DeviceDriver {
             .map_err(self.late("cuMemcpyDtoD"))
     }
 
-    fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8], _: Cost) -> Result<()> {
+    fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8], cost: Cost) -> Result<()> {
+        self.capture.keep(kernel, grid, params, cost);
         self.bind()?;
         let function = self.function(kernel)?;
         let mut params = aligned(params);
@@ -389,6 +413,7 @@ impl Driver for DeviceDriver {
     }
 
     fn synchronize(&self) -> Result<()> {
+        self.capture.forbid("synchronize")?;
         self.stream.synchronize().map_err(self.late("cuStreamSynchronize"))
     }
 
@@ -414,7 +439,50 @@ impl Driver for DeviceDriver {
         self.capability == (9, 0) && available(IMAGES).contains(&"sm_90a")
     }
 
+    fn captures(&self) -> bool {
+        true
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        self.capture.begin()?;
+        // Calls of other threads are no concern of this capture, nor it of theirs.
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(|error| {
+            let _ = self.capture.end();
+            self.late("cuStreamBeginCapture")(error)
+        })
+    }
+
+    fn end_capture(&self) -> Result<Graph> {
+        let launches = self.capture.end()?;
+        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
+        for address in self.unfreed.take() {
+            self.free(address);
+        }
+        match graph.map_err(self.late("cuStreamEndCapture, cuGraphInstantiate"))? {
+            Some(graph) => Ok(Graph::new(launches, Some(graph))),
+            None => Err(Error::Driver {
+                call: "cuStreamEndCapture",
+                message: format!("no graph of {} launches", launches.len()),
+            }),
+        }
+    }
+
+    fn replay(&self, graph: &Graph) -> Result<()> {
+        self.capture.forbid("replay")?;
+        let (Some(native), Some(last)) = (&graph.native, graph.launches().last()) else {
+            return Err(Error::Invalid("replay: the graph was not recorded on a GPU".into()));
+        };
+        self.last.set(last.kernel.name());
+        native.launch().map_err(self.late("cuGraphLaunch"))
+    }
+
+    fn phase(&self, phase: Phase) {
+        self.capture.phase(phase);
+    }
+
     fn mark(&self) -> Result<Mark> {
+        self.capture.forbid("mark")?;
         let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
         self.stream.record_event(flags).map(Mark::Event).map_err(self.late("cuEventRecord"))
     }

@@ -7,10 +7,11 @@ use std::rc::Rc;
 
 use rayon::prelude::*;
 
+use super::graph::Capture;
 use super::kernel::Entry;
-use super::{Address, Cost, Driver, Kernel, MapSpec, TensorMap, aligned};
+use super::{Address, Cost, Driver, Graph, Kernel, MapSpec, TensorMap, aligned};
 use crate::engine::probes::last_level_cache;
-use crate::engine::{DeviceInfo, Error, Result};
+use crate::engine::{DeviceInfo, Error, Phase, Result};
 
 // kernels/host/library.h
 unsafe extern "C" {
@@ -64,9 +65,10 @@ pub struct HostOptions {
 }
 
 /// Runs kernels on the CPU.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Default)]
 pub struct HostDriver {
     options: HostOptions,
+    capture: Capture,
 }
 
 impl HostDriver {
@@ -81,7 +83,7 @@ impl HostDriver {
         Self::with(HostOptions { hopper: true, ..HostOptions::default() })
     }
     pub fn with(options: HostOptions) -> Rc<dyn Driver> {
-        Rc::new(Self { options })
+        Rc::new(Self { options, ..Self::default() })
     }
 }
 
@@ -153,10 +155,12 @@ impl Driver for HostDriver {
             driver: None,
             code: "host".into(),
             memory: None,
+            cache: None,
         }
     }
 
     fn alloc(&self, name: &'static str, bytes: usize) -> Result<Address> {
+        self.capture.forbid("alloc")?;
         // SAFETY: `name` is valid for its length.
         let address = unsafe { secateur_host_alloc(name.as_ptr().cast(), name.len(), bytes as u64) };
         if address == 0 {
@@ -171,6 +175,7 @@ impl Driver for HostDriver {
     }
 
     fn write(&self, address: Address, bytes: &[u8]) -> Result<()> {
+        self.capture.forbid("write")?;
         let to = memory("write", address, bytes.len())?;
         // SAFETY: `to` is valid for this many bytes, and no Rust slice ever lies in device memory.
         unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
@@ -178,6 +183,7 @@ impl Driver for HostDriver {
     }
 
     fn read(&self, address: Address, bytes: &mut [u8]) -> Result<()> {
+        self.capture.forbid("read")?;
         let from = memory("read", address, bytes.len())?;
         // SAFETY: as in `write`.
         unsafe { from.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
@@ -185,6 +191,7 @@ impl Driver for HostDriver {
     }
 
     fn fill(&self, address: Address, byte: u8, count: usize) -> Result<()> {
+        self.capture.forbid("fill")?;
         let to = memory("fill", address, count)?;
         // SAFETY: as in `write`.
         unsafe { to.write_bytes(byte, count) };
@@ -192,19 +199,24 @@ impl Driver for HostDriver {
     }
 
     fn copy(&self, from: Address, to: Address, count: usize) -> Result<()> {
+        self.capture.forbid("copy")?;
         let (from, to) = (memory("copy", from, count)?, memory("copy", to, count)?);
         // SAFETY: both are valid for this many bytes; `copy` allows overlap.
         unsafe { to.copy_from(from, count) };
         Ok(())
     }
 
-    fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8], _: Cost) -> Result<()> {
+    fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8], cost: Cost) -> Result<()> {
+        if self.capture.keep(kernel, grid, params, cost) {
+            return Ok(());
+        }
         if params.len() != kernel.params_bytes() {
             return Err(Error::Kernel {
                 kernel: kernel.name().into(),
                 message: format!("{} bytes of parameters, expected {}", params.len(), kernel.params_bytes()),
             });
         }
+        let options = self.options;
         let params = aligned(params);
         let params: &[u8] = bytemuck::cast_slice(&params);
         let clusters =
@@ -212,7 +224,7 @@ impl Driver for HostDriver {
         // The first failing cluster is reported, so that the same fault gives the same message.
         let failure = (0..clusters)
             .into_par_iter()
-            .find_map_first(|index| run_cluster(kernel, grid, index, self.options, params).err());
+            .find_map_first(|index| run_cluster(kernel, grid, index, options, params).err());
         match failure {
             Some(message) => Err(Error::Kernel { kernel: kernel.name().into(), message }),
             None => Ok(()),
@@ -220,7 +232,25 @@ impl Driver for HostDriver {
     }
 
     fn synchronize(&self) -> Result<()> {
-        Ok(())
+        self.capture.forbid("synchronize")
+    }
+
+    fn captures(&self) -> bool {
+        true
+    }
+    fn begin_capture(&self) -> Result<()> {
+        self.capture.begin()
+    }
+    fn end_capture(&self) -> Result<Graph> {
+        Ok(Graph::new(self.capture.end()?, None))
+    }
+    fn replay(&self, graph: &Graph) -> Result<()> {
+        self.capture.forbid("replay")?;
+        let mut launches = graph.launches().iter();
+        launches.try_for_each(|launch| self.launch(&launch.kernel, launch.grid, &launch.params, launch.cost))
+    }
+    fn phase(&self, phase: Phase) {
+        self.capture.phase(phase);
     }
 
     fn tensor_map(&self, spec: &MapSpec) -> Result<TensorMap> {

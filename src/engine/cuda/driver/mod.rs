@@ -1,5 +1,6 @@
 //! Drivers: memory and launches, on a GPU ([`device`]) or on the host runner ([`host`]). The only unsafe code of the crate.
 //! A third, [`record`], wraps another and keeps what each launch took; a fourth, [`dry`], runs nothing, to be recorded.
+//! Launches that come again and again may be recorded once and replayed ([`Graph`]).
 //!
 //! The same kernels, grids and parameter structs go through both. A launch names a kernel by its symbol; block size, shared
 //! memory and parameter size come from the one table of [`kernel`].
@@ -9,6 +10,7 @@ mod code;
 mod cost;
 pub mod device;
 pub mod dry;
+mod graph;
 pub mod host;
 mod kernel;
 pub mod nvtx;
@@ -19,6 +21,7 @@ mod tensor_map;
 pub use buffer::Buffer;
 pub use code::{Usage, static_table};
 pub use cost::Cost;
+pub use graph::{Captured, Graph};
 pub use kernel::{Kernel, kernels};
 pub use occupancy::{Occupancy, occupancy};
 pub use tensor_map::{Im2colMap, MapSpec, Swizzle, TensorMap, TiledMap};
@@ -76,6 +79,24 @@ pub trait Driver {
     fn tensor_map(&self, spec: &MapSpec) -> Result<TensorMap>;
     /// Whether kernels that say `// Targets: sm_90a` run here: TMA, wgmma and their like.
     fn has_wgmma(&self) -> bool;
+
+    /// Whether launches can be recorded and replayed.
+    fn captures(&self) -> bool {
+        false
+    }
+    /// From here to [`Driver::end_capture`] launches are recorded and not done, and nothing else may be asked for but phases.
+    /// Every kernel must have been launched before, so that its code is loaded.
+    fn begin_capture(&self) -> Result<()> {
+        Err(Error::Invalid("this driver records no launches".into()))
+    }
+    /// What was launched since [`Driver::begin_capture`]. Ends the capture even where it is an error.
+    fn end_capture(&self) -> Result<Graph> {
+        Err(Error::Invalid("this driver records no launches".into()))
+    }
+    /// Does the launches of a graph that this driver recorded. The memory that they name must still be there.
+    fn replay(&self, _graph: &Graph) -> Result<()> {
+        Err(Error::Invalid("this driver replays no launches".into()))
+    }
 
     /// A moment between what was asked for before and after. Where work is done when its call returns, that is the clock's.
     fn mark(&self) -> Result<Mark> {

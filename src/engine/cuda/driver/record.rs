@@ -10,7 +10,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::{Address, Buffer, Cost, Driver, Kernel, MapSpec, Mark, TensorMap};
+use super::{Address, Buffer, Cost, Driver, Graph, Kernel, MapSpec, Mark, TensorMap};
 use crate::engine::probes::FLUSH_FACTOR;
 use crate::engine::{DeviceInfo, Error, Launch, Phase, Record, Result};
 
@@ -38,6 +38,8 @@ struct Log {
     /// Whether memory that is given back stays as it is, for replays.
     holding: Cell<bool>,
     held: RefCell<Vec<Address>>,
+    /// Launches are recorded and not done.
+    capturing: Cell<bool>,
     phase: Cell<Phase>,
     layer: Cell<Option<usize>>,
     launches: RefCell<Vec<Pending>>,
@@ -201,7 +203,7 @@ impl Driver for Recorder {
         self.inner.copy(from, to, count)
     }
     fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8], cost: Cost) -> Result<()> {
-        if !self.log.on.get() {
+        if !self.log.on.get() || self.log.capturing.get() {
             return self.inner.launch(kernel, grid, params, cost);
         }
         let from = self.inner.mark()?;
@@ -232,6 +234,30 @@ impl Driver for Recorder {
     }
     fn phase(&self, phase: Phase) {
         self.log.phase.set(phase);
+        self.inner.phase(phase);
+    }
+    fn captures(&self) -> bool {
+        self.inner.captures()
+    }
+    fn begin_capture(&self) -> Result<()> {
+        self.inner.begin_capture()?;
+        self.log.capturing.set(true);
+        Ok(())
+    }
+    fn end_capture(&self) -> Result<Graph> {
+        self.log.capturing.set(false);
+        self.inner.end_capture()
+    }
+    /// Launch by launch while a record is kept, so that each is seen.
+    fn replay(&self, graph: &Graph) -> Result<()> {
+        if !self.log.on.get() {
+            return self.inner.replay(graph);
+        }
+        for launch in graph.launches() {
+            self.phase(launch.phase);
+            self.launch(&launch.kernel, launch.grid, &launch.params, launch.cost)?;
+        }
+        Ok(())
     }
     fn layer(&self, layer: Option<usize>) {
         self.log.layer.set(layer);

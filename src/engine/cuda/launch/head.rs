@@ -1,6 +1,6 @@
-//! Average pool and linear layer: `kernels/head/`. Checked by `tests/kernel_head.rs`.
+//! Average pool and linear layer: `kernels/head/`. Checked by `tests/kernel_head.rs` and `tests/kernel_head_ascent.rs`.
 
-use super::{BF16, Cost, F32, require, run};
+use super::{BF16, Cost, F32, U32, require, run};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver};
 
@@ -68,6 +68,60 @@ pub fn head_input_gradient(driver: &dyn Driver, batch: usize, params: &HeadBackw
     let bytes = elements * BF16 + elements / 8 + (batch + features) * classes * F32;
     let cost = Cost::new(batch * features * (2 * classes + 1), bytes);
     run(driver, name, [batch as u32, 1, 1], params, cost)
+}
+
+/// What [`head_ascent`] ascends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ascended {
+    CrossEntropy,
+    Divergence,
+    Margin,
+}
+
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct HeadAscentParams {
+    /// bf16, batch x 16 pixels x features, behind a ReLU.
+    pub activation: Address,
+    /// f32, classes x features.
+    pub weight: Address,
+    /// f32, classes.
+    pub bias: Address,
+    /// u32, batch; null for the divergence.
+    pub labels: Address,
+    /// f32, batch x classes; null but for the divergence.
+    pub target_logits: Address,
+    /// bf16, batch x 16 pixels x features; may be the activation's memory.
+    pub gradient: Address,
+    /// A multiple of 32, at most 512.
+    pub features: u32,
+    /// 1 (margin: 2) to 128.
+    pub classes: u32,
+}
+
+/// From the last activation of `batch` images through the ascended loss to its masked gradient.
+pub fn head_ascent(
+    driver: &dyn Driver,
+    ascended: Ascended,
+    batch: usize,
+    params: &HeadAscentParams,
+) -> Result<()> {
+    // Operations of the loss on a logit (those of launch/loss.rs, without the loss itself), and bytes that tell it what to
+    // ascend.
+    let (features, classes) = (params.features as usize, params.classes as usize);
+    let (name, fewest, operations, bytes) = match ascended {
+        Ascended::CrossEntropy => ("head_ascent_cross_entropy", 1, 6, U32),
+        Ascended::Divergence => ("head_ascent_divergence", 1, 11, classes * F32),
+        Ascended::Margin => ("head_ascent_margin", 2, 0, U32),
+    };
+    let fits = params.features.is_multiple_of(32) && features <= 512;
+    require(fits, name, "features: a multiple of 32 up to 512", params.features)?;
+    require((fewest..=128).contains(&params.classes), name, "classes: 1 (margin: 2) to 128", params.classes)?;
+    let pooled = batch * features;
+    let linear = 2 * batch * classes * features;
+    let flops = pooled * PIXELS + 2 * linear + batch * classes * operations + pooled;
+    let bytes = 2 * pooled * PIXELS * BF16 + classes * (features + 1) * F32 + batch * bytes;
+    run(driver, name, [batch as u32, 1, 1], params, Cost::new(flops, bytes))
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]

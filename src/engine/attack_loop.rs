@@ -1,0 +1,73 @@
+//! The steps of a sign-step attack on one micro-batch, as one operation: a device that knows what comes next can fuse what stands
+//! between two passes, and do all the steps as one piece of work.
+//!
+//! A part of [`Engine`]. Called by `attack::Pgd`; checked by `tests/attack_loop.rs` against the operations that it is made of.
+
+use super::{CrossEntropy, Engine, LossOutputs, Margin, Pass, Phase, Result, SignStep, Tensor};
+
+/// What an attack ascends: a loss of the logits z' of the moved images. A positive factor would change no step.
+#[derive(Clone, Copy, Debug)]
+pub enum AscentLoss<'a> {
+    /// Softmax cross-entropy against hard labels.
+    CrossEntropy { labels: &'a Tensor<u32> },
+    /// KL(p||q) of q = softmax(z') from a fixed p = softmax(target_logits).
+    Divergence { target_logits: &'a Tensor<f32> },
+    /// [`Margin::BestWrong`].
+    Margin { labels: &'a Tensor<u32> },
+}
+
+/// Sign steps on the images of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct AttackSteps<'a> {
+    pub pass: Pass,
+    pub loss: AscentLoss<'a>,
+    pub step: SignStep,
+    pub steps: u32,
+    /// The clean images x, around which the ball lies.
+    pub images: &'a Tensor<f32>,
+    /// The images x' that move.
+    pub perturbed: &'a Tensor<f32>,
+    /// Room for the logits and what the loss writes; unspecified afterwards.
+    pub logits: &'a Tensor<f32>,
+    pub outputs: LossOutputs<'a>,
+}
+
+/// The inner loop of sign-step attacks.
+pub trait AttackLoop {
+    /// Takes the steps, each of them said as a [`Phase::AttackStep`]. Afterwards there is no forward pass that could go backward:
+    /// the last one is of images that have moved since.
+    ///
+    /// [`Pass::Eval`] needs [`Engine::fold_batch_norm`] after the last change of the weights.
+    ///
+    /// # Errors
+    /// Where the network has fewer classes than the loss needs.
+    fn ascend(&mut self, attack: &AttackSteps) -> Result<()>;
+
+    /// Whether the steps of an attack that comes again may be replayed as one recorded piece of work, where the device can (CUDA
+    /// graphs); they may, unless told otherwise. The results are the same.
+    fn replay_attacks(&mut self, _on: bool) {}
+}
+
+/// [`AttackLoop::ascend`] by the operations that it is made of, one after another.
+pub fn ascend_step_by_step(engine: &mut dyn Engine, attack: &AttackSteps) -> Result<()> {
+    let AttackSteps { pass, loss, step, images, perturbed, logits, outputs, .. } = *attack;
+    for number in 1..=attack.steps {
+        engine.phase(Phase::AttackStep(number));
+        engine.forward(pass, perturbed, logits)?;
+        // Scale 1 and not 1 / batch: only the sign matters, and small factors would waste the range of bf16.
+        match loss {
+            AscentLoss::CrossEntropy { labels } => {
+                let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
+                engine.cross_entropy(&loss, logits, labels, None, outputs)?;
+            }
+            AscentLoss::Divergence { target_logits } => {
+                engine.divergence(target_logits, logits, 1.0, outputs)?;
+            }
+            AscentLoss::Margin { labels } => {
+                engine.margin_loss(Margin::BestWrong, logits, labels, outputs)?;
+            }
+        }
+        engine.attack_step(pass, outputs.logit_gradient, &step, images, perturbed)?;
+    }
+    Ok(())
+}
