@@ -15,25 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "scripts"
 from objectives import mart_losses, trades_losses  # noqa: E402
 from resnet18 import ResNet18  # noqa: E402
 
-# The recipes: radius, step, start, rate, decay; and units of work a sample (a forward pass, an input gradient or a weight
-# gradient are one each): 10 attack steps of 2, the clean forward pass of TRADES's attack, 3 of each train pass.
+# The recipes: radius, step, start, rate, decay.
 METHODS = {
-    "pgd-at": dict(epsilon=8 / 255, step_size=2 / 255, start="uniform", rate=0.1, decay=5e-4, beta=None, units=23),
-    "trades": dict(epsilon=0.031, step_size=0.007, start="normal", rate=0.1, decay=2e-4, beta=6.0, units=27),
-    "mart": dict(epsilon=0.031, step_size=0.007, start="normal", rate=0.01, decay=3.5e-3, beta=5.0, units=26),
+    "pgd-at": dict(epsilon=8 / 255, step_size=2 / 255, start="uniform", rate=0.1, decay=5e-4, beta=None),
+    "trades": dict(epsilon=0.031, step_size=0.007, start="normal", rate=0.1, decay=2e-4, beta=6.0),
+    "mart": dict(epsilon=0.031, step_size=0.007, start="normal", rate=0.01, decay=3.5e-3, beta=5.0),
 }
 ATTACK_STEPS = 10
-
-
-def forward_flops(width, classes=10):
-    """Operations of one forward pass of one image: 2 a multiply-add, convolutions and the linear layer."""
-    total, inputs = 32 * 32 * 9 * 3 * width, width
-    for stage in range(4):
-        outputs, side = width << stage, 32 >> stage
-        total += side * side * 9 * (inputs * outputs + 3 * outputs * outputs)
-        total += side * side * inputs * outputs if inputs != outputs else 0
-        inputs = outputs
-    return 2 * (total + inputs * classes)
 
 
 def convolutions(model):

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from adversarial_step import METHODS, AdversarialStep, ascent, forward_flops, training_loss
+from adversarial_step import METHODS, AdversarialStep, ascent, training_loss
 from gpu_step import compiled
+from work import forward_flops
 
 failures = []
 

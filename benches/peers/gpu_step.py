@@ -32,7 +32,8 @@ from pathlib import Path
 
 import torch
 
-from adversarial_step import METHODS, AdversarialStep, forward_flops
+from adversarial_step import METHODS, AdversarialStep
+from work import UNITS, forward_flops
 
 FALLBACK = {"compile": ["compile", "graphs", "eager"], "graphs": ["graphs", "eager"], "eager": ["eager"]}
 
@@ -163,7 +164,7 @@ def measure(requested, method, batch, args, clock):
                 torch.cuda.empty_cache()
             continue
         seconds = statistics.median(samples)
-        flops = METHODS[method]["units"] * forward_flops(args.width) * batch
+        flops = UNITS[method] * forward_flops(args.width) * batch
         row |= {"mode": mode, "setup_seconds": setup, "samples": samples, "seconds": seconds, "loss": float(step.loss)}
         row |= {"images_per_second": batch / seconds, "flops": flops, "flops_per_second": flops / seconds}
         if clock.cuda:
