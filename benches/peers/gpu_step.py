@@ -67,11 +67,12 @@ def limit(seconds, what):
         raise TimeoutError(f"{what} took longer than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, expired)
-    signal.alarm(seconds)
+    # Again every 5 s: the first may be raised where Python ignores exceptions (a destructor, a weak reference's callback).
+    signal.setitimer(signal.ITIMER_REAL, seconds, 5)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
