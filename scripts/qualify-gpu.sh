@@ -110,16 +110,21 @@ if [ -z "$wrong" ]; then
         shift 2
         stage "$bench" "$budget" .carry/secateur bench "$@" --device cuda --json "$out/$bench.json"
     }
-    bench kernels-512 50 kernels --batch 512 --timeout 8 --csv "$out/kernels-512.csv"
-    for batch in 512 128 1024; do
+    bench_steps() { # BATCH
         for graphs in on off; do
-            bench "step-$batch-graphs-$graphs" 30 step --batch "$batch" --graphs "$graphs" --samples 5 --timeout 3
+            bench "step-$1-graphs-$graphs" 30 step --batch "$1" --graphs "$graphs" --samples 5 --timeout 6
         done
-    done
-    bench attack-512-graphs-on 25 attack --batch 512 --graphs on --samples 5 --timeout 3
-    peer=$((deadline - SECONDS < 220 ? deadline - SECONDS - 10 : 210))
+    }
+    bench_steps 512
+    bench kernels-512 50 kernels --batch 512 --timeout 8 --csv "$out/kernels-512.csv"
+    bench attack-512-graphs-on 25 attack --batch 512 --graphs on --samples 5 --timeout 6
+    # The peer gets what is left but for the other batches; it stops by itself before it is stopped.
+    peer=$((deadline - SECONDS - 100))
+    peer=$((peer > 210 ? 210 : peer < 20 ? 20 : peer))
     stage peer "$peer" python3 benches/peers/gpu_step.py --mode best --batch 512,128,1024 --setup-seconds 100 \
         --budget "$((peer > 60 ? peer - 50 : peer / 2))" --json "$out/peer.json"
+    bench_steps 128
+    bench_steps 1024
 else
     echo "Nothing is timed before it is right:" $wrong
 fi

@@ -1,10 +1,10 @@
 //! `scripts/qualify-gpu.sh` with stand-ins for the GPU, the program and the peer: what runs, what is timed, what the exit code
-//! and the summary say.
+//! and the summary say. And the program of `scripts/probe-hopper.sh` compiles where nvcc is.
 #![cfg(target_os = "linux")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -86,7 +86,7 @@ impl Machine {
         machine
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -235,4 +235,30 @@ fn what_is_missing_is_named() {
     let done = machine.qualify(500);
     assert_eq!(done.code, 2);
     assert!(done.stdout.contains("run scripts/pack-gpu.sh where Rust is"), "{}", done.stdout);
+}
+
+/// nvcc as build.rs looks for it, without CUDA_HOME.
+fn nvcc() -> Option<PathBuf> {
+    let on_path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::var_os("NVCC")
+        .map(PathBuf::from)
+        .into_iter()
+        .chain(std::env::split_paths(&on_path).map(|folder| folder.join("nvcc")))
+        .chain([Path::new(ROOT).join(".cuda/packages/nvidia/cu13/bin/nvcc")])
+        .find(|path| path.is_file())
+}
+
+#[test]
+fn the_probe_compiles_without_a_warning() {
+    let Some(nvcc) = nvcc() else {
+        println!("no nvcc here: scripts/probes/hopper.cu is not compiled");
+        return;
+    };
+    let output = Command::new(Path::new(ROOT).join("scripts/probe-hopper.sh"))
+        .arg("--compile-only")
+        .env("NVCC", nvcc)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && said.is_empty(), "{said}");
 }
