@@ -296,7 +296,8 @@ def summary(args, state, seen, losses, right, clean, cpu_seconds):
         )
     return {
         "date": datetime.date.today().isoformat(),
-        "command": sys.argv,
+        "weights": Path(args.weights).name,
+        "settings": {name: str(getattr(args, name)) for name in ("batch", "steps", "epsilon", "step_size", "seed")},
         "torch": torch.__version__,
         "width": state["conv1.weight"].shape[0],
         "samples": samples,
