@@ -1,30 +1,44 @@
 #!/usr/bin/env bash
-# Builds what scripts/qualify-gpu.sh needs on a machine with a GPU but without Rust: the program and the test executables,
-# with GPU code inside, stripped, in one archive in the ignored folder .carry/.
+# Builds what scripts/qualify-gpu.sh needs on a machine with a GPU but without Rust: the program and every test executable that
+# uses a device, with GPU code inside, stripped, in one archive in the ignored folder .carry/, at most 64 MiB.
 #
 #   SECATEUR_CUDA_TARGETS=sm_90a scripts/pack-gpu.sh
+#
+# The executables hold mostly the same code: a compressor that looks back over all of them (xz with a dictionary of 256 MiB) needs
+# a fraction of the space of one that does not. Python unpacks it, so that machine needs no xz.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export SECATEUR_CUDA_TARGETS="${SECATEUR_CUDA_TARGETS:-sm_90a}"
+limit=$((64 << 20))
 
 rm -rf .carry
 mkdir -p .carry/tests
-cargo build --release
-cp target/release/secateur .carry/
-# Each line of the build's messages that names a test executable.
-cargo test --release --no-run --message-format=json \
+# The tests that open a device say so in their source.
+tests=$(grep -lE '\b(cuda_engine|on_every_driver|drivers)\(' tests/*.rs | xargs -n 1 basename -s .rs)
+# Each line of the build's messages that names an executable.
+# shellcheck disable=SC2086
+cargo test --release --no-run --message-format=json $(printf -- '--test %s ' $tests) \
     | python3 -c '
 import json, sys
 for line in sys.stdin:
     message = json.loads(line)
-    if message.get("profile", {}).get("test") and message.get("executable"):
-        print(message["target"]["name"], message["executable"])' \
-    | while read -r name executable; do
-        case "$name" in
-            attack_loop|conv_*|engine_*|graphs|kernel_*|last_layer|methods_emulated|paired_losses) cp "$executable" ".carry/tests/$name" ;;
+    if message.get("reason") == "compiler-artifact" and message.get("executable"):
+        kind = "test" if message["profile"]["test"] else "program"
+        print(kind, message["target"]["name"], message["executable"])' \
+    | while read -r kind name executable; do
+        case "$kind $name" in
+            "program secateur") cp "$executable" .carry/secateur ;;
+            test*) cp "$executable" ".carry/tests/$name" ;;
         esac
     done
+missing=$(for name in $tests; do [ -x ".carry/tests/$name" ] || echo "$name"; done)
+[ -x .carry/secateur ] && [ -z "$missing" ] || { echo "error: the build made no executable of secateur or $missing" >&2; exit 1; }
 strip .carry/secateur .carry/tests/*
-tar -czf .carry/gpu.tar.gz -C .carry secateur tests
+tar -cf - -C .carry secateur tests | xz -T1 --lzma2=preset=6,dict=256MiB > .carry/gpu.tar.xz
 rm -r .carry/secateur .carry/tests
-ls -lh .carry/gpu.tar.gz
+bytes=$(stat -c %s .carry/gpu.tar.xz)
+echo ".carry/gpu.tar.xz: the program and $(wc -w <<< "$tests") test executables, $((bytes >> 20)) MiB"
+if [ "$bytes" -gt "$limit" ]; then
+    echo "error: .carry/gpu.tar.xz has $bytes bytes, at most $limit travel; fewer targets than $SECATEUR_CUDA_TARGETS make it smaller" >&2
+    exit 1
+fi

@@ -1,57 +1,133 @@
 #!/usr/bin/env bash
-# One command on a machine with a GPU, no Rust needed there: every kernel test on the device, the memory checker on a short
-# list, and the first figure of images/s. Writes one folder under results/.
+# One command on a machine with a GPU, under ten minutes, no Rust needed there: is it right, and how fast is it.
 #
 #   scripts/pack-gpu.sh                 # where Rust is: fills .carry/
-#   scripts/qualify-gpu.sh [OUT]        # where the GPU is
+#   scripts/qualify-gpu.sh [OUT]        # where the GPU is; OUT is results/GPU-DATE unless given
+#
+# Stages, each with its log in OUT/logs and its own share of the time: every test that can use a device, on the device; the
+# memory, race and initialisation checkers on one short training run; the probes of scripts/probe-hopper.sh; then, only if
+# nothing was wrong, the benches of our kernels, attacks and steps (graphs on and off) and of the PyTorch peer. A stage that fails
+# or runs out of time does not keep the others from running. OUT/README.md is the summary (scripts/gpu-summary.py).
+#
+# Exit code: 0 every stage succeeded, 1 one did not (OUT/stages.tsv and the README say which), 2 nothing to run, 3 no GPU.
+# QUALIFY_SECONDS (570) bounds the whole, QUALIFY_JOBS (8) the test executables that run at once.
+# Checked by tests/qualify_gpu.rs, with stand-ins for the GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-[ -f .carry/gpu.tar.gz ] && tar -xzf .carry/gpu.tar.gz -C .carry
+if [ ! -x .carry/secateur ] && [ -f .carry/gpu.tar.xz ]; then
+    python3 -m tarfile -e .carry/gpu.tar.xz .carry || exit 2
+fi
 [ -x .carry/secateur ] || { echo "error: .carry/secateur is not there; run scripts/pack-gpu.sh where Rust is" >&2; exit 2; }
 command -v nvidia-smi >/dev/null || { echo "error: no nvidia-smi: this machine has no GPU driver" >&2; exit 3; }
 
+deadline=${QUALIFY_SECONDS:-570}
+jobs=${QUALIFY_JOBS:-8}
 name=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr ' A-Z' '-a-z')
-out=${1:-results/$name-$(date +%Y-%m-%d)}
-mkdir -p "$out"
+[ -n "$name" ] || { echo "error: nvidia-smi names no GPU" >&2; exit 3; }
+export out=${1:-results/$name-$(date +%Y-%m-%d)}
+[ ! -e "$out/stages.tsv" ] || { echo "error: $out holds the results of an earlier run" >&2; exit 2; }
+mkdir -p "$out/logs" || exit 2
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv > "$out/gpu.csv"
-failed=0
+: > "$out/stages.tsv"
 
-# 1. Correctness. Kernel tests use every driver they find, the host runner and this GPU; tests of the whole engine the one
-# that is named.
-export SECATEUR_TEST_DEVICE=cuda
-for test in .carry/tests/*; do
-    log="$out/$(basename "$test").log"
-    if timeout 300 "$test" --nocapture > "$log" 2>&1; then
-        echo "ok      $(basename "$test")"
-    else
-        echo "FAILED  $(basename "$test"), see $log"
-        failed=1
+# stage NAME BUDGET COMMAND...: runs the command for at most BUDGET seconds and what is left of the whole, and writes down how it
+# went: ok, failed, "time up" or "no time".
+stage() {
+    local stage=$1 budget=$2 begin=$SECONDS left=$((deadline - SECONDS)) status code
+    shift 2
+    if [ "$left" -lt 3 ]; then
+        printf '%s\tno time\t0\t%s\n' "$stage" "$*" >> "$out/stages.tsv"
+        echo "no time  $stage"
+        return 1
     fi
-done | tee "$out/tests.txt"
-grep -q FAILED "$out/tests.txt" && failed=1
+    timeout -k 5 "$((budget < left ? budget : left))" "$@" > "$out/logs/$stage.log" 2>&1
+    code=$?
+    case $code in
+        0) status=ok ;;
+        124 | 137) status='time up' ;;
+        *) status=failed ;;
+    esac
+    printf '%s\t%s\t%s\t%s\n' "$stage" "$status" "$((SECONDS - begin))" "$*" >> "$out/stages.tsv"
+    printf '%-8s %s (%s s)\n' "$status" "$stage" "$((SECONDS - begin))"
+    return "$code"
+}
 
-# 2. The memory checker and the race checker, on one training step.
+# One test executable; a line in tests.txt.
+run_test() {
+    local test log
+    test=$(basename "$1")
+    log="$out/logs/test-$test.log"
+    if ! "$1" --nocapture > "$log" 2>&1; then
+        echo "FAILED $test, see $log"
+    elif ! grep -q '^test result: ok. [1-9]' "$log"; then
+        echo "FAILED $test: it ran no test, see $log"
+    else
+        echo "ok $test: $(grep '^test result' "$log" | tail -n 1)"
+    fi >> "$out/tests.txt"
+}
+# All of them, several at once: each is a process of its own with a context of its own. A test that is cut off has no line.
+run_tests() {
+    : > "$out/tests.txt"
+    printf '%s\n' .carry/tests/* | xargs -P "$1" -I{} bash -c 'run_test "$1"' _ {}
+    cat "$out/tests.txt"
+    ! grep -q '^FAILED' "$out/tests.txt"
+}
+sanitize() {
+    local run
+    run=$(mktemp -d)
+    trap 'rm -rf "$run"' EXIT
+    compute-sanitizer --tool "$1" --error-exitcode 1 .carry/secateur train --recipe quick --device cuda --out "$run/run" \
+        --set epochs=1 --set data.train_limit=100 --set data.validation=0 --set data.test_limit=20 --set attack.steps=2 \
+        --set evaluation.every=0 --set evaluation.samples=20 --set evaluation.protocols="['clean']" \
+        --set evaluation.best_by=clean
+}
+export -f run_test run_tests sanitize
+
+# 1. Right? SECATEUR_TEST_DEVICE makes every test use the GPU, and only it.
+export SECATEUR_TEST_DEVICE=cuda RUST_TEST_THREADS=2
+stage tests 180 bash -c "run_tests $jobs"
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck initcheck; do
-        run=$(mktemp -d)
-        timeout 240 compute-sanitizer --tool "$tool" --error-exitcode 1 .carry/secateur train --recipe quick --device cuda \
-            --out "$run/run" --set epochs=1 --set data.train_limit=300 --set data.validation=50 --set evaluation.samples=50 \
-            > "$out/sanitizer-$tool.log" 2>&1
-        echo "$tool: exit $?" | tee -a "$out/sanitizer.txt"
-        rm -rf "$run"
+        stage "$tool" 75 bash -c "sanitize $tool" &
     done
-    grep -qv 'exit 0' "$out/sanitizer.txt" && failed=1
+    wait
+else
+    echo 'skipped  sanitizer: there is no compute-sanitizer'
 fi
 
-# 3. Images/s of PGD-10 adversarial training at width 64, generated images, after a warm-up epoch.
-if [ "$failed" = 0 ]; then
-    run=$(mktemp -d)
-    .carry/secateur train --recipe cifar10-pgd-at --device cuda --out "$run/run" --set data.set=generated \
-        --set data.train_limit=20000 --set data.validation=0 --set epochs=3 --set schedule.drops=[2] --set batch=512 \
-        --set evaluation.every=0 --set evaluation.samples=1000 | tee "$out/train-width64.log"
-    cp "$run"/run/{metrics.jsonl,environment.json,recipe.toml} "$out/"
-    rm -rf "$run"
+# 2. Questions to the hardware, which no kernel of ours takes part in.
+if command -v nvcc >/dev/null; then
+    stage probes 45 scripts/probe-hopper.sh "$out/probes.json"
 else
-    echo 'Something failed: nothing is timed before it is right.'
+    echo 'skipped  probes: there is no nvcc'
 fi
-exit "$failed"
+
+# 3. Fast? Not before it is right; a checker that ran out of time has found nothing wrong, tests that did are not passed.
+wrong=$(awk -F '\t' '$2 == "failed" && $1 != "probes" || $1 == "tests" && $2 != "ok" { print $1 }' "$out/stages.tsv")
+if [ -z "$wrong" ]; then
+    bench() { # NAME BUDGET ARGUMENTS...
+        local bench=$1 budget=$2
+        shift 2
+        stage "$bench" "$budget" .carry/secateur bench "$@" --device cuda --json "$out/$bench.json"
+    }
+    bench_steps() { # BATCH
+        for graphs in on off; do
+            bench "step-$1-graphs-$graphs" 30 step --batch "$1" --graphs "$graphs" --samples 5 --timeout 6
+        done
+    }
+    bench_steps 512
+    bench kernels-512 50 kernels --batch 512 --timeout 8 --csv "$out/kernels-512.csv"
+    bench attack-512-graphs-on 25 attack --batch 512 --graphs on --samples 5 --timeout 6
+    # The peer gets what is left but for the other batches; it stops by itself before it is stopped.
+    peer=$((deadline - SECONDS - 100))
+    peer=$((peer > 210 ? 210 : peer < 20 ? 20 : peer))
+    stage peer "$peer" python3 benches/peers/gpu_step.py --mode best --batch 512,128,1024 --setup-seconds 100 \
+        --budget "$((peer > 60 ? peer - 50 : peer / 2))" --json "$out/peer.json"
+    bench_steps 128
+    bench_steps 1024
+else
+    echo "Nothing is timed before it is right:" $wrong
+fi
+
+python3 scripts/gpu-summary.py "$out" || exit 1
+! grep -qvP '\tok\t' "$out/stages.tsv"

@@ -27,8 +27,11 @@ pub fn cuda_engine() -> DeviceChoice {
 }
 
 /// Every driver that a kernel can run on here: the host runner with its warps in both orders, and the first GPU where this
-/// machine and this build have one.
+/// machine and this build have one. Where SECATEUR_TEST_DEVICE is `cuda`, that GPU alone, and it must be there.
 pub fn drivers() -> Vec<(&'static str, Rc<dyn Driver>)> {
+    if std::env::var("SECATEUR_TEST_DEVICE").is_ok_and(|name| name == "cuda") {
+        return vec![("GPU", DeviceDriver::open(0).unwrap_or_else(|error| panic!("GPU 0: {error}")))];
+    }
     let mut drivers = vec![
         ("host", HostDriver::open()),
         ("host, last warp first", HostDriver::with_warp_order(WarpOrder::Reversed)),

@@ -218,7 +218,7 @@ impl Engine for Cuda {
     }
 
     fn micro_batch(&self) -> usize {
-        eval::micro_batch(self.network(), self.info.cache).min(self.max_batch)
+        eval::micro_batch(self.network(), self.info.cache, self.driver.has_wgmma()).min(self.max_batch)
     }
 
     fn alloc_bytes(&self, name: &'static str, bytes: usize) -> Result<Storage> {

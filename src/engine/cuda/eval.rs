@@ -22,6 +22,10 @@ const CACHE_BYTES: u64 = 40 << 20;
 /// Fewer images leave most multiprocessors of a big GPU without a tile in the last stages.
 const FEWEST_IMAGES: usize = 64;
 
+/// On a Hopper a tile of the last stage is 16 images by 128 channels: these many make 128 tiles for 132 multiprocessors. What no
+/// longer stays in the cache costs 6.2 MB an image and step from memory, 1.4 us beside 3.7 us of products at 600 TFLOP/s.
+const HOPPER_IMAGES: usize = 512;
+
 /// What the evaluation pass keeps of a batch: a mask for every ReLU, and the features. Activations lie where the gradients will:
 /// on the way back only masks are asked for, so what an attack touches is no larger than one of its passes.
 pub struct EvalPass {
@@ -53,7 +57,12 @@ pub struct Ascent {
 ///
 /// At width 64 that is 492 KiB. Weights (21 MiB of bf16) are left out: each is read twice a step, which for 128 images is about
 /// a fiftieth of the time even from memory.
-pub fn micro_batch(network: ResNet18, cache: Option<u64>) -> usize {
+///
+/// Where wgmma serves the network its tiles are larger, and to fill the grid comes before the cache: [`HOPPER_IMAGES`].
+pub fn micro_batch(network: ResNet18, cache: Option<u64>, has_wgmma: bool) -> usize {
+    if has_wgmma && network.width.is_multiple_of(64) {
+        return HOPPER_IMAGES;
+    }
     let pixels = IMAGE_SIDE * IMAGE_SIDE;
     let widest = pixels * network.width * 2;
     let fits = cache.unwrap_or(CACHE_BYTES) as usize / (3 * widest + widest * 17 / 32 + 40 * pixels);
@@ -274,7 +283,7 @@ mod tests {
     #[test]
     fn a_micro_batch_fits_the_cache() {
         let network = |width| ResNet18 { width, classes: 10 };
-        // An H100 and an H200 name 50 MiB and 60 MB, an RTX 4090 72 MiB, an RTX 4060 24 MiB.
+        // On mma: an H100 and an H200 name 50 MiB and 60 MB, an RTX 4090 72 MiB, an RTX 4060 24 MiB.
         for (width, cache, wanted) in [
             (64, Some(50 << 20), 128),
             (64, Some(60_000_000), 128),
@@ -285,7 +294,9 @@ mod tests {
             (16, None, 256),
             (64, Some(0), 64),
         ] {
-            assert_eq!(micro_batch(network(width), cache), wanted, "width {width}, cache {cache:?}");
+            assert_eq!(micro_batch(network(width), cache, false), wanted, "width {width}, cache {cache:?}");
         }
+        assert_eq!(micro_batch(network(64), Some(50 << 20), true), 512);
+        assert_eq!(micro_batch(network(16), Some(50 << 20), true), 256);
     }
 }

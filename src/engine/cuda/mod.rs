@@ -13,6 +13,7 @@
 //! | `attack_loop`, `graphs` | the steps of an attack as one piece of work, recorded and replayed |
 //! | `square` | its part for random searches |
 //! | `apgd`, `margin` | the traits that attacks of an evaluation add to it |
+//! | `ladder` | every layer on every kind of convolution kernel, for measurements |
 //! | `last_layer` | its part for selections |
 //! | `probes` | its part for measurements |
 
@@ -24,6 +25,7 @@ mod engine;
 mod eval;
 mod graphs;
 mod last_layer;
+pub mod ladder;
 pub mod launch;
 pub mod layout;
 mod margin;

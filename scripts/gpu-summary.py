@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+"""The summary of a folder of scripts/qualify-gpu.sh: reads what the stages wrote there, writes README.md, prints its tables.
+
+Usage: gpu-summary.py FOLDER    (no packages needed)
+
+Rates of steps count the work as benches/peers/work.py does, for both sides alike. Percent of the ceiling are of the bf16 product
+that PyTorch measured in the same run, or, where the peer did not get there, of our own probe's; the table says which. A file that
+is absent or cut short is named and left out. Checked by tests/qualify_gpu.rs.
+"""
+
+import csv
+import datetime
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benches" / "peers"))
+from work import ATTACK_UNITS, UNITS, forward_flops  # noqa: E402
+
+EPOCH = 50_000
+KERNELS = 25  # of the longest list
+
+
+def table(heading, rows):
+    """Markdown, the first column text and the others numbers."""
+    lines = ["| " + " | ".join(heading) + " |", "|---|" + "---:|" * (len(heading) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def percent(share):
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+class Results:
+    """The JSON files of a folder."""
+
+    def __init__(self, folder):
+        self.folder, self.notes = folder, []
+        lines = (folder / "stages.tsv").read_text().splitlines()
+        self.stages = [line.split("\t") for line in lines]
+        self.peer = self.read("peer")
+        self.ceilings = self.find_ceilings()
+
+    def read(self, name):
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            if any(stage[0] == name for stage in self.stages):
+                self.notes.append(f"{path.name} was not written")
+            return None
+        try:
+            return json.loads(path.read_text())
+        except ValueError:
+            self.notes.append(f"{path.name} is cut short")
+            return None
+
+    def find_ceilings(self):
+        """Operations and bytes a second, and where they are from."""
+        if self.peer:
+            top = self.peer["ceilings"]
+            return top["flops"], top["bytes"], f"PyTorch's {top['how'][0]} and {top['how'][1]}"
+        for path in sorted(self.folder.glob("step-*.json")):
+            document = self.read(path.stem)
+            if document and document["ceiling_flops"]:
+                return document["ceiling_flops"], document["ceiling_bytes"], "our own " + " and ".join(document["ceilings"])
+        return None, None, None
+
+    def share(self, flops_per_second):
+        return flops_per_second / self.ceilings[0] if self.ceilings[0] else None
+
+    def ours(self, kind, units):
+        """Images/s and operations/s of every row of `bench KIND`, by (method, batch, graphs)."""
+        rows = {}
+        for name in [stage[0] for stage in self.stages if stage[0].startswith(f"{kind}-")]:
+            document = self.read(name)
+            for row in document["rows"] if document else []:
+                method = row["name"].split("cifar10-")[-1]
+                rate = row["images"] / row["median"]
+                flops = units[method] * forward_flops(document["width"]) * rate
+                rows[method, document["batch"], name.rsplit("-", 1)[-1]] = rate, flops
+                if row["unmet"]:
+                    self.notes.append(f"{name}, {row['name']}: {row['unmet']}")
+        return rows
+
+
+def step_table(results):
+    """Our steps beside the peer's fastest at the same batch."""
+    ours, peers = results.ours("step", UNITS), {}
+    for row in results.peer["rows"] if results.peer else []:
+        key = row["method"], row["batch"]
+        if row["mode"] and row["images_per_second"] > peers.get(key, {"images_per_second": 0})["images_per_second"]:
+            peers[key] = row
+    keys = sorted({key[:2] for key in ours} | set(peers), key=lambda key: (list(UNITS).index(key[0]), key[1]))
+    rows = []
+    for method, batch in keys:
+        on, off, peer = ours.get((method, batch, "on")), ours.get((method, batch, "off")), peers.get((method, batch))
+        cells = [f"{method}, batch {batch}"]
+        cells += [f"{on[0]:.0f}", f"{on[1] / 1e12:.1f}", percent(results.share(on[1])), f"{EPOCH / on[0]:.2f}"] if on else ["-"] * 4
+        cells += [f"{off[0]:.0f}" if off else "-"]
+        cells += [f"{peer['images_per_second']:.0f} ({peer['mode']})" if peer else "-"]
+        cells += [percent(results.share(peer["flops_per_second"])) if peer else "-"]
+        cells += [f"{on[0] / peer['images_per_second']:.2f} x" if on and peer else "-"]
+        rows.append(cells)
+    heading = ["step", "ours, images/s", "TFLOP/s", "of ceiling", "s per 50k epoch", "without graphs, images/s"]
+    heading += ["PyTorch, images/s (mode)", "of ceiling", "ours / PyTorch"]
+    return table(heading, rows) if rows else ""
+
+
+def attack_table(results):
+    rows = [
+        [f"{method}, batch {batch}", f"{rate:.0f}", f"{flops / 1e12:.1f}", percent(results.share(flops))]
+        for (method, batch, graphs), (rate, flops) in results.ours("attack", ATTACK_UNITS).items()
+    ]
+    return table(["attack, 10 steps", "images/s", "TFLOP/s", "of ceiling"], rows) if rows else ""
+
+
+def kernel_table(results):
+    names = [stage[0] for stage in results.stages if stage[0].startswith("kernels-")]
+    document = results.read(names[0]) if names else None
+    if not document or not document["kernels"]:
+        return ""
+    flops, bytes_, _ = results.ceilings
+    rows = []
+    for kernel in sorted(document["kernels"], key=lambda kernel: -kernel["share"])[:KERNELS]:
+        rate, moved = kernel["flops"] / kernel["seconds"], kernel["bytes"] / kernel["seconds"]
+        shares = [rate / flops if flops else None, moved / bytes_ if bytes_ else None]
+        cells = [f"`{kernel['name']}`", str(kernel["calls"]), f"{1e6 * kernel['seconds']:.1f}", percent(kernel["share"])]
+        cells += [f"{rate / 1e12:.1f}", percent(shares[0]), f"{moved / 1e9:.0f}", percent(shares[1])]
+        rows.append(cells)
+    heading = ["kernel", "calls", "us", "of the time", "TFLOP/s", "of ceiling", "GB/s", "of ceiling"]
+    left = len(document["kernels"]) - len(rows)
+    more = f"\n{left} kernels more are in {names[0]}.json.\n" if left > 0 else ""
+    return table(heading, rows) + more
+
+
+def probe_table(results):
+    probes = results.read("probes")
+    if not probes:
+        return ""
+    rows = [
+        [row["question"], str(row["predicted"]), str(row["measured"]), row["unit"], row["verdict"]]
+        for row in probes["rows"]
+    ]
+    return table(["question", "predicted", "measured", "unit", "verdict"], rows)
+
+
+def test_lines(results):
+    path = results.folder / "tests.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    failed = [line for line in lines if line.startswith("FAILED")]
+    ended = {line.split()[1].rstrip(":,") for line in lines}
+    begun = sorted(log.stem.removeprefix("test-") for log in results.folder.glob("logs/test-*.log"))
+    failed += [f"not finished: {name}" for name in begun if name not in ended]
+    text = f"{sum(line.startswith('ok') for line in lines)} test executables passed on the device, {len(failed)} did not.\n"
+    return text + ("\n" if failed else "") + "".join(f"* {line}\n" for line in failed)
+
+
+def gpu(results):
+    with open(results.folder / "gpu.csv") as file:
+        heading, values = list(csv.reader(file, skipinitialspace=True))[:2]
+    return dict(zip(heading, values))
+
+
+def readme(results):
+    device = gpu(results)
+    bad = [stage for stage in results.stages if stage[1] != "ok"]
+    parts = [f"# {device['name']}, {datetime.date.today().isoformat()}\n"]
+    parts.append(
+        f"Driver {device['driver_version']}, {device['memory.total [MiB]']}, SM clock at most {device['clocks.max.sm [MHz]']}. "
+        "Made by `scripts/qualify-gpu.sh`; every number of this page is of that one run.\n"
+    )
+    parts.append(
+        "Every stage succeeded.\n" if not bad else "**Not every stage succeeded: "
+        + ", ".join(f"{stage[0]} ({stage[1]})" for stage in bad) + ".**\n"
+    )
+    flops, bytes_, source = results.ceilings
+    if flops:
+        parts.append(f"Ceilings: {flops / 1e12:.0f} TFLOP/s, {bytes_ / 1e9:.0f} GB/s ({source}).\n")
+    if results.peer:
+        parts.append(f"Peer: PyTorch {results.peer['torch']}, cuDNN {results.peer['cudnn']}; its commands and modes in peer.json.\n")
+    sections = [("Correctness", test_lines), ("Training steps", step_table), ("Attack", attack_table)]
+    sections += [("Kernels", kernel_table), ("Questions to the hardware", probe_table)]
+    for title, section in sections:
+        text = section(results)
+        if text:
+            parts += [f"## {title}\n", text]
+    if results.peer:
+        modes = [
+            f"* {row['method']}, batch {row['batch']}, {mode} asked for as {row['requested']}: {why}\n"
+            for row in results.peer["rows"]
+            for mode, why in row["failed"].items()
+        ]
+        modes += [f"* not measured for lack of time: {name}\n" for name in results.peer["left_out"]]
+        if modes:
+            parts += ["PyTorch's modes that failed:\n", "".join(modes)]
+    if results.notes:
+        parts += ["Notes:\n", "".join(f"* {note}\n" for note in dict.fromkeys(results.notes))]
+    parts += ["## Stages\n", table(["stage", "result", "seconds", "command"], [[*s[:3], f"`{s[3]}`"] for s in results.stages])]
+    return "\n".join(parts)
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    folder = Path(sys.argv[1])
+    text = readme(Results(folder))
+    (folder / "README.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
