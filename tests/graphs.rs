@@ -88,7 +88,7 @@ fn a_record_lists_every_launch_of_a_replay() {
             driver.end_capture().unwrap()
         };
         let graph = record(&driver);
-        recording.start().unwrap();
+        recording.start(false).unwrap();
         // A recording is no launch, also while a record is kept.
         drop(record(&driver));
         driver.phase(Phase::Other);

@@ -72,7 +72,7 @@ mod tests {
     use std::rc::Rc;
 
     use super::super::driver::host::HostDriver;
-    use super::super::driver::{Address, Buffer, Cost, Kernel};
+    use super::super::driver::{Address, Buffer, Cost, Kernel, MapSpec, TensorMap};
     use super::*;
     use crate::engine::{DeviceInfo, Error};
 
@@ -110,6 +110,12 @@ mod tests {
         }
         fn synchronize(&self) -> Result<()> {
             self.host.synchronize()
+        }
+        fn tensor_map(&self, spec: &MapSpec) -> Result<TensorMap> {
+            self.host.tensor_map(spec)
+        }
+        fn has_wgmma(&self) -> bool {
+            self.host.has_wgmma()
         }
         fn captures(&self) -> bool {
             self.host.captures()

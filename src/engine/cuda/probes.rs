@@ -67,7 +67,7 @@ impl Probes for Cuda {
 
     fn flush_probe(&self) -> Result<Probe> {
         let driver = self.shared_driver();
-        let bytes = FLUSH_FACTOR * driver.cache_bytes()?;
+        let bytes = FLUSH_FACTOR * driver.cache_bytes();
         let buffer = Buffer::new(&driver, "flush of the cache", bytes)?;
         let run = move || {
             driver.fill(buffer.address(), 0, bytes)?;

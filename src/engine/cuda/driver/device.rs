@@ -495,12 +495,6 @@ impl Driver for DeviceDriver {
         Ok(f64::from(milliseconds) / 1e3)
     }
 
-    fn cache_bytes(&self) -> Result<usize> {
-        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE;
-        let bytes = self.context.attribute(attribute).map_err(failed("cuDeviceGetAttribute"))?;
-        Ok(bytes as usize)
-    }
-
     fn profiler(&self, on: bool) -> Result<()> {
         self.synchronize()?;
         self.bind()?;

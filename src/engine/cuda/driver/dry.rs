@@ -25,7 +25,14 @@ impl DryDriver {
 
 impl Driver for DryDriver {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { kind: "dry", name: "no device".into(), driver: None, code: "none".into(), memory: None }
+        DeviceInfo {
+            kind: "dry",
+            name: "no device".into(),
+            driver: None,
+            code: "none".into(),
+            memory: None,
+            cache: None,
+        }
     }
     fn alloc(&self, _name: &'static str, bytes: usize) -> Result<Address> {
         let address = self.next.get();
@@ -59,8 +66,5 @@ impl Driver for DryDriver {
     /// The devices whose rates a prediction takes are Hoppers.
     fn has_wgmma(&self) -> bool {
         true
-    }
-    fn cache_bytes(&self) -> Result<usize> {
-        Ok(0)
     }
 }

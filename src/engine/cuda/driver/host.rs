@@ -10,7 +10,6 @@ use rayon::prelude::*;
 use super::graph::Capture;
 use super::kernel::Entry;
 use super::{Address, Cost, Driver, Graph, Kernel, MapSpec, TensorMap, aligned};
-use crate::engine::probes::last_level_cache;
 use crate::engine::{DeviceInfo, Error, Phase, Result};
 
 // kernels/host/library.h
@@ -261,9 +260,5 @@ impl Driver for HostDriver {
 
     fn has_wgmma(&self) -> bool {
         self.options.hopper
-    }
-
-    fn cache_bytes(&self) -> Result<usize> {
-        Ok(last_level_cache())
     }
 }

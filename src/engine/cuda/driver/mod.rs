@@ -31,6 +31,7 @@ use std::time::Instant;
 
 use cudarc::driver::CudaEvent;
 
+use crate::engine::probes::last_level_cache;
 use crate::engine::{DeviceInfo, Error, Phase, Result};
 
 /// A place in device memory: eight bytes in parameter structs, `Global<T>` in kernels. On the host runner it is a handle,
@@ -107,7 +108,9 @@ pub trait Driver {
         from.clock_seconds(to)
     }
     /// Bytes of the largest cache between the kernels and their memory.
-    fn cache_bytes(&self) -> Result<usize>;
+    fn cache_bytes(&self) -> usize {
+        self.info().cache.map_or_else(last_level_cache, |bytes| bytes as usize)
+    }
     /// Work of this kind begins, for drivers that keep account.
     fn phase(&self, _phase: Phase) {}
     /// What follows is of this layer (its number in the layer table) or of none, for drivers that keep account.

@@ -136,7 +136,7 @@ impl Recording {
         };
         if cold {
             if self.flush.is_none() {
-                let bytes = FLUSH_FACTOR * self.inner.cache_bytes()?;
+                let bytes = FLUSH_FACTOR * self.inner.cache_bytes();
                 self.flush = Some(Buffer::new(&self.inner, "flush of the cache", bytes)?);
             }
             if let Some(flush) = &self.flush {
@@ -228,9 +228,6 @@ impl Driver for Recorder {
     }
     fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
         self.inner.seconds(from, to)
-    }
-    fn cache_bytes(&self) -> Result<usize> {
-        self.inner.cache_bytes()
     }
     fn phase(&self, phase: Phase) {
         self.log.phase.set(phase);
