@@ -154,7 +154,7 @@ fn faults_of_the_pipeline_are_errors_in_every_order() {
         (Planted::UninitialisedBarrier, &["used before mbarrier_init"]),
         (
             Planted::OperandOutsideShared,
-            &["operand B", "stride 16384", "reaches byte", "bytes of shared memory"],
+            &["operand B", "stride 24576", "reaches byte", "bytes of shared memory"],
         ),
         (Planted::DivergentProducts, &["all threads must issue the same"]),
         (Planted::MisalignedBox, &["byte 64 of shared memory", "aligned to 128 bytes"]),

@@ -82,7 +82,7 @@ KERNEL(fault_pipeline, PipelineParams, 160, PipelineShared) {
             const uint32_t at = p.planted == mismatched_descriptors && threadIdx.x >= 64 ? 0 : 16 * k;
             uint64_t a = matrix_descriptor(&shared.a[stage][at], 0, 1024);
             uint64_t b = matrix_descriptor(&shared.b[stage][16 * k], 0, 1024);
-            if (p.planted == operand_outside_shared) b = matrix_descriptor(&shared.b[1][16 * k], 0, 16384);
+            if (p.planted == operand_outside_shared) b = matrix_descriptor(&shared.b[stage][16 * k], 0, 24576);
             if (p.planted == unswizzled_descriptor) a &= ~(uint64_t(3) << 62);
             if (p.planted == divergent_products && k == 3 && threadIdx.x >= 96) continue;
             wgmma_bf16<64>(acc, a, b, tile > 0 || k > 0);
