@@ -7,7 +7,7 @@
 //! | module | what lives there |
 //! |---|---|
 //! | [`cli`] | one file a command: `train`, `eval`, `select`, `dump`, `weights`, `data`, `profile`, `bench`, `report` |
-//! | [`measure`] | the harness of `bench`: samples, ceilings, kernel tables, traces, comparisons, speed-up tables |
+//! | [`measure`] | the harness of `bench`: samples, ceilings, kernels, rooflines, traces, comparisons, speed-up tables |
 //! | [`report`] | run folders as one HTML page: tables, SVG plots, pictures |
 //! | [`train`] | the training loop, learning-rate schedules, checkpoints, metrics, the run folder |
 //! | [`evaluate`] | evaluation protocols: clean, PGD, CW and AutoAttack over a data split, with sanity checks |

@@ -124,11 +124,12 @@ fn place<'a>(launch: &Launch, convs: &'a [Conv]) -> (&'a str, &'static str) {
 
 /// The layers of a step: one line a layer and pass.
 pub fn part_lines(prediction: &Prediction) -> Vec<String> {
-    let heading = ["layer", "pass", "calls", "GFLOP", "MB", "FLOP/B", "time", "share", "bound by"];
+    let named = |layer: &str, pass: &str| format!("{layer:<20} {pass}");
+    let title = named("layer", "pass");
+    let heading = [title.as_str(), "calls", "GFLOP", "MB", "FLOP/B", "time", "share", "bound by"];
     let cells = |part: &Part| {
         vec![
-            part.layer.clone(),
-            part.pass.clone(),
+            named(&part.layer, &part.pass),
             part.calls.to_string(),
             number(part.flops / 1e9),
             number(part.bytes / 1e6),

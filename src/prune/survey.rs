@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::PruneError;
 use crate::batch::Batch;
 use crate::engine::{
-    CrossEntropy, Engine, Error, ImageSet, LastLayerGradients, Pass, Tensor, Term, WeightSet,
+    CrossEntropy, Engine, Error, ImageSet, LastLayerGradients, Pass, Phase, Tensor, Term, WeightSet,
 };
 use crate::model::layers::IMAGE_LEN;
 use crate::objective::Objective;
@@ -85,6 +85,7 @@ impl Survey<'_> {
             engine.write(&batch.samples, chunk)?;
             engine.gather(self.set, &batch.samples, None, &batch.images, &batch.labels)?;
             self.objective.attack(engine, self.key, &batch)?;
+            engine.phase(Phase::Select);
             let mut start = done;
             for part in batch.parts(engine.micro_batch()) {
                 let rows = start..start + part.len();
