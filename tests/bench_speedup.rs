@@ -118,7 +118,7 @@ fn every_control_is_planned_once() {
         [(recipe, "plain", "fast".into(), "plain"), (recipe, "fast", String::new(), "plain")]
     );
     assert_eq!(
-        rows(&Plan::new(&[plain.clone()], &[0]).unwrap()),
+        rows(&Plan::new(std::slice::from_ref(&plain), &[0]).unwrap()),
         [(recipe, "plain", String::new(), "plain")]
     );
     let renamed = Recipe { name: "other".into(), ..plain.clone() };

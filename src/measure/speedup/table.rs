@@ -123,8 +123,11 @@ struct Column {
     name: String,
     heading: String,
     unit: Unit,
-    of: Box<dyn Fn(&Run) -> Option<f64>>,
+    of: Box<Source>,
 }
+
+/// What a run says of a figure; nothing where it has none.
+type Source = dyn Fn(&Run) -> Option<f64>;
 
 /// How a figure is written.
 #[derive(Clone, Copy)]
