@@ -41,8 +41,11 @@ pub struct Args {
     classes: Option<String>,
 }
 
+/// The seconds of one part.
+type Part = fn(&Parts) -> f64;
+
 /// The parts of a selection, and the names of their rows.
-const PARTS: [(&str, fn(&Parts) -> f64); 3] = [
+const PARTS: [(&str, Part); 3] = [
     ("attack", |parts| parts.attack),
     ("gradients", |parts| parts.gradients),
     ("algorithm", |parts| parts.algorithm),

@@ -200,9 +200,10 @@ impl Work<'_> {
         let path = args.out.join(&name);
         let standing = standing(&path, &recipe)?;
         let epochs = recipe.timeline().epochs();
+        let plural = if epochs == 1 { "" } else { "s" };
         let what = match standing {
-            Standing::Fresh => format!("{epochs} epochs"),
-            Standing::BrokenOff => format!("the rest of {epochs} epochs"),
+            Standing::Fresh => format!("{epochs} epoch{plural}"),
+            Standing::BrokenOff => format!("the rest of {epochs} epoch{plural}"),
             Standing::Finished => "trained already".into(),
         };
         console.line(format!("{label}: {}, seed {seed}: {what}, in {}", recipe.name, path.display()));

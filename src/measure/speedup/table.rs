@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::super::table::{lines, number};
-use super::cost::Cost;
+use super::cost::{BULLET_STEP_SHARE, Cost, EASY_SHARE};
 use super::plan::{Entry, Plan};
 use crate::recipe::{Acceleration, Recipe, SelectionMethod};
 use crate::train::TestAccuracy;
@@ -114,6 +114,8 @@ pub struct Document {
     /// Test images that were judged.
     pub samples: Option<usize>,
     pub rows: Vec<Row>,
+    /// What the predictions take for granted.
+    pub assumptions: Vec<String>,
     /// What a reader of the figures must know.
     pub notes: Vec<String>,
 }
@@ -123,8 +125,11 @@ struct Column {
     name: String,
     heading: String,
     unit: Unit,
-    of: Box<dyn Fn(&Run) -> Option<f64>>,
+    of: Box<Source>,
 }
+
+/// What a run says of a figure; nothing where it has none.
+type Source = dyn Fn(&Run) -> Option<f64>;
 
 /// How a figure is written.
 #[derive(Clone, Copy)]
@@ -220,19 +225,15 @@ impl Document {
     /// The rows of a plan without runs: a prediction, until runs are put into it.
     pub fn new(plan: &Plan, protocols: &[String]) -> Self {
         let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
-        let mut notes = Vec::new();
+        let (mut assumptions, mut notes) = (Vec::new(), Vec::new());
         let any = |of: fn(&Recipe) -> bool| plan.entries.iter().any(|entry| of(&entry.recipe));
         if any(|recipe| recipe.accelerate.method == Acceleration::BulletTrain) {
-            notes.push(format!(
-                "predictions take BulletTrain for {} of the full attack's steps",
-                super::cost::BULLET_STEP_SHARE
-            ));
+            assumptions
+                .push(format!("BulletTrain is taken for {BULLET_STEP_SHARE} of the full attack's steps"));
         }
         if any(|recipe| recipe.selection.method == SelectionMethod::InfoBatch) {
-            notes.push(format!(
-                "predictions take a share of {} of InfoBatch's samples for easy; it has no controls of equal size",
-                super::cost::EASY_SHARE
-            ));
+            assumptions.push(format!("a share of {EASY_SHARE} of InfoBatch's samples is taken for easy"));
+            notes.push("InfoBatch decides itself how many samples it keeps: no control has as many".into());
         }
         Self {
             secateur_speedup: VERSION,
@@ -246,6 +247,7 @@ impl Document {
             protocols: protocols.into(),
             samples: None,
             rows: plan.entries.iter().map(|entry| Row::new(entry, plan)).collect(),
+            assumptions,
             notes,
         }
     }
@@ -321,8 +323,11 @@ impl Document {
 
     /// The table as lines of text, and the notes below it.
     pub fn lines(&self) -> Vec<String> {
-        let mut all = if self.dry_run { self.predicted_lines() } else { self.measured_lines() };
-        all.extend(self.notes.iter().map(|note| format!("note: {note}")));
+        let (mut all, assumptions) = match self.dry_run {
+            true => (self.predicted_lines(), self.assumptions.as_slice()),
+            false => (self.measured_lines(), [].as_slice()),
+        };
+        all.extend(assumptions.iter().chain(&self.notes).map(|note| format!("note: {note}")));
         all
     }
 
