@@ -9,7 +9,8 @@
 # nothing was wrong, the benches of our kernels, attacks and steps (graphs on and off) and of the PyTorch peer. A stage that fails
 # or runs out of time does not keep the others from running. OUT/README.md is the summary (scripts/gpu-summary.py).
 #
-# Exit code: 0 every stage succeeded, 1 one did not (OUT/stages.tsv and the README say which), 2 nothing to run, 3 no GPU.
+# Exit code: 0 every stage succeeded or lacked its tool here, 1 one did not (OUT/stages.tsv and the README say which), 2 nothing to
+# run or OUT in use, 3 no GPU.
 # QUALIFY_SECONDS (570) bounds the whole, QUALIFY_JOBS (8) the test executables that run at once.
 # Checked by tests/qualify_gpu.rs, with stand-ins for the GPU.
 set -uo pipefail
@@ -52,6 +53,12 @@ stage() {
     return "$code"
 }
 
+# skipped NAME WHY: a stage whose tool this machine lacks.
+skipped() {
+    printf '%s\tskipped\t0\t%s\n' "$1" "$2" >> "$out/stages.tsv"
+    echo "skipped  $1: $2"
+}
+
 # One test executable; a line in tests.txt.
 run_test() {
     local test log
@@ -92,14 +99,14 @@ if command -v compute-sanitizer >/dev/null; then
     done
     wait
 else
-    echo 'skipped  sanitizer: there is no compute-sanitizer'
+    skipped sanitizer 'there is no compute-sanitizer'
 fi
 
 # 2. Questions to the hardware, which no kernel of ours takes part in.
 if command -v nvcc >/dev/null; then
     stage probes 45 scripts/probe-hopper.sh "$out/probes.json"
 else
-    echo 'skipped  probes: there is no nvcc'
+    skipped probes 'there is no nvcc'
 fi
 
 # 3. Fast? Not before it is right; a checker that ran out of time has found nothing wrong, tests that did are not passed.
@@ -130,4 +137,4 @@ else
 fi
 
 python3 scripts/gpu-summary.py "$out" || exit 1
-! grep -qvP '\tok\t' "$out/stages.tsv"
+! grep -qvP '\t(ok|skipped)\t' "$out/stages.tsv"
