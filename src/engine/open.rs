@@ -26,7 +26,8 @@ impl FromStr for DeviceChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wanted = || format!("device '{text}': expected auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a");
+        let wanted =
+            || format!("device '{text}': expected auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a");
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),

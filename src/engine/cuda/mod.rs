@@ -24,8 +24,8 @@ pub mod driver;
 mod engine;
 mod eval;
 mod graphs;
-mod last_layer;
 pub mod ladder;
+mod last_layer;
 pub mod launch;
 pub mod layout;
 mod margin;
@@ -50,11 +50,7 @@ pub fn open_device(ordinal: usize, network: ResNet18, max_batch: usize) -> Resul
 }
 
 /// Opens a host runner: the same kernels, launches and grids on the CPU.
-pub fn open_emulated(
-    host: Rc<dyn Driver>,
-    network: ResNet18,
-    max_batch: usize,
-) -> Result<Box<dyn Engine>> {
+pub fn open_emulated(host: Rc<dyn Driver>, network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
     Ok(Box::new(engine::Cuda::new(host, network, max_batch)?))
 }
 

@@ -43,7 +43,15 @@ pub fn input_gradient(
     check(shape, epilogue)?;
     if wgmma::serves_input_gradient(driver, shape) {
         let rung = Rung::default();
-        return wgmma::input_gradient(driver, rung, shape, output_gradient, weights, epilogue, input_gradient);
+        return wgmma::input_gradient(
+            driver,
+            rung,
+            shape,
+            output_gradient,
+            weights,
+            epilogue,
+            input_gradient,
+        );
     }
     let phases = if shape.stride == 2 && shape.kernel == 3 { 4 } else { 1 };
     let tile = Tile::choose(phases * shape.output_rows(), shape.in_channels);

@@ -22,8 +22,8 @@ use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
 use crate::engine::{Error, Result};
 use maps::Images;
 use params::{ForwardParams, GradientParams, Operands};
-pub use plan::{Block, Direction, Loads};
 use plan::{BLOCKS, GROUP_PIXELS, PARITIES, Planned, plan};
+pub use plan::{Block, Direction, Loads};
 pub use weight_gradient::{most_parts as weight_gradient_parts_at_most, weight_gradient_parts};
 
 /// Output pixels whose statistics are one partial result.

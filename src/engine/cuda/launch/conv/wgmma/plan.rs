@@ -170,12 +170,7 @@ fn group(side: usize) -> (usize, usize) {
 }
 
 /// Plans a convolution, in the block that should be fastest or the one given; `None` where these kernels do not serve it.
-pub fn plan(
-    shape: &ConvShape,
-    direction: Direction,
-    loads: Loads,
-    block: Option<Block>,
-) -> Option<Planned> {
+pub fn plan(shape: &ConvShape, direction: Direction, loads: Loads, block: Option<Block>) -> Option<Planned> {
     let (columns, reduction) = match direction {
         Direction::Forward => (shape.out_channels, shape.in_channels),
         Direction::Gradient => (shape.in_channels, shape.out_channels),
@@ -317,7 +312,8 @@ mod tests {
                                 }
                                 _ => at,
                             };
-                            let image = if direction == Direction::Forward { shape.in_side } else { side as usize };
+                            let image =
+                                if direction == Direction::Forward { shape.in_side } else { side as usize };
                             if gathered.iter().all(|at| (0..image as i64).contains(at)) {
                                 let grid = [spread * p as usize + parity.0, spread * q as usize + parity.1];
                                 products.push((grid, gathered, byte(slot.weights)));
@@ -368,7 +364,12 @@ mod tests {
         for conv in (ResNet18 { width: 16, classes: 10 }).convs() {
             let shape = ConvShape::new(&conv, 4);
             let served = shape.in_channels >= 64 && shape.out_channels >= 64;
-            assert_eq!(plan(&shape, Direction::Forward, Loads::Planes, None).is_some(), served, "{}", conv.name);
+            assert_eq!(
+                plan(&shape, Direction::Forward, Loads::Planes, None).is_some(),
+                served,
+                "{}",
+                conv.name
+            );
         }
         let stem = ConvShape::new(&(ResNet18 { width: 64, classes: 10 }).convs()[0], 4);
         assert!(plan(&stem, Direction::Forward, Loads::Planes, None).is_none());
