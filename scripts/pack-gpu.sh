@@ -21,7 +21,7 @@ for line in sys.stdin:
         print(message["target"]["name"], message["executable"])' \
     | while read -r name executable; do
         case "$name" in
-            conv_*|kernel_*|engine_*|last_layer|methods_emulated|paired_losses) cp "$executable" ".carry/tests/$name" ;;
+            conv_*|kernel_*|engine_*|hopper_runner|last_layer|methods_emulated|paired_losses) cp "$executable" ".carry/tests/$name" ;;
         esac
     done
 strip .carry/secateur .carry/tests/*
