@@ -14,7 +14,7 @@ limit=$((64 << 20))
 rm -rf .carry
 mkdir -p .carry/tests
 # The tests that open a device say so in their source.
-tests=$(grep -lE '\b(cuda_engine|on_every_driver|drivers)\(' tests/*.rs | xargs -n 1 basename -s .rs)
+tests=$(grep -lE '\b(cuda_engine|on_every_driver|(conv_)?drivers|hoppers)\(' tests/*.rs | xargs -n 1 basename -s .rs)
 # Each line of the build's messages that names an executable.
 # shellcheck disable=SC2086
 cargo test --release --no-run --message-format=json $(printf -- '--test %s ' $tests) \

@@ -200,7 +200,7 @@ fn every_shape_and_every_epilogue_agree_with_the_oracle() {
 fn no_rung_of_the_ladder_changes_a_result() {
     println!("seed {SEED}");
     // Enough images for two rounds of a small persistent grid, and for a last group that is cut short.
-    let driver = HostDriver::hopper();
+    let driver = hopper();
     let mut tried = 0;
     for shape in shapes(64, 17).into_iter().filter(|shape| wgmma::serves_forward(&*driver, shape)) {
         let shape = ConvShape { batch: if shape.out_side() == 4 { 17 } else { 5 }, ..shape };

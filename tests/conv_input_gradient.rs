@@ -160,7 +160,7 @@ fn a_gpu_gives_the_same_bits_again() {
 #[test]
 fn no_rung_of_the_ladder_changes_a_result() {
     println!("seed {SEED}");
-    let driver = HostDriver::hopper();
+    let driver = hopper();
     let mut tried = 0;
     for shape in shapes(64, 1).into_iter().filter(|shape| wgmma::serves_input_gradient(&*driver, shape)) {
         let shape = ConvShape { batch: if shape.out_side() == 4 { 17 } else { 5 }, ..shape };

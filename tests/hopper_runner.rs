@@ -1,11 +1,11 @@
-//! What only a Hopper has, on the host runner: wgmma through descriptors, TMA in all its forms, stmatrix, named barriers and
-//! clusters, each against plain loops, with warps and asynchronous copies in every order that the runner has. The kernels are in
-//! `kernels/host/hopper_kernels.cu`; planted faults are in `hopper_faults.rs`.
+//! What only a Hopper has: wgmma through descriptors, TMA in all its forms, stmatrix, named barriers and clusters, each against
+//! plain loops, on the host runner with warps and asynchronous copies in every order that it has, and on a Hopper where there is
+//! one. The kernels are in `kernels/platform/hopper.cu`; planted faults are in `hopper_faults.rs`.
 
 mod common;
 
 use bytemuck::{Pod, Zeroable};
-use common::hopper::{matrix_map, product, run, runners};
+use common::hopper::{hoppers, matrix_map, product, run};
 use common::{Bound, Output, Random, SEED, assert_close, input};
 use half::bf16;
 use secateur::engine::cuda::driver::host::HostDriver;
@@ -63,9 +63,9 @@ struct ClusterParams {
     unused: [u32; 13],
 }
 
-/// For f32 sums over `k` products.
+/// For f32 sums over `k` products, in whatever order and width a tensor core adds them.
 fn sums(k: usize) -> Bound {
-    Bound { absolute: 1e-6 * k as f64, relative: 1e-5, whole: 1e-6 }
+    Bound { absolute: 1e-6 * k as f64, relative: 1e-5, whole: 5e-6 }
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn products_through_descriptors_equal_plain_loops() {
             let wanted =
                 product([64, n, k], |i, k| a[at(a_mn_major, 64, i, k)], |k, j| b[at(b_mn_major, n, j, k)]);
             let mut first: Option<Vec<f32>> = None;
-            for (order, driver) in runners() {
+            for (order, driver) in hoppers() {
                 let (a, b) = (input(&driver, "a", &a), input(&driver, "b", &b));
                 let c = Output::new::<f32>(&driver, "c", 64 * n);
                 let map = |address, mn_major: bool, size: usize| {
@@ -112,7 +112,10 @@ fn products_through_descriptors_equal_plain_loops() {
                 let met: Vec<f32> = c.read();
                 assert_close(&format!("{kernel}, k {k}, {order}"), &met, &wanted, sums(k));
                 let first = first.get_or_insert_with(|| met.clone());
-                assert_eq!(*first, met, "{kernel}, k {k}, {order}: not the same bits as in the first order");
+                assert!(
+                    *first == met || order == "GPU",
+                    "{kernel}, k {k}, {order}: not the same bits as in the first order"
+                );
             }
         }
     }
@@ -122,7 +125,7 @@ fn products_through_descriptors_equal_plain_loops() {
 fn a_shifted_start_reads_the_pixels_under_a_tap() {
     let mut random = Random::new(2);
     let (pixels, weights) = (random.bf16s(10 * 10 * 64, 1.0), random.bf16s(64 * 64, 1.0));
-    for (order, driver) in runners() {
+    for (order, driver) in hoppers() {
         let (x, w) = (input(&driver, "pixels", &pixels), input(&driver, "weights", &weights));
         let image = TiledMap {
             address: x.address(),
@@ -258,7 +261,7 @@ fn boxes_travel_to_shared_memory_and_back() {
         let size = (case.strides[rank - 2] * case.dims[rank - 1]) as usize;
         let mut random = Random::new(3);
         let tensor: Vec<u8> = (0..size).map(|_| random.word() as u8).collect();
-        for (order, driver) in runners() {
+        for (order, driver) in hoppers() {
             let label = format!("{} of {:?}, swizzle {:?}, {order}", case.kernel, case.dims, case.swizzle);
             let (from, to) = (input(&driver, "from", &tensor), Output::new::<u8>(&driver, "to", size));
             let load = TiledMap {
@@ -329,7 +332,7 @@ fn im2col_loads_the_pixels_under_every_tap() {
         let mut random = Random::new(4);
         let x = random.bf16s(images * size * size * channels, 1.0);
         let channel = channels - 64;
-        for (order, driver) in runners() {
+        for (order, driver) in hoppers() {
             let buffer = input(&driver, "x", &x);
             let pixel_bytes = 2 * channels as u64;
             let map = Im2colMap {
@@ -388,7 +391,7 @@ fn im2col_loads_the_pixels_under_every_tap() {
 #[test]
 fn bulk_loads_matrices_and_named_barriers_move_every_word() {
     let words: Vec<u32> = (0..1024).map(|i| i * 0x9E37_79B9).collect();
-    for (order, driver) in runners() {
+    for (order, driver) in hoppers() {
         let from = input(&driver, "from", &words);
         let params =
             |to: &Output, index| WordsParams { from: from.address(), to: to.address(), index, unused: 0 };
@@ -421,7 +424,7 @@ fn bulk_loads_matrices_and_named_barriers_move_every_word() {
 fn a_cluster_shares_what_each_of_its_blocks_loads() {
     let tiles = 5;
     let words: Vec<u32> = (0..512 * tiles as u32).map(|i| i * 0x9E37_79B9).collect();
-    for (order, driver) in runners() {
+    for (order, driver) in hoppers() {
         let from = input(&driver, "from", &words);
         let to = Output::new::<u32>(&driver, "to", 4 * 512 * tiles);
         let map = TiledMap {

@@ -25,7 +25,7 @@ pub use error::{Error, Result};
 pub use last_layer::{LastLayer, LastLayerGradients, Term};
 pub use margin::{Margin, MarginLosses};
 pub use open::{DeviceChoice, open, open_dry, open_recorded};
-pub use probes::{Probe, Probes};
+pub use probes::{LadderStep, Probe, Probes};
 pub use recording::{
     KernelUsage, Launch, Mark, Phase, Phases, Record, Recording, kernel_usage, register_target,
 };

@@ -2,7 +2,7 @@
 //!
 //! Called by `measure/ceilings.rs` and `measure/workload.rs`; implemented by both engines; checked by `tests/bench.rs`.
 
-use super::Result;
+use super::{Error, Result};
 
 /// Some work, to be run and timed again and again.
 pub struct Probe {
@@ -24,6 +24,17 @@ impl Probe {
     }
 }
 
+/// One layer on one rung of the ladder of convolution kernels.
+pub struct LadderStep {
+    /// The layer and the pass: `layer1.0.conv1 forward`.
+    pub layer: String,
+    pub rung: &'static str,
+    /// Its amount is the floating-point operations of one run.
+    pub probe: Probe,
+    /// Seconds that an H200 should take, and what bounds them: `tensor`, `cache` or `shared`; none where nobody predicted it.
+    pub prediction: Option<(f64, &'static str)>,
+}
+
 /// The probes of an engine; `None` where a ceiling would mean nothing, as on the host runner.
 pub trait Probes {
     /// Matrix products: the amount is floating-point operations.
@@ -32,6 +43,12 @@ pub trait Probes {
     fn copy_probe(&self) -> Result<Option<Probe>>;
     /// Overwrites every cache, so that what comes next reads from memory: the amount is bytes written.
     fn flush_probe(&self) -> Result<Probe>;
+    /// Every layer of the network on every kind of convolution kernel, `batch` images; memory is taken when a step first runs.
+    fn ladder(&self, _batch: usize) -> Result<Vec<LadderStep>> {
+        Err(Error::Unavailable(
+            "--device cpu: the reference engine has no kernels; the ladder is for an H100 or H200 and for emulated:sm_90a".into(),
+        ))
+    }
     /// Floating-point operations of all convolutions that this process computed, where the engine counts them itself.
     fn flops_so_far(&self) -> Option<u64>;
 }

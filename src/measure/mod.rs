@@ -9,6 +9,7 @@
 //! | `replay` | the kernels of a step by themselves, with cold caches and in batches |
 //! | `profile` | the kernels of some steps as a table |
 //! | `model` | the least that a step can take: the roofline of its launches |
+//! | `ladder` | every kind of convolution kernel beside what it should take |
 //! | `trace` | the same as a Chrome / Perfetto trace |
 //! | `document` | the JSON and CSV files, and the device block |
 //! | `rows` | their rows as a table and as CSV |
@@ -32,6 +33,7 @@ pub mod ceilings;
 pub mod compare;
 pub mod document;
 pub mod harness;
+pub mod ladder;
 pub mod model;
 pub mod profile;
 pub mod replay;

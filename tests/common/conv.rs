@@ -22,7 +22,7 @@ pub use kernels::{SEED, drivers};
 /// family: its members must agree to the bit.
 pub fn conv_drivers(hopper: bool) -> Vec<(&'static str, Rc<dyn Driver>)> {
     let mut all = drivers();
-    if hopper {
+    if hopper && std::env::var_os("SECATEUR_TEST_DEVICE").is_none() {
         let orders = [
             ("hopper, copies late", WarpOrder::Forward, AsyncOrder::Late),
             ("hopper, copies early", WarpOrder::Forward, AsyncOrder::Early),
@@ -34,6 +34,12 @@ pub fn conv_drivers(hopper: bool) -> Vec<(&'static str, Rc<dyn Driver>)> {
         }));
     }
     all
+}
+
+/// Where every rung of the ladder runs: the GPU, where the tests are to use it and it has wgmma, else the host runner.
+pub fn hopper() -> Rc<dyn Driver> {
+    let gpu = drivers().into_iter().find(|(name, driver)| *name == "GPU" && driver.has_wgmma());
+    gpu.map_or_else(HostDriver::hopper, |(_, driver)| driver)
 }
 
 /// What the members of each family gave; tells whether `met` is what the first of its family gave.

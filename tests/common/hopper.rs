@@ -1,8 +1,11 @@
-//! What the tests of kernels for Hopper share: the host runner with every freedom it has, launches, and plain tensor maps.
+//! What the tests of kernels for Hopper share: the host runner with every freedom it has, a GPU where there is one, launches, and
+//! plain tensor maps.
 
 use std::rc::Rc;
 
 use half::bf16;
+use secateur::engine::Error;
+use secateur::engine::cuda::driver::device::DeviceDriver;
 use secateur::engine::cuda::driver::host::{AsyncOrder, HostDriver, HostOptions, WarpOrder};
 use secateur::engine::cuda::driver::{Address, Cost, Driver, Kernel, Swizzle, TiledMap, launch};
 
@@ -15,6 +18,17 @@ pub fn runners() -> Vec<(String, Rc<dyn Driver>)> {
         }
     }
     runners
+}
+
+/// The runners, and the first GPU where it is a Hopper and this build has code for it.
+pub fn hoppers() -> Vec<(String, Rc<dyn Driver>)> {
+    let mut drivers = runners();
+    match DeviceDriver::open(0) {
+        Ok(driver) if driver.has_wgmma() => drivers.push(("GPU".into(), driver)),
+        Ok(_) | Err(Error::Unavailable(_)) => {}
+        Err(error) => panic!("GPU 0: {error}"),
+    }
+    drivers
 }
 
 pub fn runner(warp_order: WarpOrder, async_order: AsyncOrder) -> Rc<dyn Driver> {

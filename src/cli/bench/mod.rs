@@ -2,10 +2,11 @@
 //! differ.
 //!
 //! The device block first, then a table of medians. `measure` samples, `select` samples selections in parts, `compare` judges two
-//! files, `model` predicts without a device; `speedup` trains whole recipes and their controls. Checked by `tests/bench.rs`,
+//! files, `model` predicts without a device, `ladder` climbs from kernel to kernel; `speedup` trains whole recipes and their controls. Checked by `tests/bench.rs`,
 //! `tests/bench_speedup.rs` and `tests/model_prediction.rs`.
 
 mod compare;
+mod ladder;
 mod measure;
 mod model;
 mod options;
@@ -39,6 +40,8 @@ enum What {
     Speedup(speedup::Args),
     /// The least that a step of each recipe can take, by the roofline, layer by layer; no device is needed
     Model(model::Args),
+    /// Every layer on every kind of convolution kernel, beside what it should take on an H200
+    Ladder(ladder::Args),
     /// Say of each row of two JSON files whether it became faster or slower; exit code 1 where one is slower
     Compare(compare::Args),
 }
@@ -52,6 +55,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         What::Select(args) => select::run(&args, console),
         What::Speedup(args) => speedup::run(&args, console),
         What::Model(args) => model::run(&args, console),
+        What::Ladder(args) => ladder::run(&args, console),
         What::Compare(args) => compare::run(&args, console),
     }
 }

@@ -2,28 +2,18 @@
 //!
 //! The rungs are mma.sync with im2col by cp.async, then wgmma with the copy engine's im2col mode, with planes of pixels, and each
 //! of these with a persistent grid. The product is the last; the others are built for this alone. Each comes with how long an
-//! H200 should take ([`predict`]). Called by `measure::ladder`; checked by `tests/ladder.rs`.
+//! H200 should take ([`predict`]). Called by `secateur bench ladder`; checked by `tests/ladder.rs`.
 
+use std::cell::OnceCell;
 use std::rc::Rc;
 
 use super::driver::{Buffer, Driver};
-use super::launch::conv::wgmma::predict::{LADDER, Prediction, predict};
+use super::launch::conv::wgmma::predict::{LADDER, predict};
 use super::launch::conv::wgmma::{self, Direction};
 use super::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Tile};
-use crate::engine::{Error, Probe, Result};
+use crate::engine::{Error, LadderStep, Probe, Result};
 use crate::model::ResNet18;
 use crate::philox::{Key, Purpose};
-
-/// One layer on one rung.
-pub struct Step {
-    /// The layer and the pass: `layer1.0.conv1 forward`.
-    pub layer: String,
-    pub rung: &'static str,
-    /// Its amount is the FLOPs of one run.
-    pub probe: Probe,
-    /// For an H200; none for the mma rung, which nobody predicted.
-    pub prediction: Option<Prediction>,
-}
 
 /// What the rungs of one layer share.
 struct Operands {
@@ -92,7 +82,7 @@ pub(super) fn random(stream: u32, len: usize) -> Vec<u32> {
 ///
 /// # Errors
 /// [`Error::Unavailable`] where the driver has no wgmma: there is no ladder to climb.
-pub fn ladder(driver: &Rc<dyn Driver>, network: ResNet18, batch: usize) -> Result<Vec<Step>> {
+pub fn ladder(driver: &Rc<dyn Driver>, network: ResNet18, batch: usize) -> Result<Vec<LadderStep>> {
     if !driver.has_wgmma() {
         return Err(Error::Unavailable(format!(
             "{} has no wgmma: the ladder is for compute capability 9.0 (H100, H200) and for --device emulated:sm_90a",
@@ -107,23 +97,33 @@ pub fn ladder(driver: &Rc<dyn Driver>, network: ResNet18, batch: usize) -> Resul
             continue;
         }
         seen.push(shape);
-        let operands = Rc::new(Operands::new(driver, shape)?);
+        // Made when the first rung runs, and gone with the last.
+        let shared: Rc<OnceCell<Operands>> = Rc::default();
         for (direction, pass) in [(Direction::Forward, "forward"), (Direction::Gradient, "input gradient")] {
             let rungs = LADDER.into_iter().filter(|(_, rung)| predict(&shape, direction, *rung).is_some());
             let rungs = rungs.map(|(name, rung)| (name, Some(rung)));
             for (name, rung) in std::iter::once(("mma", None)).chain(rungs) {
-                let operands = operands.clone();
+                let (shared, driver) = (shared.clone(), driver.clone());
                 let run = move || {
+                    let operands = match shared.get() {
+                        Some(operands) => operands,
+                        None => {
+                            let made = Operands::new(&driver, shape)?;
+                            shared.get_or_init(|| made)
+                        }
+                    };
                     operands.run(direction, rung)?;
-                    operands.driver.synchronize()
+                    driver.synchronize()
                 };
                 let layer = format!("{} {pass}", conv.name);
                 let flops = 2 * (shape.output_len() * shape.taps() * shape.in_channels) as u64;
-                steps.push(Step {
+                steps.push(LadderStep {
                     probe: Probe::new(format!("{layer}, {name}"), flops, run),
                     layer,
                     rung: name,
-                    prediction: rung.and_then(|rung| predict(&shape, direction, rung)),
+                    prediction: rung
+                        .and_then(|rung| predict(&shape, direction, rung))
+                        .map(|prediction| (prediction.seconds, prediction.bound)),
                 });
             }
         }

@@ -3,10 +3,10 @@
 
 use super::driver::Buffer;
 use super::engine::Cuda;
+use super::ladder::{ladder, random};
 use super::launch::conv::{self, ConvShape, ForwardEpilogue};
 use crate::engine::probes::FLUSH_FACTOR;
-use crate::engine::{Phase, Phases, Probe, Probes, Result};
-use crate::philox::{Key, Purpose};
+use crate::engine::{LadderStep, Phase, Phases, Probe, Probes, Result};
 
 /// A GEMM of 32,768 x 512 x 4,608: 155 GFLOP.
 const SHAPE: ConvShape =
@@ -19,13 +19,6 @@ impl Phases for Cuda {
         self.phases.begin(phase);
         self.driver().phase(phase);
     }
-}
-
-/// Random bf16 values in [1, 2) and (-2, -1]: a GPU draws more power on these than on zeros, and is slower.
-fn random(stream: u32, len: usize) -> Vec<u32> {
-    let key = Key { seed: 1, purpose: Purpose::Generation, epoch: 0, step: 0 };
-    let words = (0..len.div_ceil(8)).flat_map(|block| key.block(stream, block as u32));
-    words.map(|word| (word & 0x807f_807f) | 0x3f80_3f80).collect()
 }
 
 impl Probes for Cuda {
@@ -74,6 +67,10 @@ impl Probes for Cuda {
             driver.synchronize()
         };
         Ok(Probe::new(format!("fill of {} MiB", bytes >> 20), bytes as u64, run))
+    }
+
+    fn ladder(&self, batch: usize) -> Result<Vec<LadderStep>> {
+        ladder(&self.driver, self.parameters.layout.network, batch)
     }
 
     fn flops_so_far(&self) -> Option<u64> {

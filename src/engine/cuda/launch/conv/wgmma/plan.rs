@@ -286,10 +286,10 @@ mod tests {
         let planned = plan(shape, direction, Loads::Planes, None).unwrap();
         let side = shape.out_side() as i64;
         let mut products = Vec::new();
-        for phase in 0..planned.plan.phase_count as usize {
-            let of = planned.plan.phases[phase];
+        let phases = &planned.plan.phases[..planned.plan.phase_count as usize];
+        for (of, parity) in phases.iter().zip(PARITIES) {
             let parity = if direction == Direction::Gradient && shape.kernel == 3 && shape.stride == 2 {
-                PARITIES[phase]
+                parity
             } else {
                 (0, 0)
             };

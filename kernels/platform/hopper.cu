@@ -1,5 +1,8 @@
-// Kernels for the tests of what only a Hopper has (tests/hopper_runner.rs): TMA, wgmma, stmatrix and clusters, each in the form in
-// which product kernels use it. The planted faults are in hopper_faults.cu.
+// Targets: sm_90a
+//
+// Kernels that try the platform itself: TMA, wgmma, stmatrix and clusters, each in the form in which product kernels use it. They
+// show that the host runner and a Hopper understand tensor maps, descriptors and barriers alike. Called by
+// tests/hopper_runner.rs alone; the planted faults are in host/hopper_faults.cu.
 
 #include "portable/portable.h"
 

@@ -1,0 +1,119 @@
+//! `secateur bench ladder`: every layer on every kind of convolution kernel, what it takes beside what it should take.
+//!
+//! The rungs below the product exist for this command alone. `--dry-run` prints what an H200 should take and needs no device.
+//! Checked by `tests/ladder.rs`.
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use regex::Regex;
+
+use super::super::{Interrupted, at, catch_interrupts, writable};
+use super::options::filter;
+use crate::console::Console;
+use crate::engine::{DeviceChoice, open, open_dry};
+use crate::files::{Existing, write_atomic};
+use crate::measure::ceilings::Ceilings;
+use crate::measure::document::{Document, Row};
+use crate::measure::harness::{Rule, Samples, sample};
+use crate::measure::ladder;
+use crate::measure::workload::Cache;
+use crate::model::ResNet18;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// cuda or cuda:N of compute capability 9.0, or emulated:sm_90a
+    #[arg(long, default_value = "cuda")]
+    device: DeviceChoice,
+    /// Width of the network
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    width: usize,
+    /// Images a batch
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    batch: u32,
+    /// Print what an H200 should take, and measure nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Only rows whose name, layer and rung, this regular expression matches
+    #[arg(long, value_name = "RE", default_value = "", value_parser = filter)]
+    filter: Regex,
+    /// Samples of a row at least
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    samples: u32,
+    /// Relative standard error of the median at most, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 1.0)]
+    error: f64,
+    /// Seconds of sampling a row at most
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    timeout: f64,
+    /// Write everything, every sample included, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the table as CSV
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+}
+
+pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
+    if !(args.error > 0.0 && args.timeout >= 0.0) {
+        bail!("--error {} --timeout {}: expected numbers above 0", args.error, args.timeout);
+    }
+    for path in args.json.iter().chain(&args.csv) {
+        writable(path)?;
+    }
+    let network = ResNet18 { width: args.width, classes: 10 };
+    let mut engine = match args.dry_run {
+        true => open_dry(network, 1)?.0,
+        false => open(args.device, network, 1)?,
+    };
+    let mut steps = engine.ladder(args.batch as usize)?;
+    steps.retain(|step| args.filter.is_match(&ladder::name(step)));
+    if steps.is_empty() {
+        bail!("--filter {}: matches no row", args.filter);
+    }
+    if args.dry_run {
+        if args.json.is_some() || args.csv.is_some() {
+            bail!("--dry-run measures nothing: --json and --csv have nothing to hold");
+        }
+        for line in ladder::predicted_lines(&steps) {
+            console.line(line);
+        }
+        return Ok(());
+    }
+
+    let interrupt = catch_interrupts()?;
+    let stop = || interrupt.requested();
+    let ceilings = Ceilings::measure(engine.as_mut())?;
+    let batch = args.batch as usize;
+    let mut document = Document::new("bench ladder", engine.as_ref(), Vec::new(), batch, &ceilings);
+    for line in document.device_block() {
+        console.line(line);
+    }
+    let rule = Rule { samples: args.samples as usize, error: args.error / 100.0, seconds: args.timeout };
+    let mut measured = Vec::new();
+    console.bar("ladder", steps.len());
+    for (done, step) in steps.iter_mut().enumerate() {
+        // Loads code and touches memory.
+        step.probe.run()?;
+        let mut once = || ladder::seconds(&mut step.probe);
+        let Some(samples) = sample(&rule, &stop, &mut once)? else { bail!(Interrupted(None)) };
+        let Samples { values, unmet } = samples;
+        let amounts = [step.probe.amount as f64, 0.0];
+        let row =
+            Row::new(ladder::name(step), Cache::Warm, Samples { values, unmet }, 0, amounts, &ceilings);
+        measured.push(row.as_ref().map(|row| row.median));
+        document.rows.extend(row);
+        console.at(done + 1);
+    }
+    console.clear();
+    for line in ladder::measured_lines(&steps, &measured) {
+        console.line(line);
+    }
+    if let Some(path) = &args.json {
+        at(path, write_atomic(path, &document.to_json()?, Existing::Replace))?;
+    }
+    if let Some(path) = &args.csv {
+        at(path, write_atomic(path, document.to_csv().as_bytes(), Existing::Replace))?;
+    }
+    Ok(())
+}
