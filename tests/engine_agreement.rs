@@ -30,6 +30,16 @@ fn emulated() -> Device {
     open(common::cuda_engine(), NETWORK, BATCH).unwrap()
 }
 
+/// Runs `test` on the device of these tests, and where that is the host runner on it as a Hopper too: the last two stages of
+/// this network have channels enough for wgmma.
+fn on_each(test: impl Fn(DeviceChoice)) {
+    let named = common::cuda_engine();
+    test(named);
+    if named == DeviceChoice::Emulated {
+        test(DeviceChoice::EmulatedHopper);
+    }
+}
+
 fn reference() -> Device {
     open(DeviceChoice::Cpu, NETWORK, BATCH).unwrap()
 }
@@ -229,21 +239,26 @@ fn sign_agreement(met: &[f32], wanted: &[f32]) -> f64 {
 }
 
 /// Both engines, ready for the same batch.
-fn pair(kind: Kind) -> (Bench, Bench) {
+fn pair(device: DeviceChoice, kind: Kind) -> (Bench, Bench) {
     let weights = weights(kind);
-    (Bench::ready(emulated(), &weights), Bench::ready(reference(), &weights))
+    let emulated = open(device, NETWORK, BATCH).unwrap();
+    (Bench::ready(emulated, &weights), Bench::ready(reference(), &weights))
 }
 
 #[test]
 fn evaluation_pass_forward_and_back() {
+    on_each(evaluation_pass);
+}
+
+fn evaluation_pass(device: DeviceChoice) {
     let mut comparison = Comparison::default();
     for kind in [Kind::Ordinary, Kind::Steady] {
-        let (mut met, mut wanted) = pair(kind);
+        let (mut met, mut wanted) = pair(device, kind);
         for bench in [&mut met, &mut wanted] {
             bench.forward(Pass::Eval, &bench.images.clone());
             bench.loss();
         }
-        let name = |what| format!("{kind:?} network, evaluation, {what}");
+        let name = |what| format!("{device:?}, {kind:?} network, evaluation, {what}");
         comparison.near(&name("logits"), &met.read_logits(), &wanted.read_logits(), 0.015, 0.04);
         let losses = [&met, &wanted].map(|bench| bench.engine.read(&bench.losses).unwrap());
         comparison.near(&name("losses"), &losses[0], &losses[1], 0.005, 0.02);
@@ -262,15 +277,19 @@ fn evaluation_pass_forward_and_back() {
 
 #[test]
 fn train_pass_forward_and_back() {
+    on_each(train_pass);
+}
+
+fn train_pass(device: DeviceChoice) {
     let mut comparison = Comparison::default();
     let pass = Pass::Train { slot: 1 };
     for kind in [Kind::Ordinary, Kind::Steady] {
-        let (mut met, mut wanted) = pair(kind);
+        let (mut met, mut wanted) = pair(device, kind);
         for bench in [&mut met, &mut wanted] {
             bench.forward(pass, &bench.images.clone());
             bench.loss();
         }
-        let name = |what: &str| format!("{kind:?} network, training, {what}");
+        let name = |what: &str| format!("{device:?}, {kind:?} network, training, {what}");
         comparison.near(&name("logits"), &met.read_logits(), &wanted.read_logits(), 0.03, 0.12);
 
         met.take_logit_gradient(&wanted);
@@ -528,7 +547,11 @@ fn gradients_accumulate_and_slots_do_not_mix() {
 
 #[test]
 fn a_part_of_the_batch_gives_the_same_bits() {
-    let mut bench = Bench::ready(emulated(), &weights(Kind::Ordinary));
+    on_each(part_of_the_batch);
+}
+
+fn part_of_the_batch(device: DeviceChoice) {
+    let mut bench = Bench::ready(open(device, NETWORK, BATCH).unwrap(), &weights(Kind::Ordinary));
     bench.forward(Pass::Eval, &bench.images.clone());
     bench.loss();
     let (whole, gradient) = (bench.read_logits(), bench.input_gradient(Pass::Eval));
