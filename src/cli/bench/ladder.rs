@@ -99,8 +99,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         let Some(samples) = sample(&rule, &stop, &mut once)? else { bail!(Interrupted(None)) };
         let Samples { values, unmet } = samples;
         let amounts = [step.probe.amount as f64, 0.0];
-        let row =
-            Row::new(ladder::name(step), Cache::Warm, Samples { values, unmet }, 0, amounts, &ceilings);
+        let row = Row::new(ladder::name(step), Cache::Warm, Samples { values, unmet }, 0, amounts, &ceilings);
         measured.push(row.as_ref().map(|row| row.median));
         document.rows.extend(row);
         console.at(done + 1);
