@@ -10,6 +10,7 @@ use safetensors::SafeTensors;
 use secateur::model::Weights;
 use secateur::names::Named;
 use secateur::recipe::SelectionMethod;
+use secateur::train::run_folder::RunFolder;
 use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_secateur");
@@ -168,6 +169,13 @@ fn train_then_eval_then_dump() {
     let other = secateur(path, &["train", "--out", "run", "--resume", "--set", "epochs=9"]);
     assert_eq!(other.code, Some(2));
     assert!(other.stderr.contains("epochs = 9, there epochs = 2"), "{}", other.stderr);
+    // Nor is a second process let in while one trains there.
+    let claim = RunFolder::open(&path.join("run")).claim().unwrap();
+    let second = secateur(path, &["train", "--out", "run", "--resume", "--device", "cpu"]);
+    assert_eq!(second.code, Some(2));
+    assert!(second.stderr.contains("run: another process is training into it"), "{}", second.stderr);
+    assert_eq!(json(&path.join("run/environment.json")).as_array().unwrap().len(), 1);
+    drop(claim);
     // A finished run resumes to its end: the same results.
     let result = json(&path.join("run/result.json"));
     let resumed = secateur(path, &["train", "--out", "run", "--resume", "--device", "cpu"]);

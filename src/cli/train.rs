@@ -69,7 +69,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         Some(path) => RunFolder::create(path)?,
         None => RunFolder::create_numbered(Path::new(DEFAULT_PARENT), &recipe.name)?,
     };
-    folder.check_writable()?;
+    let _claim = folder.claim()?;
     if !resumed {
         folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
     }

@@ -10,11 +10,12 @@
 //! best.safetensors  weights of the best epoch on the validation split
 //! last.safetensors  weights of the last epoch
 //! result.json       accuracies of both on the test split
+//! .lock             empty; locked while a process trains
 //! ```
 //!
 //! Checked by `tests/training.rs` and `tests/cli.rs`. Called by `secateur train`, read by `secateur eval`.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -37,6 +38,10 @@ pub enum RunFolderError {
     NotEmpty { path: PathBuf },
     #[error("{path}: not a run of secateur (it holds files, but no recipe.toml); name another --out")]
     NotARun { path: PathBuf },
+    #[error(
+        "{path}: another process is training into it; wait until it has ended, or name another --out"
+    )]
+    InUse { path: PathBuf },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error("{path}: line {line}: {reason}")]
@@ -52,6 +57,22 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> RunFolderError {
     |source| RunFolderError::Io { path, source }
 }
 
+const LOCK: &str = ".lock";
+
+/// Whether a folder is not there or holds nothing but the lock of a run that ended before its first file.
+fn is_empty(path: &Path) -> Result<bool> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        entries => entries.map_err(at(path))?,
+    };
+    for entry in entries {
+        if entry.map_err(at(path))?.file_name() != LOCK {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// What a folder is before a run starts in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -64,11 +85,7 @@ pub enum State {
 impl RunFolder {
     /// Looks at `path` and changes nothing; refuses a folder with files of something else.
     pub fn state(path: &Path) -> Result<State> {
-        let mut entries = match fs::read_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(State::Fresh),
-            entries => entries.map_err(at(path))?,
-        };
-        if entries.next().is_none() {
+        if is_empty(path)? {
             Ok(State::Fresh)
         } else if path.join("recipe.toml").is_file() {
             Ok(State::Run)
@@ -79,16 +96,10 @@ impl RunFolder {
 
     /// Starts a run in `path`, which must be empty or absent.
     pub fn create(path: &Path) -> Result<Self> {
-        match fs::read_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(path).map_err(at(path))?;
-            }
-            entries => {
-                if entries.map_err(at(path))?.next().is_some() {
-                    return Err(RunFolderError::NotEmpty { path: path.into() });
-                }
-            }
+        if !is_empty(path)? {
+            return Err(RunFolderError::NotEmpty { path: path.into() });
         }
+        fs::create_dir_all(path).map_err(at(path))?;
         Ok(Self { path: path.into() })
     }
 
@@ -210,10 +221,23 @@ impl RunFolder {
         text.lines().enumerate().map(parse).collect()
     }
 
-    /// Fails now, and not after an epoch, where the folder cannot be written to.
-    pub fn check_writable(&self) -> Result<()> {
-        let path = self.path.join(".write-test");
-        File::create(&path).map_err(at(&path))?;
-        fs::remove_file(&path).and_then(|()| sync_folder(&self.path)).map_err(at(&self.path))
+    /// Claims the folder for this process as long as the result lives. Fails now, and not after an epoch, where the folder
+    /// cannot be written to, and where another process has claimed it.
+    pub fn claim(&self) -> Result<Claim> {
+        let path = self.path.join(LOCK);
+        let file = File::create(&path).map_err(at(&path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(RunFolderError::InUse { path: self.path.clone() }),
+            Err(TryLockError::Error(error)) => return Err(at(&path)(error)),
+        }
+        sync_folder(&self.path).map_err(at(&self.path))?;
+        Ok(Claim { _file: file })
     }
+}
+
+/// A run folder that only this process writes to; the system ends it with the process, however that ends.
+#[derive(Debug)]
+pub struct Claim {
+    _file: File,
 }

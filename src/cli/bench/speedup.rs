@@ -232,7 +232,11 @@ impl Work<'_> {
         engine: &mut dyn Engine,
     ) -> anyhow::Result<()> {
         if standing == Standing::Fresh {
-            RunFolder::create(folder.path())?.write("recipe.toml", recipe.to_toml().as_bytes())?;
+            RunFolder::create(folder.path())?;
+        }
+        let _claim = folder.claim()?;
+        if standing == Standing::Fresh {
+            folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
         }
         begin_session(folder, self.args.data.as_deref(), data, engine, self.console)?;
         let run = train::Run { recipe, data, folder, console: self.console, stop: self.stop };
