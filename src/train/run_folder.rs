@@ -38,9 +38,7 @@ pub enum RunFolderError {
     NotEmpty { path: PathBuf },
     #[error("{path}: not a run of secateur (it holds files, but no recipe.toml); name another --out")]
     NotARun { path: PathBuf },
-    #[error(
-        "{path}: another process is training into it; wait until it has ended, or name another --out"
-    )]
+    #[error("{path}: another process is training into it; wait until it has ended, or name another --out")]
     InUse { path: PathBuf },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },

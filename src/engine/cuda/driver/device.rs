@@ -17,8 +17,9 @@ use cudarc::driver::sys::{
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::code::{self, IMAGES, Image, RELEASE};
+use super::encode::encode;
 use super::graph::Capture;
-use super::{Address, Cost, Driver, Graph, Kernel, MapSpec, Mark, Swizzle, TensorMap, aligned};
+use super::{Address, Cost, Driver, Graph, Kernel, MapSpec, Mark, TensorMap, aligned};
 use crate::engine::{DeviceInfo, Error, Phase, Result};
 
 /// A GPU.
@@ -244,77 +245,6 @@ fn available(images: &[Image]) -> Vec<&'static str> {
     targets
 }
 
-/// The map as the driver encodes it: no interleaving, zeros outside, L2 lines of 256 bytes.
-fn encode(spec: &MapSpec) -> Result<[u64; 16]> {
-    use cudarc::driver::sys::{
-        CUtensorMapDataType_enum as DataType, CUtensorMapFloatOOBfill_enum as Fill,
-        CUtensorMapInterleave_enum as Interleave, CUtensorMapL2promotion_enum as Promotion,
-        CUtensorMapSwizzle_enum as Pattern,
-    };
-    let data_type = |bytes: u32| match bytes {
-        1 => DataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
-        2 => DataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        _ => DataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
-    };
-    let pattern = |swizzle: Swizzle| match swizzle {
-        Swizzle::None => Pattern::CU_TENSOR_MAP_SWIZZLE_NONE,
-        Swizzle::Bytes32 => Pattern::CU_TENSOR_MAP_SWIZZLE_32B,
-        Swizzle::Bytes64 => Pattern::CU_TENSOR_MAP_SWIZZLE_64B,
-        Swizzle::Bytes128 => Pattern::CU_TENSOR_MAP_SWIZZLE_128B,
-    };
-    let interleave = Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE;
-    let promotion = Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
-    let fill = Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE;
-    let mut map = sys::CUtensorMap { opaque: [0; 16] };
-    let (result, call) = match spec {
-        MapSpec::Tiled(tiled) => {
-            // SAFETY: the lengths of all lists were checked by `MapSpec::check`; the call reads them and writes `map`.
-            let result = unsafe {
-                sys::cuTensorMapEncodeTiled(
-                    &mut map,
-                    data_type(tiled.element_bytes),
-                    tiled.dims.len() as u32,
-                    tiled.address.0 as *mut _,
-                    tiled.dims.as_ptr(),
-                    tiled.strides.as_ptr(),
-                    tiled.box_dims.as_ptr(),
-                    tiled.element_strides.as_ptr(),
-                    interleave,
-                    pattern(tiled.swizzle),
-                    promotion,
-                    fill,
-                )
-            };
-            (result, "cuTensorMapEncodeTiled")
-        }
-        MapSpec::Im2col(im2col) => {
-            // SAFETY: as above; rank 4 takes two corners.
-            let result = unsafe {
-                sys::cuTensorMapEncodeIm2col(
-                    &mut map,
-                    data_type(im2col.element_bytes),
-                    4,
-                    im2col.address.0 as *mut _,
-                    im2col.dims.as_ptr(),
-                    im2col.strides.as_ptr(),
-                    im2col.lower.as_ptr(),
-                    im2col.upper.as_ptr(),
-                    im2col.channels,
-                    im2col.pixels,
-                    im2col.element_strides.as_ptr(),
-                    interleave,
-                    pattern(im2col.swizzle),
-                    promotion,
-                    fill,
-                )
-            };
-            (result, "cuTensorMapEncodeIm2col")
-        }
-    };
-    result.result().map_err(failed(call))?;
-    Ok(map.opaque)
-}
-
 impl Driver for DeviceDriver {
     fn info(&self) -> DeviceInfo {
         self.info.clone()
@@ -427,7 +357,7 @@ impl Driver for DeviceDriver {
             )));
         }
         self.bind()?;
-        let mut words = encode(spec)?;
+        let mut words = encode(spec).map_err(|(call, error)| failed(call)(error))?;
         // Drivers up to 13.1 set this bit wrongly for tensors under 128 KiB; NVIDIA's CUTLASS clears it likewise.
         if self.version <= 13_010 && spec.extent() < 128 * 1024 {
             words[1] &= !(1 << 21);

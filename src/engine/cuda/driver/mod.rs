@@ -10,6 +10,7 @@ mod code;
 mod cost;
 pub mod device;
 pub mod dry;
+mod encode;
 mod graph;
 pub mod host;
 mod kernel;
