@@ -19,6 +19,7 @@ use crate::measure::harness::{Rule, Samples, sample};
 use crate::measure::ladder;
 use crate::measure::workload::Cache;
 use crate::model::ResNet18;
+use crate::model::layers::WIDTHS;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -57,6 +58,9 @@ pub struct Args {
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     if !(args.error > 0.0 && args.timeout >= 0.0) {
         bail!("--error {} --timeout {}: expected numbers above 0", args.error, args.timeout);
+    }
+    if !WIDTHS.contains(&args.width) {
+        bail!("--width {}: the kernels are built for widths {WIDTHS:?}", args.width);
     }
     for path in args.json.iter().chain(&args.csv) {
         writable(path)?;
