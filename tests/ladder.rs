@@ -32,7 +32,8 @@ fn every_rung_runs_on_the_emulated_hopper() {
     let file = folder.path().join("ladder.json");
     let json = file.to_str().unwrap();
     let small = ["--device", "emulated:sm_90a", "--batch", "1", "--samples", "1", "--timeout", "0"];
-    let (out, err, code) = ladder(&[&small[..], &["--filter", r"layer[24]\.0\.conv2", "--json", json]].concat());
+    let (out, err, code) =
+        ladder(&[&small[..], &["--filter", r"layer[24]\.0\.conv2", "--json", json]].concat());
     assert_eq!(code, 0, "{err}");
     let read: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     let rows = read["rows"].as_array().unwrap();

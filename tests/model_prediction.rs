@@ -83,7 +83,8 @@ fn every_layer_has_its_passes() {
 #[test]
 fn a_dry_step_launches_what_a_real_one_does() {
     let recipe = recipe("cifar10-trades", 16, 2, Some(1));
-    let real = Bench::open(DeviceChoice::Emulated, true, &recipe, 1).unwrap().record(&Work::Step, 1).unwrap();
+    let mut real = Bench::open(DeviceChoice::EmulatedHopper, true, &recipe, 1).unwrap();
+    let real = real.record(&Work::Step, 1).unwrap();
     let launches = |record: &Record| -> Vec<_> {
         let launch = |launch: &secateur::engine::Launch| {
             (launch.kernel, launch.grid, launch.phase, launch.layer, launch.flops, launch.bytes)

@@ -9,7 +9,7 @@ use super::engine::Cuda;
 use super::eval::Ascent;
 use super::launch::head::Ascended;
 use crate::engine::{
-    AscentLoss, AttackLoop, AttackSteps, Engine, Margin, Pass, Phase, Result, ascend_step_by_step,
+    AscentLoss, AttackLoop, AttackSteps, Engine, Margin, Pass, Phase, Phases, Result, ascend_step_by_step,
 };
 
 /// Everything that a graph of an attack bakes in.
@@ -61,13 +61,14 @@ impl AttackLoop for Cuda {
             linear: self.parameters.folded_linear()?.0,
         };
 
-        self.driver.phase(Phase::AttackStep(1));
+        self.phase(Phase::AttackStep(1));
         self.pack(perturbed, batch)?;
         self.packed_images.set(None);
-        let Self { driver, parameters, eval, scratch, packed, attacks, .. } = self;
+        let Self { driver, parameters, eval, scratch, packed, attacks, phases, .. } = self;
         eval.forget();
         attacks.run(&**driver, key, || {
             for step in 1..=attack.steps {
+                phases.begin(Phase::AttackStep(step));
                 driver.phase(Phase::AttackStep(step));
                 eval.attack_step(parameters, scratch, packed.address(), batch, &ascent, &image)?;
             }
