@@ -68,7 +68,10 @@ impl AttackLoop for Cuda {
         eval.forget();
         attacks.run(&**driver, key, || {
             for step in 1..=attack.steps {
-                phases.begin(Phase::AttackStep(step));
+                // The first has begun with the packing of its images.
+                if step > 1 {
+                    phases.begin(Phase::AttackStep(step));
+                }
                 driver.phase(Phase::AttackStep(step));
                 eval.attack_step(parameters, scratch, packed.address(), batch, &ascent, &image)?;
             }
