@@ -10,7 +10,7 @@ use half::bf16;
 use secateur::engine::Error;
 use secateur::engine::cuda::driver::Driver;
 use secateur::engine::cuda::driver::host::HostDriver;
-use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Loads, Rung};
+use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Direction, Loads, Rung};
 use secateur::engine::cuda::launch::conv::{
     ConvShape, ForwardEpilogue, Tile, forward as launch_forward, forward_tiled, statistics_partials,
     statistics_tile_rows,
@@ -98,7 +98,10 @@ impl Case {
         let (from, with, to) = (input.address(), weights.address(), output.address());
         match kernel {
             Kernel::Tile(tile) => forward_tiled(&**driver, tile, shape, from, with, &epilogue, to)?,
-            Kernel::Rung(rung) => wgmma::forward(&**driver, rung, shape, from, with, &epilogue, to)?,
+            Kernel::Rung(rung) => {
+                let planned = wgmma::planned(shape, Direction::Forward, rung)?;
+                wgmma::forward(&**driver, &planned, shape, from, with, &epilogue, to)?;
+            }
             Kernel::Chosen => launch_forward(&**driver, shape, from, with, &epilogue, to)?,
         }
         Ok(Outputs { output: output.to_vec()?, mask: mask.to_vec()?, partials: partials.to_vec()? })
@@ -183,7 +186,7 @@ fn every_shape_and_every_epilogue_agree_with_the_oracle() {
     println!("seed {SEED}");
     for shape in all_shapes() {
         let case = Case::new(shape);
-        let hopper = wgmma::serves_forward(&*HostDriver::hopper(), &shape);
+        let hopper = wgmma::product(&*HostDriver::hopper(), &shape, Direction::Forward).is_some();
         for ending in ENDINGS {
             let mut families = Families::new();
             for (name, driver) in conv_drivers(hopper) {
@@ -202,7 +205,10 @@ fn no_rung_of_the_ladder_changes_a_result() {
     // Enough images for two rounds of a small persistent grid, and for a last group that is cut short.
     let driver = hopper();
     let mut tried = 0;
-    for shape in shapes(64, 17).into_iter().filter(|shape| wgmma::serves_forward(&*driver, shape)) {
+    for shape in shapes(64, 17)
+        .into_iter()
+        .filter(|shape| wgmma::product(&*driver, shape, Direction::Forward).is_some())
+    {
         let shape = ConvShape { batch: if shape.out_side() == 4 { 17 } else { 5 }, ..shape };
         let case = Case::new(shape);
         for ending in [Ending::ReluResidual, Ending::Statistics] {

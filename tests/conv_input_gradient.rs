@@ -10,7 +10,7 @@ use half::bf16;
 use secateur::engine::Error;
 use secateur::engine::cuda::driver::Driver;
 use secateur::engine::cuda::driver::host::HostDriver;
-use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Loads, Rung};
+use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Direction, Loads, Rung};
 use secateur::engine::cuda::launch::conv::{
     ConvShape, InputGradientEpilogue, Tile, input_gradient as launch_input_gradient, input_gradient_tiled,
 };
@@ -99,7 +99,10 @@ impl Case {
         let (from, with, to) = (output_gradient.address(), weights.address(), target.address());
         match kernel {
             Kernel::Tile(tile) => input_gradient_tiled(&**driver, tile, shape, from, with, &epilogue, to)?,
-            Kernel::Rung(rung) => wgmma::input_gradient(&**driver, rung, shape, from, with, &epilogue, to)?,
+            Kernel::Rung(rung) => {
+                let planned = wgmma::planned(shape, Direction::Gradient, rung)?;
+                wgmma::input_gradient(&**driver, &planned, shape, from, with, &epilogue, to)?;
+            }
             Kernel::Chosen => launch_input_gradient(&**driver, shape, from, with, &epilogue, to)?,
         }
         target.to_vec()
@@ -129,7 +132,7 @@ fn every_shape_and_every_epilogue_agree_with_the_oracle() {
     println!("seed {SEED}");
     for shape in all_shapes().into_iter().filter(|shape| !shape.is_stem()) {
         let case = Case::new(shape);
-        let hopper = wgmma::serves_input_gradient(&*HostDriver::hopper(), &shape);
+        let hopper = wgmma::product(&*HostDriver::hopper(), &shape, Direction::Gradient).is_some();
         for ending in case.endings() {
             let mut families = Families::new();
             for (name, driver) in conv_drivers(hopper) {
@@ -162,7 +165,10 @@ fn no_rung_of_the_ladder_changes_a_result() {
     println!("seed {SEED}");
     let driver = hopper();
     let mut tried = 0;
-    for shape in shapes(64, 1).into_iter().filter(|shape| wgmma::serves_input_gradient(&*driver, shape)) {
+    for shape in shapes(64, 1)
+        .into_iter()
+        .filter(|shape| wgmma::product(&*driver, shape, Direction::Gradient).is_some())
+    {
         let shape = ConvShape { batch: if shape.out_side() == 4 { 17 } else { 5 }, ..shape };
         let case = Case::new(shape);
         let ending = *case.endings().last().unwrap();

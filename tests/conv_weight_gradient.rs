@@ -9,7 +9,7 @@ use common::*;
 use half::bf16;
 use secateur::engine::cuda::driver::Driver;
 use secateur::engine::cuda::driver::host::HostDriver;
-use secateur::engine::cuda::launch::conv::wgmma;
+use secateur::engine::cuda::launch::conv::wgmma::{self, Direction};
 use secateur::engine::cuda::launch::conv::{
     ConvShape, weight_gradient as launch_weight_gradient, weight_gradient_workspace,
 };
@@ -62,7 +62,7 @@ impl Case {
         let shape = &self.shape;
         let before = numbers(33, self.wanted.len(), 4.0);
         let sum: Vec<f64> = self.wanted.iter().zip(&before).map(|(w, b)| w + f64::from(*b)).collect();
-        let hopper = wgmma::serves_forward(&*HostDriver::hopper(), shape);
+        let hopper = wgmma::product(&*HostDriver::hopper(), shape, Direction::Forward).is_some();
         let mut families = Families::new();
         for (name, driver) in conv_drivers(hopper) {
             let what = format!("{shape:?}, {name}");

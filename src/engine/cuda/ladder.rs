@@ -9,8 +9,8 @@ use std::rc::Rc;
 
 use super::driver::{Buffer, Driver};
 use super::launch::conv::wgmma::predict::{LADDER, predict};
-use super::launch::conv::wgmma::{self, Direction};
-use super::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Tile};
+use super::launch::conv::wgmma::{self, Direction, Planned};
+use super::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue};
 use crate::engine::{Error, LadderStep, Probe, Result};
 use crate::model::ResNet18;
 use crate::philox::{Key, Purpose};
@@ -41,30 +41,27 @@ impl Operands {
         })
     }
 
-    fn run(&self, direction: Direction, rung: Option<wgmma::Rung>) -> Result<()> {
+    /// On the planned rung of wgmma, or on mma.
+    fn run(&self, direction: Direction, planned: Option<&Planned>) -> Result<()> {
         let (driver, shape, weights) = (&*self.driver, &self.shape, self.weights.address());
         match direction {
             Direction::Forward => {
                 let (bias, mask) = (self.bias.address(), self.mask.address());
-                let epilogue = ForwardEpilogue::Relu { bias, residual: None, mask };
-                let (input, output) = (self.input.address(), self.output.address());
-                match rung {
-                    Some(rung) => wgmma::forward(driver, rung, shape, input, weights, &epilogue, output),
-                    None => {
-                        let tile = Tile::choose(shape.output_rows(), shape.out_channels);
-                        conv::forward_tiled(driver, tile, shape, input, weights, &epilogue, output)
-                    }
+                let ending = ForwardEpilogue::Relu { bias, residual: None, mask };
+                let (from, to) = (self.input.address(), self.output.address());
+                match planned {
+                    Some(planned) => wgmma::forward(driver, planned, shape, from, weights, &ending, to),
+                    None => conv::forward_on_mma(driver, shape, from, weights, &ending, to),
                 }
             }
             Direction::Gradient => {
-                let epilogue = InputGradientEpilogue::default();
+                let ending = InputGradientEpilogue::default();
                 let (from, to) = (self.output.address(), self.input_gradient.address());
-                match rung {
-                    Some(rung) => wgmma::input_gradient(driver, rung, shape, from, weights, &epilogue, to),
-                    None => {
-                        let tile = Tile::choose(shape.output_rows(), shape.in_channels);
-                        conv::input_gradient_tiled(driver, tile, shape, from, weights, &epilogue, to)
+                match planned {
+                    Some(planned) => {
+                        wgmma::input_gradient(driver, planned, shape, from, weights, &ending, to)
                     }
+                    None => conv::input_gradient_on_mma(driver, shape, from, weights, &ending, to),
                 }
             }
         }
@@ -93,16 +90,16 @@ pub fn ladder(driver: &Rc<dyn Driver>, network: ResNet18, batch: usize) -> Resul
     let mut seen = Vec::new();
     for conv in network.convs() {
         let shape = ConvShape::new(&conv, batch);
-        if seen.contains(&shape) || !wgmma::serves_forward(&**driver, &shape) {
+        if seen.contains(&shape) || wgmma::product(&**driver, &shape, Direction::Forward).is_none() {
             continue;
         }
         seen.push(shape);
-        // Made when the first rung runs, and gone with the last.
+        // Made when the first rung runs.
         let shared: Rc<OnceCell<Operands>> = Rc::default();
         for (direction, pass) in [(Direction::Forward, "forward"), (Direction::Gradient, "input gradient")] {
-            let rungs = LADDER.into_iter().filter(|(_, rung)| predict(&shape, direction, *rung).is_some());
-            let rungs = rungs.map(|(name, rung)| (name, Some(rung)));
-            for (name, rung) in std::iter::once(("mma", None)).chain(rungs) {
+            let served = |(name, rung)| Some((name, Some(wgmma::planned(&shape, direction, rung).ok()?)));
+            let rungs = LADDER.into_iter().filter_map(served);
+            for (name, planned) in std::iter::once(("mma", None)).chain(rungs) {
                 let (shared, driver) = (shared.clone(), driver.clone());
                 let run = move || {
                     let operands = match shared.get() {
@@ -112,18 +109,15 @@ pub fn ladder(driver: &Rc<dyn Driver>, network: ResNet18, batch: usize) -> Resul
                             shared.get_or_init(|| made)
                         }
                     };
-                    operands.run(direction, rung)?;
+                    operands.run(direction, planned.as_ref())?;
                     driver.synchronize()
                 };
                 let layer = format!("{} {pass}", conv.name);
-                let flops = 2 * (shape.output_len() * shape.taps() * shape.in_channels) as u64;
                 steps.push(LadderStep {
-                    probe: Probe::new(format!("{layer}, {name}"), flops, run),
+                    probe: Probe::new(format!("{layer}, {name}"), conv::flops(&shape), run),
                     layer,
                     rung: name,
-                    prediction: rung
-                        .and_then(|rung| predict(&shape, direction, rung))
-                        .map(|prediction| (prediction.seconds, prediction.bound)),
+                    prediction: planned.as_ref().map(predict).map(|at| (at.seconds, at.bound)),
                 });
             }
         }

@@ -366,7 +366,7 @@ impl Driver for DeviceDriver {
     }
 
     fn has_wgmma(&self) -> bool {
-        self.capability == (9, 0) && available(IMAGES).contains(&"sm_90a")
+        self.info.code == "sm_90a"
     }
 
     fn captures(&self) -> bool {

@@ -4,7 +4,7 @@ use super::{ConvShape, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue, st
 use crate::engine::cuda::launch::{BF16, Cost, F32};
 
 /// Multiply-adds of one pass over a batch, times two. The stem counts its three channels, not the eight stored ones.
-fn flops(shape: &ConvShape) -> u64 {
+pub fn flops(shape: &ConvShape) -> u64 {
     let channels = if shape.is_stem() { 3 } else { shape.in_channels };
     2 * (shape.output_len() * shape.taps() * channels) as u64
 }

@@ -3,7 +3,7 @@
 use bytemuck::Zeroable;
 
 use super::params::ForwardParams;
-use super::wgmma::{self, Rung};
+use super::wgmma::{self, Direction};
 use super::{ConvShape, Tile, forward_cost};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver, launch};
@@ -22,9 +22,20 @@ pub enum ForwardEpilogue {
     Statistics { partials: Address },
 }
 
+impl ForwardEpilogue {
+    /// The kernels of this ending, up to their family and tile.
+    pub(super) fn operation(&self) -> &'static str {
+        match self {
+            Self::Relu { .. } => "conv_forward_relu",
+            Self::Bias { .. } => "conv_forward_bias",
+            Self::Statistics { .. } => "conv_forward_statistics",
+        }
+    }
+}
+
 /// Output pixels that one partial result of [`ForwardEpilogue::Statistics`] covers on this driver.
 pub fn statistics_tile_rows(driver: &dyn Driver, shape: &ConvShape) -> usize {
-    if wgmma::serves_forward(driver, shape) { wgmma::STATISTICS_ROWS } else { Tile::ROWS }
+    wgmma::product(driver, shape, Direction::Forward).map_or(Tile::ROWS, |_| wgmma::STATISTICS_ROWS)
 }
 
 /// Elements (f32) of the partial results of [`ForwardEpilogue::Statistics`], on any driver.
@@ -41,9 +52,21 @@ pub fn forward(
     epilogue: &ForwardEpilogue,
     output: Address,
 ) -> Result<()> {
-    if wgmma::serves_forward(driver, shape) {
-        return wgmma::forward(driver, Rung::default(), shape, input, weights, epilogue, output);
+    match wgmma::product(driver, shape, Direction::Forward) {
+        Some(planned) => wgmma::forward(driver, &planned, shape, input, weights, epilogue, output),
+        None => forward_on_mma(driver, shape, input, weights, epilogue, output),
     }
+}
+
+/// [`forward`] on mma, in the tile that should be fastest.
+pub fn forward_on_mma(
+    driver: &dyn Driver,
+    shape: &ConvShape,
+    input: Address,
+    weights: Address,
+    epilogue: &ForwardEpilogue,
+    output: Address,
+) -> Result<()> {
     let tile = Tile::choose(shape.output_rows(), shape.out_channels);
     forward_tiled(driver, tile, shape, input, weights, epilogue, output)
 }
@@ -59,12 +82,7 @@ pub fn forward_tiled(
     output: Address,
 ) -> Result<()> {
     shape.check()?;
-    let operation = match epilogue {
-        ForwardEpilogue::Relu { .. } => "conv_forward_relu",
-        ForwardEpilogue::Bias { .. } => "conv_forward_bias",
-        ForwardEpilogue::Statistics { .. } => "conv_forward_statistics",
-    };
-    let plan = tile.plan(operation, shape.output_rows(), shape.out_channels)?;
+    let plan = tile.plan(epilogue.operation(), shape.output_rows(), shape.out_channels)?;
     let mut params = ForwardParams {
         input,
         weights,

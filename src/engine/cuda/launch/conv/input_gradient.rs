@@ -1,7 +1,7 @@
 //! Launch of the input gradient: `kernels/conv/input_gradient.cu`.
 
 use super::params::InputGradientParams;
-use super::wgmma::{self, Rung};
+use super::wgmma::{self, Direction};
 use super::{ConvShape, Tile, input_gradient_cost};
 use crate::engine::cuda::driver::{Address, Driver, launch};
 use crate::engine::{Error, Result};
@@ -41,21 +41,31 @@ pub fn input_gradient(
     input_gradient: Address,
 ) -> Result<()> {
     check(shape, epilogue)?;
-    if wgmma::serves_input_gradient(driver, shape) {
-        let rung = Rung::default();
-        return wgmma::input_gradient(
-            driver,
-            rung,
-            shape,
-            output_gradient,
-            weights,
-            epilogue,
-            input_gradient,
-        );
+    match wgmma::product(driver, shape, Direction::Gradient) {
+        Some(planned) => {
+            let (from, to) = (output_gradient, input_gradient);
+            wgmma::input_gradient(driver, &planned, shape, from, weights, epilogue, to)
+        }
+        None => input_gradient_on_mma(driver, shape, output_gradient, weights, epilogue, input_gradient),
     }
-    let phases = if shape.stride == 2 && shape.kernel == 3 { 4 } else { 1 };
-    let tile = Tile::choose(phases * shape.output_rows(), shape.in_channels);
+}
+
+/// [`input_gradient`] on mma, in the tile that should be fastest.
+pub fn input_gradient_on_mma(
+    driver: &dyn Driver,
+    shape: &ConvShape,
+    output_gradient: Address,
+    weights: Address,
+    epilogue: &InputGradientEpilogue,
+    input_gradient: Address,
+) -> Result<()> {
+    let tile = Tile::choose(phases(shape) * shape.output_rows(), shape.in_channels);
     input_gradient_tiled(driver, tile, shape, output_gradient, weights, epilogue, input_gradient)
+}
+
+/// Sets of input pixels with taps of their own: one for each parity of row and column.
+fn phases(shape: &ConvShape) -> usize {
+    if shape.stride == 2 && shape.kernel == 3 { 4 } else { 1 }
 }
 
 /// [`input_gradient`] on mma in a given tile: for tests and measurements.
@@ -86,6 +96,6 @@ pub fn input_gradient_tiled(
         log2_in_channels: shape.in_channels.ilog2(),
         log2_column_tiles: plan.log2_column_tiles,
     };
-    let phases = if shape.stride == 2 && shape.kernel == 3 { 4 } else { 1 };
-    launch(driver, &plan.kernel, [plan.blocks, 1, phases], &params, input_gradient_cost(shape, epilogue))
+    let layers = phases(shape) as u32;
+    launch(driver, &plan.kernel, [plan.blocks, 1, layers], &params, input_gradient_cost(shape, epilogue))
 }

@@ -17,12 +17,17 @@ mod tile;
 mod weight_gradient;
 pub mod wgmma;
 
+pub use cost::flops;
 use cost::{
     forward_cost, image_gradient_cost, input_gradient_cost, weight_gradient_cost, weight_reduce_cost,
 };
-pub use forward::{ForwardEpilogue, forward, forward_tiled, statistics_partials, statistics_tile_rows};
+pub use forward::{
+    ForwardEpilogue, forward, forward_on_mma, forward_tiled, statistics_partials, statistics_tile_rows,
+};
 pub use image_gradient::{ImageEpilogue, image_gradient};
-pub use input_gradient::{InputGradientEpilogue, input_gradient, input_gradient_tiled};
+pub use input_gradient::{
+    InputGradientEpilogue, input_gradient, input_gradient_on_mma, input_gradient_tiled,
+};
 pub use shape::ConvShape;
 pub use tile::Tile;
 pub use weight_gradient::{weight_gradient, weight_gradient_workspace};

@@ -1,7 +1,8 @@
 //! Launch of the weight gradient and its reduction: `kernels/conv/weight_gradient.cu`.
 
 use super::params::{WeightGradientParams, WeightReduceParams};
-use super::{ConvShape, weight_gradient_cost, weight_reduce_cost, wgmma};
+use super::wgmma::{self, Direction};
+use super::{ConvShape, weight_gradient_cost, weight_reduce_cost};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
 
@@ -57,10 +58,11 @@ pub fn weight_gradient(
     accumulate: bool,
 ) -> Result<()> {
     shape.check()?;
-    let parts = if wgmma::serves_forward(driver, shape) {
-        wgmma::weight_gradient_parts(driver, shape, input, output_gradient, workspace)?
-    } else {
-        parts_on_mma(driver, shape, input, output_gradient, workspace)?
+    let parts = match wgmma::product(driver, shape, Direction::Forward) {
+        Some(planned) => {
+            wgmma::weight_gradient_parts(driver, &planned, shape, input, output_gradient, workspace)?
+        }
+        None => parts_on_mma(driver, shape, input, output_gradient, workspace)?,
     };
     reduce(driver, shape, workspace, parts, gradient, accumulate)
 }

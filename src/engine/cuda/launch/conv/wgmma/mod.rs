@@ -1,5 +1,5 @@
 //! Convolutions on wgmma: `kernels/conv/wgmma/`, for GPUs of compute capability 9.0 and layers whose channels are multiples
-//! of 64. The functions beside this folder call them where [`serves`] says so; nobody else chooses.
+//! of 64. The functions beside this folder call them where there is a [`product`]; nobody else chooses.
 //!
 //! | file | what lives there |
 //! |---|---|
@@ -22,8 +22,8 @@ use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
 use crate::engine::{Error, Result};
 use maps::Images;
 use params::{ForwardParams, GradientParams, Operands};
-use plan::{BLOCKS, GROUP_PIXELS, PARITIES, Planned, plan};
-pub use plan::{Block, Direction, Loads};
+use plan::{BLOCKS, GROUP_PIXELS, PARITIES, plan};
+pub use plan::{Block, Direction, Loads, Planned};
 pub use weight_gradient::{most_parts as weight_gradient_parts_at_most, weight_gradient_parts};
 
 /// Output pixels whose statistics are one partial result.
@@ -51,19 +51,14 @@ impl Rung {
     }
 }
 
-/// Whether these kernels run on the driver and serve a forward convolution of this shape.
-pub fn serves_forward(driver: &dyn Driver, shape: &ConvShape) -> bool {
-    driver.has_wgmma() && plan(shape, Direction::Forward, Loads::Planes, None).is_some()
+/// How the product computes a convolution of this shape here; `None` where the driver or the shape is not for these kernels.
+pub fn product(driver: &dyn Driver, shape: &ConvShape, direction: Direction) -> Option<Planned> {
+    if driver.has_wgmma() { plan(shape, direction, Rung::default()) } else { None }
 }
 
-/// The same for its input gradient.
-pub fn serves_input_gradient(driver: &dyn Driver, shape: &ConvShape) -> bool {
-    driver.has_wgmma() && plan(shape, Direction::Gradient, Loads::Planes, None).is_some()
-}
-
-fn planned(shape: &ConvShape, direction: Direction, rung: Rung) -> Result<Planned> {
-    shape.check()?;
-    plan(shape, direction, rung.loads, rung.block).ok_or_else(|| {
+/// How it is computed on a given rung.
+pub fn planned(shape: &ConvShape, direction: Direction, rung: Rung) -> Result<Planned> {
+    plan(shape, direction, rung).ok_or_else(|| {
         Error::Invalid(format!(
             "convolution {shape:?}, {direction:?} with {rung:?}: the wgmma kernels want channels in multiples of 64 and output \
              sides of 4 to 32"
@@ -74,33 +69,29 @@ fn planned(shape: &ConvShape, direction: Direction, rung: Rung) -> Result<Planne
 /// See [`super::forward`].
 pub fn forward(
     driver: &dyn Driver,
-    rung: Rung,
+    planned: &Planned,
     shape: &ConvShape,
     input: Address,
     weights: Address,
     epilogue: &ForwardEpilogue,
     output: Address,
 ) -> Result<()> {
-    let planned = planned(shape, Direction::Forward, rung)?;
-    let operation = match epilogue {
-        ForwardEpilogue::Relu { .. } => "conv_forward_relu",
-        ForwardEpilogue::Bias { .. } => "conv_forward_bias",
-        ForwardEpilogue::Statistics { .. } => "conv_forward_statistics",
-    };
+    shape.check()?;
+    let rung = planned.rung;
     let (side, channels) = (shape.out_side(), shape.out_channels);
     let inputs =
         Images { address: input, batch: shape.batch, side: shape.in_side, channels: shape.in_channels };
     let like_output = |address| {
         let images = Images { address, batch: shape.batch, side, channels };
         match rung.loads {
-            Loads::Planes => images.stage(driver, [0, 0], 1, &planned),
+            Loads::Planes => images.stage(driver, [0, 0], 1, planned),
             Loads::Im2col => images.stage_in_order(driver),
         }
     };
     let mut params = ForwardParams {
         operands: Operands {
             pixels: match rung.loads {
-                Loads::Planes => inputs.slots(driver, shape.stride, &planned)?,
+                Loads::Planes => inputs.slots(driver, shape.stride, planned)?,
                 Loads::Im2col => [inputs.im2col(driver, shape.stride)?; 4],
             },
             weights: maps::weights(driver, weights, shape.in_channels, shape.taps(), channels)?,
@@ -121,21 +112,22 @@ pub fn forward(
         ForwardEpilogue::Bias { bias } => params.bias = bias,
         ForwardEpilogue::Statistics { partials } => params.statistics = partials,
     }
-    let kernel = Kernel::named(&format!("{operation}_wgmma_{}", planned.block.name()))?;
-    launch(driver, &kernel, [rung.blocks(&planned), 1, 1], &params, forward_cost(shape, epilogue))
+    let kernel = Kernel::named(&format!("{}_wgmma_{}", epilogue.operation(), planned.block.name()))?;
+    launch(driver, &kernel, [rung.blocks(planned), 1, 1], &params, forward_cost(shape, epilogue))
 }
 
 /// See [`super::input_gradient`].
 pub fn input_gradient(
     driver: &dyn Driver,
-    rung: Rung,
+    planned: &Planned,
     shape: &ConvShape,
     output_gradient: Address,
     weights: Address,
     epilogue: &InputGradientEpilogue,
     input_gradient: Address,
 ) -> Result<()> {
-    let planned = planned(shape, Direction::Gradient, rung)?;
+    shape.check()?;
+    let rung = planned.rung;
     let (batch, grid, channels) = (shape.batch, shape.out_side(), shape.in_channels);
     let gathered = Images { address: output_gradient, batch, side: grid, channels: shape.out_channels };
     // A strided gradient is written parity by parity, but for the compact one of a 1 x 1 kernel.
@@ -144,13 +136,13 @@ pub fn input_gradient(
     let target = Images { address: input_gradient, batch, side: grid * every, channels };
     let parities = if phases == 4 { PARITIES } else { [(0, 0); 4] };
     let stage = |images: Images, parity: (usize, usize), every| match rung.loads {
-        Loads::Planes => images.stage(driver, [parity.0, parity.1], every, &planned),
+        Loads::Planes => images.stage(driver, [parity.0, parity.1], every, planned),
         Loads::Im2col => images.stage_in_order(driver),
     };
     let mut params = GradientParams {
         operands: Operands {
             pixels: match rung.loads {
-                Loads::Planes => gathered.slots(driver, 1, &planned)?,
+                Loads::Planes => gathered.slots(driver, 1, planned)?,
                 Loads::Im2col => [gathered.im2col(driver, 1)?; 4],
             },
             weights: maps::weights(driver, weights, channels, shape.taps(), shape.out_channels)?,
@@ -172,5 +164,5 @@ pub fn input_gradient(
         params.residual_phase = phases as u32 - 1;
     }
     let kernel = Kernel::named(&format!("conv_input_gradient_wgmma_{}", planned.block.name()))?;
-    launch(driver, &kernel, [rung.blocks(&planned), 1, 1], &params, input_gradient_cost(shape, epilogue))
+    launch(driver, &kernel, [rung.blocks(planned), 1, 1], &params, input_gradient_cost(shape, epilogue))
 }

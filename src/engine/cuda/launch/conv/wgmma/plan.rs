@@ -5,6 +5,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::super::ConvShape;
+use super::Rung;
 
 /// Output pixels that a warpgroup computes, and channels.
 pub const GROUP_PIXELS: usize = 256;
@@ -149,6 +150,7 @@ impl Block {
 /// A plan, and what its launch and its maps need beside it.
 #[derive(Clone, Copy, Debug)]
 pub struct Planned {
+    pub rung: Rung,
     pub plan: Plan,
     pub block: Block,
     /// Planes that a slot loads.
@@ -169,8 +171,9 @@ fn group(side: usize) -> (usize, usize) {
     }
 }
 
-/// Plans a convolution, in the block that should be fastest or the one given; `None` where these kernels do not serve it.
-pub fn plan(shape: &ConvShape, direction: Direction, loads: Loads, block: Option<Block>) -> Option<Planned> {
+/// Plans a convolution on a rung; `None` where these kernels do not serve it.
+pub fn plan(shape: &ConvShape, direction: Direction, rung: Rung) -> Option<Planned> {
+    let Rung { loads, block, .. } = rung;
     let (columns, reduction) = match direction {
         Direction::Forward => (shape.out_channels, shape.in_channels),
         Direction::Gradient => (shape.in_channels, shape.out_channels),
@@ -215,7 +218,7 @@ pub fn plan(shape: &ConvShape, direction: Direction, loads: Loads, block: Option
         plan.slots[next..next + slots.len()].copy_from_slice(slots);
         next += slots.len();
     }
-    Some(Planned { plan, block, planes, rows, images, groups, tiles: phases.len() * phase_tiles })
+    Some(Planned { rung, plan, block, planes, rows, images, groups, tiles: phases.len() * phase_tiles })
 }
 
 /// A slot from its taps: (plane, position in the kernel).
@@ -283,7 +286,7 @@ mod tests {
     /// Every product (output pixel row, input row, tap row) of one axis that a plan makes, as (grid position with parity,
     /// gathered position, tap), gathered positions in the whole image.
     fn products(shape: &ConvShape, direction: Direction) -> Vec<([usize; 2], [i64; 2], usize)> {
-        let planned = plan(shape, direction, Loads::Planes, None).unwrap();
+        let planned = plan(shape, direction, Rung::default()).unwrap();
         let side = shape.out_side() as i64;
         let mut products = Vec::new();
         let phases = &planned.plan.phases[..planned.plan.phase_count as usize];
@@ -364,14 +367,9 @@ mod tests {
         for conv in (ResNet18 { width: 16, classes: 10 }).convs() {
             let shape = ConvShape::new(&conv, 4);
             let served = shape.in_channels >= 64 && shape.out_channels >= 64;
-            assert_eq!(
-                plan(&shape, Direction::Forward, Loads::Planes, None).is_some(),
-                served,
-                "{}",
-                conv.name
-            );
+            assert_eq!(plan(&shape, Direction::Forward, Rung::default()).is_some(), served, "{}", conv.name);
         }
         let stem = ConvShape::new(&(ResNet18 { width: 64, classes: 10 }).convs()[0], 4);
-        assert!(plan(&stem, Direction::Forward, Loads::Planes, None).is_none());
+        assert!(plan(&stem, Direction::Forward, Rung::default()).is_none());
     }
 }

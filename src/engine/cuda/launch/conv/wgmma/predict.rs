@@ -6,8 +6,7 @@
 //! measures; checked here against the figures that one can work out by hand.
 
 use super::Rung;
-use super::plan::{BLOCKS, Block, Direction, GROUP_CHANNELS, GROUP_PIXELS, Loads, Planned, plan};
-use crate::engine::cuda::launch::conv::ConvShape;
+use super::plan::{BLOCKS, Block, GROUP_CHANNELS, GROUP_PIXELS, Loads, Planned};
 
 const FLOPS_A_CLOCK: f64 = 4096.0;
 const CACHE_BYTES_A_CLOCK: f64 = 35.0;
@@ -52,12 +51,11 @@ fn tile_clocks(planned: &Planned, phase: usize) -> [f64; 3] {
     ]
 }
 
-/// Predicts a forward convolution or an input gradient; `None` where these kernels do not serve the shape.
-pub fn predict(shape: &ConvShape, direction: Direction, rung: Rung) -> Option<Prediction> {
-    let planned = plan(shape, direction, rung.loads, rung.block)?;
+/// Predicts a forward convolution or an input gradient.
+pub fn predict(planned: &Planned) -> Prediction {
     // A persistent block loads the next tile behind the products of the last, and two warpgroups that take turns hide what
     // follows the products as well.
-    let around = match (planned.block, rung.persistent) {
+    let around = match (planned.block, planned.rung.persistent) {
         (Block::Resident, true) => 0.0,
         (_, true) => EPILOGUE,
         (_, false) => FILL + EPILOGUE,
@@ -65,7 +63,7 @@ pub fn predict(shape: &ConvShape, direction: Direction, rung: Rung) -> Option<Pr
     let rounds = planned.tiles.div_ceil(BLOCKS) as f64;
     let phases = planned.plan.phase_count as usize;
     // Phases differ in their taps; a round has its share of each.
-    let clocks: Vec<[f64; 3]> = (0..phases).map(|phase| tile_clocks(&planned, phase)).collect();
+    let clocks: Vec<[f64; 3]> = (0..phases).map(|phase| tile_clocks(planned, phase)).collect();
     let slowest = |clocks: &[f64; 3]| clocks.iter().copied().fold(0.0, f64::max);
     let mean = clocks.iter().map(slowest).sum::<f64>() / phases as f64;
     let sums: [f64; 3] = std::array::from_fn(|at| clocks.iter().map(|clocks| clocks[at]).sum());
@@ -74,7 +72,7 @@ pub fn predict(shape: &ConvShape, direction: Direction, rung: Rung) -> Option<Pr
         most if most == sums[1] => "cache",
         _ => "shared",
     };
-    Some(Prediction { seconds: (rounds * (mean + around) + FILL) / CLOCK, bound })
+    Prediction { seconds: (rounds * (mean + around) + FILL) / CLOCK, bound }
 }
 
 /// Every rung, lowest first, and what it is called.
@@ -87,7 +85,9 @@ pub const LADDER: [(&str, Rung); 4] = [
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan::{Direction, plan};
     use super::*;
+    use crate::engine::cuda::launch::conv::ConvShape;
 
     fn layer(side: usize, channels: usize) -> ConvShape {
         ConvShape {
@@ -104,7 +104,7 @@ mod tests {
     fn im2col_is_bound_by_the_cache_and_planes_by_the_tensor_cores() {
         for (side, channels) in [(32, 64), (16, 128), (8, 256), (4, 512)] {
             let shape = layer(side, channels);
-            let of = |rung| predict(&shape, Direction::Forward, rung).unwrap();
+            let of = |rung| predict(&plan(&shape, Direction::Forward, rung).unwrap());
             assert_eq!(of(LADDER[0].1).bound, "cache", "{side}");
             assert_eq!(of(LADDER[3].1).bound, "tensor", "{side}");
             let seconds: Vec<f64> = LADDER.iter().map(|(_, rung)| of(*rung).seconds).collect();
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_tile_of_the_first_stage_takes_what_one_works_out_by_hand() {
-        let planned = plan(&layer(32, 64), Direction::Forward, Loads::Planes, None).unwrap();
+        let planned = plan(&layer(32, 64), Direction::Forward, Rung::default()).unwrap();
         let [tensor, cache, shared] = tile_clocks(&planned, 0);
         // 36 products of 128 clocks; three slots of ten planes of 4 KiB; 36 times 10 KiB, and the loads.
         assert_eq!(tensor, 36.0 * 128.0);

@@ -2,10 +2,10 @@
 
 use bytemuck::Zeroable;
 
+use super::Rung;
 use super::maps::Images;
 use super::params::WeightGradientParams;
-use super::plan::{BLOCKS, DEPTH_CHANNELS, Direction, GROUP_CHANNELS, Loads, Planned, plan};
-use super::{Rung, planned};
+use super::plan::{BLOCKS, DEPTH_CHANNELS, Direction, GROUP_CHANNELS, Planned, plan};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
 use crate::engine::cuda::launch::conv::{ConvShape, weight_gradient_cost};
@@ -51,28 +51,28 @@ impl Split {
 
 /// Parts that the workspace has room for at most; `None` where these kernels do not serve the shape.
 pub fn most_parts(shape: &ConvShape) -> Option<usize> {
-    let planned = plan(shape, Direction::Forward, Loads::Planes, None)?;
+    let planned = plan(shape, Direction::Forward, Rung::default())?;
     let Split { groups, blocks_a_part: [across, down], shares, .. } = Split::new(shape, &planned);
     Some((BLOCKS / (across * down)).clamp(1, groups) * shares)
 }
 
-/// Writes the parts to `workspace`, and says how many they are.
+/// Writes the parts to `workspace`, and says how many they are; `planned` is the plan of the forward convolution.
 pub fn weight_gradient_parts(
     driver: &dyn Driver,
+    planned: &Planned,
     shape: &ConvShape,
     input: Address,
     output_gradient: Address,
     workspace: Address,
 ) -> Result<usize> {
-    let planned = planned(shape, Direction::Forward, Rung::default())?;
-    let split = Split::new(shape, &planned);
+    let split = Split::new(shape, planned);
     let batch = shape.batch;
     let inputs = Images { address: input, batch, side: shape.in_side, channels: shape.in_channels };
     let gradients =
         Images { address: output_gradient, batch, side: shape.out_side(), channels: shape.out_channels };
     let params = WeightGradientParams {
-        pixels: inputs.slots(driver, shape.stride, &planned)?,
-        output_gradient: gradients.group(driver, &planned)?,
+        pixels: inputs.slots(driver, shape.stride, planned)?,
+        output_gradient: gradients.group(driver, planned)?,
         workspace,
         columns: (shape.taps() * shape.in_channels) as u32,
         log2_in_channels: shape.in_channels.ilog2(),
