@@ -3,19 +3,16 @@
 //! The rungs below the product exist for this command alone. `--dry-run` prints what an H200 should take and needs no device.
 //! Checked by `tests/ladder.rs`.
 
-use std::path::PathBuf;
-
 use anyhow::bail;
 use regex::Regex;
 
-use super::super::{Interrupted, at, catch_interrupts, writable};
-use super::options::filter;
+use super::super::{Interrupted, catch_interrupts};
+use super::options::{Sampling, filter};
 use crate::console::Console;
 use crate::engine::{DeviceChoice, open, open_dry};
-use crate::files::{Existing, write_atomic};
 use crate::measure::ceilings::Ceilings;
 use crate::measure::document::{Document, Row};
-use crate::measure::harness::{Rule, Samples, sample};
+use crate::measure::harness::sample;
 use crate::measure::ladder;
 use crate::measure::workload::Cache;
 use crate::model::ResNet18;
@@ -38,33 +35,15 @@ pub struct Args {
     /// Only rows whose name, layer and rung, this regular expression matches
     #[arg(long, value_name = "RE", default_value = "", value_parser = filter)]
     filter: Regex,
-    /// Samples of a row at least
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
-    samples: u32,
-    /// Relative standard error of the median at most, in percent
-    #[arg(long, value_name = "PERCENT", default_value_t = 1.0)]
-    error: f64,
-    /// Seconds of sampling a row at most
-    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
-    timeout: f64,
-    /// Write everything, every sample included, as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write the table as CSV
-    #[arg(long, value_name = "FILE")]
-    csv: Option<PathBuf>,
+    #[command(flatten)]
+    sampling: Sampling,
 }
 
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
-    if !(args.error > 0.0 && args.timeout >= 0.0) {
-        bail!("--error {} --timeout {}: expected numbers above 0", args.error, args.timeout);
-    }
     if !WIDTHS.contains(&args.width) {
         bail!("--width {}: the kernels are built for widths {WIDTHS:?}", args.width);
     }
-    for path in args.json.iter().chain(&args.csv) {
-        writable(path)?;
-    }
+    let rule = args.sampling.rule()?;
     let network = ResNet18 { width: args.width, classes: 10 };
     let mut engine = match args.dry_run {
         true => open_dry(network, 1)?.0,
@@ -76,7 +55,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         bail!("--filter {}: matches no row", args.filter);
     }
     if args.dry_run {
-        if args.json.is_some() || args.csv.is_some() {
+        if args.sampling.writes() {
             bail!("--dry-run measures nothing: --json and --csv have nothing to hold");
         }
         for line in ladder::predicted_lines(&steps) {
@@ -93,7 +72,6 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     for line in document.device_block() {
         console.line(line);
     }
-    let rule = Rule { samples: args.samples as usize, error: args.error / 100.0, seconds: args.timeout };
     let mut measured = Vec::new();
     console.bar("ladder", steps.len());
     for (done, step) in steps.iter_mut().enumerate() {
@@ -101,9 +79,8 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         step.probe.run()?;
         let mut once = || ladder::seconds(&mut step.probe);
         let Some(samples) = sample(&rule, &stop, &mut once)? else { bail!(Interrupted(None)) };
-        let Samples { values, unmet } = samples;
         let amounts = [step.probe.amount as f64, 0.0];
-        let row = Row::new(ladder::name(step), Cache::Warm, Samples { values, unmet }, 0, amounts, &ceilings);
+        let row = Row::new(ladder::name(step), Cache::Warm, samples, 0, amounts, &ceilings);
         measured.push(row.as_ref().map(|row| row.median));
         document.rows.extend(row);
         console.at(done + 1);
@@ -112,11 +89,5 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     for line in ladder::measured_lines(&steps, &measured) {
         console.line(line);
     }
-    if let Some(path) = &args.json {
-        at(path, write_atomic(path, &document.to_json()?, Existing::Replace))?;
-    }
-    if let Some(path) = &args.csv {
-        at(path, write_atomic(path, document.to_csv().as_bytes(), Existing::Replace))?;
-    }
-    Ok(())
+    args.sampling.write(&document)
 }

@@ -4,19 +4,16 @@
 //! cuda device and the emulated one the operations and bytes of a row are counted launch by launch; the cpu engine counts its
 //! convolutions. Checked by `tests/bench.rs`.
 
-use std::path::PathBuf;
-
 use anyhow::bail;
 use regex::Regex;
 
-use super::super::{Interrupted, at, catch_interrupts, recipe_for, writable};
-use super::options::{Caches, filter};
+use super::super::{Interrupted, catch_interrupts, recipe_for};
+use super::options::{Caches, Sampling, filter};
 use crate::console::Console;
 use crate::engine::{DeviceChoice, Record};
-use crate::files::{Existing, write_atomic};
 use crate::measure::ceilings::Ceilings;
 use crate::measure::document::{Document, Row};
-use crate::measure::harness::{Rule, sample};
+use crate::measure::harness::sample;
 use crate::measure::profile;
 use crate::measure::replay::{Plan, kernel_rows};
 use crate::measure::workload::{Bench, Cache, Work};
@@ -53,24 +50,20 @@ pub struct Options {
     /// State of the caches before a sample [default: both for kernels, else warm]
     #[arg(long)]
     pub cache: Option<Caches>,
-    /// Samples of a row at least
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
-    pub samples: u32,
-    /// Relative standard error of the median at most, in percent
-    #[arg(long, value_name = "PERCENT", default_value_t = 1.0)]
-    pub error: f64,
     /// Replay the steps of an attack as one CUDA graph, or launch every kernel; of steps and attacks, on a GPU
     #[arg(long, value_name = "on|off", default_value = "on")]
     pub graphs: Switch,
-    /// Seconds of sampling a row (of kernels: a recipe) at most
-    #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
-    pub timeout: f64,
-    /// Write everything, every sample included, as JSON
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Write the table as CSV
-    #[arg(long, value_name = "FILE")]
-    pub csv: Option<PathBuf>,
+    #[command(flatten)]
+    pub sampling: Sampling,
+}
+
+impl Options {
+    /// The device with images for `steps` steps of a recipe; with `kernels` one that has some.
+    pub fn open(&self, kernels: bool, recipe: &Recipe, steps: usize) -> anyhow::Result<Bench> {
+        let mut bench = Bench::open(self.device, kernels, recipe, steps)?;
+        bench.engine.replay_attacks(self.graphs == Switch::On);
+        Ok(bench)
+    }
 }
 
 /// `on` or `off`.
@@ -82,9 +75,6 @@ pub enum Switch {
 
 /// Measures one kind of work, `step`, `attack`, `eval` or `kernels`.
 pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Result<()> {
-    if !(options.error > 0.0 && options.timeout >= 0.0) {
-        bail!("--error {} --timeout {}: expected numbers above 0", options.error, options.timeout);
-    }
     let kernels = kind == "kernels";
     if kernels && options.device == DeviceChoice::Cpu {
         bail!(
@@ -100,24 +90,16 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
     let recipes: Vec<&Recipe> = recipes.iter().filter(wanted).collect();
     let Some(first) = recipes.first() else { bail!("--filter {}: matches no row", options.filter) };
     let caches = options.cache.unwrap_or(if kernels { Caches::Both } else { Caches::Warm }).states();
-    for path in options.json.iter().chain(&options.csv) {
-        writable(path)?;
-    }
+    let rule = options.sampling.rule()?;
     let work = match kind {
         "attack" => Work::Attack,
         "eval" => Work::Evaluation("pgd20".parse().map_err(anyhow::Error::msg)?),
         _ => Work::Step,
     };
-    let rule =
-        Rule { samples: options.samples as usize, error: options.error / 100.0, seconds: options.timeout };
     let interrupt = catch_interrupts()?;
     let stop = || interrupt.requested();
 
-    let open = |recipe: &Recipe| -> anyhow::Result<Bench> {
-        let mut bench = Bench::open(options.device, kernels, recipe, STEPS_A_SAMPLE)?;
-        bench.engine.replay_attacks(options.graphs == Switch::On);
-        Ok(bench)
-    };
+    let open = |recipe: &Recipe| options.open(kernels, recipe, STEPS_A_SAMPLE);
     let mut bench = open(first)?;
     let ceilings = Ceilings::measure(bench.engine.as_mut())?;
     let names = recipes.iter().map(|recipe| recipe.name.clone()).collect();
@@ -174,13 +156,7 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
     for line in document.row_lines() {
         console.line(line);
     }
-    if let Some(path) = &options.json {
-        at(path, write_atomic(path, &document.to_json()?, Existing::Replace))?;
-    }
-    if let Some(path) = &options.csv {
-        at(path, write_atomic(path, document.to_csv().as_bytes(), Existing::Replace))?;
-    }
-    Ok(())
+    options.sampling.write(&document)
 }
 
 fn row_name(kind: &str, recipe: &Recipe) -> String {

@@ -41,6 +41,7 @@ enum What {
     /// The least that a step of each recipe can take, by the roofline, layer by layer; no device is needed
     Model(model::Args),
     /// Every layer on every kind of convolution kernel, beside what it should take on an H200
+    #[command(mut_arg("timeout", |arg| arg.default_value("5")))]
     Ladder(ladder::Args),
     /// Say of each row of two JSON files whether it became faster or slower; exit code 1 where one is slower
     Compare(compare::Args),

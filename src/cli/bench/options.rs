@@ -1,8 +1,65 @@
-//! What the options of `secateur bench` mean: which rows, and which state of the caches. Checked by `tests/bench.rs`.
+//! Options that the commands of `secateur bench` share, and what they mean: which rows, which state of the caches, how long to
+//! sample, where to write. Checked by `tests/bench.rs`.
 
+use std::path::PathBuf;
+
+use anyhow::bail;
 use regex::Regex;
 
+use super::super::{at, writable};
+use crate::files::{Existing, write_atomic};
+use crate::measure::document::Document;
+use crate::measure::harness::Rule;
 use crate::measure::workload::Cache;
+
+/// How long rows are sampled, and where they are written.
+#[derive(clap::Args)]
+pub struct Sampling {
+    /// Samples of a row at least
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    samples: u32,
+    /// Relative standard error of the median at most, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 1.0)]
+    error: f64,
+    /// Seconds of sampling a row (of kernels: a recipe) at most
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
+    timeout: f64,
+    /// Write everything, every sample included, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the table as CSV
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+}
+
+impl Sampling {
+    /// What ends the sampling of a row, once the numbers make sense and the files can be written.
+    pub fn rule(&self) -> anyhow::Result<Rule> {
+        if !(self.error > 0.0 && self.timeout >= 0.0) {
+            bail!("--error {} --timeout {}: expected numbers above 0", self.error, self.timeout);
+        }
+        for path in self.json.iter().chain(&self.csv) {
+            writable(path)?;
+        }
+        Ok(Rule { samples: self.samples as usize, error: self.error / 100.0, seconds: self.timeout })
+    }
+
+    /// Whether a file is asked for.
+    pub fn writes(&self) -> bool {
+        self.json.is_some() || self.csv.is_some()
+    }
+
+    /// Writes the files that are asked for.
+    pub fn write(&self, document: &Document) -> anyhow::Result<()> {
+        if let Some(path) = &self.json {
+            at(path, write_atomic(path, &document.to_json()?, Existing::Replace))?;
+        }
+        if let Some(path) = &self.csv {
+            at(path, write_atomic(path, document.to_csv().as_bytes(), Existing::Replace))?;
+        }
+        Ok(())
+    }
+}
 
 /// `--cache`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -5,16 +5,15 @@
 
 use anyhow::bail;
 
-use super::super::{Interrupted, at, catch_interrupts, writable};
+use super::super::{Interrupted, catch_interrupts};
 use super::measure::Options;
 use super::options::Caches;
 use crate::console::Console;
-use crate::files::{Existing, write_atomic};
 use crate::measure::ceilings::Ceilings;
 use crate::measure::document::{Document, Row};
-use crate::measure::harness::{Rule, Samples, sample};
+use crate::measure::harness::{Samples, sample};
 use crate::measure::selection::{Choice, Parts, counted, select};
-use crate::measure::workload::{Bench, Cache};
+use crate::measure::workload::Cache;
 use crate::names::Named;
 use crate::prune::PruneError;
 use crate::recipe::{Recipe, SelectionMethod};
@@ -60,9 +59,6 @@ fn method(name: &str) -> Result<SelectionMethod, String> {
 
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     let options = &args.options;
-    if !(options.error > 0.0 && options.timeout >= 0.0) {
-        bail!("--error {} --timeout {}: expected numbers above 0", options.error, options.timeout);
-    }
     if options.cache.is_some_and(|caches| caches != Caches::Warm) {
         bail!("--cache: a selection takes too long for its caches to matter; bench select knows warm alone");
     }
@@ -85,15 +81,11 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     let Some((_, first, choice)) = subjects.first() else {
         bail!("--filter {}: matches no row", options.filter)
     };
-    for path in options.json.iter().chain(&options.csv) {
-        writable(path)?;
-    }
-    let rule =
-        Rule { samples: options.samples as usize, error: options.error / 100.0, seconds: options.timeout };
+    let rule = options.sampling.rule()?;
     let interrupt = catch_interrupts()?;
     let stop = || interrupt.requested();
 
-    let mut bench = Bench::open(options.device, false, first, choice.batches(first.batch))?;
+    let mut bench = options.open(false, first, choice.batches(first.batch))?;
     let ceilings = Ceilings::measure(bench.engine.as_mut())?;
     let names = options.recipe.clone();
     let mut document = Document::new("bench select", bench.engine.as_ref(), names, options.batch, &ceilings);
@@ -104,7 +96,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         if bench.recipe() != recipe {
             // The old engine's memory first: two may not fit.
             drop(bench);
-            bench = Bench::open(options.device, false, recipe, choice.batches(recipe.batch))?;
+            bench = options.open(false, recipe, choice.batches(recipe.batch))?;
         }
         console.bar(name.clone(), choice.candidates);
         let mut watch = |done, _| {
@@ -135,13 +127,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     for line in document.row_lines() {
         console.line(line);
     }
-    if let Some(path) = &options.json {
-        at(path, write_atomic(path, &document.to_json()?, Existing::Replace))?;
-    }
-    if let Some(path) = &options.csv {
-        at(path, write_atomic(path, document.to_csv().as_bytes(), Existing::Replace))?;
-    }
-    Ok(())
+    options.sampling.write(&document)
 }
 
 /// The recipe with what the options change; when to select is of no matter here.
