@@ -12,14 +12,14 @@ use super::eval::{self, EvalPass};
 use super::graphs::Graphs;
 use super::launch::conv::ImageEpilogue;
 use super::launch::select::{self, Outcome, Selection};
-use super::launch::{attack, data, loss, rows};
+use super::launch::{attack, data, rows};
 use super::layout::{Layout, STEM_CHANNELS};
 use super::parameters::Parameters;
 use super::scratch::Scratch;
 use super::train::{TrainPass, Wanted};
 use crate::engine::{
-    Augment, CrossEntropy, DeviceInfo, Engine, Error, ImageSet, LossOutputs, Noise, OptimizerState,
-    PairedLoss, PairedLossOutputs, Pass, Result, Sgd, SignStep, Storage, Tensor, WeightSet,
+    Augment, DeviceInfo, Engine, Error, ImageSet, Noise, OptimizerState, Pass, Result, Sgd, SignStep,
+    Storage, Tensor, WeightSet,
 };
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::model::{ResNet18, Weights};
@@ -377,97 +377,6 @@ impl Engine for Cuda {
         self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, gradient, &wanted)?;
         self.packed_images.set(Some((self.address(perturbed)?, batch)));
         Ok(())
-    }
-
-    fn cross_entropy(
-        &mut self,
-        loss: &CrossEntropy,
-        logits: &Tensor<f32>,
-        labels: &Tensor<u32>,
-        weights: Option<&Tensor<f32>>,
-        outputs: LossOutputs,
-    ) -> Result<()> {
-        let batch = labels.len();
-        let classes = self.network().classes;
-        let params = loss::CrossEntropyParams {
-            logits: self.logits(logits, batch)?,
-            labels: self.address(labels)?,
-            weights: weights.map_or(Ok(Address::NULL), |weights| self.sized(weights, batch))?,
-            losses: self.sized(outputs.losses, batch)?,
-            predictions: self.sized(outputs.predictions, batch)?,
-            logit_gradient: self.logits(outputs.logit_gradient, batch)?,
-            batch: batch as u32,
-            classes: classes as u32,
-            smoothing: loss.smoothing,
-            scale: loss.scale,
-        };
-        loss::cross_entropy(self.driver(), &params)
-    }
-
-    fn divergence(
-        &mut self,
-        target_logits: &Tensor<f32>,
-        logits: &Tensor<f32>,
-        scale: f32,
-        outputs: LossOutputs,
-    ) -> Result<()> {
-        let batch = outputs.losses.len();
-        let params = loss::DivergenceParams {
-            target_logits: self.logits(target_logits, batch)?,
-            logits: self.logits(logits, batch)?,
-            losses: self.address(outputs.losses)?,
-            predictions: self.sized(outputs.predictions, batch)?,
-            logit_gradient: self.logits(outputs.logit_gradient, batch)?,
-            batch: batch as u32,
-            classes: self.network().classes as u32,
-            scale,
-            padding: 0,
-        };
-        loss::divergence(self.driver(), &params)
-    }
-
-    fn paired_loss(
-        &mut self,
-        loss: &PairedLoss,
-        clean_logits: &Tensor<f32>,
-        adversarial_logits: &Tensor<f32>,
-        labels: &Tensor<u32>,
-        weights: Option<&Tensor<f32>>,
-        outputs: PairedLossOutputs,
-    ) -> Result<()> {
-        let batch = labels.len();
-        let params = loss::PairedLossParams {
-            clean_logits: self.logits(clean_logits, batch)?,
-            adversarial_logits: self.logits(adversarial_logits, batch)?,
-            labels: self.address(labels)?,
-            weights: weights.map_or(Ok(Address::NULL), |weights| self.sized(weights, batch))?,
-            losses: self.sized(outputs.losses, batch)?,
-            predictions: self.sized(outputs.predictions, batch)?,
-            clean_gradient: self.logits(outputs.clean_gradient, batch)?,
-            adversarial_gradient: self.logits(outputs.adversarial_gradient, batch)?,
-            batch: batch as u32,
-            classes: self.network().classes as u32,
-            divergence: loss.divergence,
-            scale: loss.scale,
-        };
-        loss::paired_loss(self.driver(), loss.form, &params)
-    }
-
-    fn signed_deviation(
-        &mut self,
-        logits: &Tensor<f32>,
-        labels: &Tensor<u32>,
-        scores: &Tensor<f32>,
-    ) -> Result<()> {
-        let batch = labels.len();
-        let params = loss::SignedDeviationParams {
-            logits: self.logits(logits, batch)?,
-            labels: self.address(labels)?,
-            scores: self.sized(scores, batch)?,
-            batch: batch as u32,
-            classes: self.network().classes as u32,
-        };
-        loss::signed_deviation(self.driver(), &params)
     }
 
     fn top_k(&mut self, values: &Tensor<f32>, top: &Tensor<u32>) -> Result<()> {

@@ -11,6 +11,7 @@
 //! | `operands` | from tensors to addresses |
 //! | `engine` | the [`Engine`] trait on top of these |
 //! | `attack_loop`, `graphs` | the steps of an attack as one piece of work, recorded and replayed |
+//! | `softmax_losses` | its part for the losses of training and of most attacks |
 //! | `square` | its part for random searches |
 //! | `apgd`, `margin` | the traits that attacks of an evaluation add to it |
 //! | `ladder` | every layer on every kind of convolution kernel, for measurements |
@@ -24,7 +25,7 @@ pub mod driver;
 mod engine;
 mod eval;
 mod graphs;
-pub mod ladder;
+mod ladder;
 mod last_layer;
 pub mod launch;
 pub mod layout;
@@ -33,6 +34,7 @@ mod operands;
 mod parameters;
 mod probes;
 mod scratch;
+mod softmax_losses;
 mod square;
 mod train;
 

@@ -8,8 +8,8 @@ use super::memory::{Heap, expect_len};
 use super::train::{TrainPass, Wanted};
 use super::{gather, invalid, optimizer, perturb, ranking, rows};
 use crate::engine::{
-    Augment, CrossEntropy, DeviceInfo, Element, Engine, Error, ImageSet, LossOutputs, Noise, OptimizerState,
-    PairedLoss, PairedLossOutputs, Pass, Result, Sgd, SignStep, Storage, Tensor, WeightSet,
+    Augment, DeviceInfo, Element, Engine, Error, ImageSet, Noise, OptimizerState, Pass, Result, Sgd,
+    SignStep, Storage, Tensor, WeightSet,
 };
 use crate::model::layers::IMAGE_LEN;
 use crate::model::{ResNet18, Weights};
@@ -414,48 +414,6 @@ impl Engine for Reference {
         let images = self.heap.copy(images)?;
         perturb::sign_step(step, &images, &moved, &mut self.heap.view_mut(perturbed)?);
         Ok(())
-    }
-
-    fn cross_entropy(
-        &mut self,
-        loss: &CrossEntropy,
-        logits: &Tensor<f32>,
-        labels: &Tensor<u32>,
-        weights: Option<&Tensor<f32>>,
-        outputs: LossOutputs,
-    ) -> Result<()> {
-        self.losses().cross_entropy(loss, logits, labels, weights, outputs)
-    }
-
-    fn divergence(
-        &mut self,
-        target_logits: &Tensor<f32>,
-        logits: &Tensor<f32>,
-        scale: f32,
-        outputs: LossOutputs,
-    ) -> Result<()> {
-        self.losses().divergence(target_logits, logits, scale, outputs)
-    }
-
-    fn paired_loss(
-        &mut self,
-        loss: &PairedLoss,
-        clean_logits: &Tensor<f32>,
-        adversarial_logits: &Tensor<f32>,
-        labels: &Tensor<u32>,
-        weights: Option<&Tensor<f32>>,
-        outputs: PairedLossOutputs,
-    ) -> Result<()> {
-        self.losses().paired_loss(loss, clean_logits, adversarial_logits, labels, weights, outputs)
-    }
-
-    fn signed_deviation(
-        &mut self,
-        logits: &Tensor<f32>,
-        labels: &Tensor<u32>,
-        scores: &Tensor<f32>,
-    ) -> Result<()> {
-        self.losses().signed_deviation(logits, labels, scores)
     }
 
     fn top_k(&mut self, values: &Tensor<f32>, top: &Tensor<u32>) -> Result<()> {

@@ -27,6 +27,7 @@ mod probes;
 mod product;
 mod ranking;
 mod rows;
+mod softmax_losses;
 mod square;
 mod train;
 
