@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "host/runner.h"
+#include "host/vectors.h"
 #include "portable/matrix_store.h"
 
 namespace secateur::host {
@@ -18,10 +19,6 @@ namespace secateur::host {
 namespace {
 
 constexpr int max_tiles = 16;
-
-typedef float Quad __attribute__((vector_size(16)));
-typedef float Octet __attribute__((vector_size(32)));
-typedef float Hexadecet __attribute__((vector_size(64)));
 
 __attribute__((always_inline)) inline float widen(uint32_t half) {
     const uint32_t bits = half << 16;
@@ -39,26 +36,6 @@ struct Operands {
 };
 
 __thread Operands operands;
-
-/// Four floats, again and again across the vector. Written as a shuffle: a wide load of what narrow stores have just written
-/// waits for them to reach the cache.
-template <class Vector>
-__attribute__((always_inline)) inline Vector repeat(const float* four) {
-    const Quad quad = *reinterpret_cast<const Quad*>(four);
-#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
-    if constexpr (sizeof(Vector) == 64) {
-        return __builtin_shufflevector(quad, quad, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
-    } else if constexpr (sizeof(Vector) == 32) {
-        return __builtin_shufflevector(quad, quad, 0, 1, 2, 3, 0, 1, 2, 3);
-    } else {
-        return quad;
-    }
-#else
-    Vector v;
-    for (size_t i = 0; i < sizeof(Vector) / 16; ++i) memcpy(reinterpret_cast<char*>(&v) + 16 * i, &quad, 16);
-    return v;
-#endif
-}
 
 /// ROWS row tiles from `first` on, the columns of a `Vector` at a time: 1, 2 or 4 column tiles. LANES lanes that share their
 /// columns go together: eight sums in flight hide the latency of an addition.

@@ -14,22 +14,21 @@
 
 #include "host/async_proxy.h"
 #include "host/scheduler.h"
+#include "host/vectors.h"
 
 namespace secateur::host {
 
 namespace {
 
-typedef uint16_t Octet __attribute__((vector_size(16)));
-typedef float Quad __attribute__((vector_size(16)));
-typedef float Octofloat __attribute__((vector_size(32)));
-typedef float Hexadecet __attribute__((vector_size(64)));
+/// Eight bf16.
+typedef uint16_t Halves __attribute__((vector_size(16)));
 
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(to_mask(a)){__VA_ARGS__})
 typedef int32_t QuadMask __attribute__((vector_size(16)));
-Octet to_mask(Octet);
+Halves to_mask(Halves);
 QuadMask to_mask(Quad);
 #endif
 
@@ -73,13 +72,13 @@ struct Operand {
 
     /// 16 bytes at a place of the unswizzled layout. Bits 4 to 6 are xored with bits 7 to 9, counted from where the pattern
     /// starts.
-    Octet chunk(uint32_t place) const {
+    Halves chunk(uint32_t place) const {
         const uint32_t at = place ^ ((((place >> 7) - base) & 7) << 4);
         if (at + 16 > block->shared_bytes) {
             fault("wgmma: operand %s (start %u, leading %u, stride %u) reaches byte %u, the block has %zu bytes of shared memory",
                   name, start, leading, stride, at + 15, block->shared_bytes);
         }
-        Octet value, fenced;
+        Halves value, fenced;
         memcpy(&value, memory + at, 16);
         memcpy(&fenced, proxy + at, 16);
         if (memcmp(&value, &fenced, 16) != 0) proxy_check(*block, "wgmma", at, 16);
@@ -87,13 +86,13 @@ struct Operand {
     }
 
     /// Elements 8 j .. 8 j + 7 in m or n, for each of the 16 k.
-    void octets(uint32_t j, Octet (&k)[k_step]) const {
+    void octets(uint32_t j, Halves (&k)[k_step]) const {
         if (mn_major) {
             const uint32_t column = start + j / 8 * leading + j % 8 * 16;
             for (uint32_t i = 0; i < k_step; ++i) k[i] = chunk(column + i / 8 * stride + i % 8 * 128);
         } else {
             for (uint32_t half = 0; half < 2; ++half) {
-                Octet rows[8];
+                Halves rows[8];
                 for (uint32_t i = 0; i < 8; ++i) rows[i] = chunk(start + j * stride + i * 128 + half * 16);
                 transpose(rows, &k[8 * half]);
             }
@@ -104,7 +103,7 @@ struct Operand {
     uint64_t sum(uint32_t size) const {
         uint64_t sum = 0;
         for_each_place(size, [&](uint32_t place) {
-            const Octet value = chunk(place);
+            const Halves value = chunk(place);
             uint64_t words[2];
             memcpy(words, &value, 16);
             sum = (sum ^ words[0]) * 0x9E3779B97F4A7C15u + words[1];
@@ -143,8 +142,8 @@ struct Operand {
         }
     }
 
-    static void transpose(const Octet (&row)[8], Octet* column) {
-        Octet pair[8], quad[8];
+    static void transpose(const Halves (&row)[8], Halves* column) {
+        Halves pair[8], quad[8];
         for (int i = 0; i < 4; ++i) {
             pair[2 * i] = SHUFFLE(row[i], row[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
             pair[2 * i + 1] = SHUFFLE(row[i], row[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
@@ -152,7 +151,7 @@ struct Operand {
         // pair[2 i + h] = rows i, i + 4 interleaved, columns 4 h .. 4 h + 3.
         for (int i = 0; i < 2; ++i) {
             for (int h = 0; h < 2; ++h) {
-                const Octet a = pair[2 * i + h], b = pair[2 * (i + 2) + h];
+                const Halves a = pair[2 * i + h], b = pair[2 * (i + 2) + h];
                 quad[4 * i + 2 * h] = SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
                 quad[4 * i + 2 * h + 1] = SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
             }
@@ -166,17 +165,17 @@ struct Operand {
 };
 
 /// The first or last four of eight bf16 as floats.
-inline Quad low_floats(Octet v) {
-    const Octet zero{};
+inline Quad low_floats(Halves v) {
+    const Halves zero{};
     Quad result;
-    const Octet words = SHUFFLE(zero, v, 0, 8, 0, 9, 0, 10, 0, 11);
+    const Halves words = SHUFFLE(zero, v, 0, 8, 0, 9, 0, 10, 0, 11);
     memcpy(&result, &words, 16);
     return result;
 }
-inline Quad high_floats(Octet v) {
-    const Octet zero{};
+inline Quad high_floats(Halves v) {
+    const Halves zero{};
     Quad result;
-    const Octet words = SHUFFLE(zero, v, 0, 12, 0, 13, 0, 14, 0, 15);
+    const Halves words = SHUFFLE(zero, v, 0, 12, 0, 13, 0, 14, 0, 15);
     memcpy(&result, &words, 16);
     return result;
 }
@@ -185,7 +184,7 @@ inline void put(float* to, Quad value) { memcpy(to, &value, 16); }
 
 void spread_a(const Operand& a, int step, Operands& operands) {
     for (uint32_t warp = 0; warp < 4; ++warp) {
-        Octet top[k_step], bottom[k_step];
+        Halves top[k_step], bottom[k_step];
         a.octets(2 * warp, top);
         a.octets(2 * warp + 1, bottom);
         for (int i = 0; i < k_step; ++i) {
@@ -204,7 +203,7 @@ void spread_a(const Operand& a, int step, Operands& operands) {
 
 void spread_b(const Operand& b, int n, int step, Operands& operands) {
     for (uint32_t j = 0; j < uint32_t(n) / 8; ++j) {
-        Octet columns[k_step];
+        Halves columns[k_step];
         b.octets(j, columns);
         for (int i = 0; i < k_step; ++i) {
             const int k = step * k_step + i;
@@ -215,25 +214,6 @@ void spread_b(const Operand& b, int n, int step, Operands& operands) {
             put(&operands.b[3][j / 4][k][4 * (j % 4)], SHUFFLE(high, high, 2, 3, 2, 3));
         }
     }
-}
-
-/// Four floats, again and again across the vector.
-template <class Vector>
-__attribute__((always_inline)) inline Vector repeat(const float* four) {
-    const Quad quad = *reinterpret_cast<const Quad*>(four);
-#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
-    if constexpr (sizeof(Vector) == 64) {
-        return __builtin_shufflevector(quad, quad, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
-    } else if constexpr (sizeof(Vector) == 32) {
-        return __builtin_shufflevector(quad, quad, 0, 1, 2, 3, 0, 1, 2, 3);
-    } else {
-        return quad;
-    }
-#else
-    Vector v;
-    for (size_t i = 0; i < sizeof(Vector) / 16; ++i) memcpy(reinterpret_cast<char*>(&v) + 16 * i, &quad, 16);
-    return v;
-#endif
 }
 
 /// The products of all threads. LANES threads that share their columns go together over a panel of 16 floats, so that eight sums
@@ -290,7 +270,7 @@ void multiply_narrow(const WgmmaIssue& issue, const Operands& operands, int k_co
 #if defined(__x86_64__) && defined(__GNUC__)
 __attribute__((target("avx2"))) void multiply_avx2(const WgmmaIssue& issue, const Operands& operands, int k_count,
                                                    bool accumulate) {
-    multiply<Octofloat, 4>(issue, operands, k_count, accumulate);
+    multiply<Octet, 4>(issue, operands, k_count, accumulate);
 }
 __attribute__((target("avx512f"))) void multiply_avx512(const WgmmaIssue& issue, const Operands& operands, int k_count,
                                                         bool accumulate) {
