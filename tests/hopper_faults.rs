@@ -203,6 +203,19 @@ fn operands_from_ordinary_stores_need_the_fence() {
     }
 }
 
+/// Rows of 32 words, in boxes of four rows.
+fn rows_of_words(address: Address, boxes: u32) -> TiledMap {
+    TiledMap {
+        address,
+        element_bytes: 4,
+        dims: vec![32, 4 * u64::from(boxes)],
+        strides: vec![128],
+        box_dims: vec![32, 4],
+        element_strides: vec![1, 1],
+        swizzle: Swizzle::None,
+    }
+}
+
 #[test]
 fn stores_need_their_waits_commits_and_fences() {
     let boxes = 6;
@@ -211,15 +224,7 @@ fn stores_need_their_waits_commits_and_fences() {
         let from = input(&driver, "from", &words);
         let store = |planted| {
             let to = Output::new::<u32>(&driver, "to", words.len());
-            let map = TiledMap {
-                address: to.address(),
-                element_bytes: 4,
-                dims: vec![32, 4 * u64::from(boxes)],
-                strides: vec![128],
-                box_dims: vec![32, 4],
-                element_strides: vec![1, 1],
-                swizzle: Swizzle::None,
-            };
+            let map = rows_of_words(to.address(), boxes);
             let map = driver.tensor_map(&map.into()).unwrap();
             let params =
                 StagingParams { to: map, from: from.address(), boxes, planted, ..Zeroable::zeroed() };
@@ -238,15 +243,7 @@ fn stores_need_their_waits_commits_and_fences() {
     let driver = runner(WarpOrder::Forward, EARLY);
     let from = input(&driver, "from", &words);
     let to = Output::new::<u32>(&driver, "to", words.len());
-    let map = TiledMap {
-        address: to.address(),
-        element_bytes: 4,
-        dims: vec![32, 4 * u64::from(boxes)],
-        strides: vec![128],
-        box_dims: vec![32, 4],
-        element_strides: vec![1, 1],
-        swizzle: Swizzle::None,
-    };
+    let map = rows_of_words(to.address(), boxes);
     let map = driver.tensor_map(&map.into()).unwrap();
     let params = StagingParams { to: map, from: from.address(), boxes, planted: 4, ..Zeroable::zeroed() };
     run(&driver, "fault_staging", 1, &params).unwrap();
