@@ -9,7 +9,7 @@ use super::engine::Cuda;
 use super::eval::Ascent;
 use super::launch::head::Ascended;
 use crate::engine::{
-    AscentLoss, AttackLoop, AttackSteps, Engine, Margin, Pass, Phase, Phases, Result, ascend_step_by_step,
+    AscentLoss, AttackLoop, AttackSteps, Engine, Margin, Pass, Phase, Result, ascend_step_by_step,
 };
 
 /// Everything that a graph of an attack bakes in.
@@ -61,18 +61,17 @@ impl AttackLoop for Cuda {
             linear: self.parameters.folded_linear()?.0,
         };
 
-        self.phase(Phase::AttackStep(1));
+        self.driver.phase(Phase::AttackStep(1));
         self.pack(perturbed, batch)?;
         self.packed_images.set(None);
-        let Self { driver, parameters, eval, scratch, packed, attacks, phases, .. } = self;
+        let Self { driver, parameters, eval, scratch, packed, attacks, .. } = self;
         eval.forget();
         attacks.run(&**driver, key, || {
             for step in 1..=attack.steps {
                 // The first has begun with the packing of its images.
                 if step > 1 {
-                    phases.begin(Phase::AttackStep(step));
+                    driver.phase(Phase::AttackStep(step));
                 }
-                driver.phase(Phase::AttackStep(step));
                 eval.attack_step(parameters, scratch, packed.address(), batch, &ascent, &image)?;
             }
             Ok(())

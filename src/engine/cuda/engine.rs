@@ -6,7 +6,6 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use super::attack_loop::AttackKey;
-use super::driver::nvtx::PhaseRanges;
 use super::driver::{Address, Buffer, Driver};
 use super::eval::{self, EvalPass};
 use super::graphs::Graphs;
@@ -42,7 +41,6 @@ pub struct Cuda {
     outcome: Buffer,
     /// Parts of a sum of gradients, made when first needed.
     pub(super) sums: Option<Buffer>,
-    pub(super) phases: PhaseRanges,
 }
 
 impl Cuda {
@@ -67,7 +65,6 @@ impl Cuda {
             attacks: Graphs::new(),
             outcome: Buffer::new(&driver, "outcome of a selection", size_of::<Outcome>())?,
             sums: None,
-            phases: PhaseRanges::default(),
             parameters,
             driver,
         })

@@ -16,7 +16,6 @@ const COPIED: usize = 512 << 20;
 
 impl Phases for Cuda {
     fn phase(&mut self, phase: Phase) {
-        self.phases.begin(phase);
         self.driver().phase(phase);
     }
 }

@@ -19,6 +19,7 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use super::code::{self, IMAGES, Image, RELEASE};
 use super::encode::encode;
 use super::graph::Capture;
+use super::nvtx::PhaseRanges;
 use super::{Address, Cost, Driver, Graph, Kernel, MapSpec, Mark, TensorMap, aligned};
 use crate::engine::{DeviceInfo, Error, Phase, Result};
 
@@ -41,6 +42,8 @@ pub struct DeviceDriver {
     /// The newest launch, for errors that show up later.
     last: Cell<&'static str>,
     capture: Capture,
+    /// The phases under way, for Nsight.
+    ranges: RefCell<PhaseRanges>,
     /// Memory given back inside a capture, where cuMemFree would break it.
     unfreed: RefCell<Vec<Address>>,
 }
@@ -107,6 +110,7 @@ impl DeviceDriver {
             allocations: RefCell::default(),
             last: Cell::new(""),
             capture: Capture::default(),
+            ranges: RefCell::default(),
             unfreed: RefCell::default(),
         }))
     }
@@ -403,12 +407,13 @@ impl Driver for DeviceDriver {
         let (Some(native), Some(last)) = (&graph.native, graph.launches().last()) else {
             return Err(Error::Invalid("replay: the graph was not recorded on a GPU".into()));
         };
-        self.last.set(last.kernel.name());
+        self.last.set(last.call.kernel.name());
         native.launch().map_err(self.late("cuGraphLaunch"))
     }
 
     fn phase(&self, phase: Phase) {
         self.capture.phase(phase);
+        self.ranges.borrow_mut().begin(phase);
     }
 
     fn mark(&self) -> Result<Mark> {

@@ -8,16 +8,13 @@ use std::cell::{Cell, RefCell};
 
 use cudarc::driver::CudaGraph;
 
-use super::{Cost, Kernel};
+use super::{Call, Cost, Kernel};
 use crate::engine::{Error, Phase, Result};
 
 /// One recorded launch.
 #[derive(Clone, Debug)]
 pub struct Captured {
-    pub kernel: Kernel,
-    pub grid: [u32; 3],
-    pub params: Vec<u8>,
-    pub cost: Cost,
+    pub call: Call,
     /// The phase in which it was recorded.
     pub phase: Phase,
 }
@@ -79,8 +76,7 @@ impl Capture {
     pub fn keep(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8], cost: Cost) -> bool {
         let mut launches = self.launches.borrow_mut();
         let Some(launches) = launches.as_mut() else { return false };
-        let phase = self.phase.get();
-        launches.push(Captured { kernel: *kernel, grid, params: params.to_vec(), cost, phase });
+        launches.push(Captured { call: Call::new(kernel, grid, params, cost), phase: self.phase.get() });
         true
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Checked by `tests/runner.rs`. The runner itself is C++, in `kernels/host/`.
 
+use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void};
 use std::rc::Rc;
 
@@ -9,6 +10,7 @@ use rayon::prelude::*;
 
 use super::graph::Capture;
 use super::kernel::Entry;
+use super::nvtx::PhaseRanges;
 use super::{Address, Cost, Driver, Graph, Kernel, MapSpec, TensorMap, aligned};
 use crate::engine::{DeviceInfo, Error, Phase, Result};
 
@@ -68,6 +70,7 @@ pub struct HostOptions {
 pub struct HostDriver {
     options: HostOptions,
     capture: Capture,
+    ranges: RefCell<PhaseRanges>,
 }
 
 impl HostDriver {
@@ -245,11 +248,11 @@ impl Driver for HostDriver {
     }
     fn replay(&self, graph: &Graph) -> Result<()> {
         self.capture.forbid("replay")?;
-        let mut launches = graph.launches().iter();
-        launches.try_for_each(|launch| self.launch(&launch.kernel, launch.grid, &launch.params, launch.cost))
+        graph.launches().iter().try_for_each(|launch| launch.call.make(self))
     }
     fn phase(&self, phase: Phase) {
         self.capture.phase(phase);
+        self.ranges.borrow_mut().begin(phase);
     }
 
     fn tensor_map(&self, spec: &MapSpec) -> Result<TensorMap> {

@@ -6,6 +6,7 @@
 //! memory and parameter size come from the one table of [`kernel`].
 
 mod buffer;
+mod call;
 mod code;
 mod cost;
 pub mod device;
@@ -20,6 +21,7 @@ pub mod record;
 mod tensor_map;
 
 pub use buffer::Buffer;
+pub use call::Call;
 pub use code::{Usage, static_table};
 pub use cost::Cost;
 pub use graph::{Captured, Graph};
@@ -112,7 +114,7 @@ pub trait Driver {
     fn cache_bytes(&self) -> usize {
         self.info().cache.map_or_else(last_level_cache, |bytes| bytes as usize)
     }
-    /// Work of this kind begins, for drivers that keep account.
+    /// Work of this kind begins, for drivers that keep account and for tools that watch.
     fn phase(&self, _phase: Phase) {}
     /// What follows is of this layer (its number in the layer table) or of none, for drivers that keep account.
     fn layer(&self, _layer: Option<usize>) {}

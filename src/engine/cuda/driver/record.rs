@@ -10,7 +10,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::{Address, Buffer, Cost, Driver, Graph, Kernel, MapSpec, Mark, TensorMap};
+use super::{Address, Buffer, Call, Cost, Driver, Graph, Kernel, MapSpec, Mark, TensorMap};
 use crate::engine::probes::FLUSH_FACTOR;
 use crate::engine::{DeviceInfo, Error, Launch, Phase, Record, Result};
 
@@ -21,14 +21,6 @@ struct Pending {
     layer: Option<usize>,
     from: Mark,
     to: Mark,
-}
-
-/// All that a launch is made from.
-struct Call {
-    kernel: Kernel,
-    grid: [u32; 3],
-    params: Box<[u8]>,
-    cost: Cost,
 }
 
 /// What the driver and the handle share.
@@ -145,7 +137,7 @@ impl Recording {
         }
         let from = self.inner.mark()?;
         for _ in 0..times {
-            self.inner.launch(&call.kernel, call.grid, &call.params, call.cost)?;
+            call.make(&*self.inner)?;
         }
         let to = self.inner.mark()?;
         self.inner.seconds(&from, &to)
@@ -210,7 +202,7 @@ impl Driver for Recorder {
         self.inner.launch(kernel, grid, params, cost)?;
         let to = self.inner.mark()?;
         let (phase, layer) = (self.log.phase.get(), self.log.layer.get());
-        let call = Call { kernel: *kernel, grid, params: params.into(), cost };
+        let call = Call::new(kernel, grid, params, cost);
         self.log.launches.borrow_mut().push(Pending { call, phase, layer, from, to });
         Ok(())
     }
@@ -251,8 +243,10 @@ impl Driver for Recorder {
             return self.inner.replay(graph);
         }
         for launch in graph.launches() {
-            self.phase(launch.phase);
-            self.launch(&launch.kernel, launch.grid, &launch.params, launch.cost)?;
+            if launch.phase != self.log.phase.get() {
+                self.phase(launch.phase);
+            }
+            launch.call.make(self)?;
         }
         Ok(())
     }
