@@ -122,6 +122,34 @@ fn json(folder: &TempDir, name: &str) -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(folder.path().join(name)).unwrap()).unwrap()
 }
 
+#[test]
+fn a_recipes_own_images_can_be_measured() {
+    let folder = TempDir::new().unwrap();
+    // Whole files of black images of class 0.
+    for name in ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
+    {
+        let file = std::fs::File::create(folder.path().join(format!("{name}.bin"))).unwrap();
+        file.set_len(10_000 * 3_073).unwrap();
+    }
+    let small =
+        ["--device=cpu", "--width=16", "--batch=2", "--samples=1", "--timeout=0", "--set=attack.steps=1"];
+    let step =
+        [&["bench", "step", "--recipe", "cifar10-pgd-at", "--json", "step.json", "--data", "."][..], &small];
+    let (code, out, err) = secateur(&folder, &step.concat());
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.contains("images cifar10"), "{out}");
+    assert_eq!(json(&folder, "step.json")["images"], "cifar10");
+
+    let (code, out, err) = secateur(&folder, &[&step.concat()[..6], &small].concat());
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.contains("images generated"), "{out}");
+
+    let missing =
+        [&["bench", "step", "--recipe", "cifar10-pgd-at", "--data", "nowhere"][..], &small].concat();
+    let (code, _, err) = secateur(&folder, &missing);
+    assert!(code == Some(2) && err.contains("there is no such folder"), "{code:?}: {err}");
+}
+
 /// Convolution FLOPs of a step of PGD-AT with one attack step: forward and input gradient with the stem's; forward, input
 /// gradient without it, weight gradient.
 fn step_flops(width: usize, batch: usize) -> f64 {

@@ -25,7 +25,7 @@ pub struct Args {
     /// Block size, shared memory, registers and spills, known since the build; no device is needed
     #[arg(long = "static")]
     build_time: bool,
-    /// A built-in recipe's name or a TOML file; runs its training steps on generated images
+    /// A built-in recipe's name or a TOML file; runs its training steps
     #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<String>,
     /// Only kernels whose symbol holds this text
@@ -37,6 +37,9 @@ pub struct Args {
     /// cuda, cuda:N, emulated, or auto: cuda if there is one, else emulated
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
+    /// Folder of the CIFAR binary files, for the recipe's own images [default: generated ones]
+    #[arg(long, value_name = "DIR", requires = "recipe")]
+    data: Option<PathBuf>,
     /// Width of the network [default: the recipe's]
     #[arg(long, value_name = "N", requires = "recipe")]
     width: Option<usize>,
@@ -87,6 +90,9 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     }
     let steps = usize::from(args.steps);
     let mut bench = Bench::open(args.device, true, &recipe, steps)?;
+    if let Some(folder) = &args.data {
+        bench.use_images(folder)?;
+    }
     if bench.engine.device().kind == "cuda" {
         bench.run(&Work::Step, 1)?;
     }
@@ -96,6 +102,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
 
     let mut document =
         Document::new("profile", bench.engine.as_ref(), vec![recipe.name.clone()], recipe.batch, &ceilings);
+    document.images = bench.images().to_string();
     document.kernels = profile::kernels(&record, &ceilings, &bench.engine.device().code);
     for line in document.device_block() {
         console.line(line);

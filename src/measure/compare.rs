@@ -83,6 +83,7 @@ pub fn compare_documents(
     differs("kind", first.kind.clone(), second.kind.clone());
     differs("device", first.device.to_string(), second.device.to_string());
     differs("threads", first.threads.to_string(), second.threads.to_string());
+    differs("images", first.images.clone(), second.images.clone());
     differs("width", first.width.to_string(), second.width.to_string());
     differs("batch", first.batch.to_string(), second.batch.to_string());
     let mut compared = Vec::new();

@@ -13,6 +13,7 @@ use super::statistics::summary;
 use super::table::{self, number};
 use super::workload::Cache;
 use super::{date, now};
+use crate::data::SetKind;
 use crate::engine::{DeviceInfo, Engine};
 
 /// The version of the layout.
@@ -33,6 +34,9 @@ pub struct Document {
     pub device: serde_json::Value,
     pub threads: usize,
     pub recipes: Vec<String>,
+    /// `generated`, or the data set.
+    #[serde(default = "generated")]
+    pub images: String,
     pub width: usize,
     pub batch: usize,
     /// Operations and bytes a second that the device reached, and how.
@@ -96,6 +100,11 @@ pub struct KernelRow {
     pub occupancy: Option<f64>,
 }
 
+/// What files of before this was written worked on.
+fn generated() -> String {
+    SetKind::Generated.to_string()
+}
+
 impl Document {
     /// An empty one for an engine.
     pub fn new(
@@ -116,6 +125,7 @@ impl Document {
             device: serde_json::json!(device),
             threads: rayon::current_num_threads(),
             recipes,
+            images: generated(),
             width: engine.network().width,
             batch,
             ceiling_flops: ceilings.flops,
@@ -157,7 +167,13 @@ impl Document {
         let mut lines = vec![
             format!("device   {} ({}, {}{driver}{memory})", text("name"), text("kind"), text("code")),
             format!("build    {}, {}", self.build, date(self.started_unix_seconds)),
-            format!("work     {}; width {}, batch {}", self.recipes.join(", "), self.width, self.batch),
+            format!(
+                "work     {}; width {}, batch {}, images {}",
+                self.recipes.join(", "),
+                self.width,
+                self.batch,
+                self.images
+            ),
         ];
         if !self.ceilings.is_empty() {
             lines.push(format!(

@@ -1,8 +1,10 @@
-//! The work that is measured: training steps, attacks and evaluations of a recipe, on generated images.
+//! The work that is measured: training steps, attacks and evaluations of a recipe, on generated images or on the recipe's own.
 //!
 //! The images are new to the network and the weights are those that training starts from; how long a step takes depends on
 //! neither, but for methods that choose whom to attack by the losses. Called by `secateur bench` and `secateur profile`;
 //! checked by `tests/bench.rs` and `tests/profile.rs`.
+
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +63,7 @@ pub struct Bench {
     flush: Option<Probe>,
     pub(super) recipe: Recipe,
     pub(super) set: ImageSet,
+    images: SetKind,
     split: Split,
     /// The same memory in every repetition, so that what an engine recorded of one is found by the next.
     batch: Batch,
@@ -115,10 +118,33 @@ impl Bench {
         let set = engine.upload_images(&data.train.pixels, &labels)?;
         let split = Split { train: (0..images as u32).collect(), validation: Vec::new() };
         let batch = Batch::alloc(engine.as_ref(), recipe.batch)?;
-        let mut bench = Self { engine, recording, flush: None, recipe: recipe.clone(), set, split, batch };
+        let mut bench = Self {
+            engine,
+            recording,
+            flush: None,
+            recipe: recipe.clone(),
+            set,
+            images: SetKind::Generated,
+            split,
+            batch,
+        };
         let weights = initialise(bench.engine.network(), recipe.seed);
         bench.engine.load_weights(&weights)?;
         Ok(bench)
+    }
+
+    /// The first images of the recipe's own set, from `folder`, in place of generated ones: for work that depends on what a
+    /// network makes of its images, such as BulletTrain's.
+    pub fn use_images(&mut self, folder: &Path) -> Result<()> {
+        self.images = self.recipe.data.set;
+        let data = DataSet::open(self.images, Some(folder), Some(self.split.train.len()), Some(1))?;
+        self.set = self.engine.upload_images(&data.train.pixels, &data.train.labels)?;
+        Ok(())
+    }
+
+    /// Which images it works on.
+    pub fn images(&self) -> SetKind {
+        self.images
     }
 
     /// Steps that there are images for.

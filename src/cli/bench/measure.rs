@@ -4,6 +4,8 @@
 //! cuda device and the emulated one the operations and bytes of a row are counted launch by launch; the cpu engine counts its
 //! convolutions. Checked by `tests/bench.rs`.
 
+use std::path::PathBuf;
+
 use anyhow::bail;
 use regex::Regex;
 
@@ -35,6 +37,9 @@ pub struct Options {
     /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
+    /// Folder of the CIFAR binary files, for the recipe's own images [default: generated ones]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
     /// Width of the network
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub width: usize,
@@ -62,6 +67,9 @@ impl Options {
     pub fn open(&self, kernels: bool, recipe: &Recipe, steps: usize) -> anyhow::Result<Bench> {
         let mut bench = Bench::open(self.device, kernels, recipe, steps)?;
         bench.engine.replay_attacks(self.graphs == Switch::On);
+        if let Some(folder) = &self.data {
+            bench.use_images(folder)?;
+        }
         Ok(bench)
     }
 }
@@ -105,6 +113,7 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
     let names = recipes.iter().map(|recipe| recipe.name.clone()).collect();
     let mut document =
         Document::new(&format!("bench {kind}"), bench.engine.as_ref(), names, options.batch, &ceilings);
+    document.images = bench.images().to_string();
     for line in document.device_block() {
         console.line(line);
     }

@@ -89,6 +89,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     let ceilings = Ceilings::measure(bench.engine.as_mut())?;
     let names = options.recipe.clone();
     let mut document = Document::new("bench select", bench.engine.as_ref(), names, options.batch, &ceilings);
+    document.images = bench.images().to_string();
     for line in document.device_block() {
         console.line(line);
     }
