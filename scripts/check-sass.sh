@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Looks at the machine code of the wgmma kernels, those with `_wgmma` in their symbol: each must multiply on the tensor cores by
-# wgmma (HGMMA) and load by the tensor memory accelerator (UTMALDG), and must keep nothing in local memory (LDL, STL).
-# One line a kernel; exit code 1 where one fails, 2 where nothing can be looked at.
+# wgmma (HGMMA) and load by the tensor memory accelerator (UTMALDG), and must keep nothing in local memory (LDL, STL). Every
+# kernel must wait for the launches before it (ACQBULK): all are launched so that they may start early.
+# One line a wgmma kernel; exit code 1 where one fails, 2 where nothing can be looked at.
 #
 #   scripts/check-sass.sh              the sm_90a cubins of the newest release build
 #   scripts/check-sass.sh FILE...      cubins, or what cuobjdump -sass printed
@@ -35,6 +36,10 @@ for file in "$@"; do
     fi
 done | awk '
     function report() {
+        if (kernel != "" && !acqbulk) {
+            printf "%s: FAILED, no ACQBULK\n", kernel
+            failed = 1
+        }
         if (kernel !~ /_wgmma/) return
         seen += 1
         fault = ""
@@ -44,9 +49,10 @@ done | awk '
         printf "%s: %d HGMMA, %d UTMALDG, %d LDL, %d STL: %s\n", kernel, hgmma, utmaldg, ldl, stl, fault ? "FAILED" fault : "ok"
         if (fault) failed = 1
     }
-    /Function : / { report(); kernel = $NF; hgmma = utmaldg = ldl = stl = 0; next }
+    /Function : / { report(); kernel = $NF; hgmma = utmaldg = ldl = stl = acqbulk = 0; next }
     /[ \t]HGMMA[. ]/ { hgmma += 1 }
     /[ \t]UTMALDG[. ]/ { utmaldg += 1 }
+    /[ \t]ACQBULK[. ;]/ { acqbulk += 1 }
     /[ \t]LDL[. ]/ { ldl += 1 }
     /[ \t]STL[. ]/ { stl += 1 }
     END {

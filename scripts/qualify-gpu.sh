@@ -6,8 +6,9 @@
 #
 # Stages, each with its log in OUT/logs and its own share of the time: every test that can use a device, on the device; the
 # memory, race and initialisation checkers on one short training run; the probes of scripts/probe-hopper.sh; then, only if
-# nothing was wrong, the benches of our kernels, attacks and steps (graphs on and off) and of the PyTorch peer. A stage that fails
-# or runs out of time does not keep the others from running. OUT/README.md is the summary (scripts/gpu-summary.py).
+# nothing was wrong, the benches of our kernels, of attacks with dependent launch and without, of steps with graphs and without,
+# and of the PyTorch peer. A stage that fails or runs out of time does not keep the others from running. OUT/README.md is the
+# summary (scripts/gpu-summary.py).
 #
 # Exit code: 0 every stage succeeded or lacked its tool here, 1 one did not (OUT/stages.tsv and the README say which), 2 nothing to
 # run or OUT in use, 3 no GPU.
@@ -124,7 +125,14 @@ if [ -z "$wrong" ]; then
     }
     bench_steps 512
     bench kernels-512 50 kernels --batch 512 --timeout 8 --csv "$out/kernels-512.csv"
-    bench attack-512-graphs-on 25 attack --batch 512 --graphs on --samples 5 --timeout 6
+    bench_attacks() { # BATCH
+        for dependent in on off; do
+            bench "attack-$1-dependent-launch-$dependent" 20 attack --batch "$1" --dependent-launch "$dependent" \
+                --samples 5 --timeout 4
+        done
+    }
+    bench_attacks 512
+    bench_attacks 128
     # The peer gets what is left but for the other batches; it stops by itself before it is stopped.
     peer=$((deadline - SECONDS - 100))
     peer=$((peer > 210 ? 210 : peer < 20 ? 20 : peer))

@@ -104,10 +104,11 @@ fn a_record_lists_every_launch_of_a_replay() {
 const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
 
 /// Adversarial training on whole and smaller batches, the step size changed on the way, then attacks on both sets of weights.
-fn train(replays: bool) -> (Weights, Vec<Vec<f32>>) {
+fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
     let mut engine = open(cuda_engine(), NETWORK, 3).unwrap();
     let engine = engine.as_mut();
     engine.replay_attacks(replays);
+    engine.start_launches_early(early);
     engine.load_weights(&initialise(NETWORK, SEED)).unwrap();
     let data = DataSet::open(SetKind::Generated, None, Some(9), Some(1)).unwrap();
     let set = engine.upload_images(&data.train.pixels, &data.train.labels).unwrap();
@@ -150,13 +151,17 @@ fn train(replays: bool) -> (Weights, Vec<Vec<f32>>) {
 }
 
 #[test]
-fn training_and_evaluation_are_the_same_bits_with_replays_and_without() {
+fn training_and_evaluation_are_the_same_bits_with_replays_early_starts_and_without() {
     println!("seed {SEED}");
-    let (met, wanted) = (train(true), train(false));
-    for (step, (met, wanted)) in met.1.iter().zip(&wanted.1).enumerate() {
-        assert!(met == wanted, "images of attack {step} differ, seed {SEED}");
+    let wanted = train(false, false);
+    for (replays, early) in [(true, true), (true, false), (false, true)] {
+        let met = train(replays, early);
+        let of = format!("replays {replays}, early starts {early}, seed {SEED}");
+        for (step, (met, wanted)) in met.1.iter().zip(&wanted.1).enumerate() {
+            assert!(met == wanted, "images of attack {step} differ, {of}");
+        }
+        assert!(met.0 == wanted.0, "weights differ, {of}");
     }
-    assert!(met.0 == wanted.0, "weights differ, seed {SEED}");
     let [.., live, average, live_again, average_again] = &wanted.1[..] else { panic!("four attacks") };
     assert!(live != average && live == live_again && average == average_again);
 }

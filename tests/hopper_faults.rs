@@ -69,6 +69,7 @@ enum Planted {
     LoadLeftBehind,
     MisalignedBox,
     UnswizzledDescriptor,
+    LoadBeforePrerequisites,
 }
 
 const BOUND: Bound = Bound { absolute: 1e-3, relative: 1e-5, whole: 1e-6 };
@@ -159,6 +160,7 @@ fn faults_of_the_pipeline_are_errors_in_every_order() {
         (Planted::DivergentProducts, &["all threads must issue the same"]),
         (Planted::MisalignedBox, &["byte 64 of shared memory", "aligned to 128 bytes"]),
         (Planted::UnswizzledDescriptor, &["the descriptor of A", "not of the 128-byte swizzle"]),
+        (Planted::LoadBeforePrerequisites, &["thread 128", "before wait_for_prerequisites()"]),
     ] {
         for (order, driver) in runners() {
             println!("{planted:?}, {order}");

@@ -150,8 +150,14 @@ fn everything_well_is_timed_and_summed_up() {
             );
         }
     }
-    // Kernels, six steps, the attack, the peer.
-    assert_eq!(done.timed(), 9, "{:?}", done.calls);
+    for batch in [128, 512] {
+        for launch in ["on", "off"] {
+            let call = format!("bench attack --batch {batch} --dependent-launch {launch} ");
+            assert!(done.calls.iter().any(|c| c.contains(&call)), "{call}: {:?}", done.calls);
+        }
+    }
+    // Kernels, six steps, four attacks, the peer.
+    assert_eq!(done.timed(), 12, "{:?}", done.calls);
     for tool in ["memcheck", "racecheck", "initcheck"] {
         assert!(done.calls.contains(&format!("sanitizer {tool}")), "{:?}", done.calls);
     }
@@ -166,7 +172,7 @@ fn everything_well_is_timed_and_summed_up() {
     done.says("| pgd-at, batch 512 | 1000 | 25.5 | 25.5 % | 50.00 | 1000 | 250 (compile) | 6.4 % | 4.00 x |");
     done.says("| trades, batch 1024 | 1000 | 30.0 | 30.0 % | 50.00 | 1000 | - | - | - |");
     // 1250 images/s x 20 x 1.1108 GFLOP.
-    done.says("| pgd-at, batch 512 | 1250 | 27.8 | 27.8 % |");
+    done.says("| pgd-at, batch 512 | 1250 | 27.8 | 27.8 % | 1250 |");
     done.says("| `conv_forward` | 7 | 1000.0 | 75.0 % | 200.0 | 200.0 % | 1000 | 100.0 % |");
     done.says("| a. taps | 9 | 3 | taps | NOT AS PREDICTED |");
     done.says("mart, batch 512, compile asked for as compile: out of luck");
@@ -211,7 +217,7 @@ fn a_bench_that_fails_leaves_the_others() {
     let machine = Machine::new(&[("conv_a", PASSING)]);
     fs::write(machine.path("broken"), "kernels\nattack\n").unwrap();
     let done = machine.qualify(500);
-    assert_eq!((done.code, done.timed()), (1, 9), "{}", done.stdout);
+    assert_eq!((done.code, done.timed()), (1, 12), "{}", done.stdout);
     assert_eq!((done.stage("kernels-512"), done.stage("step-1024-graphs-off")), ("failed", "ok"));
     done.says("kernels-512.json was not written");
     done.says("| pgd-at, batch 512 | 1000 | 25.5 | 25.5 % | 50.00 | 1000 | 250 (compile) | 6.4 % | 4.00 x |");

@@ -417,6 +417,16 @@ fn a_missing_copy_wait_leaves_nan() {
 }
 
 #[test]
+fn device_memory_before_the_wait_for_prerequisites_is_an_error() {
+    let driver = HostDriver::open();
+    assert_eq!(plant(&driver, "fault_early_access", 0).unwrap(), numbers(8, 128));
+    for (planted, thread) in [(1, "thread 0"), (2, "thread 0"), (3, "thread 0"), (4, "thread 16")] {
+        let failed = plant(&driver, "fault_early_access", planted).map(drop);
+        must_fail(failed, &["fault_early_access", thread, "before wait_for_prerequisites()"]);
+    }
+}
+
+#[test]
 fn a_missing_barrier_shows() {
     for order in [WarpOrder::Forward, WarpOrder::Reversed] {
         let driver = HostDriver::with_warp_order(order);

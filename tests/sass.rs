@@ -12,14 +12,15 @@ fn check(file: &str) -> (Option<i32>, String) {
 const SASS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sass/wgmma.txt");
 
 #[test]
-fn each_wgmma_kernel_is_looked_at() {
+fn each_kernel_is_looked_at() {
     let (code, stdout) = check(SASS);
     assert_eq!(code, Some(1), "{stdout}");
     let line = |kernel: &str| stdout.lines().find(|line| line.starts_with(kernel)).unwrap_or_default();
-    assert_eq!(stdout.lines().count(), 3, "{stdout}");
+    assert_eq!(stdout.lines().count(), 4, "{stdout}");
     assert!(line("sample_wgmma_64x8").ends_with("1 HGMMA, 1 UTMALDG, 0 LDL, 0 STL: ok"), "{stdout}");
     assert!(line("plain_wgmma_without_tma").ends_with("FAILED, no UTMALDG"), "{stdout}");
     assert!(line("spilling_wgmma").contains("1 LDL, 4 STL: FAILED, local memory"), "{stdout}");
+    assert_eq!(line("unordered"), "unordered: FAILED, no ACQBULK", "{stdout}");
 }
 
 #[test]

@@ -245,6 +245,16 @@ KERNEL(fault_missing_barrier, FaultParams, 128, FaultShared) {
     p.y[i] = shared.value[127 - i];
 }
 
+// 1: a read before the wait, 2: a write before it, 3: a copy before it, 4: half of the threads do not wait.
+KERNEL_EARLY(fault_early_access, FaultParams, 32, FaultShared) {
+    const uint32_t i = 4 * threadIdx.x;
+    if (p.planted == 1 && p.x[i] == 0.0f) return;
+    if (p.planted == 2) p.y[i] = 0.0f;
+    if (p.planted == 3) cp_async_16(&shared.value[i], p.x, i);
+    if (p.planted != 4 || threadIdx.x < 16) wait_for_prerequisites();
+    store_vector(p.y, i, load_vector<Float4>(p.x, i));
+}
+
 KERNEL(fault_divergent_barrier, FaultParams, 128, NoShared) {
     if (p.planted == 0 || threadIdx.x < 64) syncthreads();
     if (p.planted == 2 && threadIdx.x >= 64) syncwarp();

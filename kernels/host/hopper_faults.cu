@@ -28,6 +28,7 @@ enum Planted : uint32_t {
     load_left_behind,
     misaligned_box,
     unswizzled_descriptor,
+    load_before_prerequisites,
 };
 
 struct PipelineParams {
@@ -46,7 +47,7 @@ struct PipelineShared {
     Mbarrier empty[2];
 };
 
-KERNEL(fault_pipeline, PipelineParams, 160, PipelineShared) {
+KERNEL_EARLY(fault_pipeline, PipelineParams, 160, PipelineShared) {
     const uint32_t tiles = p.k / 64;
     if (threadIdx.x == 0 && p.planted != uninitialised_barrier) {
         for (int stage = 0; stage < 2; ++stage) {
@@ -58,6 +59,7 @@ KERNEL(fault_pipeline, PipelineParams, 160, PipelineShared) {
     syncthreads();
     if (warp_index() == 4) {
         if (!elect_lane()) return;
+        if (p.planted != load_before_prerequisites) wait_for_prerequisites();
         const uint32_t loaded = tiles + (p.planted == load_left_behind ? 1 : 0);
         uint32_t bytes = sizeof(shared.a[0]) + sizeof(shared.b[0]);
         if (p.planted == too_many_bytes_expected) bytes += 16;
@@ -93,6 +95,7 @@ KERNEL(fault_pipeline, PipelineParams, 160, PipelineShared) {
         if (p.planted != missing_wgmma_wait || !last) wgmma_wait<0>();
         if (p.planted != early_release) mbarrier_arrive(shared.empty[stage]);
     }
+    wait_for_prerequisites();
     const uint32_t row = threadIdx.x / 32 * 16 + lane_index() / 4;
     for (uint32_t i = 0; i < 32; ++i) {
         p.c[(row + i / 2 % 2 * 8) * 64 + i / 4 * 8 + lane_index() % 4 * 2 + i % 2] = acc[i];

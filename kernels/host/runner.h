@@ -57,6 +57,8 @@ struct Thread {
     uint32_t wgmma_issued;
     uint32_t wgmma_groups;
     bool wgmma_fenced;
+    /// Whether it may touch device memory: portable/launch_order.h.
+    bool waited;
 };
 
 /// The block that runs on this OS thread.
@@ -82,6 +84,13 @@ void block_barrier();
 inline bool in_shared(const void* pointer, size_t bytes) {
     const size_t offset = size_t(static_cast<const char*>(pointer) - current_block->shared);
     return offset < current_block->shared_bytes && current_block->shared_bytes - offset >= bytes;
+}
+
+/// Ends the block if this thread has not waited for the launches before.
+inline void check_waited() {
+    if (__builtin_expect(!current_thread->waited, 0)) {
+        fault("device memory touched before wait_for_prerequisites(): launches before may still be under way");
+    }
 }
 
 void cp_async(void* to, const void* from, uint32_t bytes);

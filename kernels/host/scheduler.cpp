@@ -104,6 +104,7 @@ void BlockState::begin(const KernelEntry& kernel) {
         thread.waits_at = nullptr;
         thread.copies.clear();
         thread.copies_done = 0;
+        thread.waited = false;
         thread.open_group = 0;
         thread.block = this;
         thread.barrier = nullptr;

@@ -54,6 +54,7 @@ void execute(const PendingLoad& load) {
 
 void issue(PendingLoad& load, uint64_t* full, uint32_t blocks) {
     const BlockState& own = block_of(*current_thread);
+    check_waited();
     mbarrier_check(full);
     load.thread = current_thread;
     load.full = shared_offset(full);
@@ -120,6 +121,7 @@ void prefetch_tensor_map(const void* map) {
 }
 
 void tma_store(const void* map, const void* from, int rank, const int32_t* at) {
+    check_waited();
     PendingStore store{};
     store.thread = current_thread;
     store.block = current_thread->block;

@@ -14,9 +14,10 @@ namespace secateur {
 
 #ifdef __CUDACC__
 #define KERNEL_CLUSTER(name, Params, threads, blocks, ...) \
-    SECATEUR_KERNEL(name, Params, threads, 1, __cluster_dims__(blocks, 1, 1), __VA_ARGS__)
+    SECATEUR_KERNEL(name, Params, threads, 1, __cluster_dims__(blocks, 1, 1), start_in_order, __VA_ARGS__)
 #else
-#define KERNEL_CLUSTER(name, Params, threads, blocks, ...) SECATEUR_KERNEL(name, Params, threads, blocks, __VA_ARGS__)
+#define KERNEL_CLUSTER(name, Params, threads, blocks, ...) \
+    SECATEUR_KERNEL(name, Params, threads, blocks, start_in_order, __VA_ARGS__)
 #endif
 
 /// Position of the block in its cluster.

@@ -52,6 +52,7 @@ struct Global {
     /// The checked host pointer of a V that starts at element `i`.
     template <class V>
     V* at(int64_t i) const {
+        host::check_waited();
         return static_cast<V*>(host::resolve(address + static_cast<uint64_t>(i) * sizeof(T), sizeof(V), alignof(V)));
     }
 #endif

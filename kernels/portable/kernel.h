@@ -1,7 +1,8 @@
 // How a kernel is declared: qualifiers, the KERNEL macro, and the built-in indices.
 //
 // KERNEL(symbol, Params, threads, Shared) { body } has `p` (const Params&) and `shared` (Shared&) in scope. Params is a POD,
-// mirrored by a #[repr(C)] struct in src/engine/cuda/launch/; Shared is the block's shared memory, a POD as well.
+// mirrored by a #[repr(C)] struct in src/engine/cuda/launch/; Shared is the block's shared memory, a POD as well. When the body
+// starts, all launches before have ended; KERNEL_EARLY sees to that itself (portable/launch_order.h).
 #pragma once
 
 #include <math.h>
@@ -27,15 +28,18 @@ extern __shared__ __align__(1024) unsigned char secateur_shared_memory[];
 
 #define SECATEUR_NO_CLUSTER
 #define KERNEL(name, Params, threads, ...) \
-    SECATEUR_KERNEL(name, Params, threads, 1, SECATEUR_NO_CLUSTER, __VA_ARGS__)
+    SECATEUR_KERNEL(name, Params, threads, 1, SECATEUR_NO_CLUSTER, start_in_order, __VA_ARGS__)
+#define KERNEL_EARLY(name, Params, threads, ...) \
+    SECATEUR_KERNEL(name, Params, threads, 1, SECATEUR_NO_CLUSTER, start_early, __VA_ARGS__)
 /// The same with a wish: registers are limited so that `blocks` blocks fit on a multiprocessor.
 #define KERNEL_OCCUPANCY(name, Params, threads, blocks, ...) \
-    SECATEUR_KERNEL(name, Params, threads, blocks, SECATEUR_NO_CLUSTER, __VA_ARGS__)
-#define SECATEUR_KERNEL(name, Params, threads, blocks, cluster, ...)                                         \
+    SECATEUR_KERNEL(name, Params, threads, blocks, SECATEUR_NO_CLUSTER, start_in_order, __VA_ARGS__)
+#define SECATEUR_KERNEL(name, Params, threads, blocks, cluster, start, ...)                                  \
     static_assert((threads) % 32 == 0 && (threads) <= 1024, #name ": a block is 1 to 32 full warps");        \
     __device__ __forceinline__ void name##_body(const Params& p, __VA_ARGS__& shared);                       \
     extern "C" __global__ void cluster __launch_bounds__(threads, blocks)                                    \
         name(const __grid_constant__ Params p) {                                                             \
+        ::secateur::start();                                                                                 \
         name##_body(p, *reinterpret_cast<__VA_ARGS__*>(::secateur::secateur_shared_memory));                 \
     }                                                                                                        \
     __device__ __forceinline__ void name##_body([[maybe_unused]] const Params& p,                            \
@@ -51,13 +55,15 @@ extern __shared__ __align__(1024) unsigned char secateur_shared_memory[];
 #define gridDim (::secateur::host::current_block->grid)
 
 #define KERNEL_OCCUPANCY(name, Params, threads, blocks, ...) KERNEL(name, Params, threads, __VA_ARGS__)
-#define KERNEL(name, Params, threads, ...) SECATEUR_KERNEL(name, Params, threads, 1, __VA_ARGS__)
-#define SECATEUR_KERNEL(name, Params, threads, cluster, ...)                                                 \
+#define KERNEL(name, Params, threads, ...) SECATEUR_KERNEL(name, Params, threads, 1, start_in_order, __VA_ARGS__)
+#define KERNEL_EARLY(name, Params, threads, ...) SECATEUR_KERNEL(name, Params, threads, 1, start_early, __VA_ARGS__)
+#define SECATEUR_KERNEL(name, Params, threads, cluster, start, ...)                                          \
     static_assert((threads) % 32 == 0 && (threads) <= 1024, #name ": a block is 1 to 32 full warps");        \
     static void name##_body(const Params& p, __VA_ARGS__& shared);                                           \
     static const ::secateur::host::KernelEntry name##_entry(                                                 \
         #name, threads, cluster, ::secateur::host::shared_bytes<__VA_ARGS__>(), sizeof(Params),              \
         [](const void* p, void* shared) {                                                                    \
+            ::secateur::start();                                                                             \
             name##_body(*static_cast<const Params*>(p), *static_cast<__VA_ARGS__*>(shared));                 \
         });                                                                                                  \
     static void name##_body([[maybe_unused]] const Params& p, [[maybe_unused]] __VA_ARGS__& shared)
@@ -79,3 +85,5 @@ DEVICE void syncthreads() {
 }
 
 }  // namespace secateur
+
+#include "portable/launch_order.h"

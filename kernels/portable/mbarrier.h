@@ -112,17 +112,4 @@ DEVICE void lower_registers() {
 /// True for one lane of the warp.
 DEVICE bool elect_lane() { return lane_index() == 0; }
 
-/// Lets a launch start that was queued behind this one as its programmatic dependent.
-DEVICE void launch_dependents() {
-#ifdef __CUDACC__
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-/// Waits until the launches that this one depends on have ended and their writes are visible.
-DEVICE void wait_for_prerequisites() {
-#ifdef __CUDACC__
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 }  // namespace secateur

@@ -130,7 +130,7 @@ DEVICE void conv_forward_statistics(const WgmmaForwardParams& p, WgmmaShared<T>&
 }
 
 #define CONV_FORWARD_WGMMA(operation, shape, T) \
-    KERNEL(operation##_wgmma_##shape, WgmmaForwardParams, T::THREADS, WgmmaShared<T>) { operation<T>(p, shared); }
+    KERNEL_EARLY(operation##_wgmma_##shape, WgmmaForwardParams, T::THREADS, WgmmaShared<T>) { operation<T>(p, shared); }
 
 CONV_FORWARD_WGMMA(conv_forward_relu, 128x256, Wgmma128x256)
 CONV_FORWARD_WGMMA(conv_forward_relu, 64x512, Wgmma64x512)

@@ -72,16 +72,16 @@ DEVICE void conv_input_gradient(const WgmmaGradientParams& p, WgmmaShared<T>& sh
         });
 }
 
-KERNEL(conv_input_gradient_wgmma_128x256, WgmmaGradientParams, Wgmma128x256::THREADS, WgmmaShared<Wgmma128x256>) {
+KERNEL_EARLY(conv_input_gradient_wgmma_128x256, WgmmaGradientParams, Wgmma128x256::THREADS, WgmmaShared<Wgmma128x256>) {
     conv_input_gradient<Wgmma128x256>(p, shared);
 }
-KERNEL(conv_input_gradient_wgmma_64x512, WgmmaGradientParams, Wgmma64x512::THREADS, WgmmaShared<Wgmma64x512>) {
+KERNEL_EARLY(conv_input_gradient_wgmma_64x512, WgmmaGradientParams, Wgmma64x512::THREADS, WgmmaShared<Wgmma64x512>) {
     conv_input_gradient<Wgmma64x512>(p, shared);
 }
-KERNEL(conv_input_gradient_wgmma_64x256, WgmmaGradientParams, Wgmma64x256::THREADS, WgmmaShared<Wgmma64x256>) {
+KERNEL_EARLY(conv_input_gradient_wgmma_64x256, WgmmaGradientParams, Wgmma64x256::THREADS, WgmmaShared<Wgmma64x256>) {
     conv_input_gradient<Wgmma64x256>(p, shared);
 }
-KERNEL(conv_input_gradient_wgmma_resident, WgmmaGradientParams, WgmmaResident::THREADS, WgmmaShared<WgmmaResident>) {
+KERNEL_EARLY(conv_input_gradient_wgmma_resident, WgmmaGradientParams, WgmmaResident::THREADS, WgmmaShared<WgmmaResident>) {
     conv_input_gradient<WgmmaResident>(p, shared);
 }
 

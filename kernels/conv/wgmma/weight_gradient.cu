@@ -154,10 +154,10 @@ DEVICE void conv_weight_gradient(const WgmmaWeightGradientParams& p, WeightShare
     }
 }
 
-KERNEL(conv_weight_gradient_wgmma_128x192, WgmmaWeightGradientParams, Weight128x192::THREADS, WeightShared<Weight128x192>) {
+KERNEL_EARLY(conv_weight_gradient_wgmma_128x192, WgmmaWeightGradientParams, Weight128x192::THREADS, WeightShared<Weight128x192>) {
     conv_weight_gradient<Weight128x192>(p, shared);
 }
-KERNEL(conv_weight_gradient_wgmma_64x192, WgmmaWeightGradientParams, Weight64x192::THREADS, WeightShared<Weight64x192>) {
+KERNEL_EARLY(conv_weight_gradient_wgmma_64x192, WgmmaWeightGradientParams, Weight64x192::THREADS, WeightShared<Weight64x192>) {
     conv_weight_gradient<Weight64x192>(p, shared);
 }
 

@@ -58,6 +58,9 @@ pub struct Options {
     /// Replay the steps of an attack as one CUDA graph, or launch every kernel; of steps and attacks, on a GPU
     #[arg(long, value_name = "on|off", default_value = "on")]
     pub graphs: Switch,
+    /// Let a kernel start while the one before it ends, or not; on a GPU of compute capability 9.0 or later
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    pub dependent_launch: Switch,
     #[command(flatten)]
     pub sampling: Sampling,
 }
@@ -67,6 +70,7 @@ impl Options {
     pub fn open(&self, kernels: bool, recipe: &Recipe, steps: usize) -> anyhow::Result<Bench> {
         let mut bench = Bench::open(self.device, kernels, recipe, steps)?;
         bench.engine.replay_attacks(self.graphs == Switch::On);
+        bench.engine.start_launches_early(self.dependent_launch == Switch::On);
         if let Some(folder) = &self.data {
             bench.use_images(folder)?;
         }

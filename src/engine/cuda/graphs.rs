@@ -28,6 +28,11 @@ impl<K: PartialEq> Graphs<K> {
         *self = Self { on, kept: Vec::new() };
     }
 
+    /// Drops what was recorded.
+    pub fn forget(&mut self) {
+        self.kept.clear();
+    }
+
     /// Does `work`, which launches kernels and nothing else: directly the first time, by replay where it comes again.
     pub fn run(&mut self, driver: &dyn Driver, key: K, work: impl FnOnce() -> Result<()>) -> Result<()> {
         if !self.on || !driver.captures() {

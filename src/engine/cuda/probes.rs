@@ -72,6 +72,11 @@ impl Probes for Cuda {
         ladder(&self.driver, self.parameters.layout.network, batch)
     }
 
+    fn start_launches_early(&mut self, on: bool) {
+        self.driver.start_early(on);
+        self.attacks.forget();
+    }
+
     fn flops_so_far(&self) -> Option<u64> {
         None
     }

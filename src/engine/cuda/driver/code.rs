@@ -64,6 +64,12 @@ fn parse(target: &str) -> Option<(u32, u32, bool)> {
     Some((number / 10, number % 10, specific))
 }
 
+/// Whether kernels compiled for this target wait for the launches before them, so that they may start early: PTX of ours is
+/// for a GPU that has no such wait. The twin of what `kernels/portable/launch_order.h` asks of `__CUDA_ARCH__`.
+pub fn waits(target: &str) -> bool {
+    parse(target).is_some_and(|(major, ..)| major >= 9)
+}
+
 /// Why the driver cannot run code of CUDA `release`; `None` where it can. `driver` is its CUDA version, 1000 * major +
 /// 10 * minor. Cubins run on every driver of their major release, PTX on drivers of their release and later.
 pub fn driver_too_old(driver: u32, release: (u32, u32), target: &str) -> Option<String> {
@@ -131,6 +137,12 @@ mod tests {
         assert_eq!(choose(&["sm_80", "ptx"], (9, 0)), Some("ptx"));
         assert_eq!(choose(&["sm_86"], (8, 0)), None);
         assert_eq!(choose(&[], (9, 0)), None);
+    }
+
+    #[test]
+    fn code_for_later_gpus_waits() {
+        let waiting: Vec<&str> = ALL.into_iter().filter(|target| waits(target)).collect();
+        assert_eq!(waiting, ["sm_90a", "sm_120"]);
     }
 
     #[test]

@@ -6,13 +6,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::CString;
+use std::ffi::{CString, c_void};
+use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{
-    CUdevice_attribute, CUfunction, CUfunction_attribute, CUgraphInstantiate_flags, CUmodule, CUresult,
-    CUstreamCaptureMode,
+    CUdevice_attribute, CUfunction, CUfunction_attribute, CUgraphInstantiate_flags, CUlaunchAttribute,
+    CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig, CUmodule, CUresult, CUstreamCaptureMode,
 };
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
@@ -34,18 +35,31 @@ pub struct DeviceDriver {
     /// Largest dynamic shared memory of a block, after opting in.
     shared_limit: u32,
     /// Kernels used so far.
-    functions: RefCell<HashMap<&'static str, CUfunction>>,
+    functions: RefCell<HashMap<&'static str, Function>>,
     /// Files loaded so far, by address of their code.
     modules: RefCell<HashMap<*const u8, CUmodule>>,
     /// Live allocations by address, so that copies are checked as on the host.
     allocations: RefCell<BTreeMap<u64, (usize, &'static str)>>,
     /// The newest launch, for errors that show up later.
     last: Cell<&'static str>,
+    /// Whether launches may start before those before them have ended.
+    early: Cell<bool>,
     capture: Capture,
     /// The phases under way, for Nsight.
     ranges: RefCell<PhaseRanges>,
     /// Memory given back inside a capture, where cuMemFree would break it.
     unfreed: RefCell<Vec<Address>>,
+}
+
+/// The first CUDA release whose graphs keep what a launch may start before.
+const EARLY_STARTS: u32 = 12_030;
+
+/// A kernel on this GPU.
+#[derive(Clone, Copy)]
+struct Function {
+    handle: CUfunction,
+    /// Its code waits for the launches before it.
+    waits: bool,
 }
 
 /// A failed driver call as an error.
@@ -109,6 +123,7 @@ impl DeviceDriver {
             modules: RefCell::default(),
             allocations: RefCell::default(),
             last: Cell::new(""),
+            early: Cell::new(true),
             capture: Capture::default(),
             ranges: RefCell::default(),
             unfreed: RefCell::default(),
@@ -167,7 +182,7 @@ impl DeviceDriver {
     }
 
     /// The kernel on this GPU; loads its file at the first use.
-    fn function(&self, kernel: &Kernel) -> Result<CUfunction> {
+    fn function(&self, kernel: &Kernel) -> Result<Function> {
         if let Some(function) = self.functions.borrow().get(kernel.name()) {
             return Ok(*function);
         }
@@ -202,6 +217,7 @@ impl DeviceDriver {
             }
             .map_err(failed("cuFuncSetAttribute"))?;
         }
+        let function = Function { handle: function, waits: code::waits(target) };
         self.functions.borrow_mut().insert(kernel.name(), function);
         Ok(function)
     }
@@ -325,20 +341,34 @@ impl Driver for DeviceDriver {
         let function = self.function(kernel)?;
         let mut params = aligned(params);
         self.last.set(kernel.name());
+        let mut early = CUlaunchAttribute {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let may_start_early = self.early.get() && function.waits && self.version >= EARLY_STARTS;
+        let config = CUlaunchConfig {
+            gridDimX: grid[0],
+            gridDimY: grid[1],
+            gridDimZ: grid[2],
+            blockDimX: kernel.threads(),
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: kernel.shared_bytes(),
+            hStream: self.stream.cu_stream(),
+            attrs: &mut early,
+            numAttrs: may_start_early.into(),
+        };
         // SAFETY: the struct has the size that the kernel declared (checked by `launch`), block and shared memory are what it
-        // was compiled for, and the driver copies the parameters before it returns. The addresses in them are the caller's
-        // word, as on every GPU; the host runner checks the same launches access by access.
+        // was compiled for, and the driver copies parameters and attributes before it returns. A kernel that may start early
+        // waits before it touches memory. The addresses in the parameters are the caller's word, as on every GPU; the host
+        // runner checks the same launches access by access.
         unsafe {
-            result::launch_kernel(
-                function,
-                (grid[0], grid[1], grid[2]),
-                (kernel.threads(), 1, 1),
-                kernel.shared_bytes(),
-                self.stream.cu_stream(),
-                &mut [params.as_mut_ptr().cast()],
-            )
+            let params: *mut c_void = params.as_mut_ptr().cast();
+            sys::cuLaunchKernelEx(&config, function.handle, &mut [params] as *mut _, ptr::null_mut())
         }
-        .map_err(|error| match failed("cuLaunchKernel")(error) {
+        .result()
+        .map_err(|error| match failed("cuLaunchKernelEx")(error) {
             Error::Driver { message, .. } => {
                 Error::Kernel { kernel: kernel.name().into(), message: format!("grid {grid:?}: {message}") }
             }
@@ -371,6 +401,10 @@ impl Driver for DeviceDriver {
 
     fn has_wgmma(&self) -> bool {
         self.info.code == "sm_90a"
+    }
+
+    fn start_early(&self, on: bool) {
+        self.early.set(on);
     }
 
     fn captures(&self) -> bool {

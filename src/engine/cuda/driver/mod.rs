@@ -84,6 +84,11 @@ pub trait Driver {
     /// Whether kernels that say `// Targets: sm_90a` run here: TMA, wgmma and their like.
     fn has_wgmma(&self) -> bool;
 
+    /// Whether launches may start before those before them have ended (programmatic dependent launch), on a GPU that can:
+    /// compute capability 9.0. They may unless this says otherwise; what is recorded stays as it was. See
+    /// `kernels/portable/launch_order.h`.
+    fn start_early(&self, _on: bool) {}
+
     /// Whether launches can be recorded and replayed.
     fn captures(&self) -> bool {
         false

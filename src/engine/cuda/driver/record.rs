@@ -188,6 +188,9 @@ impl Driver for Recorder {
     fn read(&self, address: Address, bytes: &mut [u8]) -> Result<()> {
         self.inner.read(address, bytes)
     }
+    fn start_early(&self, on: bool) {
+        self.inner.start_early(on);
+    }
     fn fill(&self, address: Address, byte: u8, count: usize) -> Result<()> {
         self.inner.fill(address, byte, count)
     }
