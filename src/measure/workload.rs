@@ -185,7 +185,8 @@ impl Bench {
                 let samples = self.split.train[..recipe.batch * times].to_vec();
                 let split = Split { train: samples, validation: Vec::new() };
                 // Without `begin_epoch` nothing is selected: every image that there is trains.
-                let mut trainer = Trainer::new(engine, recipe, &self.set, &split)?;
+                let batch = self.batch.clone();
+                let mut trainer = Trainer::in_memory_of(batch, engine, recipe, &self.set, &split)?;
                 let begin = clock.mark()?;
                 trainer.epoch(&mut |_| true)?;
                 clock.since(begin)

@@ -11,6 +11,7 @@ mod overfitting;
 mod pruning;
 pub mod run_folder;
 pub mod schedule;
+mod step_clock;
 mod tensorboard;
 mod trainer;
 

@@ -11,6 +11,7 @@ use super::checkpoint::{Checkpoint, LastSelection, Progress, SamplesSoFar};
 use super::metrics::Seconds;
 use super::pruning::Pruning;
 use super::schedule::{Horizon, Rates, rates};
+use super::step_clock::{Part, StepClock};
 use crate::batch::Batch;
 use crate::data::order::{Split, epoch_order};
 use crate::engine::{Augment, Engine, Error, ImageSet, Phase, Result, Sgd, Tensor, WeightSet};
@@ -18,9 +19,6 @@ use crate::objective::{self, Objective};
 use crate::philox::{Key, Purpose};
 use crate::prune::{PruneError, Subset};
 use crate::recipe::{Recipe, Timeline};
-
-/// Steps of an epoch that are timed in detail: each costs three waits for the device, so not all are.
-const TIMED_STEPS: usize = 32;
 
 /// A network in training.
 pub struct Trainer<'a> {
@@ -57,21 +55,6 @@ struct Visit {
     table: Option<(Tensor<f32>, Tensor<u32>)>,
 }
 
-/// Seconds of the timed steps, as a sample of the whole epoch.
-#[derive(Default)]
-struct StepClock {
-    attack: f64,
-    train: f64,
-}
-
-impl StepClock {
-    /// `seconds` of wall clock, divided as the timed steps were.
-    fn divide(&self, seconds: f64) -> Seconds {
-        let share = if self.attack > 0.0 { self.attack / (self.attack + self.train) } else { 0.0 };
-        Seconds { attack: seconds * share, train: seconds * (1.0 - share), ..Seconds::default() }
-    }
-}
-
 impl<'a> Trainer<'a> {
     /// Training from the engine's current weights, at the first step: on `split.train`, or what the recipe selects of it.
     pub fn new(
@@ -81,6 +64,17 @@ impl<'a> Trainer<'a> {
         split: &'a Split,
     ) -> Result<Self> {
         let batch = Batch::alloc(engine, recipe.batch)?;
+        Self::in_memory_of(batch, engine, recipe, set, split)
+    }
+
+    /// The same in the memory of a batch that is there: an engine finds what it recorded of work on it.
+    pub fn in_memory_of(
+        batch: Batch,
+        engine: &'a mut dyn Engine,
+        recipe: &'a Recipe,
+        set: &'a ImageSet,
+        split: &'a Split,
+    ) -> Result<Self> {
         let losses = engine.alloc("epoch losses", split.train.len())?;
         let predictions = engine.alloc("epoch predictions", split.train.len())?;
         let pruning = Pruning::new(engine, recipe, split)?;
@@ -237,13 +231,11 @@ impl<'a> Trainer<'a> {
             table: table.map(upload_table).transpose()?,
         };
         let steps = self.steps_per_epoch();
-        let interval = (steps / TIMED_STEPS).max(1);
-        let mut clock = StepClock::default();
+        let mut clock = StepClock::new(steps);
         let begin = Instant::now();
         let mut finished = true;
         while self.progress.step < steps {
-            let timed = self.progress.step.is_multiple_of(interval).then_some(&mut clock);
-            self.step(&visit, timed)?;
+            self.step(&visit, &mut clock)?;
             self.progress.step += 1;
             if !go_on(self.progress.step) {
                 finished = false;
@@ -252,7 +244,7 @@ impl<'a> Trainer<'a> {
         }
         self.engine.phase(Phase::Other);
         self.engine.synchronize()?;
-        let seconds = clock.divide(begin.elapsed().as_secs_f64());
+        let seconds = clock.divide(begin.elapsed().as_secs_f64(), self.engine)?;
         self.progress.epoch_seconds += seconds;
         self.progress.run_seconds += seconds;
         if !finished {
@@ -264,7 +256,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// One minibatch: one training step, or as many as the objective replays it.
-    fn step(&mut self, visit: &Visit, clock: Option<&mut StepClock>) -> Result<()> {
+    fn step(&mut self, visit: &Visit, clock: &mut StepClock) -> Result<()> {
         let Progress { epoch, step, .. } = self.progress;
         let range = self.images_after(step)..self.images_after(step + 1);
         let batch = self.batch.rows(0..range.len()).keeping(
@@ -274,15 +266,14 @@ impl<'a> Trainer<'a> {
         );
         let weights = visit.weights.as_ref().map(|weights| weights.slice(range.clone()));
         let seed = self.recipe.seed;
-        let mut laps = Laps::start(clock.is_some(), self.engine)?;
 
         self.engine.phase(Phase::Step);
+        clock.begin(step, self.engine)?;
         self.engine.phase(Phase::Gather);
         let augment = self.recipe.data.augment.then_some(Augment { seed, epoch });
         self.engine.gather(self.set, &batch.samples, augment, &batch.images, &batch.labels)?;
-        let gather = laps.lap(self.engine)?;
+        clock.ended(Part::Train, self.engine)?;
 
-        let (mut attack, mut train) = (0.0, 0.0);
         for replay in 0..self.objective.replays() {
             self.engine.phase(Phase::Attack);
             if self.objective.needs_fold() {
@@ -290,7 +281,7 @@ impl<'a> Trainer<'a> {
             }
             let key = Key { seed, purpose: Purpose::AttackStart, epoch, step: 0 };
             self.progress.epoch_attacks += self.objective.attack(self.engine, key, &batch)?;
-            attack += laps.lap(self.engine)?;
+            clock.ended(Part::Attack, self.engine)?;
 
             self.engine.phase(Phase::Train);
             self.objective.gradient(self.engine, &batch, weights.as_ref())?;
@@ -302,38 +293,11 @@ impl<'a> Trainer<'a> {
                 weight_decay: self.recipe.optimizer.weight_decay as f32,
                 average_decay: self.recipe.optimizer.average_decay.map(|decay| decay as f32),
             })?;
-            train += laps.lap(self.engine)?;
+            clock.ended(Part::Train, self.engine)?;
         }
         if let Some((losses, rows)) = &visit.table {
             self.engine.scatter_rows(&batch.losses, &rows.slice(range), 1, losses)?;
         }
-
-        if let Some(clock) = clock {
-            clock.attack += attack;
-            clock.train += gather + train;
-        }
         Ok(())
-    }
-}
-
-/// Times the parts of a step, waiting for the device at each; does nothing for a step that is not timed.
-struct Laps(Option<Instant>);
-
-impl Laps {
-    fn start(timed: bool, engine: &dyn Engine) -> Result<Self> {
-        if timed {
-            engine.synchronize()?;
-        }
-        Ok(Self(timed.then(Instant::now)))
-    }
-
-    /// Seconds since the last lap.
-    fn lap(&mut self, engine: &dyn Engine) -> Result<f64> {
-        let Some(last) = &mut self.0 else { return Ok(0.0) };
-        engine.synchronize()?;
-        let now = Instant::now();
-        let seconds = (now - *last).as_secs_f64();
-        *last = now;
-        Ok(seconds)
     }
 }

@@ -6,7 +6,7 @@ use super::engine::Cuda;
 use super::ladder::{ladder, random};
 use super::launch::conv::{self, ConvShape, ForwardEpilogue};
 use crate::engine::probes::FLUSH_FACTOR;
-use crate::engine::{LadderStep, Phase, Phases, Probe, Probes, Result};
+use crate::engine::{LadderStep, Mark, Phase, Phases, Probe, Probes, Result};
 
 /// A GEMM of 32,768 x 512 x 4,608: 155 GFLOP.
 const SHAPE: ConvShape =
@@ -17,6 +17,12 @@ const COPIED: usize = 512 << 20;
 impl Phases for Cuda {
     fn phase(&mut self, phase: Phase) {
         self.driver().phase(phase);
+    }
+    fn mark(&self) -> Result<Mark> {
+        self.driver().mark()
+    }
+    fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
+        self.driver().seconds(from, to)
     }
 }
 
