@@ -83,8 +83,10 @@ fn a_record_lists_every_launch_of_a_replay() {
             driver.begin_capture().unwrap();
             for step in 1..=3 {
                 driver.phase(Phase::AttackStep(step));
+                driver.layer(Some(step as usize));
                 copy(&**driver, &numbers, last.address(), &order);
             }
+            driver.layer(None);
             driver.end_capture().unwrap()
         };
         let graph = record(&driver);
@@ -96,6 +98,8 @@ fn a_record_lists_every_launch_of_a_replay() {
         let kept = recording.stop().unwrap();
         let phases: Vec<Phase> = kept.launches.iter().map(|launch| launch.phase).collect();
         assert_eq!(phases, [1, 2, 3].map(Phase::AttackStep), "{name}");
+        let layers: Vec<Option<usize>> = kept.launches.iter().map(|launch| launch.layer).collect();
+        assert_eq!(layers, [1, 2, 3].map(Some), "{name}");
         let kernel = Kernel::named("gather_rows").unwrap();
         assert!(kept.launches.iter().all(|launch| launch.kernel == kernel.name() && launch.bytes > 0));
     }

@@ -450,6 +450,10 @@ impl Driver for DeviceDriver {
         self.ranges.borrow_mut().begin(phase);
     }
 
+    fn layer(&self, layer: Option<usize>) {
+        self.capture.layer(layer);
+    }
+
     fn mark(&self) -> Result<Mark> {
         self.capture.forbid("mark")?;
         let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);

@@ -15,8 +15,9 @@ use crate::engine::{Error, Phase, Result};
 #[derive(Clone, Debug)]
 pub struct Captured {
     pub call: Call,
-    /// The phase in which it was recorded.
+    /// The phase and the layer of which it was recorded.
     pub phase: Phase,
+    pub layer: Option<usize>,
 }
 
 /// Launches in their order, with the very parameters of the recording: addresses and numbers are baked in.
@@ -40,6 +41,7 @@ impl Graph {
 #[derive(Default)]
 pub(super) struct Capture {
     phase: Cell<Phase>,
+    layer: Cell<Option<usize>>,
     launches: RefCell<Option<Vec<Captured>>>,
 }
 
@@ -76,11 +78,16 @@ impl Capture {
     pub fn keep(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8], cost: Cost) -> bool {
         let mut launches = self.launches.borrow_mut();
         let Some(launches) = launches.as_mut() else { return false };
-        launches.push(Captured { call: Call::new(kernel, grid, params, cost), phase: self.phase.get() });
+        let call = Call::new(kernel, grid, params, cost);
+        launches.push(Captured { call, phase: self.phase.get(), layer: self.layer.get() });
         true
     }
 
     pub fn phase(&self, phase: Phase) {
         self.phase.set(phase);
+    }
+
+    pub fn layer(&self, layer: Option<usize>) {
+        self.layer.set(layer);
     }
 }

@@ -254,6 +254,9 @@ impl Driver for HostDriver {
         self.capture.phase(phase);
         self.ranges.borrow_mut().begin(phase);
     }
+    fn layer(&self, layer: Option<usize>) {
+        self.capture.layer(layer);
+    }
 
     fn tensor_map(&self, spec: &MapSpec) -> Result<TensorMap> {
         spec.check()?;

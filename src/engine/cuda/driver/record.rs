@@ -249,12 +249,15 @@ impl Driver for Recorder {
             if launch.phase != self.log.phase.get() {
                 self.phase(launch.phase);
             }
+            self.layer(launch.layer);
             launch.call.make(self)?;
         }
+        self.layer(None);
         Ok(())
     }
     fn layer(&self, layer: Option<usize>) {
         self.log.layer.set(layer);
+        self.inner.layer(layer);
     }
     fn profiler(&self, on: bool) -> Result<()> {
         self.inner.profiler(on)
