@@ -61,7 +61,7 @@ impl Cuda {
             packed: Buffer::new(&driver, "packed images", image * 2)?,
             packed_images: Cell::new(None),
             train: [None, None],
-            scratch: Scratch::new(&driver, &parameters.layout, max_batch)?,
+            scratch: Scratch::new(&driver, &parameters.layout, 1, max_batch)?,
             attacks: Graphs::new(),
             outcome: Buffer::new(&driver, "outcome of a selection", size_of::<Outcome>())?,
             sums: None,
@@ -196,7 +196,7 @@ impl Cuda {
             Pass::Eval => self.eval.backward(&self.parameters, &self.scratch, batch, gradient, image),
             Pass::Train { slot } => {
                 let wanted = Wanted { parameters: None, image: Some(image) };
-                self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, gradient, &wanted)
+                self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, &[gradient], &wanted)
             }
         }
     }
@@ -304,13 +304,11 @@ impl Engine for Cuda {
                 self.eval.forward(&self.parameters, &self.scratch, self.packed.address(), batch, logits)
             }
             Pass::Train { slot } => {
-                let train = self.train.get_mut(slot).ok_or_else(|| no_slot(slot))?;
-                if train.is_none() {
-                    *train = Some(TrainPass::new(&self.driver, &self.parameters, self.max_batch)?);
-                }
-                let Some(train) = train else { return Err(no_slot(slot)) };
-                attack::image_pack(&*self.driver, batch, address, train.packed.address())?;
-                train.forward(&mut self.parameters, &self.scratch, batch, logits)
+                let train = match self.train.get_mut(slot).ok_or_else(|| no_slot(slot))? {
+                    Some(train) => train,
+                    empty => empty.insert(TrainPass::new(&self.driver, &self.parameters, 1, self.max_batch)?),
+                };
+                train.forward(&mut self.parameters, &self.scratch, batch, &[address], &[logits])
             }
         }
     }
@@ -353,7 +351,7 @@ impl Engine for Cuda {
         let batch = logit_gradient.len() / self.network().classes;
         let gradient = self.logits(logit_gradient, batch)?;
         let wanted = Wanted { parameters: Some(accumulate), image: None };
-        self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, gradient, &wanted)
+        self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, &[gradient], &wanted)
     }
 
     fn parameter_gradient_and_attack_step(
@@ -371,7 +369,7 @@ impl Engine for Cuda {
         let gradient = self.logits(logit_gradient, batch)?;
         let wanted = Wanted { parameters: Some(false), image: Some(&epilogue) };
         self.packed_images.set(None);
-        self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, gradient, &wanted)?;
+        self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, &[gradient], &wanted)?;
         self.packed_images.set(Some((self.address(perturbed)?, batch)));
         Ok(())
     }
