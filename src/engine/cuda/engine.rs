@@ -13,6 +13,7 @@ use super::launch::conv::ImageEpilogue;
 use super::launch::select::{self, Outcome, Selection};
 use super::launch::{attack, data, rows};
 use super::layout::{Layout, STEM_CHANNELS};
+use super::paired_passes::Pair;
 use super::parameters::Parameters;
 use super::scratch::Scratch;
 use super::train::{TrainPass, Wanted};
@@ -28,7 +29,7 @@ use crate::philox::Key;
 pub struct Cuda {
     pub(super) driver: Rc<dyn Driver>,
     info: DeviceInfo,
-    max_batch: usize,
+    pub(super) max_batch: usize,
     pub(super) parameters: Parameters,
     pub(super) eval: EvalPass,
     /// The stem's input of the evaluation pass, and which images it holds.
@@ -36,6 +37,8 @@ pub struct Cuda {
     pub(super) packed_images: Cell<Option<(Address, usize)>>,
     /// Train slots, made when first used.
     pub(super) train: [Option<TrainPass>; 2],
+    /// The clean and the adversarial pass as one, made when first used.
+    pub(super) pair: Option<Pair>,
     pub(super) scratch: Scratch,
     pub(super) attacks: Graphs<AttackKey>,
     outcome: Buffer,
@@ -61,6 +64,7 @@ impl Cuda {
             packed: Buffer::new(&driver, "packed images", image * 2)?,
             packed_images: Cell::new(None),
             train: [None, None],
+            pair: None,
             scratch: Scratch::new(&driver, &parameters.layout, 1, max_batch)?,
             attacks: Graphs::new(),
             outcome: Buffer::new(&driver, "outcome of a selection", size_of::<Outcome>())?,
@@ -79,7 +83,7 @@ impl Cuda {
     }
 
     /// Images in a batch, and the address of the first.
-    fn images(&self, images: &Tensor<f32>) -> Result<(usize, Address)> {
+    pub(super) fn images(&self, images: &Tensor<f32>) -> Result<(usize, Address)> {
         let batch = images.len() / IMAGE_LEN;
         if batch == 0 || batch > self.max_batch {
             return Err(Error::Invalid(format!(
@@ -123,6 +127,7 @@ impl Cuda {
     fn weights_changed(&mut self) {
         self.eval.forget();
         self.train.iter_mut().flatten().for_each(TrainPass::forget);
+        self.pair.iter_mut().for_each(Pair::forget);
     }
 
     fn selection(&self, values: &Tensor<f32>, positions: &Tensor<u32>) -> Result<Selection> {

@@ -5,8 +5,8 @@
 //! behind it.
 //!
 //! A pass may hold several sets of images, one behind the other in every buffer: to all but BatchNorm, which keeps statistics
-//! for each, they are one batch. Called by engine.rs; checked by tests/engine_agreement.rs against the
-//! reference engine.
+//! for each, they are one batch. Called by engine.rs and paired_passes.rs; checked by tests/engine_agreement.rs against the
+//! reference engine, and by tests/paired_passes.rs.
 
 use std::rc::Rc;
 
