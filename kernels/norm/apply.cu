@@ -3,7 +3,8 @@
 //   out = bf16(relu(scale * y + shift + residual)), mask bit = out > 0
 //
 // The residual is nothing, an activation, or a shortcut's convolution with its own normalisation. A thread takes eight
-// channels of a pixel: 16 bytes in, 16 bytes and one byte of mask out.
+// channels of a pixel: 16 bytes in, 16 bytes and one byte of mask out. Sets of images that lie one behind the other are the
+// second dimension of the grid.
 // Checked by tests/kernel_norm.rs; called by the train pass behind batch_norm_statistics.
 
 #include "portable/portable.h"
@@ -11,13 +12,13 @@
 namespace secateur {
 
 struct ApplyParams {
-    Global<const Bf16> y;                     // rows x channels
-    Global<const float> statistics;           // {mean, 1/deviation, scale, shift} x channels
+    Global<const Bf16> y;                     // sets x rows x channels
+    Global<const float> statistics;           // sets x {mean, 1/deviation, scale, shift} x channels
     Global<const Bf16> residual;              // an activation, or a shortcut's y
     Global<const float> residual_statistics;  // of the shortcut
     Global<Bf16> out;
     Global<uint8_t> mask;
-    uint32_t vectors;   // rows * channels / 8
+    uint32_t vectors;   // of a set: rows * channels / 8
     uint32_t channels;  // a power of two
 };
 
@@ -25,14 +26,16 @@ enum class Residual { NONE, ACTIVATION, NORMALISED };
 
 template <Residual RESIDUAL>
 DEVICE void apply(const ApplyParams& p) {
-    const uint32_t vector = blockIdx.x * blockDim.x + threadIdx.x;
-    if (vector >= p.vectors) return;
-    const int64_t at = int64_t(vector) * 8;
-    const uint32_t channel = (vector * 8) & (p.channels - 1);
+    const uint32_t in_set = blockIdx.x * blockDim.x + threadIdx.x;
+    if (in_set >= p.vectors) return;
+    const int64_t vector = int64_t(blockIdx.y) * p.vectors + in_set;
+    const int64_t at = vector * 8;
+    const uint32_t channel = (in_set * 8) & (p.channels - 1);
+    const uint32_t first = blockIdx.y * 4 * p.channels + channel;
 
     const Float8 y = load_bf16x8(p.y, at);
-    const Float8 scale = load_float8(p.statistics, 2 * p.channels + channel);
-    const Float8 shift = load_float8(p.statistics, 3 * p.channels + channel);
+    const Float8 scale = load_float8(p.statistics, first + 2 * p.channels);
+    const Float8 shift = load_float8(p.statistics, first + 3 * p.channels);
     Float8 out;
 #pragma unroll
     for (int c = 0; c < 8; ++c) out.value[c] = y.value[c] * scale.value[c] + shift.value[c];
@@ -40,8 +43,8 @@ DEVICE void apply(const ApplyParams& p) {
     if constexpr (RESIDUAL != Residual::NONE) {
         Float8 residual = load_bf16x8(p.residual, at);
         if constexpr (RESIDUAL == Residual::NORMALISED) {
-            const Float8 scale_s = load_float8(p.residual_statistics, 2 * p.channels + channel);
-            const Float8 shift_s = load_float8(p.residual_statistics, 3 * p.channels + channel);
+            const Float8 scale_s = load_float8(p.residual_statistics, first + 2 * p.channels);
+            const Float8 shift_s = load_float8(p.residual_statistics, first + 3 * p.channels);
 #pragma unroll
             for (int c = 0; c < 8; ++c) {
                 residual.value[c] = residual.value[c] * scale_s.value[c] + shift_s.value[c];

@@ -3,6 +3,9 @@
 // Tiles are merged pairwise by Chan, Golub and LeVeque's update ("Updating formulae and a pairwise algorithm for computing
 // sample variances", 1979), in an order that depends on the number of tiles alone. Outputs, K each: mean, 1/deviation, and
 // the affine form of the whole normalisation, scale = gamma/deviation and shift = beta - mean * scale.
+//
+// Sets of images that lie one behind the other, no tile in two of them, have statistics of their own; the running ones move by
+// each set in turn, as by one launch for each.
 // Checked by tests/kernel_norm.rs; called by the train pass behind each convolution.
 
 #include "portable/portable.h"
@@ -10,13 +13,14 @@
 namespace secateur {
 
 struct StatisticsParams {
-    Global<const float> partials;  // tiles x {mean, sum of squared differences from it} x channels
+    Global<const float> partials;  // sets x tiles x {mean, sum of squared differences from it} x channels
     Global<const float> gamma;
     Global<const float> beta;
     Global<float> running_mean;
     Global<float> running_variance;
-    Global<float> statistics;  // {mean, 1/deviation, scale, shift} x channels
-    uint32_t rows;
+    Global<float> statistics;  // sets x {mean, 1/deviation, scale, shift} x channels
+    uint32_t sets;             // 1, 2, 4 or 8
+    uint32_t rows;             // of a set, as are the tiles
     uint32_t tile_rows;
     uint32_t tiles;
     uint32_t channels;
@@ -39,46 +43,58 @@ DEVICE Moments merged(const Moments& a, const Moments& b) {
     return {count, a.mean + difference * share, a.squares + b.squares + difference * difference * a.count * share};
 }
 
-/// 32 strands of tiles for each of 8 neighbouring channels.
+/// 32 strands of tiles for each of 8 columns: neighbouring channels of every set.
 struct StatisticsShared {
     Moments strands[32][8];
 };
 
 KERNEL(batch_norm_statistics, StatisticsParams, 256, StatisticsShared) {
-    const uint32_t lane = threadIdx.x % 8;
+    const uint32_t lanes = 8 / p.sets;
+    const uint32_t column = threadIdx.x % 8;
     const uint32_t strand = threadIdx.x / 8;
-    const uint32_t channel = blockIdx.x * 8 + lane;
+    const uint32_t set = column / lanes;
+    const uint32_t channel = blockIdx.x * lanes + column % lanes;
 
-    // Each strand walks every 32nd tile.
+    // Each strand walks every 32nd tile of its set.
     Moments own = {0.0f, 0.0f, 0.0f};
     for (uint32_t tile = strand; tile < p.tiles; tile += 32) {
         const uint32_t left = p.rows - tile * p.tile_rows;
-        const int64_t at = int64_t(tile) * 2 * p.channels + channel;
+        const int64_t at = (int64_t(set) * p.tiles + tile) * 2 * p.channels + channel;
         own = merged(own, {float(left < p.tile_rows ? left : p.tile_rows), p.partials[at], p.partials[at + p.channels]});
     }
-    shared.strands[strand][lane] = own;
+    shared.strands[strand][column] = own;
 
     // Then a tree over the strands.
     for (uint32_t half = 16; half > 0; half /= 2) {
         syncthreads();
         if (strand < half) {
-            shared.strands[strand][lane] = merged(shared.strands[strand][lane], shared.strands[strand + half][lane]);
+            shared.strands[strand][column] =
+                merged(shared.strands[strand][column], shared.strands[strand + half][column]);
         }
     }
+    syncthreads();
 
     if (strand == 0) {
-        const Moments all = shared.strands[0][lane];
+        const Moments all = shared.strands[0][column];
         const float variance = all.squares / all.count;
         const float inverse = 1.0f / sqrtf(variance + p.epsilon);
         const float scale = p.gamma[channel] * inverse;
-        p.statistics[channel] = all.mean;
-        p.statistics[p.channels + channel] = inverse;
-        p.statistics[2 * p.channels + channel] = scale;
-        p.statistics[3 * p.channels + channel] = p.beta[channel] - all.mean * scale;
-        const float unbiased = all.squares / (all.count - 1.0f);
+        const int64_t at = int64_t(set) * 4 * p.channels + channel;
+        p.statistics[at] = all.mean;
+        p.statistics[at + p.channels] = inverse;
+        p.statistics[at + 2 * p.channels] = scale;
+        p.statistics[at + 3 * p.channels] = p.beta[channel] - all.mean * scale;
+    }
+    if (strand == 0 && set == 0) {
         const float keep = 1.0f - p.momentum;
-        p.running_mean[channel] = keep * p.running_mean[channel] + p.momentum * all.mean;
-        p.running_variance[channel] = keep * p.running_variance[channel] + p.momentum * unbiased;
+        float mean = p.running_mean[channel], variance = p.running_variance[channel];
+        for (uint32_t s = 0; s < p.sets; ++s) {
+            const Moments all = shared.strands[0][s * lanes + column];
+            mean = keep * mean + p.momentum * all.mean;
+            variance = keep * variance + p.momentum * (all.squares / (all.count - 1.0f));
+        }
+        p.running_mean[channel] = mean;
+        p.running_variance[channel] = variance;
     }
 }
 

@@ -12,6 +12,7 @@ mod error;
 mod last_layer;
 mod margin;
 mod open;
+mod paired_passes;
 mod probes;
 mod recording;
 pub mod reference;
@@ -26,6 +27,7 @@ pub use error::{Error, Result};
 pub use last_layer::{LastLayer, LastLayerGradients, Term};
 pub use margin::{Margin, MarginLosses};
 pub use open::{DeviceChoice, open, open_dry, open_recorded};
+pub use paired_passes::PairedPasses;
 pub use probes::{LadderStep, Probe, Probes};
 pub use recording::{
     KernelUsage, Launch, Mark, Phase, Phases, Record, Recording, kernel_usage, register_target,
@@ -99,7 +101,7 @@ pub struct SignStep {
 pub enum Pass {
     /// Running statistics, folded into the weights by [`Engine::fold_batch_norm`].
     Eval,
-    /// Batch statistics; updates the running statistics. Slot 0 or 1: an objective with two train passes keeps both.
+    /// Batch statistics; updates the running statistics. Slot 0 or 1: two train passes may be kept at a time.
     Train { slot: usize },
 }
 
@@ -139,6 +141,7 @@ pub struct OptimizerState {
 pub trait Engine:
     SoftmaxLosses
     + AttackLoop
+    + PairedPasses
     + LastLayer
     + MarginLosses
     + AdaptiveSteps

@@ -103,7 +103,7 @@ impl Objective for Free {
         let (images, perturbed, gradient) = (&batch.images, &batch.perturbed, &batch.logit_gradient);
         let step = self.attack.at(self.epoch).step;
         let move_on = |engine: &mut dyn Engine| {
-            engine.parameter_gradient_and_attack_step(passes::FIRST, gradient, &step, images, perturbed)
+            engine.parameter_gradient_and_attack_step(passes::ONLY, gradient, &step, images, perturbed)
         };
         match &mut self.moving {
             Some(moving) => moving.step(engine, batch, self.done, move_on)?,

@@ -1,13 +1,11 @@
 //! The two shapes of a training step's passes, which the objectives share: the adversarial images alone, or the clean
-//! and the adversarial ones, each with its own batch statistics.
+//! and the adversarial ones as a pair, each with its own batch statistics.
 
 use crate::batch::Batch;
 use crate::engine::{CrossEntropy, Engine, PairedForm, PairedLoss, Pass, Result, Tensor};
 
-/// The train pass of objectives with one, and the clean pass of those with two.
-pub const FIRST: Pass = Pass::Train { slot: 0 };
-/// The adversarial pass of objectives with two.
-pub const SECOND: Pass = Pass::Train { slot: 1 };
+/// The train pass of objectives with one.
+pub const ONLY: Pass = Pass::Train { slot: 0 };
 
 /// Gradient of the mean cross-entropy of `batch.perturbed`, dL/dz' = (q - target) / batch.
 pub fn cross_entropy(
@@ -17,7 +15,7 @@ pub fn cross_entropy(
     weights: Option<&Tensor<f32>>,
 ) -> Result<()> {
     cross_entropy_forward(engine, batch, smoothing, weights)?;
-    engine.parameter_gradient(FIRST, &batch.logit_gradient, false)
+    engine.parameter_gradient(ONLY, &batch.logit_gradient, false)
 }
 
 /// The same up to the gradient of the logits.
@@ -27,7 +25,7 @@ pub fn cross_entropy_forward(
     smoothing: f32,
     weights: Option<&Tensor<f32>>,
 ) -> Result<()> {
-    engine.forward(FIRST, &batch.perturbed, &batch.logits)?;
+    engine.forward(ONLY, &batch.perturbed, &batch.logits)?;
     cross_entropy_loss(engine, batch, smoothing, 1.0 / batch.len() as f32, weights)
 }
 
@@ -51,11 +49,9 @@ pub fn paired(
     divergence: f32,
     weights: Option<&Tensor<f32>>,
 ) -> Result<()> {
-    engine.forward(FIRST, &batch.images, &batch.clean_logits)?;
-    engine.forward(SECOND, &batch.perturbed, &batch.logits)?;
+    engine.forward_pair([&batch.images, &batch.perturbed], [&batch.clean_logits, &batch.logits])?;
     paired_loss(engine, batch, form, divergence, 1.0 / batch.len() as f32, weights)?;
-    engine.parameter_gradient(FIRST, &batch.clean_gradient, false)?;
-    engine.parameter_gradient(SECOND, &batch.logit_gradient, true)
+    engine.pair_gradient([&batch.clean_gradient, &batch.logit_gradient])
 }
 
 /// The loss of both logits that the batch holds, and the gradients of these logits times `scale`.

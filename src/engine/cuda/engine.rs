@@ -13,6 +13,7 @@ use super::launch::conv::ImageEpilogue;
 use super::launch::select::{self, Outcome, Selection};
 use super::launch::{attack, data, rows};
 use super::layout::{Layout, STEM_CHANNELS};
+use super::paired_passes::Pair;
 use super::parameters::Parameters;
 use super::scratch::Scratch;
 use super::train::{TrainPass, Wanted};
@@ -28,7 +29,7 @@ use crate::philox::Key;
 pub struct Cuda {
     pub(super) driver: Rc<dyn Driver>,
     info: DeviceInfo,
-    max_batch: usize,
+    pub(super) max_batch: usize,
     pub(super) parameters: Parameters,
     pub(super) eval: EvalPass,
     /// The stem's input of the evaluation pass, and which images it holds.
@@ -36,6 +37,8 @@ pub struct Cuda {
     pub(super) packed_images: Cell<Option<(Address, usize)>>,
     /// Train slots, made when first used.
     pub(super) train: [Option<TrainPass>; 2],
+    /// The clean and the adversarial pass as one, made when first used.
+    pub(super) pair: Option<Pair>,
     pub(super) scratch: Scratch,
     pub(super) attacks: Graphs<AttackKey>,
     outcome: Buffer,
@@ -61,7 +64,8 @@ impl Cuda {
             packed: Buffer::new(&driver, "packed images", image * 2)?,
             packed_images: Cell::new(None),
             train: [None, None],
-            scratch: Scratch::new(&driver, &parameters.layout, max_batch)?,
+            pair: None,
+            scratch: Scratch::new(&driver, &parameters.layout, 1, max_batch)?,
             attacks: Graphs::new(),
             outcome: Buffer::new(&driver, "outcome of a selection", size_of::<Outcome>())?,
             sums: None,
@@ -79,7 +83,7 @@ impl Cuda {
     }
 
     /// Images in a batch, and the address of the first.
-    fn images(&self, images: &Tensor<f32>) -> Result<(usize, Address)> {
+    pub(super) fn images(&self, images: &Tensor<f32>) -> Result<(usize, Address)> {
         let batch = images.len() / IMAGE_LEN;
         if batch == 0 || batch > self.max_batch {
             return Err(Error::Invalid(format!(
@@ -123,6 +127,7 @@ impl Cuda {
     fn weights_changed(&mut self) {
         self.eval.forget();
         self.train.iter_mut().flatten().for_each(TrainPass::forget);
+        self.pair.iter_mut().for_each(Pair::forget);
     }
 
     fn selection(&self, values: &Tensor<f32>, positions: &Tensor<u32>) -> Result<Selection> {
@@ -196,7 +201,7 @@ impl Cuda {
             Pass::Eval => self.eval.backward(&self.parameters, &self.scratch, batch, gradient, image),
             Pass::Train { slot } => {
                 let wanted = Wanted { parameters: None, image: Some(image) };
-                self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, gradient, &wanted)
+                self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, &[gradient], &wanted)
             }
         }
     }
@@ -304,13 +309,11 @@ impl Engine for Cuda {
                 self.eval.forward(&self.parameters, &self.scratch, self.packed.address(), batch, logits)
             }
             Pass::Train { slot } => {
-                let train = self.train.get_mut(slot).ok_or_else(|| no_slot(slot))?;
-                if train.is_none() {
-                    *train = Some(TrainPass::new(&self.driver, &self.parameters, self.max_batch)?);
-                }
-                let Some(train) = train else { return Err(no_slot(slot)) };
-                attack::image_pack(&*self.driver, batch, address, train.packed.address())?;
-                train.forward(&mut self.parameters, &self.scratch, batch, logits)
+                let train = match self.train.get_mut(slot).ok_or_else(|| no_slot(slot))? {
+                    Some(train) => train,
+                    empty => empty.insert(TrainPass::new(&self.driver, &self.parameters, 1, self.max_batch)?),
+                };
+                train.forward(&mut self.parameters, &self.scratch, batch, &[address], &[logits])
             }
         }
     }
@@ -353,7 +356,7 @@ impl Engine for Cuda {
         let batch = logit_gradient.len() / self.network().classes;
         let gradient = self.logits(logit_gradient, batch)?;
         let wanted = Wanted { parameters: Some(accumulate), image: None };
-        self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, gradient, &wanted)
+        self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, &[gradient], &wanted)
     }
 
     fn parameter_gradient_and_attack_step(
@@ -371,7 +374,7 @@ impl Engine for Cuda {
         let gradient = self.logits(logit_gradient, batch)?;
         let wanted = Wanted { parameters: Some(false), image: Some(&epilogue) };
         self.packed_images.set(None);
-        self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, gradient, &wanted)?;
+        self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, &[gradient], &wanted)?;
         self.packed_images.set(Some((self.address(perturbed)?, batch)));
         Ok(())
     }

@@ -10,6 +10,7 @@
 //! | `scratch` | gradients on their way back |
 //! | `operands` | from tensors to addresses |
 //! | `engine` | the [`Engine`] trait on top of these |
+//! | `paired_passes` | both train passes of a step as one |
 //! | `attack_loop`, `graphs` | the steps of an attack as one piece of work, recorded and replayed |
 //! | `softmax_losses` | its part for the losses of training and of most attacks |
 //! | `square` | its part for random searches |
@@ -31,6 +32,7 @@ pub mod launch;
 pub mod layout;
 mod margin;
 mod operands;
+mod paired_passes;
 mod parameters;
 mod probes;
 mod scratch;

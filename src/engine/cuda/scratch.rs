@@ -21,29 +21,32 @@ pub struct Scratch {
     pub compact: Buffer,
     /// Partial results of weight gradients and BatchNorm reductions.
     pub partials: Buffer,
-    /// f32, three a channel: a BatchNorm's backward pass as an affine map.
+    /// f32, three a channel for each set: a BatchNorm's backward pass as an affine map.
     pub coefficients: Buffer,
 }
 
 impl Scratch {
-    pub fn new(driver: &Rc<dyn Driver>, layout: &Layout, max_batch: usize) -> Result<Self> {
-        let widest = max_batch * IMAGE_SIDE * IMAGE_SIDE * layout.network.width;
+    /// For passes over `sets` sets of up to `max_batch` images.
+    pub fn new(driver: &Rc<dyn Driver>, layout: &Layout, sets: usize, max_batch: usize) -> Result<Self> {
+        let widest = sets * max_batch * IMAGE_SIDE * IMAGE_SIDE * layout.network.width;
         let buffer = |name, bytes| Buffer::new(driver, name, bytes);
-        let shapes = layout.convs.iter().map(|slot| slot.shape(max_batch));
-        let partials = shapes
-            .map(|shape| {
-                let (rows, channels) = (shape.output_rows() as u32, shape.out_channels as u32);
-                let backward = 2 * channels as usize * norm::backward_blocks(rows, channels) as usize;
-                conv::weight_gradient_workspace(&shape).max(conv::statistics_partials(&shape)).max(backward)
-            })
-            .max();
+        let partials = layout.convs.iter().map(|slot| {
+            let set = slot.shape(max_batch);
+            let (rows, channels) = (set.output_rows() as u32, set.out_channels as u32);
+            let backward = 2 * channels as usize * norm::backward_blocks(rows, channels) as usize;
+            let norm = sets * conv::statistics_partials(&set).max(backward);
+            conv::weight_gradient_workspace(&slot.shape(sets * max_batch)).max(norm)
+        });
         Ok(Self {
             blocks: [buffer("gradient of a block", widest * 2)?, buffer("gradient of a block", widest * 2)?],
             inner: buffer("gradient inside a block", widest * 2)?,
             convolution: buffer("gradient of a convolution", widest * 2)?,
             compact: buffer("compact shortcut gradient", widest * 2 / 4)?,
-            partials: buffer("partial sums", partials.unwrap_or(0) * 4)?,
-            coefficients: buffer("BatchNorm gradient coefficients", layout.network.features() * 3 * 4)?,
+            partials: buffer("partial sums", partials.max().unwrap_or(0) * 4)?,
+            coefficients: buffer(
+                "BatchNorm gradient coefficients",
+                sets * layout.network.features() * 3 * 4,
+            )?,
         })
     }
 

@@ -5,7 +5,7 @@ use super::arena::{Arena, Layout};
 use super::eval::EvalPass;
 use super::loss::Losses;
 use super::memory::{Heap, expect_len};
-use super::train::{TrainPass, Wanted};
+use super::train::{SLOTS, TrainPass, Wanted};
 use super::{gather, invalid, optimizer, perturb, ranking, rows};
 use crate::engine::{
     Augment, DeviceInfo, Element, Engine, Error, ImageSet, Noise, OptimizerState, Pass, Result, Sgd,
@@ -58,7 +58,9 @@ pub struct Reference {
     pub(super) train: TrainPass,
     /// Whether `train` holds the present weights.
     packed: bool,
-    pub(super) train_batch: [Option<usize>; 2],
+    pub(super) train_batch: [Option<usize>; SLOTS],
+    /// The same of a pair.
+    pub(super) pair_batch: Option<usize>,
 }
 
 fn no_weights() -> Error {
@@ -100,7 +102,8 @@ impl Reference {
             eval_batch: None,
             train: TrainPass::new(network),
             packed: false,
-            train_batch: [None; 2],
+            train_batch: [None; SLOTS],
+            pair_batch: None,
         })
     }
 
@@ -171,7 +174,46 @@ impl Reference {
     fn weights_changed(&mut self) {
         (self.folded, self.packed) = (false, false);
         self.eval_batch = None;
-        self.train_batch = [None; 2];
+        self.train_batch = [None; SLOTS];
+        self.pair_batch = None;
+    }
+
+    /// A train pass in one of the slots of `train`; says how many images it is of.
+    pub(super) fn train_forward(
+        &mut self,
+        slot: usize,
+        images: &Tensor<f32>,
+        logits: &Tensor<f32>,
+    ) -> Result<usize> {
+        let batch = self.batch_of(images, IMAGE_LEN)?;
+        expect_len(logits, batch * self.network.classes)?;
+        let model = self.model.as_mut().ok_or_else(no_weights)?;
+        let images = self.heap.copy(images)?;
+        let mut logits = self.heap.view_mut(logits)?;
+        if !self.packed {
+            self.train.pack(&self.layout, &model.live);
+            self.packed = true;
+        }
+        self.train.forward(slot, &self.layout, &mut model.live, batch, &images, &mut logits);
+        // The running statistics moved. An eval pass may still go backward: its folded weights stand.
+        self.folded = false;
+        Ok(batch)
+    }
+
+    /// Parameter gradients of the pass of `batch` images in one of the slots of `train`, and where there is room the images'.
+    pub(super) fn train_gradient(
+        &mut self,
+        slot: usize,
+        batch: usize,
+        logit_gradient: &Tensor<f32>,
+        accumulate: bool,
+        images: Option<&mut [f32]>,
+    ) -> Result<()> {
+        let dlogits = self.heap.copy(logit_gradient)?;
+        let gradients = self.gradients.get_or_insert_with(|| vec![0.0; self.layout.trainable]);
+        let wanted = Wanted { parameters: Some((gradients, accumulate)), images };
+        self.train.backward(slot, &self.layout, batch, &dlogits, wanted);
+        Ok(())
     }
 
     /// Values to rank, none of them NaN.
@@ -312,35 +354,23 @@ impl Engine for Reference {
     }
 
     fn forward(&mut self, pass: Pass, images: &Tensor<f32>, logits: &Tensor<f32>) -> Result<()> {
+        if let Pass::Train { slot } = pass {
+            if slot >= SLOTS {
+                return Err(bad_slot(slot));
+            }
+            self.train_batch[slot] = Some(self.train_forward(slot, images, logits)?);
+            return Ok(());
+        }
         let batch = self.batch_of(images, IMAGE_LEN)?;
         expect_len(logits, batch * self.network.classes)?;
-        let model = self.model.as_mut().ok_or_else(no_weights)?;
-        let images = self.heap.copy(images)?;
-        let mut logits = self.heap.view_mut(logits)?;
-        match pass {
-            Pass::Eval => {
-                if !self.folded {
-                    return invalid(
-                        "Eval: the weights or running statistics changed; call fold_batch_norm first",
-                    );
-                }
-                self.eval.forward(batch, &images, &mut logits);
-                self.eval_batch = Some(batch);
-            }
-            Pass::Train { slot } => {
-                if slot >= self.train_batch.len() {
-                    return Err(bad_slot(slot));
-                }
-                if !self.packed {
-                    self.train.pack(&self.layout, &model.live);
-                    self.packed = true;
-                }
-                self.train.forward(slot, &self.layout, &mut model.live, batch, &images, &mut logits);
-                self.train_batch[slot] = Some(batch);
-                // The running statistics moved. An eval pass may still go backward: its folded weights stand.
-                self.folded = false;
-            }
+        if self.model.is_none() {
+            return Err(no_weights());
         }
+        if !self.folded {
+            return invalid("Eval: the weights or running statistics changed; call fold_batch_norm first");
+        }
+        self.eval.forward(batch, &self.heap.copy(images)?, &mut self.heap.view_mut(logits)?);
+        self.eval_batch = Some(batch);
         Ok(())
     }
 
@@ -380,16 +410,12 @@ impl Engine for Reference {
             return invalid("Eval: parameter gradients need a train pass");
         };
         let batch = self.forward_batch(pass, logit_gradient)?;
-        let dlogits = self.heap.copy(logit_gradient)?;
         if accumulate && self.gradients.is_none() {
             return invalid(
                 "parameter_gradient: nothing to accumulate to; make the first call with accumulate = false",
             );
         }
-        let gradients = self.gradients.get_or_insert_with(|| vec![0.0; self.layout.trainable]);
-        let wanted = Wanted { parameters: Some((gradients, accumulate)), images: None };
-        self.train.backward(slot, &self.layout, batch, &dlogits, wanted);
-        Ok(())
+        self.train_gradient(slot, batch, logit_gradient, accumulate, None)
     }
 
     fn parameter_gradient_and_attack_step(
@@ -406,13 +432,10 @@ impl Engine for Reference {
         let batch = self.forward_batch(pass, logit_gradient)?;
         expect_len(images, batch * IMAGE_LEN)?;
         expect_len(perturbed, images.len())?;
-        let dlogits = self.heap.copy(logit_gradient)?;
-        let mut moved = vec![0.0; batch * IMAGE_LEN];
-        let gradients = self.gradients.get_or_insert_with(|| vec![0.0; self.layout.trainable]);
-        let wanted = Wanted { parameters: Some((gradients, false)), images: Some(&mut moved) };
-        self.train.backward(slot, &self.layout, batch, &dlogits, wanted);
+        let mut gradient = vec![0.0; batch * IMAGE_LEN];
+        self.train_gradient(slot, batch, logit_gradient, false, Some(&mut gradient))?;
         let images = self.heap.copy(images)?;
-        perturb::sign_step(step, &images, &moved, &mut self.heap.view_mut(perturbed)?);
+        perturb::sign_step(step, &images, &gradient, &mut self.heap.view_mut(perturbed)?);
         Ok(())
     }
 

@@ -21,6 +21,7 @@ mod margin_losses;
 mod memory;
 mod norm;
 mod optimizer;
+mod paired_passes;
 mod patches;
 mod perturb;
 mod probes;

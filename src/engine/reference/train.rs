@@ -1,4 +1,4 @@
-//! The network in train mode: batch statistics, activations kept in two slots, parameter and input gradients.
+//! The network in train mode: batch statistics, activations kept in slots, parameter and input gradients.
 //!
 //! Checked by `tests/reference_pytorch.rs` (logits, all gradients, running statistics); called by the engine.
 
@@ -31,14 +31,19 @@ pub struct Wanted<'a> {
     pub images: Option<&'a mut [f32]>,
 }
 
-/// Packed weights and two slots.
+/// The slots of [`Pass::Train`](crate::engine::Pass::Train).
+pub const SLOTS: usize = 2;
+/// Those behind them: of the two passes of a pair.
+pub const PAIR: [usize; 2] = [SLOTS, SLOTS + 1];
+
+/// Packed weights and the slots.
 pub struct TrainPass {
     classes: usize,
     blocks: Vec<Block>,
     convs: Vec<PackedConv>,
     linear_weight: Vec<f32>,
     linear_bias: Vec<f32>,
-    slots: [Slot; 2],
+    slots: [Slot; SLOTS + PAIR.len()],
     /// Gradients: of a block's output, inside the block, of its input, and before a BatchNorm.
     gradients: [Aligned; 4],
     partials: Aligned,
@@ -47,7 +52,7 @@ pub struct TrainPass {
 impl TrainPass {
     pub fn new(network: ResNet18) -> Self {
         let convs: Vec<Conv> = network.convs();
-        let slot = || Slot {
+        let slot = |_| Slot {
             outputs: vec![Aligned::default(); convs.len()],
             activations: vec![Aligned::default(); convs.len()],
             norms: vec![BatchNorm::default(); convs.len()],
@@ -59,7 +64,7 @@ impl TrainPass {
             convs: convs.iter().map(PackedConv::new).collect(),
             linear_weight: Vec::new(),
             linear_bias: Vec::new(),
-            slots: [slot(), slot()],
+            slots: std::array::from_fn(slot),
             gradients: Default::default(),
             partials: Aligned::default(),
         }

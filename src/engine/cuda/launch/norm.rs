@@ -1,8 +1,11 @@
 //! BatchNorm: `kernels/norm/`. Checked by `tests/kernel_norm.rs`.
+//!
+//! A batch of the train pass may be several sets of as many images, one behind the other, each with statistics of its own. Where
+//! nothing but the grid depends on how many they are, the launch takes their number beside the parameters.
 
-use super::{BF16, Cost, F32, require, run, run_flat};
+use super::{BF16, Cost, F32, require, run};
 use crate::engine::Result;
-use crate::engine::cuda::driver::{Address, Driver};
+use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
 use crate::engine::cuda::layout::Layout;
 
 /// Where one convolution lies; offsets in elements.
@@ -59,26 +62,54 @@ pub fn batch_norm_fold(driver: &dyn Driver, layout: &Layout, params: &FoldParams
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct StatisticsParams {
-    /// f32, tiles x {mean, sum of squared differences from it} x channels.
+    /// f32, sets x tiles x {mean, sum of squared differences from it} x channels.
     pub partials: Address,
     pub gamma: Address,
     pub beta: Address,
     pub running_mean: Address,
     pub running_variance: Address,
-    /// f32, {mean, 1/deviation, scale, shift} x channels.
+    /// f32, sets x {mean, 1/deviation, scale, shift} x channels.
     pub statistics: Address,
+    /// 1, 2, 4 or 8.
+    pub sets: u32,
+    /// Of a set, as are the tiles.
     pub rows: u32,
     pub tile_rows: u32,
     pub tiles: u32,
     pub channels: u32,
     pub epsilon: f32,
     pub momentum: f32,
+    pub padding: u32,
 }
 
-/// Merges the partial statistics of a convolution's tiles and updates the running ones.
+/// The columns that a block of these kernels takes are channels of every set.
+const COLUMNS: u32 = 8;
+
+/// Blocks for so many columns.
+fn column_blocks(kernel: &str, sets: u32, channels: u32) -> Result<u32> {
+    require((1..=COLUMNS).contains(&sets) && sets.is_power_of_two(), kernel, "sets: 1, 2, 4 or 8", sets)?;
+    require(channels.is_multiple_of(COLUMNS), kernel, "channels: a multiple of 8", channels)?;
+    Ok(channels * sets / COLUMNS)
+}
+
+/// Launches a kernel whose threads each take a vector of eight elements, `vectors` in each of the sets.
+fn run_on_vectors<P: bytemuck::Pod>(
+    driver: &dyn Driver,
+    name: &str,
+    [sets, vectors, channels]: [u32; 3],
+    params: &P,
+    cost: Cost,
+) -> Result<()> {
+    let fits = channels >= 8 && channels.is_power_of_two();
+    require(fits, name, "channels: a power of two from 8 on", channels)?;
+    let kernel = Kernel::named(name)?;
+    launch(driver, &kernel, [vectors.div_ceil(kernel.threads()), sets, 1], params, cost)
+}
+
+/// Merges the partial statistics of a convolution's tiles and updates the running ones, by one set after another.
 pub fn batch_norm_statistics(driver: &dyn Driver, params: &StatisticsParams) -> Result<()> {
     let name = "batch_norm_statistics";
-    require(params.channels.is_multiple_of(8), name, "channels: a multiple of 8", params.channels)?;
+    let blocks = column_blocks(name, params.sets, params.channels)?;
     require(params.rows > 1, name, "rows: at least 2, for an unbiased variance", params.rows)?;
     require(
         params.tile_rows > 0 && params.tiles == params.rows.div_ceil(params.tile_rows),
@@ -86,68 +117,63 @@ pub fn batch_norm_statistics(driver: &dyn Driver, params: &StatisticsParams) -> 
         "tiles: rows / tile_rows, rounded up",
         params.tiles,
     )?;
-    let (tiles, channels) = (params.tiles as usize, params.channels as usize);
-    // Two moments a tile; gamma, beta, four statistics, and the running ones read and written.
-    let cost = Cost::new((10 * tiles + 12) * channels, (2 * tiles + 10) * channels * F32);
-    run(driver, name, [params.channels / 8, 1, 1], params, cost)
+    let [sets, tiles, channels] = [params.sets, params.tiles, params.channels].map(|count| count as usize);
+    // Two moments a tile and four statistics for each set; gamma, beta, and the running ones read and written.
+    let bytes = (sets * (2 * tiles + 4) + 6) * channels * F32;
+    run(driver, name, [blocks, 1, 1], params, Cost::new(sets * (10 * tiles + 12) * channels, bytes))
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct ApplyParams {
-    /// bf16, rows x channels.
+    /// bf16, sets x rows x channels.
     pub y: Address,
-    /// f32, {mean, 1/deviation, scale, shift} x channels.
+    /// f32, sets x {mean, 1/deviation, scale, shift} x channels.
     pub statistics: Address,
     /// bf16: an activation, or a shortcut's y; null for none.
     pub residual: Address,
     /// Of the shortcut; null where the residual is an activation.
     pub residual_statistics: Address,
-    /// bf16, rows x channels.
+    /// bf16, sets x rows x channels.
     pub out: Address,
-    /// Bits, rows x channels.
+    /// Bits, sets x rows x channels.
     pub mask: Address,
-    /// rows * channels / 8.
+    /// Of a set: rows * channels / 8.
     pub vectors: u32,
     /// A power of two, at least 8.
     pub channels: u32,
 }
 
 /// Normalise, add the residual, ReLU, mask: the kernel is chosen by which residual addresses are present.
-pub fn batch_norm_relu(driver: &dyn Driver, params: &ApplyParams) -> Result<()> {
+pub fn batch_norm_relu(driver: &dyn Driver, sets: u32, params: &ApplyParams) -> Result<()> {
     let name = match (params.residual, params.residual_statistics) {
         (Address::NULL, _) => "batch_norm_relu",
         (_, Address::NULL) => "batch_norm_add_relu",
         _ => "batch_norm_add_normalised_relu",
     };
-    let channels = params.channels;
-    require(
-        channels >= 8 && channels.is_power_of_two(),
-        name,
-        "channels: a power of two from 8 on",
-        channels,
-    )?;
     // Scale and shift, then the residual, which may have its own; their place is two f32 a channel.
     let (operations, operands, affine) = match (params.residual, params.residual_statistics) {
         (Address::NULL, _) => (2, 2, 1),
         (_, Address::NULL) => (3, 3, 1),
         _ => (5, 3, 2),
     };
-    let elements = params.vectors as usize * 8;
-    let bytes = operands * elements * BF16 + elements / 8 + affine * 2 * channels as usize * F32;
-    run_flat(driver, name, params.vectors, params, Cost::new(operations * elements, bytes))
+    let (elements, moments) = (params.vectors as usize * 8, 2 * params.channels as usize);
+    let bytes = operands * elements * BF16 + elements / 8 + affine * moments * F32;
+    let cost = Cost::new(sets as usize * operations * elements, sets as usize * bytes);
+    run_on_vectors(driver, name, [sets, params.vectors, params.channels], params, cost)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct NormSumsParams {
-    /// bf16, rows x channels: the gradient with respect to the normalised output, masked by the ReLU behind it.
+    /// bf16, sets x rows x channels: the gradient with respect to the normalised output, masked by the ReLU behind it.
     pub g: Address,
-    /// bf16, rows x channels.
+    /// bf16, sets x rows x channels.
     pub y: Address,
     pub statistics: Address,
-    /// f32, blocks x {sum g, sum g * xhat} x channels; see [`backward_blocks`].
+    /// f32, sets x blocks x {sum g, sum g * xhat} x channels; see [`backward_blocks`].
     pub partials: Address,
+    /// Of a set.
     pub rows: u32,
     pub rows_per_block: u32,
     /// A power of two, 8 to 1024.
@@ -160,13 +186,13 @@ pub fn backward_rows_per_block(channels: u32) -> u32 {
     (256 * 16 * 8 / channels).max(1)
 }
 
-/// Blocks of [`batch_norm_backward_sums`]: the partial sums are `2 * channels` f32 for each.
+/// Blocks of [`batch_norm_backward_sums`] for a set of `rows`: the partial sums are `2 * channels` f32 for each.
 pub fn backward_blocks(rows: u32, channels: u32) -> u32 {
     rows.div_ceil(backward_rows_per_block(channels))
 }
 
 /// Partial sums of the backward pass.
-pub fn batch_norm_backward_sums(driver: &dyn Driver, params: &NormSumsParams) -> Result<()> {
+pub fn batch_norm_backward_sums(driver: &dyn Driver, sets: u32, params: &NormSumsParams) -> Result<()> {
     let name = "batch_norm_backward_sums";
     let channels = params.channels;
     require(
@@ -179,7 +205,8 @@ pub fn batch_norm_backward_sums(driver: &dyn Driver, params: &NormSumsParams) ->
     let blocks = params.rows.div_ceil(params.rows_per_block);
     let (elements, width) = (params.rows as usize * channels as usize, channels as usize);
     let bytes = 2 * elements * BF16 + (2 + 2 * blocks as usize) * width * F32;
-    run(driver, name, [blocks, 1, 1], params, Cost::new(5 * elements, bytes))
+    let cost = Cost::new(sets as usize * 5 * elements, sets as usize * bytes);
+    run(driver, name, [blocks, sets, 1], params, cost)
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -191,28 +218,32 @@ pub struct NormFinishParams {
     /// f32, channels; null, together with the next, where only the input gradient is wanted.
     pub gamma_gradient: Address,
     pub beta_gradient: Address,
-    /// f32, 3 x channels.
+    /// f32, sets x 3 x channels.
     pub coefficients: Address,
+    /// 1, 2, 4 or 8.
+    pub sets: u32,
+    /// Of a set, as are the rows.
     pub blocks: u32,
     pub rows: u32,
     pub channels: u32,
     /// 1 adds to the gradients already there.
     pub accumulate: u32,
+    pub padding: u32,
 }
 
-/// The gradients of gamma and beta, and the coefficients of [`batch_norm_backward_apply`].
+/// The gradients of gamma and beta over all sets, and for each the coefficients of [`batch_norm_backward_apply`].
 pub fn batch_norm_backward_finish(driver: &dyn Driver, params: &NormFinishParams) -> Result<()> {
     let name = "batch_norm_backward_finish";
-    require(params.channels.is_multiple_of(8), name, "channels: a multiple of 8", params.channels)?;
-    let (blocks, channels) = (params.blocks as usize, params.channels as usize);
+    let grid = [column_blocks(name, params.sets, params.channels)?, 1, 1];
+    let [sets, blocks, channels] = [params.sets, params.blocks, params.channels].map(|count| count as usize);
     let gradients = match (params.gamma_gradient, params.accumulate) {
         (Address::NULL, _) => 0,
         (_, 0) => 2,
         _ => 4,
     };
-    // Two sums a block, 1/deviation and gamma; three coefficients and what gradients are wanted.
-    let cost = Cost::new((2 * blocks + 4) * channels, (2 * blocks + 5 + gradients) * channels * F32);
-    run(driver, name, [params.channels / 8, 1, 1], params, cost)
+    // For each set two sums a block, 1/deviation and three coefficients; gamma, and what gradients are wanted.
+    let bytes = (sets * (2 * blocks + 4) + 1 + gradients) * channels * F32;
+    run(driver, name, grid, params, Cost::new(sets * (2 * blocks + 4) * channels, bytes))
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -222,24 +253,18 @@ pub struct NormBackwardParams {
     pub y: Address,
     pub statistics: Address,
     pub coefficients: Address,
-    /// bf16, rows x channels; may be `g`.
+    /// bf16, sets x rows x channels; may be `g`.
     pub dy: Address,
-    /// rows * channels / 8.
+    /// Of a set: rows * channels / 8.
     pub vectors: u32,
     /// A power of two, at least 8.
     pub channels: u32,
 }
 
 /// The gradient with respect to the convolution's output.
-pub fn batch_norm_backward_apply(driver: &dyn Driver, params: &NormBackwardParams) -> Result<()> {
+pub fn batch_norm_backward_apply(driver: &dyn Driver, sets: u32, params: &NormBackwardParams) -> Result<()> {
     let (name, channels) = ("batch_norm_backward_apply", params.channels);
-    require(
-        channels >= 8 && channels.is_power_of_two(),
-        name,
-        "channels: a power of two from 8 on",
-        channels,
-    )?;
-    let elements = params.vectors as usize * 8;
-    let cost = Cost::new(5 * elements, 3 * elements * BF16 + 4 * channels as usize * F32);
-    run_flat(driver, name, params.vectors, params, cost)
+    let elements = sets as usize * params.vectors as usize * 8;
+    let cost = Cost::new(5 * elements, 3 * elements * BF16 + 4 * (sets * channels) as usize * F32);
+    run_on_vectors(driver, name, [sets, params.vectors, channels], params, cost)
 }

@@ -1,0 +1,49 @@
+//! Both train passes of a step as one: two sets of images in every launch, each with batch statistics of its own.
+//!
+//! What it keeps is as much as two train slots would, and is made when the first pair comes, together with a scratch for two
+//! batches: the other passes' own, whose addresses recorded graphs hold, has room for one. Checked by `tests/paired_passes.rs` against two passes, one after the other.
+
+use super::engine::Cuda;
+use super::scratch::Scratch;
+use super::train::{TrainPass, Wanted};
+use crate::engine::{Error, PairedPasses, Result, Tensor};
+
+/// A train pass over two sets, and the scratch for it.
+pub struct Pair {
+    pass: TrainPass,
+    scratch: Scratch,
+}
+
+impl Pair {
+    /// The weights changed: the last forward pass is of others.
+    pub fn forget(&mut self) {
+        self.pass.forget();
+    }
+}
+
+impl PairedPasses for Cuda {
+    fn forward_pair(&mut self, images: [&Tensor<f32>; 2], logits: [&Tensor<f32>; 2]) -> Result<()> {
+        let (batch, first) = self.images(images[0])?;
+        let images = [first, self.sized(images[1], images[0].len())?];
+        let logits = [self.logits(logits[0], batch)?, self.logits(logits[1], batch)?];
+        let Self { driver, parameters, max_batch, .. } = self;
+        let pair = match &mut self.pair {
+            Some(pair) => pair,
+            empty => empty.insert(Pair {
+                pass: TrainPass::new(driver, parameters, 2, *max_batch)?,
+                scratch: Scratch::new(driver, &parameters.layout, 2, *max_batch)?,
+            }),
+        };
+        pair.pass.forward(parameters, &pair.scratch, batch, &images, &logits)
+    }
+
+    fn pair_gradient(&mut self, logit_gradients: [&Tensor<f32>; 2]) -> Result<()> {
+        let batch = logit_gradients[0].len() / self.parameters.layout.network.classes;
+        let gradients = [self.logits(logit_gradients[0], batch)?, self.logits(logit_gradients[1], batch)?];
+        let pair = self.pair.as_ref().ok_or_else(|| {
+            Error::Invalid("gradients of a pair of train passes: no forward pass yet".into())
+        })?;
+        let wanted = Wanted { parameters: Some(false), image: None };
+        pair.pass.backward(&self.parameters, &pair.scratch, batch, &gradients, &wanted)
+    }
+}
