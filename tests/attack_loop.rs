@@ -73,10 +73,10 @@ fn one_operation_gives_the_bits_of_its_parts() {
         for (batch, loss) in whole.into_iter().chain([(&part, losses(&part)[0])]) {
             let attack = steps(Pass::Eval, loss, batch);
             let wanted = moved(engine, batch, |engine| ascend_step_by_step(engine, &attack));
-            engine.replay_attacks(true);
+            engine.replay_graphs(true);
             for time in 0..4 {
                 if time == 3 {
-                    engine.replay_attacks(false);
+                    engine.replay_graphs(false);
                 }
                 let met = moved(engine, batch, |engine| engine.ascend(&attack));
                 assert!(met == wanted, "{device:?}, {loss:?}, {} images, time {time}", batch.len());

@@ -13,7 +13,9 @@ use secateur::data::{DataSet, SetKind};
 use secateur::engine::cuda::driver::record::Recorder;
 use secateur::engine::cuda::driver::{Address, Buffer, Driver, Kernel};
 use secateur::engine::cuda::launch::rows::{self, Rows};
-use secateur::engine::{CrossEntropy, Noise, Pass, Phase, Sgd, SignStep, WeightSet, open};
+use secateur::engine::{
+    CrossEntropy, Noise, PairedForm, PairedLoss, Pass, Phase, Sgd, SignStep, WeightSet, open,
+};
 use secateur::model::{ResNet18, Weights, initialise};
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::BatchNorm;
@@ -37,7 +39,6 @@ fn a_graph_is_recorded_without_being_done_and_reads_what_is_there_when_it_is_rep
         driver.write(middle.address(), &[0; 16]).unwrap();
 
         driver.begin_capture().unwrap();
-        driver.phase(Phase::AttackStep(1));
         copy(&**driver, &numbers, middle.address(), &order);
         driver.phase(Phase::AttackStep(2));
         copy(&**driver, &middle, last.address(), &order);
@@ -56,8 +57,8 @@ fn a_graph_is_recorded_without_being_done_and_reads_what_is_there_when_it_is_rep
         let graph = driver.end_capture().unwrap();
         assert!(driver.end_capture().is_err(), "no capture is open");
         assert_eq!(last.read::<u32>(), [u32::MAX; 4], "recorded, not done");
-        let phases: Vec<Phase> = graph.launches().iter().map(|launch| launch.phase).collect();
-        assert_eq!(phases, [Phase::AttackStep(1), Phase::AttackStep(2)]);
+        let phases: Vec<Option<Phase>> = graph.launches().iter().map(|launch| launch.phase).collect();
+        assert_eq!(phases, [None, Some(Phase::AttackStep(2))]);
 
         driver.replay(&graph).unwrap();
         assert_eq!(middle.to_vec::<u32>().unwrap(), [4, 3, 2, 1]);
@@ -107,11 +108,11 @@ fn a_record_lists_every_launch_of_a_replay() {
 
 const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
 
-/// Adversarial training on whole and smaller batches, the step size changed on the way, then attacks on both sets of weights.
+/// Adversarial training on whole and smaller batches, with one train pass and with two, the step size changed on the way, then attacks on both sets of weights.
 fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
     let mut engine = open(cuda_engine(), NETWORK, 3).unwrap();
     let engine = engine.as_mut();
-    engine.replay_attacks(replays);
+    engine.replay_graphs(replays);
     engine.start_launches_early(early);
     engine.load_weights(&initialise(NETWORK, SEED)).unwrap();
     let data = DataSet::open(SetKind::Generated, None, Some(9), Some(1)).unwrap();
@@ -125,7 +126,7 @@ fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
     };
     let key = |step| Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step };
     let mut images = Vec::new();
-    for step in 0..8u32 {
+    for step in 0..12u32 {
         let batch = if step % 3 == 2 { whole.rows(0..2) } else { whole.clone() };
         let samples: Vec<u32> = (0..batch.len() as u32).map(|i| (3 * step + i) % 9).collect();
         engine.write(&batch.samples, &samples).unwrap();
@@ -136,11 +137,21 @@ fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
         }
         pgd.perturb(engine, &mut CrossEntropyAscent, key(step), &batch).unwrap();
         images.push(engine.read(&batch.perturbed).unwrap());
-        let pass = Pass::Train { slot: 0 };
-        engine.forward(pass, &batch.perturbed, &batch.logits).unwrap();
-        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 / batch.len() as f32 };
-        engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
-        engine.parameter_gradient(pass, &batch.logit_gradient, false).unwrap();
+        let scale = 1.0 / batch.len() as f32;
+        if step % 2 == 0 {
+            let pass = Pass::Train { slot: 0 };
+            engine.forward(pass, &batch.perturbed, &batch.logits).unwrap();
+            let loss = CrossEntropy { smoothing: 0.0, scale };
+            engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
+            engine.parameter_gradient(pass, &batch.logit_gradient, false).unwrap();
+        } else {
+            let logits = [&batch.clean_logits, &batch.logits];
+            engine.forward_pair([&batch.images, &batch.perturbed], logits).unwrap();
+            let loss = PairedLoss { form: PairedForm::CleanCrossEntropy, divergence: 6.0, scale };
+            let outputs = batch.paired_outputs();
+            engine.paired_loss(&loss, logits[0], logits[1], &batch.labels, None, outputs).unwrap();
+            engine.pair_gradient([&batch.clean_gradient, &batch.logit_gradient]).unwrap();
+        }
         let average_decay = (step > 1).then_some(0.5);
         let sgd = Sgd { learning_rate: 0.05, momentum: 0.9, weight_decay: 5e-4, average_decay };
         engine.sgd_step(&sgd).unwrap();

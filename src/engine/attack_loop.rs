@@ -42,10 +42,6 @@ pub trait AttackLoop {
     /// # Errors
     /// Where the network has fewer classes than the loss needs.
     fn ascend(&mut self, attack: &AttackSteps) -> Result<()>;
-
-    /// Whether the steps of an attack that comes again may be replayed as one recorded piece of work, where the device can (CUDA
-    /// graphs); they may, unless told otherwise. The results are the same.
-    fn replay_attacks(&mut self, _on: bool) {}
 }
 
 /// [`AttackLoop::ascend`] by the operations that it is made of, one after another.

@@ -55,7 +55,7 @@ pub struct Options {
     /// State of the caches before a sample [default: both for kernels, else warm]
     #[arg(long)]
     pub cache: Option<Caches>,
-    /// Replay the steps of an attack as one CUDA graph, or launch every kernel; of steps and attacks, on a GPU
+    /// Replay the steps of an attack, and the passes of training, as CUDA graphs, or launch every kernel; on a GPU
     #[arg(long, value_name = "on|off", default_value = "on")]
     pub graphs: Switch,
     /// Let a kernel start while the one before it ends, or not; on a GPU of compute capability 9.0 or later
@@ -69,7 +69,7 @@ impl Options {
     /// The device with images for `steps` steps of a recipe; with `kernels` one that has some.
     pub fn open(&self, kernels: bool, recipe: &Recipe, steps: usize) -> anyhow::Result<Bench> {
         let mut bench = Bench::open(self.device, kernels, recipe, steps)?;
-        bench.engine.replay_attacks(self.graphs == Switch::On);
+        bench.engine.replay_graphs(self.graphs == Switch::On);
         bench.engine.start_launches_early(self.dependent_launch == Switch::On);
         if let Some(folder) = &self.data {
             bench.use_images(folder)?;

@@ -79,8 +79,4 @@ impl AttackLoop for Cuda {
         self.packed_images.set(Some((perturbed, batch)));
         Ok(())
     }
-
-    fn replay_attacks(&mut self, on: bool) {
-        self.attacks.switch(on);
-    }
 }

@@ -16,7 +16,7 @@ use super::layout::{Layout, STEM_CHANNELS};
 use super::paired_passes::Pair;
 use super::parameters::Parameters;
 use super::scratch::Scratch;
-use super::train::{TrainPass, Wanted};
+use super::train::{PassKey, TrainPass, Wanted};
 use crate::engine::{
     Augment, DeviceInfo, Engine, Error, ImageSet, Noise, OptimizerState, Pass, Result, Sgd, SignStep,
     Storage, Tensor, WeightSet,
@@ -41,6 +41,7 @@ pub struct Cuda {
     pub(super) pair: Option<Pair>,
     pub(super) scratch: Scratch,
     pub(super) attacks: Graphs<AttackKey>,
+    pub(super) passes: Graphs<PassKey>,
     outcome: Buffer,
     /// Parts of a sum of gradients, made when first needed.
     pub(super) sums: Option<Buffer>,
@@ -67,6 +68,7 @@ impl Cuda {
             pair: None,
             scratch: Scratch::new(&driver, &parameters.layout, 1, max_batch)?,
             attacks: Graphs::new(),
+            passes: Graphs::new(),
             outcome: Buffer::new(&driver, "outcome of a selection", size_of::<Outcome>())?,
             sums: None,
             parameters,
@@ -113,9 +115,19 @@ impl Cuda {
         self.packed_images.set(None);
     }
 
-    fn slot(&self, slot: usize) -> Result<&TrainPass> {
-        let pass = self.train.get(slot).ok_or_else(|| no_slot(slot))?;
-        pass.as_ref().ok_or_else(|| Error::Invalid(format!("train slot {slot}: no forward pass yet")))
+    /// From the gradient of the logits of a slot's last forward pass to whatever is wanted.
+    fn train_backward(
+        &mut self,
+        slot: usize,
+        batch: usize,
+        logit_gradient: Address,
+        wanted: &Wanted,
+    ) -> Result<()> {
+        let Self { train, passes, parameters, scratch, .. } = self;
+        let pass = train.get(slot).ok_or_else(|| no_slot(slot))?;
+        let pass =
+            pass.as_ref().ok_or_else(|| Error::Invalid(format!("train slot {slot}: no forward pass yet")))?;
+        pass.backward(passes, parameters, scratch, batch, &[logit_gradient], wanted)
     }
 
     /// The last forward pass of this slot cannot go backward any more.
@@ -200,8 +212,8 @@ impl Cuda {
         match pass {
             Pass::Eval => self.eval.backward(&self.parameters, &self.scratch, batch, gradient, image),
             Pass::Train { slot } => {
-                let wanted = Wanted { parameters: None, image: Some(image) };
-                self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, &[gradient], &wanted)
+                let wanted = Wanted { parameters: None, image: Some(*image) };
+                self.train_backward(slot, batch, gradient, &wanted)
             }
         }
     }
@@ -313,7 +325,8 @@ impl Engine for Cuda {
                     Some(train) => train,
                     empty => empty.insert(TrainPass::new(&self.driver, &self.parameters, 1, self.max_batch)?),
                 };
-                train.forward(&mut self.parameters, &self.scratch, batch, &[address], &[logits])
+                let Self { passes, parameters, scratch, .. } = self;
+                train.forward(passes, parameters, scratch, batch, &[address], &[logits])
             }
         }
     }
@@ -356,7 +369,7 @@ impl Engine for Cuda {
         let batch = logit_gradient.len() / self.network().classes;
         let gradient = self.logits(logit_gradient, batch)?;
         let wanted = Wanted { parameters: Some(accumulate), image: None };
-        self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, &[gradient], &wanted)
+        self.train_backward(slot, batch, gradient, &wanted)
     }
 
     fn parameter_gradient_and_attack_step(
@@ -372,9 +385,9 @@ impl Engine for Cuda {
         };
         let (batch, epilogue) = self.sign_step(step, images, perturbed)?;
         let gradient = self.logits(logit_gradient, batch)?;
-        let wanted = Wanted { parameters: Some(false), image: Some(&epilogue) };
+        let wanted = Wanted { parameters: Some(false), image: Some(epilogue) };
         self.packed_images.set(None);
-        self.slot(slot)?.backward(&self.parameters, &self.scratch, batch, &[gradient], &wanted)?;
+        self.train_backward(slot, batch, gradient, &wanted)?;
         self.packed_images.set(Some((self.address(perturbed)?, batch)));
         Ok(())
     }

@@ -26,7 +26,7 @@ impl PairedPasses for Cuda {
         let (batch, first) = self.images(images[0])?;
         let images = [first, self.sized(images[1], images[0].len())?];
         let logits = [self.logits(logits[0], batch)?, self.logits(logits[1], batch)?];
-        let Self { driver, parameters, max_batch, .. } = self;
+        let Self { driver, passes, parameters, max_batch, .. } = self;
         let pair = match &mut self.pair {
             Some(pair) => pair,
             empty => empty.insert(Pair {
@@ -34,16 +34,17 @@ impl PairedPasses for Cuda {
                 scratch: Scratch::new(driver, &parameters.layout, 2, *max_batch)?,
             }),
         };
-        pair.pass.forward(parameters, &pair.scratch, batch, &images, &logits)
+        pair.pass.forward(passes, parameters, &pair.scratch, batch, &images, &logits)
     }
 
     fn pair_gradient(&mut self, logit_gradients: [&Tensor<f32>; 2]) -> Result<()> {
         let batch = logit_gradients[0].len() / self.parameters.layout.network.classes;
         let gradients = [self.logits(logit_gradients[0], batch)?, self.logits(logit_gradients[1], batch)?];
-        let pair = self.pair.as_ref().ok_or_else(|| {
+        let Self { pair, passes, parameters, .. } = self;
+        let pair = pair.as_ref().ok_or_else(|| {
             Error::Invalid("gradients of a pair of train passes: no forward pass yet".into())
         })?;
         let wanted = Wanted { parameters: Some(false), image: None };
-        pair.pass.backward(&self.parameters, &pair.scratch, batch, &gradients, &wanted)
+        pair.pass.backward(passes, parameters, &pair.scratch, batch, &gradients, &wanted)
     }
 }

@@ -15,8 +15,9 @@ use crate::engine::{Error, Phase, Result};
 #[derive(Clone, Debug)]
 pub struct Captured {
     pub call: Call,
-    /// The phase and the layer of which it was recorded.
-    pub phase: Phase,
+    /// The phase, where one began in the recording: before, a launch is of the phase in which it is replayed.
+    pub phase: Option<Phase>,
+    /// The layer of which it was recorded.
     pub layer: Option<usize>,
 }
 
@@ -40,7 +41,7 @@ impl Graph {
 /// What a driver keeps between the beginning and the end of a capture.
 #[derive(Default)]
 pub(super) struct Capture {
-    phase: Cell<Phase>,
+    phase: Cell<Option<Phase>>,
     layer: Cell<Option<usize>>,
     launches: RefCell<Option<Vec<Captured>>>,
 }
@@ -55,6 +56,7 @@ impl Capture {
     pub fn begin(&self) -> Result<()> {
         self.forbid("begin_capture")?;
         *self.launches.borrow_mut() = Some(Vec::new());
+        self.phase.set(None);
         Ok(())
     }
 
@@ -84,7 +86,7 @@ impl Capture {
     }
 
     pub fn phase(&self, phase: Phase) {
-        self.phase.set(phase);
+        self.phase.set(Some(phase));
     }
 
     pub fn layer(&self, layer: Option<usize>) {

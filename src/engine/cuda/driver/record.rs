@@ -246,8 +246,8 @@ impl Driver for Recorder {
             return self.inner.replay(graph);
         }
         for launch in graph.launches() {
-            if launch.phase != self.log.phase.get() {
-                self.phase(launch.phase);
+            if let Some(phase) = launch.phase.filter(|phase| *phase != self.log.phase.get()) {
+                self.phase(phase);
             }
             self.layer(launch.layer);
             launch.call.make(self)?;

@@ -1,215 +1,21 @@
-//! The train pass: batch statistics, forward and back to parameters and image.
-//!
-//! A convolution's epilogue leaves partial statistics of its output; the normalisation itself, with residual, ReLU and mask,
-//! is one elementwise pass behind it. On the way back every gradient that reaches a BatchNorm is already masked by the ReLU
-//! behind it.
-//!
-//! A pass may hold several sets of images, one behind the other in every buffer: to all but BatchNorm, which keeps statistics
-//! for each, they are one batch. Called by engine.rs and paired_passes.rs; checked by tests/engine_agreement.rs against the
-//! reference engine, and by tests/paired_passes.rs.
+//! The operations of a train pass on one layer: what each of the two walks over the network is made of.
 
-use std::rc::Rc;
-
-use super::driver::nvtx::Range;
-use super::driver::{Address, Buffer, Driver};
-use super::launch::attack;
-use super::launch::conv::{self, ConvShape, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue};
-use super::launch::head::{self, HeadBackwardParams, HeadForwardParams, HeadWeightGradientParams};
-use super::launch::norm::{
+use super::{Activation, TrainPass};
+use crate::engine::Result;
+use crate::engine::cuda::driver::{Address, Buffer, Driver};
+use crate::engine::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue};
+use crate::engine::cuda::launch::head::{
+    self, HeadBackwardParams, HeadForwardParams, HeadWeightGradientParams,
+};
+use crate::engine::cuda::launch::norm::{
     self, ApplyParams, NormBackwardParams, NormFinishParams, NormSumsParams, StatisticsParams,
 };
-use super::layout::STEM_CHANNELS;
-use super::parameters::Parameters;
-use super::scratch::Scratch;
-use crate::engine::{Error, Result};
-use crate::model::Block;
-use crate::model::layers::{BN_EPSILON, BN_MOMENTUM, IMAGE_SIDE};
-
-/// What a backward pass computes.
-pub struct Wanted<'a> {
-    /// Parameter gradients; `Some(true)` adds them to those already there.
-    pub parameters: Option<bool>,
-    /// The image's gradient or what is made of it.
-    pub image: Option<&'a ImageEpilogue>,
-}
-
-/// An activation behind a ReLU, and which of its elements are positive.
-struct Activation {
-    values: Buffer,
-    mask: Buffer,
-}
-
-impl Activation {
-    fn new(driver: &Rc<dyn Driver>, elements: usize) -> Result<Self> {
-        Ok(Self {
-            values: Buffer::new(driver, "train activation", elements * 2)?,
-            mask: Buffer::new(driver, "train mask", elements / 8)?,
-        })
-    }
-}
-
-/// Everything a backward pass needs from the forward pass of one batch, or of several.
-pub struct TrainPass {
-    driver: Rc<dyn Driver>,
-    blocks: Vec<Block>,
-    sets: usize,
-    /// The stem's input: hi and lo bf16 parts of the image.
-    packed: Buffer,
-    /// Outputs of the convolutions, before BatchNorm.
-    convolutions: Vec<Buffer>,
-    /// For each convolution and set mean, 1/deviation, scale and shift of every channel.
-    statistics: Buffer,
-    /// Of the stem and of each block's output, and inside each block.
-    outputs: Vec<Activation>,
-    inner: Vec<Activation>,
-    pooled: Buffer,
-    /// Images of each set in the last forward pass.
-    batch: Option<usize>,
-}
-
-impl TrainPass {
-    /// For `sets` sets of up to `max_batch` images.
-    pub fn new(
-        driver: &Rc<dyn Driver>,
-        parameters: &Parameters,
-        sets: usize,
-        max_batch: usize,
-    ) -> Result<Self> {
-        let layout = &parameters.layout;
-        let blocks = layout.network.blocks();
-        let images = sets * max_batch;
-        let elements = |at: usize| layout.convs[at].shape(images).output_len();
-        let image = images * IMAGE_SIDE * IMAGE_SIDE * STEM_CHANNELS;
-        Ok(Self {
-            packed: Buffer::new(driver, "packed images", image * 2)?,
-            convolutions: (0..layout.convs.len())
-                .map(|at| Buffer::new(driver, "convolution output", elements(at) * 2))
-                .collect::<Result<_>>()?,
-            statistics: Buffer::new(driver, "batch statistics", sets * layout.channels * 4 * 4)?,
-            outputs: std::iter::once(0)
-                .chain(blocks.iter().map(|block| block.conv2))
-                .map(|at| Activation::new(driver, elements(at)))
-                .collect::<Result<_>>()?,
-            inner: blocks
-                .iter()
-                .map(|block| Activation::new(driver, elements(block.conv1)))
-                .collect::<Result<_>>()?,
-            pooled: Buffer::new(driver, "train features", images * layout.network.features() * 4)?,
-            driver: driver.clone(),
-            blocks,
-            sets,
-            batch: None,
-        })
-    }
-
-    /// Images of each set in the last forward pass, and what its last layer saw: f32, `sets x batch x features`.
-    pub fn features(&self) -> Option<(usize, Address)> {
-        self.batch.map(|batch| (batch, self.pooled.address()))
-    }
-
-    /// The weights changed: the last forward pass is of others.
-    pub fn forget(&mut self) {
-        self.batch = None;
-    }
-
-    /// For each set the logits (`batch x classes`) of its images; updates the running statistics, by one set after another.
-    pub fn forward(
-        &mut self,
-        parameters: &mut Parameters,
-        scratch: &Scratch,
-        batch: usize,
-        images: &[Address],
-        logits: &[Address],
-    ) -> Result<()> {
-        let _range = Range::new("forward");
-        self.batch = None;
-        parameters.unfold();
-        for (set, images) in images.iter().enumerate() {
-            let packed = self
-                .packed
-                .address()
-                .offset::<u16>(set * parameters.layout.convs[0].shape(batch).input_len());
-            attack::image_pack(&*self.driver, batch, *images, packed)?;
-        }
-        let network = Walk { pass: self, parameters, scratch, batch };
-        network.convolve(0, self.packed.address())?;
-        network.normalise(0, Residual::None, &self.outputs[0])?;
-        for (number, block) in self.blocks.iter().enumerate() {
-            let input = self.outputs[number].values.address();
-            network.convolve(block.conv1, input)?;
-            network.normalise(block.conv1, Residual::None, &self.inner[number])?;
-            network.convolve(block.conv2, self.inner[number].values.address())?;
-            let residual = match block.shortcut {
-                Some(at) => {
-                    network.convolve(at, input)?;
-                    Residual::Normalised(at)
-                }
-                None => Residual::Activation(input),
-            };
-            network.normalise(block.conv2, residual, &self.outputs[number + 1])?;
-        }
-        self.driver.layer(None);
-        network.head_forward(logits)?;
-        self.batch = Some(batch);
-        Ok(())
-    }
-
-    /// From the gradients of the logits of the last forward pass, one for each set, to whatever is wanted, over all sets.
-    pub fn backward(
-        &self,
-        parameters: &Parameters,
-        scratch: &Scratch,
-        batch: usize,
-        logit_gradients: &[Address],
-        wanted: &Wanted,
-    ) -> Result<()> {
-        if self.batch != Some(batch) {
-            let of = self.batch.map_or("none".into(), |batch| format!("one of {batch} images"));
-            return Err(Error::Invalid(format!(
-                "gradients of {batch} images in a train pass: the last forward pass was {of}"
-            )));
-        }
-        let _range = Range::new("backward");
-        let network = Walk { pass: self, parameters, scratch, batch };
-        network.head_backward(logit_gradients, wanted.parameters, scratch.block(self.blocks.len()))?;
-        let convolution = &scratch.convolution;
-        for (number, block) in self.blocks.iter().enumerate().rev() {
-            let output = scratch.block(number + 1);
-            let (input, inner) = (&self.outputs[number], &self.inner[number]);
-
-            network.normalise_backward(block.conv2, output, convolution, wanted.parameters)?;
-            network.weight_gradient(block.conv2, inner.values.address(), convolution, wanted.parameters)?;
-            network.input_gradient(block.conv2, convolution, None, Some(&inner.mask), &scratch.inner)?;
-
-            // The shortcut comes before conv1, whose epilogue adds its gradient; it leaves `scratch.inner` alone.
-            let residual = match block.shortcut {
-                Some(at) => {
-                    network.normalise_backward(at, output, convolution, wanted.parameters)?;
-                    network.weight_gradient(at, input.values.address(), convolution, wanted.parameters)?;
-                    network.input_gradient(at, convolution, None, None, &scratch.compact)?;
-                    &scratch.compact
-                }
-                None => output,
-            };
-            network.normalise_backward(block.conv1, &scratch.inner, convolution, wanted.parameters)?;
-            network.weight_gradient(block.conv1, input.values.address(), convolution, wanted.parameters)?;
-            let target = scratch.block(number);
-            network.input_gradient(block.conv1, convolution, Some(residual), Some(&input.mask), target)?;
-        }
-        network.normalise_backward(0, scratch.block(0), convolution, wanted.parameters)?;
-        network.weight_gradient(0, self.packed.address(), convolution, wanted.parameters)?;
-        if let Some(image) = wanted.image {
-            self.driver.layer(Some(0));
-            let (shape, weights) = (network.shape(0), network.weights(0));
-            conv::image_gradient(&*self.driver, &shape, convolution.address(), weights, image)?;
-        }
-        self.driver.layer(None);
-        Ok(())
-    }
-}
+use crate::engine::cuda::parameters::Parameters;
+use crate::engine::cuda::scratch::Scratch;
+use crate::model::layers::{BN_EPSILON, BN_MOMENTUM};
 
 /// What is added to a normalised convolution.
-enum Residual {
+pub enum Residual {
     None,
     /// The block's input.
     Activation(Address),
@@ -218,12 +24,12 @@ enum Residual {
 }
 
 /// One pass over the network, layer by layer.
-struct Walk<'a> {
-    pass: &'a TrainPass,
-    parameters: &'a Parameters,
-    scratch: &'a Scratch,
+pub struct Walk<'a> {
+    pub pass: &'a TrainPass,
+    pub parameters: &'a Parameters,
+    pub scratch: &'a Scratch,
     /// Images of a set.
-    batch: usize,
+    pub batch: usize,
 }
 
 impl Walk<'_> {
@@ -231,7 +37,7 @@ impl Walk<'_> {
         &*self.pass.driver
     }
     /// Of all sets together.
-    fn shape(&self, at: usize) -> ConvShape {
+    pub fn shape(&self, at: usize) -> ConvShape {
         self.parameters.layout.convs[at].shape(self.pass.sets * self.batch)
     }
     fn set_shape(&self, at: usize) -> ConvShape {
@@ -241,7 +47,7 @@ impl Walk<'_> {
     fn sets(&self) -> u32 {
         self.pass.sets as u32
     }
-    fn weights(&self, at: usize) -> Address {
+    pub fn weights(&self, at: usize) -> Address {
         self.parameters.copies.address().offset::<u16>(self.parameters.layout.convs[at].packed)
     }
     fn statistics(&self, at: usize) -> Address {
@@ -253,7 +59,7 @@ impl Walk<'_> {
     }
 
     /// Convolution `at` of `input`, and the statistics of its output.
-    fn convolve(&self, at: usize, input: Address) -> Result<()> {
+    pub fn convolve(&self, at: usize, input: Address) -> Result<()> {
         self.driver().layer(Some(at));
         let (set, slot) = (self.set_shape(at), &self.parameters.layout.convs[at]);
         let (rows, channels) = (set.output_rows(), set.out_channels);
@@ -294,7 +100,7 @@ impl Walk<'_> {
     }
 
     /// Normalises the output of convolution `at`, adds the residual, applies the ReLU.
-    fn normalise(&self, at: usize, residual: Residual, to: &Activation) -> Result<()> {
+    pub fn normalise(&self, at: usize, residual: Residual, to: &Activation) -> Result<()> {
         self.driver().layer(Some(at));
         let set = self.set_shape(at);
         let (residual, residual_statistics) = match residual {
@@ -316,7 +122,7 @@ impl Walk<'_> {
     }
 
     /// From the gradient behind a BatchNorm to that of the convolution's output.
-    fn normalise_backward(
+    pub fn normalise_backward(
         &self,
         at: usize,
         from: &Buffer,
@@ -357,7 +163,7 @@ impl Walk<'_> {
         norm::batch_norm_backward_apply(self.driver(), self.sets(), &apply)
     }
 
-    fn weight_gradient(
+    pub fn weight_gradient(
         &self,
         at: usize,
         input: Address,
@@ -372,7 +178,7 @@ impl Walk<'_> {
         conv::weight_gradient(self.driver(), &self.shape(at), input, from, workspace, target, accumulate)
     }
 
-    fn input_gradient(
+    pub fn input_gradient(
         &self,
         at: usize,
         from: &Buffer,
@@ -397,7 +203,7 @@ impl Walk<'_> {
     }
 
     /// The logits of each set.
-    fn head_forward(&self, logits: &[Address]) -> Result<()> {
+    pub fn head_forward(&self, logits: &[Address]) -> Result<()> {
         let network = self.parameters.layout.network;
         let (weight, bias) = self.parameters.live_linear();
         let [activation, pooled] = self.head_lens();
@@ -418,7 +224,7 @@ impl Walk<'_> {
     }
 
     /// From the gradients of the logits of each set to that of the last activation.
-    fn head_backward(
+    pub fn head_backward(
         &self,
         logit_gradients: &[Address],
         parameters: Option<bool>,
