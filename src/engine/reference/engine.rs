@@ -6,7 +6,7 @@ use super::eval::EvalPass;
 use super::loss::Losses;
 use super::memory::{Heap, expect_len};
 use super::train::{SLOTS, TrainPass, Wanted};
-use super::{gather, invalid, optimizer, perturb, ranking, rows};
+use super::{gather, invalid, optimizer, perturb, product, ranking, rows};
 use crate::engine::{
     Augment, DeviceInfo, Element, Engine, Error, ImageSet, Noise, OptimizerState, Pass, Result, Sgd,
     SignStep, Storage, Tensor, WeightSet,
@@ -17,20 +17,6 @@ use crate::philox::Key;
 
 /// Images of an attack's micro-batch: enough work for many cores, activations that stay in a shared cache.
 const MICRO_BATCH: usize = 64;
-
-/// What the matrix products run on.
-fn instruction_set() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            return "avx512";
-        }
-        if is_x86_feature_detected!("fma") {
-            return "avx2";
-        }
-    }
-    if cfg!(target_arch = "aarch64") { "neon" } else { "scalar" }
-}
 
 /// Weights and what the optimizer carries.
 struct Model {
@@ -87,7 +73,7 @@ impl Reference {
                 kind: "cpu",
                 name: format!("{threads} CPU thread{}", if threads == 1 { "" } else { "s" }),
                 driver: None,
-                code: instruction_set().into(),
+                code: product::instruction_set().into(),
                 memory: None,
                 cache: None,
             },

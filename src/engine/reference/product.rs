@@ -91,3 +91,17 @@ pub fn product(left: Matrix, right: Matrix, out: &mut [f32], accumulate: bool) {
         }
     }
 }
+
+/// The instructions that the products run on.
+pub fn instruction_set() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            return "avx512";
+        }
+        if is_x86_feature_detected!("fma") {
+            return "avx2";
+        }
+    }
+    if cfg!(target_arch = "aarch64") { "neon" } else { "scalar" }
+}
