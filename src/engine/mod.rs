@@ -9,6 +9,7 @@ mod attack_loop;
 mod boundary;
 pub mod cuda;
 mod error;
+mod execution;
 mod last_layer;
 mod margin;
 mod open;
@@ -24,6 +25,7 @@ pub use apgd::{AdaptivePhase, AdaptivePoint, AdaptiveState, AdaptiveStep, Adapti
 pub use attack_loop::{AscentLoss, AttackLoop, AttackSteps, ascend_step_by_step};
 pub use boundary::{BoundaryState, BoundaryStep, BoundarySteps};
 pub use error::{Error, Result};
+pub use execution::Execution;
 pub use last_layer::{LastLayer, LastLayerGradients, Term};
 pub use margin::{Margin, MarginLosses};
 pub use open::{DeviceChoice, open, open_dry, open_recorded};
@@ -147,6 +149,7 @@ pub trait Engine:
     + AdaptiveSteps
     + RandomSquares
     + BoundarySteps
+    + Execution
     + Phases
     + Probes
 {

@@ -49,12 +49,6 @@ pub trait Probes {
             "--device cpu: the reference engine has no kernels; the ladder is for an H100 or H200 and for emulated:sm_90a".into(),
         ))
     }
-    /// Whether an attack or a pass that comes again may be replayed as one recorded piece of work, where the device can (CUDA
-    /// graphs); it may, unless told otherwise. The results are the same.
-    fn replay_graphs(&mut self, _on: bool) {}
-    /// Whether a launch may start before the one before it has ended, where the device can (programmatic dependent launch); it
-    /// may, unless told otherwise. The results are the same.
-    fn start_launches_early(&mut self, _on: bool) {}
     /// Floating-point operations of all convolutions that this process computed, where the engine counts them itself.
     fn flops_so_far(&self) -> Option<u64>;
 }

@@ -11,7 +11,8 @@
 //! | `operands` | from tensors to addresses |
 //! | `engine` | the [`Engine`] trait on top of these |
 //! | `paired_passes` | both train passes of a step as one |
-//! | `attack_loop`, `graphs` | the steps of an attack as one piece of work, recorded and replayed |
+//! | `attack_loop` | the steps of an attack as one piece of work |
+//! | `graphs`, `execution` | attacks and passes recorded and replayed, and whether that is done |
 //! | `softmax_losses` | its part for the losses of training and of most attacks |
 //! | `square` | its part for random searches |
 //! | `apgd`, `margin` | the traits that attacks of an evaluation add to it |
@@ -25,6 +26,7 @@ mod boundary;
 pub mod driver;
 mod engine;
 mod eval;
+mod execution;
 mod graphs;
 mod ladder;
 mod last_layer;

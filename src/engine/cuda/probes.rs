@@ -78,17 +78,6 @@ impl Probes for Cuda {
         ladder(&self.driver, self.parameters.layout.network, batch)
     }
 
-    fn replay_graphs(&mut self, on: bool) {
-        self.attacks.switch(on);
-        self.passes.switch(on);
-    }
-
-    fn start_launches_early(&mut self, on: bool) {
-        self.driver.start_early(on);
-        self.attacks.forget();
-        self.passes.forget();
-    }
-
     fn flops_so_far(&self) -> Option<u64> {
         None
     }

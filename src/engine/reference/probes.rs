@@ -6,7 +6,7 @@ use super::engine::Reference;
 use super::memory::Aligned;
 use super::product::{self, Matrix, product};
 use crate::engine::probes::{FLUSH_FACTOR, last_level_cache};
-use crate::engine::{Phases, Probe, Probes, Result};
+use crate::engine::{Execution, Phases, Probe, Probes, Result};
 
 /// Rows, columns and depth of a thread's product: its operands stay in a cache near the core.
 const SIDE: usize = 256;
@@ -14,6 +14,8 @@ const SIDE: usize = 256;
 const ROUNDS: usize = 8;
 /// f32 elements of the copy: far more than any cache.
 const COPIED: usize = 16 << 20;
+
+impl Execution for Reference {}
 
 impl Phases for Reference {}
 
