@@ -52,6 +52,8 @@ KERNEL_OCCUPANCY(gradient_sum, GradientSumParams, SUM_WARPS * 32, 2, GradientSum
                 const uint32_t sample = base + s * SUM_WARPS + warp_index();
                 h[s] = load_vector<Float4>(features, int64_t(sample < last ? sample : first) * g.width + feature);
             }
+            // A loop: unrolled, its addresses would not fit beside the sums.
+#pragma unroll 1
             for (uint32_t i = threadIdx.x; i < SUM_ROUND * SUM_CLASSES; i += SUM_WARPS * 32) {
                 const uint32_t sample = base + i / SUM_CLASSES, c = first_class + i % SUM_CLASSES;
                 double factor = 0.0;
