@@ -1,13 +1,18 @@
-//! How a device goes about its work, where that is a choice: each is made unless told otherwise, and only speed depends on it.
+//! How a device goes about its work, where that is a choice.
 //!
-//! A part of [`super::Engine`]. Called by `secateur bench`, to compare; checked by `tests/graphs.rs`.
+//! A part of [`super::Engine`]. Called by training, by evaluations and, to compare, by `secateur bench`; checked by
+//! `tests/graphs.rs`.
 
 /// Choices of the cuda engine; the reference engine has none.
 pub trait Execution {
     /// Whether an attack or a pass that comes again may be replayed as one recorded piece of work, where the device can (CUDA
-    /// graphs). The results are the same.
+    /// graphs). It may, unless told otherwise; the results are the same.
     fn replay_graphs(&mut self, _on: bool) {}
-    /// Whether a launch may start before the one before it has ended, where the device can (programmatic dependent launch). The
-    /// results are the same.
+    /// Whether a launch may start before the one before it has ended, where the device can (programmatic dependent launch). It
+    /// may, unless told otherwise; the results are the same.
     fn start_launches_early(&mut self, _on: bool) {}
+    /// Whether a long sum may be cut into parts where a batch is too small to fill the device. What an image's logits and gradient
+    /// are then depends on the size of its batch, by the rounding of f32; so none is, unless told otherwise: training says
+    /// yes, evaluation no.
+    fn split_sums(&mut self, _on: bool) {}
 }

@@ -150,6 +150,7 @@ pub fn run(
     scratch: &Batch,
     listener: &mut dyn Listener,
 ) -> engine::Result<bool> {
+    engine.split_sums(false);
     engine.fold_batch_norm(subject.weights)?;
     let mut search: Option<(Part, Box<dyn Search>)> = None;
     while let Some(at) = progress.stage() {

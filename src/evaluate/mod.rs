@@ -82,6 +82,8 @@ pub fn evaluate(
         return Ok(finished.then(|| progress.outcome()));
     }
     let begin = Instant::now();
+    // An image's verdict must not depend on those beside it.
+    engine.split_sums(false);
     engine.fold_batch_norm(subject.weights)?;
     let attack = protocol.pgd(subject.epsilon);
     let restarts = protocol.restarts().max(1);

@@ -193,6 +193,7 @@ impl Bench {
             }
             Work::Attack => {
                 let batch = &self.batch;
+                engine.split_sums(true);
                 engine.write(&batch.samples, first)?;
                 engine.gather(&self.set, &batch.samples, None, &batch.images, &batch.labels)?;
                 let mut objective = objective::of_recipe(recipe);

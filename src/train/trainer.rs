@@ -187,6 +187,7 @@ impl<'a> Trainer<'a> {
         watch: &mut dyn FnMut(usize, usize) -> bool,
     ) -> std::result::Result<bool, PruneError> {
         let begin = Instant::now();
+        self.engine.split_sums(true);
         let epoch = self.progress.epoch;
         let last = self.progress.selection.map(|last| last.epoch);
         self.engine.phase(Phase::Select);
@@ -218,6 +219,7 @@ impl<'a> Trainer<'a> {
     /// Runs the rest of the current epoch. `go_on` hears of each finished step and may end the epoch behind it: then
     /// the answer is `None`, and the state is that between two steps.
     pub fn epoch(&mut self, go_on: &mut dyn FnMut(usize) -> bool) -> Result<Option<EpochOutcome>> {
+        self.engine.split_sums(true);
         let order = epoch_order(self.recipe.seed, self.progress.epoch, self.pruning.samples());
         let weights = self.pruning.weights(&order);
         let upload = |weights: &Vec<f32>| self.engine.upload("epoch weights", weights);

@@ -14,4 +14,12 @@ impl Execution for Cuda {
         self.attacks.forget();
         self.passes.forget();
     }
+
+    fn split_sums(&mut self, on: bool) {
+        if self.driver.splits_sums() != on {
+            self.driver.split_sums(on);
+            self.attacks.forget();
+            self.passes.forget();
+        }
+    }
 }

@@ -44,6 +44,7 @@ pub struct DeviceDriver {
     last: Cell<&'static str>,
     /// Whether launches may start before those before them have ended.
     early: Cell<bool>,
+    splits: Cell<bool>,
     capture: Capture,
     /// The phases under way, for Nsight.
     ranges: RefCell<PhaseRanges>,
@@ -124,6 +125,7 @@ impl DeviceDriver {
             allocations: RefCell::default(),
             last: Cell::new(""),
             early: Cell::new(true),
+            splits: Cell::new(false),
             capture: Capture::default(),
             ranges: RefCell::default(),
             unfreed: RefCell::default(),
@@ -405,6 +407,14 @@ impl Driver for DeviceDriver {
 
     fn start_early(&self, on: bool) {
         self.early.set(on);
+    }
+
+    fn split_sums(&self, on: bool) {
+        self.splits.set(on);
+    }
+
+    fn splits_sums(&self) -> bool {
+        self.splits.get()
     }
 
     fn captures(&self) -> bool {

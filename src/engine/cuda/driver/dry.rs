@@ -12,6 +12,7 @@ use crate::engine::{DeviceInfo, Result};
 /// Nothing is here; addresses count up from one that no pointer has.
 pub struct DryDriver {
     next: Cell<u64>,
+    splits: Cell<bool>,
 }
 
 /// What allocations are aligned to.
@@ -19,7 +20,7 @@ const ALIGNMENT: u64 = 256;
 
 impl DryDriver {
     pub fn open() -> Rc<dyn Driver> {
-        Rc::new(Self { next: Cell::new(ALIGNMENT) })
+        Rc::new(Self { next: Cell::new(ALIGNMENT), splits: Cell::new(false) })
     }
 }
 
@@ -66,5 +67,11 @@ impl Driver for DryDriver {
     /// The devices whose rates a prediction takes are Hoppers.
     fn has_wgmma(&self) -> bool {
         true
+    }
+    fn split_sums(&self, on: bool) {
+        self.splits.set(on);
+    }
+    fn splits_sums(&self) -> bool {
+        self.splits.get()
     }
 }

@@ -89,6 +89,14 @@ pub trait Driver {
     /// `kernels/portable/launch_order.h`.
     fn start_early(&self, _on: bool) {}
 
+    /// Whether a long sum may be cut into parts, which blocks of a cluster take, where a batch leaves multiprocessors idle. The
+    /// bits of an element then depend on the size of the batch. None is unless this says so.
+    fn split_sums(&self, _on: bool) {}
+    /// What [`Driver::split_sums`] said last.
+    fn splits_sums(&self) -> bool {
+        false
+    }
+
     /// Whether launches can be recorded and replayed.
     fn captures(&self) -> bool {
         false

@@ -188,6 +188,12 @@ impl Driver for Recorder {
     fn read(&self, address: Address, bytes: &mut [u8]) -> Result<()> {
         self.inner.read(address, bytes)
     }
+    fn split_sums(&self, on: bool) {
+        self.inner.split_sums(on);
+    }
+    fn splits_sums(&self) -> bool {
+        self.inner.splits_sums()
+    }
     fn start_early(&self, on: bool) {
         self.inner.start_early(on);
     }
