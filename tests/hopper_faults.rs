@@ -50,6 +50,15 @@ struct BarrierParams {
     unused: u32,
 }
 
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct SwapParams {
+    from: Address,
+    to: Address,
+    rounds: u32,
+    planted: u32,
+}
+
 /// `Planted` of the kernel file.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Planted {
@@ -272,6 +281,40 @@ fn barriers_that_never_fill_are_errors_that_say_who_waits_where() {
             meet(3),
             &["32 threads (the first is 0) at named_barrier_sync", "32 threads (the first is 32) at its end"],
         );
+    }
+}
+
+#[test]
+fn stores_to_another_block_need_its_barrier_its_wait_and_its_presence() {
+    for (order, driver) in runners() {
+        println!("{order}");
+        let swap = |planted, rounds: usize| {
+            let of_a_block = 64 * 4 * rounds;
+            let words: Vec<u32> = (0..2 * of_a_block as u32).map(|i| i * 0x9E37_79B9).collect();
+            let swapped = [&words[of_a_block..], &words[..of_a_block]].concat();
+            let from = input(&driver, "from", &words);
+            let to = Output::new::<u32>(&driver, "to", words.len());
+            let params =
+                SwapParams { from: from.address(), to: to.address(), rounds: rounds as u32, planted };
+            run(&driver, "fault_store_remote", 2, &params).map(|()| to.read::<u32>() == swapped)
+        };
+        assert!(swap(0, 3).unwrap(), "{order}");
+        must_fail(swap(1, 3), &["store_remote", "block", "may not be initialised yet", "no cluster_sync"]);
+        must_fail(
+            swap(3, 3),
+            &["mbarrier_wait, byte 1024", "another block stored", "only mbarrier_wait_cluster"],
+        );
+        must_fail(swap(6, 3), &["store_remote: byte", "of shared memory, wanted a multiple of 16"]);
+        must_fail(swap(7, 3), &["store_remote: block 2 of a cluster of 2"]);
+        // A block that does not wait has gone when the words come.
+        must_fail(swap(2, 1), &["store_remote: block", "left the kernel"]);
+        if order.contains("Late") {
+            must_fail(swap(5, 3), &["block 1 of the cluster", "left the kernel"]);
+        } else {
+            // The words of the next round overwrite those that were not read.
+            let seen = !swap(4, 3).is_ok_and(|right| right);
+            assert!(seen, "{order}: the place written too early was not seen");
+        }
     }
 }
 

@@ -63,6 +63,15 @@ struct ClusterParams {
     unused: [u32; 13],
 }
 
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct SwapParams {
+    from: Address,
+    to: Address,
+    rounds: u32,
+    unused: u32,
+}
+
 /// For f32 sums over `k` products, in whatever order and width a tensor core adds them.
 fn sums(k: usize) -> Bound {
     Bound { absolute: 1e-6 * k as f64, relative: 1e-5, whole: 5e-6 }
@@ -446,6 +455,28 @@ fn a_cluster_shares_what_each_of_its_blocks_loads() {
         assert_eq!(to.read::<u32>(), words.repeat(4), "{order}");
         let message = run(&driver, "test_cluster", 3, &params).unwrap_err();
         assert!(message.contains("a multiple of the 2 blocks of a cluster"), "{message}");
+    }
+}
+
+#[test]
+fn two_blocks_of_a_cluster_store_in_each_other() {
+    // Two clusters of two blocks, with one round alone and with places that are used again.
+    for rounds in [1, 2, 5] {
+        let of_a_block = 64 * 6 * rounds;
+        let words: Vec<u32> = (0..4 * of_a_block as u32).map(|i| i * 0x9E37_79B9).collect();
+        let swapped: Vec<u32> = [1, 0, 3, 2]
+            .into_iter()
+            .flat_map(|block| &words[block * of_a_block..][..of_a_block])
+            .copied()
+            .collect();
+        for (order, driver) in hoppers() {
+            let from = input(&driver, "from", &words);
+            let to = Output::new::<u32>(&driver, "to", words.len());
+            let params =
+                SwapParams { from: from.address(), to: to.address(), rounds: rounds as u32, unused: 0 };
+            run(&driver, "test_store_remote", 4, &params).unwrap();
+            assert_eq!(to.read::<u32>(), swapped, "{rounds} rounds, {order}");
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 #include "portable/portable.h"
 
+#include "portable/cluster.h"
 #include "portable/mbarrier.h"
 #include "portable/tma.h"
 #include "portable/wgmma.h"
@@ -193,6 +194,54 @@ KERNEL(fault_barriers, BarrierParams, 64, BarrierShared) {
     const uint32_t threads = p.planted == 2 && threadIdx.x >= 32 ? 32 : 64;
     if (p.planted != 3 || threadIdx.x < 32) named_barrier_sync(2, threads);
     p.to[threadIdx.x] = threadIdx.x;
+}
+
+// ---- stores to the other block of a cluster: two blocks swap words for some rounds ----
+
+struct SwapParams {
+    Global<const uint32_t> from;  // [block][round][thread][4]
+    Global<uint32_t> to;
+    uint32_t rounds;
+    // 1: no cluster_sync, 2: no wait for the words, 3: a wait of the block's scope, 4: no wait before the next words are sent,
+    // 5: a block that leaves without what is on its way to it, 6: a misaligned store, 7: a rank outside the cluster
+    uint32_t planted;
+};
+
+struct SwapShared {
+    Bytes16 words[64];
+    Mbarrier full;
+    Mbarrier read;
+};
+
+KERNEL_CLUSTER(fault_store_remote, SwapParams, 64, 2, SwapShared) {
+    const uint32_t peer = p.planted == 7 ? 2 : cluster_rank() ^ 1, i = threadIdx.x;
+    if (threadIdx.x == 0) {
+        mbarrier_init(shared.full, 1);
+        mbarrier_init(shared.read, 64);
+        fence_mbarrier_init();
+    }
+    if (p.planted == 1) {
+        syncthreads();
+    } else {
+        cluster_sync();
+    }
+    for (uint32_t round = 0; round < p.rounds; ++round) {
+        const uint32_t at = ((p.rounds * blockIdx.x + round) * 64 + i) * 4;
+        if (p.planted != 4 && round > 0) mbarrier_wait_cluster(shared.read, round % 2 ^ 1);
+        Bytes16* const to = &shared.words[i];
+        Bytes16& place = p.planted == 6 ? *reinterpret_cast<Bytes16*>(reinterpret_cast<uint8_t*>(to) + 8) : *to;
+        store_remote(place, {{p.from[at], p.from[at + 1], p.from[at + 2], p.from[at + 3]}}, shared.full, peer);
+        if (threadIdx.x == 0) mbarrier_expect_bytes(shared.full, sizeof shared.words);
+        if (p.planted == 5 && peer == 0) return;
+        if (p.planted == 3) {
+            mbarrier_wait(shared.full, round % 2);
+        } else if (p.planted != 2) {
+            mbarrier_wait_cluster(shared.full, round % 2);
+        }
+        for (uint32_t word = 0; word < 4; ++word) p.to[at + word] = shared.words[i].word[word];
+        // Behind the last round nothing more comes, and each may leave.
+        if (round + 1 < p.rounds) mbarrier_arrive_remote(shared.read, peer);
+    }
 }
 
 }  // namespace secateur

@@ -55,6 +55,10 @@ void check_place(const uint64_t* state) {
     if (reinterpret_cast<uintptr_t>(state) % 8 != 0) fault("mbarrier at byte %u: not aligned to 8 bytes", place(state));
 }
 
+bool contains(const std::vector<const uint64_t*>& barriers, const uint64_t* state) {
+    return std::find(barriers.begin(), barriers.end(), state) != barriers.end();
+}
+
 State load(const uint64_t* state) {
     State s;
     if (!decode(*state, s)) fault("mbarrier at byte %u of shared memory: used before mbarrier_init", place(state));
@@ -102,6 +106,7 @@ void mbarrier_init(uint64_t* state, uint32_t arrivals) {
         fault("mbarrier_init: %u arrivals, a barrier takes 1 to %lld", arrivals, (long long)max_count);
     }
     *state = encode({arrivals, arrivals, 0, 0});
+    if (runner->block_count > 1) runner->fresh_barriers.push_back(state);
 }
 
 void mbarrier_arrive(uint64_t* state, uint32_t bytes) {
@@ -110,16 +115,26 @@ void mbarrier_arrive(uint64_t* state, uint32_t bytes) {
     arrive(state, bytes);
 }
 
-void mbarrier_arrive_remote(uint64_t* state, uint32_t rank) {
+uint64_t* mbarrier_remote(const uint64_t* state, uint32_t rank, const char* what) {
     check_place(state);
-    Runner& r = *runner;
-    if (rank >= r.block_count) fault("mbarrier_arrive_remote: block %u of a cluster of %u", rank, r.block_count);
+    const Runner& r = *runner;
+    if (rank >= r.block_count) fault("%s: block %u of a cluster of %u", what, rank, r.block_count);
     BlockState& target = *r.blocks[rank];
-    if (target.exited == r.kernel->threads) fault("mbarrier_arrive_remote: block %u of the cluster has left the kernel", rank);
-    arrive(reinterpret_cast<uint64_t*>(target.shared_memory() + place(state)), 0);
+    if (target.exited == r.kernel->threads) fault("%s: block %u of the cluster has left the kernel", what, rank);
+    auto* const there = reinterpret_cast<uint64_t*>(target.shared_memory() + place(state));
+    State s;
+    if (!decode(*there, s) || contains(r.fresh_barriers, there)) {
+        fault("%s: the mbarrier at byte %u of block %u of the cluster may not be initialised yet: no cluster_sync behind "
+              "mbarrier_init", what, place(state), rank);
+    }
+    return there;
 }
 
-void mbarrier_wait(uint64_t* state, uint32_t parity) {
+void mbarrier_arrive_remote(uint64_t* state, uint32_t rank) {
+    arrive(mbarrier_remote(state, rank, "mbarrier_arrive_remote"), 0);
+}
+
+void mbarrier_wait(uint64_t* state, uint32_t parity, bool cluster) {
     check_place(state);
     if (parity > 1) fault("mbarrier_wait: parity %u, it is 0 or 1", parity);
     Thread& self = *current_thread;
@@ -130,6 +145,10 @@ void mbarrier_wait(uint64_t* state, uint32_t parity) {
         runner->waiting.push_back(&self);
         park(self, "mbarrier_wait");
         self.barrier = nullptr;
+    }
+    if (!cluster && contains(runner->filled_remotely, state)) {
+        fault("mbarrier_wait, byte %u of shared memory: another block stored what this barrier counts, which only "
+              "mbarrier_wait_cluster shows", place(state));
     }
 }
 

@@ -13,7 +13,8 @@ struct Thread;
 void mbarrier_init(uint64_t* state, uint32_t arrivals);
 /// One arrival, after `bytes` more bytes are expected.
 void mbarrier_arrive(uint64_t* state, uint32_t bytes);
-void mbarrier_wait(uint64_t* state, uint32_t parity);
+/// `cluster`: what other blocks stored before is visible after; without it such stores end the launch.
+void mbarrier_wait(uint64_t* state, uint32_t parity, bool cluster);
 /// One arrival at the barrier at the same place in block `rank` of the cluster.
 void mbarrier_arrive_remote(uint64_t* state, uint32_t rank);
 void named_barrier(uint32_t id, uint32_t threads);
@@ -22,6 +23,8 @@ void named_barrier(uint32_t id, uint32_t threads);
 void mbarrier_complete_bytes(uint64_t* state, uint32_t bytes);
 /// That this is a barrier of the current block.
 void mbarrier_check(const uint64_t* state);
+/// The barrier at the same place in block `rank`, which must still be there; `what` is the operation, for messages.
+uint64_t* mbarrier_remote(const uint64_t* state, uint32_t rank, const char* what);
 /// What the barrier lacks that this thread waits for, for messages.
 void mbarrier_describe(const Thread& thread, char* text, uint32_t room);
 

@@ -154,6 +154,8 @@ void Runner::begin(const KernelEntry& entry, const void* parameters, const uint3
     waiting.clear();
     gave_way.clear();
     loads.clear();
+    fresh_barriers.clear();
+    filled_remotely.clear();
     stores.clear();
     at_cluster_barrier = 0;
     failed = false;
@@ -186,7 +188,10 @@ bool Runner::open_barriers() {
     const uint32_t warp_count = kernel->threads / 32;
     const bool cluster = at_cluster_barrier == block_count * kernel->threads;
     bool opened = cluster;
-    if (cluster) at_cluster_barrier = 0;
+    if (cluster) {
+        at_cluster_barrier = 0;
+        fresh_barriers.clear();
+    }
     for (uint32_t rank = 0; rank < block_count; ++rank) {
         BlockState& block = *blocks[rank];
         const bool whole = block.at_barrier == kernel->threads;

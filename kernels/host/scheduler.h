@@ -88,8 +88,12 @@ struct Runner {
     std::vector<Thread*> waiting;
     /// Threads that let others go first.
     std::deque<Thread*> gave_way;
-    /// TMA under way (host/tma.cpp).
+    /// TMA and stores to other blocks under way (host/tma.cpp).
     std::deque<PendingLoad> loads;
+    /// Barriers of a cluster initialised since its last cluster_sync: other blocks must not use them yet.
+    std::vector<const uint64_t*> fresh_barriers;
+    /// Barriers that count bytes which another block stores.
+    std::vector<const uint64_t*> filled_remotely;
     std::vector<PendingStore> stores;
     uint32_t at_cluster_barrier = 0;
     bool failed = false;

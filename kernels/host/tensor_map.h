@@ -38,7 +38,10 @@ struct HostTensorMap {
 };
 static_assert(sizeof(HostTensorMap) == 128, "a tensor map is 128 bytes everywhere");
 
-/// A load between its issue and its execution.
+/// What a PendingLoad copies: a box through a map, bytes of device memory, or a value that a thread stored.
+enum class LoadKind : uint8_t { box, bulk, value };
+
+/// A load, or a store to another block, between its issue and its execution.
 struct PendingLoad {
     Thread* thread;
     /// Places in the shared memory of each block that gets it.
@@ -48,12 +51,12 @@ struct PendingLoad {
     uint32_t blocks;
     /// Bytes that complete.
     uint32_t bytes;
-    /// Null for a plain bulk copy, whose source is `from`.
-    bool mapped;
+    LoadKind kind;
     HostTensorMap map;
     int32_t at[5];
     uint16_t offset_w, offset_h;
     const void* from;
+    unsigned char value[16];
 };
 
 /// A store, likewise.

@@ -2,14 +2,18 @@
 // tests/hopper_runner.rs; called through portable/tma.h.
 //
 // Loads happen at once where the launch asks for that (Runner::early), else one by one when nobody can go on, so that whoever
-// does not wait reads poison or old data. Stores read shared memory at once, or at the last moment: at the wait that covers
-// their group, or at the end of the kernel.
+// does not wait reads poison or old data; a store to another block of the cluster counts as a load of that block. Stores to
+// device memory read shared memory at once, or at the last moment: at the wait that covers their group, or at the end of the
+// kernel.
 
 #include "host/tma.h"
 
 #include <string.h>
 
+#include <algorithm>
+
 #include "host/async_proxy.h"
+#include "host/cluster.h"
 #include "host/mbarrier.h"
 #include "host/memory.h"
 #include "host/scheduler.h"
@@ -39,11 +43,20 @@ uint32_t check_box(const char* what, const void* pointer, const HostTensorMap& m
     return offset;
 }
 
+void store_value(const PendingLoad& load) {
+    const auto rank = uint32_t(__builtin_ctz(load.blocks));
+    BlockState& target = *runner->blocks[rank];
+    if (target.exited == runner->kernel->threads) {
+        fault("store_remote: block %u of the cluster left the kernel with a store to its byte %u under way", rank, load.to);
+    }
+    memcpy(target.shared_memory() + load.to, load.value, load.bytes);
+}
+
 void execute(const PendingLoad& load) {
-    if (load.mapped) {
-        read_box(load);
-    } else {
-        proxy_write(block_of(*load.thread), load.to, load.from, load.bytes);
+    switch (load.kind) {
+        case LoadKind::box: read_box(load); break;
+        case LoadKind::bulk: proxy_write(block_of(*load.thread), load.to, load.from, load.bytes); break;
+        case LoadKind::value: store_value(load); break;
     }
     for (uint32_t rank = 0; rank < runner->block_count; ++rank) {
         if (!(load.blocks >> rank & 1)) continue;
@@ -73,7 +86,7 @@ void issue(PendingLoad& load, uint64_t* full, uint32_t blocks) {
 
 void tma_load(void* to, const void* map, uint64_t* full, int rank, const int32_t* at, uint32_t blocks) {
     PendingLoad load{};
-    load.mapped = true;
+    load.kind = LoadKind::box;
     load.map = read_map("tma_load", map, HostTensorMap::tiled);
     load.to = check_box("tma_load", to, load.map, rank);
     load.bytes = box_bytes(load.map);
@@ -83,7 +96,7 @@ void tma_load(void* to, const void* map, uint64_t* full, int rank, const int32_t
 
 void tma_load_im2col(void* to, const void* map, uint64_t* full, const int32_t* at, uint32_t offset_w, uint32_t offset_h) {
     PendingLoad load{};
-    load.mapped = true;
+    load.kind = LoadKind::box;
     load.map = read_map("tma_load_im2col", map, HostTensorMap::im2col);
     load.to = check_box("tma_load_im2col", to, load.map, 4);
     load.bytes = box_bytes(load.map);
@@ -103,10 +116,25 @@ void tma_load_im2col(void* to, const void* map, uint64_t* full, const int32_t* a
     issue(load, full, 0);
 }
 
+void store_remote(const void* to, const void* value, uint32_t bytes, uint64_t* full, uint32_t rank) {
+    const uint64_t* const there = mbarrier_remote(full, rank, "store_remote");
+    if (!in_shared(to, bytes)) fault("store_remote: %u bytes to outside the block's shared memory", bytes);
+    PendingLoad load{};
+    load.kind = LoadKind::value;
+    load.to = shared_offset(to);
+    if (load.to % bytes != 0) fault("store_remote: byte %u of shared memory, wanted a multiple of %u", load.to, bytes);
+    load.bytes = bytes;
+    memcpy(load.value, value, bytes);
+    auto& filled = runner->filled_remotely;
+    if (std::find(filled.begin(), filled.end(), there) == filled.end()) filled.push_back(there);
+    issue(load, full, 1u << rank);
+}
+
 void bulk_load(void* to, uint64_t from, uint32_t bytes, uint64_t* full) {
     if (bytes == 0 || bytes % 16 != 0) fault("bulk_load: %u bytes, wanted a multiple of 16", bytes);
     if (!in_shared(to, bytes)) fault("bulk_load: %u bytes to outside the block's shared memory", bytes);
     PendingLoad load{};
+    load.kind = LoadKind::bulk;
     load.to = shared_offset(to);
     if (load.to % 16 != 0) fault("bulk_load: byte %u of shared memory, wanted a multiple of 16", load.to);
     load.bytes = bytes;
@@ -165,8 +193,8 @@ void tma_check_end() {
     if (!runner->loads.empty()) {
         const PendingLoad& load = runner->loads.front();
         current_thread = load.thread;
-        fault("a load of %u bytes to byte %u of shared memory was still under way at the end of the kernel: nobody waited "
-              "for it", load.bytes, load.to);
+        fault("a %s of %u bytes to byte %u of shared memory was still under way at the end of the kernel: nobody waited "
+              "for it", load.kind == LoadKind::value ? "store" : "load", load.bytes, load.to);
     }
     for (const PendingStore& store : runner->stores) {
         current_thread = store.thread;

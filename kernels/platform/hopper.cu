@@ -311,4 +311,42 @@ KERNEL_CLUSTER(test_cluster, ClusterParams, 64, 2, ClusterShared) {
     cluster_sync();
 }
 
+// Two blocks swap words, round after round: six from each thread, which lands at the same place of the other block.
+
+struct SwapParams {
+    Global<const uint32_t> from;  // [block][round][thread][6]
+    Global<uint32_t> to;
+    uint32_t rounds;
+    uint32_t unused;
+};
+
+struct SwapShared {
+    Bytes16 four[64];
+    Bytes8 two[64];
+    Mbarrier full;
+    Mbarrier read;
+};
+
+KERNEL_CLUSTER(test_store_remote, SwapParams, 64, 2, SwapShared) {
+    const uint32_t peer = cluster_rank() ^ 1, i = threadIdx.x;
+    if (threadIdx.x == 0) {
+        mbarrier_init(shared.full, 1);
+        mbarrier_init(shared.read, 64);
+        fence_mbarrier_init();
+    }
+    cluster_sync();
+    for (uint32_t round = 0; round < p.rounds; ++round) {
+        const uint32_t at = ((p.rounds * blockIdx.x + round) * 64 + i) * 6;
+        if (round > 0) mbarrier_wait_cluster(shared.read, round % 2 ^ 1);
+        store_remote(shared.four[i], {{p.from[at], p.from[at + 1], p.from[at + 2], p.from[at + 3]}}, shared.full, peer);
+        store_remote(shared.two[i], {{p.from[at + 4], p.from[at + 5]}}, shared.full, peer);
+        if (threadIdx.x == 0) mbarrier_expect_bytes(shared.full, sizeof shared.four + sizeof shared.two);
+        mbarrier_wait_cluster(shared.full, round % 2);
+        for (uint32_t word = 0; word < 4; ++word) p.to[at + word] = shared.four[i].word[word];
+        for (uint32_t word = 0; word < 2; ++word) p.to[at + 4 + word] = shared.two[i].word[word];
+        // Behind the last round nothing more comes, and each may leave.
+        if (round + 1 < p.rounds) mbarrier_arrive_remote(shared.read, peer);
+    }
+}
+
 }  // namespace secateur

@@ -2,8 +2,12 @@
 //
 // KERNEL_CLUSTER(symbol, Params, threads, blocks, Shared) declares a kernel whose grid is cut along x into clusters of `blocks`
 // blocks; the grid's x must be a multiple. On the host the blocks of a cluster share one scheduler.
+//
+// What one block stores in another's shared memory must find its barrier initialised (cluster_sync behind mbarrier_init) and
+// the other block still there: it may leave only when all has come that is on its way to it.
 #pragma once
 
+#include "portable/global.h"
 #include "portable/kernel.h"
 #include "portable/mbarrier.h"
 #ifndef __CUDACC__
@@ -56,6 +60,58 @@ DEVICE void mbarrier_arrive_remote(Mbarrier& b, uint32_t rank) {
         : "memory");
 #else
     host::mbarrier_arrive_remote(&b.state, rank);
+#endif
+}
+
+#ifdef __CUDACC__
+/// The address in the cluster of what lies in block `rank` where `pointer` lies in this one.
+__device__ __forceinline__ uint32_t remote_address(const void* pointer, uint32_t rank) {
+    uint32_t remote;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(pointer)), "r"(rank));
+    return remote;
+}
+#endif
+
+/// Stores `value` in block `rank` where `to` lies in this one, and adds its bytes to the barrier that lies there where `full`
+/// lies here. Asynchronous: only mbarrier_wait_cluster on that barrier shows the value.
+DEVICE void store_remote(Bytes16& to, const Bytes16& value, Mbarrier& full, uint32_t rank) {
+#ifdef __CUDACC__
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                     remote_address(&to, rank)),
+                 "r"(value.word[0]), "r"(value.word[1]), "r"(value.word[2]), "r"(value.word[3]),
+                 "r"(remote_address(&full, rank))
+                 : "memory");
+#else
+    host::store_remote(&to, &value, sizeof value, &full.state, rank);
+#endif
+}
+DEVICE void store_remote(Bytes8& to, const Bytes8& value, Mbarrier& full, uint32_t rank) {
+#ifdef __CUDACC__
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(
+                     remote_address(&to, rank)),
+                 "r"(value.word[0]), "r"(value.word[1]), "r"(remote_address(&full, rank))
+                 : "memory");
+#else
+    host::store_remote(&to, &value, sizeof value, &full.state, rank);
+#endif
+}
+
+/// mbarrier_wait for a phase that other blocks of the cluster end: shows what they stored or read before.
+DEVICE void mbarrier_wait_cluster(Mbarrier& b, uint32_t parity) {
+#ifdef __CUDACC__
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra over;\n"
+        "bra again;\n"
+        "over:\n"
+        "}" ::"r"(shared_address(&b)),
+        "r"(parity)
+        : "memory");
+#else
+    host::mbarrier_wait(&b.state, parity, true);
 #endif
 }
 

@@ -70,7 +70,7 @@ DEVICE void mbarrier_wait(Mbarrier& b, uint32_t parity) {
         "r"(parity)
         : "memory");
 #else
-    host::mbarrier_wait(&b.state, parity);
+    host::mbarrier_wait(&b.state, parity, false);
 #endif
 }
 
