@@ -286,6 +286,7 @@ fn train_pass(device: DeviceChoice) {
     for kind in [Kind::Ordinary, Kind::Steady] {
         let (mut met, mut wanted) = pair(device, kind);
         for bench in [&mut met, &mut wanted] {
+            bench.engine.split_sums(true);
             bench.forward(pass, &bench.images.clone());
             bench.loss();
         }
@@ -401,6 +402,7 @@ struct Run {
 fn train(engine: Device, start: &Weights, learning_rate: f32) -> Run {
     let (set, set_labels) = data(40);
     let mut bench = Bench::ready(engine, start);
+    bench.engine.split_sums(true);
     let set = bench.engine.upload_images(&set, &set_labels).unwrap();
     let perturbed = bench.engine.alloc("perturbed", BATCH * IMAGE_LEN).unwrap();
     let mut losses = Vec::new();

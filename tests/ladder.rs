@@ -16,6 +16,7 @@ fn predictions_need_no_device_and_fall_from_rung_to_rung() {
     let rates: Vec<f64> = out
         .lines()
         .filter(|line| line.contains("im2col") || line.contains("planes"))
+        .filter(|line| !line.contains("64x256"))
         .map(|line| {
             let cells: Vec<&str> = line.split_whitespace().collect();
             cells[cells.len() - 2].parse().unwrap()
@@ -37,8 +38,8 @@ fn every_rung_runs_on_the_emulated_hopper() {
     assert_eq!(code, 0, "{err}");
     let read: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     let rows = read["rows"].as_array().unwrap();
-    // Two layers, forward and back, on mma and four rungs of wgmma: 16 x 16 images of 128 channels, 4 x 4 of 512.
-    assert_eq!(rows.len(), 20, "{out}");
+    // Two layers, forward and back, on mma, four rungs of wgmma and two blocks: 16 x 16 images of 128 channels, 4 x 4 of 512.
+    assert_eq!(rows.len(), 28, "{out}");
     for row in rows {
         assert!(row["median"].as_f64().unwrap() > 0.0, "{row}");
         assert_eq!(row["flops"].as_f64().unwrap(), 2.0 * 256.0 * 9.0 * 128.0 * 128.0, "{row}");

@@ -67,7 +67,7 @@ void execute(const PendingLoad& load) {
 
 void issue(PendingLoad& load, uint64_t* full, uint32_t blocks) {
     const BlockState& own = block_of(*current_thread);
-    check_waited();
+    if (load.kind != LoadKind::value) check_waited();
     mbarrier_check(full);
     load.thread = current_thread;
     load.full = shared_offset(full);

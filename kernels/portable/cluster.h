@@ -1,7 +1,7 @@
 // Clusters: blocks that run together and reach each other's shared memory. For files that say `// Targets: sm_90a`.
 //
 // KERNEL_CLUSTER(symbol, Params, threads, blocks, Shared) declares a kernel whose grid is cut along x into clusters of `blocks`
-// blocks; the grid's x must be a multiple. On the host the blocks of a cluster share one scheduler.
+// blocks; the grid's x must be a multiple. KERNEL_CLUSTER_EARLY is to it what KERNEL_EARLY is to KERNEL. On the host the blocks of a cluster share one scheduler.
 //
 // What one block stores in another's shared memory must find its barrier initialised (cluster_sync behind mbarrier_init) and
 // the other block still there: it may leave only when all has come that is on its way to it.
@@ -19,9 +19,13 @@ namespace secateur {
 #ifdef __CUDACC__
 #define KERNEL_CLUSTER(name, Params, threads, blocks, ...) \
     SECATEUR_KERNEL(name, Params, threads, 1, __cluster_dims__(blocks, 1, 1), start_in_order, __VA_ARGS__)
+#define KERNEL_CLUSTER_EARLY(name, Params, threads, blocks, ...) \
+    SECATEUR_KERNEL(name, Params, threads, 1, __cluster_dims__(blocks, 1, 1), start_early, __VA_ARGS__)
 #else
 #define KERNEL_CLUSTER(name, Params, threads, blocks, ...) \
     SECATEUR_KERNEL(name, Params, threads, blocks, start_in_order, __VA_ARGS__)
+#define KERNEL_CLUSTER_EARLY(name, Params, threads, blocks, ...) \
+    SECATEUR_KERNEL(name, Params, threads, blocks, start_early, __VA_ARGS__)
 #endif
 
 /// Position of the block in its cluster.

@@ -36,6 +36,11 @@ pub fn conv_drivers(hopper: bool) -> Vec<(&'static str, Rc<dyn Driver>)> {
     all
 }
 
+/// Those of them that run wgmma.
+pub fn wgmma_drivers() -> Vec<(&'static str, Rc<dyn Driver>)> {
+    conv_drivers(true).into_iter().filter(|(_, driver)| driver.has_wgmma()).collect()
+}
+
 /// Where every rung of the ladder runs: the GPU, where the tests are to use it and it has wgmma, else the host runner.
 pub fn hopper() -> Rc<dyn Driver> {
     let gpu = drivers().into_iter().find(|(name, driver)| *name == "GPU" && driver.has_wgmma());

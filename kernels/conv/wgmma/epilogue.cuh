@@ -1,4 +1,5 @@
-// What follows the products of a warpgroup: 64 channels of 256 pixels leave the registers in four sub-tiles of 64 pixels.
+// What follows the products of a warpgroup: 64 channels of 256 pixels leave the registers in four sub-tiles of 64 pixels, or
+// those of 128 pixels in two where two blocks share a tile.
 //
 // A thread holds two channels of many pixels; memory wants eight channels of one pixel. Transposed stmatrix turns one into the
 // other on the way to a staging buffer of 64 pixels x 128 bytes, swizzled as the copy engine reads it, and the engine stores
@@ -12,12 +13,18 @@
 
 namespace secateur {
 
-static_assert(GROUP_PIXELS == 4 * STAGE_PIXELS, "four sub-tiles");
+/// Sub-tiles that a consumer finishes, and its sums of them.
+template <class T>
+constexpr int STAGES = T::FINISHED_PIXELS / int(STAGE_PIXELS);
+template <class T>
+using FinishedSums = float[T::FINISHED_PIXELS / 2];
 
-/// The 64 channels of 256 pixels that one warpgroup finishes.
+/// What one warpgroup finishes: 64 channels of a group of pixels, or of its second half where `first` is 128. Pixels and
+/// sub-tiles count from there.
 struct GroupTile {
     uint32_t group;    // of pixels
     uint32_t channel;  // the first
+    uint32_t first;    // pixel of the group
     PixelGroup at;
 };
 
@@ -26,7 +33,7 @@ DEVICE GroupTile group_tile(const WgmmaPlan& plan, const Work& work, uint32_t co
     const uint32_t part = T::RESIDENT ? 0 : consumer;
     const uint32_t group = work.pixel_tile * T::PIXEL_GROUPS + part / T::CHANNEL_GROUPS;
     return {group, (work.channel_tile * T::CHANNEL_GROUPS + part % T::CHANNEL_GROUPS) * GROUP_CHANNELS,
-            pixel_group(plan, group)};
+            block_part<T>() * T::FINISHED_PIXELS, pixel_group(plan, group)};
 }
 
 /// A pixel of the output grid, and whether it is there.
@@ -35,8 +42,9 @@ struct GridPixel {
     bool valid;
 };
 
-/// Pixel `index` of 256: by planes, or in im2col mode in the order of memory.
+/// Pixel `index` of a tile: by planes, or in im2col mode in the order of memory.
 DEVICE GridPixel grid_pixel(const WgmmaPlan& plan, const GroupTile& tile, uint32_t index) {
+    index += tile.first;
     const uint32_t within = (1u << plan.log2_side) - 1;
     if (plan.im2col) {
         const uint32_t pixel = tile.group * GROUP_PIXELS + index, image = pixel >> (2 * plan.log2_side);
@@ -51,6 +59,7 @@ struct StageBox {
     int32_t at[4];
 };
 DEVICE StageBox stage_box(const WgmmaPlan& plan, const GroupTile& tile, uint32_t stage) {
+    stage += tile.first / STAGE_PIXELS;
     if (plan.im2col) return {{int32_t(tile.channel), int32_t(tile.group * GROUP_PIXELS + stage * STAGE_PIXELS), 0, 0}};
     const uint32_t rows = STAGE_PIXELS >> (plan.log2_side + plan.log2_images);
     return {{int32_t(tile.channel), 0, int32_t(tile.at.image), int32_t(tile.at.row + stage * rows)}};
@@ -90,27 +99,26 @@ DEVICE Bytes16& share_chunk(uint8_t* staged, uint32_t chunk) {
     return *reinterpret_cast<Bytes16*>(staged_chunk(staged, share_pixel(), 4 * share_half() + chunk));
 }
 
-/// Channel of this thread's sums; the upper one is eight further.
-DEVICE uint32_t own_channel(const GroupTile& tile) {
-    return tile.channel + 16 * (warp_index() % 4) + lane_index() / 4;
-}
+/// Channel of the tile of this thread's sums: the lower one, or the upper.
+DEVICE uint32_t tile_channel(int half) { return 16 * (warp_index() % 4) + lane_index() / 4 + 8 * uint32_t(half); }
+/// The lower one in the tensor.
+DEVICE uint32_t own_channel(const GroupTile& tile) { return tile.channel + tile_channel(0); }
 
 /// The barrier of one consumer warpgroup.
 DEVICE void group_barrier(uint32_t consumer) { named_barrier_sync(1 + consumer, 128); }
 
 /// A warpgroup's way through its staging buffers.
-template <class Shared>
+template <class T>
 struct Stager {
-    const TensorMap& output;
     const TensorMap& residual;
     const WgmmaPlan& plan;
-    Shared& shared;
+    WgmmaShared<T>& shared;
     uint32_t consumer;
     bool leader;  // the thread that talks to the copy engine
+    uint32_t residual_parity = 0;  // of the first phases of this work's residual
 
-    DEVICE Stager(const TensorMap& output, const TensorMap& residual, const WgmmaPlan& plan, Shared& shared,
-                  uint32_t consumer)
-        : output(output), residual(residual), plan(plan), shared(shared), consumer(consumer),
+    DEVICE Stager(const TensorMap& residual, const WgmmaPlan& plan, WgmmaShared<T>& shared)
+        : residual(residual), plan(plan), shared(shared), consumer(threadIdx.x / 128 - 1),
           leader(threadIdx.x % 128 == 0) {}
 
     DEVICE void load_residual(const GroupTile& tile, uint32_t stage) {
@@ -132,13 +140,13 @@ struct Stager {
     /// Sub-tile STAGE: `value(sum, half, residual)` makes of each sum what is stored, `half` telling the lower channel (0) from
     /// the upper. `visit(stage, staged)` sees the staged sub-tile, and where WRITES may change its share of it before it is stored.
     template <int STAGE, bool WRITES, class Value, class Visit>
-    DEVICE void finish(const GroupTile& tile, bool has_residual, const WgmmaSums& sums, const Value& value,
-                       const Visit& visit) {
+    DEVICE void finish(const TensorMap& output, const GroupTile& tile, bool has_residual, const FinishedSums<T>& sums,
+                       const Value& value, const Visit& visit) {
         uint8_t* const staged = shared.staged[consumer][STAGE % 2];
         const StageRows rows = stage_rows(staged);
         StageWords more{};
         if (has_residual) {
-            mbarrier_wait(shared.residual_full[consumer][STAGE % 2], STAGE / 2);
+            mbarrier_wait(shared.residual_full[consumer][STAGE % 2], residual_parity ^ (STAGE / 2));
             ldmatrix_x4<4, true>(more.word, {rows.row[0], rows.row[1], rows.row[2], rows.row[3]});
         } else {
             if (leader) tma_store_wait_read<1>();
@@ -168,7 +176,7 @@ struct Stager {
         }
         if constexpr (!WRITES) visit(STAGE, staged);
         // The buffer of the sub-tile before is free for the residual of the one after.
-        if (STAGE == 1 || STAGE == 2) {
+        if (STAGE >= 1 && STAGE + 1 < STAGES<T>) {
             if (has_residual && leader) {
                 tma_store_wait_read<1>();
                 load_residual(tile, STAGE + 1);
@@ -177,12 +185,17 @@ struct Stager {
     }
 
     template <bool WRITES, class Value, class Visit>
-    DEVICE void finish_all(const GroupTile& tile, bool has_residual, const WgmmaSums& sums, const Value& value,
-                           const Visit& visit) {
-        finish<0, WRITES>(tile, has_residual, sums, value, visit);
-        finish<1, WRITES>(tile, has_residual, sums, value, visit);
-        finish<2, WRITES>(tile, has_residual, sums, value, visit);
-        finish<3, WRITES>(tile, has_residual, sums, value, visit);
+    DEVICE void finish_all(const TensorMap& output, const GroupTile& tile, bool has_residual,
+                           const FinishedSums<T>& sums, const Value& value, const Visit& visit) {
+        finish<0, WRITES>(output, tile, has_residual, sums, value, visit);
+        finish<1, WRITES>(output, tile, has_residual, sums, value, visit);
+        if constexpr (STAGES<T> == 4) {
+            finish<2, WRITES>(output, tile, has_residual, sums, value, visit);
+            finish<3, WRITES>(output, tile, has_residual, sums, value, visit);
+        } else {
+            // Each buffer took one residual, not two.
+            if (has_residual) residual_parity ^= 1;
+        }
     }
 };
 

@@ -4,7 +4,8 @@
 //
 // Endings: bias and ReLU with the mask of what passed (a residual added first where one is given), bias alone, and the raw sums
 // with statistics for BatchNorm. A thread holds whole rows of the product, that is, channels, so biases are two registers and
-// statistics are sums over registers and four lanes. Checked by tests/conv_forward.rs against f64; launched by
+// statistics are sums over registers and four lanes; of a split tile each block has those of its pixels, and the first stores
+// what both have found. Checked by tests/conv_forward.rs against f64; launched by
 // src/engine/cuda/launch/conv/wgmma/.
 #include "conv/wgmma/epilogue.cuh"
 
@@ -35,17 +36,17 @@ DEVICE MaskPlace mask_place(const WgmmaForwardParams& p, const GroupTile& tile, 
 
 template <class T>
 DEVICE void conv_forward_relu(const WgmmaForwardParams& p, WgmmaShared<T>& shared) {
-    Stager<WgmmaShared<T>> stager(p.output, p.residual, p.plan, shared, threadIdx.x / 128 - 1);
+    Stager<T> stager(p.residual, p.plan, shared);
     convolve<T, Direction::Forward>(
         p.operands, p.plan, shared,
         [&](const Work& work, uint32_t consumer) {
             if (p.has_residual) stager.begin(group_tile<T>(p.plan, work, consumer));
         },
-        [&](const Work& work, uint32_t consumer, const WgmmaSums& sums) {
+        [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
             const float bias[2] = {p.bias[own_channel(tile)], p.bias[own_channel(tile) + 8]};
             stager.template finish_all<false>(
-                tile, p.has_residual != 0, sums,
+                p.output, tile, p.has_residual != 0, sums,
                 [&](float sum, int half, float residual) {
                     const float y = sum + bias[half] + residual;
                     // Written so that a NaN passes: a broken step must show in the loss, not vanish in a ReLU.
@@ -70,79 +71,135 @@ DEVICE void conv_forward_relu(const WgmmaForwardParams& p, WgmmaShared<T>& share
 
 template <class T>
 DEVICE void conv_forward_bias(const WgmmaForwardParams& p, WgmmaShared<T>& shared) {
-    Stager<WgmmaShared<T>> stager(p.output, p.residual, p.plan, shared, threadIdx.x / 128 - 1);
+    Stager<T> stager(p.residual, p.plan, shared);
     convolve<T, Direction::Forward>(
         p.operands, p.plan, shared, [](const Work&, uint32_t) {},
-        [&](const Work& work, uint32_t consumer, const WgmmaSums& sums) {
+        [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
             const float bias[2] = {p.bias[own_channel(tile)], p.bias[own_channel(tile) + 8]};
             stager.template finish_all<false>(
-                tile, false, sums, [&](float sum, int half, float) { return sum + bias[half]; },
+                p.output, tile, false, sums, [&](float sum, int half, float) { return sum + bias[half]; },
                 [](uint32_t, uint8_t*) {});
         });
 }
 
-/// Mean and M2 = sum (y - mean)^2 of this group's rounded outputs, for the thread's two channels.
+/// Mean and M2 = sum (y - mean)^2 of `count` rounded outputs.
+struct Statistics {
+    uint32_t count;
+    float mean, squares;
+};
+
+/// Those of two sets of outputs together.
+DEVICE Statistics together(const Statistics& a, const Statistics& b) {
+    const uint32_t count = a.count + b.count;
+    const float share = float(b.count) / float(count), apart = b.mean - a.mean;
+    return {count, a.mean + apart * share, a.squares + b.squares + apart * apart * share * float(a.count)};
+}
+
+/// How many of the pixels that part `part` of a cluster finishes exist, of `count` in the group. Its halves have the same images,
+/// but in im2col mode, where pixels lie in the order of memory.
+DEVICE uint32_t part_count(const WgmmaPlan& plan, uint32_t part, uint32_t count) {
+    constexpr uint32_t most = GROUP_PIXELS / 2;
+    if (!plan.im2col) return count / 2;
+    const uint32_t first = count < most ? count : most;
+    return part == 0 ? first : count - first;
+}
+
+/// Of the thread's lower or upper channel, over the tile that it finishes.
 template <class T>
-DEVICE void store_statistics(const WgmmaForwardParams& p, const GroupTile& tile, const WgmmaSums& sums) {
-    const uint32_t pixels = p.plan.batch << (2 * p.plan.log2_side), first = tile.group * GROUP_PIXELS;
-    if (first >= pixels) return;
-    const uint32_t count = pixels - first < GROUP_PIXELS ? pixels - first : GROUP_PIXELS;
+DEVICE Statistics tile_statistics(const WgmmaForwardParams& p, const GroupTile& tile, uint32_t count, int half,
+                                  const FinishedSums<T>& sums) {
+    constexpr int COLUMNS = T::FINISHED_PIXELS / 8;
+    const auto rounded = [&](int j, int e) { return to_float(to_bf16(sums[4 * j + 2 * half + e])); };
+    // Pixels that do not exist have sums of zero: they add nothing.
+    float total = 0.0f;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const auto rounded = [&](int j, int e) { return to_float(to_bf16(sums[4 * j + 2 * half + e])); };
-        // Pixels that do not exist have sums of zero: they add nothing.
-        float total = 0.0f;
+    for (int j = 0; j < COLUMNS; ++j) total += rounded(j, 0) + rounded(j, 1);
+    total += shfl_xor(total, 1);
+    total += shfl_xor(total, 2);
+    const float mean = count == 0 ? 0.0f : total / float(count);
+    float squares = 0.0f;
 #pragma unroll
-        for (int j = 0; j < 32; ++j) total += rounded(j, 0) + rounded(j, 1);
-        total += shfl_xor(total, 1);
-        total += shfl_xor(total, 2);
-        const float mean = total / float(count);
-        float squares = 0.0f;
-#pragma unroll
-        for (int j = 0; j < 32; ++j) {
-            // Two neighbours are of one row, so of one image.
-            const float low = rounded(j, 0) - mean, high = rounded(j, 1) - mean;
-            const bool valid = grid_pixel(p.plan, tile, 8 * j + lane_index() % 4 * 2).valid;
-            squares += valid ? low * low + high * high : 0.0f;
-        }
-        squares += shfl_xor(squares, 1);
-        squares += shfl_xor(squares, 2);
-        if (lane_index() % 4 == 0) {
-            const int64_t at = (int64_t(2 * tile.group) << p.log2_out_channels) + own_channel(tile) + 8 * half;
-            p.statistics[at] = mean;
-            p.statistics[at + (1 << p.log2_out_channels)] = squares;
-        }
+    for (int j = 0; j < COLUMNS; ++j) {
+        // Two neighbours are of one row, so of one image.
+        const float low = rounded(j, 0) - mean, high = rounded(j, 1) - mean;
+        const bool valid = grid_pixel(p.plan, tile, 8 * j + lane_index() % 4 * 2).valid;
+        squares += valid ? low * low + high * high : 0.0f;
     }
+    squares += shfl_xor(squares, 1);
+    squares += shfl_xor(squares, 2);
+    return {count, mean, squares};
+}
+
+DEVICE void store_statistics(const WgmmaForwardParams& p, const GroupTile& tile, int half, const Statistics& of) {
+    if (lane_index() % 4 != 0) return;
+    const int64_t at = (int64_t(2 * tile.group) << p.log2_out_channels) + own_channel(tile) + 8 * half;
+    p.statistics[at] = of.mean;
+    p.statistics[at + (1 << p.log2_out_channels)] = of.squares;
 }
 
 template <class T>
 DEVICE void conv_forward_statistics(const WgmmaForwardParams& p, WgmmaShared<T>& shared) {
-    Stager<WgmmaShared<T>> stager(p.output, p.residual, p.plan, shared, threadIdx.x / 128 - 1);
+    Stager<T> stager(p.residual, p.plan, shared);
+    uint32_t parity = 0;
     convolve<T, Direction::Forward>(
         p.operands, p.plan, shared, [](const Work&, uint32_t) {},
-        [&](const Work& work, uint32_t consumer, const WgmmaSums& sums) {
+        [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
-            store_statistics<T>(p, tile, sums);
+            const uint32_t pixels = p.plan.batch << (2 * p.plan.log2_side), first = tile.group * GROUP_PIXELS;
+            // A tile of two groups may have none of the second.
+            const uint32_t left = first < pixels ? pixels - first : 0, count = left < GROUP_PIXELS ? left : GROUP_PIXELS;
+            const uint32_t own_count = T::PARTS == 1 ? count : part_count(p.plan, block_part<T>(), count);
+            Statistics own[2];
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                own[half] = tile_statistics<T>(p, tile, own_count, half, sums);
+                if (T::PARTS == 1 && count > 0) store_statistics(p, tile, half, own[half]);
+                if constexpr (T::PARTS == 2) {
+                    if (block_part<T>() == 1 && lane_index() % 4 == 0) {
+                        send_statistics(shared.exchange, tile_channel(half), own[half].mean, own[half].squares);
+                    }
+                }
+            }
             stager.template finish_all<false>(
-                tile, false, sums, [](float sum, int, float) { return sum; }, [](uint32_t, uint8_t*) {});
+                p.output, tile, false, sums, [](float sum, int, float) { return sum; }, [](uint32_t, uint8_t*) {});
+            if constexpr (T::PARTS == 2) {
+                if (block_part<T>() == 1) return;
+                // They were sent before the other block staged its sub-tiles: a short wait.
+                await_statistics(shared.exchange, parity);
+                parity ^= 1;
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const Bytes8 sent = shared.exchange.statistics[tile_channel(half)];
+                    const Statistics other{count - own_count, bits_float(sent.word[0]), bits_float(sent.word[1])};
+                    store_statistics(p, tile, half, together(own[half], other));
+                }
+            }
         });
 }
 
 #define CONV_FORWARD_WGMMA(operation, shape, T) \
     KERNEL_EARLY(operation##_wgmma_##shape, WgmmaForwardParams, T::THREADS, WgmmaShared<T>) { operation<T>(p, shared); }
 
+#define CONV_FORWARD_WGMMA_SPLIT(operation, shape, T)                                                           \
+    KERNEL_CLUSTER_EARLY(operation##_wgmma_##shape, WgmmaForwardParams, T::THREADS, T::PARTS, WgmmaShared<T>) { \
+        operation<T>(p, shared);                                                                                \
+    }
+
 CONV_FORWARD_WGMMA(conv_forward_relu, 128x256, Wgmma128x256)
 CONV_FORWARD_WGMMA(conv_forward_relu, 64x512, Wgmma64x512)
 CONV_FORWARD_WGMMA(conv_forward_relu, 64x256, Wgmma64x256)
+CONV_FORWARD_WGMMA_SPLIT(conv_forward_relu, 64x256_split, Wgmma64x256Split)
 CONV_FORWARD_WGMMA(conv_forward_relu, resident, WgmmaResident)
 CONV_FORWARD_WGMMA(conv_forward_bias, 128x256, Wgmma128x256)
 CONV_FORWARD_WGMMA(conv_forward_bias, 64x512, Wgmma64x512)
 CONV_FORWARD_WGMMA(conv_forward_bias, 64x256, Wgmma64x256)
+CONV_FORWARD_WGMMA_SPLIT(conv_forward_bias, 64x256_split, Wgmma64x256Split)
 CONV_FORWARD_WGMMA(conv_forward_bias, resident, WgmmaResident)
 CONV_FORWARD_WGMMA(conv_forward_statistics, 128x256, Wgmma128x256)
 CONV_FORWARD_WGMMA(conv_forward_statistics, 64x512, Wgmma64x512)
 CONV_FORWARD_WGMMA(conv_forward_statistics, 64x256, Wgmma64x256)
+CONV_FORWARD_WGMMA_SPLIT(conv_forward_statistics, 64x256_split, Wgmma64x256Split)
 CONV_FORWARD_WGMMA(conv_forward_statistics, resident, WgmmaResident)
 
 }  // namespace secateur

@@ -51,23 +51,21 @@ DEVICE void apply_mask(uint8_t* staged, uint32_t bits) {
 
 template <class T>
 DEVICE void conv_input_gradient(const WgmmaGradientParams& p, WgmmaShared<T>& shared) {
-    const uint32_t consumer = threadIdx.x / 128 - 1;
-    uint32_t bits[4] = {};
+    Stager<T> stager(p.residual, p.plan, shared);
+    uint32_t bits[STAGES<T>] = {};
     convolve<T, Direction::Gradient>(
         p.operands, p.plan, shared,
-        [&](const Work& work, uint32_t) {
-            Stager<WgmmaShared<T>> stager(p.output[0], p.residual, p.plan, shared, consumer);
+        [&](const Work& work, uint32_t consumer) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
             if (work.phase_index == p.residual_phase) stager.begin(tile);
             // Asked for before the products, so that they are there behind them.
 #pragma unroll
-            for (uint32_t stage = 0; stage < 4; ++stage) bits[stage] = mask_bits(p, tile, work.phase_index, stage);
+            for (uint32_t stage = 0; stage < STAGES<T>; ++stage) bits[stage] = mask_bits(p, tile, work.phase_index, stage);
         },
-        [&](const Work& work, uint32_t, const WgmmaSums& sums) {
-            Stager<WgmmaShared<T>> stager(p.output[work.phase_index], p.residual, p.plan, shared, consumer);
+        [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
             stager.template finish_all<true>(
-                group_tile<T>(p.plan, work, consumer), work.phase_index == p.residual_phase, sums,
-                [](float sum, int, float residual) { return sum + residual; },
+                p.output[work.phase_index], group_tile<T>(p.plan, work, consumer),
+                work.phase_index == p.residual_phase, sums, [](float sum, int, float residual) { return sum + residual; },
                 [&](uint32_t stage, uint8_t* staged) { apply_mask(staged, bits[stage]); });
         });
 }
@@ -80,6 +78,10 @@ KERNEL_EARLY(conv_input_gradient_wgmma_64x512, WgmmaGradientParams, Wgmma64x512:
 }
 KERNEL_EARLY(conv_input_gradient_wgmma_64x256, WgmmaGradientParams, Wgmma64x256::THREADS, WgmmaShared<Wgmma64x256>) {
     conv_input_gradient<Wgmma64x256>(p, shared);
+}
+KERNEL_CLUSTER_EARLY(conv_input_gradient_wgmma_64x256_split, WgmmaGradientParams, Wgmma64x256Split::THREADS,
+                     Wgmma64x256Split::PARTS, WgmmaShared<Wgmma64x256Split>) {
+    conv_input_gradient<Wgmma64x256Split>(p, shared);
 }
 KERNEL_EARLY(conv_input_gradient_wgmma_resident, WgmmaGradientParams, WgmmaResident::THREADS, WgmmaShared<WgmmaResident>) {
     conv_input_gradient<WgmmaResident>(p, shared);

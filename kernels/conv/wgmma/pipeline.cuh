@@ -4,27 +4,33 @@
 // has 64 channels of 256 pixels of that in 128 registers a thread. The producer fills a ring of pixel slots (planes of 64
 // channels, used by up to three taps) and a ring of weight slots (one tap, 64 channels of the reduction), each with a barrier
 // that says full and one that says empty. A warpgroup waits, multiplies 64 deep, and leaves the products of one slot under way
-// while it waits for the next; it gives a slot back when the products that read it are done. Called by forward.cu and
+// while it waits for the next; it gives a slot back when the products that read it are done. Where a tile is split, the two
+// blocks of a cluster take half of the reduction each, and exchange.cuh adds the halves up. Called by forward.cu and
 // input_gradient.cu of this folder.
 #pragma once
 
+#include "conv/wgmma/exchange.cuh"
 #include "conv/wgmma/plan.cuh"
 
 namespace secateur {
 
 /// Shape of a block: which channels and pixels its consumer warpgroups take, and how long its rings are.
 template <int CHANNEL_GROUPS_, int PIXEL_GROUPS_, uint32_t SLOT_BYTES_, int PIXEL_SLOTS_, int WEIGHT_SLOTS_,
-          bool RESIDENT_ = false>
+          bool RESIDENT_ = false, int PARTS_ = 1>
 struct WgmmaTile {
     static constexpr int CHANNEL_GROUPS = CHANNEL_GROUPS_, PIXEL_GROUPS = PIXEL_GROUPS_;
     /// All weights stay in shared memory, a slot for each tap; the two consumers take turns at the work, so that the
     /// products of one hide what follows the products of the other.
     static constexpr bool RESIDENT = RESIDENT_;
+    /// Blocks of a cluster that share a tile: each multiplies a part of the reduction, and finishes a part of the pixels.
+    static constexpr int PARTS = PARTS_;
+    static constexpr int FINISHED_PIXELS = GROUP_PIXELS / PARTS;
     static constexpr int CONSUMERS = RESIDENT ? 2 : CHANNEL_GROUPS * PIXEL_GROUPS, THREADS = 128 * (1 + CONSUMERS);
     static constexpr int PIXEL_SLOTS = PIXEL_SLOTS_, WEIGHT_SLOTS = WEIGHT_SLOTS_;
     static constexpr uint32_t SLOT_BYTES = SLOT_BYTES_;  // of one pixel group, at most
     static constexpr uint32_t GROUP_WEIGHT_BYTES = GROUP_CHANNELS * DEPTH_CHANNELS * 2;
     static_assert(CONSUMERS <= 2, "the registers of a multiprocessor hold the sums of two warpgroups");
+    static_assert(PARTS == 1 || (PARTS == 2 && CONSUMERS == 1), "two blocks of one consumer each share a tile");
     static_assert(!RESIDENT || CHANNEL_GROUPS * PIXEL_GROUPS == 1, "consumers that take turns share no work");
 };
 
@@ -34,7 +40,9 @@ using Wgmma128x256 = WgmmaTile<2, 1, 48 * 1024, 2, 6>;
 using Wgmma64x512 = WgmmaTile<1, 2, 40 * 1024, 2, 4>;
 // 64 channels by 256 pixels: twice as many blocks, for batches that leave multiprocessors idle.
 using Wgmma64x256 = WgmmaTile<1, 1, 48 * 1024, 3, 6>;
-// The same with nine resident taps of 64 by 64: the first stage.
+// The same in two parts, a block each: four times as many blocks, which leave room for what comes from the other.
+using Wgmma64x256Split = WgmmaTile<1, 1, 48 * 1024, 3, 4, false, 2>;
+// 64 channels by 256 pixels with nine resident taps of 64 by 64: the first stage.
 using WgmmaResident = WgmmaTile<1, 1, 40 * 1024, 3, 9, true>;
 
 /// Sub-tiles of the output pass through two buffers a warpgroup: 64 pixels of 64 channels, as the copy engine wants them.
@@ -49,6 +57,7 @@ struct WgmmaShared {
     Mbarrier pixels_full[T::PIXEL_SLOTS], pixels_empty[T::PIXEL_SLOTS];
     Mbarrier weights_full[T::WEIGHT_SLOTS], weights_empty[T::WEIGHT_SLOTS];
     Mbarrier residual_full[T::CONSUMERS][2];
+    Exchange<T::PARTS> exchange;
 };
 
 /// A place in a ring, and how often the ring has been gone round.
@@ -77,9 +86,41 @@ DEVICE void prepare_barriers(WgmmaShared<T>& shared) {
         for (int i = 0; i < T::CONSUMERS; ++i) {
             for (int b = 0; b < 2; ++b) mbarrier_init(shared.residual_full[i][b], 1);
         }
+        if constexpr (T::PARTS == 2) prepare_exchange(shared.exchange);
         fence_mbarrier_init();
     }
-    syncthreads();
+    if constexpr (T::PARTS == 1) {
+        syncthreads();
+    } else {
+        cluster_sync();  // the other block's barriers as well
+    }
+}
+
+/// Which part of the reduction, and of the pixels, this block has.
+template <class T>
+DEVICE uint32_t block_part() {
+    if constexpr (T::PARTS == 1) return 0;
+    return cluster_rank();
+}
+
+/// The first work of this block, and how many lie between two of them.
+template <class T>
+DEVICE uint32_t first_work() {
+    return blockIdx.x / T::PARTS;
+}
+template <class T>
+DEVICE uint32_t work_stride() {
+    return gridDim.x / T::PARTS;
+}
+
+/// The chunks of the reduction that this block multiplies.
+struct Chunks {
+    uint32_t begin, end;
+};
+template <class T>
+DEVICE Chunks block_chunks(const WgmmaPlan& plan) {
+    const uint32_t each = plan.chunks / T::PARTS, begin = block_part<T>() * each;
+    return {begin, begin + each};
 }
 
 /// What the producer needs to know of the operands; the same for a forward convolution and an input gradient.
@@ -112,13 +153,14 @@ DEVICE void load_weights(const WgmmaOperands& maps, WgmmaShared<T>& shared, uint
 /// One thread: loads the operands of all work of this block, in the order in which they are multiplied.
 template <class T, Direction DIRECTION>
 DEVICE void produce(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShared<T>& shared) {
+    const Chunks chunks = block_chunks<T>(plan);
     RingPlace pixels, weights;
     if constexpr (T::RESIDENT) {
         for (int tap = 0; tap < T::WEIGHT_SLOTS; ++tap) load_weights<T, DIRECTION>(maps, shared, tap, 0, tap, 0);
     }
-    for (uint32_t tile = blockIdx.x; tile < work_count(plan); tile += gridDim.x) {
+    for (uint32_t tile = first_work<T>(); tile < work_count(plan); tile += work_stride<T>()) {
         const Work work = work_at(plan, tile);
-        for (uint32_t chunk = 0; chunk < plan.chunks; ++chunk) {
+        for (uint32_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
             const int32_t depth = int32_t(chunk * DEPTH_CHANNELS);
             for (uint32_t s = 0; s < work.phase.slots; ++s) {
                 const Slot slot = plan.slots[work.phase.first_slot + s];
@@ -159,10 +201,6 @@ DEVICE void produce(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShare
     }
 }
 
-/// Sums of a thread: row 16 warp + lane / 4 (+ 8 where bit 1 of e is set) and column 8 j + 2 (lane % 4) (+ 1 where bit 0
-/// is), for e + 4 j.
-using WgmmaSums = float[GROUP_PIXELS / 2];
-
 /// Where a consumer stands in the rings.
 template <class T>
 struct ConsumerPlaces {
@@ -180,7 +218,7 @@ struct ConsumerPlaces {
     }
 };
 
-/// sums = weights x pixels of one work, by one warpgroup.
+/// sums = weights x pixels of one work, or of this block's part of its reduction, by one warpgroup.
 template <class T, Direction DIRECTION>
 DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t consumer, WgmmaShared<T>& shared,
                           ConsumerPlaces<T>& places, WgmmaSums& sums) {
@@ -200,7 +238,8 @@ DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t cons
         if (used_weights != nullptr) mbarrier_arrive(*used_weights);
         if (used_pixels != nullptr) mbarrier_arrive(*used_pixels);
     };
-    for (uint32_t chunk = 0; chunk < plan.chunks; ++chunk) {
+    const Chunks chunks = block_chunks<T>(plan);
+    for (uint32_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
         for (uint32_t s = 0; s < work.phase.slots; ++s) {
             const Slot slot = plan.slots[work.phase.first_slot + s];
             mbarrier_wait(shared.pixels_full[places.pixels.slot], places.pixels.parity);
@@ -233,8 +272,8 @@ DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t cons
     release();
 }
 
-/// The body of a kernel: warpgroup 0 loads, the others multiply and hand their sums to `finish(work, consumer, sums)`;
-/// `begin(work, consumer)` comes before the products of a work.
+/// The body of a kernel: warpgroup 0 loads, the others multiply and hand their sums to `finish(work, consumer, sums)`, those of
+/// 256 pixels or of this block's part of them; `begin(work, consumer)` comes before the products of a work.
 template <class T, Direction DIRECTION, class Begin, class Finish>
 DEVICE void convolve(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShared<T>& shared, const Begin& begin,
                      const Finish& finish) {
@@ -253,8 +292,9 @@ DEVICE void convolve(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShar
         const uint32_t consumer = warpgroup - 1;
         ConsumerPlaces<T> places;
         WgmmaSums sums;
+        Partner<T::PARTS> partner(shared.exchange);
         uint32_t turn = 0;
-        for (uint32_t tile = blockIdx.x; tile < work_count(plan); tile += gridDim.x) {
+        for (uint32_t tile = first_work<T>(); tile < work_count(plan); tile += work_stride<T>()) {
             const Work work = work_at(plan, tile);
             if (T::RESIDENT && turn++ % 2 != consumer) {
                 places.skip(plan.chunks * work.phase.slots);
@@ -262,7 +302,14 @@ DEVICE void convolve(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShar
             }
             begin(work, consumer);
             multiply_work<T, DIRECTION>(plan, work, consumer, shared, places, sums);
-            finish(work, consumer, sums);
+            if constexpr (T::PARTS == 1) {
+                finish(work, consumer, sums);
+            } else {
+                HalfSums half;
+                partner.add_up(sums, half);
+                finish(work, consumer, half);
+                if (tile + work_stride<T>() < work_count(plan)) partner.release();
+            }
         }
         // Shared memory must outlive the stores that read it.
         if (threadIdx.x % 128 == 0) tma_store_wait<0>();

@@ -26,6 +26,10 @@ constexpr uint32_t GROUP_PIXELS = 256;    // N
 constexpr uint32_t DEPTH_CHANNELS = 64;   // of the reduction in one slot: 128 bytes a pixel
 constexpr uint32_t PIXEL_BYTES = 128;
 
+/// Sums of a thread: row 16 warp + lane / 4 (+ 8 where bit 1 of e is set) and column 8 j + 2 (lane % 4) (+ 1 where bit 0
+/// is), for e + 4 j.
+using WgmmaSums = float[GROUP_PIXELS / 2];
+
 /// One load of pixel planes, and the taps that read it. Plane and weight tap of tap t are in byte t of the words.
 struct Slot {
     uint8_t map;         // which of the parameter's pixel maps

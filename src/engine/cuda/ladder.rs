@@ -1,14 +1,15 @@
 //! The ladder of convolution kernels: every layer of the network on every rung, ready to be timed.
 //!
 //! The rungs are mma.sync with im2col by cp.async, then wgmma with the copy engine's im2col mode, with planes of pixels, and each
-//! of these with a persistent grid. The product is the last; the others are built for this alone. Each comes with how long an
-//! H200 should take ([`predict`]). Called by `secateur bench ladder`; checked by `tests/ladder.rs`.
+//! of these with a persistent grid. The product is the last; the others are built for this alone. Beside it stand two of the
+//! blocks that it takes where multiprocessors are idle. Each comes with how long an H200 should take ([`predict`]).
+//! Called by `secateur bench ladder`; checked by `tests/ladder.rs`.
 
 use std::cell::OnceCell;
 use std::rc::Rc;
 
 use super::driver::{Buffer, Driver};
-use super::launch::conv::wgmma::predict::{LADDER, predict};
+use super::launch::conv::wgmma::predict::{IDLE_BLOCKS, LADDER, predict};
 use super::launch::conv::wgmma::{self, Direction, Planned};
 use super::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue};
 use crate::engine::{Error, LadderStep, Probe, Result};
@@ -98,7 +99,7 @@ pub fn ladder(driver: &Rc<dyn Driver>, network: ResNet18, batch: usize) -> Resul
         let shared: Rc<OnceCell<Operands>> = Rc::default();
         for (direction, pass) in [(Direction::Forward, "forward"), (Direction::Gradient, "input gradient")] {
             let served = |(name, rung)| Some((name, Some(wgmma::planned(&shape, direction, rung).ok()?)));
-            let rungs = LADDER.into_iter().filter_map(served);
+            let rungs = LADDER.into_iter().chain(IDLE_BLOCKS).filter_map(served);
             for (name, planned) in std::iter::once(("mma", None)).chain(rungs) {
                 let (shared, driver) = (shared.clone(), driver.clone());
                 let run = move || {

@@ -37,23 +37,28 @@ pub struct Rung {
     pub persistent: bool,
     /// `None` for the one that should be fastest.
     pub block: Option<Block>,
+    /// Whether that may be [`Block::Split`]: [`Driver::splits_sums`].
+    pub splits: bool,
 }
 
 impl Default for Rung {
     fn default() -> Self {
-        Self { loads: Loads::Planes, persistent: true, block: None }
+        Self { loads: Loads::Planes, persistent: true, block: None, splits: false }
     }
 }
 
 impl Rung {
     fn blocks(self, planned: &Planned) -> u32 {
-        if self.persistent { planned.tiles.min(BLOCKS) as u32 } else { planned.tiles as u32 }
+        // Whole clusters, as BLOCKS is even.
+        let blocks = planned.tiles * planned.block.parts();
+        if self.persistent { blocks.min(BLOCKS) as u32 } else { blocks as u32 }
     }
 }
 
 /// How the product computes a convolution of this shape here; `None` where the driver or the shape is not for these kernels.
 pub fn product(driver: &dyn Driver, shape: &ConvShape, direction: Direction) -> Option<Planned> {
-    if driver.has_wgmma() { plan(shape, direction, Rung::default()) } else { None }
+    let rung = Rung { splits: driver.splits_sums(), ..Rung::default() };
+    if driver.has_wgmma() { plan(shape, direction, rung) } else { None }
 }
 
 /// How it is computed on a given rung.

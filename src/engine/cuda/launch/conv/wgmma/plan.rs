@@ -14,8 +14,14 @@ pub const GROUP_CHANNELS: usize = 64;
 pub const DEPTH_CHANNELS: usize = 64;
 /// Bytes of a pixel in shared memory.
 const PIXEL_BYTES: usize = 128;
-/// Blocks of a persistent grid: one on each multiprocessor of an H100 or H200. A constant, as results do not depend on it.
+/// Blocks of a persistent grid: one on each multiprocessor of an H100 or H200. A constant, as it decides where a reduction is
+/// split, and results must not depend on the card.
 pub const BLOCKS: usize = 132;
+/// Clocks that a tap of 64 channels takes a warpgroup: four products of 16 deep, 128 each.
+pub const TAP_CLOCKS: f64 = 512.0;
+/// Clocks in which the two blocks of [`Block::Split`] exchange their sums: 32 KiB each way, at 14 bytes a clock, and the way
+/// there. Predicted, not measured.
+pub const EXCHANGE_CLOCKS: f64 = 2_800.0;
 
 /// One load of pixel planes and the taps that read it; byte `t` of `planes` and `weights` belongs to tap `t`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -67,6 +73,10 @@ pub enum Direction {
     Gradient,
 }
 
+impl Direction {
+    pub const ALL: [Self; 2] = [Self::Forward, Self::Gradient];
+}
+
 /// How pixels come to shared memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Loads {
@@ -80,8 +90,9 @@ pub enum Loads {
 /// Parity of row and column of the input pixels that a phase of a strided input gradient writes, most taps first.
 pub const PARITIES: [(usize, usize); 4] = [(1, 1), (1, 0), (0, 1), (0, 0)];
 
-/// What a kernel is built for: the tiles of `kernels/conv/wgmma/pipeline.cuh`. The choice never changes a result: each element
-/// is summed in the same order in all.
+/// What a kernel is built for: the tiles of `kernels/conv/wgmma/pipeline.cuh`. Each element is summed in the same order in all,
+/// bit for bit, but in [`Block::Split`], which sums the two halves of the reduction by themselves, in that order, and then adds
+/// them: always the same bits, but not those of the others. So it is chosen only where results may depend on the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Block {
     /// 128 channels by 256 pixels, two warpgroups.
@@ -90,12 +101,14 @@ pub enum Block {
     Long,
     /// 64 channels by 256 pixels, one warpgroup.
     Small,
-    /// The same with all weights in shared memory, two warpgroups in turns: 64 channels to 64, stride 1.
+    /// The same by a cluster of two blocks, each with half of the reduction: an even number of chunks.
+    Split,
+    /// As [`Block::Small`] with all weights in shared memory, two warpgroups in turns: 64 channels to 64, stride 1.
     Resident,
 }
 
 impl Block {
-    pub const ALL: [Self; 4] = [Self::Wide, Self::Long, Self::Small, Self::Resident];
+    pub const ALL: [Self; 5] = [Self::Wide, Self::Long, Self::Small, Self::Split, Self::Resident];
 
     /// In the kernels' symbols.
     pub fn name(self) -> &'static str {
@@ -103,6 +116,7 @@ impl Block {
             Self::Wide => "128x256",
             Self::Long => "64x512",
             Self::Small => "64x256",
+            Self::Split => "64x256_split",
             Self::Resident => "resident",
         }
     }
@@ -111,20 +125,25 @@ impl Block {
         match self {
             Self::Wide => (2, 1),
             Self::Long => (1, 2),
-            Self::Small | Self::Resident => (1, 1),
+            Self::Small | Self::Split | Self::Resident => (1, 1),
         }
+    }
+    /// Parts of the reduction, a block of a cluster each.
+    pub fn parts(self) -> usize {
+        if self == Self::Split { 2 } else { 1 }
     }
     /// Bytes that a pixel slot has room for, of one group of pixels.
     fn slot_bytes(self) -> usize {
         match self {
-            Self::Wide | Self::Small => 48 * 1024,
+            Self::Wide | Self::Small | Self::Split => 48 * 1024,
             Self::Long | Self::Resident => 40 * 1024,
         }
     }
 
-    /// Whether it serves `columns` channels in slots of `slot_bytes`.
-    fn fits(self, columns: usize, slot_bytes: usize, can_reside: bool) -> bool {
+    /// Whether it serves `columns` channels in slots of `slot_bytes`, and a reduction of `chunks`.
+    fn fits(self, columns: usize, chunks: usize, slot_bytes: usize, can_reside: bool) -> bool {
         columns.is_multiple_of(self.groups().0 * GROUP_CHANNELS)
+            && chunks.is_multiple_of(self.parts())
             && slot_bytes <= self.slot_bytes()
             && (can_reside || self != Self::Resident)
     }
@@ -135,15 +154,17 @@ impl Block {
         groups.div_ceil(pixel_groups) * (columns / GROUP_CHANNELS / channel_groups)
     }
 
-    /// Rounds of the grid in the work of one warpgroup. One alone fetches its weights for itself and keeps the tensor cores a
-    /// little less busy; the resident one always does best. Predicted, not measured.
-    fn cost(self, columns: usize, groups: usize) -> f64 {
+    /// Rounds of a grid that has `tiles` tiles, each of `taps` taps of 64 channels on average, in the work of one warpgroup. One
+    /// alone fetches its weights for itself and keeps the tensor cores a little less busy; so do two that split its work, when
+    /// twice as many fetch at once; the resident one always does best. Predicted, not measured.
+    fn cost(self, tiles: usize, taps: f64) -> f64 {
         let each = match self {
             Self::Wide | Self::Long => 2.0,
             Self::Small => 1.2,
+            Self::Split => 0.7 + EXCHANGE_CLOCKS / (taps * TAP_CLOCKS),
             Self::Resident => 0.9,
         };
-        self.tiles(columns, groups).div_ceil(BLOCKS) as f64 * each
+        (tiles * self.parts()).div_ceil(BLOCKS) as f64 * each
     }
 }
 
@@ -173,7 +194,7 @@ fn group(side: usize) -> (usize, usize) {
 
 /// Plans a convolution on a rung; `None` where these kernels do not serve it.
 pub fn plan(shape: &ConvShape, direction: Direction, rung: Rung) -> Option<Planned> {
-    let Rung { loads, block, .. } = rung;
+    let Rung { loads, block, splits, .. } = rung;
     let (columns, reduction) = match direction {
         Direction::Forward => (shape.out_channels, shape.in_channels),
         Direction::Gradient => (shape.in_channels, shape.out_channels),
@@ -192,10 +213,13 @@ pub fn plan(shape: &ConvShape, direction: Direction, rung: Rung) -> Option<Plann
     let groups = shape.batch.div_ceil(images) * (side * side * images / GROUP_PIXELS);
     let can_reside = loads == Loads::Planes
         && (shape.kernel, shape.stride, columns, reduction) == (3, 1, GROUP_CHANNELS, DEPTH_CHANNELS);
-    let fitting = Block::ALL.into_iter().filter(|block| block.fits(columns, slot_bytes, can_reside));
+    let chunks = reduction / DEPTH_CHANNELS;
+    let taps = (shape.taps() * chunks) as f64 / phases.len() as f64;
+    let cost = |block: &Block| block.cost(phases.len() * block.tiles(columns, groups), taps);
+    let fitting = Block::ALL.into_iter().filter(|block| block.fits(columns, chunks, slot_bytes, can_reside));
     let block = fitting
-        .filter(|fitting| block.is_none_or(|block| block == *fitting))
-        .min_by(|a, b| a.cost(columns, groups).total_cmp(&b.cost(columns, groups)))?;
+        .filter(|fitting| block.map_or(splits || *fitting != Block::Split, |block| block == *fitting))
+        .min_by(|a, b| cost(a).total_cmp(&cost(b)))?;
     let channel_tiles = columns / (GROUP_CHANNELS * block.groups().0);
     let phase_tiles = block.tiles(columns, groups);
 
@@ -203,7 +227,7 @@ pub fn plan(shape: &ConvShape, direction: Direction, rung: Rung) -> Option<Plann
         phase_count: phases.len() as u32,
         phase_tiles: phase_tiles as u32,
         channel_tiles: channel_tiles as u32,
-        chunks: (reduction / DEPTH_CHANNELS) as u32,
+        chunks: chunks as u32,
         log2_side: side.ilog2(),
         log2_images: images.ilog2(),
         batch: shape.batch as u32,
@@ -360,6 +384,43 @@ mod tests {
             seen += 1;
         }
         assert_eq!(seen, 19);
+    }
+
+    /// What training chooses, which may split a reduction.
+    fn training() -> Rung {
+        Rung { splits: true, ..Rung::default() }
+    }
+
+    #[test]
+    fn a_reduction_is_split_where_that_fills_the_multiprocessors() {
+        let block = |side: usize, channels: usize, batch| {
+            let shape = ConvShape {
+                batch,
+                in_side: side,
+                in_channels: channels,
+                out_channels: channels,
+                kernel: 3,
+                stride: 1,
+            };
+            Direction::ALL.map(|direction| plan(&shape, direction, training()).unwrap().block)
+        };
+        // 64 and 128 tiles of 64 x 256 on 132 multiprocessors, then 256 of them.
+        assert_eq!(block(4, 512, 128), [Block::Split; 2]);
+        assert_eq!(block(8, 256, 64), [Block::Split; 2]);
+        assert_eq!(block(8, 256, 128), [Block::Small; 2]);
+        assert_eq!(block(4, 512, 256), [Block::Small; 2]);
+        assert_eq!(block(4, 512, 512), [Block::Wide; 2]);
+        // Where the bits may not depend on the batch none is.
+        let evaluated =
+            ConvShape { batch: 128, in_side: 4, in_channels: 512, out_channels: 512, kernel: 3, stride: 1 };
+        assert_eq!(plan(&evaluated, Direction::Forward, Rung::default()).unwrap().block, Block::Small);
+        // One chunk cannot be split.
+        assert_eq!(block(32, 64, 1), [Block::Resident; 2]);
+
+        // Eight taps of 64 channels are not worth the exchange.
+        let shortcut =
+            ConvShape { batch: 128, in_side: 8, in_channels: 256, out_channels: 512, kernel: 1, stride: 2 };
+        assert_eq!(plan(&shortcut, Direction::Forward, training()).unwrap().block, Block::Small);
     }
 
     #[test]

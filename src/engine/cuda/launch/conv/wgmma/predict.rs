@@ -1,15 +1,16 @@
 //! How long a convolution on wgmma should take: clocks of its tensor cores, its second-level cache and its shared memory.
 //!
 //! Rates are those of an H100 or H200, a multiprocessor and clock: 4,096 bf16 operations, about 35 bytes from the second-level
-//! cache where all read at once, 128 bytes of shared memory. A block's products take as long as the slowest of the three. A
+//! cache where all read at once and up to 64 where others are idle, 128 bytes of shared memory. A block's products take as long as the slowest of the three. A
 //! measurement that beats this is a finding about these numbers. Called by the ladder's bench, which prints it beside what it
 //! measures; checked here against the figures that one can work out by hand.
 
 use super::Rung;
-use super::plan::{BLOCKS, Block, GROUP_CHANNELS, GROUP_PIXELS, Loads, Planned};
+use super::plan::{BLOCKS, Block, EXCHANGE_CLOCKS, GROUP_CHANNELS, GROUP_PIXELS, Loads, Planned};
 
 const FLOPS_A_CLOCK: f64 = 4096.0;
 const CACHE_BYTES_A_CLOCK: f64 = 35.0;
+const MOST_CACHE_BYTES_A_CLOCK: f64 = 64.0;
 const SHARED_BYTES_A_CLOCK: f64 = 128.0;
 /// Clocks a second under load: an H200 holds about this with its tensor cores busy.
 const CLOCK: f64 = 1.6e9;
@@ -27,14 +28,14 @@ pub struct Prediction {
     pub bound: &'static str,
 }
 
-/// Clocks of the products of one tile: tensor cores, second-level cache, shared memory.
+/// Clocks of the products that one block has of a tile: tensor cores, second-level cache, shared memory.
 fn tile_clocks(planned: &Planned, phase: usize) -> [f64; 3] {
     let phase = planned.plan.phases[phase];
     let slots = &planned.plan.slots[phase.first_slot as usize..(phase.first_slot + phase.slots) as usize];
     let taps: usize = slots.iter().map(|slot| usize::from(slot.taps)).sum();
     let (channel_groups, pixel_groups) = planned.block.groups();
     let groups = channel_groups * pixel_groups;
-    let chunks = planned.plan.chunks as usize;
+    let chunks = planned.plan.chunks as usize / planned.block.parts();
     // Each tap is four products of 16 deep a warpgroup.
     let products = chunks * taps * 4 * groups;
     let flops = products * 2 * GROUP_CHANNELS * GROUP_PIXELS * 16;
@@ -44,9 +45,10 @@ fn tile_clocks(planned: &Planned, phase: usize) -> [f64; 3] {
         _ => chunks * taps * channel_groups * GROUP_CHANNELS * 128,
     };
     let loaded = (pixels + weights) as f64;
+    let busy = (planned.tiles * planned.block.parts()).min(BLOCKS) as f64 / BLOCKS as f64;
     [
         flops as f64 / FLOPS_A_CLOCK,
-        loaded / CACHE_BYTES_A_CLOCK,
+        loaded / (CACHE_BYTES_A_CLOCK / busy).min(MOST_CACHE_BYTES_A_CLOCK),
         (products as f64 * PRODUCT_BYTES as f64 + loaded) / SHARED_BYTES_A_CLOCK,
     ]
 }
@@ -57,10 +59,12 @@ pub fn predict(planned: &Planned) -> Prediction {
     // follows the products as well.
     let around = match (planned.block, planned.rung.persistent) {
         (Block::Resident, true) => 0.0,
+        (Block::Split, true) => EXCHANGE_CLOCKS + EPILOGUE / 2.0,
+        (Block::Split, false) => FILL + EXCHANGE_CLOCKS + EPILOGUE / 2.0,
         (_, true) => EPILOGUE,
         (_, false) => FILL + EPILOGUE,
     };
-    let rounds = planned.tiles.div_ceil(BLOCKS) as f64;
+    let rounds = (planned.tiles * planned.block.parts()).div_ceil(BLOCKS) as f64;
     let phases = planned.plan.phase_count as usize;
     // Phases differ in their taps; a round has its share of each.
     let clocks: Vec<[f64; 3]> = (0..phases).map(|phase| tile_clocks(planned, phase)).collect();
@@ -75,13 +79,27 @@ pub fn predict(planned: &Planned) -> Prediction {
     Prediction { seconds: (rounds * (mean + around) + FILL) / CLOCK, bound }
 }
 
+/// A rung whose block is the one that should be fastest.
+const fn rung(loads: Loads, persistent: bool) -> Rung {
+    Rung { loads, persistent, block: None, splits: false }
+}
+
+/// The product in a block of its own.
+const fn in_block(block: Block) -> Rung {
+    Rung { loads: Loads::Planes, persistent: true, block: Some(block), splits: false }
+}
+
 /// Every rung, lowest first, and what it is called.
 pub const LADDER: [(&str, Rung); 4] = [
-    ("im2col", Rung { loads: Loads::Im2col, persistent: false, block: None }),
-    ("im2col, persistent", Rung { loads: Loads::Im2col, persistent: true, block: None }),
-    ("planes", Rung { loads: Loads::Planes, persistent: false, block: None }),
-    ("planes, persistent", Rung { loads: Loads::Planes, persistent: true, block: None }),
+    ("im2col", rung(Loads::Im2col, false)),
+    ("im2col, persistent", rung(Loads::Im2col, true)),
+    ("planes", rung(Loads::Planes, false)),
+    ("planes, persistent", rung(Loads::Planes, true)),
 ];
+
+/// Blocks for batches that leave multiprocessors idle, to be measured side by side.
+pub const IDLE_BLOCKS: [(&str, Rung); 2] =
+    [("planes, 64x256", in_block(Block::Small)), ("planes, 64x256 split", in_block(Block::Split))];
 
 #[cfg(test)]
 mod tests {
@@ -110,6 +128,18 @@ mod tests {
             let seconds: Vec<f64> = LADDER.iter().map(|(_, rung)| of(*rung).seconds).collect();
             assert!(seconds.is_sorted_by(|a, b| a >= b), "{side}: {seconds:?}");
         }
+    }
+
+    #[test]
+    fn a_split_reduction_does_better_where_half_of_the_multiprocessors_are_idle() {
+        let [whole, split] = IDLE_BLOCKS.map(|(_, rung)| {
+            let of = |batch| {
+                let shape = ConvShape { batch, ..layer(4, 512) };
+                predict(&plan(&shape, Direction::Forward, rung).unwrap()).seconds
+            };
+            [of(128), of(256)]
+        });
+        assert!(split[0] < 0.8 * whole[0] && split[1] > whole[1], "{split:?}, {whole:?}");
     }
 
     #[test]
