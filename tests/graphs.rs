@@ -108,7 +108,8 @@ fn a_record_lists_every_launch_of_a_replay() {
 
 const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
 
-/// Adversarial training on whole and smaller batches, with one train pass and with two, the step size changed on the way, then attacks on both sets of weights.
+/// Adversarial training on whole and smaller batches, with one train pass and with two, the step size changed on the way, then
+/// attacks on both sets of weights.
 fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
     let mut engine = open(cuda_engine(), NETWORK, 3).unwrap();
     let engine = engine.as_mut();

@@ -1,7 +1,8 @@
 // Clusters: blocks that run together and reach each other's shared memory. For files that say `// Targets: sm_90a`.
 //
 // KERNEL_CLUSTER(symbol, Params, threads, blocks, Shared) declares a kernel whose grid is cut along x into clusters of `blocks`
-// blocks; the grid's x must be a multiple. KERNEL_CLUSTER_EARLY is to it what KERNEL_EARLY is to KERNEL. On the host the blocks of a cluster share one scheduler.
+// blocks; the grid's x must be a multiple. KERNEL_CLUSTER_EARLY is to it what KERNEL_EARLY is to KERNEL. On the host the blocks
+// of a cluster share one scheduler.
 //
 // What one block stores in another's shared memory must find its barrier initialised (cluster_sync behind mbarrier_init) and
 // the other block still there: it may leave only when all has come that is on its way to it.

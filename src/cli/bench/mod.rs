@@ -2,8 +2,8 @@
 //! differ.
 //!
 //! The device block first, then a table of medians. `measure` samples, `select` samples selections in parts, `compare` judges two
-//! files, `model` predicts without a device, `ladder` climbs from kernel to kernel; `speedup` trains whole recipes and their controls. Checked by `tests/bench.rs`,
-//! `tests/bench_speedup.rs` and `tests/model_prediction.rs`.
+//! files, `model` predicts without a device, `ladder` climbs from kernel to kernel; `speedup` trains whole recipes and their
+//! controls. Checked by `tests/bench.rs`, `tests/bench_speedup.rs` and `tests/model_prediction.rs`.
 
 mod compare;
 mod ladder;

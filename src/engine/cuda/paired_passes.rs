@@ -1,7 +1,8 @@
 //! Both train passes of a step as one: two sets of images in every launch, each with batch statistics of its own.
 //!
 //! What it keeps is as much as two train slots would, and is made when the first pair comes, together with a scratch for two
-//! batches: the other passes' own, whose addresses recorded graphs hold, has room for one. Checked by `tests/paired_passes.rs` against two passes, one after the other.
+//! batches: the other passes' own, whose addresses recorded graphs hold, has room for one. Checked by `tests/paired_passes.rs`
+//! against two passes, one after the other.
 
 use super::engine::Cuda;
 use super::scratch::Scratch;

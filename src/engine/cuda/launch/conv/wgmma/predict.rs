@@ -1,9 +1,9 @@
 //! How long a convolution on wgmma should take: clocks of its tensor cores, its second-level cache and its shared memory.
 //!
 //! Rates are those of an H100 or H200, a multiprocessor and clock: 4,096 bf16 operations, about 35 bytes from the second-level
-//! cache where all read at once and up to 64 where others are idle, 128 bytes of shared memory. A block's products take as long as the slowest of the three. A
-//! measurement that beats this is a finding about these numbers. Called by the ladder's bench, which prints it beside what it
-//! measures; checked here against the figures that one can work out by hand.
+//! cache where all read at once and up to 64 where others are idle, 128 bytes of shared memory. A block's products take as long
+//! as the slowest of the three. A measurement that beats this is a finding about these numbers. Called by the ladder's bench,
+//! which prints it beside what it measures; checked here against the figures that one can work out by hand.
 
 use super::Rung;
 use super::plan::{BLOCKS, Block, EXCHANGE_CLOCKS, GROUP_CHANNELS, GROUP_PIXELS, Loads, Planned};
