@@ -377,6 +377,7 @@ fn a_file_is_named_after_itself_and_everything_is_resolved() {
         "start",
         "start_deviation",
         "batch_norm",
+        "precision",
         "[selection]",
         "fraction",
         "warm_start",
@@ -465,7 +466,7 @@ fn errors_name_key_value_and_wish() {
         ),
         (
             "attack.alpha=0.1",
-            "recipe test: unknown key attack.alpha; known here: epsilon, step_size, steps, start, start_scale, start_deviation, batch_norm, phases",
+            "recipe test: unknown key attack.alpha; known here: epsilon, step_size, steps, start, start_scale, start_deviation, batch_norm, precision, phases",
         ),
         ("attack.step-size=0.1", "recipe test: unknown key attack.step-size; did you mean attack.step_size?"),
         ("atack.steps=3", "recipe test: unknown key atack; did you mean attack?"),

@@ -22,7 +22,7 @@ mod square;
 mod tensor;
 
 pub use apgd::{AdaptivePhase, AdaptivePoint, AdaptiveState, AdaptiveStep, AdaptiveSteps};
-pub use attack_loop::{AscentLoss, AttackLoop, AttackSteps, ascend_step_by_step};
+pub use attack_loop::{AscentLoss, AttackLoop, AttackSteps, Precision, ascend_step_by_step};
 pub use boundary::{BoundaryState, BoundaryStep, BoundarySteps};
 pub use error::{Error, Result};
 pub use execution::Execution;

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::reader::{Section, above};
 use super::{Fraction, Method, RecipeError};
+use crate::engine::Precision;
 use crate::names::named;
 
 /// The attack of a training step.
@@ -21,6 +22,8 @@ pub struct Attack {
     /// Standard deviation of a normal start; unused by the others.
     pub start_deviation: Fraction,
     pub batch_norm: BatchNorm,
+    /// An experiment, on the reference engine.
+    pub precision: Precision,
     /// Other steps later in training; ascending.
     pub phases: Vec<Phase>,
 }
@@ -93,11 +96,16 @@ impl Attack {
             start_scale: section.number("start_scale", 0.0..=100.0, Some(default.start_scale))?,
             start_deviation: section.fraction("start_deviation", (0.0..=1.0).into(), "0.001")?,
             batch_norm: section.name("batch_norm", Some(BatchNorm::Eval))?,
+            precision: section.name("precision", Some(Precision::Device))?,
             phases: Vec::new(),
         };
         if attack.start == Start::Normal && attack.start_deviation.value() == 0.0 {
             let met = format!("\"{}\"", attack.start_deviation);
             return Err(section.value_error("start_deviation", met, "more than 0 for a normal start"));
+        }
+        if attack.precision != Precision::Device && attack.batch_norm != BatchNorm::Eval {
+            let met = format!("\"{}\"", attack.precision);
+            return Err(section.value_error("precision", met, "\"device\" with batch_norm = \"train\""));
         }
         let fixed = method.fixed_steps();
         let wrong = |steps: usize| fixed.filter(|&fixed| fixed != steps);

@@ -9,7 +9,8 @@ use super::engine::Cuda;
 use super::eval::Ascent;
 use super::launch::head::Ascended;
 use crate::engine::{
-    AscentLoss, AttackLoop, AttackSteps, Engine, Margin, Pass, Phase, Result, ascend_step_by_step,
+    AscentLoss, AttackLoop, AttackSteps, Engine, Error, Margin, Pass, Phase, Precision, Result,
+    ascend_step_by_step,
 };
 
 /// Everything that a graph of an attack bakes in.
@@ -30,6 +31,12 @@ impl AttackLoop for Cuda {
     fn ascend(&mut self, attack: &AttackSteps) -> Result<()> {
         if attack.steps == 0 {
             return Ok(());
+        }
+        if attack.precision != Precision::Device {
+            return Err(Error::Invalid(format!(
+                "attack.precision = \"{}\": only the reference engine rounds to it (--device cpu)",
+                attack.precision
+            )));
         }
         if let Pass::Train { slot } = attack.pass {
             ascend_step_by_step(self, attack)?;

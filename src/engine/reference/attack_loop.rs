@@ -1,11 +1,17 @@
-//! [`AttackLoop`] on the CPU: the operations one after another. Checked by `tests/attack_loop.rs`.
+//! [`AttackLoop`] on the CPU: the operations one after another, rounded where that is asked for. Checked by `tests/attack_loop.rs`
+//! and `tests/attack_precision.rs`.
 
 use super::engine::Reference;
-use crate::engine::{AttackLoop, AttackSteps, Pass, Result, ascend_step_by_step};
+use crate::engine::{AttackLoop, AttackSteps, Pass, Precision, Result, ascend_step_by_step};
 
 impl AttackLoop for Reference {
     fn ascend(&mut self, attack: &AttackSteps) -> Result<()> {
-        ascend_step_by_step(self, attack)?;
+        if attack.pass == Pass::Eval {
+            self.eval.round(attack.precision);
+        }
+        let done = ascend_step_by_step(self, attack);
+        self.eval.round(Precision::Device);
+        done?;
         match attack.pass {
             Pass::Eval => self.eval_batch = None,
             Pass::Train { slot } => {

@@ -6,6 +6,7 @@
 
 use rayon::prelude::*;
 
+use super::fp8::{Scale, largest};
 use super::memory::{Aligned, with_scratch};
 use super::patches::Patches;
 use super::product::{Matrix, product};
@@ -21,6 +22,7 @@ fn task_pixels(total: usize) -> usize {
 }
 
 /// A convolution with its weights laid out for both directions.
+#[derive(Clone)]
 pub struct PackedConv {
     conv: Conv,
     patches: Patches,
@@ -62,6 +64,27 @@ impl PackedConv {
                 }
             }
         });
+    }
+
+    /// The same with weights rounded to e4m3, each direction with a scale for every channel that it does not sum over. The stem,
+    /// of three channels, stays as it is.
+    pub fn rounded(&self) -> Self {
+        let mut rounded = self.clone();
+        let channels = self.conv.in_channels;
+        if channels == 3 {
+            return rounded;
+        }
+        let round = |values: &mut [f32], channels: usize| {
+            let scales: Vec<Scale> = (0..channels)
+                .map(|channel| Scale::of(largest(values.iter().skip(channel).step_by(channels))))
+                .collect();
+            for pixel in values.chunks_exact_mut(channels) {
+                pixel.iter_mut().zip(&scales).for_each(|(value, scale)| *value = scale.round(*value));
+            }
+        };
+        round(&mut rounded.forward, self.conv.out_channels);
+        round(&mut rounded.backward, channels);
+        rounded
     }
 
     /// `out = conv(x)`, or `out += conv(x)` where `accumulate`.

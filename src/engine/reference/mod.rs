@@ -12,6 +12,7 @@ mod conv;
 mod conv_weight;
 mod engine;
 mod eval;
+mod fp8;
 mod gather;
 mod head;
 mod last_layer;
