@@ -16,10 +16,11 @@ const LEAST_EXPONENT: i32 = -6;
 
 /// The nearest number of e4m3; of two as near, the even one. NaN stays, what is beyond the largest becomes it.
 pub fn e4m3(x: f32) -> f32 {
+    let x = x.clamp(-LARGEST, LARGEST);
     let exponent = (x.to_bits() >> 23 & 0xFF) as i32 - 127;
-    // Three bits of mantissa: a power of two, by which division is exact.
-    let step = f32::from_bits(((exponent.max(LEAST_EXPONENT) - 3 + 127) as u32) << 23);
-    ((x / step).round_ties_even() * step).clamp(-LARGEST, LARGEST)
+    // Beside 1.5 * 2^23 steps, of 2^-3 of the leading bit each, an f32 has room for whole steps alone: the sum rounds.
+    let shift = f32::from_bits(((exponent.max(LEAST_EXPONENT) - 3 + 23 + 127) as u32) << 23 | 1 << 22);
+    (x + shift) - shift
 }
 
 /// What a kernel would make of values with a scale of their own.
