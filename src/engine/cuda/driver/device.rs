@@ -19,6 +19,7 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::code::{self, IMAGES, Image, RELEASE};
 use super::encode::encode;
+use super::failure::{failed, of_a_kernel, unavailable};
 use super::graph::Capture;
 use super::nvtx::PhaseRanges;
 use super::{Address, Cost, Driver, Graph, Kernel, MapSpec, Mark, TensorMap, aligned};
@@ -61,14 +62,6 @@ struct Function {
     handle: CUfunction,
     /// Its code waits for the launches before it.
     waits: bool,
-}
-
-/// A failed driver call as an error.
-fn failed(call: &'static str) -> impl Fn(DriverError) -> Error {
-    move |error| {
-        let text = error.error_string().ok().map(|text| text.to_string_lossy().into_owned());
-        Error::Driver { call, message: format!("{} ({:?})", text.unwrap_or_default(), error.0) }
-    }
 }
 
 impl DeviceDriver {
@@ -141,18 +134,7 @@ impl DeviceDriver {
     fn late(&self, call: &'static str) -> impl Fn(DriverError) -> Error {
         let last = self.last.get();
         move |error| {
-            use CUresult::*;
-            let of_a_kernel = matches!(
-                error.0,
-                CUDA_ERROR_ILLEGAL_ADDRESS
-                    | CUDA_ERROR_MISALIGNED_ADDRESS
-                    | CUDA_ERROR_LAUNCH_FAILED
-                    | CUDA_ERROR_LAUNCH_TIMEOUT
-                    | CUDA_ERROR_ILLEGAL_INSTRUCTION
-                    | CUDA_ERROR_INVALID_PC
-                    | CUDA_ERROR_INVALID_ADDRESS_SPACE
-                    | CUDA_ERROR_HARDWARE_STACK_ERROR
-            );
+            let of_a_kernel = of_a_kernel(&error);
             match failed(call)(error) {
                 Error::Driver { message, .. } if of_a_kernel && !last.is_empty() => Error::Kernel {
                     kernel: last.into(),
@@ -244,19 +226,6 @@ impl DeviceDriver {
         self.modules.borrow_mut().insert(image.code.as_ptr(), module);
         Ok(module)
     }
-}
-
-/// An error before the GPU could be used at all.
-fn unavailable(error: DriverError) -> Error {
-    let message = failed("cuInit")(error);
-    let advice = match error.0 {
-        CUresult::CUDA_ERROR_NO_DEVICE => "there is no NVIDIA GPU here (is CUDA_VISIBLE_DEVICES empty?)",
-        CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => "the driver was updated and not loaded yet: reboot",
-        CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => "another process has taken the GPU for itself",
-        CUresult::CUDA_ERROR_OUT_OF_MEMORY => "the GPU's memory is taken by other processes",
-        _ => "nvidia-smi may tell more",
-    };
-    Error::Unavailable(format!("the GPU cannot be used: {message}: {advice}"))
 }
 
 /// All targets for which the build has code.

@@ -12,6 +12,7 @@ mod cost;
 pub mod device;
 pub mod dry;
 mod encode;
+mod failure;
 mod graph;
 pub mod host;
 mod kernel;
