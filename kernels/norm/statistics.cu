@@ -1,14 +1,13 @@
 // Batch statistics of a convolution's output, from the partial ones that its epilogue left for each tile of rows.
 //
-// Tiles are merged pairwise by Chan, Golub and LeVeque's update ("Updating formulae and a pairwise algorithm for computing
-// sample variances", 1979), in an order that depends on the number of tiles alone. Outputs, K each: mean, 1/deviation, and
-// the affine form of the whole normalisation, scale = gamma/deviation and shift = beta - mean * scale.
+// Tiles are merged pairwise (norm/moments.h), in an order that depends on the number of tiles alone. Outputs, K each: mean,
+// 1/deviation, and the affine form of the whole normalisation, scale = gamma/deviation and shift = beta - mean * scale.
 //
 // Sets of images that lie one behind the other, no tile in two of them, have statistics of their own; the running ones move by
 // each set in turn, as by one launch for each.
 // Checked by tests/kernel_norm.rs; called by the train pass behind each convolution.
 
-#include "portable/portable.h"
+#include "norm/moments.h"
 
 namespace secateur {
 
@@ -27,21 +26,6 @@ struct StatisticsParams {
     float epsilon;
     float momentum;
 };
-
-/// Count, mean and sum of squared differences from the mean.
-struct Moments {
-    float count;
-    float mean;
-    float squares;
-};
-
-DEVICE Moments merged(const Moments& a, const Moments& b) {
-    const float count = a.count + b.count;
-    if (b.count == 0.0f) return a;
-    const float difference = b.mean - a.mean;
-    const float share = b.count / count;
-    return {count, a.mean + difference * share, a.squares + b.squares + difference * difference * a.count * share};
-}
 
 /// 32 strands of tiles for each of 8 columns: neighbouring channels of every set.
 struct StatisticsShared {

@@ -52,22 +52,6 @@ DEVICE void cluster_sync() {
 #endif
 }
 
-/// Arrives at the barrier that lies in block `rank` where `b` lies in this one.
-DEVICE void mbarrier_arrive_remote(Mbarrier& b, uint32_t rank) {
-#ifdef __CUDACC__
-    asm volatile(
-        "{\n"
-        ".reg .b32 remote;\n"
-        "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
-        "}" ::"r"(shared_address(&b)),
-        "r"(rank)
-        : "memory");
-#else
-    host::mbarrier_arrive_remote(&b.state, rank);
-#endif
-}
-
 #ifdef __CUDACC__
 /// The address in the cluster of what lies in block `rank` where `pointer` lies in this one.
 __device__ __forceinline__ uint32_t remote_address(const void* pointer, uint32_t rank) {
@@ -76,6 +60,16 @@ __device__ __forceinline__ uint32_t remote_address(const void* pointer, uint32_t
     return remote;
 }
 #endif
+
+/// Arrives at the barrier that lies in block `rank` where `b` lies in this one.
+DEVICE void mbarrier_arrive_remote(Mbarrier& b, uint32_t rank) {
+#ifdef __CUDACC__
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(remote_address(&b, rank))
+                 : "memory");
+#else
+    host::mbarrier_arrive_remote(&b.state, rank);
+#endif
+}
 
 /// Stores `value` in block `rank` where `to` lies in this one, and adds its bytes to the barrier that lies there where `full`
 /// lies here. Asynchronous: only mbarrier_wait_cluster on that barrier shows the value.

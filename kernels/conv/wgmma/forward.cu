@@ -8,6 +8,7 @@
 // what both have found. Checked by tests/conv_forward.rs against f64; launched by
 // src/engine/cuda/launch/conv/wgmma/.
 #include "conv/wgmma/epilogue.cuh"
+#include "norm/moments.h"
 
 namespace secateur {
 
@@ -83,19 +84,6 @@ DEVICE void conv_forward_bias(const WgmmaForwardParams& p, WgmmaShared<T>& share
         });
 }
 
-/// Mean and M2 = sum (y - mean)^2 of `count` rounded outputs.
-struct Statistics {
-    uint32_t count;
-    float mean, squares;
-};
-
-/// Those of two sets of outputs together.
-DEVICE Statistics together(const Statistics& a, const Statistics& b) {
-    const uint32_t count = a.count + b.count;
-    const float share = float(b.count) / float(count), apart = b.mean - a.mean;
-    return {count, a.mean + apart * share, a.squares + b.squares + apart * apart * share * float(a.count)};
-}
-
 /// How many of the pixels that part `part` of a cluster finishes exist, of `count` in the group. Its halves have the same images,
 /// but in im2col mode, where pixels lie in the order of memory.
 DEVICE uint32_t part_count(const WgmmaPlan& plan, uint32_t part, uint32_t count) {
@@ -105,9 +93,9 @@ DEVICE uint32_t part_count(const WgmmaPlan& plan, uint32_t part, uint32_t count)
     return part == 0 ? first : count - first;
 }
 
-/// Of the thread's lower or upper channel, over the tile that it finishes.
+/// Moments of the rounded outputs of the thread's lower or upper channel, over the tile that it finishes.
 template <class T>
-DEVICE Statistics tile_statistics(const WgmmaForwardParams& p, const GroupTile& tile, uint32_t count, int half,
+DEVICE Moments tile_statistics(const WgmmaForwardParams& p, const GroupTile& tile, uint32_t count, int half,
                                   const FinishedSums<T>& sums) {
     constexpr int COLUMNS = T::FINISHED_PIXELS / 8;
     const auto rounded = [&](int j, int e) { return to_float(to_bf16(sums[4 * j + 2 * half + e])); };
@@ -128,10 +116,10 @@ DEVICE Statistics tile_statistics(const WgmmaForwardParams& p, const GroupTile& 
     }
     squares += shfl_xor(squares, 1);
     squares += shfl_xor(squares, 2);
-    return {count, mean, squares};
+    return {float(count), mean, squares};
 }
 
-DEVICE void store_statistics(const WgmmaForwardParams& p, const GroupTile& tile, int half, const Statistics& of) {
+DEVICE void store_statistics(const WgmmaForwardParams& p, const GroupTile& tile, int half, const Moments& of) {
     if (lane_index() % 4 != 0) return;
     const int64_t at = (int64_t(2 * tile.group) << p.log2_out_channels) + own_channel(tile) + 8 * half;
     p.statistics[at] = of.mean;
@@ -150,7 +138,7 @@ DEVICE void conv_forward_statistics(const WgmmaForwardParams& p, WgmmaShared<T>&
             // A tile of two groups may have none of the second.
             const uint32_t left = first < pixels ? pixels - first : 0, count = left < GROUP_PIXELS ? left : GROUP_PIXELS;
             const uint32_t own_count = T::PARTS == 1 ? count : part_count(p.plan, block_part<T>(), count);
-            Statistics own[2];
+            Moments own[2];
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 own[half] = tile_statistics<T>(p, tile, own_count, half, sums);
@@ -171,8 +159,8 @@ DEVICE void conv_forward_statistics(const WgmmaForwardParams& p, WgmmaShared<T>&
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     const Bytes8 sent = shared.exchange.statistics[tile_channel(half)];
-                    const Statistics other{count - own_count, bits_float(sent.word[0]), bits_float(sent.word[1])};
-                    store_statistics(p, tile, half, together(own[half], other));
+                    const Moments other{float(count - own_count), bits_float(sent.word[0]), bits_float(sent.word[1])};
+                    store_statistics(p, tile, half, merged(own[half], other));
                 }
             }
         });
