@@ -88,6 +88,11 @@ fn a_mistake_is_one_line_and_leaves_nothing_behind() {
         ("train --recipe bad.toml", 2, "bad"),
         ("train --set attack.stepz=3", 2, "attack.stepz"),
         ("train --set epochs=0", 2, "epochs"),
+        (
+            "train --set attack.precision=e4m3 --device emulated",
+            2,
+            "attack.precision = \"e4m3\": only the reference",
+        ),
         ("train --set evaluation.best_by=pgd", 2, "protocol 'pgd'"),
         ("train --resume", 2, "--out"),
         ("train --out full", 2, "full: not a run of secateur"),

@@ -61,6 +61,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         recipe.data.test_limit,
     )?;
     let mut engine = open(args.device, train::network(&recipe), recipe.batch)?;
+    // The recipe's mistake, not the device's.
+    engine.check_precision(recipe.attack.precision).map_err(|error| anyhow::anyhow!("{error}"))?;
     let interrupt = catch_interrupts()?;
 
     // Only now: a mistake above leaves no folder behind.

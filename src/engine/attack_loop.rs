@@ -5,7 +5,7 @@
 
 use crate::names::named;
 
-use super::{CrossEntropy, Engine, LossOutputs, Margin, Pass, Phase, Result, SignStep, Tensor};
+use super::{CrossEntropy, Engine, Error, LossOutputs, Margin, Pass, Phase, Result, SignStep, Tensor};
 
 /// What an attack ascends: a loss of the logits z' of the moved images. A positive factor would change no step.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +58,17 @@ pub trait AttackLoop {
     /// # Errors
     /// Where the network has fewer classes than the loss needs, and where the engine has no such precision.
     fn ascend(&mut self, attack: &AttackSteps) -> Result<()>;
+
+    /// # Errors
+    /// Where [`AttackLoop::ascend`] has no such precision.
+    fn check_precision(&self, precision: Precision) -> Result<()> {
+        if precision == Precision::Device {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "attack.precision = \"{precision}\": only the reference engine rounds to it (--device cpu)"
+        )))
+    }
 }
 
 /// [`AttackLoop::ascend`] by the operations that it is made of, one after another.

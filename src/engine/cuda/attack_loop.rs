@@ -9,8 +9,7 @@ use super::engine::Cuda;
 use super::eval::Ascent;
 use super::launch::head::Ascended;
 use crate::engine::{
-    AscentLoss, AttackLoop, AttackSteps, Engine, Error, Margin, Pass, Phase, Precision, Result,
-    ascend_step_by_step,
+    AscentLoss, AttackLoop, AttackSteps, Engine, Margin, Pass, Phase, Result, ascend_step_by_step,
 };
 
 /// Everything that a graph of an attack bakes in.
@@ -32,12 +31,7 @@ impl AttackLoop for Cuda {
         if attack.steps == 0 {
             return Ok(());
         }
-        if attack.precision != Precision::Device {
-            return Err(Error::Invalid(format!(
-                "attack.precision = \"{}\": only the reference engine rounds to it (--device cpu)",
-                attack.precision
-            )));
-        }
+        self.check_precision(attack.precision)?;
         if let Pass::Train { slot } = attack.pass {
             ascend_step_by_step(self, attack)?;
             self.forget_train(slot);

@@ -20,4 +20,8 @@ impl AttackLoop for Reference {
         }
         Ok(())
     }
+
+    fn check_precision(&self, _precision: Precision) -> Result<()> {
+        Ok(())
+    }
 }
