@@ -1,7 +1,9 @@
 //! How a device goes about its work, where that is a choice.
 //!
 //! A part of [`super::Engine`]. Called by training, by evaluations and, to compare, by `secateur bench`; checked by
-//! `tests/graphs.rs`.
+//! `tests/graphs.rs` and `tests/first_stage.rs`.
+
+use super::Result;
 
 /// Choices of the cuda engine; the reference engine has none.
 pub trait Execution {
@@ -15,4 +17,12 @@ pub trait Execution {
     /// are then depends on the size of its batch, by the rounding of f32; so none is, unless told otherwise: training says
     /// yes, evaluation no.
     fn split_sums(&mut self, _on: bool) {}
+    /// How many images the first stage takes at a time in evaluation passes, in place of as many as the device's cache holds. The
+    /// results are the same.
+    ///
+    /// # Errors
+    /// [`crate::engine::Error::Invalid`] for none.
+    fn first_stage_images(&mut self, _images: usize) -> Result<()> {
+        Ok(())
+    }
 }

@@ -61,6 +61,9 @@ pub struct Options {
     /// Let a kernel start while the one before it ends, or not; on a GPU of compute capability 9.0 or later
     #[arg(long, value_name = "on|off", default_value = "on")]
     pub dependent_launch: Switch,
+    /// Images that the network's first stage takes at a time in attacks and evaluations [default: as many as the cache holds]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub first_stage: Option<u32>,
     #[command(flatten)]
     pub sampling: Sampling,
 }
@@ -71,6 +74,9 @@ impl Options {
         let mut bench = Bench::open(self.device, kernels, recipe, steps)?;
         bench.engine.replay_graphs(self.graphs == Switch::On);
         bench.engine.start_launches_early(self.dependent_launch == Switch::On);
+        if let Some(images) = self.first_stage {
+            bench.engine.first_stage_images(images as usize)?;
+        }
         if let Some(folder) = &self.data {
             bench.use_images(folder)?;
         }

@@ -1,7 +1,8 @@
-//! [`Execution`] on the cuda engine: what its graphs and its driver are told. Checked by `tests/graphs.rs`.
+//! [`Execution`] on the cuda engine: what its graphs and its driver are told. Checked by `tests/graphs.rs` and
+//! `tests/first_stage.rs`.
 
 use super::engine::Cuda;
-use crate::engine::Execution;
+use crate::engine::{Error, Execution, Result};
 
 impl Execution for Cuda {
     fn replay_graphs(&mut self, on: bool) {
@@ -21,5 +22,14 @@ impl Execution for Cuda {
             self.attacks.forget();
             self.passes.forget();
         }
+    }
+
+    fn first_stage_images(&mut self, images: usize) -> Result<()> {
+        if images == 0 {
+            return Err(Error::Invalid("a first stage of 0 images at a time: expected 1 at least".into()));
+        }
+        self.eval.first_stage_images(images);
+        self.attacks.forget();
+        Ok(())
     }
 }

@@ -5,7 +5,9 @@ use bytemuck::Zeroable;
 use super::params::ImageGradientParams;
 use super::{ConvShape, Tile, image_gradient_cost};
 use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
+use crate::engine::cuda::layout::STEM_CHANNELS;
 use crate::engine::{Error, Result, SignStep};
+use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 
 /// What becomes of the gradient with respect to the image; images are f32, NHWC, 3 channels.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,6 +17,22 @@ pub enum ImageEpilogue {
     /// Move `perturbed` by its sign, `perturbed <- clip01(clamp(perturbed + step_size * sign, images -+ epsilon))` with
     /// sign(0) = 0, and write the result as the stem's next input to `packed` (8 bf16 channels: hi, lo, padding).
     SignStep { step: SignStep, images: Address, perturbed: Address, packed: Address },
+}
+
+impl ImageEpilogue {
+    /// The same for the images of a batch from `first` on.
+    pub fn from_image(&self, first: usize) -> Self {
+        let image = |address: Address| address.offset::<f32>(first * IMAGE_LEN);
+        match *self {
+            Self::Gradient { gradient } => Self::Gradient { gradient: image(gradient) },
+            Self::SignStep { step, images, perturbed, packed } => Self::SignStep {
+                step,
+                images: image(images),
+                perturbed: image(perturbed),
+                packed: packed.offset::<u16>(first * IMAGE_SIDE * IMAGE_SIDE * STEM_CHANNELS),
+            },
+        }
+    }
 }
 
 /// Gradient of the stem's convolution with respect to the image; `weights` are the stem's, of 8 input channels.
