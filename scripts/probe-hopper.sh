@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles and runs scripts/probes/hopper.cu on a Hopper GPU: questions about wgmma, with predictions, as JSON.
+# Compiles and runs scripts/probes/hopper.cu on a Hopper GPU: questions about wgmma and TMA, with predictions, as JSON.
 #
 #   scripts/probe-hopper.sh [FILE.json]          # needs nvcc (NVCC, or on the PATH); no Rust
 #   scripts/probe-hopper.sh --compile-only       # needs no GPU
@@ -7,7 +7,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 program=$(mktemp -d)
 trap 'rm -rf "$program"' EXIT
-compile=("${NVCC:-nvcc}" -std=c++17 -O3 -Xptxas -warn-spills -I kernels -gencode=arch=compute_90a,code=sm_90a
+nvcc=$(command -v "${NVCC:-nvcc}") || {
+    echo "probe-hopper.sh: no ${NVCC:-nvcc}: name it in NVCC, or install it (scripts/install-nvcc.sh)" >&2
+    exit 1
+}
+# The packages of scripts/install-nvcc.sh have their libraries in lib, where nvcc does not look.
+libraries=$(dirname "$(readlink -f "$nvcc")")/../lib
+compile=("$nvcc" -std=c++17 -O3 -Xptxas -warn-spills -I kernels "-L$libraries" -gencode=arch=compute_90a,code=sm_90a
     scripts/probes/hopper.cu)
 if [ "${1:-}" = --compile-only ]; then
     "${compile[@]}" -c -o "$program/hopper.o"
