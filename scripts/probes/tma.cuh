@@ -224,6 +224,7 @@ static void boxes() {
     load("dimensions c, w, n, h; 16 images of a batch of 5, from row and column -1 on", {small, 1, 0, 0, {4, 16, 6}, 0},
          {{64, -1, 0, -1}});
     load("ten rows of 32 that end below and right of the image", {large, 1, 0, 0, {32, 1, 10}, 0}, {{0, 1, 1, 23}});
+    load("a box wholly outside, of images 16 to 31 of a batch of 5", {small, 1, 0, 0, {4, 16, 6}, 0}, {{64, 0, 16, 0}});
     load("every second pixel by strides, from (1, 1) on", {even, 2, 1, 1, {4, 16, 5}, 0}, {{0, -1, 0, -1}});
     load("im2col, 256 pixels of stride 1 beyond the batch, tap (2, 1)", {middle, 1, 0, 0, {}, 256}, {{0, -1, -1, 0}}, 1, 2);
     load("im2col, the same from the middle of an image on, tap (0, 2)", {middle, 1, 0, 0, {}, 256}, {{0, 2, 3, 1}}, 2, 0);
@@ -232,4 +233,5 @@ static void boxes() {
     const ProbeMap stage{small, 1, 0, 0, {4, 16, 1}, 0}, parity{{5, 8, 128}, 2, 1, 0, {4, 16, 1}, 0};
     box_question("store of 64 pixels, images 5 to 15 clipped", stage, {{0, 0, 0, 2}}, -1, 0, &stage, {{64, 0, 0, 3}});
     box_question("the same to every second pixel", stage, {{0, 0, 0, 2}}, -1, 0, &parity, {{64, 0, 0, 3}});
+    box_question("store wholly outside", stage, {{0, 0, 0, 2}}, -1, 0, &stage, {{64, 0, 16, 3}});
 }
