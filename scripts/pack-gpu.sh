@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds what scripts/qualify-gpu.sh needs on a machine with a GPU but without Rust: the program and every test executable that
-# uses a device, with GPU code inside, stripped, in one archive in the ignored folder .carry/, at most 64 MiB.
+# Builds what scripts/qualify-gpu.sh needs on a machine with a GPU but without Rust and nvcc: the program, every test executable
+# that uses a device, with GPU code inside, and the probes of scripts/probe-hopper.sh where nvcc is, stripped, in one archive in the
+# ignored folder .carry/, at most 64 MiB.
 #
 #   SECATEUR_CUDA_TARGETS=sm_90a scripts/pack-gpu.sh
 #
@@ -33,11 +34,18 @@ for line in sys.stdin:
     done
 missing=$(for name in $tests; do [ -x ".carry/tests/$name" ] || echo "$name"; done)
 [ -x .carry/secateur ] && [ -z "$missing" ] || { echo "error: the build made no executable of secateur or $missing" >&2; exit 1; }
+packed="secateur tests"
+if nvcc=$(command -v "${NVCC:-nvcc}" || command -v "$PWD/.cuda/packages/nvidia/cu13/bin/nvcc"); then
+    NVCC=$nvcc scripts/probe-hopper.sh --build .carry/probe-hopper
+    strip .carry/probe-hopper
+    packed="$packed probe-hopper"
+fi
 strip .carry/secateur .carry/tests/*
-tar -cf - -C .carry secateur tests | xz -T1 --lzma2=preset=6,dict=256MiB > .carry/gpu.tar.xz
-rm -r .carry/secateur .carry/tests
+# shellcheck disable=SC2086
+tar -cf - -C .carry $packed | xz -T1 --lzma2=preset=6,dict=256MiB > .carry/gpu.tar.xz
+rm -rf .carry/secateur .carry/tests .carry/probe-hopper
 bytes=$(stat -c %s .carry/gpu.tar.xz)
-echo ".carry/gpu.tar.xz: the program and $(wc -w <<< "$tests") test executables, $((bytes >> 20)) MiB"
+echo ".carry/gpu.tar.xz: $packed, with $(wc -w <<< "$tests") test executables, $((bytes >> 20)) MiB"
 if [ "$bytes" -gt "$limit" ]; then
     echo "error: .carry/gpu.tar.xz has $bytes bytes, at most $limit travel; fewer targets than $SECATEUR_CUDA_TARGETS make it smaller" >&2
     exit 1

@@ -1,23 +1,39 @@
 #!/usr/bin/env bash
-# Compiles and runs scripts/probes/hopper.cu on a Hopper GPU: questions about wgmma, with predictions, as JSON.
+# Compiles and runs scripts/probes/hopper.cu on a Hopper GPU: questions about wgmma and TMA, with predictions, as JSON.
 #
-#   scripts/probe-hopper.sh [FILE.json]          # needs nvcc (NVCC, or on the PATH); no Rust
-#   scripts/probe-hopper.sh --compile-only       # needs no GPU
+#   scripts/probe-hopper.sh [FILE.json]          # runs .carry/probe-hopper (scripts/pack-gpu.sh), else needs nvcc; no Rust
+#   scripts/probe-hopper.sh --build PROGRAM      # needs nvcc (NVCC, or on the PATH) and no GPU
+#   scripts/probe-hopper.sh --compile-only       # the same
 set -euo pipefail
 cd "$(dirname "$0")/.."
-program=$(mktemp -d)
-trap 'rm -rf "$program"' EXIT
-compile=("${NVCC:-nvcc}" -std=c++17 -O3 -Xptxas -warn-spills -I kernels -gencode=arch=compute_90a,code=sm_90a
-    scripts/probes/hopper.cu)
-if [ "${1:-}" = --compile-only ]; then
-    "${compile[@]}" -c -o "$program/hopper.o"
-    exit
+
+# build ARGUMENT...: nvcc with these arguments behind.
+build() {
+    local nvcc
+    nvcc=$(command -v "${NVCC:-nvcc}") || {
+        echo "probe-hopper.sh: no ${NVCC:-nvcc}: name it in NVCC, or install it (scripts/install-nvcc.sh)" >&2
+        exit 1
+    }
+    # The packages of scripts/install-nvcc.sh have their libraries in lib, where nvcc does not look.
+    "$nvcc" -std=c++17 -O3 -Xptxas -warn-spills -I kernels "-L$(dirname "$(readlink -f "$nvcc")")/../lib" \
+        -gencode=arch=compute_90a,code=sm_90a scripts/probes/hopper.cu "$@"
+}
+
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+case "${1:-}" in
+    --compile-only) build -c -o "$folder/hopper.o"; exit ;;
+    --build) build -o "$2"; exit ;;
+esac
+program=.carry/probe-hopper
+if [ ! -x "$program" ]; then
+    program=$folder/hopper
+    build -o "$program"
 fi
-"${compile[@]}" -o "$program/hopper"
 if [ $# -gt 0 ]; then
-    "$program/hopper" > "$program/probes.json"
-    cp "$program/probes.json" "$1"
+    "$program" > "$folder/probes.json"
+    cp "$folder/probes.json" "$1"
     cat "$1"
 else
-    "$program/hopper"
+    "$program"
 fi

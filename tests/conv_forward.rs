@@ -202,7 +202,7 @@ fn every_shape_and_every_epilogue_agree_with_the_oracle() {
 #[test]
 fn no_rung_of_the_ladder_changes_a_result() {
     println!("seed {SEED}");
-    // Enough images for two rounds of a small persistent grid, and for a last group that is cut short.
+    // Enough images for a last group that is cut short; one round of a persistent grid.
     let driver = hopper();
     let mut tried = 0;
     for shape in shapes(64, 17)
@@ -278,6 +278,24 @@ fn clusters_that_split_a_reduction_go_from_work_to_work() {
                 case.check(&what, ending, wgmma::STATISTICS_ROWS, &outputs);
                 assert!(families.agree(name, outputs), "{what}: other bits than the first");
             }
+        }
+    }
+}
+
+#[test]
+fn consumers_that_take_turns_go_from_work_to_work() {
+    println!("seed {SEED}");
+    // Three rounds of the persistent grid: a block's third work is again for its first consumer.
+    let shape = ConvShape { batch: 67, in_side: 32, in_channels: 64, out_channels: 64, kernel: 3, stride: 1 };
+    let case = Case::new(shape);
+    for ending in [Ending::ReluResidual, Ending::Statistics] {
+        let mut families = Families::new();
+        for (name, driver) in wgmma_drivers() {
+            let rung = Rung { block: Some(Block::Resident), ..Rung::default() };
+            let what = format!("{ending:?}, {rung:?}, {name}");
+            let outputs = case.run(&driver, ending, Kernel::Rung(rung));
+            case.check(&what, ending, wgmma::STATISTICS_ROWS, &outputs);
+            assert!(families.agree(name, outputs), "{what}: other bits than the first");
         }
     }
 }

@@ -52,6 +52,15 @@ struct BarrierParams {
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
+struct TurnsParams {
+    from: Address,
+    to: Address,
+    tiles: u32,
+    planted: u32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
 struct SwapParams {
     from: Address,
     to: Address,
@@ -281,6 +290,23 @@ fn barriers_that_never_fill_are_errors_that_say_who_waits_where() {
             meet(3),
             &["32 threads (the first is 0) at named_barrier_sync", "32 threads (the first is 32) at its end"],
         );
+    }
+}
+
+#[test]
+fn whoever_passes_over_a_phase_takes_an_old_one_for_it() {
+    let words: Vec<u32> = (0..32 * 8).map(|i| i * 0x9E37_79B9).collect();
+    for (order, driver) in runners() {
+        let from = input(&driver, "from", &words);
+        let turns = |planted| {
+            let to = Output::new::<u32>(&driver, "to", words.len());
+            let params = TurnsParams { from: from.address(), to: to.address(), tiles: 8, planted };
+            run(&driver, "fault_turns", 1, &params).map(|()| to.read::<u32>() == words)
+        };
+        assert!(turns(0).unwrap(), "{order}");
+        if order.contains("Late") {
+            assert!(!turns(1).is_ok_and(|right| right), "{order}: the phase passed over was not seen");
+        }
     }
 }
 

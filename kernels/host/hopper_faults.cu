@@ -196,6 +196,48 @@ KERNEL(fault_barriers, BarrierParams, 64, BarrierShared) {
     p.to[threadIdx.x] = threadIdx.x;
 }
 
+// ---- consumers that take turns: two warps read every other tile of 32 words, all through the same place ----
+
+struct TurnsParams {
+    Global<const uint32_t> from;
+    Global<uint32_t> to;
+    uint32_t tiles;
+    uint32_t planted;  // 1: one barrier for both, of which each passes over every other phase
+};
+
+struct TurnsShared {
+    alignas(16) uint32_t words[32];
+    Mbarrier full[2];
+    Mbarrier empty;
+};
+
+KERNEL(fault_turns, TurnsParams, 96, TurnsShared) {
+    if (threadIdx.x == 0) {
+        for (int turn = 0; turn < 2; ++turn) mbarrier_init(shared.full[turn], 1);
+        mbarrier_init(shared.empty, 1);
+        fence_mbarrier_init();
+    }
+    syncthreads();
+    const bool one = p.planted == 1;
+    if (warp_index() == 0) {
+        if (!elect_lane()) return;
+        for (uint32_t tile = 0; tile < p.tiles; ++tile) {
+            Mbarrier& full = shared.full[one ? 0 : tile % 2];
+            mbarrier_wait(shared.empty, tile % 2 ^ 1);
+            mbarrier_expect_bytes(full, sizeof shared.words);
+            bulk_load(shared.words, p.from, 32 * tile, sizeof shared.words, full);
+        }
+        return;
+    }
+    for (uint32_t tile = warp_index() - 1; tile < p.tiles; tile += 2) {
+        // Two fills of the place further on its barrier has the same parity again.
+        mbarrier_wait(shared.full[one ? 0 : tile % 2], one ? tile % 2 : tile / 2 % 2);
+        p.to[32 * tile + lane_index()] = shared.words[lane_index()];
+        syncwarp();
+        if (elect_lane()) mbarrier_arrive(shared.empty);
+    }
+}
+
 // ---- stores to the other block of a cluster: two blocks swap words for some rounds ----
 
 struct SwapParams {

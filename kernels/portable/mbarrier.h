@@ -75,7 +75,8 @@ DEVICE void mbarrier_wait(Mbarrier& b, uint32_t parity) {
 }
 
 /// Shows what this thread wrote to shared memory by ordinary stores to wgmma and TMA, once the threads that issue them have
-/// met this one at a barrier. `written` and `bytes` name that memory; a GPU does not look at them.
+/// met this one at a barrier; what it read there before stays ahead of what TMA writes. `written` and `bytes` name that memory;
+/// a GPU does not look at them.
 DEVICE void fence_async_proxy([[maybe_unused]] const void* written, [[maybe_unused]] uint32_t bytes) {
 #ifdef __CUDACC__
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -7,9 +7,10 @@
 // b. What rate do 2 warpgroups an SM reach with operands that stay in shared memory: m64n256k16 (weights on the M side, pixels on
 //    the N side, as kernels/conv/wgmma) against m64n128k16 and m64n64k16; with transposed weights, as the input gradient has
 //    them; and fp8?
+// c. Do TMA loads and stores, tiled and im2col, treat boxes and what lies outside the tensor as the host runner does (tma.cuh)?
 //
-// (a) compares every element with sums of small integers, which bf16 and f32 hold exactly. (b) runs on normal random numbers, since
-// power limits a Hopper and zeros cost less. Output: JSON, one row a question. Exit code 1 where CUDA fails. Run by
+// (a) and (c) compare every element, (a) with sums of small integers, which bf16 and f32 hold exactly. (b) runs on normal random
+// numbers, since power limits a Hopper and zeros cost less. Output: JSON, one row a question. Exit code 1 where CUDA fails. Run by
 // scripts/probe-hopper.sh; uses the portable headers of the kernels, so it also proves their descriptors.
 
 #include <cuda_bf16.h>
@@ -44,6 +45,8 @@ static void report(const std::string& question, double predicted, double measure
              question.c_str(), predicted, measured, unit, as_predicted ? "as predicted" : "NOT AS PREDICTED");
     rows.push_back(text);
 }
+
+#include "tma.cuh"
 
 // ---- a. Shifted starts -----------------------------------------------------------------------------------------------------
 
@@ -316,6 +319,7 @@ int main() {
         return 1;
     }
     shifted_starts();
+    boxes();
     rates(device.multiProcessorCount);
     printf("{\n \"device\": \"%s\", \"multiprocessors\": %d, \"cuda_driver\": %d, \"cuda_runtime\": %d,\n \"rows\": [\n", device.name,
            device.multiProcessorCount, driver, runtime);

@@ -129,7 +129,9 @@ struct Stager {
 
     /// Before the products of a work: asks for the residual of its first two sub-tiles.
     DEVICE void begin(const GroupTile& tile) {
-        group_barrier(consumer);  // nobody reads the last sub-tiles any more
+        // Nobody reads the last sub-tiles any more, and the engine's writes come behind those reads.
+        fence_async_proxy(shared.staged[consumer], sizeof shared.staged[consumer]);
+        group_barrier(consumer);
         if (leader) {
             tma_store_wait_read<0>();
             load_residual(tile, 0);

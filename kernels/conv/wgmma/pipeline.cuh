@@ -22,6 +22,7 @@ struct WgmmaTile {
     /// All weights stay in shared memory, a slot for each tap; the two consumers take turns at the work, so that the
     /// products of one hide what follows the products of the other.
     static constexpr bool RESIDENT = RESIDENT_;
+    static constexpr int TURNS = RESIDENT ? 2 : 1;
     /// Blocks of a cluster that share a tile: each multiplies a part of the reduction, and finishes a part of the pixels.
     static constexpr int PARTS = PARTS_;
     static constexpr int FINISHED_PIXELS = GROUP_PIXELS / PARTS;
@@ -54,7 +55,10 @@ struct WgmmaShared {
     alignas(1024) uint8_t pixels[T::PIXEL_SLOTS][T::PIXEL_GROUPS][T::SLOT_BYTES];
     alignas(1024) uint8_t weights[T::WEIGHT_SLOTS][T::CHANNEL_GROUPS][T::GROUP_WEIGHT_BYTES];
     alignas(1024) uint8_t staged[T::CONSUMERS][2][STAGE_BYTES];
-    Mbarrier pixels_full[T::PIXEL_SLOTS], pixels_empty[T::PIXEL_SLOTS];
+    // One for each consumer that takes turns: a parity tells a fill from the next, not from the next but one, so nobody may
+    // pass over a phase of a barrier that it waits at.
+    Mbarrier pixels_full[T::PIXEL_SLOTS][T::TURNS];
+    Mbarrier pixels_empty[T::PIXEL_SLOTS];
     Mbarrier weights_full[T::WEIGHT_SLOTS], weights_empty[T::WEIGHT_SLOTS];
     Mbarrier residual_full[T::CONSUMERS][2];
     Exchange<T::PARTS> exchange;
@@ -76,7 +80,7 @@ template <class T>
 DEVICE void prepare_barriers(WgmmaShared<T>& shared) {
     if (threadIdx.x == 0) {
         for (int i = 0; i < T::PIXEL_SLOTS; ++i) {
-            mbarrier_init(shared.pixels_full[i], 1);
+            for (int turn = 0; turn < T::TURNS; ++turn) mbarrier_init(shared.pixels_full[i][turn], 1);
             mbarrier_init(shared.pixels_empty[i], T::RESIDENT ? 1 : T::CONSUMERS);
         }
         for (int i = 0; i < T::WEIGHT_SLOTS; ++i) {
@@ -155,6 +159,7 @@ template <class T, Direction DIRECTION>
 DEVICE void produce(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShared<T>& shared) {
     const Chunks chunks = block_chunks<T>(plan);
     RingPlace pixels, weights;
+    uint32_t turn = 0;
     if constexpr (T::RESIDENT) {
         for (int tap = 0; tap < T::WEIGHT_SLOTS; ++tap) load_weights<T, DIRECTION>(maps, shared, tap, 0, tap, 0);
     }
@@ -166,7 +171,7 @@ DEVICE void produce(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShare
                 const Slot slot = plan.slots[work.phase.first_slot + s];
                 // A slot that was never used is as good as empty: the wait for the phase before the first returns at once.
                 mbarrier_wait(shared.pixels_empty[pixels.slot], pixels.parity ^ 1);
-                Mbarrier& full = shared.pixels_full[pixels.slot];
+                Mbarrier& full = shared.pixels_full[pixels.slot][turn];
                 mbarrier_expect_bytes(full, T::PIXEL_GROUPS * plan.slot_bytes);
 #pragma unroll
                 for (int g = 0; g < T::PIXEL_GROUPS; ++g) {
@@ -198,6 +203,7 @@ DEVICE void produce(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShare
                 }
             }
         }
+        if constexpr (T::TURNS == 2) turn ^= 1;
     }
 }
 
@@ -205,7 +211,17 @@ DEVICE void produce(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShare
 template <class T>
 struct ConsumerPlaces {
     RingPlace pixels, weights;
+    uint32_t own_parities = 0;  // bit s: of the next fill of pixel slot s that is for this consumer, where they take turns
 
+    /// Waits for the pixels of the slot.
+    DEVICE void await_pixels(WgmmaShared<T>& shared, uint32_t consumer) {
+        if constexpr (T::TURNS == 1) {
+            mbarrier_wait(shared.pixels_full[pixels.slot][0], pixels.parity);
+        } else {
+            mbarrier_wait(shared.pixels_full[pixels.slot][consumer], own_parities >> pixels.slot & 1);
+            own_parities ^= 1u << pixels.slot;
+        }
+    }
     /// The weights of a tap, waited for.
     DEVICE const uint8_t* await_weights(WgmmaShared<T>& shared, uint32_t tap, uint32_t channel_group) const {
         const uint32_t slot = T::RESIDENT ? tap : weights.slot;
@@ -242,7 +258,7 @@ DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t cons
     for (uint32_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
         for (uint32_t s = 0; s < work.phase.slots; ++s) {
             const Slot slot = plan.slots[work.phase.first_slot + s];
-            mbarrier_wait(shared.pixels_full[places.pixels.slot], places.pixels.parity);
+            places.await_pixels(shared, consumer);
             const uint8_t* const pixels = shared.pixels[places.pixels.slot][pixel_group];
             for (uint32_t t = 0; t < slot.taps; ++t) {
                 const uint8_t* const weights = places.await_weights(shared, byte_of(slot.weights, t), channel_group);
