@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds what scripts/qualify-gpu.sh needs on a machine with a GPU but without Rust: the program and every test executable that
-# uses a device, with GPU code inside, stripped, in one archive in the ignored folder .carry/, at most 64 MiB.
+# uses a device, with GPU code inside, stripped, in one archive in the ignored folder .carry/: with the working tree at most 64 MiB.
 #
 #   SECATEUR_CUDA_TARGETS=sm_90a scripts/pack-gpu.sh
 #
@@ -9,7 +9,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export SECATEUR_CUDA_TARGETS="${SECATEUR_CUDA_TARGETS:-sm_90a}"
-limit=$((64 << 20))
+tree=$(git ls-files -z --cached --others --exclude-standard | xargs -0 du -cb --apparent-size | awk '$2 == "total" { sum += $1 } END { print sum }')
+limit=$(((64 << 20) - tree))
 
 rm -rf .carry
 mkdir -p .carry/tests
