@@ -119,7 +119,8 @@ def compiled(function, mode="autotune"):
 
 
 def captured(step):
-    """`step` as one CUDA graph; its replay. The warm-up, which compiles and tries algorithms, may not be on the default stream."""
+    """`step` as one CUDA graph; its replay. The warm-up, which compiles and tries algorithms, is on the stream of the capture:
+    autograd goes on accumulating gradients on the stream where it first did."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -129,7 +130,7 @@ def captured(step):
     # Gradients of the warm-up go back to the allocator; those of the capture live in the graph's pool.
     step.optimizer.zero_grad(set_to_none=True)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         step.run()
     return graph.replay
 
@@ -139,6 +140,7 @@ def prepare(mode, method, batch, args):
     cuda = torch.device(args.device).type == "cuda"
     if mode == "graphs" and not cuda:
         raise RuntimeError(f"no CUDA graphs on {args.device}")
+
     def wrap(function):
         return compiled(function, mode) if mode in COMPILE_MODES else function
 
