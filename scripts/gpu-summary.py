@@ -138,6 +138,21 @@ def kernel_table(results):
     return table(heading, rows) + more
 
 
+def ladder_table(results):
+    """TFLOP/s of every layer on every rung, in the order of the file."""
+    names = [stage[0] for stage in results.stages if stage[0].startswith("ladder-")]
+    document = results.read(names[0]) if names else None
+    if not document or not document["rows"]:
+        return ""
+    layers, rungs = {}, {}
+    for row in document["rows"]:
+        layer, rung = row["name"].split(", ", 1)
+        layers.setdefault(layer, {})[rung] = f"{row['flops'] / row['median'] / 1e12:.0f}"
+        rungs[rung] = None
+    rows = [[layer, *(rates.get(rung, "-") for rung in rungs)] for layer, rates in layers.items()]
+    return table([f"{document['batch']} images, TFLOP/s", *rungs], rows)
+
+
 def probe_table(results):
     probes = results.read("probes")
     if not probes:
@@ -203,9 +218,9 @@ def unproven_lines(results):
     text = ""
     for path in sorted(results.folder.glob("unproven-*.json")):
         document = results.read(path.stem)
-        for row in document["rows"] if document else []:
+        for row in document["rows"] if document and "step" in path.stem else []:
             text += f"* {row['name']}, batch {document['batch']}: {row['images'] / row['median']:.0f} images/s\n"
-    return text and f"Tests failed, so this is no result; it says where the kernels stand.\n\n{text}"
+    return text and f"Tests failed, so this is no result; it says where the kernels stand, as unproven-kernels-512.json does.\n\n{text}"
 
 
 def kernels_used(results):
@@ -242,7 +257,7 @@ def readme(results):
         parts.append(f"Peer: PyTorch {results.peer['torch']}, cuDNN {results.peer['cudnn']}; its commands and modes in peer.json.\n")
     sections = [("Correctness", test_lines), ("What the checkers found", finding_lines), ("Unproven", unproven_lines)]
     sections += [("Training steps", step_table), ("Attack", attack_table)]
-    sections += [("Kernels", kernel_table), ("Questions to the hardware", probe_table)]
+    sections += [("Convolutions, rung by rung", ladder_table), ("Kernels", kernel_table), ("Questions to the hardware", probe_table)]
     for title, section in sections:
         text = section(results)
         if text:

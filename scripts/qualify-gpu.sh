@@ -8,9 +8,10 @@
 #
 #   tests      every test that can use a device, on the device. If one fails, all again without the kernels for Hopper alone
 #              (SECATEUR_WGMMA=off)
-#   benches    steps, kernels and attacks, and the PyTorch peer. Ours are timed with the kernels that passed: all of them, else those
-#              without wgmma. Tests of what no training step uses (evaluation, selection) keep nothing from being timed. Where neither
-#              passed, one bench runs all the same, for whoever repairs it: its figure is marked and in no table
+#   benches    steps, kernels, the ladder of convolutions and attacks, and the PyTorch peer. Ours are timed with the kernels that
+#              passed: all of them, else those without wgmma. Tests of what no training step uses (evaluation, selection) keep
+#              nothing from being timed. Where neither passed, two benches run all the same, for whoever repairs it: their figures
+#              are marked and in no table
 #   alone      each test that failed, in a process by itself: behind an illegal access every later call of a process fails
 #   checks     the probes of scripts/probe-hopper.sh, and compute-sanitizer on a short training run. Its findings are reported
 #              and keep nothing from being timed: initcheck knows of bulk copies only from CUDA 13.1 on, and so looks at the
@@ -38,6 +39,7 @@ parts=,${QUALIFY_PARTS:-tests,benches,checks},
 export jobs=${QUALIFY_JOBS:-8} test_seconds=${QUALIFY_TEST_SECONDS:-90}
 name=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | tr ' A-Z' '-a-z')
 [ -n "$name" ] || { echo "error: nvidia-smi names no GPU" >&2; exit 3; }
+capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)
 export out=${1:-results/$name-$(date +%Y-%m-%d)}
 [ ! -e "$out/stages.tsv" ] || { echo "error: $out holds the results of an earlier run" >&2; exit 2; }
 mkdir -p "$out/logs" || exit 2
@@ -147,13 +149,14 @@ export -f run_test run_tests run_alone run_each_alone sanitize
 # 1. Right? SECATEUR_TEST_DEVICE makes every test use the GPU, and only it.
 export SECATEUR_TEST_DEVICE=cuda RUST_TEST_THREADS=2
 alone=
-with=(env)
+# What our own benches run under.
+with=(env ${SECATEUR_WGMMA:+"SECATEUR_WGMMA=$SECATEUR_WGMMA"})
 right=yes
-if [[ $parts == *,tests,* ]] && ! stage tests 150 bash -c 'run_tests tests'; then
+if [[ $parts == *,tests,* ]] && ! stage tests 180 bash -c 'run_tests tests'; then
     alone=yes
     if ! passed tests; then
         with=(env SECATEUR_WGMMA=off)
-        stage tests-without-wgmma 100 "${with[@]}" bash -c 'run_tests tests-without-wgmma'
+        stage tests-without-wgmma 120 "${with[@]}" bash -c 'run_tests tests-without-wgmma'
         passed tests-without-wgmma || right=
     fi
 fi
@@ -181,12 +184,16 @@ if [[ $parts == *,benches,* ]]; then
         bench_step 512 on
         bench_step 128 on
         bench kernels-512 50 kernels --batch 512 --timeout 8 --csv "$out/kernels-512.csv"
+        if [ "$capability ${with[*]}" = '9.0 env' ]; then # it climbs to wgmma
+            bench ladder-512 40 ladder --batch 512 --timeout 0.5
+        fi
         later=220
     else
         echo "Nothing is timed before it is right: see tests.txt and tests-without-wgmma.txt in $out"
         each_alone
         with=(env)
         bench unproven-step-512 30 step --batch 512 --samples 5 --timeout 6
+        bench unproven-kernels-512 50 kernels --batch 512 --timeout 8
     fi
     # It needs none of our kernels, and stops by itself before it is stopped.
     peer=$((deadline - SECONDS - later))

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 const NVIDIA_SMI: &str = r#"case "$*" in
+*compute_cap*) echo 9.0 ;;
 *driver_version*) printf 'name, driver_version, memory.total [MiB], clocks.max.sm [MHz]\nNVIDIA Stand-in 1, 555.1, 81559 MiB, 1980 MHz\n' ;;
 *) echo 'NVIDIA Stand-in 1' ;;
 esac"#;
@@ -37,6 +38,8 @@ row() { printf '{"name": "%s cifar10-%s", "median": %s, "images": 500, "unmet": 
 case $kind in
 step) rows="$(row pgd-at 0.5 null), $(row trades 0.5 '"time is up: 3 samples, wanted 5"')" ;;
 attack) rows=$(row pgd-at 0.4 null) ;;
+ladder) rows='{"name": "layer2.0.conv2 forward, mma", "median": 2e-3, "flops": 8e11},
+    {"name": "layer2.0.conv2 forward, planes, persistent", "median": 1e-3, "flops": 8e11}' ;;
 *) rows= ;;
 esac
 kernel='{"name": "conv_forward", "calls": 7, "seconds": 1e-3, "flops": 2e11, "bytes": 1e9, "share": 0.75}'
@@ -176,8 +179,8 @@ fn everything_well_is_timed_and_summed_up() {
             assert!(done.calls.iter().any(|c| c.contains(&call)), "{call}: {:?}", done.calls);
         }
     }
-    // Kernels, six steps, four attacks, the peer.
-    assert_eq!(done.timed(), 12, "{:?}", done.calls);
+    // Kernels, the ladder, six steps, four attacks, the peer.
+    assert_eq!(done.timed(), 13, "{:?}", done.calls);
     // initcheck would not know what a bulk copy wrote.
     for call in ["sanitizer memcheck ", "sanitizer racecheck ", "sanitizer initcheck off"] {
         assert!(done.calls.contains(&call.to_string()), "{:?}", done.calls);
@@ -195,6 +198,8 @@ fn everything_well_is_timed_and_summed_up() {
     // 1250 images/s x 20 x 1.1108 GFLOP.
     done.says("| pgd-at, batch 512 | 1250 | 27.8 | 27.8 % | 1250 |");
     done.says("| `conv_forward` | 7 | 1000.0 | 75.0 % | 200.0 | 200.0 % | 1000 | 100.0 % |");
+    done.says("| 512 images, TFLOP/s | mma | planes, persistent |");
+    done.says("| layer2.0.conv2 forward | 400 | 800 |");
     done.says("| a. taps | 9 | 3 | taps | NOT AS PREDICTED |");
     done.says("mart, batch 512, compile asked for as compile: out of luck");
     done.says("not measured for lack of time: trades batch 512 graphs");
@@ -213,8 +218,8 @@ fn nothing_is_a_result_where_a_test_fails() {
     let done = machine.qualify(500);
     assert_eq!(done.code, 1, "{}", done.stdout);
     assert_eq!((done.stage("tests"), done.stage("tests-without-wgmma")), ("failed", "failed"));
-    // The peer needs none of our kernels; ours are timed once, for whoever repairs them.
-    assert_eq!(done.timed(), 2, "{:?}", done.calls);
+    // The peer needs none of our kernels; ours are timed twice, for whoever repairs them.
+    assert_eq!(done.timed(), 3, "{:?}", done.calls);
     assert!(done.called("bench step --batch 512") && done.called("peer"), "{:?}", done.calls);
     assert_eq!((done.stage("memcheck"), done.stage("probes")), ("ok", "ok"));
     assert!(done.stdout.contains("Nothing is timed before it is right"), "{}", done.stdout);
@@ -248,7 +253,7 @@ fn kernels_without_wgmma_are_timed_where_only_those_with_it_fail() {
 fn a_test_beside_the_training_step_keeps_nothing_from_being_timed() {
     let machine = Machine::new(&[("kernel_select", FAILING), ("conv_a", PASSING)]);
     let done = machine.qualify(500);
-    assert_eq!((done.code, done.timed()), (1, 12), "{}\n{:?}", done.stdout, done.calls);
+    assert_eq!((done.code, done.timed()), (1, 13), "{}\n{:?}", done.stdout, done.calls);
     assert_eq!((done.stage("tests"), done.stage("tests-without-wgmma")), ("failed", "absent"));
     assert_eq!(done.stage("alone"), "failed");
     done.says("| pgd-at, batch 512 | 1000 |");
@@ -259,7 +264,7 @@ fn what_a_checker_finds_is_reported_and_keeps_nothing_from_being_timed() {
     let machine = Machine::new(&[("conv_a", PASSING)]);
     fs::write(machine.path("finding"), "racecheck").unwrap();
     let done = machine.qualify(500);
-    assert_eq!((done.code, done.timed()), (1, 12), "{}", done.stdout);
+    assert_eq!((done.code, done.timed()), (1, 13), "{}", done.stdout);
     assert_eq!((done.stage("racecheck"), done.stage("memcheck")), ("findings", "ok"));
     done.says("* racecheck: `Race at 0x50; RACECHECK SUMMARY: 1 hazard`");
 }
@@ -271,7 +276,7 @@ fn parts_run_by_themselves() {
     assert_eq!((done.code, done.timed(), done.stages.len()), (0, 0, 1), "{}", done.stdout);
     fs::rename(machine.path("out"), machine.path("first")).unwrap();
     let done = machine.run(500, &[("QUALIFY_PARTS", "benches")]);
-    assert_eq!((done.code, done.timed(), done.stage("tests")), (0, 12, "absent"), "{}", done.stdout);
+    assert_eq!((done.code, done.timed(), done.stage("tests")), (0, 13, "absent"), "{}", done.stdout);
 }
 
 #[test]
@@ -279,7 +284,7 @@ fn a_bench_that_fails_leaves_the_others() {
     let machine = Machine::new(&[("conv_a", PASSING)]);
     fs::write(machine.path("broken"), "kernels\nattack\n").unwrap();
     let done = machine.qualify(500);
-    assert_eq!((done.code, done.timed()), (1, 12), "{}", done.stdout);
+    assert_eq!((done.code, done.timed()), (1, 13), "{}", done.stdout);
     assert_eq!((done.stage("kernels-512"), done.stage("step-1024-graphs-off")), ("failed", "ok"));
     done.says("kernels-512.json was not written");
     done.says("| pgd-at, batch 512 | 1000 | 25.5 | 25.5 % | 50.00 | 1000 | 250 (compile) | 6.4 % | 4.00 x |");
