@@ -9,7 +9,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export SECATEUR_CUDA_TARGETS="${SECATEUR_CUDA_TARGETS:-sm_90a}"
-tree=$(git ls-files -z --cached --others --exclude-standard | xargs -0 du -cb --apparent-size | awk '$2 == "total" { sum += $1 } END { print sum }')
+tree=$(git ls-files -z --cached --others --exclude-standard | xargs -0 du -cb --apparent-size \
+    | awk '$2 == "total" { sum += $1 } END { print sum + 0 }')
 limit=$(((64 << 20) - tree))
 
 rm -rf .carry
