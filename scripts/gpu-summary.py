@@ -8,9 +8,11 @@ that PyTorch measured in the same run, or, where the peer did not get there, of 
 is absent or cut short is named and left out. Checked by tests/qualify_gpu.rs.
 """
 
+import collections
 import csv
 import datetime
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -69,7 +71,7 @@ class Results:
         return flops_per_second / self.ceilings[0] if self.ceilings[0] else None
 
     def ours(self, kind, units):
-        """Images/s and operations/s of every row of `bench KIND`, by (method, batch, on or off)."""
+        """Images/s and operations/s of every row of `bench KIND`, by (method, batch, what the stage's name ends in)."""
         rows = {}
         for name in [stage[0] for stage in self.stages if stage[0].startswith(f"{kind}-")]:
             document = self.read(name)
@@ -112,8 +114,10 @@ def attack_table(results):
         on, off = ours.get((method, batch, "on")), ours.get((method, batch, "off"))
         cells = [f"{method}, batch {batch}"]
         cells += [f"{on[0]:.0f}", f"{on[1] / 1e12:.1f}", percent(results.share(on[1]))] if on else ["-"] * 3
-        rows.append(cells + [f"{off[0]:.0f}" if off else "-"])
+        whole = ours.get((method, batch, str(batch)))
+        rows.append(cells + [f"{rate[0]:.0f}" if rate else "-" for rate in (off, whole)])
     heading = ["attack, 10 steps", "images/s", "TFLOP/s", "of ceiling", "without dependent launch, images/s"]
+    heading += ["first stage in one piece, images/s"]
     return table(heading, rows) if rows else ""
 
 
@@ -136,6 +140,21 @@ def kernel_table(results):
     return table(heading, rows) + more
 
 
+def ladder_table(results):
+    """TFLOP/s of every layer on every rung, in the order of the file."""
+    names = [stage[0] for stage in results.stages if stage[0].startswith("ladder-")]
+    document = results.read(names[0]) if names else None
+    if not document or not document["rows"]:
+        return ""
+    layers, rungs = {}, {}
+    for row in document["rows"]:
+        layer, rung = row["name"].split(", ", 1)
+        layers.setdefault(layer, {})[rung] = f"{row['flops'] / row['median'] / 1e12:.0f}"
+        rungs[rung] = None
+    rows = [[layer, *(rates.get(rung, "-") for rung in rungs)] for layer, rates in layers.items()]
+    return table([f"{document['batch']} images, TFLOP/s", *rungs], rows)
+
+
 def probe_table(results):
     probes = results.read("probes")
     if not probes:
@@ -147,25 +166,81 @@ def probe_table(results):
     return table(["question", "predicted", "measured", "unit", "verdict"], rows)
 
 
+def panics(log):
+    """Where the tests of a log broke off and why, each in one line; two are enough."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    found = [at for at, line in enumerate(lines) if " panicked at " in line]
+    return [f"{lines[at]} {' '.join(lines[at + 1 : at + 2])}"[:400] for at in found[:2]]
+
+
+def list_of_tests(results, name, what):
+    """What a list of qualify-gpu.sh says of the executables, with the reasons of those that failed."""
+    path = results.folder / f"{name}.txt"
+    if not path.exists():
+        return ""
+    lines = [line.split(maxsplit=1) for line in path.read_text().splitlines()]
+    failed = {}  # what to say, by the name that the log has
+    ended = set()
+    for verdict, said in lines:
+        test = re.split(r"[:,] ", said)[0]
+        stem = test.replace("::", "-").replace(" ", "-")
+        ended.add(stem)
+        if verdict == "FAILED":
+            failed[stem] = f"FAILED {said}"
+    for log in sorted(results.folder.glob(f"logs/{name}-*.log")):
+        stem = log.stem.removeprefix(f"{name}-")
+        if stem not in ended and not (name == "tests" and stem.startswith("without-wgmma")):
+            failed[stem] = f"not finished: {stem}"
+    text = f"{sum(verdict == 'ok' for verdict, _ in lines)} {what}, {len(failed)} did not.\n\n"
+    for stem, said in failed.items():
+        why = panics(results.folder / "logs" / f"{name}-{stem}.log")
+        text += f"* {said}\n" + "".join(f"  * `{line}`\n" for line in why)
+    return text + "\n" * bool(failed)
+
+
 def test_lines(results):
-    path = results.folder / "tests.txt"
-    lines = path.read_text().splitlines() if path.exists() else []
-    failed = [line for line in lines if line.startswith("FAILED")]
-    ended = {line.split()[1].rstrip(":,") for line in lines}
-    begun = sorted(log.stem.removeprefix("test-") for log in results.folder.glob("logs/test-*.log"))
-    failed += [f"not finished: {name}" for name in begun if name not in ended]
-    text = f"{sum(line.startswith('ok') for line in lines)} test executables passed on the device, {len(failed)} did not.\n"
-    return text + ("\n" if failed else "") + "".join(f"* {line}\n" for line in failed)
+    text = list_of_tests(results, "tests", "test executables passed on the device")
+    text += list_of_tests(results, "tests-without-wgmma", "passed with SECATEUR_WGMMA=off, which leaves out the kernels for Hopper alone")
+    text += list_of_tests(results, "alone", "of the tests that failed passed in a process by themselves")
+    return text.rstrip("\n") + "\n" * bool(text)
+
+
+def finding_lines(results):
+    """What the checkers found, in their own first and last words."""
+    text = ""
+    for name in [stage[0] for stage in results.stages if stage[1] == "findings"]:
+        log = (results.folder / "logs" / f"{name}.log").read_text(errors="replace").splitlines()
+        said = [line.removeprefix("=========").strip() for line in log if line.startswith("=========")]
+        said = [line for line in said if line and not line.startswith("COMPUTE-SANITIZER")]
+        text += f"* {name}: `{'; '.join(dict.fromkeys([*said[:2], *said[-1:]]))[:600]}`\n"
+    return text
+
+
+def unproven_lines(results):
+    text = ""
+    for path in sorted(results.folder.glob("unproven-*.json")):
+        document = results.read(path.stem)
+        for row in document["rows"] if document and "step" in path.stem else []:
+            text += f"* {row['name']}, batch {document['batch']}: {row['images'] / row['median']:.0f} images/s\n"
+    return text and f"Tests failed, so this is no result; it says where the kernels stand, as unproven-kernels-512.json does.\n\n{text}"
+
+
+def kernels_used(results):
+    """Said where a bench went without the kernels for Hopper alone."""
+    for stage in results.stages:
+        if "SECATEUR_WGMMA=off" in stage[3] and " bench " in stage[3]:
+            return "**Our figures are without the kernels for Hopper alone: with them, tests failed.**\n"
+    return ""
 
 
 def gpu(results):
     with open(results.folder / "gpu.csv") as file:
-        heading, values = list(csv.reader(file, skipinitialspace=True))[:2]
-    return dict(zip(heading, values))
+        rows = list(csv.reader(file, skipinitialspace=True))[:2]
+    return dict(zip(*rows)) if len(rows) == 2 else {}
 
 
 def readme(results):
-    device = gpu(results)
+    device = collections.defaultdict(lambda: "unknown", gpu(results))
     bad = [stage for stage in results.stages if stage[1] != "ok"]
     parts = [f"# {device['name']}, {datetime.date.today().isoformat()}\n"]
     parts.append(
@@ -176,13 +251,15 @@ def readme(results):
         "Every stage succeeded.\n" if not bad else "**Not every stage succeeded: "
         + ", ".join(f"{stage[0]} ({stage[1]})" for stage in bad) + ".**\n"
     )
+    parts += [kernels_used(results)] if kernels_used(results) else []
     flops, bytes_, source = results.ceilings
     if flops:
         parts.append(f"Ceilings: {flops / 1e12:.0f} TFLOP/s, {bytes_ / 1e9:.0f} GB/s ({source}).\n")
     if results.peer:
         parts.append(f"Peer: PyTorch {results.peer['torch']}, cuDNN {results.peer['cudnn']}; its commands and modes in peer.json.\n")
-    sections = [("Correctness", test_lines), ("Training steps", step_table), ("Attack", attack_table)]
-    sections += [("Kernels", kernel_table), ("Questions to the hardware", probe_table)]
+    sections = [("Correctness", test_lines), ("What the checkers found", finding_lines), ("Unproven", unproven_lines)]
+    sections += [("Training steps", step_table), ("Attack", attack_table)]
+    sections += [("Convolutions, rung by rung", ladder_table), ("Kernels", kernel_table), ("Questions to the hardware", probe_table)]
     for title, section in sections:
         text = section(results)
         if text:

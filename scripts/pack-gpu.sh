@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds what scripts/qualify-gpu.sh needs on a machine with a GPU but without Rust and nvcc: the program, every test executable
 # that uses a device, with GPU code inside, and the probes of scripts/probe-hopper.sh where nvcc is, stripped, in one archive in the
-# ignored folder .carry/, at most 64 MiB.
+# ignored folder .carry/: with the working tree at most 64 MiB.
 #
 #   SECATEUR_CUDA_TARGETS=sm_90a scripts/pack-gpu.sh
 #
@@ -10,7 +10,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export SECATEUR_CUDA_TARGETS="${SECATEUR_CUDA_TARGETS:-sm_90a}"
-limit=$((64 << 20))
+tree=$(git ls-files -z --cached --others --exclude-standard | xargs -0 du -cb --apparent-size \
+    | awk '$2 == "total" { sum += $1 } END { print sum + 0 }')
+limit=$(((64 << 20) - tree))
 
 rm -rf .carry
 mkdir -p .carry/tests

@@ -12,17 +12,21 @@ use tempfile::TempDir;
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 const NVIDIA_SMI: &str = r#"case "$*" in
+*compute_cap*) echo 9.0 ;;
 *driver_version*) printf 'name, driver_version, memory.total [MiB], clocks.max.sm [MHz]\nNVIDIA Stand-in 1, 555.1, 81559 MiB, 1980 MHz\n' ;;
 *) echo 'NVIDIA Stand-in 1' ;;
 esac"#;
 
 /// Runs what follows the options, as the real one does; finds something where the file `finding` names the tool.
-const SANITIZER: &str = r#"echo "sanitizer $2" >> "$CALLS"
-tool=$2; shift 4; "$@" || exit
-! grep -qs "$tool" finding"#;
+const SANITIZER: &str = r#"echo "sanitizer $2 $SECATEUR_WGMMA" >> "$CALLS"
+tool=$2 code=$4; shift 4; "$@" || exit
+if grep -qs "$tool" finding; then
+    printf '========= COMPUTE-SANITIZER\n========= Race at 0x50\n=========\n========= RACECHECK SUMMARY: 1 hazard\n'
+    exit "$code"
+fi"#;
 
 /// Takes 0.5 s for 500 images of every step and 0.4 s for an attack.
-const SECATEUR: &str = r#"echo "secateur $*" >> "$CALLS"
+const SECATEUR: &str = r#"echo "secateur $* $SECATEUR_WGMMA" >> "$CALLS"
 [ "$1" = train ] && exit 0
 kind=$2; shift 2
 [ -e broken ] && grep -qx "$kind" broken && exit 3
@@ -34,6 +38,8 @@ row() { printf '{"name": "%s cifar10-%s", "median": %s, "images": 500, "unmet": 
 case $kind in
 step) rows="$(row pgd-at 0.5 null), $(row trades 0.5 '"time is up: 3 samples, wanted 5"')" ;;
 attack) rows=$(row pgd-at 0.4 null) ;;
+ladder) rows='{"name": "layer2.0.conv2 forward, mma", "median": 2e-3, "flops": 8e11},
+    {"name": "layer2.0.conv2 forward, planes, persistent", "median": 1e-3, "flops": 8e11}' ;;
 *) rows= ;;
 esac
 kernel='{"name": "conv_forward", "calls": 7, "seconds": 1e-3, "flops": 2e11, "bytes": 1e9, "share": 0.75}'
@@ -51,6 +57,13 @@ json.dump({"torch": "9.9", "cudnn": 1, "rows": rows, "left_out": ["trades batch 
 "#;
 
 const PASSING: &str = "echo 'test result: ok. 3 passed; 0 failed'";
+
+/// Two tests, of which the second fails; for run by itself too.
+const FAILING: &str = r#"case $1 in
+--list) printf 'right: test\nwrong: test\n' ;;
+--exact) [ "$2" = right ] ;;
+*) echo 'test right ... ok'; printf "thread 'wrong' panicked at a.rs:1:\nwrong pixel\n"; exit 101 ;;
+esac"#;
 
 /// A checkout with stand-ins; `tests` are bodies of test executables.
 struct Machine {
@@ -98,12 +111,18 @@ impl Machine {
     }
 
     fn qualify(&self, seconds: u32) -> Done {
+        self.run(seconds, &[])
+    }
+
+    fn run(&self, seconds: u32, variables: &[(&str, &str)]) -> Done {
         let path = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap());
         let output = Command::new(self.path("scripts/qualify-gpu.sh"))
             .arg("out")
             .env("PATH", path)
             .env("CALLS", self.path("calls"))
             .env("QUALIFY_SECONDS", seconds.to_string())
+            .env_remove("SECATEUR_WGMMA")
+            .envs(variables.iter().copied())
             .output()
             .unwrap();
         let read = |name: &str| fs::read_to_string(self.path(name)).unwrap_or_default();
@@ -126,6 +145,10 @@ impl Done {
 
     fn timed(&self) -> usize {
         self.calls.iter().filter(|call| call.contains(" bench ") || *call == "peer").count()
+    }
+
+    fn called(&self, what: &str) -> bool {
+        self.calls.iter().any(|call| call.contains(what))
     }
 
     fn says(&self, line: &str) {
@@ -156,10 +179,12 @@ fn everything_well_is_timed_and_summed_up() {
             assert!(done.calls.iter().any(|c| c.contains(&call)), "{call}: {:?}", done.calls);
         }
     }
-    // Kernels, six steps, four attacks, the peer.
-    assert_eq!(done.timed(), 12, "{:?}", done.calls);
-    for tool in ["memcheck", "racecheck", "initcheck"] {
-        assert!(done.calls.contains(&format!("sanitizer {tool}")), "{:?}", done.calls);
+    assert!(done.called("bench attack --batch 512 --first-stage 512 "), "{:?}", done.calls);
+    // Kernels, the ladder, six steps, five attacks, the peer.
+    assert_eq!(done.timed(), 14, "{:?}", done.calls);
+    // initcheck would not know what a bulk copy wrote.
+    for call in ["sanitizer memcheck ", "sanitizer racecheck ", "sanitizer initcheck off"] {
+        assert!(done.calls.contains(&call.to_string()), "{:?}", done.calls);
     }
     assert_eq!(done.calls.iter().filter(|call| call.starts_with("secateur train")).count(), 3);
 
@@ -172,8 +197,10 @@ fn everything_well_is_timed_and_summed_up() {
     done.says("| pgd-at, batch 512 | 1000 | 25.5 | 25.5 % | 50.00 | 1000 | 250 (compile) | 6.4 % | 4.00 x |");
     done.says("| trades, batch 1024 | 1000 | 30.0 | 30.0 % | 50.00 | 1000 | - | - | - |");
     // 1250 images/s x 20 x 1.1108 GFLOP.
-    done.says("| pgd-at, batch 512 | 1250 | 27.8 | 27.8 % | 1250 |");
+    done.says("| pgd-at, batch 512 | 1250 | 27.8 | 27.8 % | 1250 | 1250 |");
     done.says("| `conv_forward` | 7 | 1000.0 | 75.0 % | 200.0 | 200.0 % | 1000 | 100.0 % |");
+    done.says("| 512 images, TFLOP/s | mma | planes, persistent |");
+    done.says("| layer2.0.conv2 forward | 400 | 800 |");
     done.says("| a. taps | 9 | 3 | taps | NOT AS PREDICTED |");
     done.says("mart, batch 512, compile asked for as compile: out of luck");
     done.says("not measured for lack of time: trades batch 512 graphs");
@@ -186,30 +213,71 @@ fn everything_well_is_timed_and_summed_up() {
 }
 
 #[test]
-fn nothing_is_timed_where_a_test_fails() {
+fn nothing_is_a_result_where_a_test_fails() {
     let empty = "echo 'test result: ok. 0 passed; 0 failed'";
-    let tests = [("conv_a", "echo wrong pixel; exit 101"), ("conv_b", empty), ("kernel_c", PASSING)];
-    let machine = Machine::new(&tests);
+    let machine = Machine::new(&[("conv_a", FAILING), ("conv_b", empty), ("kernel_c", PASSING)]);
     let done = machine.qualify(500);
-    assert_eq!((done.code, done.timed()), (1, 0), "{}\n{:?}", done.stdout, done.calls);
-    assert_eq!(done.stage("tests"), "failed");
-    // The other stages ran all the same.
+    assert_eq!(done.code, 1, "{}", done.stdout);
+    assert_eq!((done.stage("tests"), done.stage("tests-without-wgmma")), ("failed", "failed"));
+    // The peer needs none of our kernels; ours are timed twice, for whoever repairs them.
+    assert_eq!(done.timed(), 3, "{:?}", done.calls);
+    assert!(done.called("bench step --batch 512") && done.called("peer"), "{:?}", done.calls);
     assert_eq!((done.stage("memcheck"), done.stage("probes")), ("ok", "ok"));
-    assert!(done.stdout.contains("Nothing is timed before it is right: tests"), "{}", done.stdout);
-    done.says("**Not every stage succeeded: tests (failed).**");
+    assert!(done.stdout.contains("Nothing is timed before it is right"), "{}", done.stdout);
+    done.says("tests (failed), tests-without-wgmma (failed), alone (failed)");
     done.says("1 test executables passed on the device, 2 did not.");
-    done.says("* FAILED conv_a, see out/logs/test-conv_a.log");
+    done.says("* FAILED conv_a, see out/logs/tests-conv_a.log\n  * `thread 'wrong' panicked at a.rs:1: wrong pixel`");
     done.says("* FAILED conv_b: it ran no test");
-    assert!(fs::read_to_string(machine.path("out/logs/test-conv_a.log")).unwrap().contains("wrong pixel"));
+    // Only what did not pass runs again by itself.
+    done.says("0 of the tests that failed passed in a process by themselves, 1 did not.");
+    done.says("* FAILED conv_a wrong, see out/logs/alone-conv_a-wrong.log");
+    done.says("Tests failed, so this is no result");
+    done.says("* step cifar10-pgd-at, batch 512: 1000 images/s");
+    assert!(!done.readme.contains("| pgd-at, batch 512 | 1000 |"), "{}", done.readme);
 }
 
 #[test]
-fn nothing_is_timed_where_a_checker_finds_something() {
+fn kernels_without_wgmma_are_timed_where_only_those_with_it_fail() {
+    let wgmma = r#"[ "$SECATEUR_WGMMA" = off ] || exit 101; echo 'test result: ok. 3 passed; 0 failed'"#;
+    let machine = Machine::new(&[("conv_a", wgmma), ("kernel_b", PASSING)]);
+    let done = machine.qualify(500);
+    assert_eq!((done.code, done.timed()), (1, 12), "{}\n{:?}", done.stdout, done.calls);
+    assert_eq!((done.stage("tests"), done.stage("tests-without-wgmma")), ("failed", "ok"));
+    let ours = done.calls.iter().filter(|call| call.contains(" bench "));
+    assert!(ours.clone().all(|call| call.ends_with(" off")), "{:?}", done.calls);
+    done.says("**Our figures are without the kernels for Hopper alone: with them, tests failed.**");
+    done.says("2 passed with SECATEUR_WGMMA=off, which leaves out the kernels for Hopper alone, 0 did not.");
+    done.says("| pgd-at, batch 512 | 1000 | 25.5 | 25.5 % | 50.00 | 1000 | 250 (compile) | 6.4 % | 4.00 x |");
+}
+
+#[test]
+fn a_test_beside_the_training_step_keeps_nothing_from_being_timed() {
+    let machine = Machine::new(&[("kernel_select", FAILING), ("conv_a", PASSING)]);
+    let done = machine.qualify(500);
+    assert_eq!((done.code, done.timed()), (1, 13), "{}\n{:?}", done.stdout, done.calls);
+    assert_eq!((done.stage("tests"), done.stage("tests-without-wgmma")), ("failed", "absent"));
+    assert_eq!(done.stage("alone"), "failed");
+    done.says("| pgd-at, batch 512 | 1000 |");
+}
+
+#[test]
+fn what_a_checker_finds_is_reported_and_keeps_nothing_from_being_timed() {
     let machine = Machine::new(&[("conv_a", PASSING)]);
     fs::write(machine.path("finding"), "racecheck").unwrap();
     let done = machine.qualify(500);
-    assert_eq!((done.code, done.timed()), (1, 0), "{}", done.stdout);
-    assert_eq!((done.stage("racecheck"), done.stage("memcheck")), ("failed", "ok"));
+    assert_eq!((done.code, done.timed()), (1, 13), "{}", done.stdout);
+    assert_eq!((done.stage("racecheck"), done.stage("memcheck")), ("findings", "ok"));
+    done.says("* racecheck: `Race at 0x50; RACECHECK SUMMARY: 1 hazard`");
+}
+
+#[test]
+fn parts_run_by_themselves() {
+    let machine = Machine::new(&[("conv_a", PASSING)]);
+    let done = machine.run(500, &[("QUALIFY_PARTS", "tests")]);
+    assert_eq!((done.code, done.timed(), done.stages.len()), (0, 0, 1), "{}", done.stdout);
+    fs::rename(machine.path("out"), machine.path("first")).unwrap();
+    let done = machine.run(500, &[("QUALIFY_PARTS", "benches")]);
+    assert_eq!((done.code, done.timed(), done.stage("tests")), (0, 13, "absent"), "{}", done.stdout);
 }
 
 #[test]
@@ -217,7 +285,7 @@ fn a_bench_that_fails_leaves_the_others() {
     let machine = Machine::new(&[("conv_a", PASSING)]);
     fs::write(machine.path("broken"), "kernels\nattack\n").unwrap();
     let done = machine.qualify(500);
-    assert_eq!((done.code, done.timed()), (1, 12), "{}", done.stdout);
+    assert_eq!((done.code, done.timed()), (1, 13), "{}", done.stdout);
     assert_eq!((done.stage("kernels-512"), done.stage("step-1024-graphs-off")), ("failed", "ok"));
     done.says("kernels-512.json was not written");
     done.says("| pgd-at, batch 512 | 1000 | 25.5 | 25.5 % | 50.00 | 1000 | 250 (compile) | 6.4 % | 4.00 x |");
@@ -232,6 +300,16 @@ fn a_test_that_hangs_ends_with_the_time() {
     done.says("1 test executables passed on the device, 1 did not.");
     done.says("* not finished: conv_a");
     done.says("tests (time up)");
+}
+
+#[test]
+fn an_executable_that_hangs_leaves_the_others_their_time() {
+    let hangs = r#"[ "$1" = --list ] || exec sleep 600"#;
+    let machine = Machine::new(&[("conv_a", hangs), ("kernel_b", PASSING)]);
+    let done = machine.run(500, &[("QUALIFY_TEST_SECONDS", "1"), ("QUALIFY_PARTS", "tests")]);
+    assert_eq!((done.code, done.stage("tests")), (1, "failed"), "{}", done.stdout);
+    done.says("* FAILED conv_a: it hung or took more than 1 s, see out/logs/tests-conv_a.log");
+    done.says("1 test executables passed on the device, 1 did not.");
 }
 
 #[test]

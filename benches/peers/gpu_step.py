@@ -1,27 +1,29 @@
 #!/usr/bin/env python3
 """PyTorch's PGD-AT, TRADES and MART training steps of ResNet-18 on a GPU, as fast as PyTorch makes them: the peer of `bench step`.
 
-Usage: gpu_step.py [--method pgd-at,trades,mart] [--batch 128,512,1024] [--mode compile|graphs|eager|best] [--device cuda]
+Usage: gpu_step.py [--method pgd-at,trades,mart] [--batch 128,512,1024] [--mode autotune|compile|graphs|eager|best] [--device cuda]
        [--width 64] [--seconds 1.0] [--samples 7] [--setup-seconds 120] [--budget SECONDS] [--json FILE]
 
 bf16, channels_last, BatchNorm folded for the attack, clean forward pass computed once, fused SGD (adversarial_step.py). Modes:
 
   eager     PyTorch's own kernels, one launch after another
   graphs    the same kernels, the whole step (ten attack steps, train pass, optimizer) captured as one CUDA graph
-  compile   torch.compile (max-autotune, its own graphs off), then the whole step captured as one CUDA graph
-  best      compile and graphs, both measured
+  compile   torch.compile, convolutions by cuDNN's fastest, then the whole step captured as one CUDA graph
+  autotune  the same with everything tried that torch.compile has for a convolution or product (max-autotune, its own graphs off)
+  best      graphs and compile for each batch, and autotune last, which takes longest to prepare; all are reported
 
-A mode that fails or takes longer than --setup-seconds falls back to the next simpler one; each line says which mode its number
-is of and why, and so does the JSON. Each sample is enough steps for --seconds / --samples, timed with CUDA events; medians
-count. The ceilings are a bf16 product of 8192 x 8192 x 8192 and a copy of 1 GiB within the device, on random data. A
-measurement whose step did something wrong (adversarial_step.py, `sound`) is not reported but an error. --budget ends the run
-with what is measured by then; the rows left out are named. Exit code 1 if a row has no measurement. Images lie on the device:
-loading and augmentation are not in the figure.
+A mode that fails or takes longer than --setup-seconds falls back to the next simpler one, but for best, which has that anyway;
+each line says which mode its number is of and why, and so does the JSON. Each sample is enough steps for --seconds / --samples,
+timed with CUDA events; medians count. The ceilings are a bf16 product of 8192 x 8192 x 8192 and a copy of 1 GiB within the
+device, on random data. A measurement whose step did something wrong (adversarial_step.py, `sound`) is not reported but an error.
+--budget ends the run with what is measured by then; the rows left out are named. Exit code 1 if a method was tried at a batch
+and measured in no mode. Images lie on the device: loading and augmentation are not in the figure.
 """
 
 import argparse
 import contextlib
 import datetime
+import itertools
 import json
 import signal
 import statistics
@@ -35,14 +37,18 @@ import torch
 from adversarial_step import METHODS, AdversarialStep
 from work import UNITS, forward_flops
 
-FALLBACK = {"compile": ["compile", "graphs", "eager"], "graphs": ["graphs", "eager"], "eager": ["eager"]}
+FALLBACK = ["autotune", "compile", "graphs", "eager"]
+# Seconds of the budget with which a row is worth beginning.
+ENOUGH = {"autotune": 60, "compile": 30, "graphs": 15, "eager": 5}
+# Of torch.compile.
+COMPILE_MODES = {"compile": "default", "autotune": "max-autotune-no-cudagraphs"}
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default=",".join(METHODS))
     parser.add_argument("--batch", default="128,512,1024")
-    parser.add_argument("--mode", choices=[*FALLBACK, "best"], default="compile")
+    parser.add_argument("--mode", choices=[*FALLBACK, "best"], default="autotune")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=1.0)
@@ -64,7 +70,7 @@ def limit(seconds, what):
     """Raises TimeoutError in the block once the time is up."""
 
     def expired(signum, frame):
-        raise TimeoutError(f"{what} took longer than {seconds} s")
+        raise TimeoutError(f"{what} took longer than {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, expired)
     # Again every 5 s: the first may be raised where Python ignores exceptions (a destructor, a weak reference's callback).
@@ -108,12 +114,13 @@ class Clock:
         return [self.seconds(run, repeats) / repeats for _ in range(count)]
 
 
-def compiled(function):
-    return torch.compile(function, mode="max-autotune-no-cudagraphs", dynamic=False)
+def compiled(function, mode="autotune"):
+    return torch.compile(function, mode=COMPILE_MODES[mode], dynamic=False)
 
 
 def captured(step):
-    """`step` as one CUDA graph; its replay."""
+    """`step` as one CUDA graph; its replay. The warm-up, which compiles and tries algorithms, is on the stream of the capture:
+    autograd goes on accumulating gradients on the stream where it first did."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -123,7 +130,7 @@ def captured(step):
     # Gradients of the warm-up go back to the allocator; those of the capture live in the graph's pool.
     step.optimizer.zero_grad(set_to_none=True)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         step.run()
     return graph.replay
 
@@ -133,26 +140,32 @@ def prepare(mode, method, batch, args):
     cuda = torch.device(args.device).type == "cuda"
     if mode == "graphs" and not cuda:
         raise RuntimeError(f"no CUDA graphs on {args.device}")
-    wrap = compiled if mode == "compile" else (lambda function: function)
+
+    def wrap(function):
+        return compiled(function, mode) if mode in COMPILE_MODES else function
+
     step = AdversarialStep(method, args.width, batch, args.device, wrap)
+    if cuda and mode != "eager":
+        return step, captured(step)
     for _ in range(2):
         step.run()
-    return step, captured(step) if mode != "eager" and cuda else step.run
+    return step, step.run
 
 
-def measure(requested, method, batch, args, clock):
+def measure(requested, method, batch, args, clock, setup_seconds):
     """A row: the first of the modes that works."""
     row = {"method": method, "batch": batch, "width": args.width, "requested": requested, "mode": None, "failed": {}}
-    for mode in FALLBACK[requested]:
+    for mode in [requested] if args.mode == "best" else FALLBACK[FALLBACK.index(requested) :]:
         begin = time.perf_counter()
         step = run = None
         try:
-            with limit(args.setup_seconds, f"preparing {mode}"):
+            with limit(setup_seconds, f"preparing {mode}"):
                 step, run = prepare(mode, method, batch, args)
-                clock.synchronize()
+                run()
+                wrong = step.sound()
             setup = time.perf_counter() - begin
             samples = clock.samples(run, args.samples, args.seconds)
-            wrong = step.sound()
+            wrong = wrong or step.sound(gradients=False)
             if wrong:
                 raise RuntimeError(wrong)
         except Exception as error:  # whatever a compiler or a capture may raise
@@ -222,27 +235,28 @@ def main():
     top = document["ceilings"]
     print(f"device   {document['device']}, driver {document['driver']}, PyTorch {document['torch']}")
     print(f"ceilings {top['flops'] / 1e12:.1f} TFLOP/s ({top['how'][0]}), {top['bytes'] / 1e9:.0f} GB/s ({top['how'][1]})")
-    modes = ["compile", "graphs"] if args.mode == "best" else [args.mode]
-    for batch in args.batches:
-        for method in args.methods:
-            for mode in modes:
-                name = f"{method} batch {batch} {mode}"
-                if time.perf_counter() - begin > args.budget:
-                    document["left_out"].append(name)
-                    continue
-                if clock.cuda:
-                    torch.cuda.reset_peak_memory_stats()
-                row = measure(mode, method, batch, args, clock)
-                document["rows"].append(row)
-                print(line(name, row, top), flush=True)
-                if args.json:  # behind each row, so that a run cut short keeps what it has
-                    Path(args.json).write_text(json.dumps(document, indent=1) + "\n")
-        torch.compiler.reset()
+    for modes in [["graphs", "compile"], ["autotune"]] if args.mode == "best" else [[args.mode]]:
+        for batch, mode, method in itertools.product(args.batches, modes, args.methods):
+            name = f"{method} batch {batch} {mode}"
+            left = args.budget - (time.perf_counter() - begin)
+            if left < ENOUGH[mode]:
+                document["left_out"].append(name)
+                continue
+            if clock.cuda:
+                torch.cuda.reset_peak_memory_stats()
+            row = measure(mode, method, batch, args, clock, min(args.setup_seconds, left))
+            document["rows"].append(row)
+            print(line(name, row, top), flush=True)
+            if args.json:  # behind each row, so that a run cut short keeps what it has
+                Path(args.json).write_text(json.dumps(document, indent=1) + "\n")
+            if method == args.methods[-1]:
+                torch.compiler.reset()
     for name in document["left_out"]:
         print(f"{name}: not measured, the budget of {args.budget:g} s was over")
     if args.json:
         Path(args.json).write_text(json.dumps(document, indent=1) + "\n")
-    sys.exit(any(row["mode"] is None for row in document["rows"]) or not document["rows"])
+    asked = {(row["method"], row["batch"]) for row in document["rows"]}
+    sys.exit(not asked or asked != {(row["method"], row["batch"]) for row in document["rows"] if row["mode"]})
 
 
 def line(name, row, top):

@@ -29,8 +29,9 @@ pub struct LadderStep {
     /// The layer and the pass: `layer1.0.conv1 forward`.
     pub layer: String,
     pub rung: &'static str,
-    /// Its amount is the floating-point operations of one run.
+    /// Launches it `launches` times, back to back; its amount is the floating-point operations of all.
     pub probe: Probe,
+    pub launches: u32,
     /// Seconds that an H200 should take, and what bounds them: `tensor`, `cache` or `shared`; none where nobody predicted it.
     pub prediction: Option<(f64, &'static str)>,
 }

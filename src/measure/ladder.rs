@@ -4,22 +4,27 @@
 use std::time::Instant;
 
 use super::table::{self, number, percent, time};
-use crate::engine::{LadderStep, Probe, Result};
+use crate::engine::{LadderStep, Result};
 
 /// The name of a row: layer, pass and rung.
 pub fn name(step: &LadderStep) -> String {
     format!("{}, {}", step.layer, step.rung)
 }
 
-/// Seconds of one run, waited for.
-pub fn seconds(probe: &mut Probe) -> Result<f64> {
+/// Seconds of one launch; a run is waited for as a whole.
+pub fn seconds(step: &mut LadderStep) -> Result<f64> {
     let begin = Instant::now();
-    probe.run()?;
-    Ok(begin.elapsed().as_secs_f64())
+    step.probe.run()?;
+    Ok(begin.elapsed().as_secs_f64() / f64::from(step.launches))
+}
+
+/// Floating-point operations of one launch.
+pub fn flops(step: &LadderStep) -> f64 {
+    step.probe.amount as f64 / f64::from(step.launches)
 }
 
 fn rate(step: &LadderStep, seconds: Option<f64>) -> String {
-    seconds.map_or("-".into(), |seconds| number(step.probe.amount as f64 / seconds / 1e12))
+    seconds.map_or("-".into(), |seconds| number(flops(step) / seconds / 1e12))
 }
 
 fn predicted(step: &LadderStep) -> Option<f64> {

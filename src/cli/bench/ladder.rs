@@ -77,9 +77,9 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     for (done, step) in steps.iter_mut().enumerate() {
         // Loads code and touches memory.
         step.probe.run()?;
-        let mut once = || ladder::seconds(&mut step.probe);
+        let mut once = || ladder::seconds(step);
         let Some(samples) = sample(&rule, &stop, &mut once)? else { bail!(Interrupted(None)) };
-        let amounts = [step.probe.amount as f64, 0.0];
+        let amounts = [ladder::flops(step), 0.0];
         let row = Row::new(ladder::name(step), Cache::Warm, samples, 0, amounts, &ceilings);
         measured.push(row.as_ref().map(|row| row.median));
         document.rows.extend(row);

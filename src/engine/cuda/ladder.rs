@@ -16,6 +16,9 @@ use crate::engine::{Error, LadderStep, Probe, Result};
 use crate::model::ResNet18;
 use crate::philox::{Key, Purpose};
 
+/// Launches of a run on a GPU: waiting for one alone takes a good part of its time.
+const LAUNCHES: u32 = 16;
+
 /// What the rungs of one layer share.
 struct Operands {
     driver: Rc<dyn Driver>,
@@ -87,6 +90,7 @@ pub fn ladder(driver: &Rc<dyn Driver>, network: ResNet18, batch: usize) -> Resul
             driver.info().name
         )));
     }
+    let launches = if driver.info().kind == "cuda" { LAUNCHES } else { 1 };
     let mut steps = Vec::new();
     let mut seen = Vec::new();
     for conv in network.convs() {
@@ -110,12 +114,19 @@ pub fn ladder(driver: &Rc<dyn Driver>, network: ResNet18, batch: usize) -> Resul
                             shared.get_or_init(|| made)
                         }
                     };
-                    operands.run(direction, planned.as_ref())?;
+                    for _ in 0..launches {
+                        operands.run(direction, planned.as_ref())?;
+                    }
                     driver.synchronize()
                 };
                 let layer = format!("{} {pass}", conv.name);
                 steps.push(LadderStep {
-                    probe: Probe::new(format!("{layer}, {name}"), conv::flops(&shape), run),
+                    probe: Probe::new(
+                        format!("{layer}, {name}"),
+                        conv::flops(&shape) * u64::from(launches),
+                        run,
+                    ),
+                    launches,
                     layer,
                     rung: name,
                     prediction: planned.as_ref().map(predict).map(|at| (at.seconds, at.bound)),

@@ -2,14 +2,15 @@
 //! asked for, and its absence is an ordinary error.
 //!
 //! One stream of our own orders all work. What decides without a GPU (which code, which errors) is in `code` and tested
-//! there; the rest is tested by every kernel test on a machine that has one.
+//! there; the rest is tested by every kernel test on a machine that has one. Drivers of one GPU share its context, which stays
+//! open: to make one takes a third of a second. SECATEUR_WGMMA=off keeps to the kernels that every GPU runs.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_void};
 use std::ptr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{
     CUdevice_attribute, CUfunction, CUfunction_attribute, CUgraphInstantiate_flags, CUlaunchAttribute,
@@ -19,7 +20,7 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::code::{self, IMAGES, Image, RELEASE};
 use super::encode::encode;
-use super::failure::{failed, of_a_kernel, unavailable};
+use super::failure::{described, failed, of_a_kernel, unavailable};
 use super::graph::Capture;
 use super::nvtx::PhaseRanges;
 use super::{Address, Cost, Driver, Graph, Kernel, MapSpec, Mark, TensorMap, aligned};
@@ -31,6 +32,8 @@ pub struct DeviceDriver {
     stream: Arc<CudaStream>,
     capability: (u32, u32),
     info: DeviceInfo,
+    /// Whether kernels for sm_90a alone are used.
+    wgmma: bool,
     /// CUDA release of the driver: 1000 * major + 10 * minor.
     version: u32,
     /// Largest dynamic shared memory of a block, after opting in.
@@ -83,7 +86,7 @@ impl DeviceDriver {
                 if count == 1 { "" } else { "s" }
             )));
         }
-        let context = CudaContext::new(ordinal).map_err(unavailable)?;
+        let context = context(ordinal).map_err(unavailable)?;
         let name = context.name().map_err(failed("cuDeviceGetName"))?;
         let (major, minor) = context.compute_capability().map_err(failed("cuDeviceGetAttribute"))?;
         let capability = (major as u32, minor as u32);
@@ -92,8 +95,7 @@ impl DeviceDriver {
         if let Some(message) = code::driver_too_old(version as u32, release, target) {
             return Err(Error::Unavailable(message));
         }
-        // SAFETY: all work goes through one stream, so nothing has to be tracked between streams.
-        unsafe { context.disable_event_tracking() };
+        let wgmma = code::uses_wgmma(target, std::env::var("SECATEUR_WGMMA").ok().as_deref())?;
         let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
         let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared_limit = context.attribute(attribute).map_err(failed("cuDeviceGetAttribute"))?;
@@ -102,7 +104,7 @@ impl DeviceDriver {
             kind: "cuda",
             name,
             driver: Some(format!("CUDA {}.{}", version / 1000, version % 1000 / 10)),
-            code: target.into(),
+            code: if wgmma || target != "sm_90a" { target.into() } else { format!("{target} without wgmma") },
             memory: context.total_mem().ok().map(|bytes| bytes as u64),
             cache: cache.ok().and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0),
         };
@@ -111,6 +113,7 @@ impl DeviceDriver {
             stream,
             capability,
             info,
+            wgmma,
             version: version as u32,
             shared_limit: shared_limit as u32,
             functions: RefCell::default(),
@@ -191,15 +194,22 @@ impl DeviceDriver {
         let module = self.module(image)?;
         let name = CString::new(kernel.name()).map_err(|e| fault(e.to_string()))?;
         // SAFETY: the module is loaded and stays so as long as this driver lives.
-        let function =
-            unsafe { result::module::get_function(module, name) }.map_err(failed("cuModuleGetFunction"))?;
+        let function = unsafe { result::module::get_function(module, name) }.map_err(|error| {
+            fault(format!("cuModuleGetFunction in {}: {}", image.file, described(&error)))
+        })?;
         if kernel.shared_bytes() > 48 * 1024 {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function was just found.
             unsafe {
                 result::function::set_function_attribute(function, attribute, kernel.shared_bytes() as i32)
             }
-            .map_err(failed("cuFuncSetAttribute"))?;
+            .map_err(|error| {
+                fault(format!(
+                    "cuFuncSetAttribute, {} bytes of shared memory: {}",
+                    kernel.shared_bytes(),
+                    described(&error)
+                ))
+            })?;
         }
         let function = Function { handle: function, waits: code::waits(target) };
         self.functions.borrow_mut().insert(kernel.name(), function);
@@ -214,18 +224,28 @@ impl DeviceDriver {
         let mut code = vec![0u64; image.code.len() / 8 + 1];
         bytemuck::cast_slice_mut(&mut code)[..image.code.len()].copy_from_slice(image.code);
         // SAFETY: a whole cubin or PTX text as nvcc wrote it, ended by a zero byte.
-        let module = unsafe { result::module::load_data(code.as_ptr().cast()) }.map_err(|error| {
-            let Error::Driver { message, .. } = failed("cuModuleLoadData")(error) else {
-                return failed("cuModuleLoadData")(error);
-            };
-            Error::Driver {
+        let module =
+            unsafe { result::module::load_data(code.as_ptr().cast()) }.map_err(|error| Error::Driver {
                 call: "cuModuleLoadData",
-                message: format!("{} for {}: {message}", image.file, image.target),
-            }
-        })?;
+                message: format!("{} for {}: {}", image.file, image.target, described(&error)),
+            })?;
         self.modules.borrow_mut().insert(image.code.as_ptr(), module);
         Ok(module)
     }
+}
+
+/// The context of GPU number `ordinal`, made at the first call and never closed: a test or a bench opens many drivers.
+fn context(ordinal: usize) -> Result<Arc<CudaContext>, DriverError> {
+    static OPEN: Mutex<BTreeMap<usize, Arc<CudaContext>>> = Mutex::new(BTreeMap::new());
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(context) = open.get(&ordinal) {
+        return Ok(context.clone());
+    }
+    let context = CudaContext::new(ordinal)?;
+    // SAFETY: all work of a driver goes through one stream, so nothing has to be tracked between streams.
+    unsafe { context.disable_event_tracking() };
+    open.insert(ordinal, context.clone());
+    Ok(context)
 }
 
 /// All targets for which the build has code.
@@ -311,7 +331,6 @@ impl Driver for DeviceDriver {
         self.bind()?;
         let function = self.function(kernel)?;
         let mut params = aligned(params);
-        self.last.set(kernel.name());
         let mut early = CUlaunchAttribute {
             id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
@@ -339,12 +358,16 @@ impl Driver for DeviceDriver {
             sys::cuLaunchKernelEx(&config, function.handle, &mut [params] as *mut _, ptr::null_mut())
         }
         .result()
-        .map_err(|error| match failed("cuLaunchKernelEx")(error) {
-            Error::Driver { message, .. } => {
-                Error::Kernel { kernel: kernel.name().into(), message: format!("grid {grid:?}: {message}") }
-            }
-            other => other,
-        })
+        .map_err(|error| match of_a_kernel(&error) {
+            // Of a launch before this one.
+            true => self.late("cuLaunchKernelEx")(error),
+            false => Error::Kernel {
+                kernel: kernel.name().into(),
+                message: format!("cuLaunchKernelEx, grid {grid:?}: {}", described(&error)),
+            },
+        })?;
+        self.last.set(kernel.name());
+        Ok(())
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -362,7 +385,10 @@ impl Driver for DeviceDriver {
             )));
         }
         self.bind()?;
-        let mut words = encode(spec).map_err(|(call, error)| failed(call)(error))?;
+        let mut words = encode(spec).map_err(|(call, error)| Error::Driver {
+            call,
+            message: format!("{} for {spec:?}", described(&error)),
+        })?;
         // Drivers up to 13.1 set this bit wrongly for tensors under 128 KiB; NVIDIA's CUTLASS clears it likewise.
         if self.version <= 13_010 && spec.extent() < 128 * 1024 {
             words[1] &= !(1 << 21);
@@ -371,7 +397,7 @@ impl Driver for DeviceDriver {
     }
 
     fn has_wgmma(&self) -> bool {
-        self.info.code == "sm_90a"
+        self.wgmma
     }
 
     fn start_early(&self, on: bool) {

@@ -5,12 +5,15 @@ use cudarc::driver::sys::CUresult;
 
 use crate::engine::Error;
 
+/// The driver's words and name for an error.
+pub fn described(error: &DriverError) -> String {
+    let text = error.error_string().ok().map(|text| text.to_string_lossy().into_owned());
+    format!("{} ({:?})", text.unwrap_or_default(), error.0)
+}
+
 /// A failed driver call as an error.
 pub fn failed(call: &'static str) -> impl Fn(DriverError) -> Error {
-    move |error| {
-        let text = error.error_string().ok().map(|text| text.to_string_lossy().into_owned());
-        Error::Driver { call, message: format!("{} ({:?})", text.unwrap_or_default(), error.0) }
-    }
+    move |error| Error::Driver { call, message: described(&error) }
 }
 
 /// Whether it tells what a kernel did, and not what was asked of the driver.
