@@ -80,8 +80,8 @@ fn parsed(document: &Value) -> Document {
 /// How many times longer all work takes at a time, in seconds.
 type Machine<'a> = &'a dyn Fn(f64) -> f64;
 
-/// A session on a machine: `turns` says whose run is next, of eight samples with 2 % of noise behind a second of preparation. A sample
-/// takes 0.7 s, `ratio` times as long by the second.
+/// A session on a machine: `turns` says whose run is next, of eight samples with 2 % of noise behind a second of preparation. A
+/// sample takes 0.7 s, by the second `ratio` times as long.
 fn session(stream: u32, ratio: f64, machine: Machine, turns: &[bool]) -> Vec<Vec<f64>> {
     let (mut time, mut draw) = (0.0, 0);
     let mut run = |second: &bool| {
