@@ -90,6 +90,14 @@ pub(crate) struct Interrupted(Option<String>);
 #[error("{0}")]
 pub struct CheckFailed(pub String);
 
+/// Another program that this one ran has failed, and for which reason: an exit code of the above.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub(crate) struct RunFailed {
+    what: String,
+    code: u8,
+}
+
 fn exit_code(error: &anyhow::Error) -> u8 {
     let of_engine = |error: &engine::Error| match error {
         // Weights that do not fit are bad input, not a fault of the device.
@@ -109,6 +117,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
     if let Some(WorkError::Engine(error)) = error.downcast_ref::<WorkError>() {
         return of_engine(error);
+    }
+    if let Some(failed) = error.downcast_ref::<RunFailed>() {
+        return failed.code;
     }
     if error.is::<Interrupted>() {
         EXIT_INTERRUPTED as u8

@@ -1,7 +1,7 @@
 //! Two measurements row by row: did the second take longer? Checked by `tests/bench.rs` with planted data.
 //!
 //! With r the ratio of the medians, second over first, and [l, h] its 99 % bootstrap interval ([`ratio_interval`]), and t the
-//! tolerance:
+//! tolerance, [`verdict`] says:
 //!
 //! | verdict | where |
 //! |---|---|
@@ -9,6 +9,10 @@
 //! | FASTER | h < 1 and r < 1 / (1 + t) |
 //! | SAME | 1 / (1 + t) <= l and h <= 1 + t |
 //! | AMBIGUOUS | elsewhere, and where a side has fewer than five samples |
+//!
+//! The interval knows the noise within each file, not what the machine did between the two: for that, [`super::versus`].
+
+use serde::Serialize;
 
 use super::document::{Document, Row};
 use super::statistics::{ratio_interval, summary};
@@ -18,7 +22,8 @@ use super::table::{self, time};
 pub const LEAST_SAMPLES: usize = 5;
 
 /// How a row changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum Change {
     Same,
     Faster,
@@ -38,14 +43,26 @@ impl std::fmt::Display for Change {
 }
 
 /// One row of both.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Compared {
     pub name: String,
     pub medians: [f64; 2],
-    /// Of the medians, second over first.
+    /// Second over first.
     pub ratio: f64,
-    pub interval: [f64; 2],
+    /// 99 %; `None` where too little is known for one.
+    pub interval: Option<[f64; 2]>,
     pub change: Change,
+}
+
+/// What a ratio and its interval say.
+pub fn verdict(ratio: f64, interval: Option<[f64; 2]>, tolerance: f64) -> Change {
+    let wide = 1.0 + tolerance;
+    match interval {
+        Some([low, _]) if low > 1.0 && ratio > wide => Change::Slower,
+        Some([_, high]) if high < 1.0 && ratio < 1.0 / wide => Change::Faster,
+        Some([low, high]) if low >= 1.0 / wide && high <= wide => Change::Same,
+        _ => Change::Ambiguous,
+    }
 }
 
 /// Whether `second` took longer than `first`; `None` where one has no samples.
@@ -53,19 +70,28 @@ pub fn compare(name: &str, first: &[f64], second: &[f64], tolerance: f64) -> Opt
     let medians = [summary(first)?.median, summary(second)?.median];
     let ratio = medians[1] / medians[0];
     let interval = ratio_interval(first, second);
-    let ([low, high], wide) = (interval, 1.0 + tolerance);
-    let change = if first.len().min(second.len()) < LEAST_SAMPLES {
-        Change::Ambiguous
-    } else if low > 1.0 && ratio > wide {
-        Change::Slower
-    } else if high < 1.0 && ratio < 1.0 / wide {
-        Change::Faster
-    } else if low >= 1.0 / wide && high <= wide {
-        Change::Same
-    } else {
-        Change::Ambiguous
+    let change = match first.len().min(second.len()) {
+        0..LEAST_SAMPLES => Change::Ambiguous,
+        _ => verdict(ratio, Some(interval), tolerance),
     };
-    Some(Compared { name: name.into(), medians, ratio, interval, change })
+    Some(Compared { name: name.into(), medians, ratio, interval: Some(interval), change })
+}
+
+/// In what the work of the two differs, as far as they say.
+pub fn differences(first: &Document, second: &Document) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut differs = |what: &str, a: &dyn std::fmt::Display, b: &dyn std::fmt::Display| {
+        let (a, b) = (a.to_string(), b.to_string());
+        if a != b {
+            found.push(format!("{what}: {a} in the first, {b} in the second"));
+        }
+    };
+    differs("kind", &first.kind, &second.kind);
+    differs("threads", &first.threads, &second.threads);
+    differs("images", &first.images, &second.images);
+    differs("width", &first.width, &second.width);
+    differs("batch", &first.batch, &second.batch);
+    found
 }
 
 /// The rows that both have, by name and state of the caches; and what the two do not share.
@@ -74,18 +100,10 @@ pub fn compare_documents(
     second: &Document,
     tolerance: f64,
 ) -> (Vec<Compared>, Vec<String>) {
-    let mut notes = Vec::new();
-    let mut differs = |what: &str, a: String, b: String| {
-        if a != b {
-            notes.push(format!("{what}: {a} in the first, {b} in the second"));
-        }
-    };
-    differs("kind", first.kind.clone(), second.kind.clone());
-    differs("device", first.device.to_string(), second.device.to_string());
-    differs("threads", first.threads.to_string(), second.threads.to_string());
-    differs("images", first.images.clone(), second.images.clone());
-    differs("width", first.width.to_string(), second.width.to_string());
-    differs("batch", first.batch.to_string(), second.batch.to_string());
+    let mut notes = differences(first, second);
+    if first.device != second.device {
+        notes.push(format!("device: {} in the first, {} in the second", first.device, second.device));
+    }
     let mut compared = Vec::new();
     let same = |a: &Row, b: &Row| (&a.name, a.cache) == (&b.name, b.cache);
     for row in &first.rows {
@@ -100,17 +118,17 @@ pub fn compare_documents(
 }
 
 /// The table.
-pub fn lines(rows: &[Compared]) -> Vec<String> {
+pub fn lines<'a>(rows: impl IntoIterator<Item = &'a Compared>) -> Vec<String> {
     let cells = |row: &Compared| {
         vec![
             row.name.clone(),
             time(row.medians[0]),
             time(row.medians[1]),
             format!("{:.3}", row.ratio),
-            format!("{:.3} to {:.3}", row.interval[0], row.interval[1]),
+            row.interval.map_or("-".into(), |[low, high]| format!("{low:.3} to {high:.3}")),
             row.change.to_string(),
         ]
     };
     let heading = ["name", "first", "second", "ratio", "99 % interval", "verdict"];
-    table::lines(&heading, &rows.iter().map(cells).collect::<Vec<_>>())
+    table::lines(&heading, &rows.into_iter().map(cells).collect::<Vec<_>>())
 }

@@ -139,10 +139,14 @@ impl Document {
     /// Reads a file of this layout.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-        let read: Self = serde_json::from_slice(&bytes)
-            .with_context(|| format!("{}: not a file of secateur bench or profile", path.display()))?;
+        Self::parse(&bytes).with_context(|| path.display().to_string())
+    }
+
+    /// From the bytes of such a file.
+    pub fn parse(bytes: &[u8]) -> anyhow::Result<Self> {
+        let read: Self = serde_json::from_slice(bytes).context("not a file of secateur bench or profile")?;
         if read.secateur_measure != VERSION {
-            bail!("{}: layout {}, this build reads {VERSION}", path.display(), read.secateur_measure);
+            bail!("layout {}, this build reads {VERSION}", read.secateur_measure);
         }
         Ok(read)
     }
@@ -154,26 +158,31 @@ impl Document {
         Ok(bytes)
     }
 
-    /// The lines above the table.
-    pub fn device_block(&self) -> Vec<String> {
-        let (rate, per) = table::flop_rate(self.device["kind"].as_str().unwrap_or("cpu"));
+    /// What it ran on.
+    pub fn device_line(&self) -> String {
         let text = |key: &str| self.device[key].as_str().unwrap_or("-").to_string();
         let memory = match self.device["memory"].as_u64() {
             Some(bytes) => format!(", {:.0} GiB", bytes as f64 / (1u64 << 30) as f64),
             None => String::new(),
         };
         let driver = self.device["driver"].as_str().map_or(String::new(), |driver| format!(", {driver}"));
+        format!("device   {} ({}, {}{driver}{memory})", text("name"), text("kind"), text("code"))
+    }
+
+    /// What it measured.
+    pub fn work_line(&self) -> String {
+        let recipes = self.recipes.join(", ");
+        format!("work     {recipes}; width {}, batch {}, images {}", self.width, self.batch, self.images)
+    }
+
+    /// The lines above the table.
+    pub fn device_block(&self) -> Vec<String> {
+        let (rate, per) = table::flop_rate(self.device["kind"].as_str().unwrap_or("cpu"));
         let ceiling = |rate: Option<f64>, unit: f64| rate.map_or("-".into(), |rate| number(rate / unit));
         let mut lines = vec![
-            format!("device   {} ({}, {}{driver}{memory})", text("name"), text("kind"), text("code")),
+            self.device_line(),
             format!("build    {}, {}", self.build, date(self.started_unix_seconds)),
-            format!(
-                "work     {}; width {}, batch {}, images {}",
-                self.recipes.join(", "),
-                self.width,
-                self.batch,
-                self.images
-            ),
+            self.work_line(),
         ];
         if !self.ceilings.is_empty() {
             lines.push(format!(

@@ -2,7 +2,7 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `statistics` | median, quartiles, noise, the interval of a ratio |
+//! | `statistics` | median, quartiles, noise, the intervals of a ratio and of what is paired |
 //! | `harness` | samples until they are many and quiet enough, or the time is up |
 //! | `ceilings` | what the device reaches at most, measured in the same run |
 //! | `workload` | the work that is measured: training steps, attacks, evaluations of a recipe |
@@ -14,11 +14,13 @@
 //! | `document` | the JSON and CSV files, and the device block |
 //! | `rows` | their rows as a table and as CSV |
 //! | `compare` | two files row by row: SAME, FASTER, SLOWER or AMBIGUOUS |
+//! | [`versus`] | two builds in turns, the same verdicts from the ratio within each round |
 //! | `selection` | one selection of training samples, its survey apart from its algorithm |
 //! | [`speedup`] | whole trainings and their controls as a table |
 //! | `table` | columns of text |
 //!
-//! Called by `secateur bench` and `secateur profile`. Checked by `tests/bench.rs`, `tests/bench_speedup.rs` and `tests/profile.rs`.
+//! Called by `secateur bench` and `secateur profile`. Checked by `tests/bench.rs`, `tests/bench_versus.rs`,
+//! `tests/bench_speedup.rs` and `tests/profile.rs`.
 //!
 //! # The files
 //!
@@ -27,7 +29,8 @@
 //! one object for each name and state of the caches (`cache` is `cold` or `warm`);
 //! `kernels` has one object for each kernel, `{name, calls, seconds, flops, bytes, ...}`, means of one call; `ceiling_flops`
 //! and `ceiling_bytes` are what the device reached, in operations and bytes a second, or null. Unknown keys are to be
-//! ignored; keys are added without a new version, and changed or taken away only with one.
+//! ignored; keys are added without a new version, and changed or taken away only with one. `bench speedup` and `bench versus`
+//! have layouts of their own.
 
 pub mod ceilings;
 pub mod compare;
@@ -43,6 +46,7 @@ pub mod speedup;
 pub mod statistics;
 mod table;
 pub mod trace;
+pub mod versus;
 pub mod workload;
 
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,4 +1,5 @@
-//! Robust statistics of timings: one slow sample among many changes none of them much. Checked by `tests/bench.rs`.
+//! Robust statistics of timings: one slow sample among many changes none of them much. Checked by `tests/bench.rs` and
+//! `tests/bench_versus.rs`.
 
 use crate::philox::{Key, Purpose};
 
@@ -62,4 +63,44 @@ pub fn ratio_interval(a: &[f64], b: &[f64]) -> [f64; 2] {
         (0..DRAWS).map(|draw| median_of_draw(b, 1, draw) / median_of_draw(a, 0, draw)).collect();
     let ratios = sorted(&ratios);
     [quantile(&ratios, 0.005), quantile(&ratios, 0.995)]
+}
+
+/// Values below which [`middle`] has no interval.
+pub const LEAST_FOR_MIDDLE: usize = 8;
+
+/// What lies in the middle of values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Middle {
+    /// Median of the means of all pairs of values, each with itself as well (Hodges and Lehmann, 1963).
+    pub estimate: f64,
+    /// Holds the centre that the values are spread about with a probability of 99 % at least.
+    pub interval: Option<[f64; 2]>,
+}
+
+/// The middle of values spread evenly about a centre, whatever their distribution; `None` of none. The interval is that of
+/// Wilcoxon's signed-rank statistic, from its exact distribution: n (n + 1) / 2 means are sorted.
+pub fn middle(values: &[f64]) -> Option<Middle> {
+    let pairs = values.iter().enumerate().flat_map(|(i, a)| values[i..].iter().map(move |b| (a + b) / 2.0));
+    let means = sorted(&pairs.collect::<Vec<f64>>());
+    let last = means.len().checked_sub(1)?;
+    let interval = signed_rank_quantile(values.len(), 0.005).map(|at| [means[at], means[last - at]]);
+    Some(Middle { estimate: quantile(&means, 0.5), interval })
+}
+
+/// The largest k for which the signed-rank statistic of `n` values, the sum of the ranks 1 to n each with probability 1/2, is at
+/// most k with a probability of at most `share`.
+fn signed_rank_quantile(n: usize, share: f64) -> Option<usize> {
+    let mut probability = vec![0.0; n * (n + 1) / 2 + 1];
+    probability[0] = 1.0;
+    for rank in 1..=n {
+        for sum in (0..probability.len()).rev() {
+            let without = if sum >= rank { probability[sum - rank] } else { 0.0 };
+            probability[sum] = (probability[sum] + without) / 2.0;
+        }
+    }
+    let below = probability.iter().scan(0.0, |sum, probability| {
+        *sum += probability;
+        Some(*sum)
+    });
+    below.take_while(|&below| below <= share).count().checked_sub(1)
 }

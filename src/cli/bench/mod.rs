@@ -1,22 +1,25 @@
-//! `secateur bench`: how long a training step, an attack, an evaluation or each kernel takes, and whether two measurements
-//! differ.
+//! `secateur bench`: how long a training step, an attack, an evaluation or each kernel takes, and whether two measurements,
+//! or two builds, differ.
 //!
 //! The device block first, then a table of medians. `measure` samples, `select` samples selections in parts, `compare` judges two
-//! files, `model` predicts without a device, `ladder` climbs from kernel to kernel; `speedup` trains whole recipes and their
-//! controls. Checked by `tests/bench.rs`, `tests/bench_speedup.rs` and `tests/model_prediction.rs`.
+//! files and `versus` two builds, `model` predicts without a device, `ladder` climbs from kernel to kernel; `speedup` trains whole
+//! recipes and their controls. Checked by `tests/bench.rs`, `tests/bench_versus.rs`, `tests/bench_speedup.rs` and
+//! `tests/model_prediction.rs`.
 
 mod compare;
+mod executable;
 mod ladder;
 mod measure;
 mod model;
 mod options;
 mod select;
 mod speedup;
+mod versus;
 
 use crate::console::Console;
 use measure::{Options, measure};
 
-/// Measure how long the work of training takes, and compare two measurements
+/// Measure how long the work of training takes, and compare two measurements or two builds
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -45,6 +48,8 @@ enum What {
     Ladder(ladder::Args),
     /// Say of each row of two JSON files whether it became faster or slower; exit code 1 where one is slower
     Compare(compare::Args),
+    /// Run two builds in turns on the same bench and judge the second; exit code 1 where a row of it is slower
+    Versus(versus::Args),
 }
 
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
@@ -58,5 +63,6 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         What::Model(args) => model::run(&args, console),
         What::Ladder(args) => ladder::run(&args, console),
         What::Compare(args) => compare::run(&args, console),
+        What::Versus(args) => versus::run(args, console),
     }
 }
