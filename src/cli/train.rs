@@ -13,8 +13,9 @@ use crate::engine::{DeviceChoice, DeviceInfo, Engine, open};
 use crate::recipe::Recipe;
 use crate::train::checkpoint::sha256;
 use crate::train::metrics::Seconds;
+use crate::train::result::Summary;
 use crate::train::run_folder::{RunFolder, RunFolderError, State};
-use crate::train::{self, Run, Summary};
+use crate::train::{self, Run};
 
 const DEFAULT_RECIPE: &str = "quick";
 const DEFAULT_PARENT: &str = "runs";

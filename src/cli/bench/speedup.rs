@@ -21,8 +21,9 @@ use crate::measure::speedup::document::{Document, Run};
 use crate::measure::speedup::judge::{Court, JudgeError};
 use crate::measure::speedup::plan::{Entry, Plan, with_epochs};
 use crate::recipe::Recipe;
+use crate::train::result::TestAccuracy;
 use crate::train::run_folder::{RunFolder, State};
-use crate::train::{self, TestAccuracy, TrainError};
+use crate::train::{self, TrainError};
 
 /// The table's files in --out.
 const JSON: &str = "speedup.json";

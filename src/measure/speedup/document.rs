@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::cost::{BULLET_STEP_SHARE, Cost, EASY_SHARE};
 use super::plan::{Entry, Plan};
 use crate::recipe::{Acceleration, Recipe, SelectionMethod};
-use crate::train::TestAccuracy;
 use crate::train::metrics::{EpochMetrics, Seconds};
+use crate::train::result::TestAccuracy;
 
 /// The version of the JSON.
 pub const VERSION: u32 = 1;

@@ -15,8 +15,8 @@ use crate::evaluate::state::{Finished, Settings, State, StateError};
 use crate::evaluate::{Outcome, Protocol, Subject, evaluate};
 use crate::model::{Weights, WeightsError};
 use crate::recipe::Recipe;
-use crate::train::TestAccuracy;
 use crate::train::checkpoint::sha256;
+use crate::train::result::TestAccuracy;
 use crate::train::run_folder::{RunFolder, RunFolderError};
 
 /// Why there is no verdict.
