@@ -21,6 +21,7 @@
 //! | [`console`] | what a user sees while a command works |
 //! | [`model`] | ResNet-18: layer table, parameter names, initialisation, weights files |
 //! | [`data`] | CIFAR binary files, generated images, download, splits and the order of an epoch |
+//! | [`digest`] | SHA-256 as text |
 //! | [`files`] | files written whole or not at all |
 //! | [`names`] | enums whose values have names in recipes and records |
 //! | [`philox`] | the one source of randomness: counter-based, the same bits on every device |
@@ -34,6 +35,7 @@ pub mod batch;
 pub mod cli;
 pub mod console;
 pub mod data;
+pub mod digest;
 pub mod engine;
 pub mod evaluate;
 pub mod files;

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::metrics::{Best, Seconds};
 use crate::attack::AttackWork;
+use crate::digest::sha256;
 use crate::engine::OptimizerState;
 use crate::files::sync_folder;
 use crate::model::{Weights, WeightsError};
@@ -134,11 +134,6 @@ impl FileEntry {
     fn of(bytes: &[u8]) -> Self {
         Self { bytes: bytes.len() as u64, sha256: sha256(bytes) }
     }
-}
-
-/// Lower-case hexadecimal SHA-256.
-pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The folder name of a checkpoint at this place of a run.

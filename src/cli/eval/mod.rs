@@ -14,13 +14,13 @@ use anyhow::bail;
 use super::{CheckFailed, Interrupted, at, catch_interrupts, radius, writable};
 use crate::batch::Batch;
 use crate::console::Console;
+use crate::digest::sha256;
 use crate::engine::{DeviceChoice, WeightSet, open};
 use crate::evaluate::state::Settings;
 use crate::evaluate::{Part, Protocol, Subject, evaluate, sanity};
 use crate::files::{Existing, write_atomic};
 use crate::model::Weights;
 use crate::recipe::Fraction;
-use crate::train::checkpoint::sha256;
 use session::Session;
 
 /// Measure the accuracy of weights under evaluation protocols

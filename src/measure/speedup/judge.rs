@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 
 use crate::batch::Batch;
 use crate::console::Console;
+use crate::digest::sha256;
 use crate::engine::{self, Engine, ImageSet, WeightSet};
 use crate::evaluate::autoattack::{self, Listener, Progress};
 use crate::evaluate::state::{Finished, Settings, State, StateError};
 use crate::evaluate::{Outcome, Protocol, Subject, evaluate};
 use crate::model::{Weights, WeightsError};
 use crate::recipe::Recipe;
-use crate::train::checkpoint::sha256;
 use crate::train::result::TestAccuracy;
 use crate::train::run_folder::{RunFolder, RunFolderError};
 
