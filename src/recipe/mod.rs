@@ -16,6 +16,7 @@ mod overrides;
 mod reader;
 mod schedule;
 mod selection;
+mod spelling;
 mod timeline;
 mod value;
 
