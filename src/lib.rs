@@ -18,6 +18,7 @@
 //! | [`recipe`] | TOML to a typed, fully resolved recipe; unknown keys are refused |
 //! | [`batch`] | the tensors of one batch: images, adversarial images, the outputs of a loss |
 //! | [`engine`] | the operations of a device: the trait, the CPU reference, and the CUDA kernels behind two drivers |
+//! | [`clock`] | the time of day, and a moment as a date |
 //! | [`console`] | what a user sees while a command works |
 //! | [`model`] | ResNet-18: layer table, parameter names, initialisation, weights files |
 //! | [`data`] | CIFAR binary files, generated images, download, splits and the order of an epoch |
@@ -33,6 +34,7 @@ pub mod accelerate;
 pub mod attack;
 pub mod batch;
 pub mod cli;
+pub mod clock;
 pub mod console;
 pub mod data;
 pub mod digest;

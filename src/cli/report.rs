@@ -1,10 +1,10 @@
 //! `secateur report`: run folders become one self-contained HTML page.
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::eval::subject::weights_file;
 use super::{Interrupted, at, catch_interrupts, writable};
+use crate::clock;
 use crate::console::Console;
 use crate::data::order::split;
 use crate::data::{DataSet, SetKind};
@@ -67,7 +67,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
             }
         }
     }
-    page.made = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    page.made = clock::now().as_secs();
     let html = page.html();
     at(&args.out, write_atomic(&args.out, html.as_bytes(), Existing::Replace))?;
     let runs = page.runs.len();

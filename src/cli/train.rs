@@ -1,12 +1,12 @@
 //! `secateur train`: a recipe, images and a device become a run folder.
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::bail;
 use serde_json::json;
 
 use super::catch_interrupts;
+use crate::clock;
 use crate::console::Console;
 use crate::data::DataSet;
 use crate::digest::sha256;
@@ -163,10 +163,9 @@ pub(super) fn begin_session(
             console.note("warning: the run was started on another device or build: its bits will differ");
         }
     }
-    let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     folder.add_session(json!({
         "secateur": env!("CARGO_PKG_VERSION"),
-        "started_unix_seconds": started,
+        "started_unix_seconds": clock::now().as_secs(),
         "command": std::env::args().collect::<Vec<_>>(),
         "device": device,
         "threads": rayon::current_num_threads(),

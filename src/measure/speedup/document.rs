@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cost::{BULLET_STEP_SHARE, Cost, EASY_SHARE};
 use super::plan::{Entry, Plan};
+use crate::clock;
 use crate::recipe::{Acceleration, Recipe, SelectionMethod};
 use crate::train::metrics::{EpochMetrics, Seconds};
 use crate::train::result::TestAccuracy;
@@ -201,7 +202,7 @@ impl Document {
             secateur_speedup: VERSION,
             command: std::env::args().collect(),
             build: format!("secateur {} ({profile})", env!("CARGO_PKG_VERSION")),
-            started_unix_seconds: super::super::now(),
+            started_unix_seconds: clock::now().as_secs(),
             dry_run: true,
             device: serde_json::Value::Null,
             threads: rayon::current_num_threads(),
