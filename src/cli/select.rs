@@ -96,15 +96,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         key: key(Purpose::Selection),
     };
     let mut objective = objective::of_recipe(&recipe);
-    let mut shown = 0;
-    let mut watch = |done, total| {
-        if shown == 0 || shown > done {
-            console.bar("candidates", total);
-        }
-        shown = done;
-        console.at(done);
-        !interrupt.requested()
-    };
+    let mut watch = console.watch("candidates".into(), || interrupt.requested());
     let mut survey = Survey {
         set: &set,
         objective: objective.as_mut(),

@@ -236,15 +236,8 @@ fn epoch(
 /// user asked to stop.
 fn select(run: &Run, trainer: &mut Trainer) -> Result<bool> {
     let number = trainer.progress.epoch + 1;
-    let mut shown = 0;
-    let chosen = trainer.begin_epoch(&mut |done, total| {
-        if shown == 0 {
-            run.console.bar(format!("selection for epoch {number}"), total);
-        }
-        shown = done;
-        run.console.at(done);
-        !(run.stop)()
-    });
+    let chosen =
+        trainer.begin_epoch(&mut run.console.watch(format!("selection for epoch {number}"), run.stop));
     match chosen {
         Ok(chosen) => {
             if let Some(subset) = trainer.subset().filter(|_| chosen) {
@@ -277,14 +270,7 @@ fn judge(
     protocol: &Protocol,
     label: &str,
 ) -> Result<Option<Outcome>, engine::Error> {
-    let mut shown = 0;
     let scratch = trainer.batch.clone();
-    evaluate(trainer.engine, subject, protocol, &scratch, &mut |done, total| {
-        if shown == 0 {
-            run.console.bar(format!("{label} {protocol}"), total);
-        }
-        shown = done;
-        run.console.at(done);
-        !(run.stop)()
-    })
+    let watch = &mut run.console.watch(format!("{label} {protocol}"), run.stop);
+    evaluate(trainer.engine, subject, protocol, &scratch, watch)
 }

@@ -156,14 +156,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
             let keeps = dumped == Some(protocol);
             let finished = match protocol.parts() {
                 [] => {
-                    let mut shown = false;
-                    let outcome = evaluate(engine, subject, protocol, &scratch, &mut |done, total| {
-                        if !std::mem::replace(&mut shown, true) {
-                            console.bar(protocol.to_string(), total);
-                        }
-                        console.at(done);
-                        !interrupt.requested()
-                    })?;
+                    let watch = &mut console.watch(protocol.to_string(), || interrupt.requested());
+                    let outcome = evaluate(engine, subject, protocol, &scratch, watch)?;
                     outcome.map(|outcome| (outcome, None))
                 }
                 _ => session.search(engine, subject, protocol, &scratch, keeps, (console, &interrupt))?,

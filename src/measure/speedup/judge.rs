@@ -206,14 +206,8 @@ impl Court<'_> {
         let label = format!("{} weights, {protocol}", candidate.label);
         let outcome: Option<(Outcome, Option<Progress>)> = match protocol.parts() {
             [] => {
-                let mut shown = false;
-                let outcome = evaluate(engine, subject, protocol, scratch, &mut |done, total| {
-                    if !std::mem::replace(&mut shown, true) {
-                        self.console.bar(label.clone(), total);
-                    }
-                    self.console.at(done);
-                    !(self.stop)()
-                })?;
+                let watch = &mut self.console.watch(label, self.stop);
+                let outcome = evaluate(engine, subject, protocol, scratch, watch)?;
                 outcome.map(|outcome| (outcome, None))
             }
             parts => {
