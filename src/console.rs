@@ -88,6 +88,23 @@ impl Console {
         self.bar.borrow().set_position(position as u64);
     }
 
+    /// Told what is done and of how much, draws a bar, from the first call on and anew where the count starts over; answers
+    /// whether the work goes on, which `stop` ends.
+    pub fn watch<'a>(
+        &'a self,
+        label: String,
+        stop: impl Fn() -> bool + 'a,
+    ) -> impl FnMut(usize, usize) -> bool + 'a {
+        let mut shown = None;
+        move |done, total| {
+            if shown.replace(done).is_none_or(|shown| shown > done) {
+                self.bar(label.clone(), total);
+            }
+            self.at(done);
+            !stop()
+        }
+    }
+
     /// Takes the bar away.
     pub fn clear(&self) {
         self.bar.borrow().finish_and_clear();

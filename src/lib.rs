@@ -18,9 +18,11 @@
 //! | [`recipe`] | TOML to a typed, fully resolved recipe; unknown keys are refused |
 //! | [`batch`] | the tensors of one batch: images, adversarial images, the outputs of a loss |
 //! | [`engine`] | the operations of a device: the trait, the CPU reference, and the CUDA kernels behind two drivers |
+//! | [`clock`] | the time of day, and a moment as a date |
 //! | [`console`] | what a user sees while a command works |
 //! | [`model`] | ResNet-18: layer table, parameter names, initialisation, weights files |
 //! | [`data`] | CIFAR binary files, generated images, download, splits and the order of an epoch |
+//! | [`digest`] | SHA-256 as text |
 //! | [`files`] | files written whole or not at all |
 //! | [`names`] | enums whose values have names in recipes and records |
 //! | [`philox`] | the one source of randomness: counter-based, the same bits on every device |
@@ -32,8 +34,10 @@ pub mod accelerate;
 pub mod attack;
 pub mod batch;
 pub mod cli;
+pub mod clock;
 pub mod console;
 pub mod data;
+pub mod digest;
 pub mod engine;
 pub mod evaluate;
 pub mod files;

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use assert_cmd::Command;
 use secateur::measure::speedup::cost::Cost;
+use secateur::measure::speedup::document::{Document, Statistic};
 use secateur::measure::speedup::plan::{Plan, Role, with_epochs};
-use secateur::measure::speedup::table::{Document, Statistic};
 use secateur::model::ResNet18;
 use secateur::recipe::{Acceleration, Recipe, Schedule, SelectionMethod};
 use serde_json::Value;
@@ -268,7 +268,7 @@ fn a_table_is_what_its_runs_recorded_and_they_are_made_once() {
         for (run, before) in row.runs.iter().zip(&before.runs) {
             assert_eq!((run.seconds, run.speed_up), (before.seconds, before.speed_up));
             let accuracy =
-                |run: &secateur::measure::speedup::table::Run, at: usize| run.accuracies[at].correct;
+                |run: &secateur::measure::speedup::document::Run, at: usize| run.accuracies[at].correct;
             assert_eq!(accuracy(run, 0), accuracy(before, 0), "clean, best");
             assert!(accuracy(run, 1) <= accuracy(run, 0), "{}: an attack helps nobody", run.folder);
         }

@@ -6,11 +6,12 @@ use std::sync::OnceLock;
 
 use proptest::prelude::*;
 use secateur::attack::AttackWork;
+use secateur::digest::sha256;
 use secateur::engine::OptimizerState;
 use secateur::model::{ResNet18, Weights, initialise};
 use secateur::train::checkpoint::{
     Checkpoint, CheckpointError, LastSelection, Progress, SamplesSoFar, SelectionState, list, load,
-    load_newest, name, save, sha256,
+    load_newest, name, save,
 };
 use secateur::train::metrics::{Best, Seconds};
 

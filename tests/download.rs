@@ -10,7 +10,7 @@ use flate2::{Compression, write::GzEncoder};
 use secateur::data::cifar::{CIFAR10, Layout};
 use secateur::data::download::{Archive, DownloadError, Outcome, fetch};
 use secateur::data::{DataSet, SetKind};
-use sha2::{Digest, Sha256};
+use secateur::digest::sha256;
 
 /// How the server treats one request; the last entry serves all further ones.
 #[derive(Clone, Copy, Debug)]
@@ -137,8 +137,7 @@ fn pack(layout: &Layout, others: &[(&str, usize)]) -> Vec<u8> {
 }
 
 fn archive_of(bytes: &[u8]) -> Archive {
-    let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    Archive { layout: CIFAR10, file: "small.tar.gz".into(), bytes: bytes.len() as u64, sha256 }
+    Archive { layout: CIFAR10, file: "small.tar.gz".into(), bytes: bytes.len() as u64, sha256: sha256(bytes) }
 }
 
 fn get(server: &Server, out: &Path) -> Result<Outcome, DownloadError> {

@@ -18,8 +18,9 @@ use secateur::philox::{Key, Purpose};
 use secateur::recipe::Recipe;
 use secateur::train::checkpoint::{self, Checkpoint};
 use secateur::train::metrics::EpochMetrics;
+use secateur::train::result::Summary;
 use secateur::train::run_folder::{RunFolder, State};
-use secateur::train::{self, Run, Summary, TrainError, Trainer};
+use secateur::train::{self, Run, TrainError, Trainer};
 
 /// 100 training images in batches of 24, 20 for validation. Subsets of half: two steps and a smaller third.
 const RECIPE: &str = r#"

@@ -12,8 +12,9 @@ use secateur::model::Weights;
 use secateur::recipe::Recipe;
 use secateur::train::checkpoint;
 use secateur::train::metrics::EpochMetrics;
+use secateur::train::result::Summary;
 use secateur::train::run_folder::{RunFolder, RunFolderError, State};
-use secateur::train::{self, Run, Summary, TrainError};
+use secateur::train::{self, Run, TrainError};
 use tempfile::TempDir;
 
 /// 100 training images in batches of 24: four steps and a smaller fifth. 20 for validation.

@@ -20,9 +20,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
+use super::{images_of, weights_for};
 use crate::batch::Batch;
 use crate::console::Console;
-use crate::data::DataSet;
 use crate::engine::{DeviceChoice, Engine, Pass, WeightSet, open};
 use crate::files::Existing;
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
@@ -70,17 +70,8 @@ fn range(text: &str) -> Result<Range<usize>, String> {
 
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let recipe = Recipe::load(&args.recipe, &args.set)?;
-    let (network, weights) = Weights::read_network(&args.weights)?;
-    if network.classes != recipe.data.set.classes() {
-        let (classes, set) = (recipe.data.set.classes(), recipe.data.set);
-        bail!("{}: {} classes, and {set} has {classes}", args.weights.display(), network.classes);
-    }
-    let data = DataSet::open(
-        recipe.data.set,
-        args.data.as_deref(),
-        recipe.data.train_limit,
-        recipe.data.test_limit,
-    )?;
+    let (network, weights) = weights_for(&recipe, &args.weights)?;
+    let data = images_of(&recipe, args.data.as_deref())?;
     let range = args.samples.clone();
     if range.end > data.train.len() {
         bail!("--samples {}..{}: there are {} training images", range.start, range.end, data.train.len());

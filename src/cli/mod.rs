@@ -16,14 +16,16 @@ mod train;
 mod weights;
 
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use crate::console::Console;
-use crate::data::SetKind;
+use crate::data::{DataError, DataSet, SetKind};
 use crate::engine;
 use crate::measure::workload::WorkError;
+use crate::model::{ResNet18, Weights};
 use crate::names::Named;
 use crate::recipe::{Fraction, Recipe};
 use crate::train::TrainError;
@@ -174,23 +176,39 @@ fn recipe_for(
     Ok(Recipe::load(name, &overrides)?)
 }
 
+/// The images of a recipe, from the folder of the CIFAR files where its set needs it.
+fn images_of(recipe: &Recipe, folder: Option<&Path>) -> Result<DataSet, DataError> {
+    let data = &recipe.data;
+    DataSet::open(data.set, folder, data.train_limit, data.test_limit)
+}
+
+/// A weights file and its network, which has as many classes as the recipe's images.
+fn weights_for(recipe: &Recipe, path: &Path) -> anyhow::Result<(ResNet18, Weights)> {
+    let (network, weights) = Weights::read_network(path)?;
+    let (set, classes) = (recipe.data.set, recipe.data.set.classes());
+    if network.classes != classes {
+        anyhow::bail!("{}: {} classes, and {set} has {classes}", path.display(), network.classes);
+    }
+    Ok((network, weights))
+}
+
 /// Catches Ctrl-C for a command that runs for long.
 fn catch_interrupts() -> anyhow::Result<Interrupt> {
     Ok(Interrupt::install()?)
 }
 
 /// A path's file operation, named in its error.
-fn at<T>(path: &std::path::Path, result: io::Result<T>) -> anyhow::Result<T> {
+fn at<T>(path: &Path, result: io::Result<T>) -> anyhow::Result<T> {
     result.map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))
 }
 
 /// Fails before the work, and not behind it, where a result cannot be written.
-fn writable(out: &std::path::Path) -> anyhow::Result<()> {
+fn writable(out: &Path) -> anyhow::Result<()> {
     if out.is_dir() {
         anyhow::bail!("{}: a folder, expected a file to write", out.display());
     }
     let folder = out.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let folder = folder.unwrap_or(std::path::Path::new("."));
+    let folder = folder.unwrap_or(Path::new("."));
     at(folder, tempfile::tempfile_in(folder)).map(drop)
 }
 

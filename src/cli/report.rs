@@ -1,13 +1,13 @@
 //! `secateur report`: run folders become one self-contained HTML page.
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::eval::subject::weights_file;
-use super::{Interrupted, at, catch_interrupts, writable};
+use super::{Interrupted, at, catch_interrupts, images_of, writable};
+use crate::clock;
 use crate::console::Console;
+use crate::data::SetKind;
 use crate::data::order::split;
-use crate::data::{DataSet, SetKind};
 use crate::engine::{DeviceChoice, open};
 use crate::evaluate::{PgdProtocol, StepSize};
 use crate::files::{Existing, write_atomic};
@@ -67,7 +67,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
             }
         }
     }
-    page.made = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    page.made = clock::now().as_secs();
     let html = page.html();
     at(&args.out, write_atomic(&args.out, html.as_bytes(), Existing::Replace))?;
     let runs = page.runs.len();
@@ -93,7 +93,7 @@ fn pictures(
     let recipe = Recipe::load(&RunFolder::open(&run.path).recipe().to_string_lossy(), &[])?;
     // A generated set has no files, whatever the other runs of the page are made of.
     let folder = args.data.as_deref().filter(|_| recipe.data.set != SetKind::Generated);
-    let data = open_data(&recipe, folder)?;
+    let data = images_of(&recipe, folder)?;
     let mut gallery = Gallery { run: run.name.clone(), ..Gallery::default() };
     let count = args.images as usize;
     if let Some(chosen) = &run.chosen {
@@ -116,9 +116,4 @@ fn pictures(
         weights.strip_prefix(&run.path).unwrap_or(Path::new("the weights")).display()
     );
     Ok(gallery)
-}
-
-fn open_data(recipe: &Recipe, folder: Option<&Path>) -> anyhow::Result<DataSet> {
-    let limits = &recipe.data;
-    Ok(DataSet::open(limits.set, folder, limits.train_limit, limits.test_limit)?)
 }

@@ -8,13 +8,12 @@ use std::time::Instant;
 
 use anyhow::bail;
 
-use super::{Interrupted, at, catch_interrupts, writable};
+use super::{Interrupted, at, catch_interrupts, images_of, weights_for, writable};
 use crate::batch::Batch;
 use crate::console::Console;
-use crate::data::{DataSet, order::split};
+use crate::data::order::split;
 use crate::engine::{DeviceChoice, open};
 use crate::files::{Existing, write_atomic};
-use crate::model::Weights;
 use crate::names::Named;
 use crate::objective;
 use crate::philox::{Key, Purpose};
@@ -66,23 +65,14 @@ fn method(name: &str) -> Result<SelectionMethod, String> {
 
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let recipe = recipe(&args)?;
-    let (network, weights) = Weights::read_network(&args.weights)?;
-    if network.classes != recipe.data.set.classes() {
-        let (classes, set) = (recipe.data.set.classes(), recipe.data.set);
-        bail!("{}: {} classes, and {set} has {classes}", args.weights.display(), network.classes);
-    }
+    let (network, weights) = weights_for(&recipe, &args.weights)?;
     for out in [Some(&args.out), args.factors.as_ref()].into_iter().flatten() {
         writable(out)?;
     }
     if args.factors.as_ref() == Some(&args.out) {
         bail!("--factors {}: also the file of --out", args.out.display());
     }
-    let data = DataSet::open(
-        recipe.data.set,
-        args.data.as_deref(),
-        recipe.data.train_limit,
-        recipe.data.test_limit,
-    )?;
+    let data = images_of(&recipe, args.data.as_deref())?;
     let kept = &recipe.data;
     let split = split(&data.train, data.classes, kept.validation, kept.validation_split, recipe.seed)?;
 
@@ -106,15 +96,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         key: key(Purpose::Selection),
     };
     let mut objective = objective::of_recipe(&recipe);
-    let mut shown = 0;
-    let mut watch = |done, total| {
-        if shown == 0 || shown > done {
-            console.bar("candidates", total);
-        }
-        shown = done;
-        console.at(done);
-        !interrupt.requested()
-    };
+    let mut watch = console.watch("candidates".into(), || interrupt.requested());
     let mut survey = Survey {
         set: &set,
         objective: objective.as_mut(),

@@ -1,20 +1,21 @@
 //! `secateur train`: a recipe, images and a device become a run folder.
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::bail;
 use serde_json::json;
 
-use super::catch_interrupts;
+use super::{catch_interrupts, images_of};
+use crate::clock;
 use crate::console::Console;
 use crate::data::DataSet;
+use crate::digest::sha256;
 use crate::engine::{DeviceChoice, DeviceInfo, Engine, open};
 use crate::recipe::Recipe;
-use crate::train::checkpoint::sha256;
 use crate::train::metrics::Seconds;
+use crate::train::result::Summary;
 use crate::train::run_folder::{RunFolder, RunFolderError, State};
-use crate::train::{self, Run, Summary};
+use crate::train::{self, Run};
 
 const DEFAULT_RECIPE: &str = "quick";
 const DEFAULT_PARENT: &str = "runs";
@@ -54,12 +55,7 @@ struct Plan {
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let Plan { recipe, out, resumed } = plan(&args)?;
     train::Protocols::of_recipe(&recipe)?;
-    let data = DataSet::open(
-        recipe.data.set,
-        args.data.as_deref(),
-        recipe.data.train_limit,
-        recipe.data.test_limit,
-    )?;
+    let data = images_of(&recipe, args.data.as_deref())?;
     let mut engine = open(args.device, train::network(&recipe), recipe.batch)?;
     // The recipe's mistake, not the device's.
     engine.check_precision(recipe.attack.precision).map_err(|error| anyhow::anyhow!("{error}"))?;
@@ -162,10 +158,9 @@ pub(super) fn begin_session(
             console.note("warning: the run was started on another device or build: its bits will differ");
         }
     }
-    let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     folder.add_session(json!({
         "secateur": env!("CARGO_PKG_VERSION"),
-        "started_unix_seconds": started,
+        "started_unix_seconds": clock::now().as_secs(),
         "command": std::env::args().collect::<Vec<_>>(),
         "device": device,
         "threads": rayon::current_num_threads(),

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use flate2::read::GzDecoder;
-use sha2::{Digest, Sha256};
 use ureq::http::header::{CONTENT_RANGE, RANGE};
 
 use super::cifar::{self, CIFAR10, CIFAR100, Layout};
 use super::{DataError, SetKind};
+use crate::digest::sha256_of;
 use crate::files::sync_folder;
 
 /// Where the archives are published.
@@ -217,16 +217,7 @@ fn resumes_at(response: &ureq::http::Response<ureq::Body>, have: u64) -> bool {
 }
 
 fn check_digest(archive: &Archive, path: &Path, advice: &'static str) -> Result<(), DownloadError> {
-    let mut file = File::open(path).map_err(io_at(path))?;
-    let mut hasher = Sha256::new();
-    let mut block = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut block).map_err(io_at(path))? {
-            0 => break,
-            read => hasher.update(&block[..read]),
-        }
-    }
-    let met: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let met = File::open(path).and_then(sha256_of).map_err(io_at(path))?;
     if met == archive.sha256 {
         return Ok(());
     }

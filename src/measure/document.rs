@@ -12,7 +12,7 @@ use super::rows;
 use super::statistics::summary;
 use super::table::{self, number};
 use super::workload::Cache;
-use super::{date, now};
+use crate::clock;
 use crate::data::SetKind;
 use crate::engine::{DeviceInfo, Engine};
 
@@ -121,7 +121,7 @@ impl Document {
             kind: kind.into(),
             command: std::env::args().collect(),
             build: format!("secateur {} ({profile})", env!("CARGO_PKG_VERSION")),
-            started_unix_seconds: now(),
+            started_unix_seconds: clock::now().as_secs(),
             device: serde_json::json!(device),
             threads: rayon::current_num_threads(),
             recipes,
@@ -181,7 +181,7 @@ impl Document {
         let ceiling = |rate: Option<f64>, unit: f64| rate.map_or("-".into(), |rate| number(rate / unit));
         let mut lines = vec![
             self.device_line(),
-            format!("build    {}, {}", self.build, date(self.started_unix_seconds)),
+            format!("build    {}, {} UTC", self.build, clock::to_the_second(self.started_unix_seconds)),
             self.work_line(),
         ];
         if !self.ceilings.is_empty() {

@@ -1,24 +1,19 @@
 //! What a training step minimises: the attack it needs, its loss, and the train passes behind its gradients.
 //!
-//! A new objective is one more file here, one line in [`of_recipe`] and one name in `recipe::Method`. Called by the
-//! training loop and by `secateur dump`. Checked by `tests/training.rs` and `tests/methods.rs`.
+//! A new objective is one more file here, one line in [`of_recipe`] and one name in `recipe::Method`. Most are a constructor:
+//! of `single`, which trains on the adversarial images alone, or of `paired`, which trains on both. Called by the training
+//! loop and by `secateur dump`. Checked by `tests/training.rs` and `tests/methods.rs`.
 
 mod fgsm_rs;
 mod free;
 mod mart;
 mod n_fgsm;
+mod paired;
 mod passes;
 mod pgd_at;
+mod single;
 mod standard;
 mod trades;
-
-pub use fgsm_rs::FgsmRs;
-pub use free::Free;
-pub use mart::Mart;
-pub use n_fgsm::NFgsm;
-pub use pgd_at::PgdAt;
-pub use standard::Standard;
-pub use trades::Trades;
 
 use crate::attack::AttackWork;
 use crate::batch::Batch;
@@ -81,12 +76,12 @@ pub trait Objective {
 /// The table of objectives.
 pub fn of_recipe(recipe: &Recipe) -> Box<dyn Objective> {
     match recipe.objective.method {
-        Method::Standard => Box::new(Standard::of_recipe(recipe)),
-        Method::PgdAt => Box::new(PgdAt::of_recipe(recipe)),
-        Method::Trades => Box::new(Trades::of_recipe(recipe)),
-        Method::Mart => Box::new(Mart::of_recipe(recipe)),
-        Method::FgsmRs => Box::new(FgsmRs::of_recipe(recipe)),
-        Method::NFgsm => Box::new(NFgsm::of_recipe(recipe)),
-        Method::Free => Box::new(Free::of_recipe(recipe)),
+        Method::Standard => Box::new(standard::of_recipe(recipe)),
+        Method::PgdAt => Box::new(pgd_at::of_recipe(recipe)),
+        Method::Trades => Box::new(trades::of_recipe(recipe)),
+        Method::Mart => Box::new(mart::of_recipe(recipe)),
+        Method::FgsmRs => Box::new(fgsm_rs::of_recipe(recipe)),
+        Method::NFgsm => Box::new(n_fgsm::of_recipe(recipe)),
+        Method::Free => Box::new(free::Free::of_recipe(recipe)),
     }
 }

@@ -3,7 +3,7 @@
 //! Checked by tests/recipes.rs (each parses, round-trips and is listed). Called by [`super::Recipe::load`].
 
 use super::RecipeError;
-use super::reader::nearest;
+use super::spelling::nearest;
 
 /// One recipe of the binary.
 #[derive(Clone, Copy, Debug)]

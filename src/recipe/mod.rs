@@ -3,14 +3,20 @@
 //! A recipe may leave out what has a default; [`Recipe::to_toml`] writes every key back, so that the `recipe.toml`
 //! of a run folder holds the whole truth and parses to the same recipe. Unknown keys are refused with the nearest
 //! known one; values out of range name the key, the value met and the values wanted. Checked by tests/recipes.rs.
-//! Called by `secateur train` and `dump`; used by train, attack, objective and evaluate.
+//! Called by the commands; used by train, attack, objective and evaluate.
+//!
+//! A section with names or rules of its own has a file, type and reading together; those of a few plain keys stand here.
 
+mod accelerate;
 mod attack;
 mod builtin;
+mod data;
+mod objective;
 mod overrides;
 mod reader;
 mod schedule;
 mod selection;
+mod spelling;
 mod timeline;
 mod value;
 
@@ -18,16 +24,18 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+pub use accelerate::{Accelerate, Acceleration};
 pub use attack::{Attack, BatchNorm, Phase, Start};
 pub use builtin::{BUILTIN, Builtin};
+pub use data::Data;
+pub use objective::{Method, Objective};
 pub use schedule::{Schedule, Update};
 pub use selection::{AtomMode, Greedy, Selection, SelectionMethod};
 pub use timeline::{Pace, Stage, Timeline};
 pub use value::Fraction;
 
-use crate::data::{GENERATED_TEST, GENERATED_TRAIN, MAX_GENERATED, SetKind, Sizes, ValidationSplit};
+use crate::data::Sizes;
 use crate::model::layers::WIDTHS;
-use crate::names::named;
 use reader::{Section, above};
 
 /// A training run. Every field is resolved: nothing below consults a default again.
@@ -54,93 +62,11 @@ pub struct Recipe {
     pub metrics: Metrics,
 }
 
-/// `[data]`
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Data {
-    pub set: SetKind,
-    /// The first so many training images of the files, validation included; of the generated set, how many are made.
-    #[serde(serialize_with = "value::all")]
-    pub train_limit: Option<usize>,
-    #[serde(serialize_with = "value::all")]
-    pub test_limit: Option<usize>,
-    /// Training images held out to choose the best epoch; 0 for none.
-    pub validation: usize,
-    /// Which images those are.
-    pub validation_split: ValidationSplit,
-    /// Random crop (padding 4) and horizontal flip.
-    pub augment: bool,
-}
-
 /// `[model]`
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Model {
     /// Channels of the first stage: 64, or 16 for tests and CPU demonstrations.
     pub width: usize,
-}
-
-/// `[objective]`
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Objective {
-    pub method: Method,
-    /// Target (1 - s) one_hot + s / classes; 0 where the loss compares clean and adversarial predictions.
-    pub label_smoothing: f64,
-    /// Factor on the divergence: beta of TRADES, lambda of MART; unused by the others.
-    pub beta: f64,
-    /// Optimizer steps on each minibatch: m of Free-AT, 1 for the others.
-    pub replays: usize,
-}
-
-named! {
-    /// What a training step minimises.
-    pub enum Method {
-        /// CE(f(x), y), without an attack: the yardstick of cost.
-        Standard = "standard",
-        /// CE(f(x'), y) (Madry et al. 2018).
-        PgdAt = "pgd-at",
-        /// CE(f(x), y) + beta KL(f(x) || f(x')) (Zhang et al. 2019).
-        Trades = "trades",
-        /// Boosted CE(f(x'), y) + lambda (1 - p_y) KL(f(x) || f(x')) (Wang et al. 2020).
-        Mart = "mart",
-        /// CE(f(x'), y), one step from a random start (Wong et al. 2020).
-        FgsmRs = "fgsm-rs",
-        /// CE(f(x'), y), one step from strong noise, outside the ball (de Jorge et al. 2022).
-        NFgsm = "n-fgsm",
-        /// CE(f(x'), y), minibatches replayed, x' moved by each step's own gradient (Shafahi et al. 2019).
-        Free = "free",
-    }
-}
-
-impl Method {
-    /// Steps of an attack whose number is part of the method.
-    pub fn fixed_steps(self) -> Option<usize> {
-        match self {
-            Self::Standard => Some(0),
-            Self::FgsmRs | Self::NFgsm | Self::Free => Some(1),
-            Self::PgdAt | Self::Trades | Self::Mart => None,
-        }
-    }
-}
-
-/// `[accelerate]`: fewer attack steps for the same training.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Accelerate {
-    pub method: Acceleration,
-    /// Of the brief attack on robust samples; at most the steps of the full attack.
-    pub robust_steps: usize,
-    /// Unused where the full attack is a single step, which keeps its own size.
-    pub robust_step_size: Fraction,
-    /// The reference accuracy moves by `a <- accuracy_decay * a + (1 - accuracy_decay) * accuracy_factor * accuracy`.
-    pub accuracy_decay: f64,
-    pub accuracy_factor: f64,
-}
-
-named! {
-    /// What makes the attack cheaper.
-    pub enum Acceleration {
-        None = "none",
-        /// The full attack only near the decision boundary (Hua et al. 2021).
-        BulletTrain = "bullet-train",
-    }
 }
 
 /// `[overfitting]`: catastrophic overfitting, seen by the PGD-5 accuracy of one batch of training images.
@@ -320,28 +246,6 @@ impl Recipe {
     }
 }
 
-impl Data {
-    fn read(mut section: Section) -> Result<Self, RecipeError> {
-        let set: SetKind = section.name("set", None)?;
-        // "all" of the endless generated set is a modest number.
-        let (train, test) = match set {
-            SetKind::Generated => (Some(GENERATED_TRAIN), Some(GENERATED_TEST)),
-            _ => (None, None),
-        };
-        let count = 1..=MAX_GENERATED;
-        let data = Self {
-            set,
-            train_limit: section.integer_or("train_limit", "all", count.clone(), train)?.or(train),
-            test_limit: section.integer_or("test_limit", "all", count, test)?.or(test),
-            validation: section.integer("validation", 0..=1_000_000, Some(0))?,
-            validation_split: section.name("validation_split", Some(ValidationSplit::Stratified))?,
-            augment: section.boolean("augment", true)?,
-        };
-        section.finish()?;
-        Ok(data)
-    }
-}
-
 impl Model {
     fn read(mut section: Section) -> Result<Self, RecipeError> {
         let width = section.integer("width", 1..=1024, Some(64))?;
@@ -351,47 +255,6 @@ impl Model {
         }
         section.finish()?;
         Ok(Self { width })
-    }
-}
-
-impl Objective {
-    fn read(mut section: Section) -> Result<Self, RecipeError> {
-        let method = section.name("method", Some(Method::PgdAt))?;
-        let (beta, replays) = match method {
-            Method::Mart => (5.0, 1),
-            Method::Free => (6.0, 8),
-            _ => (6.0, 1),
-        };
-        let objective = Self {
-            method,
-            label_smoothing: section.number("label_smoothing", 0.0..1.0, Some(0.0))?,
-            beta: section.number("beta", 0.0..=1000.0, Some(beta))?,
-            replays: section.integer("replays", 1..=1000, Some(replays))?,
-        };
-        if matches!(method, Method::Trades | Method::Mart) && objective.label_smoothing > 0.0 {
-            let wanted = format!("0: {method} compares predictions, not labels");
-            return Err(section.value_error("label_smoothing", objective.label_smoothing, wanted));
-        }
-        if method != Method::Free && objective.replays > 1 {
-            let wanted = format!("1: {method} trains once on each minibatch");
-            return Err(section.value_error("replays", objective.replays, wanted));
-        }
-        section.finish()?;
-        Ok(objective)
-    }
-}
-
-impl Accelerate {
-    fn read(mut section: Section) -> Result<Self, RecipeError> {
-        let accelerate = Self {
-            method: section.name("method", Some(Acceleration::None))?,
-            robust_steps: section.integer("robust_steps", 0..=1000, Some(2))?,
-            robust_step_size: section.fraction("robust_step_size", above(0.0, 1.0), "6/255")?,
-            accuracy_decay: section.number("accuracy_decay", 0.0..1.0, Some(0.9))?,
-            accuracy_factor: section.number("accuracy_factor", 0.0..=1.0, Some(0.8))?,
-        };
-        section.finish()?;
-        Ok(accelerate)
     }
 }
 

@@ -10,6 +10,7 @@ use super::compare::SpeedUp;
 use super::markup::{Style, escape};
 use super::read::RunRecord;
 use super::scale::{duration, significant};
+use crate::clock::to_the_minute;
 
 const NONE: &str = "\u{2013}";
 
@@ -221,7 +222,9 @@ pub fn environments(runs: &[RunRecord]) -> String {
         ("training images", true, false, |s| text(&s["training_images"])),
         ("test images", true, false, |s| text(&s["test_images"])),
         ("SHA-256 of the images", true, true, |s| text(&s["data_sha256"]).chars().take(12).collect()),
-        ("started (UTC)", false, false, |s| s["started_unix_seconds"].as_u64().map_or(NONE.into(), date)),
+        ("started (UTC)", false, false, |s| {
+            s["started_unix_seconds"].as_u64().map_or(NONE.into(), to_the_minute)
+        }),
         ("command", false, true, |s| command(&s["command"])),
     ];
     let mut rows: Vec<Row> = Vec::new();
@@ -251,20 +254,6 @@ fn command(words: &Value) -> String {
     [&[program], arguments].concat().join(" ")
 }
 
-/// Seconds since 1970 as a date and a time of day (Howard Hinnant's days_from_civil, inverted).
-pub fn date(seconds: u64) -> String {
-    let days = (seconds / 86_400) as i64 + 719_468;
-    let (era, of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = year + era * 400 + i64::from(month <= 2);
-    let of_day = seconds % 86_400;
-    format!("{year}-{month:02}-{day:02} {:02}:{:02}", of_day / 3600, of_day % 3600 / 60)
-}
-
 /// What each run lacks; nothing where every run is whole.
 pub fn notes(runs: &[RunRecord], more: &[String]) -> String {
     let mut lines = BTreeSet::new();
@@ -281,18 +270,6 @@ pub fn notes(runs: &[RunRecord], more: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates_are_those_of_the_calendar() {
-        for (seconds, text) in [
-            (0, "1970-01-01 00:00"),
-            (951_827_696, "2000-02-29 12:34"),
-            (1_795_247_999, "2026-11-21 07:59"),
-            (4_107_542_400, "2100-03-01 00:00"),
-        ] {
-            assert_eq!(date(seconds), text);
-        }
-    }
 
     #[test]
     fn a_command_names_no_folder_of_the_program() {

@@ -9,6 +9,7 @@ use super::kernels::Kernels;
 use super::markup::escape;
 use super::read::RunRecord;
 use super::{curves, overview};
+use crate::clock;
 
 const STYLE: &str = include_str!("style.css");
 
@@ -96,7 +97,7 @@ impl Page {
             escape(&title),
             if runs.len() == 1 { escape(names[0]) } else { format!("{} runs", runs.len()) },
             env!("CARGO_PKG_VERSION"),
-            overview::date(self.made),
+            clock::to_the_minute(self.made),
         )
     }
 

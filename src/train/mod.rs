@@ -1,7 +1,8 @@
 //! A training run: from a recipe and images to a folder with weights, metrics and results.
 //!
-//! [`run`] starts or resumes, trains epoch by epoch, validates, saves, and at the end measures the best and the last
-//! weights on the test images. Called by `secateur train`. Checked by `tests/training.rs`.
+//! [`run`] starts or resumes, trains epoch by epoch, validates, saves, and at the end has the best and the last weights
+//! measured on the test images ([`result`]). Called by `secateur train` and `secateur bench speedup`. Checked by
+//! `tests/training.rs`.
 
 pub mod checkpoint;
 mod epoch_report;
@@ -9,6 +10,7 @@ pub mod interrupt;
 pub mod metrics;
 mod overfitting;
 mod pruning;
+pub mod result;
 pub mod run_folder;
 pub mod schedule;
 mod step_clock;
@@ -20,19 +22,18 @@ pub use trainer::{EpochOutcome, Trainer};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use serde::Serialize;
-
 use crate::attack::AttackWork;
 use crate::console::Console;
 use crate::data::{DataError, DataSet, order::split};
 use crate::engine::{self, Engine, ImageSet, WeightSet};
 use crate::evaluate::{Outcome, Protocol, Subject, evaluate};
-use crate::model::{ResNet18, Weights, initialise};
+use crate::model::{ResNet18, initialise};
 use crate::prune::PruneError;
 use crate::recipe::Recipe;
-use checkpoint::{Checkpoint, CheckpointError};
+use checkpoint::CheckpointError;
 use epoch_report::Judged;
 use metrics::{Best, Seconds};
+use result::Summary;
 use run_folder::{RunFolder, RunFolderError};
 
 /// What a run is made of.
@@ -77,38 +78,6 @@ pub enum TrainError {
 
 type Result<T, E = TrainError> = std::result::Result<T, E>;
 
-/// The end of a run; written as `result.json`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Summary {
-    pub recipe: String,
-    pub seed: u64,
-    /// Radius of the ball, as the recipe writes it.
-    pub epsilon: String,
-    /// The protocol that chose the best epoch on the validation images, and that epoch, where there are any.
-    pub best_by: String,
-    pub best: Option<Best>,
-    pub test: Vec<TestAccuracy>,
-    /// Over all sessions of the run.
-    pub seconds: Seconds,
-    pub seconds_test: f64,
-    /// Training images over the seconds of attack and train.
-    pub images_per_second: f64,
-}
-
-/// Accuracy of one set of weights under one protocol on the test images.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct TestAccuracy {
-    /// `best` or `last`.
-    pub weights: &'static str,
-    /// Epochs trained.
-    pub epoch: u32,
-    pub protocol: String,
-    pub correct: usize,
-    pub total: usize,
-    pub accuracy: f64,
-    pub seconds: f64,
-}
-
 /// The network that a recipe trains on these images.
 pub fn network(recipe: &Recipe) -> ResNet18 {
     ResNet18 { width: recipe.model.width, classes: recipe.data.set.classes() }
@@ -146,7 +115,7 @@ pub fn run(engine: &mut dyn Engine, run: &Run) -> Result<Summary> {
         epoch(run, &mut trainer, &set, &split.validation, &protocols.best_by)?;
     }
     run.console.clear();
-    finish(run, trainer, &protocols.test)
+    result::finish(run, trainer, &protocols.test)
 }
 
 /// The protocols that a recipe names.
@@ -267,15 +236,8 @@ fn epoch(
 /// user asked to stop.
 fn select(run: &Run, trainer: &mut Trainer) -> Result<bool> {
     let number = trainer.progress.epoch + 1;
-    let mut shown = 0;
-    let chosen = trainer.begin_epoch(&mut |done, total| {
-        if shown == 0 {
-            run.console.bar(format!("selection for epoch {number}"), total);
-        }
-        shown = done;
-        run.console.at(done);
-        !(run.stop)()
-    });
+    let chosen =
+        trainer.begin_epoch(&mut run.console.watch(format!("selection for epoch {number}"), run.stop));
     match chosen {
         Ok(chosen) => {
             if let Some(subset) = trainer.subset().filter(|_| chosen) {
@@ -308,99 +270,7 @@ fn judge(
     protocol: &Protocol,
     label: &str,
 ) -> Result<Option<Outcome>, engine::Error> {
-    let mut shown = 0;
     let scratch = trainer.batch.clone();
-    evaluate(trainer.engine, subject, protocol, &scratch, &mut |done, total| {
-        if shown == 0 {
-            run.console.bar(format!("{label} {protocol}"), total);
-        }
-        shown = done;
-        run.console.at(done);
-        !(run.stop)()
-    })
-}
-
-/// Writes the weights for other programs, measures best and last on the test images, writes the results.
-fn finish(run: &Run, mut trainer: Trainer, protocols: &[Protocol]) -> Result<Summary> {
-    let recipe = run.recipe;
-    let begin = Instant::now();
-    let last = trainer.engine.weights(judged(recipe))?;
-    run.folder.write("last.safetensors", &last.to_bytes())?;
-    let epoch = trainer.progress.epoch;
-    let mut candidates = vec![("last", epoch, last)];
-    if let Some(best) = trainer.progress.best {
-        let path = run.folder.checkpoints().join(checkpoint::name(best.epoch, 0));
-        match checkpoint::load(&path) {
-            Ok(Checkpoint { weights, optimizer, .. }) => {
-                let weights = optimizer.average.unwrap_or(weights);
-                run.folder.write("best.safetensors", &weights.to_bytes())?;
-                candidates.insert(0, ("best", best.epoch, weights));
-            }
-            Err(error) => run.console.note(format!("warning: the best weights are lost: {error}")),
-        }
-    }
-    let test = test(run, &mut trainer, protocols, &candidates)?;
-
-    let seconds = trainer.progress.run_seconds;
-    let images = trainer.progress.run_images.unwrap_or(0);
-    let summary = Summary {
-        recipe: recipe.name.clone(),
-        seed: recipe.seed,
-        epsilon: recipe.attack.epsilon.to_string(),
-        best_by: recipe.evaluation.best_by.clone(),
-        best: trainer.progress.best,
-        test,
-        seconds,
-        seconds_test: begin.elapsed().as_secs_f64(),
-        images_per_second: images as f64 / seconds.training(),
-    };
-    run.folder.write_json("result.json", &summary)?;
-    Ok(summary)
-}
-
-/// Accuracy of each candidate under each protocol; the same weights are measured once.
-fn test(
-    run: &Run,
-    trainer: &mut Trainer,
-    protocols: &[Protocol],
-    candidates: &[(&'static str, u32, Weights)],
-) -> Result<Vec<TestAccuracy>> {
-    let recipe = run.recipe;
-    let set = trainer.engine.upload_images(&run.data.test.pixels, &run.data.test.labels)?;
-    let count = recipe.evaluation.samples.map_or(set.count, |samples| samples.min(set.count));
-    let samples: Vec<u32> = (0..count as u32).collect();
-    let mut rows: Vec<TestAccuracy> = Vec::new();
-    for (label, epoch, weights) in candidates {
-        let known: Vec<TestAccuracy> = rows.iter().filter(|row| row.epoch == *epoch).cloned().collect();
-        if !known.is_empty() {
-            rows.extend(known.into_iter().map(|row| TestAccuracy { weights: label, ..row }));
-            continue;
-        }
-        trainer.engine.load_weights(weights)?;
-        for protocol in protocols {
-            let subject = Subject {
-                set: &set,
-                samples: &samples,
-                weights: WeightSet::Live,
-                epsilon: recipe.attack.epsilon.as_f32(),
-                seed: recipe.seed,
-            };
-            let Some(outcome) = judge(run, trainer, subject, protocol, &format!("test of {label}"))? else {
-                // Every epoch is trained and saved: resuming comes straight back here.
-                run.console.clear();
-                return Err(TrainError::Interrupted { folder: run.folder.path().into() });
-            };
-            rows.push(TestAccuracy {
-                weights: label,
-                epoch: *epoch,
-                protocol: protocol.to_string(),
-                correct: outcome.correct(),
-                total: count,
-                accuracy: outcome.accuracy(),
-                seconds: outcome.seconds,
-            });
-        }
-    }
-    run.console.clear();
-    Ok(rows)
+    let watch = &mut run.console.watch(format!("{label} {protocol}"), run.stop);
+    evaluate(trainer.engine, subject, protocol, &scratch, watch)
 }

@@ -12,10 +12,10 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::metrics::EpochMetrics;
 use super::run_folder::{RunFolder, RunFolderError};
+use crate::clock;
 
 /// What TensorBoard looks for in a file's name.
 const PREFIX: &str = "events.out.tfevents.";
@@ -42,7 +42,7 @@ pub fn synchronize(folder: &RunFolder) -> Result<(), RunFolderError> {
         let mut file = OpenOptions::new().write(true).open(&path)?;
         if keep == 0 {
             file.set_len(0)?;
-            file.write_all(&record(&first_event(now())))?;
+            file.write_all(&record(&first_event(clock::now().as_secs_f64())))?;
         } else if keep < bytes.len() {
             file.set_len(keep as u64)?;
         }
@@ -63,7 +63,11 @@ pub fn append(folder: &RunFolder, metrics: &EpochMetrics) -> Result<(), RunFolde
     };
     let write = || {
         let mut file = OpenOptions::new().append(true).open(&path)?;
-        file.write_all(&record(&scalars_event(now(), i64::from(metrics.epoch), &scalars(metrics))))?;
+        file.write_all(&record(&scalars_event(
+            clock::now().as_secs_f64(),
+            i64::from(metrics.epoch),
+            &scalars(metrics),
+        )))?;
         file.sync_data()
     };
     write().map_err(failed(&path))
@@ -86,15 +90,10 @@ fn find(folder: &Path) -> io::Result<Option<PathBuf>> {
 
 /// Starts an event file, named after the time as TensorBoard orders files by their names.
 fn create(folder: &Path) -> Result<PathBuf, RunFolderError> {
-    let time = now();
+    let time = clock::now().as_secs_f64();
     let path = folder.join(format!("{PREFIX}{:010}.{SUFFIX}", time as u64));
     fs::write(&path, record(&first_event(time))).map_err(failed(&path))?;
     Ok(path)
-}
-
-/// Seconds since 1970.
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// Every finite number of an epoch but its own, under names that TensorBoard groups: `train_loss` is `train/loss`.

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 
 use super::super::{Interrupted, RunFailed, at};
+use crate::digest::sha256;
 use crate::measure::document::Document;
-use crate::train::checkpoint::sha256;
 use crate::train::interrupt::{EXIT_INTERRUPTED, Interrupt};
 
 /// Between two looks at whether a run has ended; meanwhile this process sleeps and takes no time from it.

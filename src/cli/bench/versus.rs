@@ -10,11 +10,11 @@ use anyhow::bail;
 
 use super::super::{CheckFailed, Interrupted, at, catch_interrupts, writable};
 use super::executable::Executable;
+use crate::clock;
 use crate::console::Console;
 use crate::files::{Existing, write_atomic};
 use crate::measure::compare::{self, Change};
 use crate::measure::document::Document;
-use crate::measure::now;
 use crate::measure::versus::{Build, LEAST_ROUNDS, Record, Rounds, VERSION, notes, second_leads};
 use crate::train::interrupt::Interrupt;
 
@@ -114,7 +114,7 @@ fn alternate(
     interrupt: &Interrupt,
     console: &Console,
 ) -> anyhow::Result<Record> {
-    let (begin, started) = (Instant::now(), now());
+    let (begin, started) = (Instant::now(), clock::now().as_secs());
     let folder = tempfile::Builder::new().prefix("secateur-versus-").tempdir()?;
     let mut rounds = Rounds::default();
     let mut record: Option<Record> = None;

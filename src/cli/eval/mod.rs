@@ -14,13 +14,13 @@ use anyhow::bail;
 use super::{CheckFailed, Interrupted, at, catch_interrupts, radius, writable};
 use crate::batch::Batch;
 use crate::console::Console;
+use crate::digest::sha256;
 use crate::engine::{DeviceChoice, WeightSet, open};
 use crate::evaluate::state::Settings;
 use crate::evaluate::{Part, Protocol, Subject, evaluate, sanity};
 use crate::files::{Existing, write_atomic};
 use crate::model::Weights;
 use crate::recipe::Fraction;
-use crate::train::checkpoint::sha256;
 use session::Session;
 
 /// Measure the accuracy of weights under evaluation protocols
@@ -156,14 +156,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
             let keeps = dumped == Some(protocol);
             let finished = match protocol.parts() {
                 [] => {
-                    let mut shown = false;
-                    let outcome = evaluate(engine, subject, protocol, &scratch, &mut |done, total| {
-                        if !std::mem::replace(&mut shown, true) {
-                            console.bar(protocol.to_string(), total);
-                        }
-                        console.at(done);
-                        !interrupt.requested()
-                    })?;
+                    let watch = &mut console.watch(protocol.to_string(), || interrupt.requested());
+                    let outcome = evaluate(engine, subject, protocol, &scratch, watch)?;
                     outcome.map(|outcome| (outcome, None))
                 }
                 _ => session.search(engine, subject, protocol, &scratch, keeps, (console, &interrupt))?,

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 
 use crate::batch::Batch;
 use crate::console::Console;
+use crate::digest::sha256;
 use crate::engine::{self, Engine, ImageSet, WeightSet};
 use crate::evaluate::autoattack::{self, Listener, Progress};
 use crate::evaluate::state::{Finished, Settings, State, StateError};
 use crate::evaluate::{Outcome, Protocol, Subject, evaluate};
 use crate::model::{Weights, WeightsError};
 use crate::recipe::Recipe;
-use crate::train::TestAccuracy;
-use crate::train::checkpoint::sha256;
+use crate::train::result::TestAccuracy;
 use crate::train::run_folder::{RunFolder, RunFolderError};
 
 /// Why there is no verdict.
@@ -206,14 +206,8 @@ impl Court<'_> {
         let label = format!("{} weights, {protocol}", candidate.label);
         let outcome: Option<(Outcome, Option<Progress>)> = match protocol.parts() {
             [] => {
-                let mut shown = false;
-                let outcome = evaluate(engine, subject, protocol, scratch, &mut |done, total| {
-                    if !std::mem::replace(&mut shown, true) {
-                        self.console.bar(label.clone(), total);
-                    }
-                    self.console.at(done);
-                    !(self.stop)()
-                })?;
+                let watch = &mut self.console.watch(label, self.stop);
+                let outcome = evaluate(engine, subject, protocol, scratch, watch)?;
                 outcome.map(|outcome| (outcome, None))
             }
             parts => {

@@ -5,11 +5,13 @@
 //! | `plan` | which runs a table needs: the recipes and their controls, each once |
 //! | `cost` | the cost model, in passes through the network: predicted and of what a run did |
 //! | `judge` | the best and the last weights of a run under the protocols, resumable and kept in its folder |
-//! | `table` | the rows with means and deviations; text, CSV and JSON |
+//! | `document` | what a table holds, and its JSON: rows, runs, figures |
+//! | `table` | which figures there are, their means and deviations; text and CSV |
 //!
 //! Called by `secateur bench speedup`, which trains the runs. Checked by `tests/bench_speedup.rs`.
 
 pub mod cost;
+pub mod document;
 pub mod judge;
 pub mod plan;
-pub mod table;
+mod table;

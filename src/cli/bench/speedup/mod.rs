@@ -3,26 +3,25 @@
 //! Each run has its folder in `--out`, that of `secateur train`. One that is finished is taken as it is, one that was broken off
 //! goes on, verdicts that are there are not made again; so the same command continues after an interrupt, and another choice of
 //! protocols or test images trains nothing. Seeds are the outer loop: a machine that grows slower meets all rows alike. Which
-//! runs there are and what the table says is `measure::speedup`'s. Checked by `tests/bench_speedup.rs`.
+//! runs there are and what the table says is `measure::speedup`'s; how one is made is `one_run`'s. Checked by `tests/bench_speedup.rs`.
+
+mod one_run;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use super::super::train::{begin_session, differing_keys};
-use super::super::{Interrupted, at, catch_interrupts, writable};
-use crate::batch::Batch;
+use super::super::{at, catch_interrupts, images_of, writable};
 use crate::console::Console;
 use crate::data::{DataSet, SetKind};
-use crate::engine::{DeviceChoice, Engine, open};
+use crate::engine::DeviceChoice;
 use crate::evaluate::Protocol;
 use crate::files::{Existing, write_atomic};
-use crate::measure::speedup::judge::{Court, JudgeError};
-use crate::measure::speedup::plan::{Entry, Plan, with_epochs};
-use crate::measure::speedup::table::{Document, Run};
+use crate::measure::speedup::document::Document;
+use crate::measure::speedup::plan::{Plan, with_epochs};
 use crate::recipe::Recipe;
-use crate::train::run_folder::{RunFolder, State};
-use crate::train::{self, TestAccuracy, TrainError};
+use crate::train::run_folder::RunFolder;
+use one_run::{Work, standing};
 
 /// The table's files in --out.
 const JSON: &str = "speedup.json";
@@ -72,21 +71,6 @@ pub struct Args {
     dry_run: bool,
 }
 
-/// Where a run stands before the command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    Fresh,
-    BrokenOff,
-    Finished,
-}
-
-/// What all runs share.
-struct Work<'a> {
-    args: &'a Args,
-    console: &'a Console,
-    stop: &'a dyn Fn() -> bool,
-}
-
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     if let Some((at, twice)) =
         args.protocol.iter().enumerate().find(|(at, protocol)| args.protocol[..*at].contains(protocol))
@@ -112,7 +96,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     for entry in &plan.entries {
         let kept = Kept::of_recipe(&entry.recipe);
         if !sets.iter().any(|(known, _)| *known == kept) {
-            let data = DataSet::open(kept.set, args.data.as_deref(), kept.train, kept.test)?;
+            let data = images_of(&entry.recipe, args.data.as_deref())?;
             if let Some(wanted) = args.samples.filter(|&wanted| wanted as usize > data.test.len()) {
                 bail!("--samples {wanted}: there are {} test images", data.test.len());
             }
@@ -171,145 +155,6 @@ fn recipe(args: &Args, name: &str) -> anyhow::Result<Recipe> {
         Some(epochs) => with_epochs(recipe, epochs as usize)?,
         None => recipe,
     })
-}
-
-/// Where the run in `path` stands; refuses one of another recipe.
-fn standing(path: &Path, recipe: &Recipe) -> anyhow::Result<Standing> {
-    if RunFolder::state(path)? == State::Fresh {
-        return Ok(Standing::Fresh);
-    }
-    let file = path.join("recipe.toml");
-    let met = Recipe::load(&file.to_string_lossy(), &[])?;
-    if met != *recipe {
-        let keys = differing_keys(&recipe.to_toml(), &met.to_toml());
-        bail!(
-            "{}: a run of another recipe ({keys}); give the same --set and --epochs, or another --out",
-            file.display()
-        );
-    }
-    let finished = path.join("result.json").is_file() && path.join("last.safetensors").is_file();
-    Ok(if finished { Standing::Finished } else { Standing::BrokenOff })
-}
-
-impl Work<'_> {
-    /// Trains and judges one run, or what of it is left to do.
-    fn one(&self, entry: &Entry, seed: u64, data: &DataSet, label: &str) -> anyhow::Result<Run> {
-        let (args, console) = (self.args, self.console);
-        let recipe = entry.seeded(seed);
-        let name = entry.folder(seed);
-        let path = args.out.join(&name);
-        let standing = standing(&path, &recipe)?;
-        let epochs = recipe.timeline().epochs();
-        let plural = if epochs == 1 { "" } else { "s" };
-        let what = match standing {
-            Standing::Fresh => format!("{epochs} epoch{plural}"),
-            Standing::BrokenOff => format!("the rest of {epochs} epoch{plural}"),
-            Standing::Finished => "trained already".into(),
-        };
-        console.line(format!("{label}: {}, seed {seed}: {what}, in {}", recipe.name, path.display()));
-
-        let mut engine = None;
-        let folder = RunFolder::open(&path);
-        if standing != Standing::Finished {
-            let engine = engine.insert(open(args.device, train::network(&recipe), recipe.batch)?);
-            self.train(&recipe, &folder, standing, data, engine.as_mut())?;
-        }
-        let judged = self.judge(&recipe, &folder, data, engine)?;
-        let best = judged.iter().find(|row| row.weights == "best").map(|row| row.epoch);
-        let metrics = folder.read_metrics()?;
-        if metrics.len() != epochs {
-            bail!("{}: {} lines, expected {epochs} epochs", folder.metrics().display(), metrics.len());
-        }
-        Ok(Run::new(&recipe, name, &metrics, best, &judged))
-    }
-
-    fn train(
-        &self,
-        recipe: &Recipe,
-        folder: &RunFolder,
-        standing: Standing,
-        data: &DataSet,
-        engine: &mut dyn Engine,
-    ) -> anyhow::Result<()> {
-        if standing == Standing::Fresh {
-            RunFolder::create(folder.path())?;
-        }
-        let _claim = folder.claim()?;
-        if standing == Standing::Fresh {
-            folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
-        }
-        begin_session(folder, self.args.data.as_deref(), data, engine, self.console)?;
-        let run = train::Run { recipe, data, folder, console: self.console, stop: self.stop };
-        match train::run(engine, &run) {
-            Ok(_) => Ok(()),
-            Err(TrainError::Interrupted { .. }) => bail!(self.interrupted()),
-            Err(error) => {
-                Err(anyhow::Error::from(error).context(format!("{}, seed {}", recipe.name, recipe.seed)))
-            }
-        }
-    }
-
-    /// The verdicts on a trained run; the engine is opened only where one is missing.
-    fn judge(
-        &self,
-        recipe: &Recipe,
-        folder: &RunFolder,
-        data: &DataSet,
-        engine: Option<Box<dyn Engine>>,
-    ) -> anyhow::Result<Vec<TestAccuracy>> {
-        let samples = self.args.samples.map_or(data.test.len(), |samples| samples as usize);
-        let session = folder.sessions()?;
-        let trained_on = session.last().and_then(|session| session["device"]["kind"].as_str());
-        let court = |device| Court {
-            folder,
-            recipe,
-            protocols: &self.args.protocol,
-            data: &data.name,
-            samples,
-            device,
-            console: self.console,
-            stop: self.stop,
-        };
-        if let (None, Some(device)) = (&engine, trained_on)
-            && let Some(known) = court(device).known().map_err(of_judge)?
-        {
-            return Ok(known);
-        }
-        let mut engine = match engine {
-            Some(engine) => engine,
-            None => open(self.args.device, train::network(recipe), recipe.batch)?,
-        };
-        let engine = engine.as_mut();
-        let kind = engine.device().kind;
-        let set = engine.upload_images(&data.test.pixels, &data.test.labels)?;
-        let scratch = Batch::alloc(engine, recipe.batch)?;
-        let Some(judged) = court(kind).judge(engine, &set, &scratch).map_err(of_judge)? else {
-            bail!(self.interrupted())
-        };
-        for weights in ["best", "last"] {
-            let rows: Vec<String> = judged
-                .iter()
-                .filter(|row| row.weights == weights)
-                .map(|row| format!("{} {:.1} %", row.protocol, 100.0 * row.accuracy))
-                .collect();
-            if !rows.is_empty() {
-                self.console.line(format!("{weights}: {} of {samples} test images", rows.join(", ")));
-            }
-        }
-        Ok(judged)
-    }
-
-    fn interrupted(&self) -> Interrupted {
-        let out = self.args.out.display();
-        Interrupted(Some(format!("what is done is kept in {out}; the same command goes on there")))
-    }
-}
-
-fn of_judge(error: JudgeError) -> anyhow::Error {
-    match error {
-        JudgeError::Engine(error) => error.into(),
-        error => error.into(),
-    }
 }
 
 /// The device of the runs, and a warning where they had several: seconds of different machines are not compared.

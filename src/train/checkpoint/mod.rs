@@ -1,26 +1,24 @@
 //! Checkpoints: everything a run needs to go on with the very same bits.
 //!
 //! A checkpoint is a folder, built under a temporary name, synced to disk and renamed, with a manifest that holds
-//! the SHA-256 of each file. A damaged one is passed over for the newest whole one. Written by the training loop,
-//! read by `--resume` and by `secateur eval` of a run folder. Checked by `tests/checkpoints.rs` (property tests on
+//! the SHA-256 of each file (`manifest`). A damaged one is passed over for the newest whole one. Written by the training
+//! loop, read by `--resume` and by `secateur eval` of a run folder. Checked by `tests/checkpoints.rs` (property tests on
 //! damaged folders) and `tests/training.rs` (resume is bit-identical).
 
-use std::collections::BTreeMap;
-use std::io::Write;
+mod manifest;
+
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::metrics::{Best, Seconds};
 use crate::attack::AttackWork;
 use crate::engine::OptimizerState;
 use crate::files::sync_folder;
 use crate::model::{Weights, WeightsError};
+use manifest::{MANIFEST, Writer, json};
 
-const FORMAT: u32 = 1;
-const MANIFEST: &str = "manifest.json";
 const PROGRESS: &str = "progress.json";
 const WEIGHTS: &str = "weights.safetensors";
 const MOMENTUM: &str = "momentum.safetensors";
@@ -35,8 +33,6 @@ const SELECTION: &str = "selection.safetensors";
 const FILES: [&str; 7] = [PROGRESS, WEIGHTS, MOMENTUM, AVERAGE, OBJECTIVE, SAMPLES, SELECTION];
 /// A folder being written; whatever bears this prefix was never a checkpoint.
 const UNFINISHED: &str = ".writing-";
-/// No JSON file of a checkpoint comes near this size.
-const MAX_JSON_BYTES: u64 = 1 << 20;
 
 /// The state of a run between two steps.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,31 +112,6 @@ pub enum CheckpointError {
     NoneWhole { path: PathBuf, count: usize },
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Manifest {
-    format: u32,
-    files: BTreeMap<String, FileEntry>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileEntry {
-    bytes: u64,
-    sha256: String,
-}
-
-impl FileEntry {
-    fn of(bytes: &[u8]) -> Self {
-        Self { bytes: bytes.len() as u64, sha256: sha256(bytes) }
-    }
-}
-
-/// Lower-case hexadecimal SHA-256.
-pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// The folder name of a checkpoint at this place of a run.
 pub fn name(epoch: u32, step: usize) -> String {
     format!("epoch-{epoch:04}-step-{step:06}")
@@ -216,7 +187,7 @@ pub fn load_newest(
 
 /// Reads one checkpoint; every file must have the size and digest that the manifest gives.
 pub fn load(path: &Path) -> Result<Checkpoint, CheckpointError> {
-    let files = read_files(path)?;
+    let files = manifest::read(path, &FILES)?;
     let damaged = |name: &str, reason: String| CheckpointError::Damaged { path: path.join(name), reason };
     let required = |name: &str| {
         files.get(name).ok_or_else(|| damaged(MANIFEST, format!("lists no {name}, which a checkpoint needs")))
@@ -273,12 +244,8 @@ fn remove_unfinished(folder: &Path) -> Result<(), CheckpointError> {
 }
 
 fn write_files(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-    fs::create_dir(path).map_err(at(path))?;
-    let mut manifest = Manifest { format: FORMAT, files: BTreeMap::new() };
-    let mut write = |name: &str, bytes: &[u8]| {
-        manifest.files.insert(name.into(), FileEntry::of(bytes));
-        write_synced(&path.join(name), bytes)
-    };
+    let mut folder = Writer::create(path)?;
+    let mut write = |name: &str, bytes: &[u8]| folder.write(name, bytes);
     write(WEIGHTS, &checkpoint.weights.to_bytes())?;
     write(MOMENTUM, &checkpoint.optimizer.momentum.to_bytes())?;
     if let Some(average) = &checkpoint.optimizer.average {
@@ -294,56 +261,7 @@ fn write_files(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointErr
         write(SELECTION, &selection_to(&checkpoint.selection).to_bytes())?;
     }
     write(PROGRESS, &json(&checkpoint.progress))?;
-    write_synced(&path.join(MANIFEST), &json(&manifest))?;
-    sync_folder(path).map_err(at(path))
-}
-
-fn json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec_pretty(value).expect("plain structs always serialise")
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let write = || {
-        let mut file = fs::File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(at(path))
-}
-
-/// The files that the manifest lists, each checked against it.
-fn read_files(path: &Path) -> Result<BTreeMap<&'static str, Vec<u8>>, CheckpointError> {
-    let damaged = |name: &str, reason: String| CheckpointError::Damaged { path: path.join(name), reason };
-    let length = |name: &str| Ok(fs::metadata(path.join(name)).map_err(at(&path.join(name)))?.len());
-    let read = |name: &str| fs::read(path.join(name)).map_err(at(&path.join(name)));
-
-    if length(MANIFEST)? > MAX_JSON_BYTES {
-        return Err(damaged(MANIFEST, format!("more than {MAX_JSON_BYTES} bytes")));
-    }
-    let manifest: Manifest =
-        serde_json::from_slice(&read(MANIFEST)?).map_err(|error| damaged(MANIFEST, error.to_string()))?;
-    if manifest.format != FORMAT {
-        return Err(damaged(MANIFEST, format!("format {}, expected {FORMAT}", manifest.format)));
-    }
-    let mut files = BTreeMap::new();
-    for (name, entry) in &manifest.files {
-        // Only known names are opened: a manifest cannot point outside its folder.
-        let Some(name) = FILES.into_iter().find(|known| known == name) else {
-            return Err(damaged(MANIFEST, format!("lists '{name}', which is no file of a checkpoint")));
-        };
-        // The size is compared before the bytes are read, so a wrong file costs no memory.
-        let met = length(name)?;
-        if met != entry.bytes {
-            return Err(damaged(name, format!("{met} bytes, expected {}", entry.bytes)));
-        }
-        let bytes = read(name)?;
-        let met = sha256(&bytes);
-        if met != entry.sha256 {
-            return Err(damaged(name, format!("SHA-256 {met}, expected {}", entry.sha256)));
-        }
-        files.insert(name, bytes);
-    }
-    Ok(files)
+    folder.finish()
 }
 
 fn samples_to(samples: &SamplesSoFar) -> Weights {

@@ -1,0 +1,176 @@
+//! One run of a speed-up table: trained and judged, or what of it is left to do.
+//!
+//! Its folder says where it stands. Called by the command for each row and seed; checked by `tests/bench_speedup.rs`.
+
+use std::path::Path;
+
+use anyhow::bail;
+
+use super::Args;
+use crate::batch::Batch;
+use crate::cli::Interrupted;
+use crate::cli::train::{begin_session, differing_keys};
+use crate::console::Console;
+use crate::data::DataSet;
+use crate::engine::{Engine, open};
+use crate::measure::speedup::document::Run;
+use crate::measure::speedup::judge::{Court, JudgeError};
+use crate::measure::speedup::plan::Entry;
+use crate::recipe::Recipe;
+use crate::train::result::TestAccuracy;
+use crate::train::run_folder::{RunFolder, State};
+use crate::train::{self, TrainError};
+
+/// Where a run stands before the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Fresh,
+    BrokenOff,
+    Finished,
+}
+
+/// What all runs share.
+pub struct Work<'a> {
+    pub args: &'a Args,
+    pub console: &'a Console,
+    pub stop: &'a dyn Fn() -> bool,
+}
+
+/// Where the run in `path` stands; refuses one of another recipe.
+pub fn standing(path: &Path, recipe: &Recipe) -> anyhow::Result<Standing> {
+    if RunFolder::state(path)? == State::Fresh {
+        return Ok(Standing::Fresh);
+    }
+    let file = path.join("recipe.toml");
+    let met = Recipe::load(&file.to_string_lossy(), &[])?;
+    if met != *recipe {
+        let keys = differing_keys(&recipe.to_toml(), &met.to_toml());
+        bail!(
+            "{}: a run of another recipe ({keys}); give the same --set and --epochs, or another --out",
+            file.display()
+        );
+    }
+    let finished = path.join("result.json").is_file() && path.join("last.safetensors").is_file();
+    Ok(if finished { Standing::Finished } else { Standing::BrokenOff })
+}
+
+impl Work<'_> {
+    /// Trains and judges one run, or what of it is left to do.
+    pub fn one(&self, entry: &Entry, seed: u64, data: &DataSet, label: &str) -> anyhow::Result<Run> {
+        let (args, console) = (self.args, self.console);
+        let recipe = entry.seeded(seed);
+        let name = entry.folder(seed);
+        let path = args.out.join(&name);
+        let standing = standing(&path, &recipe)?;
+        let epochs = recipe.timeline().epochs();
+        let plural = if epochs == 1 { "" } else { "s" };
+        let what = match standing {
+            Standing::Fresh => format!("{epochs} epoch{plural}"),
+            Standing::BrokenOff => format!("the rest of {epochs} epoch{plural}"),
+            Standing::Finished => "trained already".into(),
+        };
+        console.line(format!("{label}: {}, seed {seed}: {what}, in {}", recipe.name, path.display()));
+
+        let mut engine = None;
+        let folder = RunFolder::open(&path);
+        if standing != Standing::Finished {
+            let engine = engine.insert(open(args.device, train::network(&recipe), recipe.batch)?);
+            self.train(&recipe, &folder, standing, data, engine.as_mut())?;
+        }
+        let judged = self.judge(&recipe, &folder, data, engine)?;
+        let best = judged.iter().find(|row| row.weights == "best").map(|row| row.epoch);
+        let metrics = folder.read_metrics()?;
+        if metrics.len() != epochs {
+            bail!("{}: {} lines, expected {epochs} epochs", folder.metrics().display(), metrics.len());
+        }
+        Ok(Run::new(&recipe, name, &metrics, best, &judged))
+    }
+
+    fn train(
+        &self,
+        recipe: &Recipe,
+        folder: &RunFolder,
+        standing: Standing,
+        data: &DataSet,
+        engine: &mut dyn Engine,
+    ) -> anyhow::Result<()> {
+        if standing == Standing::Fresh {
+            RunFolder::create(folder.path())?;
+        }
+        let _claim = folder.claim()?;
+        if standing == Standing::Fresh {
+            folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
+        }
+        begin_session(folder, self.args.data.as_deref(), data, engine, self.console)?;
+        let run = train::Run { recipe, data, folder, console: self.console, stop: self.stop };
+        match train::run(engine, &run) {
+            Ok(_) => Ok(()),
+            Err(TrainError::Interrupted { .. }) => bail!(self.interrupted()),
+            Err(error) => {
+                Err(anyhow::Error::from(error).context(format!("{}, seed {}", recipe.name, recipe.seed)))
+            }
+        }
+    }
+
+    /// The verdicts on a trained run; the engine is opened only where one is missing.
+    fn judge(
+        &self,
+        recipe: &Recipe,
+        folder: &RunFolder,
+        data: &DataSet,
+        engine: Option<Box<dyn Engine>>,
+    ) -> anyhow::Result<Vec<TestAccuracy>> {
+        let samples = self.args.samples.map_or(data.test.len(), |samples| samples as usize);
+        let session = folder.sessions()?;
+        let trained_on = session.last().and_then(|session| session["device"]["kind"].as_str());
+        let court = |device| Court {
+            folder,
+            recipe,
+            protocols: &self.args.protocol,
+            data: &data.name,
+            samples,
+            device,
+            console: self.console,
+            stop: self.stop,
+        };
+        if let (None, Some(device)) = (&engine, trained_on)
+            && let Some(known) = court(device).known().map_err(of_judge)?
+        {
+            return Ok(known);
+        }
+        let mut engine = match engine {
+            Some(engine) => engine,
+            None => open(self.args.device, train::network(recipe), recipe.batch)?,
+        };
+        let engine = engine.as_mut();
+        let kind = engine.device().kind;
+        let set = engine.upload_images(&data.test.pixels, &data.test.labels)?;
+        let scratch = Batch::alloc(engine, recipe.batch)?;
+        let Some(judged) = court(kind).judge(engine, &set, &scratch).map_err(of_judge)? else {
+            bail!(self.interrupted())
+        };
+        for weights in ["best", "last"] {
+            let rows: Vec<String> = judged
+                .iter()
+                .filter(|row| row.weights == weights)
+                .map(|row| format!("{} {:.1} %", row.protocol, 100.0 * row.accuracy))
+                .collect();
+            if !rows.is_empty() {
+                self.console.line(format!("{weights}: {} of {samples} test images", rows.join(", ")));
+            }
+        }
+        Ok(judged)
+    }
+
+    fn interrupted(&self) -> Interrupted {
+        let out = self.args.out.display();
+        Interrupted(Some(format!("what is done is kept in {out}; the same command goes on there")))
+    }
+}
+
+fn of_judge(error: JudgeError) -> anyhow::Error {
+    match error {
+        JudgeError::Engine(error) => error.into(),
+        error => error.into(),
+    }
+}

@@ -1,0 +1,66 @@
+//! Objectives of the adversarial images alone: L = CE(z', y), dL/dz' = q - target, behind one train pass.
+//!
+//! Their methods differ by the attack, each in a file of its own. Checked by `tests/methods.rs` and `tests/training.rs`.
+
+use super::{Objective, passes};
+use crate::accelerate;
+use crate::attack::{Adversary, AttackWork, CrossEntropyAscent, Pgd};
+use crate::batch::Batch;
+use crate::engine::{Engine, Result, Tensor};
+use crate::model::Weights;
+use crate::philox::Key;
+use crate::recipe::Recipe;
+
+/// Cross-entropy, with label smoothing if wanted, on the images that an attack made.
+pub struct Single {
+    adversary: Box<dyn Adversary>,
+    /// The target is `(1 - smoothing) * one_hot + smoothing / classes`; the attack ascends hard labels.
+    smoothing: f32,
+}
+
+impl Single {
+    /// With the smoothing of a recipe and its attack, changed by `change` to what the method makes of it.
+    pub fn of_recipe(recipe: &Recipe, change: impl Fn(Pgd) -> Pgd) -> Self {
+        Self {
+            adversary: accelerate::adversary_of_recipe(recipe, change),
+            smoothing: recipe.objective.label_smoothing as f32,
+        }
+    }
+}
+
+impl Objective for Single {
+    fn needs_fold(&self) -> bool {
+        self.adversary.needs_fold()
+    }
+
+    fn attack(&mut self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
+        self.adversary.perturb(engine, &mut CrossEntropyAscent, key, batch)
+    }
+
+    fn gradient(
+        &mut self,
+        engine: &mut dyn Engine,
+        batch: &Batch,
+        weights: Option<&Tensor<f32>>,
+    ) -> Result<()> {
+        passes::cross_entropy(engine, batch, self.smoothing, weights)
+    }
+
+    fn loss(
+        &self,
+        engine: &mut dyn Engine,
+        batch: &Batch,
+        scale: f32,
+        weights: Option<&Tensor<f32>>,
+    ) -> Result<()> {
+        passes::cross_entropy_loss(engine, batch, self.smoothing, scale, weights)
+    }
+
+    fn state(&self) -> Weights {
+        self.adversary.state()
+    }
+
+    fn restore(&mut self, state: &Weights) -> Result<(), String> {
+        self.adversary.restore(state)
+    }
+}

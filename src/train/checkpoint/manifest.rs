@@ -1,0 +1,114 @@
+//! A folder of files under a manifest that holds the size and the SHA-256 of each: written to disk whole, read only whole.
+//!
+//! What the files say is the checkpoint's. Called by `save` and `load`. Checked by `tests/checkpoints.rs`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{CheckpointError, at};
+use crate::digest::sha256;
+use crate::files::sync_folder;
+
+const FORMAT: u32 = 1;
+pub const MANIFEST: &str = "manifest.json";
+/// No JSON file of a checkpoint comes near this size.
+const MAX_JSON_BYTES: u64 = 1 << 20;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    format: u32,
+    files: BTreeMap<String, FileEntry>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileEntry {
+    bytes: u64,
+    sha256: String,
+}
+
+impl FileEntry {
+    fn of(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.len() as u64, sha256: sha256(bytes) }
+    }
+}
+
+/// A folder being written, one file after the other.
+pub struct Writer<'a> {
+    path: &'a Path,
+    manifest: Manifest,
+}
+
+impl<'a> Writer<'a> {
+    /// Makes the folder, which is not there yet.
+    pub fn create(path: &'a Path) -> Result<Self, CheckpointError> {
+        fs::create_dir(path).map_err(at(path))?;
+        Ok(Self { path, manifest: Manifest { format: FORMAT, files: BTreeMap::new() } })
+    }
+
+    /// Writes a file, to be found in the manifest.
+    pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
+        self.manifest.files.insert(name.into(), FileEntry::of(bytes));
+        write_synced(&self.path.join(name), bytes)
+    }
+
+    /// Writes the manifest; the folder is on disk then, under the name it has.
+    pub fn finish(self) -> Result<(), CheckpointError> {
+        write_synced(&self.path.join(MANIFEST), &json(&self.manifest))?;
+        sync_folder(self.path).map_err(at(self.path))
+    }
+}
+
+/// Indented JSON of one of a checkpoint's structs.
+pub fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec_pretty(value).expect("plain structs always serialise")
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let write = || {
+        let mut file = fs::File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(at(path))
+}
+
+/// The files that the manifest lists, each of them one of `known` and checked against it.
+pub fn read<'a>(path: &Path, known: &[&'a str]) -> Result<BTreeMap<&'a str, Vec<u8>>, CheckpointError> {
+    let damaged = |name: &str, reason: String| CheckpointError::Damaged { path: path.join(name), reason };
+    let length = |name: &str| Ok(fs::metadata(path.join(name)).map_err(at(&path.join(name)))?.len());
+    let read = |name: &str| fs::read(path.join(name)).map_err(at(&path.join(name)));
+
+    if length(MANIFEST)? > MAX_JSON_BYTES {
+        return Err(damaged(MANIFEST, format!("more than {MAX_JSON_BYTES} bytes")));
+    }
+    let manifest: Manifest =
+        serde_json::from_slice(&read(MANIFEST)?).map_err(|error| damaged(MANIFEST, error.to_string()))?;
+    if manifest.format != FORMAT {
+        return Err(damaged(MANIFEST, format!("format {}, expected {FORMAT}", manifest.format)));
+    }
+    let mut files = BTreeMap::new();
+    for (name, entry) in &manifest.files {
+        // Only known names are opened: a manifest cannot point outside its folder.
+        let Some(&name) = known.iter().find(|known| *known == name) else {
+            return Err(damaged(MANIFEST, format!("lists '{name}', which is no file of a checkpoint")));
+        };
+        // The size is compared before the bytes are read, so a wrong file costs no memory.
+        let met = length(name)?;
+        if met != entry.bytes {
+            return Err(damaged(name, format!("{met} bytes, expected {}", entry.bytes)));
+        }
+        let bytes = read(name)?;
+        let met = sha256(&bytes);
+        if met != entry.sha256 {
+            return Err(damaged(name, format!("SHA-256 {met}, expected {}", entry.sha256)));
+        }
+        files.insert(name, bytes);
+    }
+    Ok(files)
+}

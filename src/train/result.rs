@@ -1,0 +1,131 @@
+//! The end of a run: its best and its last weights for other programs, their accuracy on the test images, `result.json`.
+//!
+//! Called by the loop over epochs behind its last one. Checked by `tests/training.rs`.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::checkpoint::{self, Checkpoint};
+use super::metrics::{Best, Seconds};
+use super::{Result, Run, TrainError, Trainer, judge, judged};
+use crate::engine::WeightSet;
+use crate::evaluate::{Protocol, Subject};
+use crate::model::Weights;
+
+/// The end of a run; written as `result.json`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    pub recipe: String,
+    pub seed: u64,
+    /// Radius of the ball, as the recipe writes it.
+    pub epsilon: String,
+    /// The protocol that chose the best epoch on the validation images, and that epoch, where there are any.
+    pub best_by: String,
+    pub best: Option<Best>,
+    pub test: Vec<TestAccuracy>,
+    /// Over all sessions of the run.
+    pub seconds: Seconds,
+    pub seconds_test: f64,
+    /// Training images over the seconds of attack and train.
+    pub images_per_second: f64,
+}
+
+/// Accuracy of one set of weights under one protocol on the test images.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TestAccuracy {
+    /// `best` or `last`.
+    pub weights: &'static str,
+    /// Epochs trained.
+    pub epoch: u32,
+    pub protocol: String,
+    pub correct: usize,
+    pub total: usize,
+    pub accuracy: f64,
+    pub seconds: f64,
+}
+
+/// Writes the weights for other programs, measures best and last on the test images, writes the results.
+pub(super) fn finish(run: &Run, mut trainer: Trainer, protocols: &[Protocol]) -> Result<Summary> {
+    let recipe = run.recipe;
+    let begin = Instant::now();
+    let last = trainer.engine.weights(judged(recipe))?;
+    run.folder.write("last.safetensors", &last.to_bytes())?;
+    let epoch = trainer.progress.epoch;
+    let mut candidates = vec![("last", epoch, last)];
+    if let Some(best) = trainer.progress.best {
+        let path = run.folder.checkpoints().join(checkpoint::name(best.epoch, 0));
+        match checkpoint::load(&path) {
+            Ok(Checkpoint { weights, optimizer, .. }) => {
+                let weights = optimizer.average.unwrap_or(weights);
+                run.folder.write("best.safetensors", &weights.to_bytes())?;
+                candidates.insert(0, ("best", best.epoch, weights));
+            }
+            Err(error) => run.console.note(format!("warning: the best weights are lost: {error}")),
+        }
+    }
+    let test = test(run, &mut trainer, protocols, &candidates)?;
+
+    let seconds = trainer.progress.run_seconds;
+    let images = trainer.progress.run_images.unwrap_or(0);
+    let summary = Summary {
+        recipe: recipe.name.clone(),
+        seed: recipe.seed,
+        epsilon: recipe.attack.epsilon.to_string(),
+        best_by: recipe.evaluation.best_by.clone(),
+        best: trainer.progress.best,
+        test,
+        seconds,
+        seconds_test: begin.elapsed().as_secs_f64(),
+        images_per_second: images as f64 / seconds.training(),
+    };
+    run.folder.write_json("result.json", &summary)?;
+    Ok(summary)
+}
+
+/// Accuracy of each candidate under each protocol; the same weights are measured once.
+fn test(
+    run: &Run,
+    trainer: &mut Trainer,
+    protocols: &[Protocol],
+    candidates: &[(&'static str, u32, Weights)],
+) -> Result<Vec<TestAccuracy>> {
+    let recipe = run.recipe;
+    let set = trainer.engine.upload_images(&run.data.test.pixels, &run.data.test.labels)?;
+    let count = recipe.evaluation.samples.map_or(set.count, |samples| samples.min(set.count));
+    let samples: Vec<u32> = (0..count as u32).collect();
+    let mut rows: Vec<TestAccuracy> = Vec::new();
+    for (label, epoch, weights) in candidates {
+        let known: Vec<TestAccuracy> = rows.iter().filter(|row| row.epoch == *epoch).cloned().collect();
+        if !known.is_empty() {
+            rows.extend(known.into_iter().map(|row| TestAccuracy { weights: label, ..row }));
+            continue;
+        }
+        trainer.engine.load_weights(weights)?;
+        for protocol in protocols {
+            let subject = Subject {
+                set: &set,
+                samples: &samples,
+                weights: WeightSet::Live,
+                epsilon: recipe.attack.epsilon.as_f32(),
+                seed: recipe.seed,
+            };
+            let Some(outcome) = judge(run, trainer, subject, protocol, &format!("test of {label}"))? else {
+                // Every epoch is trained and saved: resuming comes straight back here.
+                run.console.clear();
+                return Err(TrainError::Interrupted { folder: run.folder.path().into() });
+            };
+            rows.push(TestAccuracy {
+                weights: label,
+                epoch: *epoch,
+                protocol: protocol.to_string(),
+                correct: outcome.correct(),
+                total: count,
+                accuracy: outcome.accuracy(),
+                seconds: outcome.seconds,
+            });
+        }
+    }
+    run.console.clear();
+    Ok(rows)
+}
