@@ -202,7 +202,7 @@ fn every_shape_and_every_epilogue_agree_with_the_oracle() {
 #[test]
 fn no_rung_of_the_ladder_changes_a_result() {
     println!("seed {SEED}");
-    // Enough images for a last group that is cut short; one round of a persistent grid.
+    // Enough images for a last group that is cut short.
     let driver = hopper();
     let mut tried = 0;
     for shape in shapes(64, 17)
@@ -215,8 +215,8 @@ fn no_rung_of_the_ladder_changes_a_result() {
             for loads in [Loads::Planes, Loads::Im2col] {
                 let mut families = Families::new();
                 for block in Block::ALL {
-                    for persistent in [true, false] {
-                        let rung = Rung { loads, persistent, block: Some(block), ..Rung::default() };
+                    for blocks in [Some(2 * block.parts()), None] {
+                        let rung = Rung { loads, blocks, block: Some(block), ..Rung::default() };
                         let Ok(outputs) = case.try_run(&driver, ending, Kernel::Rung(rung)) else { continue };
                         let what = format!("{shape:?}, {ending:?}, {rung:?}");
                         case.check(&what, ending, wgmma::STATISTICS_ROWS, &outputs);
@@ -232,70 +232,27 @@ fn no_rung_of_the_ladder_changes_a_result() {
 }
 
 #[test]
-fn every_block_gives_the_same_bits_in_every_order() {
+fn every_block_goes_from_work_to_work_and_gives_the_same_bits_in_every_order() {
     println!("seed {SEED}");
     for shape in shapes(64, 1) {
-        let planned =
-            |block| wgmma::planned(&shape, Direction::Forward, Rung { block, ..Rung::default() }).ok();
-        // The chosen one is tried above.
-        let Some(chosen) = planned(None) else { continue };
+        let (shape, plans) = in_one_block(shape, Direction::Forward);
+        if plans.is_empty() {
+            continue;
+        }
         let case = Case::new(shape);
-        for block in Block::ALL.into_iter().filter(|block| *block != chosen.block) {
-            let Some(planned) = planned(Some(block)) else { continue };
-            for ending in [Ending::ReluResidual, Ending::Statistics] {
+        for planned in plans {
+            let split = planned.block == Block::Split;
+            let endings: &[Ending] =
+                if split { &ENDINGS } else { &[Ending::ReluResidual, Ending::Statistics] };
+            for &ending in endings {
                 let mut families = Families::new();
                 for (name, driver) in wgmma_drivers() {
-                    let what = format!("{shape:?}, {ending:?}, {block:?}, {name}");
+                    let what = format!("{shape:?}, {ending:?}, {:?}, {name}", planned.block);
                     let outputs = case.run(&driver, ending, Kernel::Rung(planned.rung));
                     case.check(&what, ending, wgmma::STATISTICS_ROWS, &outputs);
                     assert!(families.agree(name, outputs), "{what}: other bits than in the first order");
                 }
             }
-        }
-    }
-}
-
-#[test]
-fn clusters_that_split_a_reduction_go_from_work_to_work() {
-    println!("seed {SEED}");
-    // 70 tiles for the 66 clusters of a persistent grid, the last one with images that do not exist.
-    let shape = ConvShape {
-        batch: 16 * 70 - 3,
-        in_side: 8,
-        in_channels: 128,
-        out_channels: 64,
-        kernel: 1,
-        stride: 2,
-    };
-    let case = Case::new(shape);
-    for ending in ENDINGS {
-        let mut families = Families::new();
-        for (name, driver) in wgmma_drivers() {
-            for persistent in [true, false] {
-                let rung = Rung { persistent, block: Some(Block::Split), ..Rung::default() };
-                let what = format!("{ending:?}, {rung:?}, {name}");
-                let outputs = case.run(&driver, ending, Kernel::Rung(rung));
-                case.check(&what, ending, wgmma::STATISTICS_ROWS, &outputs);
-                assert!(families.agree(name, outputs), "{what}: other bits than the first");
-            }
-        }
-    }
-}
-
-#[test]
-fn consumers_that_take_turns_go_from_work_to_work() {
-    println!("seed {SEED}");
-    // Three rounds of the persistent grid: a block's third work is again for its first consumer.
-    let shape = ConvShape { batch: 67, in_side: 32, in_channels: 64, out_channels: 64, kernel: 3, stride: 1 };
-    let case = Case::new(shape);
-    for ending in [Ending::ReluResidual, Ending::Statistics] {
-        let mut families = Families::new();
-        for (name, driver) in wgmma_drivers() {
-            let rung = Rung { block: Some(Block::Resident), ..Rung::default() };
-            let what = format!("{ending:?}, {rung:?}, {name}");
-            let outputs = case.run(&driver, ending, Kernel::Rung(rung));
-            case.check(&what, ending, wgmma::STATISTICS_ROWS, &outputs);
-            assert!(families.agree(name, outputs), "{what}: other bits than the first");
         }
     }
 }

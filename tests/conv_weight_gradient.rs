@@ -9,7 +9,7 @@ use common::*;
 use half::bf16;
 use secateur::engine::cuda::driver::Driver;
 use secateur::engine::cuda::driver::host::HostDriver;
-use secateur::engine::cuda::launch::conv::wgmma::{self, Direction};
+use secateur::engine::cuda::launch::conv::wgmma::{self, Direction, Rung};
 use secateur::engine::cuda::launch::conv::{
     ConvShape, weight_gradient as launch_weight_gradient, weight_gradient_workspace,
 };
@@ -100,6 +100,44 @@ fn uneven_parts_agree_with_the_oracle() {
     Case::new(ConvShape { batch: 51, in_channels: 16, out_channels: 16, ..small }).check_all();
     Case::new(ConvShape { batch: 51, in_side: 8, in_channels: 32, stride: 2, ..small }).check_all();
     Case::new(ConvShape { batch: 21, in_side: 8, in_channels: 256, out_channels: 256, ..small }).check_all();
+}
+
+#[test]
+fn a_block_goes_from_group_to_group() {
+    println!("seed {SEED}");
+    // Seven or eight groups of pixels for each block, more than its rings have slots; both kernels, slots of three, two and one tap.
+    let first = ConvShape { batch: 2, in_side: 32, in_channels: 64, out_channels: 64, kernel: 3, stride: 1 };
+    let strided = ConvShape { batch: 16 * 7 - 3, in_side: 8, out_channels: 128, stride: 2, ..first };
+    let last = ConvShape { in_side: 4, in_channels: 128, stride: 1, ..strided };
+    for shape in [first, strided, ConvShape { kernel: 1, ..strided }, last] {
+        let case = Case::new(shape);
+        let rung = Rung { blocks: Some(1), ..Rung::default() };
+        let planned = wgmma::planned(&shape, Direction::Forward, rung).unwrap();
+        let mut families = Families::new();
+        for (name, driver) in wgmma_drivers() {
+            let input = upload(&driver, "input", &case.input);
+            let output_gradient = upload(&driver, "output gradient", &case.output_gradient);
+            let workspace = poisoned::<f32>(&driver, "workspace", 2 * shape.weight_len());
+            let parts = wgmma::weight_gradient_parts(
+                &*driver,
+                &planned,
+                &shape,
+                input.address(),
+                output_gradient.address(),
+                workspace.address(),
+            )
+            .unwrap();
+            assert_eq!(parts, if shape.out_channels == 64 { 2 } else { 1 }, "{shape:?}: one block a sum");
+            let met: Vec<f32> = workspace.to_vec().unwrap();
+            let element = |i: usize| met[i..].iter().step_by(shape.weight_len()).take(parts);
+            let sums: Vec<f64> =
+                (0..shape.weight_len()).map(|i| element(i).map(|v| f64::from(*v)).sum()).collect();
+            let what = format!("{shape:?}, {name}");
+            check(&what, &sums, &case.wanted, |i| case.error[i], WHOLE_F32);
+            let bits: Vec<u32> = met.iter().map(|v| v.to_bits()).collect();
+            assert!(families.agree(name, bits), "{what}: other bits than in the first order");
+        }
+    }
 }
 
 #[test]

@@ -241,7 +241,7 @@ fn kernels_without_wgmma_are_timed_where_only_those_with_it_fail() {
     let wgmma = r#"[ "$SECATEUR_WGMMA" = off ] || exit 101; echo 'test result: ok. 3 passed; 0 failed'"#;
     let machine = Machine::new(&[("conv_a", wgmma), ("kernel_b", PASSING)]);
     let done = machine.qualify(500);
-    assert_eq!((done.code, done.timed()), (1, 12), "{}\n{:?}", done.stdout, done.calls);
+    assert_eq!((done.code, done.timed()), (1, 13), "{}\n{:?}", done.stdout, done.calls);
     assert_eq!((done.stage("tests"), done.stage("tests-without-wgmma")), ("failed", "ok"));
     let ours = done.calls.iter().filter(|call| call.contains(" bench "));
     assert!(ours.clone().all(|call| call.ends_with(" off")), "{:?}", done.calls);
@@ -254,7 +254,7 @@ fn kernels_without_wgmma_are_timed_where_only_those_with_it_fail() {
 fn a_test_beside_the_training_step_keeps_nothing_from_being_timed() {
     let machine = Machine::new(&[("kernel_select", FAILING), ("conv_a", PASSING)]);
     let done = machine.qualify(500);
-    assert_eq!((done.code, done.timed()), (1, 13), "{}\n{:?}", done.stdout, done.calls);
+    assert_eq!((done.code, done.timed()), (1, 14), "{}\n{:?}", done.stdout, done.calls);
     assert_eq!((done.stage("tests"), done.stage("tests-without-wgmma")), ("failed", "absent"));
     assert_eq!(done.stage("alone"), "failed");
     done.says("| pgd-at, batch 512 | 1000 |");
@@ -265,7 +265,7 @@ fn what_a_checker_finds_is_reported_and_keeps_nothing_from_being_timed() {
     let machine = Machine::new(&[("conv_a", PASSING)]);
     fs::write(machine.path("finding"), "racecheck").unwrap();
     let done = machine.qualify(500);
-    assert_eq!((done.code, done.timed()), (1, 13), "{}", done.stdout);
+    assert_eq!((done.code, done.timed()), (1, 14), "{}", done.stdout);
     assert_eq!((done.stage("racecheck"), done.stage("memcheck")), ("findings", "ok"));
     done.says("* racecheck: `Race at 0x50; RACECHECK SUMMARY: 1 hazard`");
 }
@@ -277,7 +277,7 @@ fn parts_run_by_themselves() {
     assert_eq!((done.code, done.timed(), done.stages.len()), (0, 0, 1), "{}", done.stdout);
     fs::rename(machine.path("out"), machine.path("first")).unwrap();
     let done = machine.run(500, &[("QUALIFY_PARTS", "benches")]);
-    assert_eq!((done.code, done.timed(), done.stage("tests")), (0, 13, "absent"), "{}", done.stdout);
+    assert_eq!((done.code, done.timed(), done.stage("tests")), (0, 14, "absent"), "{}", done.stdout);
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn a_bench_that_fails_leaves_the_others() {
     let machine = Machine::new(&[("conv_a", PASSING)]);
     fs::write(machine.path("broken"), "kernels\nattack\n").unwrap();
     let done = machine.qualify(500);
-    assert_eq!((done.code, done.timed()), (1, 13), "{}", done.stdout);
+    assert_eq!((done.code, done.timed()), (1, 14), "{}", done.stdout);
     assert_eq!((done.stage("kernels-512"), done.stage("step-1024-graphs-off")), ("failed", "ok"));
     done.says("kernels-512.json was not written");
     done.says("| pgd-at, batch 512 | 1000 | 25.5 | 25.5 % | 50.00 | 1000 | 250 (compile) | 6.4 % | 4.00 x |");

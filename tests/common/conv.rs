@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use secateur::engine::cuda::driver::host::{AsyncOrder, HostDriver, HostOptions, WarpOrder};
 use secateur::engine::cuda::driver::{Buffer, Driver};
 use secateur::engine::cuda::launch::conv::ConvShape;
+use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Direction, Planned, Rung};
 use secateur::model::ResNet18;
 use secateur::philox::{Key, Purpose, symmetric};
 
@@ -39,6 +40,23 @@ pub fn conv_drivers(hopper: bool) -> Vec<(&'static str, Rc<dyn Driver>)> {
 /// Those of them that run wgmma.
 pub fn wgmma_drivers() -> Vec<(&'static str, Rc<dyn Driver>)> {
     conv_drivers(true).into_iter().filter(|(_, driver)| driver.has_wgmma()).collect()
+}
+
+/// This shape with as few images as are three works of every kind of block, planned for a grid of a single block or cluster: it goes
+/// from work to work, and by its third the parities of its barriers have come again. No plans where wgmma does not serve it.
+pub fn in_one_block(shape: ConvShape, direction: Direction) -> (ConvShape, Vec<Planned>) {
+    let plans = |shape: &ConvShape| -> Vec<Planned> {
+        let rung = |block: Block| Rung { block: Some(block), blocks: Some(block.parts()), ..Rung::default() };
+        Block::ALL
+            .into_iter()
+            .filter_map(|block| wgmma::planned(shape, direction, rung(block)).ok())
+            .collect()
+    };
+    (1..)
+        .map(|batch| ConvShape { batch, ..shape })
+        .map(|shape| (shape, plans(&shape)))
+        .find(|(_, plans)| plans.iter().all(|planned| planned.tiles >= 3))
+        .expect("more images are more works")
 }
 
 /// Where every rung of the ladder runs: the GPU, where the tests are to use it and it has wgmma, else the host runner.

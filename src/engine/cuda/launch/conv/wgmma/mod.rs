@@ -33,8 +33,8 @@ pub const STATISTICS_ROWS: usize = GROUP_PIXELS;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rung {
     pub loads: Loads,
-    /// Blocks that go from work to work; otherwise one block for each.
-    pub persistent: bool,
+    /// Blocks at most, which go from work to work: [`BLOCKS`], or fewer in tests. `None` for a block a work.
+    pub blocks: Option<usize>,
     /// `None` for the one that should be fastest.
     pub block: Option<Block>,
     /// Whether that may be [`Block::Split`]: [`Driver::splits_sums`].
@@ -43,15 +43,15 @@ pub struct Rung {
 
 impl Default for Rung {
     fn default() -> Self {
-        Self { loads: Loads::Planes, persistent: true, block: None, splits: false }
+        Self { loads: Loads::Planes, blocks: Some(BLOCKS), block: None, splits: false }
     }
 }
 
 impl Rung {
     fn blocks(self, planned: &Planned) -> u32 {
-        // Whole clusters, as BLOCKS is even.
-        let blocks = planned.tiles * planned.block.parts();
-        if self.persistent { blocks.min(BLOCKS) as u32 } else { blocks as u32 }
+        let clusters =
+            self.blocks.map_or(planned.tiles, |blocks| planned.tiles.min(blocks / planned.block.parts()));
+        (clusters * planned.block.parts()) as u32
     }
 }
 

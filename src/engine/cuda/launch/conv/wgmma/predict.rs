@@ -57,7 +57,7 @@ fn tile_clocks(planned: &Planned, phase: usize) -> [f64; 3] {
 pub fn predict(planned: &Planned) -> Prediction {
     // A persistent block loads the next tile behind the products of the last, and two warpgroups that take turns hide what
     // follows the products as well.
-    let around = match (planned.block, planned.rung.persistent) {
+    let around = match (planned.block, planned.rung.blocks.is_some()) {
         (Block::Resident, true) => 0.0,
         (Block::Split, true) => EXCHANGE_CLOCKS + EPILOGUE / 2.0,
         (Block::Split, false) => FILL + EXCHANGE_CLOCKS + EPILOGUE / 2.0,
@@ -81,12 +81,12 @@ pub fn predict(planned: &Planned) -> Prediction {
 
 /// A rung whose block is the one that should be fastest.
 const fn rung(loads: Loads, persistent: bool) -> Rung {
-    Rung { loads, persistent, block: None, splits: false }
+    Rung { loads, blocks: if persistent { Some(BLOCKS) } else { None }, block: None, splits: false }
 }
 
 /// The product in a block of its own.
 const fn in_block(block: Block) -> Rung {
-    Rung { loads: Loads::Planes, persistent: true, block: Some(block), splits: false }
+    Rung { loads: Loads::Planes, blocks: Some(BLOCKS), block: Some(block), splits: false }
 }
 
 /// Every rung, lowest first, and what it is called.

@@ -29,7 +29,8 @@ impl Split {
         let slots = planned.plan.phases[0].slots as usize;
         let across = slots * shape.in_channels / DEPTH_CHANNELS;
         let down = shape.out_channels / (GROUP_CHANNELS * channel_groups);
-        let parts = (BLOCKS / (across * down)).clamp(1, groups);
+        let blocks = planned.rung.blocks.unwrap_or(BLOCKS);
+        let parts = (blocks / (across * down)).clamp(1, groups);
         Self {
             groups,
             groups_a_part: groups.div_ceil(parts),
