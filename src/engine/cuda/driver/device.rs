@@ -1,47 +1,34 @@
 //! An NVIDIA GPU as a driver, through the CUDA driver API (cudarc). Nothing here is linked: libcuda is loaded when a GPU is
 //! asked for, and its absence is an ordinary error.
 //!
-//! One stream of our own orders all work. What decides without a GPU (which code, which errors) is in `code` and tested
-//! there; the rest is tested by every kernel test on a machine that has one. Drivers of one GPU share its context, which stays
-//! open: to make one takes a third of a second. SECATEUR_WGMMA=off keeps to the kernels that every GPU runs.
+//! One stream of our own orders all work. `gpu` says whether a GPU can be used, `loader` loads the code of its kernels; tested by
+//! every kernel test on a machine that has one.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
-use std::ffi::{CString, c_void};
+use std::collections::BTreeMap;
+use std::ffi::c_void;
 use std::ptr;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use cudarc::driver::sys::{
-    CUdevice_attribute, CUfunction, CUfunction_attribute, CUgraphInstantiate_flags, CUlaunchAttribute,
-    CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig, CUmodule, CUresult, CUstreamCaptureMode,
+    CUgraphInstantiate_flags, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig,
+    CUresult, CUstreamCaptureMode,
 };
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaStream, DriverError, result, sys};
 
-use super::code::{self, IMAGES, Image, RELEASE};
 use super::encode::encode;
-use super::failure::{described, failed, of_a_kernel, unavailable};
+use super::failure::{described, failed, of_a_kernel};
+use super::gpu::Gpu;
 use super::graph::Capture;
 use super::nvtx::PhaseRanges;
 use super::{Address, Cost, Driver, Graph, Kernel, MapSpec, Mark, TensorMap, aligned};
 use crate::engine::{DeviceInfo, Error, Phase, Result};
 
-/// A GPU.
+/// A GPU and the stream of its work.
 pub struct DeviceDriver {
-    context: Arc<CudaContext>,
+    gpu: Gpu,
     stream: Arc<CudaStream>,
-    capability: (u32, u32),
-    info: DeviceInfo,
-    /// Whether kernels for sm_90a alone are used.
-    wgmma: bool,
-    /// CUDA release of the driver: 1000 * major + 10 * minor.
-    version: u32,
-    /// Largest dynamic shared memory of a block, after opting in.
-    shared_limit: u32,
-    /// Kernels used so far.
-    functions: RefCell<HashMap<&'static str, Function>>,
-    /// Files loaded so far, by address of their code.
-    modules: RefCell<HashMap<*const u8, CUmodule>>,
     /// Live allocations by address, so that copies are checked as on the host.
     allocations: RefCell<BTreeMap<u64, (usize, &'static str)>>,
     /// The newest launch, for errors that show up later.
@@ -59,65 +46,14 @@ pub struct DeviceDriver {
 /// The first CUDA release whose graphs keep what a launch may start before.
 const EARLY_STARTS: u32 = 12_030;
 
-/// A kernel on this GPU.
-#[derive(Clone, Copy)]
-struct Function {
-    handle: CUfunction,
-    /// Its code waits for the launches before it.
-    waits: bool,
-}
-
 impl DeviceDriver {
     /// Opens GPU number `ordinal`. Everything that keeps it from being used is an [`Error::Unavailable`] that says what to do.
     pub fn open(ordinal: usize) -> Result<Rc<dyn Driver>> {
-        // SAFETY: looks for the library by the names that the system knows it by.
-        let library = unsafe { sys::is_culib_present() };
-        let (true, Some(release)) = (library, RELEASE) else {
-            return Err(Error::Unavailable(code::missing(library, RELEASE.is_some())));
-        };
-        let mut version = 0;
-        // SAFETY: the library is there; this call needs no initialisation.
-        unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(failed("cuDriverGetVersion"))?;
-        result::init().map_err(unavailable)?;
-        let count = result::device::get_count().map_err(unavailable)?;
-        if ordinal >= count as usize {
-            return Err(Error::Unavailable(format!(
-                "--device cuda:{ordinal}: this machine has {count} GPU{}; they are numbered from 0",
-                if count == 1 { "" } else { "s" }
-            )));
-        }
-        let context = context(ordinal).map_err(unavailable)?;
-        let name = context.name().map_err(failed("cuDeviceGetName"))?;
-        let (major, minor) = context.compute_capability().map_err(failed("cuDeviceGetAttribute"))?;
-        let capability = (major as u32, minor as u32);
-        let target = code::choose(&available(IMAGES), capability)
-            .ok_or_else(|| Error::Unavailable(code::no_target(&name, capability, &available(IMAGES))))?;
-        if let Some(message) = code::driver_too_old(version as u32, release, target) {
-            return Err(Error::Unavailable(message));
-        }
-        let wgmma = code::uses_wgmma(target, std::env::var("SECATEUR_WGMMA").ok().as_deref())?;
-        let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
-        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
-        let shared_limit = context.attribute(attribute).map_err(failed("cuDeviceGetAttribute"))?;
-        let cache = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
-        let info = DeviceInfo {
-            kind: "cuda",
-            name,
-            driver: Some(format!("CUDA {}.{}", version / 1000, version % 1000 / 10)),
-            code: if wgmma || target != "sm_90a" { target.into() } else { format!("{target} without wgmma") },
-            memory: context.total_mem().ok().map(|bytes| bytes as u64),
-            cache: cache.ok().and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0),
-        };
+        let gpu = Gpu::open(ordinal)?;
+        let stream = gpu.context.new_stream().map_err(failed("cuStreamCreate"))?;
         Ok(Rc::new(Self {
-            context,
+            gpu,
             stream,
-            capability,
-            info,
-            wgmma,
-            version: version as u32,
-            shared_limit: shared_limit as u32,
-            functions: RefCell::default(),
-            modules: RefCell::default(),
             allocations: RefCell::default(),
             last: Cell::new(""),
             early: Cell::new(true),
@@ -130,7 +66,7 @@ impl DeviceDriver {
 
     /// Makes this GPU the one that this thread's calls mean.
     fn bind(&self) -> Result<()> {
-        self.context.bind_to_thread().map_err(self.late("cuCtxSetCurrent"))
+        self.gpu.context.bind_to_thread().map_err(self.late("cuCtxSetCurrent"))
     }
 
     /// A failed call that may report what an earlier launch did.
@@ -167,98 +103,11 @@ impl DeviceDriver {
         }
         Ok(())
     }
-
-    /// The kernel on this GPU; loads its file at the first use.
-    fn function(&self, kernel: &Kernel) -> Result<Function> {
-        if let Some(function) = self.functions.borrow().get(kernel.name()) {
-            return Ok(*function);
-        }
-        let fault = |message: String| Error::Kernel { kernel: kernel.name().into(), message };
-        let images: Vec<&Image> =
-            IMAGES.iter().filter(|image| image.kernels.contains(&kernel.name())).collect();
-        let targets: Vec<&str> = images.iter().map(|image| image.target).collect();
-        let target = code::choose(&targets, self.capability)
-            .ok_or_else(|| fault(code::no_target(&self.info.name, self.capability, &targets)))?;
-        let image = images
-            .into_iter()
-            .find(|image| image.target == target)
-            .ok_or_else(|| fault(format!("no code for {target}")))?;
-        if kernel.shared_bytes() > self.shared_limit {
-            return Err(fault(format!(
-                "needs {} bytes of shared memory a block, {} has {}",
-                kernel.shared_bytes(),
-                self.info.name,
-                self.shared_limit
-            )));
-        }
-        let module = self.module(image)?;
-        let name = CString::new(kernel.name()).map_err(|e| fault(e.to_string()))?;
-        // SAFETY: the module is loaded and stays so as long as this driver lives.
-        let function = unsafe { result::module::get_function(module, name) }.map_err(|error| {
-            fault(format!("cuModuleGetFunction in {}: {}", image.file, described(&error)))
-        })?;
-        if kernel.shared_bytes() > 48 * 1024 {
-            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function was just found.
-            unsafe {
-                result::function::set_function_attribute(function, attribute, kernel.shared_bytes() as i32)
-            }
-            .map_err(|error| {
-                fault(format!(
-                    "cuFuncSetAttribute, {} bytes of shared memory: {}",
-                    kernel.shared_bytes(),
-                    described(&error)
-                ))
-            })?;
-        }
-        let function = Function { handle: function, waits: code::waits(target) };
-        self.functions.borrow_mut().insert(kernel.name(), function);
-        Ok(function)
-    }
-
-    fn module(&self, image: &Image) -> Result<CUmodule> {
-        if let Some(module) = self.modules.borrow().get(&image.code.as_ptr()) {
-            return Ok(*module);
-        }
-        // A zero ends PTX text, and the words align a cubin.
-        let mut code = vec![0u64; image.code.len() / 8 + 1];
-        bytemuck::cast_slice_mut(&mut code)[..image.code.len()].copy_from_slice(image.code);
-        // SAFETY: a whole cubin or PTX text as nvcc wrote it, ended by a zero byte.
-        let module =
-            unsafe { result::module::load_data(code.as_ptr().cast()) }.map_err(|error| Error::Driver {
-                call: "cuModuleLoadData",
-                message: format!("{} for {}: {}", image.file, image.target, described(&error)),
-            })?;
-        self.modules.borrow_mut().insert(image.code.as_ptr(), module);
-        Ok(module)
-    }
-}
-
-/// The context of GPU number `ordinal`, made at the first call and never closed: a test or a bench opens many drivers.
-fn context(ordinal: usize) -> Result<Arc<CudaContext>, DriverError> {
-    static OPEN: Mutex<BTreeMap<usize, Arc<CudaContext>>> = Mutex::new(BTreeMap::new());
-    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(context) = open.get(&ordinal) {
-        return Ok(context.clone());
-    }
-    let context = CudaContext::new(ordinal)?;
-    // SAFETY: all work of a driver goes through one stream, so nothing has to be tracked between streams.
-    unsafe { context.disable_event_tracking() };
-    open.insert(ordinal, context.clone());
-    Ok(context)
-}
-
-/// All targets for which the build has code.
-fn available(images: &[Image]) -> Vec<&'static str> {
-    let mut targets: Vec<&'static str> = images.iter().map(|image| image.target).collect();
-    targets.sort_unstable();
-    targets.dedup();
-    targets
 }
 
 impl Driver for DeviceDriver {
     fn info(&self) -> DeviceInfo {
-        self.info.clone()
+        self.gpu.info.clone()
     }
 
     fn alloc(&self, name: &'static str, bytes: usize) -> Result<Address> {
@@ -329,14 +178,14 @@ impl Driver for DeviceDriver {
     fn launch(&self, kernel: &Kernel, grid: [u32; 3], params: &[u8], cost: Cost) -> Result<()> {
         self.capture.keep(kernel, grid, params, cost);
         self.bind()?;
-        let function = self.function(kernel)?;
+        let function = self.gpu.loader.function(kernel)?;
         let mut params = aligned(params);
         let mut early = CUlaunchAttribute {
             id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        let may_start_early = self.early.get() && function.waits && self.version >= EARLY_STARTS;
+        let may_start_early = self.early.get() && function.waits && self.gpu.version >= EARLY_STARTS;
         let config = CUlaunchConfig {
             gridDimX: grid[0],
             gridDimY: grid[1],
@@ -381,7 +230,7 @@ impl Driver for DeviceDriver {
         if !self.has_wgmma() {
             return Err(Error::Unavailable(format!(
                 "tensor maps need a Hopper and code for sm_90a, this is {}",
-                self.info.name
+                self.gpu.info.name
             )));
         }
         self.bind()?;
@@ -390,14 +239,14 @@ impl Driver for DeviceDriver {
             message: format!("{} for {spec:?}", described(&error)),
         })?;
         // Drivers up to 13.1 set this bit wrongly for tensors under 128 KiB; NVIDIA's CUTLASS clears it likewise.
-        if self.version <= 13_010 && spec.extent() < 128 * 1024 {
+        if self.gpu.version <= 13_010 && spec.extent() < 128 * 1024 {
             words[1] &= !(1 << 21);
         }
         Ok(TensorMap::from_words(words))
     }
 
     fn has_wgmma(&self) -> bool {
-        self.wgmma
+        self.gpu.wgmma
     }
 
     fn start_early(&self, on: bool) {
@@ -491,10 +340,7 @@ impl Drop for DeviceDriver {
     fn drop(&mut self) {
         // Buffers hold the driver, so all are freed; modules go with the last user of the GPU's context otherwise.
         if self.synchronize().is_ok() {
-            for module in self.modules.borrow().values() {
-                // SAFETY: loaded here, and its kernels have ended.
-                let _ = unsafe { result::module::unload(*module) };
-            }
+            self.gpu.loader.unload();
         }
     }
 }
