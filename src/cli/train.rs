@@ -32,7 +32,7 @@ pub struct Args {
     /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
-    /// Folder of the run; must be empty or absent [default: the next runs/<recipe>-<n>]
+    /// Folder of the run; must be empty or absent [default: the next runs/RECIPE-N]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Change a value of the recipe: --set data.train_limit=2000

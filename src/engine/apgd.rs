@@ -1,7 +1,7 @@
 //! The steps of APGD (Croce and Hein, 2020): a momentum step whose size each image halves for itself.
 //!
 //! Everything that the attack remembers of an image lies on the device ([`AdaptiveState`]), and one call an iteration keeps
-//! the books of all images and moves them: no image is looked at by the host. A part of [`Engine`](super::Engine). Called by
+//! the books of all images and moves them: no image is looked at by the host. A part of [`Engine`]. Called by
 //! `attack::Apgd`; checked by `tests/kernel_apgd.rs` (kernels) and `tests/apgd.rs` (both engines against an f64
 //! re-implementation of the published algorithm, step by step).
 

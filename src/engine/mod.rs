@@ -1,8 +1,8 @@
 //! An engine: the small set of operations on a device from which everything above is written once.
 //!
-//! Two engines exist. [`reference`] computes in f32 on the CPU and is the oracle for every kernel. [`cuda`] runs
+//! Two engines exist. [`mod@reference`] computes in f32 on the CPU and is the oracle for every kernel. [`cuda`] runs
 //! our kernels in bf16 with f32 accumulation, through one of two drivers: a real GPU, or the host runner that
-//! executes the same kernel sources on the CPU. Callers choose by [`open`] and see only the trait.
+//! executes the same kernel sources on the CPU. Callers choose by [`open()`] and see only the trait.
 
 mod apgd;
 mod attack_loop;
@@ -137,7 +137,7 @@ pub struct OptimizerState {
 /// A device that holds one ResNet-18 and runs the operations of adversarial training on it.
 ///
 /// Images are f32 in [0, 1], NHWC (`batch x 32 x 32 x 3`); logits are f32 (`batch x classes`). The batch of a call
-/// is read off the length of its tensors; any batch from 1 up to the `max_batch` given to [`open`] works. A call
+/// is read off the length of its tensors; any batch from 1 up to the `max_batch` given to [`open()`] works. A call
 /// either succeeds or reports an [`Error`]; work may be asynchronous until a `read` or [`Engine::synchronize`].
 /// Operations that serve one purpose are traits of their own files, all part of this one.
 pub trait Engine:

@@ -1,6 +1,6 @@
 //! The convolutions of an evaluation pass, forward and back, the first stage part by part.
 //!
-//! Where a micro-batch is larger than the cache ([`super::micro_batch`]), the first stage, which moves the most bytes for its
+//! Where a micro-batch is larger than the cache ([`super::micro_batch()`]), the first stage, which moves the most bytes for its
 //! products, takes its images part by part: all its convolutions for one part, then all for the next. Parts share the memory
 //! of what lies inside the stage. Each image's results are the same bits in any part. Checked by `tests/first_stage.rs`.
 

@@ -1,7 +1,7 @@
 //! Launches: for each kernel of `kernels/` its parameter struct, its grid, and nothing else.
 //!
 //! A parameter struct mirrors the C++ one of the same name, field by field, and is itself the request: fill it in and
-//! call the function that is named after the kernel. Optional operands are [`Address::NULL`]. What a kernel computes
+//! call the function that is named after the kernel. Optional operands are `Address::NULL`. What a kernel computes
 //! and the shapes of its operands stand at the head of its file. With each launch goes its [`Cost`]. Called by the engine
 //! and by `tests/kernel_*.rs`.
 

@@ -1,11 +1,11 @@
 //! Losses that compare two rows of logits, and how sure a row is of its label; one sample a call.
 //!
-//! Formulas and gradients are those of [`PairedForm`](crate::engine::PairedForm), [`Engine::divergence`] and
-//! [`Engine::signed_deviation`]. Differences from one are taken through `exp_m1` of a log probability, so that the small
+//! Formulas and gradients are those of [`PairedForm`], [`SoftmaxLosses::divergence`] and
+//! [`SoftmaxLosses::signed_deviation`]. Differences from one are taken through `exp_m1` of a log probability, so that the small
 //! constants keep their digits. Checked against PyTorch and finite differences by `tests/paired_losses.rs`.
 //!
-//! [`Engine::divergence`]: crate::engine::Engine::divergence
-//! [`Engine::signed_deviation`]: crate::engine::Engine::signed_deviation
+//! [`SoftmaxLosses::divergence`]: crate::engine::SoftmaxLosses::divergence
+//! [`SoftmaxLosses::signed_deviation`]: crate::engine::SoftmaxLosses::signed_deviation
 
 use super::softmax::{argmax, log_softmax};
 use crate::engine::{PairedForm, PairedLoss};

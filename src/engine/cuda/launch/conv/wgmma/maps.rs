@@ -104,7 +104,7 @@ impl Images {
     }
 }
 
-/// Weights as they lie, [output channel][tap][input channel], in boxes of 64 by one tap by 64.
+/// Weights as they lie, output channel by tap by input channel, in boxes of 64 by one tap by 64.
 pub fn weights(
     driver: &dyn Driver,
     address: Address,

@@ -33,7 +33,7 @@ pub const STATISTICS_ROWS: usize = GROUP_PIXELS;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rung {
     pub loads: Loads,
-    /// Blocks at most, which go from work to work: [`BLOCKS`], or fewer in tests. `None` for a block a work.
+    /// Blocks at most, which go from work to work: 132 ([`plan::BLOCKS`]), or fewer in tests. `None` for a block a work.
     pub blocks: Option<usize>,
     /// `None` for the one that should be fastest.
     pub block: Option<Block>,
@@ -71,7 +71,7 @@ pub fn planned(shape: &ConvShape, direction: Direction, rung: Rung) -> Result<Pl
     })
 }
 
-/// See [`super::forward`].
+/// See [`super::forward()`].
 pub fn forward(
     driver: &dyn Driver,
     planned: &Planned,
@@ -121,7 +121,7 @@ pub fn forward(
     launch(driver, &kernel, [rung.blocks(planned), 1, 1], &params, forward_cost(shape, epilogue))
 }
 
-/// See [`super::input_gradient`].
+/// See [`super::input_gradient()`].
 pub fn input_gradient(
     driver: &dyn Driver,
     planned: &Planned,
