@@ -296,5 +296,10 @@ pub fn from_floats(values: &[f32]) -> Vec<f64> {
 
 /// bf16 rounds by 2^-8 at most and by a third of that in the mean square; the f32 sums add next to nothing.
 pub const WHOLE_BF16: f64 = 0.0025;
-/// f32 sums against exact ones.
+/// f32 sums of up to about 1,000 products against exact ones.
 pub const WHOLE_F32: f64 = 2e-6;
+/// The same where one accumulator takes in `products` of them. Tensor cores round towards zero, once for every 16: half of a last
+/// place on average, all the same way.
+pub fn whole_f32(products: usize) -> f64 {
+    WHOLE_F32 + products as f64 / 16.0 * 2f64.powi(-24)
+}
