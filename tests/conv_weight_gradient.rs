@@ -103,6 +103,15 @@ fn uneven_parts_agree_with_the_oracle() {
 }
 
 #[test]
+fn as_many_parts_as_a_large_batch_has_are_added_up() {
+    println!("seed {SEED}");
+    // Eight slabs of 32 pixels in each of 264 parts: no layer of any batch has more.
+    let shape = ConvShape { batch: 66, in_side: 64, in_channels: 16, out_channels: 16, kernel: 1, stride: 2 };
+    assert_eq!(weight_gradient_workspace(&shape), 264 * shape.weight_len());
+    Case::new(shape).check_all();
+}
+
+#[test]
 fn a_block_goes_from_group_to_group() {
     println!("seed {SEED}");
     // Seven or eight groups of pixels for each block, more than its rings have slots; both kernels, slots of three, two and one tap.
@@ -146,7 +155,7 @@ fn a_smaller_batch_needs_no_more_workspace() {
     for width in [16, 64] {
         for shape in shapes(width, 1) {
             let needs: Vec<usize> =
-                (1..200).map(|batch| weight_gradient_workspace(&ConvShape { batch, ..shape })).collect();
+                (1..=1024).map(|batch| weight_gradient_workspace(&ConvShape { batch, ..shape })).collect();
             assert!(needs.is_sorted(), "{shape:?}: {needs:?}");
         }
     }

@@ -104,9 +104,13 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
+/// Sums of four rounds of 32 samples in a part, which take turns in two buffers; and of 261 parts, each of the sixteen warps that
+/// add them up taking more than two rounds of eight rows.
+const LONG_SUMS: [[usize; 4]; 2] = [[127, 10, 512, 2], [25_003, 1, 128, 2]];
+
 #[test]
 fn sums_over_samples() {
-    for shape in SHAPES {
+    for shape in SHAPES.into_iter().chain(LONG_SUMS) {
         let mut case = Case::new(shape);
         let weights = widened(case.random.uniforms(case.len, 0.0, 3.0));
         for weights in [None, Some(&weights)] {

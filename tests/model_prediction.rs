@@ -1,6 +1,7 @@
 //! `secateur bench model`: the roofline of a step, from launches that nothing runs, against the arithmetic of the layer table.
 
 use assert_cmd::Command;
+use secateur::engine::cuda::driver::Kernel;
 use secateur::engine::{DeviceChoice, Record};
 use secateur::measure::model::{Part, Prediction, Roof, predict};
 use secateur::measure::workload::{Bench, Work};
@@ -38,6 +39,25 @@ fn seconds_an_epoch_are_those_of_the_methods_units() {
         assert!((met.seconds - met.flops / 790e12).abs() < 1e-9 * met.seconds);
         assert_eq!(met.memory_seconds, 0.0);
         assert!((met.images_per_second * met.epoch_seconds / 50_000.0 - 1.0).abs() < 1e-9);
+    }
+}
+
+#[test]
+fn large_batches_stay_within_indices_of_32_bits() {
+    // A launch beyond the limits of a grid is refused as it is made.
+    for (name, classes) in [("cifar10-pgd-at", 10), ("cifar100-trades", 100), ("cifar100-mart", 100)] {
+        for batch in [512, 1024] {
+            let recipe = recipe(name, 64, batch, Some(1));
+            assert_eq!(secateur::train::network(&recipe).classes, classes);
+            let launches = dry(&recipe).launches;
+            assert!(launches.len() > 100, "{name}: {} launches", launches.len());
+            for launch in launches {
+                // A thread takes up to four elements.
+                let threads = Kernel::named(launch.kernel).unwrap().threads();
+                let last = u64::from(launch.grid[0]) * u64::from(threads) * 4;
+                assert!(last <= u64::from(u32::MAX), "{name}, batch {batch}: {launch:?}");
+            }
+        }
     }
 }
 

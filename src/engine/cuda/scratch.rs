@@ -55,3 +55,43 @@ impl Scratch {
         &self.blocks[number % 2]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::driver::dry::DryDriver;
+    use super::super::driver::host::HostDriver;
+    use super::super::launch::conv::SetStatistics;
+    use super::*;
+    use crate::model::ResNet18;
+    use crate::model::layers::WIDTHS;
+
+    #[test]
+    fn partial_sums_of_every_batch_have_room() {
+        // With wgmma and without.
+        for driver in [DryDriver::open(), HostDriver::open()] {
+            for (width, max_batch) in WIDTHS.into_iter().flat_map(|width| [(width, 128), (width, 1024)]) {
+                let layout = Layout::new(ResNet18 { width, classes: 100 });
+                for sets in [1, 2] {
+                    let scratch = Scratch::new(&DryDriver::open(), &layout, sets, max_batch).unwrap();
+                    let room = scratch.partials.bytes() / 4;
+                    for batch in 1..=max_batch {
+                        for slot in &layout.convs {
+                            let (set, all) = (slot.shape(batch), slot.shape(sets * batch));
+                            let channels = set.out_channels;
+                            let forward = sets * SetStatistics::new(&*driver, sets, &set).tiles;
+                            let rows = set.output_rows() as u32;
+                            let backward = sets * norm::backward_blocks(rows, channels as u32) as usize;
+                            let norm = 2 * channels * forward.max(backward);
+                            let needed = norm.max(conv::weight_gradient_workspace(&all));
+                            let what = &slot.conv.name;
+                            assert!(
+                                needed <= room,
+                                "{what}, width {width}, {sets} x {batch}: {needed}, {room}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -3,7 +3,9 @@
 use super::{Activation, TrainPass};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Buffer, Driver};
-use crate::engine::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue};
+use crate::engine::cuda::launch::conv::{
+    self, ConvShape, ForwardEpilogue, InputGradientEpilogue, SetStatistics,
+};
 use crate::engine::cuda::launch::head::{
     self, HeadBackwardParams, HeadForwardParams, HeadWeightGradientParams,
 };
@@ -63,14 +65,8 @@ impl Walk<'_> {
         self.driver().layer(Some(at));
         let (set, slot) = (self.set_shape(at), &self.parameters.layout.convs[at]);
         let (rows, channels) = (set.output_rows(), set.out_channels);
-        let tile_rows = |shape: &ConvShape| conv::statistics_tile_rows(self.driver(), shape);
-        // One launch, or one for each set where a tile of partial statistics would lie in two of them.
-        let (launches, shape) = match self.shape(at) {
-            all if rows.is_multiple_of(tile_rows(&all)) => (1, all),
-            _ => (self.pass.sets, set),
-        };
-        let tile_rows = tile_rows(&shape);
-        let tiles = rows.div_ceil(tile_rows);
+        let SetStatistics { launches, shape, tile_rows, tiles } =
+            SetStatistics::new(self.driver(), self.pass.sets, &set);
         let (partials, output) = (self.scratch.partials.address(), self.pass.convolutions[at].address());
         for set in 0..launches {
             let partials = partials.offset::<f32>(set * tiles * 2 * channels);

@@ -38,6 +38,32 @@ pub fn statistics_tile_rows(driver: &dyn Driver, shape: &ConvShape) -> usize {
     wgmma::product(driver, shape, Direction::Forward).map_or(Tile::ROWS, |_| wgmma::STATISTICS_ROWS)
 }
 
+/// The forward convolution of several sets of images that lie one behind the other, each with statistics of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct SetStatistics {
+    /// One over all images, or one for each set where a tile of partial results would lie in two of them.
+    pub launches: usize,
+    /// Of a launch.
+    pub shape: ConvShape,
+    pub tile_rows: usize,
+    /// Partial results of a set; those of the next follow.
+    pub tiles: usize,
+}
+
+impl SetStatistics {
+    /// For `sets` sets of the shape `set`.
+    pub fn new(driver: &dyn Driver, sets: usize, set: &ConvShape) -> Self {
+        let rows = set.output_rows();
+        let tile_rows = |shape: &ConvShape| statistics_tile_rows(driver, shape);
+        let (launches, shape) = match (ConvShape { batch: sets * set.batch, ..*set }) {
+            all if rows.is_multiple_of(tile_rows(&all)) => (1, all),
+            _ => (sets, *set),
+        };
+        let tile_rows = tile_rows(&shape);
+        Self { launches, shape, tile_rows, tiles: rows.div_ceil(tile_rows) }
+    }
+}
+
 /// Elements (f32) of the partial results of [`ForwardEpilogue::Statistics`], on any driver.
 pub fn statistics_partials(shape: &ConvShape) -> usize {
     shape.output_rows().div_ceil(Tile::ROWS) * 2 * shape.out_channels

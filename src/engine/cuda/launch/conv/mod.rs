@@ -22,7 +22,8 @@ use cost::{
     forward_cost, image_gradient_cost, input_gradient_cost, weight_gradient_cost, weight_reduce_cost,
 };
 pub use forward::{
-    ForwardEpilogue, forward, forward_on_mma, forward_tiled, statistics_partials, statistics_tile_rows,
+    ForwardEpilogue, SetStatistics, forward, forward_on_mma, forward_tiled, statistics_partials,
+    statistics_tile_rows,
 };
 pub use image_gradient::{ImageEpilogue, image_gradient};
 pub use input_gradient::{
