@@ -7,8 +7,9 @@
 use super::driver::{Driver, Graph};
 use crate::engine::Result;
 
-/// Graphs that are kept: the micro-batches of a few batches, whole and last, at a few step counts.
-const KEPT: usize = 32;
+/// Graphs that are kept: the micro-batches of a batch, whole and last, at a few step counts. 1,024 images are 16 of 64 where a cache is
+/// small; work that comes round in a longer cycle would never find its graph.
+const KEPT: usize = 64;
 
 /// Graphs by key, the one used last at the end.
 pub struct Graphs<K> {
