@@ -15,6 +15,9 @@ pub struct DryDriver {
     splits: Cell<bool>,
 }
 
+/// The cache of an H100.
+const CACHE_BYTES: u64 = 50 << 20;
+
 /// What allocations are aligned to.
 const ALIGNMENT: u64 = 256;
 
@@ -32,7 +35,7 @@ impl Driver for DryDriver {
             driver: None,
             code: "none".into(),
             memory: None,
-            cache: None,
+            cache: Some(CACHE_BYTES),
         }
     }
     fn alloc(&self, _name: &'static str, bytes: usize) -> Result<Address> {
