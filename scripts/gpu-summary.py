@@ -222,7 +222,7 @@ def unproven_lines(results):
         document = results.read(path.stem)
         for row in document["rows"] if document and "step" in path.stem else []:
             text += f"* {row['name']}, batch {document['batch']}: {row['images'] / row['median']:.0f} images/s\n"
-    return text and f"Tests failed, so this is no result; it says where the kernels stand, as unproven-kernels-512.json does.\n\n{text}"
+    return text and f"Tests failed or a checker found something, so this is no result; it says where the kernels stand, as unproven-kernels-512.json does.\n\n{text}"
 
 
 def kernels_used(results):

@@ -8,14 +8,15 @@
 #
 #   tests      every test that can use a device, on the device. If one fails, all again without the kernels for Hopper alone
 #              (SECATEUR_WGMMA=off)
+#   checks     compute-sanitizer on a short training run; what it finds keeps our kernels from being timed. initcheck knows of bulk
+#              copies only from CUDA 13.1 on, so it looks at the kernels without wgmma, and so does racecheck. A racecheck of all
+#              kernels is reported and no more: it may not follow copies that a barrier in shared memory announces
 #   benches    steps, kernels, the ladder of convolutions and attacks, and the PyTorch peer. Ours are timed with the kernels that
 #              passed: all of them, else those without wgmma. Tests of what no training step uses (evaluation, selection) keep
 #              nothing from being timed. Where neither passed, two benches run all the same, for whoever repairs it: their figures
 #              are marked and in no table
 #   alone      each test that failed, in a process by itself: behind an illegal access every later call of a process fails
-#   checks     the probes of scripts/probe-hopper.sh, and compute-sanitizer on a short training run. Its findings are reported
-#              and keep nothing from being timed: initcheck knows of bulk copies only from CUDA 13.1 on, and so looks at the
-#              kernels without wgmma; racecheck may not follow copies that a barrier in shared memory announces
+#   probes     scripts/probe-hopper.sh; one of the checks
 #
 # A stage that fails, hangs or runs out of time does not keep the others from running. OUT/README.md is the summary
 # (scripts/gpu-summary.py).
@@ -161,6 +162,21 @@ if [[ $parts == *,tests,* ]] && ! stage tests 180 bash -c 'run_tests tests'; the
     fi
 fi
 
+if [[ $parts == *,checks,* ]]; then
+    if command -v compute-sanitizer >/dev/null; then
+        stage memcheck 75 "${with[@]}" bash -c 'sanitize memcheck' &
+        for tool in racecheck initcheck; do
+            stage "$tool" 75 env SECATEUR_WGMMA=off bash -c "sanitize $tool" &
+        done
+        [ "$capability ${with[*]}" != '9.0 env' ] || stage racecheck-wgmma 75 bash -c 'sanitize racecheck' &
+        wait
+        # One that ran out of time has found nothing wrong.
+        ! grep -qP '^(memcheck|racecheck|initcheck)\t(findings|failed)' "$out/stages.tsv" || right=
+    else
+        skipped sanitizer 'there is no compute-sanitizer'
+    fi
+fi
+
 # 2. Fast? Not before it is right.
 bench() { # NAME BUDGET ARGUMENTS...
     local bench=$1 budget=$2
@@ -189,7 +205,7 @@ if [[ $parts == *,benches,* ]]; then
         fi
         later=220
     else
-        echo "Nothing is timed before it is right: see tests.txt and tests-without-wgmma.txt in $out"
+        echo "Nothing is timed before it is right: see $out/README.md, which says what is wrong"
         each_alone
         with=(env)
         bench unproven-step-512 30 step --batch 512 --samples 5 --timeout 6
@@ -214,21 +230,12 @@ else
     each_alone
 fi
 
-# 3. Questions to the hardware, which no kernel of ours takes part in, and the checkers.
+# 3. Questions to the hardware, which no kernel of ours takes part in.
 if [[ $parts == *,checks,* ]]; then
     if [ -x .carry/probe-hopper ] || command -v nvcc >/dev/null; then
         stage probes 45 scripts/probe-hopper.sh "$out/probes.json"
     else
         skipped probes 'there is neither .carry/probe-hopper nor nvcc'
-    fi
-    if command -v compute-sanitizer >/dev/null; then
-        for tool in memcheck racecheck; do
-            stage "$tool" 75 "${with[@]}" bash -c "sanitize $tool" &
-        done
-        stage initcheck 75 env SECATEUR_WGMMA=off bash -c 'sanitize initcheck' &
-        wait
-    else
-        skipped sanitizer 'there is no compute-sanitizer'
     fi
 fi
 

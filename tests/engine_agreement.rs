@@ -456,7 +456,7 @@ fn twenty_training_steps_stay_together() {
             0.03,
         );
     }
-    comparison.at_least("share of the loss that was learned away", learned(&wanted), 0.05);
+    comparison.at_least("share of the loss that was learned away", learned(&wanted), 0.1);
     for (set, name) in ["live", "average"].iter().enumerate() {
         let [parameters, statistics] = divergence(&met.weights[set], &wanted.weights[set], &start);
         comparison.at_most(&format!("{name} parameters, distance over path"), parameters, 0.1);
@@ -468,7 +468,8 @@ fn twenty_training_steps_stay_together() {
 /// An ordinary network of this size is chaotic on batches of eight: a flipped sign moves a pixel by a whole step, and
 /// after a few steps the weights of two runs have little in common. What both learn is compared, five steps at a time. Eight runs
 /// of the reference itself, from weights nudged at random by up to 2^-9 of each, were up to 0.010, 0.025, 0.093 and 0.195 from
-/// the run without, and learned at least 0.14 of the loss away: bounds are two to three times these distances, a third of that.
+/// the run without: bounds are two to three times these distances. The emulated engine gives the same bits every time, so there
+/// no distance is more than a tenth.
 #[test]
 fn twenty_training_steps_learn_alike() {
     let start = weights(Kind::Ordinary);
@@ -478,12 +479,15 @@ fn twenty_training_steps_learn_alike() {
     let first = (met.losses[0] / wanted.losses[0] - 1.0).abs();
     comparison.at_most("loss of the first step, relative", first.into(), 0.01);
     let fives = met.losses.chunks(5).zip(wanted.losses.chunks(5));
-    for (number, ((met, wanted), bound)) in fives.zip([0.03, 0.08, 0.2, 0.4]).enumerate() {
+    let most = if common::cuda_engine() == DeviceChoice::Emulated { 0.1f64 } else { 1.0 };
+    for (number, ((met, wanted), bound)) in
+        fives.zip([0.03, 0.08, 0.2, 0.4].map(|of| most.min(of))).enumerate()
+    {
         let apart = (met.iter().sum::<f32>() / wanted.iter().sum::<f32>() - 1.0).abs();
         comparison.at_most(&format!("loss of five steps, number {number}, relative"), apart.into(), bound);
     }
-    comparison.at_least("share of the loss that the emulated engine learned away", learned(&met), 0.05);
-    comparison.at_least("share of the loss that the reference learned away", learned(&wanted), 0.05);
+    comparison.at_least("share of the loss that the emulated engine learned away", learned(&met), 0.1);
+    comparison.at_least("share of the loss that the reference learned away", learned(&wanted), 0.1);
     comparison.finish();
 }
 

@@ -17,10 +17,10 @@ const NVIDIA_SMI: &str = r#"case "$*" in
 *) echo 'NVIDIA Stand-in 1' ;;
 esac"#;
 
-/// Runs what follows the options, as the real one does; finds something where the file `finding` names the tool.
+/// Runs what follows the options, as the real one does; finds something where the file `finding` names the tool and SECATEUR_WGMMA.
 const SANITIZER: &str = r#"echo "sanitizer $2 $SECATEUR_WGMMA" >> "$CALLS"
 tool=$2 code=$4; shift 4; "$@" || exit
-if grep -qs "$tool" finding; then
+if grep -qsx "$tool ${SECATEUR_WGMMA:-on}" finding; then
     printf '========= COMPUTE-SANITIZER\n========= Race at 0x50\n=========\n========= RACECHECK SUMMARY: 1 hazard\n'
     exit "$code"
 fi"#;
@@ -183,10 +183,12 @@ fn everything_well_is_timed_and_summed_up() {
     // Kernels, the ladder, six steps, five attacks, the peer.
     assert_eq!(done.timed(), 14, "{:?}", done.calls);
     // initcheck would not know what a bulk copy wrote.
-    for call in ["sanitizer memcheck ", "sanitizer racecheck ", "sanitizer initcheck off"] {
+    for call in
+        ["sanitizer memcheck ", "sanitizer racecheck ", "sanitizer racecheck off", "sanitizer initcheck off"]
+    {
         assert!(done.calls.contains(&call.to_string()), "{:?}", done.calls);
     }
-    assert_eq!(done.calls.iter().filter(|call| call.starts_with("secateur train")).count(), 3);
+    assert_eq!(done.calls.iter().filter(|call| call.starts_with("secateur train")).count(), 4);
 
     done.says("# NVIDIA Stand-in 1, ");
     done.says("Driver 555.1, 81559 MiB, SM clock at most 1980 MHz.");
@@ -231,7 +233,7 @@ fn nothing_is_a_result_where_a_test_fails() {
     // Only what did not pass runs again by itself.
     done.says("0 of the tests that failed passed in a process by themselves, 1 did not.");
     done.says("* FAILED conv_a wrong, see out/logs/alone-conv_a-wrong.log");
-    done.says("Tests failed, so this is no result");
+    done.says("Tests failed or a checker found something, so this is no result");
     done.says("* step cifar10-pgd-at, batch 512: 1000 images/s");
     assert!(!done.readme.contains("| pgd-at, batch 512 | 1000 |"), "{}", done.readme);
 }
@@ -261,13 +263,26 @@ fn a_test_beside_the_training_step_keeps_nothing_from_being_timed() {
 }
 
 #[test]
-fn what_a_checker_finds_is_reported_and_keeps_nothing_from_being_timed() {
+fn what_racecheck_may_not_follow_is_reported_and_keeps_nothing_from_being_timed() {
     let machine = Machine::new(&[("conv_a", PASSING)]);
-    fs::write(machine.path("finding"), "racecheck").unwrap();
+    fs::write(machine.path("finding"), "racecheck on").unwrap();
     let done = machine.qualify(500);
     assert_eq!((done.code, done.timed()), (1, 14), "{}", done.stdout);
-    assert_eq!((done.stage("racecheck"), done.stage("memcheck")), ("findings", "ok"));
-    done.says("* racecheck: `Race at 0x50; RACECHECK SUMMARY: 1 hazard`");
+    assert_eq!((done.stage("racecheck-wgmma"), done.stage("racecheck")), ("findings", "ok"));
+    done.says("* racecheck-wgmma: `Race at 0x50; RACECHECK SUMMARY: 1 hazard`");
+}
+
+#[test]
+fn nothing_is_a_result_where_a_checker_finds_something() {
+    for finding in ["memcheck on", "racecheck off", "initcheck off"] {
+        let machine = Machine::new(&[("conv_a", PASSING)]);
+        fs::write(machine.path("finding"), finding).unwrap();
+        let done = machine.qualify(500);
+        // Two benches for whoever repairs it, and the peer.
+        assert_eq!((done.code, done.timed()), (1, 3), "{finding}: {}", done.stdout);
+        assert_eq!(done.stage(finding.split(' ').next().unwrap()), "findings");
+        done.says("Tests failed or a checker found something, so this is no result");
+    }
 }
 
 #[test]

@@ -21,7 +21,7 @@ pub trait Execution {
     /// results are the same.
     ///
     /// # Errors
-    /// [`crate::engine::Error::Invalid`] for none.
+    /// [`super::Error::Invalid`] for none, where this is a choice.
     fn first_stage_images(&mut self, _images: usize) -> Result<()> {
         Ok(())
     }
