@@ -116,7 +116,7 @@ impl BatchNorm {
         norm
     }
 
-    /// `z = relu(norm(y) + residual)`, as numbers of the format, of `y` as such.
+    /// `z = relu(norm(y) + residual)`, as numbers of the format.
     pub fn apply(&self, format: Format, y: &[f32], residual: Residual, z: &mut [f32], batch: usize) {
         let image = y.len() / batch;
         let channels = self.scale.len();
@@ -128,7 +128,7 @@ impl BatchNorm {
                     for (z, y) in lines {
                         for (((z, y), scale), shift) in z.iter_mut().zip(y).zip(&self.scale).zip(&self.shift)
                         {
-                            *z = format.round(relu(scale * format.round(*y) + shift));
+                            *z = format.round(relu(scale * y + shift));
                         }
                     }
                 }
@@ -136,7 +136,7 @@ impl BatchNorm {
                     for ((z, y), x) in lines.zip(x[range].chunks_exact(channels)) {
                         let affine = self.scale.iter().zip(&self.shift);
                         for (((z, y), x), (scale, shift)) in z.iter_mut().zip(y).zip(x).zip(affine) {
-                            *z = format.round(relu(scale * format.round(*y) + shift + x));
+                            *z = format.round(relu(scale * y + shift + x));
                         }
                     }
                 }
@@ -147,7 +147,7 @@ impl BatchNorm {
                         for ((((z, y), x), (a, b)), (c, d)) in
                             z.iter_mut().zip(y).zip(x).zip(affine).zip(second)
                         {
-                            *z = format.round(relu(a * format.round(*y) + b + (c * format.round(*x) + d)));
+                            *z = format.round(relu(a * y + b + (c * x + d)));
                         }
                     }
                 }
@@ -155,7 +155,7 @@ impl BatchNorm {
         });
     }
 
-    /// Gradients of weight and bias, and `dy` from `dz`, the gradient behind the normalisation; `y` and `dy` as numbers of the format.
+    /// Gradients of weight and bias, and `dy` from `dz`, the gradient behind the normalisation, as numbers of the format.
     pub fn backward(
         &self,
         format: Format,
@@ -175,7 +175,7 @@ impl BatchNorm {
                 let (y, dz) = (sixteen(y, p), sixteen(dz, p));
                 let mut product = [0.0; 16];
                 for i in 0..16 {
-                    product[i] = dz[i] * (format.round(y[i]) - mean[i]);
+                    product[i] = dz[i] * (y[i] - mean[i]);
                 }
                 [dz, product]
             })
@@ -205,7 +205,7 @@ impl BatchNorm {
                 for (((dy, y), dz), (((scale, slope), mean), offset)) in
                     dy.iter_mut().zip(y).zip(dz).zip(affine)
                 {
-                    *dy = format.round(scale * dz + (slope * (format.round(*y) - mean) + offset));
+                    *dy = format.round(scale * dz + (slope * (y - mean) + offset));
                 }
             }
         });

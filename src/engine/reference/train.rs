@@ -112,7 +112,7 @@ impl TrainPass {
         let Slot { outputs, activations, norms, .. } = slot;
         let mut convolve = |at: usize, x: &[f32], y: &mut Aligned| {
             let y = &mut y[..batch * output_len(convs[at].conv())];
-            convs[at].forward(x, y, false, |_, _| {});
+            convs[at].forward(x, y, false, |_, y| format.round_all(y));
             let place = &layout.convs[at];
             let Arena { parameters, statistics } = &mut *arena;
             // The two running tensors of a convolution are neighbours.
