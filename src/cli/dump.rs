@@ -15,18 +15,18 @@
 //!
 //! Checked by `tests/cli.rs`, and against PyTorch by `scripts/compare-dump.py`.
 
+use std::ffi::OsString;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use super::{images_of, weights_for};
+use super::{images_of, inputs, weights_for, write};
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::engine::{DeviceChoice, Engine, Pass, WeightSet, open};
-use crate::files::Existing;
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
-use crate::model::{ParameterKind, Weights, WeightsError};
+use crate::model::{ParameterKind, Weights};
 use crate::objective;
 use crate::philox::{Key, Purpose};
 use crate::recipe::{BatchNorm, Recipe};
@@ -42,7 +42,7 @@ pub struct Args {
     data: Option<PathBuf>,
     /// A built-in recipe's name or a TOML file
     #[arg(long, value_name = "NAME|FILE", default_value = "quick")]
-    recipe: String,
+    recipe: OsString,
     /// Change a value of the recipe: --set attack.steps=7
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -70,6 +70,10 @@ fn range(text: &str) -> Result<Range<usize>, String> {
 
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let recipe = Recipe::load(&args.recipe, &args.set)?;
+    let mut files = inputs([&args.recipe], args.data.as_deref())?;
+    files.reads("--weights", &args.weights)?;
+    args.x_adv.iter().try_for_each(|path| files.reads("--x-adv", path))?;
+    let out = files.writes("--out", &args.out)?;
     let (network, weights) = weights_for(&recipe, &args.weights)?;
     let data = images_of(&recipe, args.data.as_deref())?;
     let range = args.samples.clone();
@@ -88,10 +92,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels)?;
     let step = step(engine, &recipe, given.as_deref(), &batch)?;
 
-    match step.write(&args.out, Existing::Replace) {
-        Err(WeightsError::Io { path, source }) => bail!("{}: {source}", path.display()),
-        written => written?,
-    }
+    write(&out, &step.to_bytes())?;
     let loss = step.tensors["loss"].values[0];
     console.line(format!(
         "{}: training images {}..{}, loss {loss:.6}, on {}",

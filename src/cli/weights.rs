@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use clap::Subcommand;
 
-use super::{CheckFailed, set_kind};
+use super::{CheckFailed, at, set_kind};
 use crate::console::Console;
 use crate::data::SetKind;
-use crate::files::Existing;
+use crate::files::Files;
 use crate::model::layers::WIDTHS;
 use crate::model::{ParameterKind, ResNet18, Weights, WeightsError, initialise};
 
@@ -69,11 +69,12 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
 }
 
 fn init(network: ResNet18, seed: u64, out: &Path) -> anyhow::Result<()> {
-    match initialise(network, seed).write(out, Existing::Refuse) {
-        Err(WeightsError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
+    let file = Files::default().writes("--out", out)?;
+    match file.write_new(&initialise(network, seed).to_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             bail!("{}: exists already and is left alone; choose another --out or move it", out.display())
         }
-        result => Ok(result?),
+        result => at(out, result),
     }
 }
 

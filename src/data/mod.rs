@@ -113,6 +113,13 @@ impl SetKind {
     }
 }
 
+/// Whether a path inside of the folder that `--data` names is that of a set's file.
+pub fn is_of_a_set(path: &Path) -> bool {
+    [cifar::CIFAR10, cifar::CIFAR100].iter().any(|layout| {
+        path.starts_with(layout.folder) || layout.files().any(|(name, _)| path == Path::new(name))
+    })
+}
+
 impl DataSet {
     /// The set `kind`, from the files in `folder` (or a folder inside it) or generated; the first so many images of
     /// each part where a limit is given.

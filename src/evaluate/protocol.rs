@@ -126,7 +126,23 @@ impl Part {
     }
 }
 
+/// Protocols of one evaluation at most.
+const MAX_PROTOCOLS: usize = 100;
+
 impl Protocol {
+    /// Refuses a list that names one twice, or more than anybody waits for.
+    pub fn check_list(list: &[Self]) -> Result<(), String> {
+        if list.len() > MAX_PROTOCOLS {
+            return Err(format!("{} protocols, expected at most {MAX_PROTOCOLS}", list.len()));
+        }
+        match (0..list.len()).find(|&at| list[..at].contains(&list[at])) {
+            Some(at) => {
+                Err(format!("{} is named twice (place {}), expected each protocol once", list[at], at + 1))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The sign-step attack of this protocol, where it is one.
     pub fn pgd(&self, epsilon: f32) -> Option<Pgd> {
         let of = |steps| PgdProtocol { steps, restarts: 1, step_size: StepSize::TwoLevels }.pgd(epsilon);

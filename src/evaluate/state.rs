@@ -6,15 +6,15 @@
 //! that speaks of them. Called by `secateur eval`; checked by `tests/autoattack.rs`.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::Outcome;
 use super::autoattack::Progress;
-use crate::files::{Existing, write_atomic};
+use crate::files::{Existing, How, Place, limit};
 use crate::model::layers::IMAGE_LEN;
 
 /// Of the format; another one is refused.
@@ -70,6 +70,8 @@ pub enum StateError {
     Settings { path: PathBuf, name: String, met: String, wanted: String },
     #[error("{}: an unfinished evaluation; continue it with --resume, or delete the file", path.display())]
     Unfinished { path: PathBuf },
+    #[error("{}: another evaluation works with it: {holder}; wait until it has ended, or name another --state", path.display())]
+    InUse { path: PathBuf, holder: String },
     #[error("{}: no state to resume from", path.display())]
     Missing { path: PathBuf },
 }
@@ -79,16 +81,18 @@ impl State {
         Self { version: VERSION, settings, finished: Vec::new(), running: None }
     }
 
-    /// The state at `path` if it belongs to `settings`.
-    pub fn load(path: &Path, settings: &Settings) -> Result<Self, StateError> {
-        let bytes = match std::fs::read(path) {
+    /// The state at `place` if it belongs to `settings`.
+    pub fn load(place: impl Into<Place>, settings: &Settings) -> Result<Self, StateError> {
+        let place = place.into();
+        let path = place.path();
+        let bytes = match place.read(limit::JSON) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(StateError::Missing { path: path.into() });
+                return Err(StateError::Missing { path });
             }
-            Err(source) => return Err(StateError::Io { path: path.into(), source }),
+            Err(source) => return Err(StateError::Io { path, source }),
             Ok(bytes) => bytes,
         };
-        let format = |reason: String| StateError::Format { path: path.into(), reason };
+        let format = |reason: String| StateError::Format { path: path.clone(), reason };
         let state: Self = serde_json::from_slice(&bytes).map_err(|error| format(error.to_string()))?;
         if state.version != VERSION {
             return Err(format(format!("version {}, expected {VERSION}", state.version)));
@@ -102,7 +106,7 @@ impl State {
             let text =
                 |value: Option<&serde_json::Value>| value.map_or("nothing".into(), |value| value.to_string());
             return Err(StateError::Settings {
-                path: path.into(),
+                path: path.clone(),
                 name: name.replace('_', " "),
                 met: text(met.get(name)),
                 wanted: text(wanted.get(name)),
@@ -124,12 +128,13 @@ impl State {
         }
     }
 
-    /// Replaces the file at `path`.
-    pub fn save(&self, path: &Path) -> Result<(), StateError> {
+    /// Replaces the file at `place`.
+    pub fn save(&self, place: impl Into<Place>) -> Result<(), StateError> {
+        let place = place.into();
         let bytes = serde_json::to_vec(self)
-            .map_err(|error| StateError::Format { path: path.into(), reason: error.to_string() })?;
-        write_atomic(path, &bytes, Existing::Replace)
-            .map_err(|source| StateError::Io { path: path.into(), source })
+            .map_err(|error| StateError::Format { path: place.path(), reason: error.to_string() })?;
+        let written = place.write(&bytes, Existing::Replace);
+        written.map_err(|source| StateError::Io { path: place.path(), source })
     }
 }
 
@@ -144,9 +149,9 @@ impl Images {
         Self::Memory(BTreeMap::new())
     }
 
-    /// The file at `path`, with what it holds if `keep`, else empty.
-    pub fn in_file(path: &Path, keep: bool) -> io::Result<Self> {
-        OpenOptions::new().read(true).write(true).create(!keep).truncate(!keep).open(path).map(Self::File)
+    /// The file at `place`, with what it holds if `keep`, else empty.
+    pub fn in_file(place: &Place, keep: bool) -> io::Result<Self> {
+        place.open(if keep { How::Update } else { How::Empty }).map(Self::File)
     }
 
     /// Keeps the image (32 x 32 x 3) at `position`.

@@ -15,6 +15,8 @@ use super::workload::Cache;
 use crate::clock;
 use crate::data::SetKind;
 use crate::engine::{DeviceInfo, Engine};
+use crate::files::{limit, read};
+use crate::text::command_line;
 
 /// The version of the layout.
 pub const VERSION: u32 = 1;
@@ -119,7 +121,7 @@ impl Document {
         Self {
             secateur_measure: VERSION,
             kind: kind.into(),
-            command: std::env::args().collect(),
+            command: command_line(),
             build: format!("secateur {} ({profile})", env!("CARGO_PKG_VERSION")),
             started_unix_seconds: clock::now().as_secs(),
             device: serde_json::json!(device),
@@ -138,7 +140,7 @@ impl Document {
 
     /// Reads a file of this layout.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+        let bytes = read(path, limit::JSON).with_context(|| path.display().to_string())?;
         Self::parse(&bytes).with_context(|| path.display().to_string())
     }
 

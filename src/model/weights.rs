@@ -12,10 +12,8 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::layers::WIDTHS;
 use super::{ParameterKind, ResNet18};
-use crate::files::{Existing, write_atomic};
+use crate::files::{Existing, Place, limit, read};
 
-/// Larger files are refused unread: the widest network here takes 45 MB.
-const MAX_FILE_BYTES: u64 = 1 << 30;
 /// What `DataParallel` and `torch.compile` put before every name.
 const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
 /// Buffers that PyTorch's BatchNorm saves and nothing here uses.
@@ -138,12 +136,7 @@ impl Weights {
     /// are dropped.
     pub fn read(path: &Path) -> Result<Self, WeightsError> {
         let io = |source| WeightsError::Io { path: path.into(), source };
-        let len = std::fs::metadata(path).map_err(io)?.len();
-        if len > MAX_FILE_BYTES {
-            let reason = format!("{len} bytes, expected at most {MAX_FILE_BYTES}");
-            return Err(WeightsError::Format { path: path.into(), reason });
-        }
-        Self::from_bytes(&std::fs::read(path).map_err(io)?).map_err(|error| match error {
+        Self::from_bytes(&read(path, limit::TENSORS).map_err(io)?).map_err(|error| match error {
             WeightsError::Format { reason, .. } => WeightsError::Format { path: path.into(), reason },
             other => WeightsError::InFile { path: path.into(), source: Box::new(other) },
         })
@@ -198,7 +191,8 @@ impl Weights {
 
     /// Writes a safetensors file, whole or not at all.
     pub fn write(&self, path: &Path, existing: Existing) -> Result<(), WeightsError> {
-        write_atomic(path, &self.to_bytes(), existing)
+        Place::from(path)
+            .write(&self.to_bytes(), existing)
             .map_err(|source| WeightsError::Io { path: path.into(), source })
     }
 }

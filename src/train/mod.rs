@@ -131,10 +131,10 @@ impl Protocols {
     pub fn of_recipe(recipe: &Recipe) -> Result<Self> {
         let parse = |key, name: &String| name.parse().map_err(|reason| TrainError::Protocol { key, reason });
         let test = recipe.evaluation.protocols.iter().map(|name| parse("evaluation.protocols", name));
-        Ok(Self {
-            best_by: parse("evaluation.best_by", &recipe.evaluation.best_by)?,
-            test: test.collect::<Result<_>>()?,
-        })
+        let test = test.collect::<Result<Vec<Protocol>>>()?;
+        Protocol::check_list(&test)
+            .map_err(|reason| TrainError::Protocol { key: "evaluation.protocols", reason })?;
+        Ok(Self { best_by: parse("evaluation.best_by", &recipe.evaluation.best_by)?, test })
     }
 }
 

@@ -54,8 +54,8 @@ pub(super) fn finish(run: &Run, mut trainer: Trainer, protocols: &[Protocol]) ->
     let epoch = trainer.progress.epoch;
     let mut candidates = vec![("last", epoch, last)];
     if let Some(best) = trainer.progress.best {
-        let path = run.folder.checkpoints().join(checkpoint::name(best.epoch, 0));
-        match checkpoint::load(&path) {
+        let folder = run.folder.checkpoints().folder(checkpoint::name(best.epoch, 0));
+        match checkpoint::load(&folder) {
             Ok(Checkpoint { weights, optimizer, .. }) => {
                 let weights = optimizer.average.unwrap_or(weights);
                 run.folder.write("best.safetensors", &weights.to_bytes())?;

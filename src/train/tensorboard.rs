@@ -9,17 +9,19 @@
 //! lacks, so that no epoch stands in it twice. Called by the training loop where `metrics.tensorboard` is set. Checked by
 //! its own tests and, against the real TensorBoard, by `scripts/check-tensorboard.py`.
 
-use std::fs::{self, OpenOptions};
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::metrics::EpochMetrics;
 use super::run_folder::{RunFolder, RunFolderError};
 use crate::clock;
+use crate::files::{Existing, Folder, How, limit};
 
 /// What TensorBoard looks for in a file's name.
 const PREFIX: &str = "events.out.tfevents.";
-const SUFFIX: &str = "secateur";
+/// What the name of our file ends in, and the writer that its first event names: another program's file is not touched.
+const WRITER: &str = "secateur";
 /// The first event of every file.
 const VERSION: &str = "brain.Event:2";
 
@@ -32,14 +34,12 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> RunFolderError {
 pub fn synchronize(folder: &RunFolder) -> Result<(), RunFolderError> {
     let epochs = if folder.metrics().exists() { folder.read_metrics()? } else { Vec::new() };
     let last = epochs.last().map_or(0, |metrics| i64::from(metrics.epoch));
-    let path = match find(folder.path()).map_err(failed(folder.path()))? {
-        Some(path) => path,
-        None => create(folder.path())?,
-    };
-    let bytes = fs::read(&path).map_err(failed(&path))?;
+    let name = find_or_create(folder)?;
+    let path = folder.path().join(&name);
+    let bytes = folder.folder().read(&name, limit::METRICS).map_err(failed(&path))?;
     let (keep, done) = whole_until(&bytes, last);
     let fit = || {
-        let mut file = OpenOptions::new().write(true).open(&path)?;
+        let mut file = folder.folder().file(&name, How::Update)?;
         if keep == 0 {
             file.set_len(0)?;
             file.write_all(&record(&first_event(clock::now().as_secs_f64())))?;
@@ -57,12 +57,9 @@ pub fn synchronize(folder: &RunFolder) -> Result<(), RunFolderError> {
 
 /// Adds one epoch.
 pub fn append(folder: &RunFolder, metrics: &EpochMetrics) -> Result<(), RunFolderError> {
-    let path = match find(folder.path()).map_err(failed(folder.path()))? {
-        Some(path) => path,
-        None => create(folder.path())?,
-    };
+    let name = find_or_create(folder)?;
     let write = || {
-        let mut file = OpenOptions::new().append(true).open(&path)?;
+        let mut file = folder.folder().file(&name, How::Append)?;
         file.write_all(&record(&scalars_event(
             clock::now().as_secs_f64(),
             i64::from(metrics.epoch),
@@ -70,30 +67,53 @@ pub fn append(folder: &RunFolder, metrics: &EpochMetrics) -> Result<(), RunFolde
         )))?;
         file.sync_data()
     };
-    write().map_err(failed(&path))
+    write().map_err(failed(&folder.path().join(&name)))
 }
 
-/// The event file of a run; the first by name, should there be several.
-fn find(folder: &Path) -> io::Result<Option<PathBuf>> {
-    let mut found: Option<PathBuf> = None;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let is_ours = name.strip_prefix(PREFIX).is_some_and(|rest| rest.ends_with(SUFFIX));
-        if is_ours && found.as_ref().is_none_or(|found| entry.path() < *found) {
-            found = Some(entry.path());
-        }
+/// Whether a path ends in the name of an event file, of whichever program.
+pub fn is_event_file(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()))
+}
+
+/// The name of a run's event file, which is made where there is none.
+fn find_or_create(run: &RunFolder) -> Result<OsString, RunFolderError> {
+    let folder = run.folder();
+    let found = find(folder).and_then(|found| found.map_or_else(|| create(folder), Ok));
+    found.map_err(failed(folder.path()))
+}
+
+/// The event file of ours; the first by name, should there be several.
+fn find(folder: &Folder) -> io::Result<Option<OsString>> {
+    let mut names = folder.names()?;
+    names.sort();
+    Ok(names.into_iter().find(|name| is_ours(folder, name)))
+}
+
+fn is_ours(folder: &Folder, name: &OsStr) -> bool {
+    let text = name.to_string_lossy();
+    let Some(rest) = text.strip_prefix(PREFIX) else { return false };
+    if !rest.ends_with(WRITER) {
+        return false;
     }
-    Ok(found)
+    // Damaged from the first byte on, a file is not known to be ours.
+    let first = record(&first_event(0.0));
+    let mut begin = vec![0; first.len()];
+    let read = folder.file(name, How::Read).and_then(|mut file| io::Read::read_exact(&mut file, &mut begin));
+    let event = |record: &[u8]| record[12 + 9..record.len() - 4].to_vec();
+    read.is_ok() && event(&begin) == event(&first)
 }
 
 /// Starts an event file, named after the time as TensorBoard orders files by their names.
-fn create(folder: &Path) -> Result<PathBuf, RunFolderError> {
+fn create(folder: &Folder) -> io::Result<OsString> {
     let time = clock::now().as_secs_f64();
-    let path = folder.join(format!("{PREFIX}{:010}.{SUFFIX}", time as u64));
-    fs::write(&path, record(&first_event(time))).map_err(failed(&path))?;
-    Ok(path)
+    let mut number = time as u64;
+    loop {
+        let name = format!("{PREFIX}{number:010}.{WRITER}");
+        match folder.write(&name, &record(&first_event(time)), Existing::Refuse) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            written => return written.map(|()| name.into()),
+        }
+    }
 }
 
 /// Every finite number of an epoch but its own, under names that TensorBoard groups: `train_loss` is `train/loss`.
@@ -111,13 +131,17 @@ fn scalars(metrics: &EpochMetrics) -> Vec<(String, f32)> {
     fields.filter_map(scalar).collect()
 }
 
-// Fields of tensorflow.Event: 1 double wall_time, 2 int64 step, 3 string file_version, 5 Summary summary.
+// Fields of tensorflow.Event: 1 double wall_time, 2 int64 step, 3 string file_version, 5 Summary summary,
+// 10 SourceMetadata source_metadata, whose field 1 is the writer.
 // Of tensorflow.Summary: 1 repeated Value value. Of Value: 1 string tag, 2 float simple_value.
 
 fn first_event(time: f64) -> Vec<u8> {
     let mut event = vec![1 << 3 | 1];
     event.extend(time.to_le_bytes());
     bytes_field(3, VERSION.as_bytes(), &mut event);
+    let mut source = Vec::new();
+    bytes_field(1, WRITER.as_bytes(), &mut source);
+    bytes_field(10, &source, &mut event);
     event
 }
 

@@ -7,21 +7,22 @@ mod report;
 mod session;
 pub(super) mod subject;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 
-use super::{CheckFailed, Interrupted, at, catch_interrupts, radius, writable};
+use super::{CheckFailed, Interrupted, at, catch_interrupts, inputs, radius, write};
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::digest::sha256;
 use crate::engine::{DeviceChoice, WeightSet, open};
 use crate::evaluate::state::Settings;
 use crate::evaluate::{Part, Protocol, Subject, evaluate, sanity};
-use crate::files::{Existing, write_atomic};
+use crate::files::{Files, LOCK_SUFFIX, OutputError, Place, limit, read};
 use crate::model::Weights;
 use crate::recipe::Fraction;
-use session::Session;
+use crate::train::run_folder;
+use session::{IMAGES_SUFFIX, Session};
 
 /// Measure the accuracy of weights under evaluation protocols
 #[derive(clap::Args)]
@@ -77,7 +78,9 @@ impl Args {
             PathBuf::from(name)
         };
         let searches = self.protocol.iter().any(|protocol| !protocol.parts().is_empty());
-        let state = self.state.clone().or_else(|| self.out.as_ref().map(beside)).filter(|_| searches);
+        // Of a device there is nothing beside.
+        let out = self.out.as_ref().filter(|out| !out.exists() || out.is_file());
+        let state = self.state.clone().or_else(|| out.map(beside)).filter(|_| searches);
         if state.is_none() && (self.resume || self.state.is_some()) {
             bail!(
                 "--state and --resume: need one of aa, apgd-ce, apgd-t, fab-t, square in --protocol, and --state FILE or --out FILE"
@@ -99,9 +102,29 @@ impl Args {
     }
 }
 
+/// The file of the state, declared with those that go with it.
+fn place_of_state(files: &mut Files, state: &Path) -> Result<Place, OutputError> {
+    let declared = files.writes("the state", state)?;
+    let Some(place) = declared.place() else {
+        let source = std::io::Error::other("not a file, and a state is kept in one");
+        return Err(OutputError::Io { path: state.into(), source });
+    };
+    for suffix in [IMAGES_SUFFIX, LOCK_SUFFIX] {
+        files.writes("the state's file", &place.with_suffix(suffix).path())?;
+    }
+    Ok(place.clone())
+}
+
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
+    Protocol::check_list(&args.protocol).map_err(|reason| anyhow!("--protocol: {reason}"))?;
     let (state, dumped) = (args.state()?, args.dumped()?);
     let path = subject::weights_file(&args.weights, console)?;
+    let mut files = inputs([], args.data.as_deref())?;
+    files.reads("--weights", &path)?;
+    files.reads_folder("--weights", &args.weights, run_folder::is_of_a_run);
+    let out = files.may_write("--out", args.out.as_ref())?;
+    let dump = files.may_write("--dump", args.dump.as_ref())?;
+    let state = state.map(|state| place_of_state(&mut files, &state)).transpose()?;
     let (network, weights) = Weights::read_network(&path)?;
     let targeted = args.protocol.iter().any(|protocol| protocol.parts().contains(&Part::ApgdT));
     if targeted && network.classes < 4 {
@@ -117,9 +140,6 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     if let Some(wanted) = args.samples.filter(|&wanted| wanted as usize > total) {
         bail!("--samples {wanted}: there are {total} images");
     }
-    for file in [&args.out, &args.dump, &state].into_iter().flatten() {
-        writable(file)?;
-    }
 
     let batch = (args.batch as usize).min(total);
     let mut engine = open(args.device, network, batch)?;
@@ -131,7 +151,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let samples: Vec<u32> = (0..total as u32).collect();
 
     let settings = Settings {
-        weights_sha256: sha256(&at(&path, std::fs::read(&path))?),
+        weights_sha256: sha256(&at(&path, read(&path, limit::TENSORS))?),
         data: data.name.clone(),
         split: if args.training_images { "train" } else { "test" }.into(),
         samples: total,
@@ -184,16 +204,16 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     for warning in &warnings {
         console.note(format!("warning: {warning}"));
     }
-    if let Some(out) = &args.out {
+    if let Some(out) = &out {
         let report = report::report(&path, network, &session, &args.protocol, engine.device(), &warnings);
         let mut bytes = serde_json::to_vec_pretty(&report)?;
         bytes.push(b'\n');
-        at(out, write_atomic(out, &bytes, Existing::Replace))?;
+        write(out, &bytes)?;
     }
-    if let (Some(dump), Some(protocol)) = (&args.dump, dumped) {
+    if let (Some(dump), Some(protocol)) = (&dump, dumped) {
         let bytes = session.dump(protocol, split)?;
-        at(dump, write_atomic(dump, &bytes, Existing::Replace))?;
-        console.line(format!("{}: adversarial images of {protocol}", dump.display()));
+        write(dump, &bytes)?;
+        console.line(format!("{}: adversarial images of {protocol}", dump.path().display()));
     }
     session.close()?;
     match failures.is_empty() {

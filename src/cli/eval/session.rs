@@ -1,6 +1,6 @@
 //! One call of `secateur eval`: what is finished, what runs, and where both are kept until the end.
 
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
 
 use anyhow::Context;
 use safetensors::tensor::{Dtype, TensorView};
@@ -14,21 +14,19 @@ use crate::engine::Engine;
 use crate::evaluate::autoattack::{self, Listener, Progress, Verdict};
 use crate::evaluate::state::{Finished, Images, Settings, State, StateError};
 use crate::evaluate::{Outcome, Protocol, Subject};
+use crate::files::{LOCK_SUFFIX, Lock, Place};
 use crate::model::layers::IMAGE_SIDE;
 use crate::train::interrupt::Interrupt;
 
 pub struct Session {
     state: State,
-    path: Option<PathBuf>,
+    place: Option<Place>,
     images: Option<Images>,
+    _lock: Option<Lock>,
 }
 
-/// The file of the adversarial images, beside the state.
-fn images_path(state: &Path) -> PathBuf {
-    let mut name = state.to_path_buf().into_os_string();
-    name.push(".images");
-    name.into()
-}
+/// What the name of the file of the adversarial images, next to the state, ends in.
+pub const IMAGES_SUFFIX: &str = ".images";
 
 /// How an interrupted command goes on.
 pub fn hint(args: &Args) -> Option<String> {
@@ -37,23 +35,34 @@ pub fn hint(args: &Args) -> Option<String> {
 }
 
 impl Session {
-    /// A new session, or the one that an earlier command left at `path`.
-    pub fn open(settings: Settings, path: Option<PathBuf>, resume: bool) -> anyhow::Result<Self> {
+    /// A new session, or the one that an earlier command left at `place`, which is locked for as long as it lasts.
+    pub fn open(settings: Settings, place: Option<Place>, resume: bool) -> anyhow::Result<Self> {
         let dump = settings.dump;
-        let state = match &path {
-            Some(path) if resume => State::load(path, &settings)?,
-            Some(path) if path.exists() => return Err(StateError::Unfinished { path: path.clone() }.into()),
+        let lock = place.as_ref().map(|place| {
+            place.lock().map_err(|source| match source.kind() {
+                ErrorKind::ResourceBusy => {
+                    StateError::InUse { path: place.path(), holder: source.to_string() }
+                }
+                _ => StateError::Io { path: place.with_suffix(LOCK_SUFFIX).path(), source },
+            })
+        });
+        let lock = lock.transpose()?;
+        let state = match &place {
+            Some(place) if resume => State::load(place, &settings)?,
+            Some(place) if place.exists() => {
+                return Err(StateError::Unfinished { path: place.path() }.into());
+            }
             _ => State::new(settings),
         };
-        let images = match &path {
+        let images = match &place {
             _ if !dump => None,
             None => Some(Images::in_memory()),
-            Some(path) => {
-                let path = images_path(path);
-                Some(at(&path, Images::in_file(&path, resume))?)
+            Some(place) => {
+                let place = place.with_suffix(IMAGES_SUFFIX);
+                Some(at(&place.path(), Images::in_file(&place, resume))?)
             }
         };
-        Ok(Self { state, path, images })
+        Ok(Self { state, place, images, _lock: lock })
     }
 
     pub fn settings(&self) -> &Settings {
@@ -65,7 +74,7 @@ impl Session {
     }
 
     fn save(&self) -> Result<(), StateError> {
-        self.path.as_ref().map_or(Ok(()), |path| self.state.save(path))
+        self.place.as_ref().map_or(Ok(()), |place| self.state.save(place))
     }
 
     /// Notes the outcome of a protocol.
@@ -143,14 +152,14 @@ impl Session {
 
     /// The end: nothing is left to resume.
     pub fn close(self) -> anyhow::Result<()> {
-        if let Some(path) = &self.path {
+        if let Some(place) = &self.place {
             // Not there where nothing was ever saved.
-            if path.exists() {
-                at(path, std::fs::remove_file(path))?;
+            if place.exists() {
+                at(&place.path(), place.remove())?;
             }
             if self.images.is_some() {
-                let path = images_path(path);
-                at(&path, std::fs::remove_file(&path))?;
+                let place = place.with_suffix(IMAGES_SUFFIX);
+                at(&place.path(), place.remove())?;
             }
         }
         Ok(())
@@ -171,7 +180,7 @@ struct Judge<'a> {
 
 impl Judge<'_> {
     fn save(&mut self, progress: &Progress) -> anyhow::Result<()> {
-        if self.session.path.is_some() {
+        if self.session.place.is_some() {
             if let Some(images) = &mut self.session.images {
                 images.sync().context("adversarial images")?;
             }

@@ -30,7 +30,7 @@ pub fn weights_file(path: &Path, console: &Console) -> anyhow::Result<PathBuf> {
     let (newest, state) = checkpoint::load_newest(&folder, warn)?.with_context(|| {
         format!("{}: neither a weights file, a run with weights nor a checkpoint", path.display())
     })?;
-    let best = state.progress.best.map(|best| folder.join(checkpoint::name(best.epoch, 0)));
+    let best = state.progress.best.map(|best| folder.path().join(checkpoint::name(best.epoch, 0)));
     let chosen = best.filter(|best| checkpoint::load(best).is_ok()).unwrap_or(newest);
     Ok(checkpoint::weights_to_judge(&chosen))
 }
@@ -39,7 +39,7 @@ pub fn weights_file(path: &Path, console: &Console) -> anyhow::Result<PathBuf> {
 pub fn images(weights: &Path, folder: Option<&Path>, classes: usize) -> anyhow::Result<DataSet> {
     let recipe = weights.join("recipe.toml");
     let (kind, limits) = if recipe.is_file() {
-        let data = Recipe::load(&recipe.to_string_lossy(), &[])?.data;
+        let data = Recipe::load(&recipe, &[])?.data;
         (data.set, (data.train_limit, data.test_limit))
     } else {
         let kind = match (folder, classes) {

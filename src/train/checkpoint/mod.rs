@@ -7,15 +7,16 @@
 
 mod manifest;
 
+use std::ffi::OsStr;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
 use super::metrics::{Best, Seconds};
 use crate::attack::AttackWork;
 use crate::engine::OptimizerState;
-use crate::files::sync_folder;
+use crate::files::Folder;
 use crate::model::{Weights, WeightsError};
 use manifest::{MANIFEST, Writer, json};
 
@@ -123,71 +124,76 @@ fn parse_name(name: &str) -> Option<(u32, usize)> {
 }
 
 /// Every folder in `folder` that bears a checkpoint's name, newest first; whole or not.
-pub fn list(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
-    let mut found = Vec::new();
-    let entries = match fs::read_dir(folder) {
+pub fn list(folder: &Folder) -> Result<Vec<String>, CheckpointError> {
+    let names = match folder.names() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(at(folder))?,
+        names => names.map_err(at(folder.path()))?,
     };
-    for entry in entries {
-        let entry = entry.map_err(at(folder))?;
-        if let Some(place) = entry.file_name().to_str().and_then(parse_name) {
-            found.push((place, entry.path()));
-        }
-    }
+    let place = |name: std::ffi::OsString| {
+        let name = name.into_string().ok()?;
+        Some((parse_name(&name)?, name))
+    };
+    let mut found: Vec<_> = names.into_iter().filter_map(place).collect();
     found.sort_by(|a, b| b.cmp(a));
-    Ok(found.into_iter().map(|(_, path)| path).collect())
+    Ok(found.into_iter().map(|(_, name)| name).collect())
 }
 
 /// Writes a checkpoint into `folder`; a reader sees all of it or nothing. Then removes old ones: the newest `keep`
 /// (at least one) and that of the best epoch stay.
-pub fn save(folder: &Path, checkpoint: &Checkpoint, keep: usize) -> Result<PathBuf, CheckpointError> {
+pub fn save(
+    folder: impl Into<Folder>,
+    checkpoint: &Checkpoint,
+    keep: usize,
+) -> Result<PathBuf, CheckpointError> {
+    let folder = &folder.into();
     let Progress { epoch, step, best, .. } = &checkpoint.progress;
-    fs::create_dir_all(folder).map_err(at(folder))?;
+    folder.create().map_err(at(folder.path()))?;
     remove_unfinished(folder)?;
     let name = name(*epoch, *step);
-    let unfinished = folder.join(format!("{UNFINISHED}{name}"));
-    let path = folder.join(&name);
-    if let Err(error) = write_files(&unfinished, checkpoint) {
+    let unfinished = format!("{UNFINISHED}{name}");
+    let path = folder.path().join(&name);
+    if let Err(error) = write_files(folder.folder(&unfinished), checkpoint) {
         // A full disk: give the room back. The first error is the one to report.
-        let _ = fs::remove_dir_all(&unfinished);
+        let _ = folder.remove(&unfinished);
         return Err(error);
     }
-    if path.exists() {
+    if folder.has(&name) {
         // A damaged checkpoint of the same place, passed over when this run was resumed.
-        fs::remove_dir_all(&path).map_err(at(&path))?;
+        folder.remove(&name).map_err(at(&path))?;
     }
-    fs::rename(&unfinished, &path).map_err(at(&path))?;
-    sync_folder(folder).map_err(at(folder))?;
+    folder.rename(&unfinished, &name).map_err(at(&path))?;
+    folder.sync().map_err(at(folder.path()))?;
 
-    let best = best.as_ref().map(|best| folder.join(self::name(best.epoch, 0)));
-    for old in list(folder)?.into_iter().skip(keep.max(1)).filter(|path| Some(path) != best.as_ref()) {
-        fs::remove_dir_all(&old).map_err(at(&old))?;
+    let best = best.as_ref().map(|best| self::name(best.epoch, 0));
+    for old in list(folder)?.into_iter().skip(keep.max(1)).filter(|name| Some(name) != best.as_ref()) {
+        folder.remove(&old).map_err(at(&folder.path().join(&old)))?;
     }
     Ok(path)
 }
 
 /// The newest whole checkpoint; `None` where there is none at all. `warn` is told of each one passed over.
 pub fn load_newest(
-    folder: &Path,
+    folder: impl Into<Folder>,
     warn: &mut dyn FnMut(&CheckpointError),
 ) -> Result<Option<(PathBuf, Checkpoint)>, CheckpointError> {
-    let candidates = list(folder)?;
-    for path in &candidates {
-        match load(path) {
-            Ok(checkpoint) => return Ok(Some((path.clone(), checkpoint))),
+    let folder = folder.into();
+    let candidates = list(&folder)?;
+    for name in &candidates {
+        match load(&folder.folder(name)) {
+            Ok(checkpoint) => return Ok(Some((folder.path().join(name), checkpoint))),
             Err(error) => warn(&error),
         }
     }
     match candidates.len() {
         0 => Ok(None),
-        count => Err(CheckpointError::NoneWhole { path: folder.into(), count }),
+        count => Err(CheckpointError::NoneWhole { path: folder.path().into(), count }),
     }
 }
 
 /// Reads one checkpoint; every file must have the size and digest that the manifest gives.
-pub fn load(path: &Path) -> Result<Checkpoint, CheckpointError> {
-    let files = manifest::read(path, &FILES)?;
+pub fn load(folder: impl Into<Folder>) -> Result<Checkpoint, CheckpointError> {
+    let folder = folder.into();
+    let (files, path) = (manifest::read(&folder, &FILES)?, folder.path());
     let damaged = |name: &str, reason: String| CheckpointError::Damaged { path: path.join(name), reason };
     let required = |name: &str| {
         files.get(name).ok_or_else(|| damaged(MANIFEST, format!("lists no {name}, which a checkpoint needs")))
@@ -221,6 +227,11 @@ pub fn load(path: &Path) -> Result<Checkpoint, CheckpointError> {
     Ok(Checkpoint { weights, optimizer, objective, progress, samples, selection })
 }
 
+/// Whether a checkpoint has a file of this name.
+pub fn is_file_name(name: &OsStr) -> bool {
+    FILES.iter().chain([&MANIFEST]).any(|known| name == *known)
+}
+
 /// The weights file inside a checkpoint folder that stands for the epoch: the moving average where one is kept.
 pub fn weights_to_judge(path: &Path) -> PathBuf {
     let average = path.join(AVERAGE);
@@ -233,18 +244,17 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
 }
 
 /// Removes what an earlier run was writing when it died.
-fn remove_unfinished(folder: &Path) -> Result<(), CheckpointError> {
-    for entry in fs::read_dir(folder).map_err(at(folder))? {
-        let entry = entry.map_err(at(folder))?;
-        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            fs::remove_dir_all(entry.path()).map_err(at(&entry.path()))?;
+fn remove_unfinished(folder: &Folder) -> Result<(), CheckpointError> {
+    for name in folder.names().map_err(at(folder.path()))? {
+        if name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
+            folder.remove(&name).map_err(at(&folder.path().join(&name)))?;
         }
     }
     Ok(())
 }
 
-fn write_files(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-    let mut folder = Writer::create(path)?;
+fn write_files(folder: Folder, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+    let mut folder = Writer::create(folder)?;
     let mut write = |name: &str, bytes: &[u8]| folder.write(name, bytes);
     write(WEIGHTS, &checkpoint.weights.to_bytes())?;
     write(MOMENTUM, &checkpoint.optimizer.momentum.to_bytes())?;

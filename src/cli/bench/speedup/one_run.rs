@@ -42,7 +42,7 @@ pub fn standing(path: &Path, recipe: &Recipe) -> anyhow::Result<Standing> {
         return Ok(Standing::Fresh);
     }
     let file = path.join("recipe.toml");
-    let met = Recipe::load(&file.to_string_lossy(), &[])?;
+    let met = Recipe::load(&file, &[])?;
     if met != *recipe {
         let keys = differing_keys(&recipe.to_toml(), &met.to_toml());
         bail!(
@@ -72,7 +72,11 @@ impl Work<'_> {
         console.line(format!("{label}: {}, seed {seed}: {what}, in {}", recipe.name, path.display()));
 
         let mut engine = None;
-        let folder = RunFolder::open(&path);
+        let folder = match standing {
+            Standing::Fresh => RunFolder::create(&path)?,
+            _ => RunFolder::open(&path),
+        };
+        let folder = folder.claim()?;
         if standing != Standing::Finished {
             let engine = engine.insert(open(args.device, train::network(&recipe), recipe.batch)?);
             self.train(&recipe, &folder, standing, data, engine.as_mut())?;
@@ -95,11 +99,7 @@ impl Work<'_> {
         engine: &mut dyn Engine,
     ) -> anyhow::Result<()> {
         if standing == Standing::Fresh {
-            RunFolder::create(folder.path())?;
-        }
-        let _claim = folder.claim()?;
-        if standing == Standing::Fresh {
-            folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
+            folder.start(&recipe.to_toml())?;
         }
         begin_session(folder, self.args.data.as_deref(), data, engine, self.console)?;
         let run = train::Run { recipe, data, folder, console: self.console, stop: self.stop };
