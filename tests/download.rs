@@ -11,6 +11,7 @@ use secateur::data::cifar::{CIFAR10, Layout};
 use secateur::data::download::{Archive, DownloadError, Outcome, fetch};
 use secateur::data::{DataSet, SetKind};
 use secateur::digest::sha256;
+use secateur::files::Place;
 
 /// How the server treats one request; the last entry serves all further ones.
 #[derive(Clone, Copy, Debug)]
@@ -282,4 +283,33 @@ fn an_archive_without_all_files_leaves_no_folder() {
         fetch(&archive_of(&INCOMPLETE), &server.url, out.path(), &mut |_| ()).unwrap_err().to_string();
     assert!(error.contains("data_batch_5.bin missing"), "{error}");
     assert_eq!(names(out.path()), ["small.tar.gz.part"]);
+}
+
+#[test]
+fn one_download_at_a_time_and_no_link_is_followed() {
+    let server = Server::start(&FILE, &[Behaviour::Good]);
+    let out = tempfile::tempdir().unwrap();
+    let lock = Place::from(&out.path().join("small.tar.gz")).lock().unwrap();
+    let error = get(&server, out.path()).unwrap_err().to_string();
+    let holder = format!("another download into this folder: process {} (", std::process::id());
+    assert!(error.contains(&holder), "{error}");
+    drop(lock);
+    assert_eq!(server.ranges(), [], "no request was made");
+
+    // The part file as a link would write to where it points.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let victim = elsewhere.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    let part = out.path().join("small.tar.gz.part");
+    std::os::unix::fs::symlink(&victim, &part).unwrap();
+    let error = get(&server, out.path()).unwrap_err().to_string();
+    assert!(error.contains("small.tar.gz.part: a symbolic link"), "{error}");
+    fs::remove_file(&part).unwrap();
+    // Left by one that was killed while it unpacked, with a link in it for good measure.
+    let staging = out.path().join(".unpacking-small.tar.gz");
+    fs::create_dir(&staging).unwrap();
+    std::os::unix::fs::symlink(&victim, staging.join("test_batch.bin")).unwrap();
+    assert!(matches!(get(&server, out.path()), Ok(Outcome::Unpacked(_))));
+    assert_eq!(names(out.path()), ["cifar-10-batches-bin"]);
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
 }

@@ -137,7 +137,7 @@ impl Protocol {
         }
         match (0..list.len()).find(|&at| list[..at].contains(&list[at])) {
             Some(at) => {
-                Err(format!("{} is named twice (place {}), expected each protocol once", list[at], at + 1))
+                Err(format!("{}: named twice (place {}), expected each protocol once", list[at], at + 1))
             }
             None => Ok(()),
         }

@@ -107,7 +107,11 @@ impl Files {
     /// Declares an output; fails where it is declared already, or cannot be written.
     pub fn writes(&mut self, flag: &str, path: &Path) -> Result<Output, OutputError> {
         let output = Declared { flag: flag.into(), file: Identity::of(path) };
-        let way = Way::to(path).map_err(|source| OutputError::Io { path: path.into(), source })?;
+        let way = Way::to(path).map_err(|source| {
+            let missing = source.kind() == io::ErrorKind::NotFound;
+            let folder = path.parent().filter(|folder| missing && !folder.as_os_str().is_empty());
+            OutputError::Io { path: folder.unwrap_or(path).into(), source }
+        })?;
         if matches!(way, Way::Folder) {
             return Err(OutputError::Folder { path: path.into() });
         }

@@ -244,6 +244,9 @@ fn crc32c(bytes: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]
@@ -264,7 +267,8 @@ mod tests {
         assert_eq!(hex(&record(&first_event(1.5))), FIRST);
         assert_eq!(hex(&record(&scalars_event(1_700_000_000.25, 300, &scalars))), SCALARS);
     }
-    const FIRST: &str = "1800000000000000a37f4b2209000000000000f83f1a0d627261696e2e4576656e743a322a28646c";
+    const FIRST: &str = "2400000000000000422b804d09000000000000f83f1a0d627261696e2e4576656e743a32520a0a087365636174657572\
+        502a2c79";
     const SCALARS: &str = "3700000000000000e7e8ca590900001040fc54d94110ac022a290a110a0a747261696e2f6c6f7373\
         15000010400a140a0d6c6561726e696e675f7261746515cdcccc3d595fd459";
 
@@ -296,7 +300,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = RunFolder::create(folder.path()).unwrap();
         synchronize(&run).unwrap();
-        let path = find(folder.path()).unwrap().unwrap();
+        let found = || -> PathBuf { folder.path().join(find(run.folder()).unwrap().unwrap()) };
+        let path = found();
         assert_eq!(steps(&path), [None]);
         for epoch in 1..=3 {
             run.append_metrics(&metrics(epoch, 2.0)).unwrap();
@@ -320,14 +325,34 @@ mod tests {
         fs::write(&path, &cut).unwrap();
         synchronize(&run).unwrap();
         assert_eq!(steps(&path), [None, Some(1), Some(2), Some(3)]);
-        // Damaged from the first byte: made anew.
+        // Damaged from the first byte: it may be another program's, and is left as it is.
         fs::write(&path, b"nothing of ours").unwrap();
         synchronize(&run).unwrap();
-        assert_eq!(steps(&path), [None, Some(1), Some(2), Some(3)]);
+        assert_eq!(steps(&found()), [None, Some(1), Some(2), Some(3)]);
+        assert_eq!(fs::read(&path).unwrap(), b"nothing of ours");
         // Removed: made anew, for TensorBoard may have been cleaned up.
-        fs::remove_file(&path).unwrap();
+        fs::remove_file(found()).unwrap();
         synchronize(&run).unwrap();
-        assert_eq!(steps(&find(folder.path()).unwrap().unwrap()), [None, Some(1), Some(2), Some(3)]);
+        assert_eq!(steps(&found()), [None, Some(1), Some(2), Some(3)]);
+    }
+
+    /// TensorFlow ends the name of its files in the name of the host, and the first event is the same but for the writer.
+    #[test]
+    fn a_file_of_another_program_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunFolder::create(folder.path()).unwrap();
+        let mut event = vec![1 << 3 | 1];
+        event.extend(1.5f64.to_le_bytes());
+        bytes_field(3, VERSION.as_bytes(), &mut event);
+        let theirs = [record(&event), record(&scalars_event(2.5, 7, &[("loss".into(), 1.0)]))].concat();
+        let path = folder.path().join("events.out.tfevents.0000000001.secateur");
+        fs::write(&path, &theirs).unwrap();
+        synchronize(&run).unwrap();
+        run.append_metrics(&metrics(1, 2.0)).unwrap();
+        append(&run, &metrics(1, 2.0)).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), theirs);
+        let ours = folder.path().join(find(run.folder()).unwrap().unwrap());
+        assert_eq!(steps(&ours), [None, Some(1)]);
     }
 
     #[test]

@@ -116,7 +116,7 @@ fn place_of_state(files: &mut Files, state: &Path) -> Result<Place, OutputError>
 }
 
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
-    Protocol::check_list(&args.protocol).map_err(|reason| anyhow!("--protocol: {reason}"))?;
+    Protocol::check_list(&args.protocol).map_err(|reason| anyhow!("--protocol {reason}"))?;
     let (state, dumped) = (args.state()?, args.dumped()?);
     let path = subject::weights_file(&args.weights, console)?;
     let mut files = inputs([], args.data.as_deref())?;

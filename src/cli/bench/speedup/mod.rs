@@ -76,7 +76,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
-    Protocol::check_list(&args.protocol).map_err(|reason| anyhow!("--protocol: {reason}"))?;
+    Protocol::check_list(&args.protocol).map_err(|reason| anyhow!("--protocol {reason}"))?;
     let recipes = args.recipes.iter().map(|name| recipe(args, name)).collect::<anyhow::Result<Vec<_>>>()?;
     let plan = Plan::new(&recipes, &args.seeds)?;
     let mut files = inputs(&args.recipes, args.data.as_deref())?;
