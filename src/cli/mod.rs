@@ -220,7 +220,7 @@ fn inputs<'a>(recipes: impl IntoIterator<Item = &'a OsString>, data: Option<&Pat
     }
     if let Some(data) = data {
         files.reads("--data", data)?;
-        files.reads_folder("--data", data, sets::is_of_a_set);
+        files.reads_folder("--data", data, sets::is_of_a_set)?;
     }
     Ok(files)
 }

@@ -49,7 +49,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let mut files = inputs([], args.data.as_deref())?;
     args.kernels.iter().try_for_each(|path| files.reads("--kernels", path))?;
     for run in &args.runs {
-        files.reads_folder("the run", run, run_folder::is_of_a_run);
+        files.reads_folder("the run", run, run_folder::is_of_a_run)?;
     }
     let out = files.writes("--out", &args.out)?;
     let interrupt = catch_interrupts()?;

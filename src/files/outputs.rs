@@ -38,7 +38,14 @@ pub struct Files {
 /// A file by its argument.
 struct Declared {
     flag: String,
+    path: PathBuf,
     file: Identity,
+}
+
+impl Declared {
+    fn new(flag: &str, path: &Path) -> Self {
+        Self { flag: flag.into(), path: path.into(), file: Identity::of(path) }
+    }
 }
 
 /// A folder of which a command reads some files.
@@ -89,24 +96,46 @@ fn resolved(path: &Path) -> io::Result<PathBuf> {
 impl Files {
     /// Declares an input.
     pub fn reads(&mut self, flag: &str, path: &Path) -> Result<(), OutputError> {
-        let input = Declared { flag: flag.into(), file: Identity::of(path) };
-        // An output that was declared before it.
-        match self.outputs.iter().find(|output| output.file.is(&input.file)) {
-            Some(output) => Err(same(&output.flag, path, &input)),
-            None => Ok(self.inputs.push(input)),
-        }
+        self.inputs.push(Declared::new(flag, path));
+        self.outputs.iter().try_for_each(|output| self.check(output))
     }
 
     /// Declares a folder whose files, those that `reads` tells by their paths in it, are inputs.
-    pub fn reads_folder(&mut self, flag: &str, path: &Path, reads: fn(&Path) -> bool) {
+    pub fn reads_folder(
+        &mut self,
+        flag: &str,
+        path: &Path,
+        reads: fn(&Path) -> bool,
+    ) -> Result<(), OutputError> {
         if let Ok(whole) = path.canonicalize() {
             self.folders.push(InputFolder { flag: flag.into(), path: path.into(), whole, reads });
         }
+        self.outputs.iter().try_for_each(|output| self.check(output))
+    }
+
+    /// Whether an output is no input.
+    fn check(&self, output: &Declared) -> Result<(), OutputError> {
+        if let Some(input) = self.inputs.iter().find(|input| input.file.is(&output.file)) {
+            return Err(same(output, input));
+        }
+        for folder in &self.folders {
+            let inside =
+                output.file.place.as_deref().and_then(|place| place.strip_prefix(&folder.whole).ok());
+            if inside.is_some_and(folder.reads) {
+                return Err(OutputError::Inside {
+                    flag: output.flag.clone(),
+                    path: output.path.clone(),
+                    other: folder.flag.clone(),
+                    folder: folder.path.clone(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Declares an output; fails where it is declared already, or cannot be written.
     pub fn writes(&mut self, flag: &str, path: &Path) -> Result<Output, OutputError> {
-        let output = Declared { flag: flag.into(), file: Identity::of(path) };
+        let output = Declared::new(flag, path);
         let way = Way::to(path).map_err(|source| {
             let missing = source.kind() == io::ErrorKind::NotFound;
             let folder = path.parent().filter(|folder| missing && !folder.as_os_str().is_empty());
@@ -115,23 +144,14 @@ impl Files {
         if matches!(way, Way::Folder) {
             return Err(OutputError::Folder { path: path.into() });
         }
-        // What is written to one device does not replace what is written to it by another.
+        // What is written to a device replaces nothing.
         if !matches!(way, Way::Device) {
-            if let Some(other) =
-                self.inputs.iter().chain(&self.outputs).find(|other| other.file.is(&output.file))
-            {
-                return Err(same(flag, path, other));
+            self.check(&output)?;
+            if let Some(other) = self.outputs.iter().find(|other| other.file.is(&output.file)) {
+                return Err(same(&output, other));
             }
-            for folder in &self.folders {
-                let place = output.file.place.as_deref();
-                let inside = place.and_then(|place| place.strip_prefix(&folder.whole).ok());
-                if inside.is_some_and(folder.reads) {
-                    let (other, folder) = (folder.flag.clone(), folder.path.clone());
-                    return Err(OutputError::Inside { flag: flag.into(), path: path.into(), other, folder });
-                }
-            }
+            self.outputs.push(output);
         }
-        self.outputs.push(output);
         Ok(Output { path: path.into(), way })
     }
 
@@ -141,8 +161,8 @@ impl Files {
     }
 }
 
-fn same(flag: &str, path: &Path, other: &Declared) -> OutputError {
-    OutputError::Same { flag: flag.into(), path: path.into(), other: other.flag.clone() }
+fn same(output: &Declared, other: &Declared) -> OutputError {
+    OutputError::Same { flag: output.flag.clone(), path: output.path.clone(), other: other.flag.clone() }
 }
 
 /// A file that a command writes.
@@ -194,7 +214,9 @@ impl Way {
                 return Ok(if kind.is_fifo() { Self::Pipe } else { Self::Device });
             }
         }
-        Ok(Self::Replaced(Place::from(&resolved(path)?).held_for_writing()?))
+        // Where no link leads elsewhere, messages name the file as it was given.
+        let place = if path.is_symlink() { resolved(path)? } else { path.into() };
+        Ok(Self::Replaced(Place::from(&place).held_for_writing()?))
     }
 }
 
@@ -278,7 +300,7 @@ mod tests {
     fn files_of_a_folder_are_inputs_and_others_in_it_are_not() {
         let folder = tempfile::tempdir().unwrap();
         let mut files = Files::default();
-        files.reads_folder("--weights", folder.path(), |path| path.starts_with("checkpoints"));
+        files.reads_folder("--weights", folder.path(), |path| path.starts_with("checkpoints")).unwrap();
         fs::create_dir(folder.path().join("checkpoints")).unwrap();
         files.writes("--out", &folder.path().join("eval.json")).unwrap();
         let error = files.writes("--csv", &folder.path().join("checkpoints/x")).unwrap_err().to_string();

@@ -18,7 +18,7 @@ use crate::digest::sha256;
 use crate::engine::{DeviceChoice, WeightSet, open};
 use crate::evaluate::state::Settings;
 use crate::evaluate::{Part, Protocol, Subject, evaluate, sanity};
-use crate::files::{Files, LOCK_SUFFIX, OutputError, Place, limit, read};
+use crate::files::{Files, LOCK_SUFFIX, Output, OutputError, Place, limit, read};
 use crate::model::Weights;
 use crate::recipe::Fraction;
 use crate::train::run_folder;
@@ -71,15 +71,15 @@ pub struct Args {
 
 impl Args {
     /// Where the state lies: only searches take long enough to need one.
-    fn state(&self) -> anyhow::Result<Option<PathBuf>> {
-        let beside = |out: &PathBuf| {
-            let mut name = out.clone().into_os_string();
+    fn state(&self, out: Option<&Output>) -> anyhow::Result<Option<PathBuf>> {
+        let beside = |out: &Output| {
+            let mut name = out.path().as_os_str().to_os_string();
             name.push(".state");
             PathBuf::from(name)
         };
         let searches = self.protocol.iter().any(|protocol| !protocol.parts().is_empty());
-        // Of a device there is nothing beside.
-        let out = self.out.as_ref().filter(|out| !out.exists() || out.is_file());
+        // Next to a device or a pipe there is no place for one.
+        let out = out.filter(|out| out.place().is_some());
         let state = self.state.clone().or_else(|| out.map(beside)).filter(|_| searches);
         if state.is_none() && (self.resume || self.state.is_some()) {
             bail!(
@@ -117,14 +117,14 @@ fn place_of_state(files: &mut Files, state: &Path) -> Result<Place, OutputError>
 
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     Protocol::check_list(&args.protocol).map_err(|reason| anyhow!("--protocol {reason}"))?;
-    let (state, dumped) = (args.state()?, args.dumped()?);
-    let path = subject::weights_file(&args.weights, console)?;
+    let dumped = args.dumped()?;
     let mut files = inputs([], args.data.as_deref())?;
-    files.reads("--weights", &path)?;
-    files.reads_folder("--weights", &args.weights, run_folder::is_of_a_run);
     let out = files.may_write("--out", args.out.as_ref())?;
     let dump = files.may_write("--dump", args.dump.as_ref())?;
-    let state = state.map(|state| place_of_state(&mut files, &state)).transpose()?;
+    let state = args.state(out.as_ref())?.map(|state| place_of_state(&mut files, &state)).transpose()?;
+    let path = subject::weights_file(&args.weights, console)?;
+    files.reads("--weights", &path)?;
+    files.reads_folder("--weights", &args.weights, run_folder::is_of_a_run)?;
     let (network, weights) = Weights::read_network(&path)?;
     let targeted = args.protocol.iter().any(|protocol| protocol.parts().contains(&Part::ApgdT));
     if targeted && network.classes < 4 {
@@ -162,8 +162,6 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         dump: dumped.is_some(),
     };
     let mut session = Session::open(settings, state, args.resume)?;
-    let stop = || Interrupted(session::hint(&args));
-
     let subject = Subject {
         set: &set,
         samples: &samples,
@@ -183,7 +181,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
                 _ => session.search(engine, subject, protocol, &scratch, keeps, (console, &interrupt))?,
             };
             console.clear();
-            let Some((outcome, progress)) = finished else { bail!(stop()) };
+            let Some((outcome, progress)) = finished else { bail!(Interrupted(session.hint())) };
             session.finish(protocol, outcome, progress)?;
         }
         console.line(report::line(protocol, &session.finished()[number].outcome, &args.eps));

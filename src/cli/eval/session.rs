@@ -6,7 +6,6 @@ use anyhow::Context;
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::super::{at, dump};
-use super::Args;
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::data::{IMAGE_BYTES, Images as Pictures};
@@ -27,12 +26,6 @@ pub struct Session {
 
 /// What the name of the file of the adversarial images, next to the state, ends in.
 pub const IMAGES_SUFFIX: &str = ".images";
-
-/// How an interrupted command goes on.
-pub fn hint(args: &Args) -> Option<String> {
-    let state = args.state().ok().flatten().filter(|state| state.exists())?;
-    Some(format!("the state is in {}; continue with the same command and --resume", state.display()))
-}
 
 impl Session {
     /// A new session, or the one that an earlier command left at `place`, which is locked for as long as it lasts.
@@ -63,6 +56,12 @@ impl Session {
             }
         };
         Ok(Self { state, place, images, _lock: lock })
+    }
+
+    /// How an interrupted command goes on.
+    pub fn hint(&self) -> Option<String> {
+        let state = self.place.as_ref().filter(|place| place.exists())?.path();
+        Some(format!("the state is in {}; continue with the same command and --resume", state.display()))
     }
 
     pub fn settings(&self) -> &Settings {
