@@ -45,6 +45,16 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) { std::fs::File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
+/// Whether a file is there. Where that cannot be told (a folder that may not be searched, a disk that fails) it is an error, and no
+/// "no".
+pub fn is_file(path: &Path) -> io::Result<bool> {
+    match std::fs::metadata(path) {
+        Ok(entry) => Ok(entry.is_file()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 pub use generated::{GENERATED_TEST, GENERATED_TRAIN, MAX_GENERATED};
 pub use order::{Split, ValidationSplit};
 
+use crate::digest::sha256;
 use crate::names::named;
 
 /// Bytes of one image: three planes of 32 x 32.
@@ -43,6 +44,11 @@ impl Images {
     pub fn select(&self, indices: &[u32]) -> Self {
         let pixels = indices.iter().flat_map(|&index| self.image(index as usize)).copied().collect();
         Self { pixels, labels: indices.iter().map(|&index| self.labels[index as usize]).collect() }
+    }
+    /// SHA-256 of the first `count` images and their labels.
+    pub fn sha256(&self, count: usize) -> String {
+        let labels: Vec<u8> = self.labels[..count].iter().flat_map(|label| label.to_le_bytes()).collect();
+        sha256([&self.pixels[..count * IMAGE_BYTES], &labels].map(sha256).concat().as_bytes())
     }
     /// Keeps the first `count` images.
     pub fn truncate(&mut self, count: usize) {

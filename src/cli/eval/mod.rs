@@ -14,14 +14,13 @@ use anyhow::bail;
 use super::{CheckFailed, Interrupted, at, catch_interrupts, radius, writable};
 use crate::batch::Batch;
 use crate::console::Console;
-use crate::digest::sha256;
 use crate::engine::{DeviceChoice, WeightSet, open};
-use crate::evaluate::state::Settings;
+use crate::evaluate::state::{Settings, device_name};
 use crate::evaluate::{Part, Protocol, Subject, evaluate, sanity};
 use crate::files::{Existing, write_atomic};
-use crate::model::Weights;
 use crate::recipe::Fraction;
 use session::Session;
+use subject::NamedWeights;
 
 /// Measure the accuracy of weights under evaluation protocols
 #[derive(clap::Args)]
@@ -60,7 +59,7 @@ pub struct Args {
     /// Write the adversarial images of aa or of one of its parts as safetensors
     #[arg(long, value_name = "FILE")]
     dump: Option<PathBuf>,
-    /// Where aa and its parts keep their state until they are done [default: beside --out]
+    /// Where the evaluation keeps its state until it is done [default: beside --out]
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
     /// Go on from the state
@@ -69,19 +68,16 @@ pub struct Args {
 }
 
 impl Args {
-    /// Where the state lies: only searches take long enough to need one.
+    /// Where the state lies.
     fn state(&self) -> anyhow::Result<Option<PathBuf>> {
         let beside = |out: &PathBuf| {
             let mut name = out.clone().into_os_string();
             name.push(".state");
             PathBuf::from(name)
         };
-        let searches = self.protocol.iter().any(|protocol| !protocol.parts().is_empty());
-        let state = self.state.clone().or_else(|| self.out.as_ref().map(beside)).filter(|_| searches);
-        if state.is_none() && (self.resume || self.state.is_some()) {
-            bail!(
-                "--state and --resume: need one of aa, apgd-ce, apgd-t, fab-t, square in --protocol, and --state FILE or --out FILE"
-            );
+        let state = self.state.clone().or_else(|| self.out.as_ref().map(beside));
+        if state.is_none() && self.resume {
+            bail!("--resume: needs --state FILE or --out FILE, where the state is");
         }
         Ok(state)
     }
@@ -101,8 +97,7 @@ impl Args {
 
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let (state, dumped) = (args.state()?, args.dumped()?);
-    let path = subject::weights_file(&args.weights, console)?;
-    let (network, weights) = Weights::read_network(&path)?;
+    let NamedWeights { file: path, sha256, network, weights } = subject::weights(&args.weights, console)?;
     let targeted = args.protocol.iter().any(|protocol| protocol.parts().contains(&Part::ApgdT));
     if targeted && network.classes < 4 {
         bail!(
@@ -125,25 +120,26 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let mut engine = open(args.device, network, batch)?;
     let engine = engine.as_mut();
     let interrupt = catch_interrupts()?;
+    engine.stop_on(Some(interrupt.flag()));
     engine.load_weights(&weights)?;
     let set = engine.upload_images(&split.pixels, &split.labels)?;
     let scratch = Batch::alloc(engine, batch)?;
     let samples: Vec<u32> = (0..total as u32).collect();
 
     let settings = Settings {
-        weights_sha256: sha256(&at(&path, std::fs::read(&path))?),
+        weights_sha256: sha256,
         data: data.name.clone(),
         split: if args.training_images { "train" } else { "test" }.into(),
         samples: total,
+        images_sha256: split.sha256(total),
         epsilon: args.eps.to_string(),
         seed: args.seed,
         protocols: args.protocol.iter().map(|protocol| protocol.to_string()).collect(),
-        device: engine.device().kind.into(),
+        device: device_name(engine.device().kind, &engine.device().code),
+        build: env!("CARGO_PKG_VERSION").into(),
         dump: dumped.is_some(),
     };
     let mut session = Session::open(settings, state, args.resume)?;
-    let stop = || Interrupted(session::hint(&args));
-
     let subject = Subject {
         set: &set,
         samples: &samples,
@@ -151,6 +147,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         epsilon: args.eps.as_f32(),
         seed: args.seed,
     };
+    let mut stopped = false;
     for (number, protocol) in args.protocol.iter().enumerate() {
         if session.finished().len() <= number {
             let keeps = dumped == Some(protocol);
@@ -163,7 +160,10 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
                 _ => session.search(engine, subject, protocol, &scratch, keeps, (console, &interrupt))?,
             };
             console.clear();
-            let Some((outcome, progress)) = finished else { bail!(stop()) };
+            let Some((outcome, progress)) = finished else {
+                stopped = true;
+                break;
+            };
             session.finish(protocol, outcome, progress)?;
         }
         console.line(report::line(protocol, &session.finished()[number].outcome, &args.eps));
@@ -184,11 +184,17 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     for warning in &warnings {
         console.note(format!("warning: {warning}"));
     }
-    if let Some(out) = &args.out {
+    if stopped {
+        session.save()?;
+    }
+    if let Some(out) = args.out.as_ref().filter(|_| !session.finished().is_empty()) {
         let report = report::report(&path, network, &session, &args.protocol, engine.device(), &warnings);
         let mut bytes = serde_json::to_vec_pretty(&report)?;
         bytes.push(b'\n');
         at(out, write_atomic(out, &bytes, Existing::Replace))?;
+    }
+    if stopped {
+        bail!(Interrupted(session::hint(&args)));
     }
     if let (Some(dump), Some(protocol)) = (&args.dump, dumped) {
         let bytes = session.dump(protocol, split)?;

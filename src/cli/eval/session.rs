@@ -14,6 +14,7 @@ use crate::engine::Engine;
 use crate::evaluate::autoattack::{self, Listener, Progress, Verdict};
 use crate::evaluate::state::{Finished, Images, Settings, State, StateError};
 use crate::evaluate::{Outcome, Protocol, Subject};
+use crate::files::is_file;
 use crate::model::layers::IMAGE_SIDE;
 use crate::train::interrupt::Interrupt;
 
@@ -32,7 +33,7 @@ fn images_path(state: &Path) -> PathBuf {
 
 /// How an interrupted command goes on.
 pub fn hint(args: &Args) -> Option<String> {
-    let state = args.state().ok().flatten().filter(|state| state.exists())?;
+    let state = args.state().ok().flatten()?;
     Some(format!("the state is in {}; continue with the same command and --resume", state.display()))
 }
 
@@ -42,7 +43,9 @@ impl Session {
         let dump = settings.dump;
         let state = match &path {
             Some(path) if resume => State::load(path, &settings)?,
-            Some(path) if path.exists() => return Err(StateError::Unfinished { path: path.clone() }.into()),
+            Some(path) if at(path, is_file(path))? => {
+                return Err(StateError::Unfinished { path: path.clone() }.into());
+            }
             _ => State::new(settings),
         };
         let images = match &path {
@@ -50,7 +53,11 @@ impl Session {
             None => Some(Images::in_memory()),
             Some(path) => {
                 let path = images_path(path);
-                Some(at(&path, Images::in_file(&path, resume))?)
+                let mut images = at(&path, Images::in_file(&path, resume, &state.settings))?;
+                for position in state.broken() {
+                    at(&path, images.get(position))?;
+                }
+                Some(images)
             }
         };
         Ok(Self { state, path, images })
@@ -64,7 +71,8 @@ impl Session {
         &self.state.finished
     }
 
-    fn save(&self) -> Result<(), StateError> {
+    /// Puts what is known where `--resume` looks for it.
+    pub fn save(&self) -> Result<(), StateError> {
         self.path.as_ref().map_or(Ok(()), |path| self.state.save(path))
     }
 
@@ -98,7 +106,11 @@ impl Session {
         if let Some(error) = judge.error {
             return Err(error);
         }
-        Ok(ended.then(|| (progress.outcome(), Some(progress))))
+        if ended {
+            return Ok(Some((progress.outcome(), Some(progress))));
+        }
+        self.state.running = Some(progress);
+        Ok(None)
     }
 
     /// The adversarial images of a protocol and what the network says of them, as a safetensors file.
@@ -144,10 +156,7 @@ impl Session {
     /// The end: nothing is left to resume.
     pub fn close(self) -> anyhow::Result<()> {
         if let Some(path) = &self.path {
-            // Not there where nothing was ever saved.
-            if path.exists() {
-                at(path, std::fs::remove_file(path))?;
-            }
+            at(path, std::fs::remove_file(path))?;
             if self.images.is_some() {
                 let path = images_path(path);
                 at(&path, std::fs::remove_file(&path))?;

@@ -189,9 +189,7 @@ pub fn load_newest(
 pub fn load(path: &Path) -> Result<Checkpoint, CheckpointError> {
     let files = manifest::read(path, &FILES)?;
     let damaged = |name: &str, reason: String| CheckpointError::Damaged { path: path.join(name), reason };
-    let required = |name: &str| {
-        files.get(name).ok_or_else(|| damaged(MANIFEST, format!("lists no {name}, which a checkpoint needs")))
-    };
+    let required = |name: &str| files.get(name).ok_or_else(|| missing(path, name));
     let tensors = |name: &str, bytes: &[u8]| match Weights::from_bytes(bytes) {
         Ok(weights) => Ok(weights),
         Err(WeightsError::Format { reason, .. }) => Err(damaged(name, reason)),
@@ -221,10 +219,21 @@ pub fn load(path: &Path) -> Result<Checkpoint, CheckpointError> {
     Ok(Checkpoint { weights, optimizer, objective, progress, samples, selection })
 }
 
-/// The weights file inside a checkpoint folder that stands for the epoch: the moving average where one is kept.
-pub fn weights_to_judge(path: &Path) -> PathBuf {
-    let average = path.join(AVERAGE);
-    if average.exists() { average } else { path.join(WEIGHTS) }
+/// The file inside a checkpoint folder whose weights stand for the epoch, and its bytes, which are those of the manifest: the
+/// moving average where one is kept.
+pub fn weights_to_evaluate(path: &Path) -> Result<(PathBuf, Vec<u8>), CheckpointError> {
+    let mut files = manifest::read(path, &FILES)?;
+    let name = if files.contains_key(AVERAGE) { AVERAGE } else { WEIGHTS };
+    match files.remove(name) {
+        Some(bytes) => Ok((path.join(name), bytes)),
+        None => Err(missing(path, name)),
+    }
+}
+
+/// The manifest lacks a file.
+fn missing(path: &Path, name: &str) -> CheckpointError {
+    let reason = format!("lists no {name}, which a checkpoint needs");
+    CheckpointError::Damaged { path: path.join(MANIFEST), reason }
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {

@@ -113,8 +113,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         writable(&args.out.join(name))?;
     }
     let interrupt = catch_interrupts()?;
-    let stop = || interrupt.requested();
-    let work = Work { args, console, stop: &stop };
+    let work = Work { args, console, interrupt: &interrupt };
 
     let all = plan.entries.len() * plan.seeds.len();
     for (turn, &seed) in plan.seeds.iter().enumerate() {
