@@ -50,7 +50,9 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 pub fn is_file(path: &Path) -> io::Result<bool> {
     match std::fs::metadata(path) {
         Ok(entry) => Ok(entry.is_file()),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }

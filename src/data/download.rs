@@ -15,7 +15,7 @@ use ureq::http::header::{CONTENT_RANGE, RANGE};
 use super::cifar::{self, CIFAR10, CIFAR100, Layout};
 use super::{DataError, SetKind};
 use crate::digest::sha256_of;
-use crate::files::sync_folder;
+use crate::files::{is_file, sync_folder};
 
 /// Where the archives are published.
 pub const BASE_URL: &str = "https://www.cs.toronto.edu/~kriz";
@@ -57,8 +57,10 @@ impl Archive {
 /// How a download ended well; the folder is what `--data` takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing to do.
+    /// Nothing to do: the files are those of a verified archive.
     AlreadyThere(PathBuf),
+    /// Nothing done: the files have the right sizes, and no digests are recorded to tell more.
+    Unverified(PathBuf),
     Unpacked(PathBuf),
 }
 
@@ -100,15 +102,19 @@ pub fn fetch(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Outcome, DownloadError> {
     let folder = out.join(archive.layout.folder);
-    if folder.exists() {
-        return match cifar::find(&archive.layout, &folder) {
-            Ok(_) => Ok(Outcome::AlreadyThere(folder)),
+    if folder.try_exists().map_err(io_at(&folder))? {
+        let found = cifar::find(&archive.layout, &folder);
+        return match found.and_then(|place| cifar::verify(&archive.layout, &place)) {
+            Ok(true) => Ok(Outcome::AlreadyThere(folder)),
+            Ok(false) => Ok(Outcome::Unverified(folder)),
+            // It may be whole.
+            Err(error @ DataError::Io { .. }) => Err(error.into()),
             Err(source) => Err(DownloadError::InTheWay { folder, source }),
         };
     }
     fs::create_dir_all(out).map_err(io_at(out))?;
     let whole = out.join(&archive.file);
-    if whole.is_file() {
+    if is_file(&whole).map_err(io_at(&whole))? {
         check_digest(archive, &whole, "move it elsewhere to download it anew")?;
         unpack(archive, &whole, out)?;
         return Ok(Outcome::Unpacked(folder));
@@ -248,6 +254,7 @@ fn unpack(archive: &Archive, path: &Path, out: &Path) -> Result<(), DownloadErro
         target_file.sync_all().map_err(io_at(&target))?;
     }
     cifar::find(&archive.layout, &folder)?;
+    cifar::record_sums(&archive.layout, &folder)?;
     let place = out.join(archive.layout.folder);
     fs::rename(&folder, &place).map_err(io_at(&place))?;
     sync_folder(out).map_err(io_at(out))

@@ -16,6 +16,7 @@ pub use order::{Split, ValidationSplit};
 
 use crate::digest::sha256;
 use crate::names::named;
+use cifar::SUMS;
 
 /// Bytes of one image: three planes of 32 x 32.
 pub const IMAGE_BYTES: usize = 3 * 32 * 32;
@@ -110,6 +111,15 @@ impl SetKind {
         }
     }
 
+    /// How its files lie on disk; `None` for the generated set.
+    pub fn layout(self) -> Option<cifar::Layout> {
+        match self {
+            Self::Cifar10 => Some(cifar::CIFAR10),
+            Self::Cifar100 => Some(cifar::CIFAR100),
+            Self::Generated => None,
+        }
+    }
+
     pub fn sizes(self) -> Sizes {
         match self {
             Self::Cifar10 => cifar::CIFAR10.sizes(),
@@ -174,6 +184,10 @@ pub enum DataError {
         classes - 1
     )]
     Label { path: PathBuf, record: usize, what: &'static str, met: u8, classes: usize },
+    #[error("{}: SHA-256 {actual}, expected {expected} ({SUMS}); the file is damaged", path.display())]
+    Digest { path: PathBuf, actual: String, expected: String },
+    #[error("{}: expected a line `SHA-256  NAME` for each file of the set, found none for {name}", path.display())]
+    Sums { path: PathBuf, name: String },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("{wanted} validation images, expected fewer than the {count} training images")]

@@ -106,7 +106,8 @@ impl State {
             Ok(bytes) => bytes,
         };
         let format = |reason: String| StateError::Format { path: path.into(), reason };
-        let (header, state) = bytes.split_at(bytes.iter().position(|&byte| byte == b'\n').map_or(0, |end| end + 1));
+        let (header, state) =
+            bytes.split_at(bytes.iter().position(|&byte| byte == b'\n').map_or(0, |end| end + 1));
         let header: Header = serde_json::from_slice(header).map_err(|error| format(error.to_string()))?;
         if header.version != VERSION {
             return Err(format(format!("version {}, expected {VERSION}", header.version)));
@@ -166,12 +167,24 @@ impl State {
 }
 
 impl State {
+    /// Removes the file at `path`, where there is one.
+    pub fn remove(path: &Path) -> Result<(), StateError> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StateError::Io { path: path.into(), source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Positions of images for which an adversarial image was found, by any protocol.
     pub fn broken(&self) -> impl Iterator<Item = usize> + '_ {
         let finished = self.finished.iter().filter_map(|finished| finished.progress.as_ref());
         finished.chain(&self.running).flat_map(|progress| {
             let verdicts = progress.verdicts.iter().enumerate();
-            verdicts.filter(|(_, verdict)| matches!(verdict, Verdict::BrokenBy(_))).map(|(position, _)| position)
+            verdicts
+                .filter(|(_, verdict)| matches!(verdict, Verdict::BrokenBy(_)))
+                .map(|(position, _)| position)
         })
     }
 }
@@ -233,7 +246,8 @@ impl Images {
             Self::File { file, settings_sha256 } => {
                 let mut slot = vec![0; SLOT_BYTES];
                 file.seek(SeekFrom::Start(position as u64 * SLOT_BYTES as u64))?;
-                let damaged = || io::Error::new(io::ErrorKind::InvalidData, format!("image {position} is damaged"));
+                let damaged =
+                    || io::Error::new(io::ErrorKind::InvalidData, format!("image {position} is damaged"));
                 file.read_exact(&mut slot).map_err(|error| match error.kind() {
                     io::ErrorKind::UnexpectedEof => damaged(),
                     _ => error,

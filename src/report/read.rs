@@ -12,6 +12,8 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value};
 
+use crate::train::metrics;
+
 /// Why there can be no report.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
@@ -208,8 +210,9 @@ impl RunRecord {
             return self.notes.push("metrics.jsonl: empty: no epoch is finished".into());
         }
         let mut before = 0;
-        for (index, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
-            let parsed: Option<Epoch> = serde_json::from_slice(line).ok().map(Epoch);
+        let lines = metrics::lines(&bytes).enumerate().filter(|(_, line)| !line.text().is_empty());
+        for (index, line) in lines {
+            let parsed: Option<Epoch> = serde_json::from_slice(line.text()).ok().map(Epoch);
             match parsed.as_ref().and_then(Epoch::epoch) {
                 Some(epoch) if epoch > before => {
                     before = epoch;
@@ -219,7 +222,7 @@ impl RunRecord {
                     "metrics.jsonl, line {}: epoch {epoch} behind epoch {before}; passed over",
                     index + 1
                 )),
-                None if !line.ends_with(b"\n") => {
+                None if !line.0.ends_with(b"\n") => {
                     self.notes.push("metrics.jsonl: the last line is not whole yet; passed over".into());
                 }
                 None => self.notes.push(format!(

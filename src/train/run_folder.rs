@@ -4,12 +4,14 @@
 //! recipe.toml       every value resolved; the truth for --resume
 //! environment.json  one entry a session: device, versions, command line, data
 //! metrics.jsonl     one flat object an epoch
+//! *.damaged-N       a file of the run that was not whole, as it was found
 //! events.out.tfevents.*  the same for TensorBoard, where the recipe asks for it
 //! checkpoints/      see the checkpoint module
 //! selection/        epoch-NNNN.safetensors: the subset chosen at the start of that epoch (see prune::file)
 //! best.safetensors  weights of the best epoch on the validation split
 //! last.safetensors  weights of the last epoch
 //! result.json       accuracies of both on the test split
+//! *.state           those that are known already, until all are
 //! .lock             empty; locked while a process trains
 //! ```
 //!
@@ -21,8 +23,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::metrics::EpochMetrics;
-use crate::files::{Existing, sync_folder, write_atomic};
+use super::metrics::{self, EpochMetrics, Line, RolledBack};
+use crate::files::{Existing, is_file, sync_folder, write_atomic};
 use crate::prune::Subset;
 
 /// A run's folder on disk.
@@ -85,7 +87,7 @@ impl RunFolder {
     pub fn state(path: &Path) -> Result<State> {
         if is_empty(path)? {
             Ok(State::Fresh)
-        } else if path.join("recipe.toml").is_file() {
+        } else if is_file(&path.join("recipe.toml")).map_err(at(&path.join("recipe.toml")))? {
             Ok(State::Run)
         } else {
             Err(RunFolderError::NotARun { path: path.into() })
@@ -171,52 +173,63 @@ impl RunFolder {
         self.write_json("environment.json", &sessions)
     }
 
-    /// Appends a line to metrics.jsonl and sees it onto the disk.
+    /// Appends a line to metrics.jsonl and sees it onto the disk: all of it, or none where that fails.
     pub fn append_metrics(&self, metrics: &EpochMetrics) -> Result<()> {
         let path = self.metrics();
         let mut line = serde_json::to_vec(metrics).expect("plain structs always serialise");
         line.push(b'\n');
         let append = || {
             let mut file = OpenOptions::new().append(true).create(true).open(&path)?;
-            file.write_all(&line)?;
+            let before = file.metadata()?.len();
+            file.write_all(&line).inspect_err(|_| {
+                // A full disk takes a part of it. The first error is the one to report.
+                let _ = file.set_len(before);
+            })?;
             file.sync_data()
         };
         append().map_err(at(&path))
     }
 
-    /// Removes the lines after `epochs` epochs, and a last line cut short: a resumed run writes them again.
-    pub fn roll_back_metrics(&self, epochs: u32) -> Result<()> {
+    /// Removes the lines after `epochs` epochs: a resumed run writes them again. Where the file is damaged, keeps it under the
+    /// name that is returned, and goes on with the lines that are whole.
+    pub fn roll_back_metrics(&self, epochs: u32) -> Result<Option<PathBuf>> {
         let path = self.metrics();
-        let text = match fs::read_to_string(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            text => text.map_err(at(&path))?,
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes.map_err(at(&path))?,
         };
-        let mut keep = 0;
-        for line in text.split_inclusive('\n') {
-            match serde_json::from_str::<EpochMetrics>(line) {
-                Ok(metrics) if line.ends_with('\n') && metrics.epoch <= epochs => keep += line.len(),
-                _ => break,
+        let RolledBack { kept, damaged } = metrics::roll_back(&bytes, epochs);
+        let aside = if damaged { Some(self.set_aside("metrics.jsonl", &bytes)?) } else { None };
+        if kept != bytes {
+            self.write("metrics.jsonl", &kept)?;
+        }
+        Ok(aside)
+    }
+
+    /// Keeps the content of a damaged file as `NAME.damaged-N`, the first that is free.
+    pub fn set_aside(&self, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+        let mut number = 1;
+        loop {
+            let path = self.path.join(format!("{name}.damaged-{number}"));
+            match write_atomic(&path, bytes, Existing::Refuse) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                written => return written.map(|()| path.clone()).map_err(at(&path)),
             }
         }
-        if keep < text.len() {
-            let file = OpenOptions::new().write(true).open(&path).map_err(at(&path))?;
-            file.set_len(keep as u64).and_then(|()| file.sync_all()).map_err(at(&path))?;
-        }
-        Ok(())
     }
 
     /// The lines of metrics.jsonl.
     pub fn read_metrics(&self) -> Result<Vec<EpochMetrics>> {
         let path = self.metrics();
-        let text = fs::read_to_string(&path).map_err(at(&path))?;
-        let parse = |(index, line): (usize, &str)| {
-            serde_json::from_str(line).map_err(|error| RunFolderError::Metrics {
+        let bytes = fs::read(&path).map_err(at(&path))?;
+        let parse = |(index, line): (usize, Line)| {
+            serde_json::from_slice(line.text()).map_err(|error| RunFolderError::Metrics {
                 path: path.clone(),
                 line: index + 1,
                 reason: error.to_string(),
             })
         };
-        text.lines().enumerate().map(parse).collect()
+        metrics::lines(&bytes).enumerate().filter(|(_, line)| !line.text().is_empty()).map(parse).collect()
     }
 
     /// Claims the folder for this process as long as the result lives. Fails now, and not after an epoch, where the folder

@@ -14,7 +14,9 @@ use super::schedule::{Horizon, Rates, rates};
 use super::step_clock::{Part, StepClock};
 use crate::batch::Batch;
 use crate::data::order::{Split, epoch_order};
-use crate::engine::{Augment, Engine, Error, ImageSet, Phase, Result, Sgd, Tensor, WeightSet, unless_stopped};
+use crate::engine::{
+    Augment, Engine, Error, ImageSet, Phase, Result, Sgd, Tensor, WeightSet, unless_stopped,
+};
 use crate::objective::{self, Objective};
 use crate::philox::{Key, Purpose};
 use crate::prune::{PruneError, Subset};

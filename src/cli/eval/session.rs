@@ -156,7 +156,7 @@ impl Session {
     /// The end: nothing is left to resume.
     pub fn close(self) -> anyhow::Result<()> {
         if let Some(path) = &self.path {
-            at(path, std::fs::remove_file(path))?;
+            State::remove(path)?;
             if self.images.is_some() {
                 let path = images_path(path);
                 at(&path, std::fs::remove_file(&path))?;

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -81,8 +81,18 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
 /// The files that the manifest lists, each of them one of `known` and checked against it.
 pub fn read<'a>(path: &Path, known: &[&'a str]) -> Result<BTreeMap<&'a str, Vec<u8>>, CheckpointError> {
     let damaged = |name: &str, reason: String| CheckpointError::Damaged { path: path.join(name), reason };
-    let length = |name: &str| Ok(fs::metadata(path.join(name)).map_err(at(&path.join(name)))?.len());
-    let read = |name: &str| fs::read(path.join(name)).map_err(at(&path.join(name)));
+    // What is not there is damage; what cannot be read may be whole.
+    let failed = |name: &str| {
+        let path = path.join(name);
+        move |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => {
+                CheckpointError::Damaged { path, reason: source.to_string() }
+            }
+            _ => CheckpointError::Io { path, source },
+        }
+    };
+    let length = |name: &str| Ok(fs::metadata(path.join(name)).map_err(failed(name))?.len());
+    let read = |name: &str| fs::read(path.join(name)).map_err(failed(name));
 
     if length(MANIFEST)? > MAX_JSON_BYTES {
         return Err(damaged(MANIFEST, format!("more than {MAX_JSON_BYTES} bytes")));

@@ -108,7 +108,7 @@ pub enum CheckpointError {
     Io { path: PathBuf, source: io::Error },
     #[error("{path}: {reason}")]
     Damaged { path: PathBuf, reason: String },
-    #[error("{path}: none of its {count} checkpoints is whole; remove the folder to start this run over")]
+    #[error("{path}: none of its {count} checkpoints is whole; put one back, or start anew in another --out")]
     NoneWhole { path: PathBuf, count: usize },
 }
 
@@ -117,12 +117,13 @@ pub fn name(epoch: u32, step: usize) -> String {
     format!("epoch-{epoch:04}-step-{step:06}")
 }
 
-fn parse_name(name: &str) -> Option<(u32, usize)> {
-    let (epoch, step) = name.strip_prefix("epoch-")?.split_once("-step-")?;
-    Some((epoch.parse().ok()?, step.parse().ok()?))
+fn parse_name(text: &str) -> Option<(u32, usize)> {
+    let (epoch, step) = text.strip_prefix("epoch-")?.split_once("-step-")?;
+    let place = (epoch.parse().ok()?, step.parse().ok()?);
+    (name(place.0, place.1) == text).then_some(place)
 }
 
-/// Every folder in `folder` that bears a checkpoint's name, newest first; whole or not.
+/// Every folder in `folder` that bears a checkpoint's name, newest first; whole or not. Files and links that do are none.
 pub fn list(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let mut found = Vec::new();
     let entries = match fs::read_dir(folder) {
@@ -131,7 +132,9 @@ pub fn list(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     };
     for entry in entries {
         let entry = entry.map_err(at(folder))?;
-        if let Some(place) = entry.file_name().to_str().and_then(parse_name) {
+        if let Some(place) = entry.file_name().to_str().and_then(parse_name)
+            && entry.file_type().map_err(at(&entry.path()))?.is_dir()
+        {
             found.push((place, entry.path()));
         }
     }
@@ -139,8 +142,8 @@ pub fn list(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
-/// Writes a checkpoint into `folder`; a reader sees all of it or nothing. Then removes old ones: the newest `keep`
-/// (at least one) and that of the best epoch stay.
+/// Writes a checkpoint into `folder`; a reader sees all of it or nothing. Then removes those older than the newest `keep` whole
+/// ones (at least one); this one and that of the best epoch stay.
 pub fn save(folder: &Path, checkpoint: &Checkpoint, keep: usize) -> Result<PathBuf, CheckpointError> {
     let Progress { epoch, step, best, .. } = &checkpoint.progress;
     fs::create_dir_all(folder).map_err(at(folder))?;
@@ -153,21 +156,34 @@ pub fn save(folder: &Path, checkpoint: &Checkpoint, keep: usize) -> Result<PathB
         let _ = fs::remove_dir_all(&unfinished);
         return Err(error);
     }
-    if path.exists() {
-        // A damaged checkpoint of the same place, passed over when this run was resumed.
-        fs::remove_dir_all(&path).map_err(at(&path))?;
+    // One of the same place: damaged and passed over, or whole, where the run was interrupted twice within a step.
+    let replaced = folder.join(format!("{UNFINISHED}replaced-{name}"));
+    match fs::rename(&path, &replaced) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&path)(error)),
+        _ => {}
     }
     fs::rename(&unfinished, &path).map_err(at(&path))?;
     sync_folder(folder).map_err(at(folder))?;
+    remove_unfinished(folder)?;
 
     let best = best.as_ref().map(|best| folder.join(self::name(best.epoch, 0)));
-    for old in list(folder)?.into_iter().skip(keep.max(1)).filter(|path| Some(path) != best.as_ref()) {
-        fs::remove_dir_all(&old).map_err(at(&old))?;
+    let mut whole = 0;
+    for old in list(folder)? {
+        if old == path {
+            whole += 1;
+        } else if whole < keep.max(1) {
+            whole += usize::from(manifest::read(&old, &FILES).is_ok());
+        } else if Some(&old) != best.as_ref() {
+            fs::remove_dir_all(&old).map_err(at(&old))?;
+        }
     }
     Ok(path)
 }
 
-/// The newest whole checkpoint; `None` where there is none at all. `warn` is told of each one passed over.
+/// The newest whole checkpoint; `None` where there is none at all. `warn` is told of each damaged one passed over.
+///
+/// # Errors
+/// [`CheckpointError::Io`] for one that cannot be read: it may be whole.
 pub fn load_newest(
     folder: &Path,
     warn: &mut dyn FnMut(&CheckpointError),
@@ -176,6 +192,7 @@ pub fn load_newest(
     for path in &candidates {
         match load(path) {
             Ok(checkpoint) => return Ok(Some((path.clone(), checkpoint))),
+            Err(error @ CheckpointError::Io { .. }) => return Err(error),
             Err(error) => warn(&error),
         }
     }

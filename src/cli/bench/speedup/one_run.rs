@@ -8,12 +8,13 @@ use anyhow::bail;
 
 use super::Args;
 use crate::batch::Batch;
-use crate::cli::Interrupted;
 use crate::cli::train::{begin_session, differing_keys};
+use crate::cli::{Interrupted, at};
 use crate::console::Console;
 use crate::data::DataSet;
 use crate::engine::{Engine, open};
 use crate::evaluate::state::device_name;
+use crate::files::is_file;
 use crate::measure::speedup::document::Run;
 use crate::measure::speedup::judge::{Court, JudgeError};
 use crate::measure::speedup::plan::Entry;
@@ -52,7 +53,8 @@ pub fn standing(path: &Path, recipe: &Recipe) -> anyhow::Result<Standing> {
             file.display()
         );
     }
-    let finished = path.join("result.json").is_file() && path.join("last.safetensors").is_file();
+    let present = |name: &str| at(&path.join(name), is_file(&path.join(name)));
+    let finished = present("result.json")? && present("last.safetensors")?;
     Ok(if finished { Standing::Finished } else { Standing::BrokenOff })
 }
 
