@@ -257,6 +257,89 @@ fn an_interrupt_saves_and_the_run_goes_on_where_it_was() {
     assert_eq!(metrics.lines().count(), printed);
 }
 
+/// `nohup` ignores a hang-up, a shell without job control Ctrl-C in the background.
+#[test]
+#[cfg(unix)]
+fn a_signal_that_was_ignored_stays_ignored() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path();
+    let args = [&["train", "--out", "run"], &TINY[..], &["--set=epochs=5000"]].concat();
+    let mut child = Process::new("sh")
+        .current_dir(path)
+        .args(["-c", "trap '' HUP INT; exec \"$0\" \"$@\"", PROGRAM])
+        .args(&args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let signal = |name: &str| {
+        assert!(Process::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+    };
+    assert!(lines.any(|line| line.starts_with("epoch 1/5000")), "the first epoch never ended");
+    for ignored in ["-HUP", "-INT", "-INT"] {
+        signal(ignored);
+        // One epoch may be behind the signal already in the pipe, and a stop would end the next.
+        assert_eq!(
+            lines.by_ref().take(4).filter(|line| line.starts_with("epoch ")).count(),
+            4,
+            "{ignored}"
+        );
+    }
+    signal("-TERM");
+    lines.for_each(drop);
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), stderr.lines().count()), (Some(130), 1), "{stderr}");
+}
+
+/// A file beyond `ulimit -f` is an error of the write, not the end of the process; what was on disk stays.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_limit_on_file_sizes_is_an_error_and_nothing_is_lost() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path();
+    let limited = |blocks: u32, args: &[&str]| {
+        let output = Process::new("sh")
+            .current_dir(path)
+            .args(["-c", &format!("ulimit -f {blocks}; exec \"$0\" \"$@\""), PROGRAM])
+            .args(args)
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Done { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    };
+    let done = limited(64, &[&["train", "--out", "run"], &TINY[..]].concat());
+    assert_eq!(done.code, Some(2), "{}", done.stderr);
+    assert!(
+        done.stderr.starts_with("error: run/checkpoints/") && done.stderr.contains("File too large"),
+        "{}",
+        done.stderr
+    );
+    assert_eq!(
+        (done.stderr.lines().count(), fs::read_dir(path.join("run/checkpoints")).unwrap().count()),
+        (1, 0)
+    );
+    let resume = ["train", "--out", "run", "--resume", "--device=cpu"];
+    let done = secateur(path, &resume);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+
+    // The metrics of a finished run are not touched by a resume that cannot write.
+    let before = fs::read(path.join("run/metrics.jsonl")).unwrap();
+    let done = limited(0, &resume);
+    assert!(
+        done.code == Some(2) && done.stderr.contains("File too large"),
+        "{:?}: {}",
+        done.code,
+        done.stderr
+    );
+    assert!(fs::read(path.join("run/metrics.jsonl")).unwrap() == before);
+    assert_eq!(
+        secateur(path, &["eval", "--weights", "run", "--protocol", "clean", "--device", "cpu"]).code,
+        Some(0)
+    );
+}
+
 #[test]
 #[cfg(target_os = "linux")]
 fn a_reader_that_leaves_is_no_error_and_a_full_disk_is_one() {

@@ -164,7 +164,10 @@ fn a_good_server_gives_the_set_and_a_second_call_nothing_to_do() {
     let folder = out.path().join("cifar-10-batches-bin");
     assert_eq!(get(&server, out.path()).unwrap(), Outcome::Unpacked(folder.clone()));
     assert_eq!(names(out.path()), ["cifar-10-batches-bin"], "nothing else stays, inside or outside");
-    assert_eq!(names(&folder).len(), 6);
+    assert_eq!(names(&folder).len(), 7);
+    let sums = fs::read_to_string(folder.join("SHA256SUMS")).unwrap();
+    let zeros = sha256(&vec![0; 10_000 * CIFAR10.record()]);
+    assert!(sums.lines().any(|line| line == format!("{zeros}  data_batch_1.bin")), "{sums}");
     let set = DataSet::open(SetKind::Cifar10, Some(out.path()), None, None).unwrap();
     assert_eq!((set.train.len(), set.test.len()), (50_000, 10_000));
     assert_eq!(get(&server, out.path()).unwrap(), Outcome::AlreadyThere(folder));
@@ -273,6 +276,57 @@ fn what_is_on_disk_is_never_destroyed() {
     assert!(matches!(unpacked, Outcome::Unpacked(_)));
     assert_eq!(names(out.path()), ["cifar-10-batches-bin", "small.tar.gz"]);
     assert_eq!(server.ranges(), [], "no request was needed");
+}
+
+/// Files of the right sizes are called whole only where their digests are known.
+#[test]
+fn zeros_and_damage_are_not_called_whole() {
+    let server = Server::start(&FILE, &[Behaviour::Good]);
+    let info = |out: &Path| {
+        let mut command = assert_cmd::Command::cargo_bin("secateur").unwrap();
+        let output = command.args(["data", "info", "cifar10", "--data"]).arg(out).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("cifar-10-batches-bin");
+    fs::create_dir(&folder).unwrap();
+    for (name, records) in CIFAR10.files() {
+        let file = fs::File::create(folder.join(name)).unwrap();
+        file.set_len((records * CIFAR10.record()) as u64).unwrap();
+    }
+    assert_eq!(get(&server, out.path()).unwrap(), Outcome::Unverified(folder));
+    let (code, stdout, _) = info(out.path());
+    assert!(code == Some(0) && stdout.contains("sizes are right, content unverified"), "{stdout}");
+
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("cifar-10-batches-bin");
+    assert!(matches!(get(&server, out.path()), Ok(Outcome::Unpacked(_))));
+    let (code, stdout, _) = info(out.path());
+    assert!(code == Some(0) && stdout.contains("digests right"), "{stdout}");
+    // One pixel.
+    let file = folder.join("data_batch_4.bin");
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[3073 * 500 + 7] = 1;
+    fs::write(&file, &bytes).unwrap();
+    let error = get(&server, out.path()).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        matches!(error, DownloadError::InTheWay { .. }) && text.contains("data_batch_4.bin: SHA-256"),
+        "{text}"
+    );
+    let (code, _, stderr) = info(out.path());
+    assert!(code == Some(2) && stderr.contains("data_batch_4.bin: SHA-256"), "{stderr}");
+    bytes[3073 * 500 + 7] = 0;
+    fs::write(&file, &bytes).unwrap();
+    // A damaged list of digests proves nothing.
+    fs::write(folder.join("SHA256SUMS"), [0xff; 600]).unwrap();
+    let (code, _, stderr) = info(out.path());
+    assert!(code == Some(2) && stderr.contains("SHA256SUMS") && stderr.lines().count() == 1, "{stderr}");
+    fs::write(folder.join("SHA256SUMS"), "").unwrap();
+    let error = get(&server, out.path()).unwrap_err().to_string();
+    assert!(error.contains("found none for data_batch_1.bin"), "{error}");
+    assert_eq!(server.ranges(), [None], "what is there is not downloaded over");
 }
 
 #[test]

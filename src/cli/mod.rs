@@ -31,7 +31,7 @@ use crate::model::{ResNet18, Weights};
 use crate::names::Named;
 use crate::recipe::{Fraction, Recipe};
 use crate::train::TrainError;
-use crate::train::interrupt::{EXIT_INTERRUPTED, Interrupt};
+use crate::train::interrupt::{EXIT_INTERRUPTED, Interrupt, survive_file_size_limit};
 
 #[derive(Parser)]
 #[command(name = "secateur", version, about, arg_required_else_help = true)]
@@ -68,6 +68,9 @@ pub fn main() -> ExitCode {
              (RAYON_NUM_THREADS)"
         ));
         return ExitCode::from(3);
+    }
+    if let Err(error) = survive_file_size_limit() {
+        console.note(format!("warning: the limit on file sizes ends this program at once: {error}"));
     }
     let done = match cli.command {
         Command::Train(args) => train::run(args, &console),
@@ -114,6 +117,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     let of_engine = |error: &engine::Error| match error {
         // Weights that do not fit are bad input, not a fault of the device.
         engine::Error::Model(_) => 2,
+        engine::Error::Stopped => EXIT_INTERRUPTED as u8,
         _ => 3,
     };
     if let Some(error) = error.downcast_ref::<TrainError>() {

@@ -2,18 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use super::eval::subject::weights_file;
-use super::{Interrupted, catch_interrupts, images_of, inputs, write};
+use super::eval::subject::{self, NamedWeights};
+use super::{Interrupted, catch_interrupts, exit_code, images_of, inputs, write};
 use crate::clock;
 use crate::console::Console;
 use crate::data::SetKind;
 use crate::data::order::split;
 use crate::engine::{DeviceChoice, open};
 use crate::evaluate::{PgdProtocol, StepSize};
-use crate::model::Weights;
 use crate::recipe::Recipe;
 use crate::report::{Gallery, Kernels, Page, RunRecord, attack, examples, read_runs};
-use crate::train::interrupt::Interrupt;
+use crate::train::interrupt::{EXIT_INTERRUPTED, Interrupt};
 use crate::train::run_folder::{self, RunFolder};
 
 /// Steps of the attack on the images shown.
@@ -63,7 +62,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         }
         match pictures(&args, run, &interrupt, console) {
             Ok(gallery) => page.galleries.push(gallery),
-            Err(error) if error.is::<Interrupted>() => return Err(error),
+            Err(error) if exit_code(&error) == EXIT_INTERRUPTED as u8 => return Err(error),
             Err(error) => {
                 let note = format!("{}: no pictures: {}", run.name, super::one_line(&error));
                 console.note(format!("warning: {note}"));
@@ -106,18 +105,18 @@ fn pictures(
         let (kept, dropped) = examples(chosen, &split.train, &data, count).map_err(anyhow::Error::msg)?;
         gallery.selection = Some((chosen.epoch, kept, dropped));
     }
-    let weights = weights_file(&run.path, console)?;
-    let (network, tensors) = Weights::read_network(&weights)?;
+    let NamedWeights { file, network, weights, .. } = subject::weights(&run.path, console)?;
     let count = count.min(data.test.len());
     let mut engine = open(args.device, network, count)?;
-    engine.load_weights(&tensors)?;
+    engine.stop_on(Some(interrupt.flag()));
+    engine.load_weights(&weights)?;
     let protocol = PgdProtocol { steps: ATTACK_STEPS, restarts: 1, step_size: StepSize::TwoLevels };
     let epsilon = &recipe.attack.epsilon;
     gallery.attacked = attack(engine.as_mut(), &data, &protocol, epsilon.as_f32(), recipe.seed, count)?;
     gallery.attack = format!(
         "PGD-{ATTACK_STEPS}, eps {epsilon}, step {}, on {}.",
         protocol.step_size.text(),
-        weights.strip_prefix(&run.path).unwrap_or(Path::new("the weights")).display()
+        file.strip_prefix(&run.path).unwrap_or(Path::new("the weights")).display()
     );
     Ok(gallery)
 }

@@ -77,6 +77,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let mut engine = open(args.device, network, recipe.batch)?;
     let engine = engine.as_mut();
     let interrupt = catch_interrupts()?;
+    engine.stop_on(Some(interrupt.flag()));
     engine.load_weights(&weights)?;
     let set = engine.upload_images(&data.train.pixels, &data.train.labels)?;
     let scratch = Batch::alloc(engine, recipe.batch)?;

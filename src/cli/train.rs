@@ -62,6 +62,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     // The recipe's mistake, not the device's.
     engine.check_precision(recipe.attack.precision).map_err(|error| anyhow::anyhow!("{error}"))?;
     let interrupt = catch_interrupts()?;
+    engine.stop_on(Some(interrupt.flag()));
 
     // Only now: a mistake above leaves no folder behind.
     let folder = match &out {

@@ -5,10 +5,12 @@
 //! the data set's web page. Checked by tests/data_files.rs. Called by [`super::DataSet::open`] and the download.
 
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::{DataError, IMAGE_BYTES, Images, SetKind, Sizes};
+use crate::digest::sha256_of;
+use crate::files::{Existing, Folder, is_file, limit, read_text};
 
 /// How one of the two sets lies on disk.
 #[derive(Clone, Copy, Debug)]
@@ -115,8 +117,57 @@ pub fn read(
     Ok((train, test))
 }
 
+/// Digests of the files of a verified archive, beside them: `sha256sum --check` reads it too.
+pub const SUMS: &str = "SHA256SUMS";
+
+/// Writes [`SUMS`] for the files in `place`, which come from an archive whose digest is right.
+pub fn record_sums(layout: &Layout, place: &Folder) -> Result<(), DataError> {
+    let mut text = String::new();
+    for (name, _) in layout.files() {
+        text += &format!("{}  {name}\n", file_sha256(&place.path().join(name))?);
+    }
+    let written = place.write(SUMS, text.as_bytes(), Existing::Replace);
+    written.map_err(|source| DataError::Io { path: place.path().join(SUMS), source })
+}
+
+/// Whether the files in `place` are those of the verified archive that they were unpacked from; false where no digests are
+/// recorded, so that nothing is known but their sizes.
+///
+/// # Errors
+/// A file with another digest than the recorded one.
+pub fn verify(layout: &Layout, place: &Path) -> Result<bool, DataError> {
+    let path = place.join(SUMS);
+    let text = match read_text(&path, limit::SETTINGS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        text => text.map_err(|source| DataError::Io { path: path.clone(), source })?,
+    };
+    let sums: Vec<(&str, &str)> = text.lines().filter_map(|line| line.split_once("  ")).collect();
+    for (name, _) in layout.files() {
+        let Some((expected, _)) = sums.iter().find(|(_, file)| *file == name) else {
+            return Err(DataError::Sums { path, name: name.into() });
+        };
+        let path = place.join(name);
+        let actual = file_sha256(&path)?;
+        if actual != *expected {
+            return Err(DataError::Digest { path, actual, expected: (*expected).into() });
+        }
+    }
+    Ok(true)
+}
+
+fn file_sha256(path: &Path) -> Result<String, DataError> {
+    fs::File::open(path).and_then(sha256_of).map_err(|source| DataError::Io { path: path.into(), source })
+}
+
 /// The folder with the files of this set; checks that all are there and have the right size.
 pub fn find(layout: &Layout, folder: &Path) -> Result<PathBuf, DataError> {
+    // What cannot be looked at is not missing.
+    for path in [folder, &folder.join(layout.folder)]
+        .iter()
+        .flat_map(|place| layout.files().map(|(name, _)| place.join(name)))
+    {
+        is_file(&path).map_err(|source| DataError::Io { path, source })?;
+    }
     let Some(place) = layout.locate(folder) else {
         let other = if layout.kind == SetKind::Cifar10 { CIFAR100 } else { CIFAR10 };
         if other.locate(folder).is_some() {

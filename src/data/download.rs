@@ -57,8 +57,10 @@ impl Archive {
 /// How a download ended well; the folder is what `--data` takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing to do.
+    /// Nothing to do: the files are those of a verified archive.
     AlreadyThere(PathBuf),
+    /// Nothing done: the files have the right sizes, and no digests are recorded to tell more.
+    Unverified(PathBuf),
     Unpacked(PathBuf),
 }
 
@@ -102,9 +104,13 @@ pub fn fetch(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Outcome, DownloadError> {
     let folder = out.join(archive.layout.folder);
-    if folder.exists() {
-        return match cifar::find(&archive.layout, &folder) {
-            Ok(_) => Ok(Outcome::AlreadyThere(folder)),
+    if folder.try_exists().map_err(io_at(&folder))? {
+        let found = cifar::find(&archive.layout, &folder);
+        return match found.and_then(|place| cifar::verify(&archive.layout, &place)) {
+            Ok(true) => Ok(Outcome::AlreadyThere(folder)),
+            Ok(false) => Ok(Outcome::Unverified(folder)),
+            // It may be whole.
+            Err(error @ DataError::Io { .. }) => Err(error.into()),
             Err(source) => Err(DownloadError::InTheWay { folder, source }),
         };
     }
@@ -116,7 +122,7 @@ pub fn fetch(
         _ => io_at(out)(error),
     })?;
     let _lock = lock.temporary();
-    if place.has_file(&archive.file) {
+    if place.has(&archive.file).map_err(io_at(out))? {
         check_digest(archive, &place, &archive.file, "move it elsewhere to download it anew")?;
         unpack(archive, &place, &archive.file)?;
         return Ok(Outcome::Unpacked(folder));
@@ -243,7 +249,7 @@ fn check_digest(
 fn unpack(archive: &Archive, out: &Folder, name: &str) -> Result<(), DownloadError> {
     let staging = format!(".unpacking-{}", archive.file);
     // Left by a download that was killed: the lock says that none is under way.
-    if out.has(&staging) {
+    if out.has(&staging).map_err(io_at(out.path()))? {
         out.remove(&staging).map_err(io_at(out.path()))?;
     }
     if let Err(error) = unpack_into(archive, out, name, &out.folder(&staging)) {
@@ -275,5 +281,5 @@ fn unpack_into(archive: &Archive, out: &Folder, name: &str, folder: &Folder) -> 
         target_file.sync_all().map_err(io_at(&target))?;
     }
     cifar::find(&archive.layout, folder.path())?;
-    Ok(())
+    Ok(cifar::record_sums(&archive.layout, folder)?)
 }

@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 pub use generated::{GENERATED_TEST, GENERATED_TRAIN, MAX_GENERATED};
 pub use order::{Split, ValidationSplit};
 
+use crate::digest::sha256;
 use crate::names::named;
+use cifar::SUMS;
 
 /// Bytes of one image: three planes of 32 x 32.
 pub const IMAGE_BYTES: usize = 3 * 32 * 32;
@@ -43,6 +45,11 @@ impl Images {
     pub fn select(&self, indices: &[u32]) -> Self {
         let pixels = indices.iter().flat_map(|&index| self.image(index as usize)).copied().collect();
         Self { pixels, labels: indices.iter().map(|&index| self.labels[index as usize]).collect() }
+    }
+    /// SHA-256 of the first `count` images and their labels.
+    pub fn sha256(&self, count: usize) -> String {
+        let labels: Vec<u8> = self.labels[..count].iter().flat_map(|label| label.to_le_bytes()).collect();
+        sha256([&self.pixels[..count * IMAGE_BYTES], &labels].map(sha256).concat().as_bytes())
     }
     /// Keeps the first `count` images.
     pub fn truncate(&mut self, count: usize) {
@@ -101,6 +108,15 @@ impl SetKind {
             Self::Cifar10 => cifar::CIFAR10.class_names(),
             Self::Cifar100 => cifar::CIFAR100.class_names(),
             Self::Generated => generated::CLASS_NAMES.map(String::from).to_vec(),
+        }
+    }
+
+    /// How its files lie on disk; `None` for the generated set.
+    pub fn layout(self) -> Option<cifar::Layout> {
+        match self {
+            Self::Cifar10 => Some(cifar::CIFAR10),
+            Self::Cifar100 => Some(cifar::CIFAR100),
+            Self::Generated => None,
         }
     }
 
@@ -175,6 +191,10 @@ pub enum DataError {
         classes - 1
     )]
     Label { path: PathBuf, record: usize, what: &'static str, met: u8, classes: usize },
+    #[error("{}: SHA-256 {actual}, expected {expected} ({SUMS}); the file is damaged", path.display())]
+    Digest { path: PathBuf, actual: String, expected: String },
+    #[error("{}: expected a line `SHA-256  NAME` for each file of the set, found none for {name}", path.display())]
+    Sums { path: PathBuf, name: String },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("{wanted} validation images, expected fewer than the {count} training images")]

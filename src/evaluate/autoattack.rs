@@ -15,7 +15,7 @@ use super::sanity::{Checks, Extent};
 use super::{Outcome, Part, Subject, gathered, predict};
 use crate::attack::{Cost, Search};
 use crate::batch::Batch;
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, unless_stopped};
 use crate::model::layers::IMAGE_LEN;
 use crate::philox::{Key, Purpose};
 
@@ -142,8 +142,19 @@ impl Progress {
 }
 
 /// Goes on from `progress` to the end of its parts, in batches of the size of `scratch`; false where the listener asked to
-/// stop. Replaces the engine's folded weights.
+/// stop, or the engine was in the middle of a batch ([`Engine::stop_on`]), which is then done again. Replaces the engine's
+/// folded weights.
 pub fn run(
+    engine: &mut dyn Engine,
+    subject: Subject,
+    progress: &mut Progress,
+    scratch: &Batch,
+    listener: &mut dyn Listener,
+) -> engine::Result<bool> {
+    Ok(unless_stopped(stages(engine, subject, progress, scratch, listener))? == Some(true))
+}
+
+fn stages(
     engine: &mut dyn Engine,
     subject: Subject,
     progress: &mut Progress,

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attack::{Ascent, Cost, CrossEntropyAscent, MarginAscent, Pgd};
 use crate::batch::Batch;
-use crate::engine::{self, Engine, ImageSet, Pass, Phase, WeightSet};
+use crate::engine::{self, Engine, ImageSet, Pass, Phase, WeightSet, unless_stopped};
 use crate::philox::{Key, Purpose};
 
 /// What is evaluated, besides the protocol.
@@ -64,7 +64,8 @@ impl Outcome {
 /// Told how many images of how many are done (restarts and parts count again); answers whether to go on.
 pub type Watch<'a> = &'a mut dyn FnMut(usize, usize) -> bool;
 
-/// Runs `protocol` over `subject` in batches of the size of `scratch`; `None` if `watch` asked to stop.
+/// Runs `protocol` over `subject` in batches of the size of `scratch`; `None` if `watch` asked to stop, or the engine was
+/// ([`Engine::stop_on`]).
 ///
 /// An image withstands PGD if the prediction at the end point of every restart is right; later restarts visit only
 /// the images that are still right, which changes no verdict. Replaces the engine's folded weights.
@@ -81,6 +82,17 @@ pub fn evaluate(
         let finished = autoattack::run(engine, subject, &mut progress, scratch, &mut listener)?;
         return Ok(finished.then(|| progress.outcome()));
     }
+    Ok(unless_stopped(end_points(engine, subject, protocol, scratch, watch))?.flatten())
+}
+
+/// A protocol that looks at the end point of each start: clean images, FGSM, PGD and CW.
+fn end_points(
+    engine: &mut dyn Engine,
+    subject: Subject,
+    protocol: &Protocol,
+    scratch: &Batch,
+    watch: Watch,
+) -> engine::Result<Option<Outcome>> {
     let begin = Instant::now();
     // An image's verdict must not depend on those beside it.
     engine.split_sums(false);

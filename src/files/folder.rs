@@ -144,14 +144,17 @@ impl Folder {
         Ok(open_file(&self.open()?, name.as_ref(), OFlags::RDONLY)?.metadata()?.len())
     }
 
-    /// Whether there is a regular file of this name, and no link to one.
-    pub fn has_file(&self, name: impl AsRef<OsStr>) -> bool {
-        self.stat(name.as_ref()).is_ok_and(|is| file_type(&is) == FileType::RegularFile)
+    /// Whether there is a folder of this name, and no link to one.
+    pub fn has_folder(&self, name: impl AsRef<OsStr>) -> bool {
+        self.stat(name.as_ref()).is_ok_and(|is| file_type(&is) == FileType::Directory)
     }
 
-    /// Whether there is anything of this name.
-    pub fn has(&self, name: impl AsRef<OsStr>) -> bool {
-        self.stat(name.as_ref()).is_ok()
+    /// Whether there is anything of this name. Where that cannot be told it is an error, and no "no".
+    pub fn has(&self, name: impl AsRef<OsStr>) -> io::Result<bool> {
+        match self.stat(name.as_ref()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            is => is.map(|_| true),
+        }
     }
 
     fn stat(&self, name: &OsStr) -> io::Result<Stat> {

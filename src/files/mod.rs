@@ -20,7 +20,7 @@ pub use folder::{Folder, How};
 pub use lock::Lock;
 pub use outputs::{Files, Output, OutputError};
 pub use place::{LOCK_SUFFIX, Place};
-pub use read::{limit, read, read_text};
+pub use read::{is_file, limit, read, read_text};
 
 /// What to do where the file exists already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

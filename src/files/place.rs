@@ -60,7 +60,7 @@ impl Place {
     }
 
     /// Whether a file is there.
-    pub fn exists(&self) -> bool {
+    pub fn exists(&self) -> io::Result<bool> {
         self.folder.has(&self.name)
     }
 

@@ -39,6 +39,18 @@ pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
     })
 }
 
+/// Whether a file is there. Where that cannot be told (a folder that may not be searched, a disk that fails) it is an error, and no
+/// "no".
+pub fn is_file(path: &Path) -> io::Result<bool> {
+    match std::fs::metadata(path) {
+        Ok(entry) => Ok(entry.is_file()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// All bytes of a file that was opened with `NONBLOCK`.
 pub(super) fn read_open(mut file: File, most: u64, patience: Duration) -> io::Result<Vec<u8>> {
     let is = fstat(&file)?;

@@ -135,8 +135,19 @@ impl Weights {
     /// Reads a safetensors file: every tensor must be F32, but for PyTorch's integer `num_batches_tracked`, which
     /// are dropped.
     pub fn read(path: &Path) -> Result<Self, WeightsError> {
+        Self::in_file(path, &Self::read_bytes(path)?)
+    }
+
+    /// The bytes of a weights file, for those who want their digest too: a second reading may meet another file, or an empty
+    /// pipe.
+    pub fn read_bytes(path: &Path) -> Result<Vec<u8>, WeightsError> {
         let io = |source| WeightsError::Io { path: path.into(), source };
-        Self::from_bytes(&read(path, limit::TENSORS).map_err(io)?).map_err(|error| match error {
+        read(path, limit::TENSORS).map_err(io)
+    }
+
+    /// [`Weights::from_bytes`] of a file's bytes, whose name the errors bear.
+    fn in_file(path: &Path, bytes: &[u8]) -> Result<Self, WeightsError> {
+        Self::from_bytes(bytes).map_err(|error| match error {
             WeightsError::Format { reason, .. } => WeightsError::Format { path: path.into(), reason },
             other => WeightsError::InFile { path: path.into(), source: Box::new(other) },
         })
@@ -144,7 +155,12 @@ impl Weights {
 
     /// [`Weights::read`] and [`Weights::check`] against the network the file itself implies.
     pub fn read_network(path: &Path) -> Result<(ResNet18, Self), WeightsError> {
-        let weights = Self::read(path)?;
+        Self::network_in_file(path, &Self::read_bytes(path)?)
+    }
+
+    /// [`Weights::read_network`] of a file whose bytes were read from `path`.
+    pub fn network_in_file(path: &Path, bytes: &[u8]) -> Result<(ResNet18, Self), WeightsError> {
+        let weights = Self::in_file(path, bytes)?;
         let checked = weights.infer_network().and_then(|network| weights.check(&network).map(|()| network));
         match checked {
             Ok(network) => Ok((network, weights)),

@@ -13,6 +13,7 @@ use safetensors::tensor::Dtype;
 use serde_json::{Map, Value};
 
 use crate::files::{limit, read, read_text};
+use crate::train::metrics;
 
 /// Damaged lines of one file that are named.
 const MAX_NOTES: usize = 20;
@@ -213,8 +214,9 @@ impl RunRecord {
             return self.notes.push("metrics.jsonl: empty: no epoch is finished".into());
         }
         let (mut before, notes) = (0, self.notes.len());
-        for (index, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
-            let parsed: Option<Epoch> = serde_json::from_slice(line).ok().map(Epoch);
+        let lines = metrics::lines(&bytes).enumerate().filter(|(_, line)| !line.text().is_empty());
+        for (index, line) in lines {
+            let parsed: Option<Epoch> = serde_json::from_slice(line.text()).ok().map(Epoch);
             match parsed.as_ref().and_then(Epoch::epoch) {
                 Some(epoch) if epoch > before => {
                     before = epoch;
@@ -224,7 +226,7 @@ impl RunRecord {
                     "metrics.jsonl, line {}: epoch {epoch} behind epoch {before}; passed over",
                     index + 1
                 )),
-                None if !line.ends_with(b"\n") => {
+                None if !line.0.ends_with(b"\n") => {
                     self.notes.push("metrics.jsonl: the last line is not whole yet; passed over".into());
                 }
                 None => self.notes.push(format!(

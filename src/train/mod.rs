@@ -26,6 +26,7 @@ use crate::attack::AttackWork;
 use crate::console::Console;
 use crate::data::{DataError, DataSet, order::split};
 use crate::engine::{self, Engine, ImageSet, WeightSet};
+use crate::evaluate::state::StateError;
 use crate::evaluate::{Outcome, Protocol, Subject, evaluate};
 use crate::model::{ResNet18, initialise};
 use crate::prune::PruneError;
@@ -57,6 +58,8 @@ pub enum TrainError {
     Data(#[from] DataError),
     #[error(transparent)]
     Folder(#[from] RunFolderError),
+    #[error(transparent)]
+    Evaluation(#[from] StateError),
     #[error("{key}: {reason}")]
     Protocol { key: &'static str, reason: String },
     #[error(
@@ -106,9 +109,12 @@ pub fn run(engine: &mut dyn Engine, run: &Run) -> Result<Summary> {
         let done = &checkpoint.progress;
         run.console.note(format!("resumed behind epoch {}, step {}", done.epoch, done.step));
     }
-    run.folder.roll_back_metrics(trainer.progress.epoch)?;
+    let mut damaged = vec![run.folder.roll_back_metrics(trainer.progress.epoch)?];
     if recipe.metrics.tensorboard {
-        tensorboard::synchronize(run.folder)?;
+        damaged.push(tensorboard::synchronize(run.folder)?);
+    }
+    for path in damaged.into_iter().flatten() {
+        run.console.note(format!("warning: {}: a damaged file; what is whole of it is kept", path.display()));
     }
 
     while (trainer.progress.epoch as usize) < trainer.timeline().epochs() {

@@ -4,12 +4,14 @@
 //! recipe.toml       every value resolved; the truth for --resume
 //! environment.json  one entry a session: device, versions, command line, data
 //! metrics.jsonl     one flat object an epoch
+//! *.damaged-N       a file of the run that was not whole, as it was found
 //! events.out.tfevents.*  the same for TensorBoard, where the recipe asks for it
 //! checkpoints/      see the checkpoint module
 //! selection/        epoch-NNNN.safetensors: the subset chosen at the start of that epoch (see prune::file)
 //! best.safetensors  weights of the best epoch on the validation split
 //! last.safetensors  weights of the last epoch
 //! result.json       accuracies of both on the test split
+//! *.state           those that are known already, until all are
 //! .lock             locked while a process trains, and says which
 //! ```
 //!
@@ -22,9 +24,9 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::metrics::EpochMetrics;
+use super::metrics::{self, EpochMetrics, Line, RolledBack};
 use super::{checkpoint, tensorboard};
-use crate::files::{Existing, Folder, How, Lock, limit};
+use crate::files::{Existing, Folder, How, Lock, Place, is_file, limit};
 use crate::prune::Subset;
 
 /// A run's folder on disk.
@@ -62,7 +64,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> RunFolderError {
 }
 
 const LOCK: &str = ".lock";
-const METRICS: &str = "metrics.jsonl";
+pub(super) const METRICS: &str = "metrics.jsonl";
 const ENVIRONMENT: &str = "environment.json";
 
 /// Whether a path inside of a run's folder, or of a checkpoint's, is that of a file which the run keeps.
@@ -111,7 +113,7 @@ impl RunFolder {
     pub fn state(path: &Path) -> Result<State> {
         if is_empty(path)? {
             Ok(State::Fresh)
-        } else if path.join("recipe.toml").is_file() {
+        } else if is_file(&path.join("recipe.toml")).map_err(at(&path.join("recipe.toml")))? {
             Ok(State::Run)
         } else {
             Err(RunFolderError::NotARun { path: path.into() })
@@ -162,6 +164,10 @@ impl RunFolder {
     /// The verdicts of `secateur bench speedup`.
     pub fn judged(&self) -> Folder {
         self.folder.folder("judged")
+    }
+    /// A file of the run.
+    pub fn place(&self, name: &str) -> Place {
+        Place::new(self.folder.clone(), name)
     }
     pub(super) fn folder(&self) -> &Folder {
         &self.folder
@@ -220,57 +226,64 @@ impl RunFolder {
         self.write_json(ENVIRONMENT, &sessions)
     }
 
-    /// Appends a line to metrics.jsonl and sees it onto the disk.
+    /// Appends a line to metrics.jsonl and sees it onto the disk: all of it, or none where that fails.
     pub fn append_metrics(&self, metrics: &EpochMetrics) -> Result<()> {
         let path = self.metrics();
         let mut line = serde_json::to_vec(metrics).expect("plain structs always serialise");
         line.push(b'\n');
         let append = || {
             let mut file = self.folder.file(METRICS, How::Append)?;
-            file.write_all(&line)?;
+            let before = file.metadata()?.len();
+            file.write_all(&line).inspect_err(|_| {
+                // A full disk takes a part of it. The first error is the one to report.
+                let _ = file.set_len(before);
+            })?;
             file.sync_data()
         };
         append().map_err(at(&path))
     }
 
-    /// Removes the lines after `epochs` epochs, and a last line cut short: a resumed run writes them again.
-    pub fn roll_back_metrics(&self, epochs: u32) -> Result<()> {
+    /// Removes the lines after `epochs` epochs: a resumed run writes them again. Where the file is damaged, keeps it under the
+    /// name that is returned, and goes on with the lines that are whole.
+    pub fn roll_back_metrics(&self, epochs: u32) -> Result<Option<PathBuf>> {
         let path = self.metrics();
-        let text = match self.metrics_text() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            text => text.map_err(at(&path))?,
+        let bytes = match self.folder.read(METRICS, limit::METRICS) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes.map_err(at(&path))?,
         };
-        let mut keep = 0;
-        for line in text.split_inclusive('\n') {
-            match serde_json::from_str::<EpochMetrics>(line) {
-                Ok(metrics) if line.ends_with('\n') && metrics.epoch <= epochs => keep += line.len(),
-                _ => break,
+        let RolledBack { kept, damaged } = metrics::roll_back(&bytes, epochs);
+        let aside = if damaged { Some(self.set_aside(METRICS, &bytes)?) } else { None };
+        if kept != bytes {
+            self.write(METRICS, &kept)?;
+        }
+        Ok(aside)
+    }
+
+    /// Keeps the content of a damaged file as `NAME.damaged-N`, the first that is free.
+    pub fn set_aside(&self, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+        let mut number = 1;
+        loop {
+            let name = format!("{name}.damaged-{number}");
+            let path = self.path().join(&name);
+            match self.folder.write(&name, bytes, Existing::Refuse) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                written => return written.map(|()| path.clone()).map_err(at(&path)),
             }
         }
-        if keep < text.len() {
-            let file = self.folder.file(METRICS, How::Update).map_err(at(&path))?;
-            file.set_len(keep as u64).and_then(|()| file.sync_all()).map_err(at(&path))?;
-        }
-        Ok(())
     }
 
     /// The lines of metrics.jsonl.
     pub fn read_metrics(&self) -> Result<Vec<EpochMetrics>> {
         let path = self.metrics();
-        let text = self.metrics_text().map_err(at(&path))?;
-        let parse = |(index, line): (usize, &str)| {
-            serde_json::from_str(line).map_err(|error| RunFolderError::Metrics {
+        let bytes = self.folder.read(METRICS, limit::METRICS).map_err(at(&path))?;
+        let parse = |(index, line): (usize, Line)| {
+            serde_json::from_slice(line.text()).map_err(|error| RunFolderError::Metrics {
                 path: path.clone(),
                 line: index + 1,
                 reason: error.to_string(),
             })
         };
-        text.lines().enumerate().map(parse).collect()
-    }
-
-    fn metrics_text(&self) -> io::Result<String> {
-        String::from_utf8(self.folder.read(METRICS, limit::METRICS)?)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
+        metrics::lines(&bytes).enumerate().filter(|(_, line)| !line.text().is_empty()).map(parse).collect()
     }
 
     /// The folder, claimed for this process as long as the result lives and held by handle: moved while it is written to, it

@@ -6,15 +6,14 @@
 //! which is less than a dependency would bring.
 //!
 //! The file follows metrics.jsonl: [`synchronize`] cuts it to the epochs that a resumed run keeps and adds those that it
-//! lacks, so that no epoch stands in it twice. Called by the training loop where `metrics.tensorboard` is set. Checked by
-//! its own tests and, against the real TensorBoard, by `scripts/check-tensorboard.py`.
+//! lacks, so that no epoch stands in it twice. `scripts/check-tensorboard.py` reads it with the real TensorBoard.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::metrics::EpochMetrics;
-use super::run_folder::{RunFolder, RunFolderError};
+use super::metrics::{self, EpochMetrics, Line};
+use super::run_folder::{METRICS, RunFolder, RunFolderError};
 use crate::clock;
 use crate::files::{Existing, Folder, How, limit};
 
@@ -25,19 +24,28 @@ const WRITER: &str = "secateur";
 /// The first event of every file.
 const VERSION: &str = "brain.Event:2";
 
+type Fields = serde_json::Map<String, serde_json::Value>;
+
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> RunFolderError {
     let path = path.to_path_buf();
     |source| RunFolderError::Io { path, source }
 }
 
-/// Makes the event file say what metrics.jsonl says: called when a run starts or resumes.
-pub fn synchronize(folder: &RunFolder) -> Result<(), RunFolderError> {
-    let epochs = if folder.metrics().exists() { folder.read_metrics()? } else { Vec::new() };
-    let last = epochs.last().map_or(0, |metrics| i64::from(metrics.epoch));
+/// Makes the event file say what metrics.jsonl says. Where it is damaged, keeps it under the name that is returned, and goes on with
+/// the records that are whole.
+pub fn synchronize(folder: &RunFolder) -> Result<Option<PathBuf>, RunFolderError> {
+    let metrics = match folder.read(METRICS, limit::METRICS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        bytes => bytes.map_err(failed(&folder.metrics()))?,
+    };
+    let epochs: Vec<(u64, Fields)> = metrics::lines(&metrics).filter_map(Line::fields).collect();
+    let last = epochs.iter().map(|(epoch, _)| *epoch).max().unwrap_or(0);
     let name = find_or_create(folder)?;
     let path = folder.path().join(&name);
     let bytes = folder.folder().read(&name, limit::METRICS).map_err(failed(&path))?;
-    let (keep, done) = whole_until(&bytes, last);
+    let Whole { keep, done, damaged } = whole_until(&bytes, last);
+    // Not under its own name: TensorBoard would read both.
+    let aside = if damaged { Some(folder.set_aside("tensorboard", &bytes)?) } else { None };
     let fit = || {
         let mut file = folder.folder().file(&name, How::Update)?;
         if keep == 0 {
@@ -49,22 +57,27 @@ pub fn synchronize(folder: &RunFolder) -> Result<(), RunFolderError> {
         file.sync_all()
     };
     fit().map_err(failed(&path))?;
-    epochs
-        .iter()
-        .filter(|metrics| i64::from(metrics.epoch) > done)
-        .try_for_each(|metrics| append(folder, metrics))
+    let missing = epochs.iter().filter(|(epoch, _)| *epoch > done);
+    missing.into_iter().try_for_each(|(epoch, fields)| add(folder, *epoch, fields))?;
+    Ok(aside)
 }
 
 /// Adds one epoch.
 pub fn append(folder: &RunFolder, metrics: &EpochMetrics) -> Result<(), RunFolderError> {
+    let value = serde_json::to_value(metrics).expect("plain structs always serialise");
+    add(folder, metrics.epoch.into(), value.as_object().unwrap_or(&Fields::new()))
+}
+
+fn add(folder: &RunFolder, epoch: u64, fields: &Fields) -> Result<(), RunFolderError> {
     let name = find_or_create(folder)?;
     let write = || {
         let mut file = folder.folder().file(&name, How::Append)?;
-        file.write_all(&record(&scalars_event(
-            clock::now().as_secs_f64(),
-            i64::from(metrics.epoch),
-            &scalars(metrics),
-        )))?;
+        let before = file.metadata()?.len();
+        let event = scalars_event(clock::now().as_secs_f64(), epoch, &scalars(fields));
+        file.write_all(&record(&event)).inspect_err(|_| {
+            // A full disk takes a part of it. The first error is the one to report.
+            let _ = file.set_len(before);
+        })?;
         file.sync_data()
     };
     write().map_err(failed(&folder.path().join(&name)))
@@ -117,9 +130,7 @@ fn create(folder: &Folder) -> io::Result<OsString> {
 }
 
 /// Every finite number of an epoch but its own, under names that TensorBoard groups: `train_loss` is `train/loss`.
-fn scalars(metrics: &EpochMetrics) -> Vec<(String, f32)> {
-    let value = serde_json::to_value(metrics).expect("plain structs always serialise");
-    let fields = value.as_object().into_iter().flatten();
+fn scalars(fields: &Fields) -> Vec<(String, f32)> {
     let scalar = |(name, value): (&String, &serde_json::Value)| {
         let value = value.as_f64().filter(|value| value.is_finite() && name != "epoch")?;
         let group = ["train", "validation", "seconds", "subset"].into_iter().find_map(|group| {
@@ -128,7 +139,7 @@ fn scalars(metrics: &EpochMetrics) -> Vec<(String, f32)> {
         });
         Some((group.unwrap_or_else(|| name.clone()), value as f32))
     };
-    fields.filter_map(scalar).collect()
+    fields.iter().filter_map(scalar).collect()
 }
 
 // Fields of tensorflow.Event: 1 double wall_time, 2 int64 step, 3 string file_version, 5 Summary summary,
@@ -145,7 +156,7 @@ fn first_event(time: f64) -> Vec<u8> {
     event
 }
 
-fn scalars_event(time: f64, step: i64, scalars: &[(String, f32)]) -> Vec<u8> {
+fn scalars_event(time: f64, step: u64, scalars: &[(String, f32)]) -> Vec<u8> {
     let mut summary = Vec::new();
     for (tag, value) in scalars {
         let mut entry = Vec::new();
@@ -157,7 +168,7 @@ fn scalars_event(time: f64, step: i64, scalars: &[(String, f32)]) -> Vec<u8> {
     let mut event = vec![1 << 3 | 1];
     event.extend(time.to_le_bytes());
     event.push(2 << 3);
-    varint(step as u64, &mut event);
+    varint(step, &mut event);
     bytes_field(5, &summary, &mut event);
     event
 }
@@ -182,17 +193,26 @@ fn record(data: &[u8]) -> Vec<u8> {
     [&length[..], &masked_crc(&length).to_le_bytes(), data, &masked_crc(data).to_le_bytes()].concat()
 }
 
-/// How many bytes of a file are whole records of epochs up to `last`, and the highest of those epochs.
-fn whole_until(bytes: &[u8], last: i64) -> (usize, i64) {
-    let (mut at, mut done) = (0, 0);
-    while let Some((data, next)) = read_record(bytes, at) {
+/// What a file holds of the epochs up to one.
+struct Whole {
+    /// Bytes of whole records at the front, the highest of their epochs.
+    keep: usize,
+    done: u64,
+    /// Whether other bytes than whole records of later epochs follow.
+    damaged: bool,
+}
+
+fn whole_until(bytes: &[u8], last: u64) -> Whole {
+    let (mut keep, mut done, mut end) = (None, 0, 0);
+    while let Some((data, next)) = read_record(bytes, end) {
         match step_of(data) {
-            Some(step) if step > last => break,
-            step => done = done.max(step.unwrap_or(0)),
+            Some(step) if step > last => keep = keep.or(Some(end)),
+            step if keep.is_none() => done = done.max(step.unwrap_or(0)),
+            _ => {}
         }
-        at = next;
+        end = next;
     }
-    (at, done)
+    Whole { keep: keep.unwrap_or(end), done, damaged: end < bytes.len() }
 }
 
 /// The data of the record at `at`, and where the next one begins; `None` at the end and where it is damaged.
@@ -209,7 +229,7 @@ fn read_record(bytes: &[u8], at: usize) -> Option<(&[u8], usize)> {
 }
 
 /// The step of one of our events: the field behind the wall time. The first event has none.
-fn step_of(event: &[u8]) -> Option<i64> {
+fn step_of(event: &[u8]) -> Option<u64> {
     let rest = event.get(9..)?;
     let (&key, digits) = rest.split_first()?;
     if key != 2 << 3 {
@@ -219,7 +239,7 @@ fn step_of(event: &[u8]) -> Option<i64> {
     for (i, &byte) in digits.iter().take(10).enumerate() {
         value |= u64::from(byte & 0x7f) << (7 * i);
         if byte < 0x80 {
-            return Some(value as i64);
+            return Some(value);
         }
     }
     None
@@ -245,7 +265,6 @@ fn crc32c(bytes: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::PathBuf;
 
     use super::*;
 
@@ -284,7 +303,7 @@ mod tests {
     }
 
     /// Wall time, step and losses of the file's records.
-    fn steps(path: &Path) -> Vec<Option<i64>> {
+    fn steps(path: &Path) -> Vec<Option<u64>> {
         let bytes = fs::read(path).unwrap();
         let (mut at, mut steps) = (0, Vec::new());
         while let Some((data, next)) = read_record(&bytes, at) {
@@ -323,8 +342,10 @@ mod tests {
         let mut cut = fs::read(&path).unwrap();
         cut.truncate(cut.len() - 3);
         fs::write(&path, &cut).unwrap();
-        synchronize(&run).unwrap();
+        let aside = synchronize(&run).unwrap().unwrap();
         assert_eq!(steps(&path), [None, Some(1), Some(2), Some(3)]);
+        assert_eq!(fs::read(&aside).unwrap(), cut);
+        assert!(!aside.to_string_lossy().contains("tfevents"), "TensorBoard would read {}", aside.display());
         // Damaged from the first byte: it may be another program's, and is left as it is.
         fs::write(&path, b"nothing of ours").unwrap();
         synchronize(&run).unwrap();
@@ -357,7 +378,8 @@ mod tests {
 
     #[test]
     fn scalars_are_the_numbers_of_the_metrics() {
-        let scalars = scalars(&metrics(4, 2.25));
+        let value = serde_json::to_value(metrics(4, 2.25)).unwrap();
+        let scalars = scalars(value.as_object().unwrap());
         let value = |tag: &str| scalars.iter().find(|(name, _)| name == tag).map(|(_, value)| *value);
         assert_eq!(value("train/loss"), Some(2.25));
         assert_eq!(value("seconds/attack"), Some(1.0));

@@ -89,6 +89,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     let stop = || interrupt.requested();
 
     let mut bench = options.open(false, first, choice.batches(first.batch))?;
+    bench.engine.stop_on(Some(interrupt.flag()));
     let ceilings = Ceilings::measure(bench.engine.as_mut())?;
     let names = options.recipe.iter().map(|name| name.to_string_lossy().into_owned()).collect();
     let mut document = Document::new("bench select", bench.engine.as_ref(), names, options.batch, &ceilings);
@@ -101,6 +102,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             // The old engine's memory first: two may not fit.
             drop(bench);
             bench = options.open(false, recipe, choice.batches(recipe.batch))?;
+            bench.engine.stop_on(Some(interrupt.flag()));
         }
         console.bar(name.clone(), choice.candidates);
         let mut watch = |done, _| {

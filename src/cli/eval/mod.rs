@@ -14,15 +14,14 @@ use anyhow::{anyhow, bail};
 use super::{CheckFailed, Interrupted, at, catch_interrupts, inputs, radius, write};
 use crate::batch::Batch;
 use crate::console::Console;
-use crate::digest::sha256;
 use crate::engine::{DeviceChoice, WeightSet, open};
-use crate::evaluate::state::Settings;
+use crate::evaluate::state::{Settings, device_name};
 use crate::evaluate::{Part, Protocol, Subject, evaluate, sanity};
-use crate::files::{Files, LOCK_SUFFIX, Output, OutputError, Place, limit, read};
-use crate::model::Weights;
+use crate::files::{Files, LOCK_SUFFIX, Output, OutputError, Place};
 use crate::recipe::Fraction;
 use crate::train::run_folder;
 use session::{IMAGES_SUFFIX, Session};
+use subject::NamedWeights;
 
 /// Measure the accuracy of weights under evaluation protocols
 #[derive(clap::Args)]
@@ -61,7 +60,7 @@ pub struct Args {
     /// Write the adversarial images of aa or of one of its parts as safetensors
     #[arg(long, value_name = "FILE")]
     dump: Option<PathBuf>,
-    /// Where aa and its parts keep their state until they are done [default: beside --out]
+    /// Where the evaluation keeps its state until it is done [default: beside --out]
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
     /// Go on from the state
@@ -70,21 +69,18 @@ pub struct Args {
 }
 
 impl Args {
-    /// Where the state lies: only searches take long enough to need one.
+    /// Where the state lies.
     fn state(&self, out: Option<&Output>) -> anyhow::Result<Option<PathBuf>> {
         let beside = |out: &Output| {
             let mut name = out.path().as_os_str().to_os_string();
             name.push(".state");
             PathBuf::from(name)
         };
-        let searches = self.protocol.iter().any(|protocol| !protocol.parts().is_empty());
         // Next to a device or a pipe there is no place for one.
         let out = out.filter(|out| out.place().is_some());
-        let state = self.state.clone().or_else(|| out.map(beside)).filter(|_| searches);
-        if state.is_none() && (self.resume || self.state.is_some()) {
-            bail!(
-                "--state and --resume: need one of aa, apgd-ce, apgd-t, fab-t, square in --protocol, and --state FILE or --out FILE"
-            );
+        let state = self.state.clone().or_else(|| out.map(beside));
+        if state.is_none() && self.resume {
+            bail!("--resume: needs --state FILE or --out FILE, where the state is");
         }
         Ok(state)
     }
@@ -122,10 +118,9 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let out = files.may_write("--out", args.out.as_ref())?;
     let dump = files.may_write("--dump", args.dump.as_ref())?;
     let state = args.state(out.as_ref())?.map(|state| place_of_state(&mut files, &state)).transpose()?;
-    let path = subject::weights_file(&args.weights, console)?;
+    let NamedWeights { file: path, sha256, network, weights } = subject::weights(&args.weights, console)?;
     files.reads("--weights", &path)?;
     files.reads_folder("--weights", &args.weights, run_folder::is_of_a_run)?;
-    let (network, weights) = Weights::read_network(&path)?;
     let targeted = args.protocol.iter().any(|protocol| protocol.parts().contains(&Part::ApgdT));
     if targeted && network.classes < 4 {
         bail!(
@@ -145,20 +140,23 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let mut engine = open(args.device, network, batch)?;
     let engine = engine.as_mut();
     let interrupt = catch_interrupts()?;
+    engine.stop_on(Some(interrupt.flag()));
     engine.load_weights(&weights)?;
     let set = engine.upload_images(&split.pixels, &split.labels)?;
     let scratch = Batch::alloc(engine, batch)?;
     let samples: Vec<u32> = (0..total as u32).collect();
 
     let settings = Settings {
-        weights_sha256: sha256(&at(&path, read(&path, limit::TENSORS))?),
+        weights_sha256: sha256,
         data: data.name.clone(),
         split: if args.training_images { "train" } else { "test" }.into(),
         samples: total,
+        images_sha256: split.sha256(total),
         epsilon: args.eps.to_string(),
         seed: args.seed,
         protocols: args.protocol.iter().map(|protocol| protocol.to_string()).collect(),
-        device: engine.device().kind.into(),
+        device: device_name(engine.device().kind, &engine.device().code),
+        build: env!("CARGO_PKG_VERSION").into(),
         dump: dumped.is_some(),
     };
     let mut session = Session::open(settings, state, args.resume)?;
@@ -169,6 +167,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         epsilon: args.eps.as_f32(),
         seed: args.seed,
     };
+    let mut stopped = false;
     for (number, protocol) in args.protocol.iter().enumerate() {
         if session.finished().len() <= number {
             let keeps = dumped == Some(protocol);
@@ -181,7 +180,10 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
                 _ => session.search(engine, subject, protocol, &scratch, keeps, (console, &interrupt))?,
             };
             console.clear();
-            let Some((outcome, progress)) = finished else { bail!(Interrupted(session.hint())) };
+            let Some((outcome, progress)) = finished else {
+                stopped = true;
+                break;
+            };
             session.finish(protocol, outcome, progress)?;
         }
         console.line(report::line(protocol, &session.finished()[number].outcome, &args.eps));
@@ -202,11 +204,17 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     for warning in &warnings {
         console.note(format!("warning: {warning}"));
     }
-    if let Some(out) = &out {
+    if stopped {
+        session.save()?;
+    }
+    if let Some(out) = out.as_ref().filter(|_| !session.finished().is_empty()) {
         let report = report::report(&path, network, &session, &args.protocol, engine.device(), &warnings);
         let mut bytes = serde_json::to_vec_pretty(&report)?;
         bytes.push(b'\n');
         write(out, &bytes)?;
+    }
+    if stopped {
+        bail!(Interrupted(session.hint()));
     }
     if let (Some(dump), Some(protocol)) = (&dump, dumped) {
         let bytes = session.dump(protocol, split)?;

@@ -25,7 +25,10 @@ pub struct Report<'a> {
     data: &'a str,
     split: &'a str,
     samples: usize,
+    images_sha256: &'a str,
     device: &'a DeviceInfo,
+    /// Whether every protocol of the command is among the results: not so where it was interrupted.
+    complete: bool,
     results: Vec<Row>,
     warnings: &'a [String],
 }
@@ -105,7 +108,7 @@ pub fn line(protocol: &Protocol, outcome: &Outcome, epsilon: &Fraction) -> Strin
     )
 }
 
-/// The report of a session whose protocols are all finished.
+/// The report of what a session has finished.
 pub fn report<'a>(
     weights: &Path,
     network: ResNet18,
@@ -131,7 +134,9 @@ pub fn report<'a>(
         data: &settings.data,
         split: &settings.split,
         samples: settings.samples,
+        images_sha256: &settings.images_sha256,
         device,
+        complete: session.finished().len() == protocols.len(),
         results,
         warnings,
     }

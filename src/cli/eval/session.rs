@@ -42,7 +42,7 @@ impl Session {
         let lock = lock.transpose()?;
         let state = match &place {
             Some(place) if resume => State::load(place, &settings)?,
-            Some(place) if place.exists() => {
+            Some(place) if at(&place.path(), place.exists())? => {
                 return Err(StateError::Unfinished { path: place.path() }.into());
             }
             _ => State::new(settings),
@@ -52,7 +52,12 @@ impl Session {
             None => Some(Images::in_memory()),
             Some(place) => {
                 let place = place.with_suffix(IMAGES_SUFFIX);
-                Some(at(&place.path(), Images::in_file(&place, resume))?)
+                let path = place.path();
+                let mut images = at(&path, Images::in_file(&place, resume, &state.settings))?;
+                for position in state.broken() {
+                    at(&path, images.get(position))?;
+                }
+                Some(images)
             }
         };
         Ok(Self { state, place, images, _lock: lock })
@@ -60,7 +65,7 @@ impl Session {
 
     /// How an interrupted command goes on.
     pub fn hint(&self) -> Option<String> {
-        let state = self.place.as_ref().filter(|place| place.exists())?.path();
+        let state = self.place.as_ref()?.path();
         Some(format!("the state is in {}; continue with the same command and --resume", state.display()))
     }
 
@@ -72,7 +77,8 @@ impl Session {
         &self.state.finished
     }
 
-    fn save(&self) -> Result<(), StateError> {
+    /// Puts what is known where `--resume` looks for it.
+    pub fn save(&self) -> Result<(), StateError> {
         self.place.as_ref().map_or(Ok(()), |place| self.state.save(place))
     }
 
@@ -106,7 +112,11 @@ impl Session {
         if let Some(error) = judge.error {
             return Err(error);
         }
-        Ok(ended.then(|| (progress.outcome(), Some(progress))))
+        if ended {
+            return Ok(Some((progress.outcome(), Some(progress))));
+        }
+        self.state.running = Some(progress);
+        Ok(None)
     }
 
     /// The adversarial images of a protocol and what the network says of them, as a safetensors file.
@@ -152,10 +162,7 @@ impl Session {
     /// The end: nothing is left to resume.
     pub fn close(self) -> anyhow::Result<()> {
         if let Some(place) = &self.place {
-            // Not there where nothing was ever saved.
-            if place.exists() {
-                at(&place.path(), place.remove())?;
-            }
+            State::remove(place)?;
             if self.images.is_some() {
                 let place = place.with_suffix(IMAGES_SUFFIX);
                 at(&place.path(), place.remove())?;

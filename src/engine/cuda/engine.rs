@@ -19,7 +19,7 @@ use super::scratch::Scratch;
 use super::train::{PassKey, TrainPass, Wanted};
 use crate::engine::{
     Augment, DeviceInfo, Engine, Error, ImageSet, Noise, OptimizerState, Pass, Result, Sgd, SignStep,
-    Storage, Tensor, WeightSet,
+    StopFlag, Storage, Tensor, WeightSet,
 };
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::model::{ResNet18, Weights};
@@ -42,6 +42,7 @@ pub struct Cuda {
     pub(super) scratch: Scratch,
     pub(super) attacks: Graphs<AttackKey>,
     pub(super) passes: Graphs<PassKey>,
+    pub(super) stop: Option<StopFlag>,
     outcome: Buffer,
     /// Parts of a sum of gradients, made when first needed.
     pub(super) sums: Option<Buffer>,
@@ -69,6 +70,7 @@ impl Cuda {
             scratch: Scratch::new(&driver, &parameters.layout, 1, max_batch)?,
             attacks: Graphs::new(),
             passes: Graphs::new(),
+            stop: None,
             outcome: Buffer::new(&driver, "outcome of a selection", size_of::<Outcome>())?,
             sums: None,
             parameters,
@@ -249,6 +251,10 @@ impl Engine for Cuda {
         self.driver.synchronize()
     }
 
+    fn stop_on(&mut self, stop: Option<StopFlag>) -> Option<StopFlag> {
+        std::mem::replace(&mut self.stop, stop)
+    }
+
     fn load_weights(&mut self, weights: &Weights) -> Result<()> {
         self.weights_changed();
         self.parameters.load(weights)
@@ -317,6 +323,7 @@ impl Engine for Cuda {
         let logits = self.logits(logits, batch)?;
         match pass {
             Pass::Eval => {
+                self.stop.iter().try_for_each(StopFlag::check)?;
                 self.pack(address, batch)?;
                 self.eval.forward(&self.parameters, &self.scratch, self.packed.address(), batch, logits)
             }

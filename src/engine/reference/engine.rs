@@ -9,7 +9,7 @@ use super::train::{SLOTS, TrainPass, Wanted};
 use super::{gather, invalid, optimizer, perturb, product, ranking, rows};
 use crate::engine::{
     Augment, DeviceInfo, Element, Engine, Error, ImageSet, Noise, OptimizerState, Pass, Result, Sgd,
-    SignStep, Storage, Tensor, WeightSet,
+    SignStep, StopFlag, Storage, Tensor, WeightSet,
 };
 use crate::model::layers::IMAGE_LEN;
 use crate::model::{ResNet18, Weights};
@@ -47,6 +47,7 @@ pub struct Reference {
     pub(super) train_batch: [Option<usize>; SLOTS],
     /// The same of a pair.
     pub(super) pair_batch: Option<usize>,
+    stop: Option<StopFlag>,
 }
 
 fn no_weights() -> Error {
@@ -90,6 +91,7 @@ impl Reference {
             packed: false,
             train_batch: [None; SLOTS],
             pair_batch: None,
+            stop: None,
         })
     }
 
@@ -245,6 +247,10 @@ impl Engine for Reference {
         Ok(())
     }
 
+    fn stop_on(&mut self, stop: Option<StopFlag>) -> Option<StopFlag> {
+        std::mem::replace(&mut self.stop, stop)
+    }
+
     fn load_weights(&mut self, weights: &Weights) -> Result<()> {
         let live = self.layout.arena_from(weights)?;
         self.model = Some(Model { live, velocity: vec![0.0; self.layout.trainable], average: None });
@@ -355,6 +361,7 @@ impl Engine for Reference {
         if !self.folded {
             return invalid("Eval: the weights or running statistics changed; call fold_batch_norm first");
         }
+        self.stop.iter().try_for_each(StopFlag::check)?;
         self.eval.forward(batch, &self.heap.copy(images)?, &mut self.heap.view_mut(logits)?);
         self.eval_batch = Some(batch);
         Ok(())

@@ -45,8 +45,10 @@ pub struct Court<'a> {
     /// Name of the data set, and how many of its first test images are judged.
     pub data: &'a str,
     pub samples: usize,
-    /// `cpu`, `cuda` or `emulated`.
-    pub device: &'a str,
+    /// [`crate::data::Images::sha256`] of those.
+    pub images_sha256: &'a str,
+    /// [`device_name`](crate::evaluate::state::device_name).
+    pub device: String,
     pub console: &'a Console,
     /// Asked between batches; `true` ends the work, and what is known is kept.
     pub stop: &'a dyn Fn() -> bool,
@@ -57,6 +59,7 @@ struct Candidate {
     label: &'static str,
     epoch: u32,
     file: PathBuf,
+    bytes: Vec<u8>,
     sha256: String,
 }
 
@@ -97,7 +100,8 @@ impl Court<'_> {
                     Some(finished) => finished,
                     None => {
                         if !std::mem::replace(&mut loaded, true) {
-                            engine.load_weights(&Weights::read(&candidate.file)?)?;
+                            let (_, weights) = Weights::network_in_file(&candidate.file, &candidate.bytes)?;
+                            engine.load_weights(&weights)?;
                         }
                         let Some(finished) = self.one(engine, set, scratch, candidate, protocol)? else {
                             self.console.clear();
@@ -129,11 +133,9 @@ impl Court<'_> {
         let candidate = |(label, epoch): (&'static str, u32)| {
             let name = format!("{label}.safetensors");
             let file = self.folder.path().join(&name);
-            let bytes = self
-                .folder
-                .read(&name, limit::TENSORS)
-                .map_err(|source| StateError::Io { path: file.clone(), source })?;
-            Ok(Candidate { label, epoch, file, sha256: sha256(&bytes) })
+            let bytes = self.folder.read(&name, limit::TENSORS);
+            let bytes = bytes.map_err(|source| StateError::Io { path: file.clone(), source })?;
+            Ok(Candidate { label, epoch, sha256: sha256(&bytes), file, bytes })
         };
         let best = best.map(|epoch| ("best", epoch as u32));
         best.into_iter().chain([("last", last)]).map(candidate).collect()
@@ -148,7 +150,9 @@ impl Court<'_> {
             epsilon: self.recipe.attack.epsilon.to_string(),
             seed: self.recipe.seed,
             protocols: vec![protocol.to_string()],
-            device: self.device.into(),
+            images_sha256: self.images_sha256.into(),
+            device: self.device.clone(),
+            build: env!("CARGO_PKG_VERSION").into(),
             dump: false,
         }
     }

@@ -3,7 +3,7 @@
 //! What the files say is the checkpoint's. Called by `save` and `load`. Checked by `tests/checkpoints.rs`.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
@@ -78,8 +78,19 @@ fn write_synced(folder: &Folder, name: &str, bytes: &[u8]) -> Result<(), Checkpo
 pub fn read<'a>(folder: &Folder, known: &[&'a str]) -> Result<BTreeMap<&'a str, Vec<u8>>, CheckpointError> {
     let path = |name: &str| folder.path().join(name);
     let damaged = |name: &str, reason: String| CheckpointError::Damaged { path: path(name), reason };
-    let length = |name: &str| folder.size(name).map_err(at(&path(name)));
-    let read = |name: &str, most| folder.read(name, most).map_err(at(&path(name)));
+    // What is not there, or is no file of a checkpoint, is damage; what cannot be read may be whole.
+    let failed = |name: &str| {
+        let path = path(name);
+        move |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::FileTooLarge => CheckpointError::Damaged { path, reason: source.to_string() },
+            _ => CheckpointError::Io { path, source },
+        }
+    };
+    let length = |name: &str| folder.size(name).map_err(failed(name));
+    let read = |name: &str, most| folder.read(name, most).map_err(failed(name));
 
     let manifest: Manifest = serde_json::from_slice(&read(MANIFEST, limit::SETTINGS)?)
         .map_err(|error| damaged(MANIFEST, error.to_string()))?;

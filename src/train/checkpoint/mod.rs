@@ -7,7 +7,7 @@
 
 mod manifest;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -109,7 +109,7 @@ pub enum CheckpointError {
     Io { path: PathBuf, source: io::Error },
     #[error("{path}: {reason}")]
     Damaged { path: PathBuf, reason: String },
-    #[error("{path}: none of its {count} checkpoints is whole; remove the folder to start this run over")]
+    #[error("{path}: none of its {count} checkpoints is whole; put one back, or start anew in another --out")]
     NoneWhole { path: PathBuf, count: usize },
 }
 
@@ -118,19 +118,20 @@ pub fn name(epoch: u32, step: usize) -> String {
     format!("epoch-{epoch:04}-step-{step:06}")
 }
 
-fn parse_name(name: &str) -> Option<(u32, usize)> {
-    let (epoch, step) = name.strip_prefix("epoch-")?.split_once("-step-")?;
-    Some((epoch.parse().ok()?, step.parse().ok()?))
+fn parse_name(text: &str) -> Option<(u32, usize)> {
+    let (epoch, step) = text.strip_prefix("epoch-")?.split_once("-step-")?;
+    let place = (epoch.parse().ok()?, step.parse().ok()?);
+    (name(place.0, place.1) == text).then_some(place)
 }
 
-/// Every folder in `folder` that bears a checkpoint's name, newest first; whole or not.
+/// Every folder in `folder` that bears a checkpoint's name, newest first; whole or not. Files and links that do are none.
 pub fn list(folder: &Folder) -> Result<Vec<String>, CheckpointError> {
     let names = match folder.names() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         names => names.map_err(at(folder.path()))?,
     };
-    let place = |name: std::ffi::OsString| {
-        let name = name.into_string().ok()?;
+    let place = |name: OsString| {
+        let name = name.into_string().ok().filter(|name| folder.has_folder(name))?;
         Some((parse_name(&name)?, name))
     };
     let mut found: Vec<_> = names.into_iter().filter_map(place).collect();
@@ -138,8 +139,8 @@ pub fn list(folder: &Folder) -> Result<Vec<String>, CheckpointError> {
     Ok(found.into_iter().map(|(_, name)| name).collect())
 }
 
-/// Writes a checkpoint into `folder`; a reader sees all of it or nothing. Then removes old ones: the newest `keep`
-/// (at least one) and that of the best epoch stay.
+/// Writes a checkpoint into `folder`; a reader sees all of it or nothing. Then removes those older than the newest `keep` whole
+/// ones (at least one); this one and that of the best epoch stay.
 pub fn save(
     folder: impl Into<Folder>,
     checkpoint: &Checkpoint,
@@ -157,21 +158,33 @@ pub fn save(
         let _ = folder.remove(&unfinished);
         return Err(error);
     }
-    if folder.has(&name) {
-        // A damaged checkpoint of the same place, passed over when this run was resumed.
-        folder.remove(&name).map_err(at(&path))?;
+    // One of the same place: damaged and passed over, or whole, where the run was interrupted twice within a step.
+    match folder.rename(&name, format!("{UNFINISHED}replaced-{name}")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&path)(error)),
+        _ => {}
     }
     folder.rename(&unfinished, &name).map_err(at(&path))?;
     folder.sync().map_err(at(folder.path()))?;
+    remove_unfinished(folder)?;
 
     let best = best.as_ref().map(|best| self::name(best.epoch, 0));
-    for old in list(folder)?.into_iter().skip(keep.max(1)).filter(|name| Some(name) != best.as_ref()) {
-        folder.remove(&old).map_err(at(&folder.path().join(&old)))?;
+    let mut whole = 0;
+    for old in list(folder)? {
+        if old == name {
+            whole += 1;
+        } else if whole < keep.max(1) {
+            whole += usize::from(manifest::read(&folder.folder(&old), &FILES).is_ok());
+        } else if Some(&old) != best.as_ref() {
+            folder.remove(&old).map_err(at(&folder.path().join(&old)))?;
+        }
     }
     Ok(path)
 }
 
-/// The newest whole checkpoint; `None` where there is none at all. `warn` is told of each one passed over.
+/// The newest whole checkpoint; `None` where there is none at all. `warn` is told of each damaged one passed over.
+///
+/// # Errors
+/// [`CheckpointError::Io`] for one that cannot be read: it may be whole.
 pub fn load_newest(
     folder: impl Into<Folder>,
     warn: &mut dyn FnMut(&CheckpointError),
@@ -181,6 +194,7 @@ pub fn load_newest(
     for name in &candidates {
         match load(&folder.folder(name)) {
             Ok(checkpoint) => return Ok(Some((folder.path().join(name), checkpoint))),
+            Err(error @ CheckpointError::Io { .. }) => return Err(error),
             Err(error) => warn(&error),
         }
     }
@@ -195,9 +209,7 @@ pub fn load(folder: impl Into<Folder>) -> Result<Checkpoint, CheckpointError> {
     let folder = folder.into();
     let (files, path) = (manifest::read(&folder, &FILES)?, folder.path());
     let damaged = |name: &str, reason: String| CheckpointError::Damaged { path: path.join(name), reason };
-    let required = |name: &str| {
-        files.get(name).ok_or_else(|| damaged(MANIFEST, format!("lists no {name}, which a checkpoint needs")))
-    };
+    let required = |name: &str| files.get(name).ok_or_else(|| missing(path, name));
     let tensors = |name: &str, bytes: &[u8]| match Weights::from_bytes(bytes) {
         Ok(weights) => Ok(weights),
         Err(WeightsError::Format { reason, .. }) => Err(damaged(name, reason)),
@@ -232,10 +244,22 @@ pub fn is_file_name(name: &OsStr) -> bool {
     FILES.iter().chain([&MANIFEST]).any(|known| name == *known)
 }
 
-/// The weights file inside a checkpoint folder that stands for the epoch: the moving average where one is kept.
-pub fn weights_to_judge(path: &Path) -> PathBuf {
-    let average = path.join(AVERAGE);
-    if average.exists() { average } else { path.join(WEIGHTS) }
+/// The file inside a checkpoint folder whose weights stand for the epoch, and its bytes, which are those of the manifest: the
+/// moving average where one is kept.
+pub fn weights_to_evaluate(folder: impl Into<Folder>) -> Result<(PathBuf, Vec<u8>), CheckpointError> {
+    let folder = folder.into();
+    let mut files = manifest::read(&folder, &FILES)?;
+    let name = if files.contains_key(AVERAGE) { AVERAGE } else { WEIGHTS };
+    match files.remove(name) {
+        Some(bytes) => Ok((folder.path().join(name), bytes)),
+        None => Err(missing(folder.path(), name)),
+    }
+}
+
+/// The manifest lacks a file.
+fn missing(path: &Path, name: &str) -> CheckpointError {
+    let reason = format!("lists no {name}, which a checkpoint needs");
+    CheckpointError::Damaged { path: path.join(MANIFEST), reason }
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {

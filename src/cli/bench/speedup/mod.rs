@@ -119,8 +119,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     tables.json.push(files.writes("the table of --out", &args.out.join(JSON))?);
     tables.csv.push(files.writes("the table of --out", &args.out.join(CSV))?);
     let interrupt = catch_interrupts()?;
-    let stop = || interrupt.requested();
-    let work = Work { args, console, stop: &stop };
+    let work = Work { args, console, interrupt: &interrupt };
 
     let all = plan.entries.len() * plan.seeds.len();
     for (turn, &seed) in plan.seeds.iter().enumerate() {

@@ -8,15 +8,18 @@ use anyhow::bail;
 
 use super::Args;
 use crate::batch::Batch;
-use crate::cli::Interrupted;
 use crate::cli::train::{begin_session, differing_keys};
+use crate::cli::{Interrupted, at};
 use crate::console::Console;
 use crate::data::DataSet;
 use crate::engine::{Engine, open};
+use crate::evaluate::state::device_name;
+use crate::files::is_file;
 use crate::measure::speedup::document::Run;
 use crate::measure::speedup::judge::{Court, JudgeError};
 use crate::measure::speedup::plan::Entry;
 use crate::recipe::Recipe;
+use crate::train::interrupt::Interrupt;
 use crate::train::result::TestAccuracy;
 use crate::train::run_folder::{RunFolder, State};
 use crate::train::{self, TrainError};
@@ -33,7 +36,7 @@ pub enum Standing {
 pub struct Work<'a> {
     pub args: &'a Args,
     pub console: &'a Console,
-    pub stop: &'a dyn Fn() -> bool,
+    pub interrupt: &'a Interrupt,
 }
 
 /// Where the run in `path` stands; refuses one of another recipe.
@@ -50,7 +53,8 @@ pub fn standing(path: &Path, recipe: &Recipe) -> anyhow::Result<Standing> {
             file.display()
         );
     }
-    let finished = path.join("result.json").is_file() && path.join("last.safetensors").is_file();
+    let present = |name: &str| at(&path.join(name), is_file(&path.join(name)));
+    let finished = present("result.json")? && present("last.safetensors")?;
     Ok(if finished { Standing::Finished } else { Standing::BrokenOff })
 }
 
@@ -78,7 +82,7 @@ impl Work<'_> {
         };
         let folder = folder.claim()?;
         if standing != Standing::Finished {
-            let engine = engine.insert(open(args.device, train::network(&recipe), recipe.batch)?);
+            let engine = engine.insert(self.open(&recipe)?);
             self.train(&recipe, &folder, standing, data, engine.as_mut())?;
         }
         let judged = self.judge(&recipe, &folder, data, engine)?;
@@ -102,7 +106,8 @@ impl Work<'_> {
             folder.start(&recipe.to_toml())?;
         }
         begin_session(folder, self.args.data.as_deref(), data, engine, self.console)?;
-        let run = train::Run { recipe, data, folder, console: self.console, stop: self.stop };
+        let stop = || self.interrupt.requested();
+        let run = train::Run { recipe, data, folder, console: self.console, stop: &stop };
         match train::run(engine, &run) {
             Ok(_) => Ok(()),
             Err(TrainError::Interrupted { .. }) => bail!(self.interrupted()),
@@ -122,16 +127,22 @@ impl Work<'_> {
     ) -> anyhow::Result<Vec<TestAccuracy>> {
         let samples = self.args.samples.map_or(data.test.len(), |samples| samples as usize);
         let session = folder.sessions()?;
-        let trained_on = session.last().and_then(|session| session["device"]["kind"].as_str());
+        let trained_on = session.last().and_then(|session| {
+            let device = &session["device"];
+            Some(device_name(device["kind"].as_str()?, device["code"].as_str()?))
+        });
+        let images_sha256 = data.test.sha256(samples);
+        let stop = || self.interrupt.requested();
         let court = |device| Court {
             folder,
             recipe,
             protocols: &self.args.protocol,
             data: &data.name,
             samples,
+            images_sha256: &images_sha256,
             device,
             console: self.console,
-            stop: self.stop,
+            stop: &stop,
         };
         if let (None, Some(device)) = (&engine, trained_on)
             && let Some(known) = court(device).known().map_err(of_judge)?
@@ -140,13 +151,13 @@ impl Work<'_> {
         }
         let mut engine = match engine {
             Some(engine) => engine,
-            None => open(self.args.device, train::network(recipe), recipe.batch)?,
+            None => self.open(recipe)?,
         };
         let engine = engine.as_mut();
-        let kind = engine.device().kind;
+        let device = device_name(engine.device().kind, &engine.device().code);
         let set = engine.upload_images(&data.test.pixels, &data.test.labels)?;
         let scratch = Batch::alloc(engine, recipe.batch)?;
-        let Some(judged) = court(kind).judge(engine, &set, &scratch).map_err(of_judge)? else {
+        let Some(judged) = court(device).judge(engine, &set, &scratch).map_err(of_judge)? else {
             bail!(self.interrupted())
         };
         for weights in ["best", "last"] {
@@ -160,6 +171,12 @@ impl Work<'_> {
             }
         }
         Ok(judged)
+    }
+
+    fn open(&self, recipe: &Recipe) -> anyhow::Result<Box<dyn Engine>> {
+        let mut engine = open(self.args.device, train::network(recipe), recipe.batch)?;
+        engine.stop_on(Some(self.interrupt.flag()));
+        Ok(engine)
     }
 
     fn interrupted(&self) -> Interrupted {
