@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use super::{images_of, weights_for};
+use super::{images_of, or_set, weights_for};
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::engine::{DeviceChoice, Engine, Pass, WeightSet, open};
@@ -71,7 +71,7 @@ fn range(text: &str) -> Result<Range<usize>, String> {
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let recipe = Recipe::load(&args.recipe, &args.set)?;
     let (network, weights) = weights_for(&recipe, &args.weights)?;
-    let data = images_of(&recipe, args.data.as_deref())?;
+    let data = images_of(&recipe, args.data.as_deref()).map_err(or_set)?;
     let range = args.samples.clone();
     if range.end > data.train.len() {
         bail!("--samples {}..{}: there are {} training images", range.start, range.end, data.train.len());

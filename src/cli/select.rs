@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 
-use super::{Interrupted, at, catch_interrupts, images_of, weights_for, writable};
+use super::{Interrupted, at, catch_interrupts, images_of, or_set, weights_for, writable};
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::data::order::split;
@@ -72,7 +72,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     if args.factors.as_ref() == Some(&args.out) {
         bail!("--factors {}: also the file of --out", args.out.display());
     }
-    let data = images_of(&recipe, args.data.as_deref())?;
+    let data = images_of(&recipe, args.data.as_deref()).map_err(or_set)?;
     let kept = &recipe.data;
     let split = split(&data.train, data.classes, kept.validation, kept.validation_split, recipe.seed)?;
 

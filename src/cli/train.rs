@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use serde_json::json;
 
-use super::{catch_interrupts, images_of};
+use super::{catch_interrupts, images_of, or_set};
 use crate::clock;
 use crate::console::Console;
 use crate::data::DataSet;
@@ -55,7 +55,7 @@ struct Plan {
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let Plan { recipe, out, resumed } = plan(&args)?;
     train::Protocols::of_recipe(&recipe)?;
-    let data = images_of(&recipe, args.data.as_deref())?;
+    let data = images_of(&recipe, args.data.as_deref()).map_err(or_set)?;
     let mut engine = open(args.device, train::network(&recipe), recipe.batch)?;
     // The recipe's mistake, not the device's.
     engine.check_precision(recipe.attack.precision).map_err(|error| anyhow::anyhow!("{error}"))?;

@@ -73,6 +73,10 @@ pub enum DownloadError {
     Interrupted { url: String, reason: String, kept: u64, wanted: u64, part: PathBuf },
     #[error("{url}: the server answers {status}, expected 200 or 206; check the address (--url)")]
     Status { url: String, status: u16 },
+    #[error(
+        "{url}: the server does not continue from byte {have} ({answer}); remove {} and run again to start from the first byte", part.display()
+    )]
+    Resume { url: String, have: u64, answer: String, part: PathBuf },
     #[error("{url}: {met} bytes, expected {wanted}; this is not the archive")]
     Length { url: String, met: u64, wanted: u64 },
     #[error("{}: SHA-256 {met}, expected {wanted}; {advice}", path.display())]
@@ -186,6 +190,13 @@ fn attempt(
         206 if resumes_at(&response, have) => have,
         // The whole file, asked for or not.
         200 => 0,
+        206 | 416 if have > 0 => {
+            let answer = match (response.status().as_u16(), content_range(&response)) {
+                (206, Some(range)) => format!("it sends {range}"),
+                (status, _) => format!("it answers {status}"),
+            };
+            return Err(DownloadError::Resume { url: url.into(), have, answer, part: part.into() });
+        }
         status => return Err(DownloadError::Status { url: url.into(), status }),
     };
     if let Some(rest) = response.body().content_length().filter(|rest| done + rest != archive.bytes) {
@@ -212,8 +223,11 @@ fn attempt(
 
 /// Whether a 206 answer starts at the byte asked for.
 fn resumes_at(response: &ureq::http::Response<ureq::Body>, have: u64) -> bool {
-    let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-    range.is_some_and(|range| range.starts_with(&format!("bytes {have}-")))
+    content_range(response).is_some_and(|range| range.starts_with(&format!("bytes {have}-")))
+}
+
+fn content_range(response: &ureq::http::Response<ureq::Body>) -> Option<&str> {
+    response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok())
 }
 
 fn check_digest(archive: &Archive, path: &Path, advice: &'static str) -> Result<(), DownloadError> {

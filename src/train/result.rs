@@ -43,6 +43,8 @@ pub struct TestAccuracy {
     pub total: usize,
     pub accuracy: f64,
     pub seconds: f64,
+    /// Images with a logit that is NaN or infinite, counted as wrong.
+    pub non_finite: usize,
 }
 
 /// Writes the weights for other programs, measures best and last on the test images, writes the results.
@@ -52,7 +54,12 @@ pub(super) fn finish(run: &Run, mut trainer: Trainer, protocols: &[Protocol]) ->
     let last = trainer.engine.weights(judged(recipe))?;
     run.folder.write("last.safetensors", &last.to_bytes())?;
     let epoch = trainer.progress.epoch;
-    let mut candidates = vec![("last", epoch, last)];
+    // Weights that are no numbers are kept for whoever looks for the reason, and not measured.
+    let diverged = last.check(&trainer.engine.network()).err();
+    let mut candidates = Vec::new();
+    if diverged.is_none() {
+        candidates.push(("last", epoch, last));
+    }
     if let Some(best) = trainer.progress.best {
         let path = run.folder.checkpoints().join(checkpoint::name(best.epoch, 0));
         match checkpoint::load(&path) {
@@ -80,7 +87,18 @@ pub(super) fn finish(run: &Run, mut trainer: Trainer, protocols: &[Protocol]) ->
         images_per_second: images as f64 / seconds.training(),
     };
     run.folder.write_json("result.json", &summary)?;
-    Ok(summary)
+    if let Some(source) = diverged {
+        return Err(TrainError::DivergedWeights { epoch, source });
+    }
+    match summary.test.iter().find(|row| row.non_finite > 0) {
+        Some(row) => Err(TrainError::NonFinite {
+            epoch: row.epoch,
+            split: "test",
+            count: row.non_finite,
+            total: row.total,
+        }),
+        None => Ok(summary),
+    }
 }
 
 /// Accuracy of each candidate under each protocol; the same weights are measured once.
@@ -123,6 +141,7 @@ fn test(
                 total: count,
                 accuracy: outcome.accuracy(),
                 seconds: outcome.seconds,
+                non_finite: outcome.non_finite,
             });
         }
     }

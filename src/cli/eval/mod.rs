@@ -176,7 +176,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         .map(|(protocol, done)| (protocol, &done.outcome))
         .collect();
     let mut warnings = sanity::alarms(&outcomes);
-    let mut failures = Vec::new();
+    let mut failures: Vec<String> =
+        outcomes.iter().filter_map(|(protocol, outcome)| sanity::failure(protocol, outcome)).collect();
     for progress in session.finished().iter().filter_map(|finished| finished.progress.as_ref()) {
         warnings.extend(sanity::warnings(progress));
         failures.extend(progress.extent.failures());

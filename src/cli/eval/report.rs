@@ -58,6 +58,10 @@ struct Row {
     seconds: f64,
     forwards: u64,
     backwards: u64,
+    /// Images with a logit that is NaN or infinite, counted as wrong.
+    non_finite: usize,
+    /// Images for which an attack had no gradient to follow.
+    zero_gradients: usize,
     /// One digit an image: 1 where it withstood.
     flags: String,
     #[serde(flatten)]
@@ -174,6 +178,8 @@ fn row(settings: &Settings, protocol: &Protocol, finished: &Finished) -> Row {
         seconds: outcome.seconds,
         forwards: outcome.cost.forwards,
         backwards: outcome.cost.backwards,
+        non_finite: outcome.non_finite,
+        zero_gradients: outcome.zero_gradients,
         flags: flags::text(&outcome.withstood),
         search: finished.progress.as_ref().map(search),
     }

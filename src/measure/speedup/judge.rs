@@ -249,6 +249,7 @@ fn row(candidate: &Candidate, finished: &Finished) -> TestAccuracy {
         total: outcome.withstood.len(),
         accuracy: outcome.accuracy(),
         seconds: outcome.seconds,
+        non_finite: outcome.non_finite,
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use super::super::{at, catch_interrupts, images_of, writable};
+use super::super::{at, catch_interrupts, images_of, or_set, writable};
 use crate::console::Console;
 use crate::data::{DataSet, SetKind};
 use crate::engine::DeviceChoice;
@@ -96,7 +96,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     for entry in &plan.entries {
         let kept = Kept::of_recipe(&entry.recipe);
         if !sets.iter().any(|(known, _)| *known == kept) {
-            let data = images_of(&entry.recipe, args.data.as_deref())?;
+            let data = images_of(&entry.recipe, args.data.as_deref()).map_err(or_set)?;
             if let Some(wanted) = args.samples.filter(|&wanted| wanted as usize > data.test.len()) {
                 bail!("--samples {wanted}: there are {} test images", data.test.len());
             }
