@@ -365,7 +365,6 @@ fn mistakes_are_named() {
         ),
         ("--resume", "need one of aa"),
         ("--protocol aa --resume", "--state FILE or --out FILE"),
-        ("--protocol aa --resume --out no.json", "no.json.state: no state to resume from"),
         ("--protocol aa --resume --state bad.state", "bad.state: not a state of an evaluation"),
         ("--protocol clean --dump d", "--dump: needs exactly one of aa"),
         ("--protocol aa,square --dump d", "--dump: needs exactly one of aa"),

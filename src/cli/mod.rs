@@ -24,6 +24,7 @@ use clap::{Parser, Subcommand};
 use crate::console::Console;
 use crate::data::{DataError, DataSet, SetKind};
 use crate::engine;
+use crate::files::remove_unfinished;
 use crate::measure::workload::WorkError;
 use crate::model::{ResNet18, Weights};
 use crate::names::Named;
@@ -223,6 +224,7 @@ fn writable(out: &Path) -> anyhow::Result<()> {
     }
     let folder = out.parent().filter(|parent| !parent.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
+    remove_unfinished(folder);
     at(folder, tempfile::tempfile_in(folder)).map(drop)
 }
 

@@ -26,8 +26,8 @@ pub struct Args {
     /// A safetensors file
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
-    /// Folder of the CIFAR binary files, where the recipe's set needs it
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version, where the recipe's set needs it
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// A built-in recipe's name or a TOML file: its data, objective and attack, and the constants of the method
     #[arg(long, value_name = "NAME|FILE", default_value = "quick")]

@@ -26,8 +26,8 @@ pub struct Args {
     /// A built-in recipe's name (see `secateur recipes`) or a TOML file [default: quick]
     #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<String>,
-    /// Folder of the CIFAR binary files
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]

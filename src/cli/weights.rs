@@ -100,9 +100,14 @@ fn check(file: &Path, network: ResNet18, weights: &Weights, console: &Console) -
     finite_logits(file, network, weights)?;
     console.line(describe(file, network, weights).trim_end());
     for parameter in network.parameters().iter().filter(|p| p.kind == ParameterKind::BnRunningVar) {
-        let zeros = weights.tensors[&parameter.name].values.iter().filter(|variance| **variance == 0.0).count();
+        let zeros =
+            weights.tensors[&parameter.name].values.iter().filter(|variance| **variance == 0.0).count();
         if zeros > 0 {
-            console.note(format!("warning: {}: {zeros} of {} variances are 0", parameter.name, parameter.len()));
+            console.note(format!(
+                "warning: {}: {zeros} of {} variances are 0",
+                parameter.name,
+                parameter.len()
+            ));
         }
     }
     Ok(())

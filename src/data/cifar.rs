@@ -155,7 +155,8 @@ pub fn find(layout: &Layout, folder: &Path) -> Result<PathBuf, DataError> {
 
 fn missing(layout: &Layout, folder: &Path) -> DataError {
     let missing = layout.files().map(|(name, _)| name).filter(|name| !folder.join(name).is_file());
-    let hint = if folder.exists() { "get them with `secateur data download`" } else { "there is no such folder" };
+    let hint =
+        if folder.exists() { "get them with `secateur data download`" } else { "there is no such folder" };
     let files = layout.files().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
     let missing = missing.map(String::from).collect();
     DataError::Missing { folder: folder.into(), missing, set: layout.kind, form: "binary", files, hint }

@@ -15,7 +15,10 @@ use ureq::http::header::{CONTENT_RANGE, RANGE};
 use super::cifar::{self, CIFAR10, CIFAR100, Layout};
 use super::{DataError, SetKind};
 use crate::digest::sha256_of;
-use crate::files::sync_folder;
+use crate::files::{remove_strays, sync_folder};
+
+/// How the name of a folder begins until its files are whole.
+const UNPACKING: &str = ".unpacking-";
 
 /// Where the archives are published.
 pub const BASE_URL: &str = "https://www.cs.toronto.edu/~kriz";
@@ -111,6 +114,8 @@ pub fn fetch(
         };
     }
     fs::create_dir_all(out).map_err(io_at(out))?;
+    // Unpacking takes seconds.
+    remove_strays(out, UNPACKING, Duration::from_secs(3600));
     let whole = out.join(&archive.file);
     if whole.is_file() {
         check_digest(archive, &whole, "move it elsewhere to download it anew")?;
@@ -241,7 +246,7 @@ fn check_digest(archive: &Archive, path: &Path, advice: &'static str) -> Result<
 /// Unpacks the files of the set into a temporary folder beside their place, checks them, and renames the folder.
 fn unpack(archive: &Archive, path: &Path, out: &Path) -> Result<(), DownloadError> {
     let unpack = |source| DownloadError::Unpack { path: path.into(), source };
-    let staging = tempfile::Builder::new().prefix(".unpacking-").tempdir_in(out).map_err(io_at(out))?;
+    let staging = tempfile::Builder::new().prefix(UNPACKING).tempdir_in(out).map_err(io_at(out))?;
     let folder = staging.path().join(archive.layout.folder);
     fs::create_dir(&folder).map_err(io_at(&folder))?;
     let mut file = File::open(path).map_err(io_at(path))?;

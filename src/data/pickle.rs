@@ -31,7 +31,11 @@ pub enum Value {
     /// A function or class: "module name".
     Global(String),
     /// What a call would have made: the global, its arguments, and the state that it would have been given.
-    Called { global: Id, arguments: Id, state: Option<Id> },
+    Called {
+        global: Id,
+        arguments: Id,
+        state: Option<Id>,
+    },
 }
 
 /// A pickle that was read to its end.
@@ -51,7 +55,14 @@ pub struct ByteArray<'a> {
 impl<'a> Pickle<'a> {
     /// Reads a whole pickle; says what is wrong, and at which byte.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, String> {
-        let mut machine = Machine { bytes, at: 0, values: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
+        let mut machine = Machine {
+            bytes,
+            at: 0,
+            values: Vec::new(),
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+        };
         let root = machine.run()?;
         Ok(Self { bytes, values: machine.values, root })
     }
@@ -90,7 +101,12 @@ impl<'a> Pickle<'a> {
         let (shape, dtype, in_c_order, data) = match (name.rsplit_once(' ')?, state) {
             ((module, "_reconstruct"), Some(state)) if module.ends_with(".multiarray") => {
                 let &[_version, shape, dtype, fortran, data] = tuple(*state)? else { return None };
-                (shape, dtype, self.values[fortran] == Value::Bool(false) || self.values[fortran] == Value::Int(0), data)
+                (
+                    shape,
+                    dtype,
+                    self.values[fortran] == Value::Bool(false) || self.values[fortran] == Value::Int(0),
+                    data,
+                )
             }
             ((module, "_frombuffer"), None) if module.ends_with(".numeric") => {
                 let &[data, dtype, shape, order] = tuple(*arguments)? else { return None };
@@ -112,11 +128,14 @@ impl<'a> Pickle<'a> {
     /// Whether a value is `numpy.dtype("u1", ...)`.
     fn is_byte_type(&self, value: &Value) -> bool {
         let Value::Called { global, arguments, .. } = value else { return false };
-        let (Value::Global(name), Value::Tuple(arguments)) = (&self.values[*global], &self.values[*arguments]) else {
+        let (Value::Global(name), Value::Tuple(arguments)) =
+            (&self.values[*global], &self.values[*arguments])
+        else {
             return false;
         };
         let first = arguments.first().map(|id| &self.values[*id]);
-        name == "numpy dtype" && first.is_some_and(|first| self.is_text(first, "u1") || self.is_text(first, "|u1"))
+        name == "numpy dtype"
+            && first.is_some_and(|first| self.is_text(first, "u1") || self.is_text(first, "|u1"))
     }
 
     fn is_text(&self, value: &Value, text: &str) -> bool {
@@ -131,16 +150,23 @@ impl<'a> Pickle<'a> {
         match value {
             Value::Bytes(range) => Some(self.bytes[range.clone()].into()),
             Value::Called { global, arguments, state: None } => {
-                let (Value::Global(name), Value::Tuple(arguments)) = (&self.values[*global], &self.values[*arguments]) else {
+                let (Value::Global(name), Value::Tuple(arguments)) =
+                    (&self.values[*global], &self.values[*arguments])
+                else {
                     return None;
                 };
                 let &[text, encoding] = &arguments[..] else { return None };
-                let (Value::Text(range), "_codecs encode") = (&self.values[text], name.as_str()) else { return None };
+                let (Value::Text(range), "_codecs encode") = (&self.values[text], name.as_str()) else {
+                    return None;
+                };
                 if !self.is_text(&self.values[encoding], "latin1") {
                     return None;
                 }
                 let text = std::str::from_utf8(&self.bytes[range.clone()]).ok()?;
-                text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect::<Option<Vec<u8>>>().map(Into::into)
+                text.chars()
+                    .map(|c| u8::try_from(u32::from(c)).ok())
+                    .collect::<Option<Vec<u8>>>()
+                    .map(Into::into)
             }
             _ => None,
         }
@@ -166,7 +192,9 @@ impl Machine<'_> {
             if let Some(root) = done {
                 return match self.at == self.bytes.len() {
                     true => Ok(root),
-                    false => Err(format!("{} bytes behind the end of the pickle", self.bytes.len() - self.at)),
+                    false => {
+                        Err(format!("{} bytes behind the end of the pickle", self.bytes.len() - self.at))
+                    }
                 };
             }
         }
@@ -329,7 +357,8 @@ impl Machine<'_> {
     /// A name ended by a line break.
     fn line(&mut self) -> Result<String, String> {
         let rest = &self.bytes[self.at..];
-        let end = rest.iter().take(MAX_NAME).position(|byte| *byte == b'\n').ok_or("a name without an end")?;
+        let end =
+            rest.iter().take(MAX_NAME).position(|byte| *byte == b'\n').ok_or("a name without an end")?;
         let range = self.take(end + 1)?;
         Ok(String::from_utf8_lossy(&self.bytes[range.start..range.end - 1]).into_owned())
     }
@@ -430,7 +459,9 @@ mod tests {
 
     #[test]
     fn numbers_and_containers_are_read() {
-        let pickle = Pickle::parse(b"\x80\x02}(U\x01aJ\xfe\xff\xff\xffX\x01\0\0\0b](\x8a\x02\x00\x80M\x01\x02eu.").unwrap();
+        let pickle =
+            Pickle::parse(b"\x80\x02}(U\x01aJ\xfe\xff\xff\xffX\x01\0\0\0b](\x8a\x02\x00\x80M\x01\x02eu.")
+                .unwrap();
         assert_eq!(pickle.entry(pickle.root(), "a"), Some(&Value::Int(-2)));
         let list = pickle.entry(pickle.root(), "b").unwrap();
         let items: Vec<&Value> = pickle.items(list).unwrap().collect();

@@ -191,7 +191,8 @@ fn is_archive(path: &Path) -> bool {
 fn one_file(layout: &Layout, path: &Path) -> DataError {
     let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let of = |layout: &Layout| {
-        let form = Form::ALL.into_iter().find(|form| form.files(layout).iter().any(|(file, _)| *file == name));
+        let form =
+            Form::ALL.into_iter().find(|form| form.files(layout).iter().any(|(file, _)| *file == name));
         form.map(|form| (form, layout.kind))
     };
     let what = match of(layout).or(of(&CIFAR10)).or(of(&CIFAR100)) {
@@ -238,8 +239,11 @@ pub fn from_archive(
         // "./folder/file" is "folder/file".
         let name = entry.path().map_err(io)?;
         let name: PathBuf = name.components().filter(|part| *part != Component::CurDir).collect();
-        let is_of = |layout: &Layout, form: Form, file: &str| name == Path::new(form.folder(layout)).join(file);
-        of_other |= Form::ALL.into_iter().any(|form| form.files(&other).iter().any(|(file, _)| is_of(&other, form, file)));
+        let is_of =
+            |layout: &Layout, form: Form, file: &str| name == Path::new(form.folder(layout)).join(file);
+        of_other |= Form::ALL
+            .into_iter()
+            .any(|form| form.files(&other).iter().any(|(file, _)| is_of(&other, form, file)));
         let known = Form::ALL.into_iter().find_map(|form| {
             let file = form.files(layout).into_iter().find(|(file, _)| is_of(layout, form, file))?;
             Some((form, file))
@@ -259,6 +263,10 @@ pub fn from_archive(
             return Ok((form, std::mem::take(files)));
         }
     }
-    let form = if found[Form::Binary as usize].len() >= found[Form::Python as usize].len() { Form::Binary } else { Form::Python };
+    let form = if found[Form::Binary as usize].len() >= found[Form::Python as usize].len() {
+        Form::Binary
+    } else {
+        Form::Python
+    };
     Err(missing(layout, form, path, &|name| found[form as usize].contains_key(name)))
 }

@@ -116,7 +116,8 @@ impl Progress {
         }
         let withstood = self.verdicts.iter().map(|verdict| *verdict == Verdict::Robust).collect();
         // One image counts once: an attack enters only where the clean logits are finite.
-        let non_finite = self.adversarial_predictions.iter().filter(|prediction| **prediction == NO_CLASS).count();
+        let non_finite =
+            self.adversarial_predictions.iter().filter(|prediction| **prediction == NO_CLASS).count();
         let zero_gradients = self.checks.as_ref().map_or(0, |checks| checks.zero_gradients);
         Outcome { withstood, seconds, cost, non_finite, zero_gradients }
     }

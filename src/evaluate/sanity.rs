@@ -253,7 +253,11 @@ pub fn alarms(outcomes: &[(&Protocol, &Outcome)]) -> Vec<String> {
     }
     for (margin, lower) in named(Protocol::is_on_margins) {
         for (entropy, higher) in named(Protocol::is_on_cross_entropy) {
-            alarms.extend(margin_alarm((margin, lower.correct()), (entropy, higher.correct()), lower.withstood.len()));
+            alarms.extend(margin_alarm(
+                (margin, lower.correct()),
+                (entropy, higher.correct()),
+                lower.withstood.len(),
+            ));
         }
     }
     let strong: Vec<_> =
@@ -333,11 +337,17 @@ mod tests {
         saturated[..101].fill(false);
         assert!(alarms(&[(&cw, &outcome(&sound)), (&pgd10, &strong)]).is_empty());
         let said = alarms(&[(&cw, &outcome(&saturated)), (&pgd10, &strong)]);
-        assert!(said.len() == 1 && said[0].contains("cw leaves 899 of 1000 images right, pgd10 leaves 1000"), "{said:?}");
+        assert!(
+            said.len() == 1 && said[0].contains("cw leaves 899 of 1000 images right, pgd10 leaves 1000"),
+            "{said:?}"
+        );
         // Of one outcome.
         let broken = Outcome { non_finite: 7, zero_gradients: 5, ..weak.clone() };
         let said = alarms(&[(&pgd5, &broken)]);
-        assert!(said.len() == 2 && said[0].contains("pgd5: 7 of 1000") && said[1].contains("pgd5: 5 of 1000"), "{said:?}");
+        assert!(
+            said.len() == 2 && said[0].contains("pgd5: 7 of 1000") && said[1].contains("pgd5: 5 of 1000"),
+            "{said:?}"
+        );
         // The other way round nothing is amiss.
         assert!(alarms(&[(&fgsm, &strong), (&square, &strong), (&pgd10, &weak)]).is_empty());
     }

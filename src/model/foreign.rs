@@ -158,7 +158,11 @@ fn values(name: &str, view: &TensorView) -> Result<Vec<f32>, WeightsError> {
         Dtype::BF16 => data.as_chunks().0.iter().map(|&word| bf16::from_le_bytes(word).into()).collect(),
         Dtype::F64 => data.as_chunks().0.iter().map(|&word| f64::from_le_bytes(word)).collect(),
         other => {
-            return Err(WeightsError::Type { name: name.into(), met: format!("{other:?}"), wanted: "F32, F16, BF16 or F64" });
+            return Err(WeightsError::Type {
+                name: name.into(),
+                met: format!("{other:?}"),
+                wanted: "F32, F16, BF16 or F64",
+            });
         }
     };
     match values.iter().position(|value| value.is_finite() && !(*value as f32).is_finite()) {
@@ -181,7 +185,10 @@ mod tests {
         ] {
             assert_eq!(rename(theirs), ours);
         }
-        assert_eq!(prefix(&["model.module.layer1.0.conv1.weight", "model.module.conv1.weight"]), "model.module.");
+        assert_eq!(
+            prefix(&["model.module.layer1.0.conv1.weight", "model.module.conv1.weight"]),
+            "model.module."
+        );
         assert_eq!(prefix(&["layer1.0.conv1.weight"]), "");
         assert_eq!(prefix(&["net.0.weight"]), "");
         let said = instead(&["net.conv1.weight", "net.fc.weight", "net.fc.bias", "net.bn1.bias"]);

@@ -161,10 +161,7 @@ impl Weights {
     }
 
     /// The bytes of a file, parsed; its errors name it.
-    fn read_as<T>(
-        path: &Path,
-        parse: impl Fn(&[u8]) -> Result<T, WeightsError>,
-    ) -> Result<T, WeightsError> {
+    fn read_as<T>(path: &Path, parse: impl Fn(&[u8]) -> Result<T, WeightsError>) -> Result<T, WeightsError> {
         let io = |source| WeightsError::Io { path: path.into(), source };
         let len = std::fs::metadata(path).map_err(io)?.len();
         if len > MAX_FILE_BYTES {

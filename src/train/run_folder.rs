@@ -18,11 +18,12 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::metrics::EpochMetrics;
-use crate::files::{Existing, sync_folder, write_atomic};
+use crate::files::{Existing, TEMPORARY, is_temporary, remove_strays, sync_folder, write_atomic};
 use crate::prune::Subset;
 
 /// A run's folder on disk.
@@ -57,14 +58,16 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> RunFolderError {
 
 const LOCK: &str = ".lock";
 
-/// Whether a folder is not there or holds nothing but the lock of a run that ended before its first file.
+/// Whether a folder is not there or holds nothing but what a run leaves that ended before its first file: its lock, and that file
+/// unfinished.
 fn is_empty(path: &Path) -> Result<bool> {
     let entries = match fs::read_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
         entries => entries.map_err(at(path))?,
     };
     for entry in entries {
-        if entry.map_err(at(path))?.file_name() != LOCK {
+        let name = entry.map_err(at(path))?.file_name();
+        if name != LOCK && !is_temporary(&name) {
             return Ok(false);
         }
     }
@@ -228,6 +231,10 @@ impl RunFolder {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(RunFolderError::InUse { path: self.path.clone() }),
             Err(TryLockError::Error(error)) => return Err(at(&path)(error)),
+        }
+        // Nobody else writes here: what is unfinished stays so.
+        for folder in [&self.path, &self.path.join("selection")] {
+            remove_strays(folder, TEMPORARY, Duration::ZERO);
         }
         sync_folder(&self.path).map_err(at(&self.path))?;
         Ok(Claim { _file: file })

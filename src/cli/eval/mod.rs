@@ -29,8 +29,8 @@ pub struct Args {
     /// A safetensors file, a run folder (its best weights) or a checkpoint folder
     #[arg(long, value_name = "FILE|DIR")]
     weights: PathBuf,
-    /// Folder of the CIFAR binary files; without it, generated images
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version; without it, generated images
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// clean, fgsm, pgdN, pgdNxR (R restarts, worst case per image), pgdN-0.003 (step of the TRADES papers), cw, aa (AutoAttack) or
     /// its parts apgd-ce, apgd-t, fab-t, square
@@ -63,7 +63,7 @@ pub struct Args {
     /// Where aa and its parts keep their state until they are done [default: beside --out]
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
-    /// Go on from the state
+    /// Go on from the state, where there is one
     #[arg(long)]
     resume: bool,
 }
@@ -166,7 +166,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
             let Some((outcome, progress)) = finished else { bail!(stop()) };
             session.finish(protocol, outcome, progress)?;
         }
-        console.line(report::line(protocol, &session.finished()[number].outcome, &args.eps));
+        let outcome = &session.finished()[number].outcome;
+        console.line(report::line(protocol, outcome, &args.eps, session.settings()));
     }
 
     let outcomes: Vec<_> = args

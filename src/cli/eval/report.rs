@@ -94,17 +94,19 @@ struct PartRow {
     backwards: u64,
 }
 
-/// One protocol's line on stdout.
-pub fn line(protocol: &Protocol, outcome: &Outcome, epsilon: &Fraction) -> String {
+/// One protocol's line on stdout, which names the images.
+pub fn line(protocol: &Protocol, outcome: &Outcome, epsilon: &Fraction, settings: &Settings) -> String {
     let radius = match protocol {
         Protocol::Clean => String::new(),
         _ => format!(", eps {epsilon}"),
     };
+    let split = if settings.split == "train" { "training" } else { "test" };
     format!(
-        "{protocol}: {:.2} % ({} of {}){radius}, {:.1} s",
+        "{protocol}: {:.2} % ({} of {} {split} images of {}){radius}, {:.1} s",
         100.0 * outcome.accuracy(),
         outcome.correct(),
         outcome.withstood.len(),
+        settings.data,
         outcome.seconds
     )
 }

@@ -40,6 +40,7 @@ impl Session {
     /// A new session, or the one that an earlier command left at `path`.
     pub fn open(settings: Settings, path: Option<PathBuf>, resume: bool) -> anyhow::Result<Self> {
         let dump = settings.dump;
+        let resume = resume && path.as_ref().is_some_and(|path| path.exists());
         let state = match &path {
             Some(path) if resume => State::load(path, &settings)?,
             Some(path) if path.exists() => return Err(StateError::Unfinished { path: path.clone() }.into()),

@@ -33,8 +33,8 @@ pub struct Args {
     /// samples for fewer epochs), random and random-online; one that only attacks less brings full
     #[arg(long, value_name = "NAME|FILE,...", value_delimiter = ',', required = true)]
     recipes: Vec<String>,
-    /// Folder of the CIFAR binary files; not needed by generated images and --dry-run
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version; not needed by generated images and --dry-run
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Epochs of the schedule [default: each recipe's]. Epochs at which the learning rate drops move along
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]

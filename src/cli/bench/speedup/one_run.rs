@@ -8,8 +8,8 @@ use anyhow::bail;
 
 use super::Args;
 use crate::batch::Batch;
-use crate::cli::{CheckFailed, Interrupted};
 use crate::cli::train::{begin_session, differing_keys};
+use crate::cli::{CheckFailed, Interrupted};
 use crate::console::Console;
 use crate::data::DataSet;
 use crate::engine::{Engine, open};
