@@ -213,7 +213,7 @@ fn a_server_without_ranges_starts_over() {
 #[test]
 fn a_server_that_cannot_continue_is_named_with_what_to_do() {
     for (behaviour, answer) in
-        [(Behaviour::OtherOffset, "it sends bytes 20-"), (Behaviour::Status(416), "it answers 416")]
+        [(Behaviour::OtherOffset, "it sends bytes 20-"), (Behaviour::Status(416), "it returns 416")]
     {
         let out = tempfile::tempdir().unwrap();
         let part = out.path().join("small.tar.gz.part");

@@ -198,7 +198,7 @@ fn attempt(
         206 | 416 if have > 0 => {
             let answer = match (response.status().as_u16(), content_range(&response)) {
                 (206, Some(range)) => format!("it sends {range}"),
-                (status, _) => format!("it answers {status}"),
+                (status, _) => format!("it returns {status}"),
             };
             return Err(DownloadError::Resume { url: url.into(), have, answer, part: part.into() });
         }

@@ -193,7 +193,7 @@ impl Machine<'_> {
                 return match self.at == self.bytes.len() {
                     true => Ok(root),
                     false => {
-                        Err(format!("{} bytes behind the end of the pickle", self.bytes.len() - self.at))
+                        Err(format!("{} bytes after the end of the pickle", self.bytes.len() - self.at))
                     }
                 };
             }
@@ -436,7 +436,7 @@ mod tests {
             (b"PK\x03\x04", "no pickle of protocol 2 or later, at byte 0"),
             (b"\x80\x09N.", "protocol 9, expected 2 to 5"),
             (b"\x80\x02N", "cut short, at byte 3"),
-            (b"\x80\x02N.N", "1 bytes behind the end"),
+            (b"\x80\x02N.N", "1 bytes after the end"),
             (b"\x80\x02.", "too few values, at byte 2"),
             (b"\x80\x02(N.", "too few values"),
             (b"\x80\x02e.", "no mark"),

@@ -134,7 +134,8 @@ fn prefix<'a>(names: &[&'a str]) -> &'a str {
     let before = names.iter().filter_map(|name| name.strip_suffix(FIRST));
     let whole = before.filter(|prefix| prefix.is_empty() || prefix.ends_with('.'));
     // Those of a block's own conv1 are longer, and the same prefix stands before them.
-    whole.min_by_key(|prefix| prefix.len()).filter(|prefix| !prefix.starts_with("layer")).unwrap_or("")
+    let is_stage = |part: &str| part.strip_prefix("layer").is_some_and(|number| number.parse::<u8>().is_ok());
+    whole.min_by_key(|prefix| prefix.len()).filter(|prefix| !prefix.split('.').any(is_stage)).unwrap_or("")
 }
 
 fn rename(name: &str) -> String {
@@ -189,7 +190,8 @@ mod tests {
             prefix(&["model.module.layer1.0.conv1.weight", "model.module.conv1.weight"]),
             "model.module."
         );
-        assert_eq!(prefix(&["layer1.0.conv1.weight"]), "");
+        assert_eq!(prefix(&["layer1.0.conv1.weight", "net.layer1.0.conv1.weight"]), "");
+        assert_eq!(prefix(&["layers.conv1.weight"]), "layers.");
         assert_eq!(prefix(&["net.0.weight"]), "");
         let said = instead(&["net.conv1.weight", "net.fc.weight", "net.fc.bias", "net.bn1.bias"]);
         let wanted = "found instead: net.conv1.weight, net.fc.weight, net.fc.bias and 1 more (net.* is *, fc.* is linear.*); \

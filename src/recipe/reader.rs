@@ -14,7 +14,7 @@ use crate::names::Named;
 
 /// Longest value quoted in a message.
 const MAX_QUOTED: usize = 60;
-/// Longest name of a recipe: file systems take 255 bytes, and a run's number comes behind it.
+/// Longest name of a recipe: file systems take 255 bytes, and a run's number follows it.
 const MAX_NAME_BYTES: usize = 200;
 
 /// Whether a number is not zero, and its nearest f32, with which the devices compute, is.

@@ -26,7 +26,7 @@ use crate::attack::AttackWork;
 use crate::console::Console;
 use crate::data::{DataError, DataSet, order::split};
 use crate::engine::{self, Engine, ImageSet, WeightSet};
-use crate::evaluate::{Outcome, Protocol, Subject, evaluate, sanity};
+use crate::evaluate::{Outcome, Protocol, Subject, evaluate};
 use crate::model::{ResNet18, WeightsError, initialise};
 use crate::prune::PruneError;
 use crate::recipe::Recipe;
@@ -289,9 +289,5 @@ fn judge(
 ) -> Result<Option<Outcome>, engine::Error> {
     let scratch = trainer.batch.clone();
     let watch = &mut run.console.watch(format!("{label} {protocol}"), run.stop);
-    let outcome = evaluate(trainer.engine, subject, protocol, &scratch, watch)?;
-    for doubt in outcome.iter().flat_map(|outcome| sanity::doubts(protocol, outcome)) {
-        run.console.note(format!("warning: {label} {doubt}"));
-    }
-    Ok(outcome)
+    evaluate(trainer.engine, subject, protocol, &scratch, watch)
 }

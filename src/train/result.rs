@@ -10,7 +10,7 @@ use super::checkpoint::{self, Checkpoint};
 use super::metrics::{Best, Seconds};
 use super::{Result, Run, TrainError, Trainer, judge, judged};
 use crate::engine::WeightSet;
-use crate::evaluate::{Protocol, Subject};
+use crate::evaluate::{Protocol, Subject, sanity};
 use crate::model::Weights;
 
 /// The end of a run; written as `result.json`.
@@ -45,6 +45,8 @@ pub struct TestAccuracy {
     pub seconds: f64,
     /// Images with a logit that is NaN or infinite, counted as wrong.
     pub non_finite: usize,
+    /// Images for which an attack had no gradient to follow.
+    pub zero_gradients: usize,
 }
 
 /// Writes the weights for other programs, measures best and last on the test images, writes the results.
@@ -133,6 +135,9 @@ fn test(
                 run.console.clear();
                 return Err(TrainError::Interrupted { folder: run.folder.path().into() });
             };
+            for doubt in sanity::doubts(protocol, &outcome) {
+                run.console.note(format!("warning: test of {label}: {doubt}"));
+            }
             rows.push(TestAccuracy {
                 weights: label,
                 epoch: *epoch,
@@ -142,6 +147,7 @@ fn test(
                 accuracy: outcome.accuracy(),
                 seconds: outcome.seconds,
                 non_finite: outcome.non_finite,
+                zero_gradients: outcome.zero_gradients,
             });
         }
     }

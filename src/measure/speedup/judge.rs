@@ -250,6 +250,7 @@ fn row(candidate: &Candidate, finished: &Finished) -> TestAccuracy {
         accuracy: outcome.accuracy(),
         seconds: outcome.seconds,
         non_finite: outcome.non_finite,
+        zero_gradients: outcome.zero_gradients,
     }
 }
 
