@@ -21,7 +21,7 @@
 //! | [`clock`] | the time of day, and a moment as a date |
 //! | [`console`] | what a user sees while a command works |
 //! | [`model`] | ResNet-18: layer table, parameter names, initialisation, weights files |
-//! | [`data`] | CIFAR binary files, generated images, download, splits and the order of an epoch |
+//! | [`data`] | CIFAR files, generated images, download, splits and the order of an epoch |
 //! | [`digest`] | SHA-256 as text |
 //! | [`files`] | bounded reading, atomic writing, held folders, locks, and the inputs and outputs of a command |
 //! | [`names`] | enums whose values have names in recipes and records |

@@ -21,6 +21,8 @@ enum Behaviour {
     CutAfter(usize),
     /// Sends the whole file whatever range was asked for.
     IgnoreRange,
+    /// Sends from another byte than was asked for, and says so.
+    OtherOffset,
     /// Answers with this status.
     Status(u16),
     /// Flips a bit in the middle.
@@ -92,7 +94,11 @@ fn answer(
         Behaviour::Longer => bytes.push(0),
         _ => {}
     }
-    let start = if matches!(behaviour, Behaviour::IgnoreRange) { None } else { range };
+    let start = match behaviour {
+        Behaviour::IgnoreRange => None,
+        Behaviour::OtherOffset => range.map(|start| start + 1),
+        _ => range,
+    };
     let body = &bytes[start.unwrap_or(0)..];
     match start {
         Some(start) => write!(
@@ -206,6 +212,42 @@ fn a_server_without_ranges_starts_over() {
     let server = Server::start(&FILE, &[Behaviour::IgnoreRange]);
     assert!(matches!(get(&server, out.path()), Ok(Outcome::Unpacked(_))));
     assert_eq!(server.ranges(), [Some(19)]);
+}
+
+#[test]
+fn a_server_that_cannot_continue_is_named_with_what_to_do() {
+    for (behaviour, answer) in
+        [(Behaviour::OtherOffset, "it sends bytes 20-"), (Behaviour::Status(416), "it returns 416")]
+    {
+        let out = tempfile::tempdir().unwrap();
+        let part = out.path().join("small.tar.gz.part");
+        fs::write(&part, &FILE[..19]).unwrap();
+        let server = Server::start(&FILE, &[behaviour]);
+        let error = get(&server, out.path()).unwrap_err().to_string();
+        assert!(error.contains("does not continue from byte 19") && error.contains(answer), "{error}");
+        let advice = format!("remove {} and run again", part.display());
+        assert!(error.contains(&advice) && fs::read(&part).unwrap() == FILE[..19], "{error}");
+        // The advice helps.
+        fs::remove_file(&part).unwrap();
+        let server = Server::start(&FILE, &[Behaviour::Good]);
+        assert!(matches!(get(&server, out.path()), Ok(Outcome::Unpacked(_))));
+    }
+}
+
+#[test]
+fn what_an_unpacking_left_that_was_killed_goes() {
+    let out = tempfile::tempdir().unwrap();
+    let stray = |name: &str| {
+        let path = out.path().join(name);
+        fs::create_dir_all(path.join("cifar-10-batches-bin")).unwrap();
+        path
+    };
+    let (old, new) = (stray(".unpacking-old"), stray(".unpacking-new"));
+    let hours = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 3600);
+    fs::File::open(&old).unwrap().set_modified(hours).unwrap();
+    let server = Server::start(&FILE, &[Behaviour::Good]);
+    assert!(matches!(get(&server, out.path()), Ok(Outcome::Unpacked(_))));
+    assert!(!old.exists() && new.exists(), "the other may be a process that lives");
 }
 
 #[test]

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use super::{images_of, inputs, weights_for, write};
+use super::{images_of, inputs, or_set, weights_for, write};
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::engine::{DeviceChoice, Engine, Pass, WeightSet, open};
@@ -37,8 +37,8 @@ pub struct Args {
     /// A safetensors file
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
-    /// Folder of the CIFAR binary files, where the recipe's set needs it
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version, where the recipe's set needs it
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// A built-in recipe's name or a TOML file
     #[arg(long, value_name = "NAME|FILE", default_value = "quick")]
@@ -75,7 +75,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     args.x_adv.iter().try_for_each(|path| files.reads("--x-adv", path))?;
     let out = files.writes("--out", &args.out)?;
     let (network, weights) = weights_for(&recipe, &args.weights)?;
-    let data = images_of(&recipe, args.data.as_deref())?;
+    let data = images_of(&recipe, args.data.as_deref()).map_err(or_set)?;
     let range = args.samples.clone();
     if range.end > data.train.len() {
         bail!("--samples {}..{}: there are {} training images", range.start, range.end, data.train.len());

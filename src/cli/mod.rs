@@ -123,7 +123,11 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<TrainError>() {
         return match error {
             TrainError::Engine(error) => of_engine(error),
-            TrainError::Diverged { .. } | TrainError::Overfitted { .. } | TrainError::Selection { .. } => 1,
+            TrainError::Diverged { .. }
+            | TrainError::NonFinite { .. }
+            | TrainError::DivergedWeights { .. }
+            | TrainError::Overfitted { .. }
+            | TrainError::Selection { .. } => 1,
             TrainError::Interrupted { .. } => EXIT_INTERRUPTED as u8,
             _ => 2,
         };
@@ -196,6 +200,16 @@ fn images_of(recipe: &Recipe, folder: Option<&Path>) -> Result<DataSet, DataErro
     DataSet::open(data.set, folder, data.train_limit, data.test_limit)
 }
 
+/// What is wrong with the images, for commands that can name another set by `--set`.
+fn or_set(error: DataError) -> anyhow::Error {
+    let set = match &error {
+        DataError::Unwanted { .. } => "cifar10".to_string(),
+        DataError::WrongSet { met, .. } => met.to_string(),
+        _ => return error.into(),
+    };
+    anyhow::anyhow!("{error}; the recipe's data.set decides: --set data.set={set}, or another recipe")
+}
+
 /// A weights file and its network, which has as many classes as the recipe's images.
 fn weights_for(recipe: &Recipe, path: &Path) -> anyhow::Result<(ResNet18, Weights)> {
     let (network, weights) = Weights::read_network(path)?;
@@ -237,7 +251,7 @@ fn write(output: &Output, bytes: &[u8]) -> anyhow::Result<()> {
 /// The radius of a ball: a fraction or a number above 0 and up to 1.
 fn radius(text: &str) -> Result<Fraction, String> {
     Fraction::parse(text)
-        .filter(|radius| radius.value() > 0.0 && radius.value() <= 1.0)
+        .filter(|radius| radius.value() > 0.0 && radius.value() <= 1.0 && !radius.vanishes())
         .ok_or_else(|| "expected a number above 0 and up to 1, such as 8/255 or 0.031".into())
 }
 

@@ -39,8 +39,8 @@ pub struct Args {
     /// cuda, cuda:N, emulated, or auto: cuda if there is one, else emulated
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
-    /// Folder of the CIFAR binary files, for the recipe's own images [default: generated ones]
-    #[arg(long, value_name = "DIR", requires = "recipe")]
+    /// CIFAR files: a folder or an archive, binary or Python version, for the recipe's own images [default: generated ones]
+    #[arg(long, value_name = "PATH", requires = "recipe")]
     data: Option<PathBuf>,
     /// Width of the network [default: the recipe's]
     #[arg(long, value_name = "N", requires = "recipe")]

@@ -28,8 +28,8 @@ pub struct Args {
     /// The page
     #[arg(long, value_name = "FILE", default_value = "report.html")]
     out: PathBuf,
-    /// Folder of the CIFAR binary files, for pictures of runs on them
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version, for pictures of runs on them
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Kernels of `secateur bench kernels --json`, for a roofline
     #[arg(long, value_name = "FILE")]

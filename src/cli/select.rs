@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 
-use super::{Interrupted, catch_interrupts, images_of, inputs, weights_for, write};
+use super::{Interrupted, catch_interrupts, images_of, inputs, or_set, weights_for, write};
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::data::order::split;
@@ -26,8 +26,8 @@ pub struct Args {
     /// A safetensors file
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
-    /// Folder of the CIFAR binary files, where the recipe's set needs it
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version, where the recipe's set needs it
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// A built-in recipe's name or a TOML file: its data, objective and attack, and the constants of the method
     #[arg(long, value_name = "NAME|FILE", default_value = "quick")]
@@ -70,7 +70,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let out = files.writes("--out", &args.out)?;
     let factors = files.may_write("--factors", args.factors.as_ref())?;
     let (network, weights) = weights_for(&recipe, &args.weights)?;
-    let data = images_of(&recipe, args.data.as_deref())?;
+    let data = images_of(&recipe, args.data.as_deref()).map_err(or_set)?;
     let kept = &recipe.data;
     let split = split(&data.train, data.classes, kept.validation, kept.validation_split, recipe.seed)?;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use serde_json::json;
 
-use super::{catch_interrupts, images_of};
+use super::{catch_interrupts, images_of, or_set};
 use crate::clock;
 use crate::console::Console;
 use crate::data::DataSet;
@@ -28,8 +28,8 @@ pub struct Args {
     /// A built-in recipe's name (see `secateur recipes`) or a TOML file [default: quick]
     #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<OsString>,
-    /// Folder of the CIFAR binary files
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
@@ -57,7 +57,7 @@ struct Plan {
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let Plan { recipe, out, resumed } = plan(&args)?;
     train::Protocols::of_recipe(&recipe)?;
-    let data = images_of(&recipe, args.data.as_deref())?;
+    let data = images_of(&recipe, args.data.as_deref()).map_err(or_set)?;
     let mut engine = open(args.device, train::network(&recipe), recipe.batch)?;
     // The recipe's mistake, not the device's.
     engine.check_precision(recipe.attack.precision).map_err(|error| anyhow::anyhow!("{error}"))?;

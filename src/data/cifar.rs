@@ -20,6 +20,11 @@ pub struct Layout {
     pub folder: &'static str,
     pub train_files: &'static [&'static str],
     pub test_file: &'static str,
+    /// Folder and files of the Python version, the test images last; as many files of as many records.
+    pub python_folder: &'static str,
+    pub python_files: &'static [&'static str],
+    /// The official archives of both versions.
+    pub archives: [&'static str; 2],
     /// Records of each file.
     pub train_records: usize,
     pub test_records: usize,
@@ -39,6 +44,16 @@ pub const CIFAR10: Layout = Layout {
         "data_batch_5.bin",
     ],
     test_file: "test_batch.bin",
+    python_folder: "cifar-10-batches-py",
+    python_files: &[
+        "data_batch_1",
+        "data_batch_2",
+        "data_batch_3",
+        "data_batch_4",
+        "data_batch_5",
+        "test_batch",
+    ],
+    archives: ["cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"],
     train_records: 10_000,
     test_records: 10_000,
     labels: &[("label", 10)],
@@ -50,6 +65,9 @@ pub const CIFAR100: Layout = Layout {
     folder: "cifar-100-binary",
     train_files: &["train.bin"],
     test_file: "test.bin",
+    python_folder: "cifar-100-python",
+    python_files: &["train", "test"],
+    archives: ["cifar-100-binary.tar.gz", "cifar-100-python.tar.gz"],
     train_records: 50_000,
     test_records: 10_000,
     labels: &[("coarse label", 20), ("fine label", 100)],
@@ -188,21 +206,14 @@ pub fn find(layout: &Layout, folder: &Path) -> Result<PathBuf, DataError> {
 
 fn missing(layout: &Layout, folder: &Path) -> DataError {
     let missing = layout.files().map(|(name, _)| name).filter(|name| !folder.join(name).is_file());
-    let python = ["cifar-10-batches-py", "cifar-100-python"].iter().any(|name| folder.join(name).exists())
-        || ["data_batch_1", "meta"].iter().any(|name| folder.join(name).exists());
-    let hint = if python {
-        "; this is the Python version, get the binary one with `secateur data download`"
-    } else if !folder.exists() {
-        "; there is no such folder"
-    } else {
-        "; get them with `secateur data download`"
-    };
+    let hint =
+        if folder.exists() { "get them with `secateur data download`" } else { "there is no such folder" };
     let files = layout.files().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
     let missing = missing.map(String::from).collect();
-    DataError::Missing { folder: folder.into(), missing, set: layout.kind, files, hint }
+    DataError::Missing { folder: folder.into(), missing, set: layout.kind, form: "binary", files, hint }
 }
 
-fn check_size(layout: &Layout, path: &Path, met: u64, records: usize) -> Result<(), DataError> {
+pub(super) fn check_size(layout: &Layout, path: &Path, met: u64, records: usize) -> Result<(), DataError> {
     let record = layout.record();
     let wanted = (records * record) as u64;
     if met == wanted {
@@ -219,13 +230,20 @@ fn read_records(layout: &Layout, path: &Path, count: usize, images: &mut Images)
     fs::File::open(path)
         .and_then(|mut file| file.read_exact(&mut bytes))
         .map_err(|source| DataError::Io { path: path.into(), source })?;
+    append(layout, path, &bytes, images)
+}
+
+/// Appends the records in `bytes`, whole ones; `path` stands in messages.
+pub fn append(layout: &Layout, path: &Path, bytes: &[u8], images: &mut Images) -> Result<(), DataError> {
+    let count = bytes.len() / layout.record();
     images.pixels.reserve(count * IMAGE_BYTES);
     images.labels.reserve(count);
     for (record, bytes) in bytes.chunks_exact(layout.record()).enumerate() {
         let (labels, pixels) = bytes.split_at(layout.labels.len());
         for (&met, &(what, classes)) in labels.iter().zip(layout.labels) {
             if usize::from(met) >= classes {
-                return Err(DataError::Label { path: path.into(), record, what, met, classes });
+                let (path, met) = (path.into(), met.into());
+                return Err(DataError::Label { path, record, what, met, classes });
             }
         }
         images.labels.extend(labels.last().map(|&label| u32::from(label)));

@@ -17,6 +17,9 @@ use super::{DataError, SetKind};
 use crate::digest::sha256_of;
 use crate::files::{Folder, How};
 
+/// How the name of a folder begins until its files are whole.
+const UNPACKING: &str = ".unpacking-";
+
 /// Where the archives are published.
 pub const BASE_URL: &str = "https://www.cs.toronto.edu/~kriz";
 
@@ -75,6 +78,10 @@ pub enum DownloadError {
     Interrupted { url: String, reason: String, kept: u64, wanted: u64, part: PathBuf },
     #[error("{url}: the server answers {status}, expected 200 or 206; check the address (--url)")]
     Status { url: String, status: u16 },
+    #[error(
+        "{url}: the server does not continue from byte {have} ({answer}); remove {} and run again to start from the first byte", part.display()
+    )]
+    Resume { url: String, have: u64, answer: String, part: PathBuf },
     #[error("{url}: {met} bytes, expected {wanted}; this is not the archive")]
     Length { url: String, met: u64, wanted: u64 },
     #[error("{}: SHA-256 {met}, expected {wanted}; {advice}", path.display())]
@@ -122,6 +129,8 @@ pub fn fetch(
         _ => io_at(out)(error),
     })?;
     let _lock = lock.temporary();
+    // Unpacking takes seconds.
+    place.remove_strays(UNPACKING, Duration::from_secs(3600));
     if place.has(&archive.file).map_err(io_at(out))? {
         check_digest(archive, &place, &archive.file, "move it elsewhere to download it anew")?;
         unpack(archive, &place, &archive.file)?;
@@ -201,6 +210,13 @@ fn attempt(
         206 if resumes_at(&response, have) => have,
         // The whole file, asked for or not.
         200 => 0,
+        206 | 416 if have > 0 => {
+            let answer = match (response.status().as_u16(), content_range(&response)) {
+                (206, Some(range)) => format!("it sends {range}"),
+                (status, _) => format!("it returns {status}"),
+            };
+            return Err(DownloadError::Resume { url: url.into(), have, answer, part: part.into() });
+        }
         status => return Err(DownloadError::Status { url: url.into(), status }),
     };
     if let Some(rest) = response.body().content_length().filter(|rest| done + rest != archive.bytes) {
@@ -227,8 +243,11 @@ fn attempt(
 
 /// Whether a 206 answer starts at the byte asked for.
 fn resumes_at(response: &ureq::http::Response<ureq::Body>, have: u64) -> bool {
-    let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-    range.is_some_and(|range| range.starts_with(&format!("bytes {have}-")))
+    content_range(response).is_some_and(|range| range.starts_with(&format!("bytes {have}-")))
+}
+
+fn content_range(response: &ureq::http::Response<ureq::Body>) -> Option<&str> {
+    response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok())
 }
 
 fn check_digest(
@@ -247,7 +266,7 @@ fn check_digest(
 
 /// Unpacks the files of the set into a temporary folder beside their place, checks them, and renames the folder.
 fn unpack(archive: &Archive, out: &Folder, name: &str) -> Result<(), DownloadError> {
-    let staging = format!(".unpacking-{}", archive.file);
+    let staging = format!("{UNPACKING}{}", archive.file);
     // Left by a download that was killed: the lock says that none is under way.
     if out.has(&staging).map_err(io_at(out.path()))? {
         out.remove(&staging).map_err(io_at(out.path()))?;

@@ -36,7 +36,7 @@ pub use recording::{
     KernelUsage, Launch, Mark, Phase, Phases, Record, Recording, kernel_usage, register_target,
 };
 pub use softmax_losses::{
-    CrossEntropy, LossOutputs, PairedForm, PairedLoss, PairedLossOutputs, SoftmaxLosses,
+    CrossEntropy, LossOutputs, NO_CLASS, PairedForm, PairedLoss, PairedLossOutputs, SoftmaxLosses,
 };
 pub use square::{Pattern, Query, RandomSquares, SearchState};
 pub use stop::{StopFlag, unless_stopped};

@@ -172,6 +172,19 @@ impl Protocol {
         }
     }
 
+    /// Whether the attack ascends a difference of logits, which keeps its slope where the softmax saturates.
+    pub fn is_on_margins(&self) -> bool {
+        matches!(self, Self::Cw | Self::Part(Part::ApgdT | Part::FabT))
+    }
+
+    /// Whether the attack takes many steps on the cross-entropy.
+    pub fn is_on_cross_entropy(&self) -> bool {
+        match self {
+            Self::Pgd(pgd) => pgd.steps >= 10,
+            other => *other == Self::Part(Part::ApgdCe),
+        }
+    }
+
     /// Starts that an image must withstand.
     pub fn restarts(&self) -> u32 {
         match self {

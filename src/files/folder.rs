@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, fchmod, fchown, fstat, linkat, mkdirat,
@@ -20,11 +21,18 @@ use rustix::io::Errno;
 
 use super::read::read_open;
 use super::{Existing, Lock};
+use crate::clock;
 
-/// Of a file that is being written: whatever bears this prefix was never whole.
-pub(crate) const UNFINISHED: &str = ".writing-";
+/// How the name of a file begins until it is whole.
+pub const UNFINISHED: &str = ".writing-";
+
+/// Whether a file of this name is one that somebody writes, or did not finish.
+pub fn is_unfinished(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes())
+}
+
 /// A pipe under a fixed name is refused before it could be waited for.
-const NO_PATIENCE: std::time::Duration = std::time::Duration::ZERO;
+const NO_PATIENCE: Duration = Duration::ZERO;
 
 /// A folder.
 #[derive(Clone, Debug)]
@@ -199,8 +207,9 @@ impl Folder {
         Ok(rustix::fs::fsync(&folder)?)
     }
 
-    /// Fails where a file cannot be written.
+    /// Fails where a file cannot be written. Removes what writers left that were killed: no file takes a day to write.
     pub fn probe(&self) -> io::Result<()> {
+        self.remove_strays(UNFINISHED, Duration::from_secs(24 * 3600));
         Unfinished::create(&self.open()?).map(drop)
     }
 
@@ -222,6 +231,18 @@ impl Folder {
         let folder = self.folder(name);
         folder.names()?.iter().try_for_each(|name| folder.remove(name))?;
         Ok(unlinkat(self.open()?, name, AtFlags::REMOVEDIR)?)
+    }
+
+    /// Removes what starts with `prefix` and has not changed for `age`: what a process that was killed left. The age is beyond that
+    /// of any that still lives. What cannot be removed stays.
+    pub fn remove_strays(&self, prefix: &str, age: Duration) {
+        let names = self.names().unwrap_or_default();
+        for name in names.iter().filter(|name| name.as_encoded_bytes().starts_with(prefix.as_bytes())) {
+            let changed = self.stat(name).ok().and_then(|is| u64::try_from(is.st_mtime).ok());
+            if changed.is_some_and(|changed| Duration::from_secs(changed) + age <= clock::now()) {
+                let _ = self.remove(name);
+            }
+        }
     }
 
     /// Makes renames inside the folder durable.
@@ -333,6 +354,28 @@ mod tests {
         assert_eq!(folder.names().unwrap(), ["weights"]);
         let error = folder.folder("no").write("where", b"", Existing::Replace).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn only_old_strays_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let old = std::time::SystemTime::now() - Duration::from_secs(48 * 3600);
+        for name in [".writing-old", ".writing-new", "written"] {
+            let file = File::create(at(name)).unwrap();
+            if name != ".writing-new" {
+                file.set_modified(old).unwrap();
+            }
+        }
+        fs::create_dir_all(at(".unpacking-old/inside")).unwrap();
+        File::open(at(".unpacking-old")).unwrap().set_modified(old).unwrap();
+        let held = Folder::from(folder.path());
+        held.probe().unwrap();
+        let there = |name: &str| at(name).exists();
+        assert_eq!([".writing-old", ".writing-new", "written"].map(there), [false, true, true]);
+        held.remove_strays(".unpacking-", Duration::from_secs(3600));
+        assert_eq!([".unpacking-old", ".writing-new"].map(there), [false, true]);
+        Folder::from(&at("nowhere")).remove_strays("", Duration::ZERO);
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod outputs;
 mod place;
 mod read;
 
-pub use folder::{Folder, How};
+pub use folder::{Folder, How, UNFINISHED, is_unfinished};
 pub use lock::Lock;
 pub use outputs::{Files, Output, OutputError};
 pub use place::{LOCK_SUFFIX, Place};

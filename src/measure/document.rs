@@ -150,6 +150,13 @@ impl Document {
         if read.secateur_measure != VERSION {
             bail!("layout {}, this build reads {VERSION}", read.secateur_measure);
         }
+        for row in &read.rows {
+            if let Some((at, sample)) =
+                row.samples.iter().enumerate().find(|(_, s)| !(s.is_finite() && **s > 0.0))
+            {
+                bail!("{}: sample {at} is {sample} s, expected a time above 0", row.name);
+            }
+        }
         Ok(read)
     }
 

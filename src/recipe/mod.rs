@@ -179,7 +179,7 @@ impl Recipe {
         let mut root = Section::root(name, table);
         let objective = Objective::read(root.section("objective")?)?;
         let method = objective.method;
-        let name = root.text("name", Some(name))?;
+        let name = root.file_name("name", name)?;
         let seed = root.integer("seed", 0..=i64::MAX as usize, Some(0))? as u64;
         let epochs = root.integer("epochs", 1..=100_000, None)?;
         let batch = root.integer("batch", 1..=65_536, None)?;

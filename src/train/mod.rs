@@ -28,7 +28,7 @@ use crate::data::{DataError, DataSet, order::split};
 use crate::engine::{self, Engine, ImageSet, WeightSet};
 use crate::evaluate::state::StateError;
 use crate::evaluate::{Outcome, Protocol, Subject, evaluate};
-use crate::model::{ResNet18, initialise};
+use crate::model::{ResNet18, WeightsError, initialise};
 use crate::prune::PruneError;
 use crate::recipe::Recipe;
 use checkpoint::CheckpointError;
@@ -66,6 +66,13 @@ pub enum TrainError {
         "epoch {epoch}: the loss of training image {image} is {loss}; training diverged, lower optimizer.learning_rate"
     )]
     Diverged { epoch: u32, image: u32, loss: f32 },
+    #[error(
+        "epoch {epoch}: {count} of {total} {split} images have a logit that is NaN or infinite; training diverged, lower \
+         optimizer.learning_rate"
+    )]
+    NonFinite { epoch: u32, split: &'static str, count: usize, total: usize },
+    #[error("epoch {epoch}: {source}")]
+    DivergedWeights { epoch: u32, source: WeightsError },
     #[error(
         "epoch {epoch}: catastrophic overfitting, PGD-5 accuracy on training images fell from {before:.3} to {after:.3}; \
          take an earlier checkpoint, or more or smaller attack steps"
@@ -193,6 +200,16 @@ fn epoch(
         let clean = judge(run, trainer, subject, &Protocol::Clean, "validation")?;
         let robust = judge(run, trainer, subject, best_by, "validation")?;
         let (Some(clean), Some(robust)) = (clean, robust) else { return interrupted(run, trainer) };
+        let count = clean.non_finite.max(robust.non_finite);
+        if count > 0 {
+            console.clear();
+            return Err(TrainError::NonFinite {
+                epoch: number,
+                split: "validation",
+                count,
+                total: validation.len(),
+            });
+        }
         validated = Some((clean.accuracy(), robust.accuracy()));
         let seconds = Seconds { evaluate: begin.elapsed().as_secs_f64(), ..Seconds::default() };
         trainer.progress.epoch_seconds += seconds;

@@ -21,12 +21,13 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::metrics::{self, EpochMetrics, Line, RolledBack};
 use super::{checkpoint, tensorboard};
-use crate::files::{Existing, Folder, How, Lock, Place, is_file, limit};
+use crate::files::{Existing, Folder, How, Lock, Place, UNFINISHED, is_file, is_unfinished, limit};
 use crate::prune::Subset;
 
 /// A run's folder on disk.
@@ -85,14 +86,16 @@ pub fn is_of_a_run(path: &Path) -> bool {
     NAMES.iter().any(|name| path.starts_with(name)) || is_checkpoint || tensorboard::is_event_file(path)
 }
 
-/// Whether a folder is not there or holds nothing but the lock of a run that ended before its first file.
+/// Whether a folder is not there or holds nothing but what a run leaves that ended before its first file: its lock, and that file
+/// unfinished.
 fn is_empty(path: &Path) -> Result<bool> {
     let entries = match fs::read_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
         entries => entries.map_err(at(path))?,
     };
     for entry in entries {
-        if entry.map_err(at(path))?.file_name() != LOCK {
+        let name = entry.map_err(at(path))?.file_name();
+        if name != LOCK && !is_unfinished(&name) {
             return Ok(false);
         }
     }
@@ -297,6 +300,10 @@ impl RunFolder {
             }
             _ => at(&self.path().join(LOCK))(error),
         })?;
+        // Nobody else writes here: what is unfinished stays so.
+        for folder in [&folder, &folder.folder("selection")] {
+            folder.remove_strays(UNFINISHED, Duration::ZERO);
+        }
         folder.sync().map_err(at(self.path()))?;
         Ok(Self { folder, _lock: Some(Arc::new(lock)) })
     }

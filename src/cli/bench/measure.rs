@@ -38,8 +38,8 @@ pub struct Options {
     /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
-    /// Folder of the CIFAR binary files, for the recipe's own images [default: generated ones]
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version, for the recipe's own images [default: generated ones]
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Width of the network
     #[arg(long, value_name = "N", default_value_t = 64)]

@@ -29,8 +29,8 @@ pub struct Args {
     /// A safetensors file, a run folder (its best weights) or a checkpoint folder
     #[arg(long, value_name = "FILE|DIR")]
     weights: PathBuf,
-    /// Folder of the CIFAR binary files; without it, generated images
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version; without it, generated images
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// clean, fgsm, pgdN, pgdNxR (R restarts, worst case per image), pgdN-0.003 (step of the TRADES papers), cw, aa (AutoAttack) or
     /// its parts apgd-ce, apgd-t, fab-t, square
@@ -63,7 +63,7 @@ pub struct Args {
     /// Where the evaluation keeps its state until it is done [default: beside --out]
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
-    /// Go on from the state
+    /// Go on from the state, where there is one
     #[arg(long)]
     resume: bool,
 }
@@ -186,7 +186,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
             };
             session.finish(protocol, outcome, progress)?;
         }
-        console.line(report::line(protocol, &session.finished()[number].outcome, &args.eps));
+        let outcome = &session.finished()[number].outcome;
+        console.line(report::line(protocol, outcome, &args.eps, session.settings()));
     }
 
     let outcomes: Vec<_> = args
@@ -196,7 +197,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         .map(|(protocol, done)| (protocol, &done.outcome))
         .collect();
     let mut warnings = sanity::alarms(&outcomes);
-    let mut failures = Vec::new();
+    let mut failures: Vec<String> =
+        outcomes.iter().filter_map(|(protocol, outcome)| sanity::failure(protocol, outcome)).collect();
     for progress in session.finished().iter().filter_map(|finished| finished.progress.as_ref()) {
         warnings.extend(sanity::warnings(progress));
         failures.extend(progress.extent.failures());

@@ -9,7 +9,7 @@ use super::super::{at, dump};
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::data::{IMAGE_BYTES, Images as Pictures};
-use crate::engine::Engine;
+use crate::engine::{Engine, NO_CLASS};
 use crate::evaluate::autoattack::{self, Listener, Progress, Verdict};
 use crate::evaluate::state::{Finished, Images, Settings, State, StateError};
 use crate::evaluate::{Outcome, Protocol, Subject};
@@ -40,11 +40,12 @@ impl Session {
             })
         });
         let lock = lock.transpose()?;
+        let exists = |place: &Place| at(&place.path(), place.exists());
+        let begun = place.as_ref().map(exists).transpose()?.unwrap_or(false);
+        let resume = resume && begun;
         let state = match &place {
             Some(place) if resume => State::load(place, &settings)?,
-            Some(place) if at(&place.path(), place.exists())? => {
-                return Err(StateError::Unfinished { path: place.path() }.into());
-            }
+            Some(place) if begun => return Err(StateError::Unfinished { path: place.path() }.into()),
             _ => State::new(settings),
         };
         let images = match &place {
@@ -122,7 +123,7 @@ impl Session {
     /// The adversarial images of a protocol and what the network says of them, as a safetensors file.
     ///
     /// `x_adv` (f32, N x 3 x 32 x 32: the clean image where none was found), `labels`, `clean_predictions`,
-    /// `adversarial_predictions` (i64, N) and `robust` (bool, N).
+    /// `adversarial_predictions` (i64, N; -1 where a logit is not finite) and `robust` (bool, N).
     pub fn dump(&mut self, protocol: &Protocol, pictures: &Pictures) -> anyhow::Result<Vec<u8>> {
         let name = protocol.to_string();
         let finished = self.state.finished.iter().find(|finished| finished.protocol == name);
@@ -138,7 +139,8 @@ impl Session {
             x_adv.extend(image.iter().flat_map(|value| value.to_le_bytes()));
         }
         let words = |words: &[u32]| -> Vec<u8> {
-            words.iter().flat_map(|word| i64::from(*word).to_le_bytes()).collect()
+            let class = |word: &u32| if *word == NO_CLASS { -1 } else { i64::from(*word) };
+            words.iter().flat_map(|word| class(word).to_le_bytes()).collect()
         };
         let robust: Vec<u8> =
             progress.verdicts.iter().map(|verdict| (*verdict == Verdict::Robust).into()).collect();

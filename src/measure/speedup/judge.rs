@@ -257,6 +257,8 @@ fn row(candidate: &Candidate, finished: &Finished) -> TestAccuracy {
         total: outcome.withstood.len(),
         accuracy: outcome.accuracy(),
         seconds: outcome.seconds,
+        non_finite: outcome.non_finite,
+        zero_gradients: outcome.zero_gradients,
     }
 }
 

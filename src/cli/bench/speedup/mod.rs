@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
 
-use super::super::{at, catch_interrupts, images_of, inputs, write};
+use super::super::{at, catch_interrupts, images_of, inputs, or_set, write};
 use crate::console::Console;
 use crate::data::{DataSet, SetKind};
 use crate::engine::DeviceChoice;
@@ -37,8 +37,8 @@ pub struct Args {
     /// samples for fewer epochs), random and random-online; one that only attacks less brings full
     #[arg(long, value_name = "NAME|FILE,...", value_delimiter = ',', required = true)]
     recipes: Vec<OsString>,
-    /// Folder of the CIFAR binary files; not needed by generated images and --dry-run
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version; not needed by generated images and --dry-run
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Epochs of the schedule [default: each recipe's]. Epochs at which the learning rate drops move along
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -97,7 +97,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     for entry in &plan.entries {
         let kept = Kept::of_recipe(&entry.recipe);
         if !sets.iter().any(|(known, _)| *known == kept) {
-            let data = images_of(&entry.recipe, args.data.as_deref())?;
+            let data = images_of(&entry.recipe, args.data.as_deref()).map_err(or_set)?;
             if let Some(wanted) = args.samples.filter(|&wanted| wanted as usize > data.test.len()) {
                 bail!("--samples {wanted}: there are {} test images", data.test.len());
             }

@@ -9,7 +9,7 @@ use anyhow::bail;
 use super::Args;
 use crate::batch::Batch;
 use crate::cli::train::{begin_session, differing_keys};
-use crate::cli::{Interrupted, at};
+use crate::cli::{CheckFailed, Interrupted, at};
 use crate::console::Console;
 use crate::data::DataSet;
 use crate::engine::{Engine, open};
@@ -147,7 +147,7 @@ impl Work<'_> {
         if let (None, Some(device)) = (&engine, trained_on)
             && let Some(known) = court(device).known().map_err(of_judge)?
         {
-            return Ok(known);
+            return finite(recipe, known);
         }
         let mut engine = match engine {
             Some(engine) => engine,
@@ -170,7 +170,7 @@ impl Work<'_> {
                 self.console.line(format!("{weights}: {} of {samples} test images", rows.join(", ")));
             }
         }
-        Ok(judged)
+        finite(recipe, judged)
     }
 
     fn open(&self, recipe: &Recipe) -> anyhow::Result<Box<dyn Engine>> {
@@ -182,6 +182,17 @@ impl Work<'_> {
     fn interrupted(&self) -> Interrupted {
         let out = self.args.out.display();
         Interrupted(Some(format!("what is done is kept in {out}; the same command goes on there")))
+    }
+}
+
+/// Refuses results of a network whose logits are no numbers.
+fn finite(recipe: &Recipe, rows: Vec<TestAccuracy>) -> anyhow::Result<Vec<TestAccuracy>> {
+    match rows.iter().find(|row| row.non_finite > 0) {
+        None => Ok(rows),
+        Some(row) => bail!(CheckFailed(format!(
+            "{}, seed {}: {} of {} test images have a logit that is NaN or infinite under {}; training diverged",
+            recipe.name, recipe.seed, row.non_finite, row.total, row.protocol
+        ))),
     }
 }
 
