@@ -125,7 +125,8 @@ fn parse_name(text: &str) -> Option<(u32, usize)> {
 }
 
 /// Every folder in `folder` that bears a checkpoint's name, newest first; whole or not. Files and links that do are none.
-pub fn list(folder: &Folder) -> Result<Vec<String>, CheckpointError> {
+pub fn list(folder: impl Into<Folder>) -> Result<Vec<String>, CheckpointError> {
+    let folder = folder.into();
     let names = match folder.names() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         names => names.map_err(at(folder.path()))?,
