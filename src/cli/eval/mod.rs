@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail};
 
-use super::{CheckFailed, Interrupted, at, catch_interrupts, inputs, radius, write};
+use super::{CheckFailed, Interrupted, catch_interrupts, inputs, radius, write};
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::engine::{DeviceChoice, WeightSet, open};
