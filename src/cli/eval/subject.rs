@@ -63,7 +63,7 @@ fn weights_file(path: &Path, console: &Console) -> anyhow::Result<(PathBuf, Vec<
 /// The images to judge on: those of the run's recipe where there is one, else what `--data` must hold.
 pub fn images(weights: &Path, folder: Option<&Path>, classes: usize) -> anyhow::Result<DataSet> {
     let recipe = weights.join("recipe.toml");
-    let (kind, limits) = if recipe.is_file() {
+    let (kind, limits) = if at(&recipe, is_file(&recipe))? {
         let data = Recipe::load(&recipe.to_string_lossy(), &[])?.data;
         (data.set, (data.train_limit, data.test_limit))
     } else {
