@@ -370,7 +370,7 @@ fn the_command_reports_dumps_and_resumes() {
 #[test]
 fn a_stop_is_heard_within_every_attack() {
     println!("seed {SEED}");
-    let long = ["pgd1000000", "cw", "apgd-ce", "apgd-t", "fab-t", "square", "aa"];
+    let long = ["pgd10000", "cw", "apgd-ce", "apgd-t", "fab-t", "square", "aa"];
     for (device, count, protocols) in
         [(DeviceChoice::Cpu, 64, &long[..]), (DeviceChoice::Emulated, 2, &long[..2])]
     {
@@ -457,7 +457,7 @@ fn a_stop_keeps_what_is_finished_and_the_rest_is_of_the_same_images() {
     let path = folder.path();
     weights().write(&path.join("w.safetensors"), Existing::Refuse).unwrap();
     two_sets(path);
-    let line = "--data one --samples 2 --protocol clean,pgd1000000 --out r.json";
+    let line = "--data one --samples 2 --protocol clean,pgd10000x100 --out r.json";
     let interrupted = |more: &str| {
         let mut child = Process::new(PROGRAM)
             .current_dir(path)

@@ -168,9 +168,9 @@ pub trait Engine:
     /// Waits for all work; reports an error that happened on the way.
     fn synchronize(&self) -> Result<()>;
 
-    /// From now on an evaluation pass ([`Pass::Eval`]), and each step of an attack made of them, begins only while this stop is
-    /// not requested, and ends with [`Error::Stopped`] otherwise. Train passes, which move the running statistics, are never
-    /// cut off. Returns what was there before. A GPU hears it between micro-batches.
+    /// From now on a forward or backward pass of evaluation ([`Pass::Eval`]) begins only while this stop is not requested, and
+    /// ends with [`Error::Stopped`] otherwise. Train passes, which move the running statistics, are never cut off. Returns what was
+    /// there before. [`AttackLoop::ascend`] on a GPU is heard out, and on the emulator hears it between two steps.
     fn stop_on(&mut self, stop: Option<StopFlag>) -> Option<StopFlag>;
 
     // Weights and optimizer.

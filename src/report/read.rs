@@ -12,7 +12,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value};
 
-use crate::files::{limit, read, read_text};
+use crate::files::{is_file, limit, read, read_text};
 use crate::train::metrics;
 
 /// Damaged lines of one file that are named.
@@ -113,8 +113,10 @@ impl RunRecord {
         if !entry.is_dir() {
             return Err(not_a_run("a file".into()));
         }
-        if !path.join("recipe.toml").exists() {
-            return Err(not_a_run("holds no recipe.toml".into()));
+        match is_file(&path.join("recipe.toml")) {
+            Ok(true) => {}
+            Ok(false) => return Err(not_a_run("holds no recipe.toml".into())),
+            Err(error) => return Err(not_a_run(format!("recipe.toml: {error}"))),
         }
         let mut run = Self {
             name: last_parts(&whole(path), 1),

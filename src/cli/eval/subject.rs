@@ -61,19 +61,24 @@ fn weights_file(path: &Path, console: &Console) -> anyhow::Result<(PathBuf, Vec<
 }
 
 /// The recipe of the run that weights belong to: in their folder, or in the one around its `checkpoints`.
-fn recipe_of(weights: &Path) -> Option<PathBuf> {
-    let folder = if weights.is_dir() { weights } else { weights.parent()? };
+fn recipe_of(weights: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let folder = if weights.is_dir() { weights } else { weights.parent().unwrap_or(weights) };
     // "." has parents only by its whole path.
     let whole = folder.canonicalize().unwrap_or_else(|_| folder.into());
     let around = whole.parent().filter(|parent| parent.file_name().is_some_and(|name| name == "checkpoints"));
     let folders = [Some(folder), around.and_then(Path::parent)];
-    folders.into_iter().flatten().map(|folder| folder.join("recipe.toml")).find(|path| path.is_file())
+    for path in folders.into_iter().flatten().map(|folder| folder.join("recipe.toml")) {
+        if at(&path, is_file(&path))? {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
 }
 
 /// The images to evaluate on: those of the weights' own run where they lie in one, else what `--data` must hold. Where neither says
 /// which, they are the generated ones.
 pub fn images(weights: &Path, folder: Option<&Path>, classes: usize) -> anyhow::Result<DataSet> {
-    let recipe = recipe_of(weights);
+    let recipe = recipe_of(weights)?;
     let (kind, limits) = if let Some(recipe) = &recipe {
         let data = Recipe::load(recipe, &[])?.data;
         (data.set, (data.train_limit, data.test_limit))

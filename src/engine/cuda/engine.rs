@@ -212,7 +212,10 @@ impl Cuda {
     ) -> Result<()> {
         let gradient = self.logits(logit_gradient, batch)?;
         match pass {
-            Pass::Eval => self.eval.backward(&self.parameters, &self.scratch, batch, gradient, image),
+            Pass::Eval => {
+                self.stop.iter().try_for_each(StopFlag::check)?;
+                self.eval.backward(&self.parameters, &self.scratch, batch, gradient, image)
+            }
             Pass::Train { slot } => {
                 let wanted = Wanted { parameters: None, image: Some(*image) };
                 self.train_backward(slot, batch, gradient, &wanted)

@@ -149,7 +149,10 @@ impl Reference {
         let dlogits = self.heap.copy(logit_gradient)?;
         let mut gradient = vec![0.0; batch * IMAGE_LEN];
         match pass {
-            Pass::Eval => self.eval.input_gradient(batch, &dlogits, &mut gradient),
+            Pass::Eval => {
+                self.stop.iter().try_for_each(StopFlag::check)?;
+                self.eval.input_gradient(batch, &dlogits, &mut gradient)
+            }
             Pass::Train { slot } => {
                 let wanted = Wanted { parameters: None, images: Some(&mut gradient) };
                 self.train.backward(slot, &self.layout, batch, &dlogits, wanted);
