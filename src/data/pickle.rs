@@ -192,9 +192,7 @@ impl Machine<'_> {
             if let Some(root) = done {
                 return match self.at == self.bytes.len() {
                     true => Ok(root),
-                    false => {
-                        Err(format!("{} bytes after the end of the pickle", self.bytes.len() - self.at))
-                    }
+                    false => Err(format!("{} bytes after the end of the pickle", self.bytes.len() - self.at)),
                 };
             }
         }
