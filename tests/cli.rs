@@ -545,7 +545,7 @@ fn a_training_that_diverges_fails() {
     let more = [
         "--set=data.validation=0",
         "--set=epochs=1",
-        "--set=batch=60",
+        "--set=batch=30",
         "--set=evaluation.protocols=['clean']",
     ];
     let args = [&["train", "--out", "blind"], &TINY[..], &diverging, &more].concat();

@@ -395,7 +395,8 @@ fn evaluation_states() {
     let mut running = Progress::new(&Part::ALL, samples);
     running.verdicts[1] = Verdict::Misclassified;
     running.verdicts[2] = Verdict::BrokenBy(Part::Square);
-    let state = State { running: Some(running.clone()), ..State::new(settings(samples)) };
+    let mut state = State::new(settings(samples));
+    state.running = Some(running);
     state.save(&path).unwrap();
     fuzz("evaluation-states", &[fs::read(&path).unwrap()], |bytes| {
         fs::write(&path, bytes).unwrap();

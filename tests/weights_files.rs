@@ -199,8 +199,11 @@ fn the_command_writes_checks_and_never_overwrites() {
     assert!(error.contains("no/such/file"), "{error}");
 }
 
-/// A safetensors file of these tensors: name, type, shape, bytes.
-fn tensors(tensors: &[(String, Dtype, Vec<usize>, Vec<u8>)]) -> Vec<u8> {
+/// A tensor of any type: name, type, shape, bytes.
+type Entry = (String, Dtype, Vec<usize>, Vec<u8>);
+
+/// A safetensors file of these tensors.
+fn tensors(tensors: &[Entry]) -> Vec<u8> {
     let views = tensors
         .iter()
         .map(|(name, dtype, shape, data)| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
@@ -223,7 +226,7 @@ fn weights_of_other_programs_are_converted() {
     for tensor in good.tensors.values_mut() {
         tensor.values.iter_mut().for_each(|value| *value = f16::from_f32(*value).to_f32());
     }
-    let foreign = |prefix: &str, dtype: Dtype| -> Vec<(String, Dtype, Vec<usize>, Vec<u8>)> {
+    let foreign = |prefix: &str, dtype: Dtype| -> Vec<Entry> {
         let mut all = Vec::new();
         for (name, tensor) in &good.tensors {
             let name = name.replace("linear.", "fc.").replace("shortcut.", "downsample.");
@@ -263,7 +266,7 @@ fn weights_of_other_programs_are_converted() {
         fs::remove_file(output).unwrap();
     }
     // What does not fit is refused, and nothing is written.
-    let refused = |change: &dyn Fn(&mut Vec<(String, Dtype, Vec<usize>, Vec<u8>)>)| {
+    let refused = |change: &dyn Fn(&mut Vec<Entry>)| {
         let mut all = foreign("net.", Dtype::F64);
         change(&mut all);
         fs::write(input, tensors(&all)).unwrap();

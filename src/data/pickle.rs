@@ -5,6 +5,7 @@
 //! no more memory than its operations do, which are counted. Protocols 0 to 1 are not read: nothing writes them any more.
 //! The format: Python's `pickletools` module.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -49,7 +50,7 @@ pub struct Pickle<'a> {
 /// A NumPy array of bytes.
 pub struct ByteArray<'a> {
     pub shape: Vec<i64>,
-    pub data: std::borrow::Cow<'a, [u8]>,
+    pub data: Cow<'a, [u8]>,
 }
 
 impl<'a> Pickle<'a> {
@@ -138,38 +139,45 @@ impl<'a> Pickle<'a> {
             && first.is_some_and(|first| self.is_text(first, "u1") || self.is_text(first, "|u1"))
     }
 
+    /// Whether a value is this text, in bytes or as a text.
     fn is_text(&self, value: &Value, text: &str) -> bool {
         match value {
             Value::Bytes(range) | Value::Text(range) => &self.bytes[range.clone()] == text.as_bytes(),
+            // No more is decoded than could be equal.
+            Value::Called { .. } => {
+                let short = self.encoded(value).filter(|range| range.len() <= 2 * text.len());
+                short.is_some() && self.content(value).is_some_and(|content| *content == *text.as_bytes())
+            }
             _ => false,
         }
     }
 
-    /// The bytes that a value stands for. Python 3 writes them for protocol 2 as `_codecs.encode(text, "latin1")`.
-    fn content(&self, value: &Value) -> Option<std::borrow::Cow<'_, [u8]>> {
-        match value {
-            Value::Bytes(range) => Some(self.bytes[range.clone()].into()),
-            Value::Called { global, arguments, state: None } => {
-                let (Value::Global(name), Value::Tuple(arguments)) =
-                    (&self.values[*global], &self.values[*arguments])
-                else {
-                    return None;
-                };
-                let &[text, encoding] = &arguments[..] else { return None };
-                let (Value::Text(range), "_codecs encode") = (&self.values[text], name.as_str()) else {
-                    return None;
-                };
-                if !self.is_text(&self.values[encoding], "latin1") {
-                    return None;
-                }
-                let text = std::str::from_utf8(&self.bytes[range.clone()]).ok()?;
-                text.chars()
-                    .map(|c| u8::try_from(u32::from(c)).ok())
-                    .collect::<Option<Vec<u8>>>()
-                    .map(Into::into)
+    /// The text that a value encodes: Python 3 writes bytes for protocol 2 as `_codecs.encode(text, "latin1")`.
+    fn encoded(&self, value: &Value) -> Option<Range<usize>> {
+        let Value::Called { global, arguments, state: None } = value else { return None };
+        let (Value::Global(name), Value::Tuple(arguments)) =
+            (&self.values[*global], &self.values[*arguments])
+        else {
+            return None;
+        };
+        let &[text, encoding] = &arguments[..] else { return None };
+        match (name.as_str(), &self.values[text], &self.values[encoding]) {
+            ("_codecs encode", Value::Text(text), Value::Text(encoding))
+                if &self.bytes[encoding.clone()] == b"latin1" =>
+            {
+                Some(text.clone())
             }
             _ => None,
         }
+    }
+
+    /// The bytes that a value stands for.
+    fn content(&self, value: &Value) -> Option<Cow<'_, [u8]>> {
+        if let Value::Bytes(range) = value {
+            return Some(self.bytes[range.clone()].into());
+        }
+        let text = std::str::from_utf8(&self.bytes[self.encoded(value)?]).ok()?;
+        text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect::<Option<Vec<u8>>>().map(Into::into)
     }
 }
 

@@ -25,6 +25,9 @@ enum Source {
     Archive(PathBuf),
 }
 
+/// The bytes of files by name.
+pub type Files = HashMap<&'static str, Vec<u8>>;
+
 /// Unpacked bytes of an archive that are looked at; the largest one has 190 MB.
 const MAX_UNPACKED: u64 = 1 << 30;
 
@@ -123,23 +126,20 @@ fn images(
     limits: [Option<usize>; 2],
     mut load: impl FnMut(&str, u64) -> Result<Vec<u8>, DataError>,
 ) -> Result<(Images, Images), DataError> {
-    let sizes = layout.sizes();
-    let mut parts = [Images::default(), Images::default()];
-    let mut files = form.files(layout);
-    let test = files.split_off(files.len() - 1);
-    for (part, (files, (limit, all))) in
-        parts.iter_mut().zip([files, test].into_iter().zip(limits.into_iter().zip([sizes.train, sizes.test])))
-    {
+    let mut read = |files: &[(&'static str, usize)], limit: Option<usize>, all: usize| {
         let limit = limit.unwrap_or(all).min(all);
+        let mut part = Images::default();
         part.pixels.reserve(limit * IMAGE_BYTES);
-        for (name, records) in files {
+        for &(name, records) in files {
             let count = (limit - part.len()).min(records);
             let bytes = load(name, form.most_bytes(layout, records))?;
-            form.append(layout, &place.join(name), &bytes, (records, count), part)?;
+            form.append(layout, &place.join(name), &bytes, (records, count), &mut part)?;
         }
-    }
-    let [train, test] = parts;
-    Ok((train, test))
+        Ok(part)
+    };
+    let (files, sizes) = (form.files(layout), layout.sizes());
+    let (train, test) = files.split_at(files.len() - 1);
+    Ok((read(train, limits[0], sizes.train)?, read(test, limits[1], sizes.test)?))
 }
 
 fn locate(layout: &Layout, path: &Path) -> Result<Source, DataError> {
@@ -205,21 +205,17 @@ fn missing(layout: &Layout, form: Form, place: &Path, there: &dyn Fn(&str) -> bo
 }
 
 /// The files of an archive, by name, and their form.
-fn unpack(layout: &Layout, path: &Path) -> Result<(Form, HashMap<&'static str, Vec<u8>>), DataError> {
+fn unpack(layout: &Layout, path: &Path) -> Result<(Form, Files), DataError> {
     let io = |source| DataError::Io { path: path.into(), source };
     let file = File::open(path).map_err(io)?;
     from_archive(layout, path, BufReader::new(file))
 }
 
 /// The files of the set in the bytes of a gzipped tar archive; `path` stands in messages.
-pub fn from_archive(
-    layout: &Layout,
-    path: &Path,
-    archive: impl Read,
-) -> Result<(Form, HashMap<&'static str, Vec<u8>>), DataError> {
+pub fn from_archive(layout: &Layout, path: &Path, archive: impl Read) -> Result<(Form, Files), DataError> {
     let io = |source| DataError::Io { path: path.into(), source };
     let other = if layout.kind == SetKind::Cifar10 { CIFAR100 } else { CIFAR10 };
-    let mut found: [HashMap<&'static str, Vec<u8>>; 2] = Default::default();
+    let mut found: [Files; 2] = Default::default();
     let mut of_other = false;
     let mut entries = tar::Archive::new(GzDecoder::new(archive).take(MAX_UNPACKED));
     for entry in entries.entries().map_err(io)? {
