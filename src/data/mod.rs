@@ -138,7 +138,7 @@ pub fn is_of_a_set(path: &Path) -> bool {
         let names = layout.files().map(|(name, _)| name).chain(layout.python_files.iter().copied());
         let folders = [layout.folder, layout.python_folder];
         folders.iter().any(|folder| path.starts_with(folder))
-            || names.chain(layout.archives).any(|name| path == Path::new(name))
+            || names.chain(layout.archives).chain([SUMS]).any(|name| path == Path::new(name))
     })
 }
 
