@@ -18,7 +18,7 @@ use secateur::evaluate::autoattack::{Listener, Progress, Verdict, run};
 use secateur::evaluate::sanity::{Checks, alarms, warnings};
 use secateur::evaluate::state::{Images, Settings};
 use secateur::evaluate::{Part, Protocol, Subject, evaluate};
-use secateur::files::Existing;
+use secateur::files::{Existing, Place};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, Weights, initialise};
 use tempfile::TempDir;
@@ -417,12 +417,14 @@ fn images_that_are_not_whole_are_refused() {
         dump: true,
     };
     let image: Vec<f32> = (0..IMAGE_LEN).map(|i| i as f32 / IMAGE_LEN as f32).collect();
-    let mut images = Images::in_file(&path, false, &settings(1)).unwrap();
+    let mut images = Images::in_file(&Place::from(&path), false, &settings(1)).unwrap();
     images.put(3, &image).unwrap();
     images.put(5, &image).unwrap();
     images.sync().unwrap();
     let whole = fs::read(&path).unwrap();
-    let get = |position: usize, seed| Images::in_file(&path, true, &settings(seed)).unwrap().get(position);
+    let get = |position: usize, seed| {
+        Images::in_file(&Place::from(&path), true, &settings(seed)).unwrap().get(position)
+    };
     assert!(get(3, 1).unwrap() == image && get(5, 1).unwrap() == image);
     // Never put; of another evaluation; at another position; cut; filled.
     for position in [2, 4, 6] {
