@@ -13,7 +13,8 @@ use common::{Bound, Random, SEED, assert_close};
 use pairs::{Pairs, check};
 use safetensors::SafeTensors;
 use secateur::engine::{
-    DeviceChoice, Engine, Error, LossOutputs, PairedForm, PairedLoss, PairedLossOutputs, Tensor, open,
+    CrossEntropy, DeviceChoice, Engine, Error, LossOutputs, Margin, NO_CLASS, PairedForm, PairedLoss,
+    PairedLossOutputs, Tensor, open,
 };
 use secateur::model::ResNet18;
 
@@ -291,4 +292,47 @@ fn the_reference_engine_names_a_label_or_a_row_that_is_not_there() {
     let to = engine.alloc::<f32>("to", 20).unwrap();
     let message = engine.gather_rows(&logits, &rows, 10, &to).unwrap_err().to_string();
     assert_eq!(message, "rows: row 2 at position 1, but logits has 2 rows");
+}
+
+#[test]
+fn logits_that_are_not_finite_predict_nothing() {
+    let (nan, inf) = (f32::NAN, f32::INFINITY);
+    // A row that is right, then the label's and another logit NaN, infinite and infinitely low.
+    let rows = [
+        [3.0f32, 1.0, 2.0],
+        [nan, 1.0, 2.0],
+        [3.0, nan, 2.0],
+        [inf, 1.0, 2.0],
+        [3.0, -inf, 2.0],
+        [3.0, inf, 2.0],
+    ];
+    for device in DEVICES {
+        let mut engine = engine(device, 3);
+        let engine = engine.as_mut();
+        let logits = engine.upload("logits", rows.as_flattened()).unwrap();
+        let sound = engine.upload("clean logits", &[3.0f32, 1.0, 2.0].repeat(rows.len())).unwrap();
+        let labels = engine.upload("labels", &[0u32; 6]).unwrap();
+        let outputs = Outputs::new(engine, rows.len());
+        let wanted = [0, NO_CLASS, NO_CLASS, NO_CLASS, NO_CLASS, NO_CLASS];
+        let check = |engine: &dyn Engine, what: &str| {
+            assert_eq!(engine.read(&outputs.predictions).unwrap(), wanted, "{device:?}: {what}");
+            engine.write(&outputs.predictions, &[7; 6]).unwrap();
+        };
+        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
+        engine.cross_entropy(&loss, &logits, &labels, None, outputs.single()).unwrap();
+        check(engine, "cross-entropy");
+        engine.divergence(&sound, &logits, 1.0, outputs.single()).unwrap();
+        check(engine, "divergence");
+        engine.margin_loss(Margin::BestWrong, &logits, &labels, outputs.single()).unwrap();
+        check(engine, "margin");
+        for (form, divergence, _) in FORMS {
+            let loss = PairedLoss { form, divergence, scale: 1.0 };
+            engine.paired_loss(&loss, &sound, &logits, &labels, None, outputs.paired()).unwrap();
+            check(engine, &format!("{form:?}"));
+        }
+        let scores = engine.upload("scores", &[7.0f32; 6]).unwrap();
+        engine.signed_deviation(&logits, &labels, &scores).unwrap();
+        let scores = engine.read(&scores).unwrap();
+        assert!(scores[0] > 0.0 && scores[1..].iter().all(|score| !(*score > 0.0)), "{device:?}: {scores:?}");
+    }
 }

@@ -5,7 +5,7 @@ mod common;
 mod survey;
 
 use common::{Bound, assert_close};
-use secateur::engine::{DeviceChoice, Engine, Pass, Term};
+use secateur::engine::{DeviceChoice, Engine, Pass, StopFlag, Term};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::prune::{PruneError, Survey};
 use survey::Subject;
@@ -131,5 +131,23 @@ fn a_survey_can_be_stopped() {
         let error = survey.last_layer(engine, &SAMPLES).unwrap_err();
         assert!(matches!(error, PruneError::Stopped), "{error}");
         assert_eq!(asked, 1);
+    });
+}
+
+/// And so does one whose engine hears a stop in the attack on its first batch.
+#[test]
+fn a_survey_can_be_stopped_within_a_batch() {
+    let mut subject = Subject::new(DeviceChoice::Cpu, &[]);
+    subject.survey(|engine, survey| {
+        let stop = StopFlag::default();
+        engine.stop_on(Some(stop.clone()));
+        assert!(survey.last_layer(engine, &SAMPLES).is_ok());
+        stop.request();
+        let mut watch = |_: usize, _: usize| panic!("no batch is done");
+        let mut survey = Survey { watch: &mut watch, objective: &mut *survey.objective, ..*survey };
+        let error = survey.last_layer(engine, &SAMPLES).unwrap_err();
+        assert!(matches!(error, PruneError::Stopped), "{error}");
+        let error = survey.input_gradient_norms(engine, &SAMPLES).unwrap_err();
+        assert!(matches!(error, PruneError::Stopped), "{error}");
     });
 }

@@ -454,6 +454,19 @@ fn errors_name_key_value_and_wish() {
             "attack.epsilon=8",
             "recipe test: attack.epsilon = 8, expected a fraction such as \"8/255\" or a number, in (0, 1]",
         ),
+        (
+            "attack.epsilon=1e-60",
+            "recipe test: attack.epsilon = 1e-60, expected a fraction such as \"8/255\" or a number, in (0, 1]; so small a number is 0 in f32",
+        ),
+        (
+            "attack.step_size=1e-60/2",
+            "recipe test: attack.step_size = \"1e-60/2\", expected a fraction such as \"8/255\" or a number, in (0, 1]; so small a number is 0 in f32",
+        ),
+        (
+            "optimizer.learning_rate=1e-60",
+            "recipe test: optimizer.learning_rate = 1e-60, expected a number in (0, 100]; so small a number is 0 in f32",
+        ),
+        ("attack.epsilon=1e-30", ""),
         ("optimizer.momentum=1", "recipe test: optimizer.momentum = 1, expected a number in [0, 1)"),
         (
             "optimizer.learning_rate=nan",
@@ -555,5 +568,22 @@ proptest! {
         prop_assert_eq!(recipe.optimizer.learning_rate, learning_rate);
         prop_assert_eq!(recipe.seed, seed);
         prop_assert_eq!(&Recipe::parse("x", &recipe.to_toml(), &[]).unwrap(), &recipe);
+    }
+}
+
+#[test]
+fn a_name_is_no_path() {
+    for name in ["../x", "/tmp/x", "a/b", "a\\b", "..", ".x", "/"] {
+        let error = parse(SMALL, &[&format!("name={name}")]).unwrap_err();
+        assert!(
+            error.contains("name = ") && error.contains("expected the name of a folder"),
+            "{name}: {error}"
+        );
+    }
+    let long = "n".repeat(201);
+    let error = parse(SMALL, &[&format!("name={long}")]).unwrap_err();
+    assert!(error.contains("of up to 200 bytes, and not a longer one"), "{error}");
+    for name in ["a b", "n".repeat(200).as_str(), "ε=8", "a.b", "it's"] {
+        assert_eq!(parse(SMALL, &[&format!("name=\"{name}\"")]).unwrap().name, name);
     }
 }

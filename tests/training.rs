@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use secateur::console::Console;
 use secateur::data::DataSet;
-use secateur::engine::{DeviceChoice, open};
+use secateur::engine::{DeviceChoice, StopFlag, open};
 use secateur::model::Weights;
 use secateur::recipe::Recipe;
 use secateur::train::checkpoint;
@@ -230,6 +230,99 @@ fn a_damaged_newest_checkpoint_costs_time_and_nothing_else() {
     run(&recipe(), path, None).unwrap();
     // The damaged one is still there under its name unless the run has cleared it away as old.
     assert_same_run(path);
+}
+
+/// Metrics as another build and an editor left them, and as a failing disk did.
+#[test]
+fn a_resumed_run_keeps_the_lines_that_are_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    // In the second epoch.
+    run(&recipe(), path, Some(STEPS_PER_EPOCH + 2 + 1)).unwrap_err();
+    let file = path.join("metrics.jsonl");
+    let line = fs::read_to_string(&file).unwrap();
+    let rate = line.split("\"images_per_second\":").nth(1).unwrap().trim_end();
+    let older = line.replace(rate, "null,\"of_a_later_build\":{\"a\":[1]}}");
+    assert_ne!(older, line);
+    let older = format!("\u{feff}{}\n\n", older.trim_end());
+    let damaged = format!("{older}\0\0\0\0\n{{\"epoch\":2,\"learni");
+    fs::write(&file, &damaged).unwrap();
+    // Stopped at once: nothing is lost by trying.
+    run(&recipe(), path, Some(1)).unwrap_err();
+    assert_eq!(fs::read_to_string(&file).unwrap(), older);
+    assert_eq!(fs::read_to_string(path.join("metrics.jsonl.damaged-1")).unwrap(), damaged);
+    run(&recipe(), path, None).unwrap();
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.starts_with(&older), "{text}");
+    assert_eq!(metrics(path).iter().map(|line| line.epoch).collect::<Vec<_>>(), [1, 2, 3]);
+    assert!(!path.join("metrics.jsonl.damaged-2").exists());
+    let [first, ..] = &metrics(path)[..] else { panic!("no epoch") };
+    assert!(first.images_per_second.is_nan() && first.train_loss > 0.0);
+}
+
+/// The engine hears a stop within the attack of a step: the step is done again, with the same bits.
+#[test]
+fn a_stop_within_a_step_costs_that_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let stop = StopFlag::default();
+    let recipe = recipe();
+    let data = data(&recipe);
+    let run_folder = RunFolder::create(folder.path()).unwrap();
+    run_folder.write("recipe.toml", recipe.to_toml().as_bytes()).unwrap();
+    let mut engine = open(DeviceChoice::Cpu, train::network(&recipe), recipe.batch).unwrap();
+    engine.stop_on(Some(stop.clone()));
+    let asked = Cell::new(0);
+    // Requested behind the second step, and not by the answer.
+    let ask = || {
+        asked.set(asked.get() + 1);
+        if asked.get() == 2 {
+            stop.request();
+        }
+        false
+    };
+    let console = Console::silent();
+    let run_of = Run { recipe: &recipe, data: &data, folder: &run_folder, console: &console, stop: &ask };
+    let error = train::run(engine.as_mut(), &run_of).unwrap_err();
+    assert!(matches!(error, TrainError::Interrupted { .. }), "{error}");
+    let newest = checkpoint::load_newest(&run_folder.checkpoints(), &mut |error| panic!("{error}"));
+    let progress = newest.unwrap().unwrap().1.progress;
+    assert_eq!((progress.epoch, progress.step, asked.get()), (0, 2, 2));
+    run(&recipe, folder.path(), None).unwrap();
+    assert_same_run(folder.path());
+}
+
+#[test]
+fn what_the_end_has_measured_is_not_measured_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    // Steps and validations of every epoch, and the first of the two protocols of the test, in two batches.
+    let training = 3 * (STEPS_PER_EPOCH + 2);
+    let error = run(&recipe(), path, Some(training + 2 + 1)).unwrap_err();
+    assert!(matches!(error, TrainError::Interrupted { .. }), "{error}");
+    let best = path.join("best.state");
+    assert!(best.exists() && !path.join("result.json").exists());
+    let finished = || {
+        let text = fs::read_to_string(&best).unwrap();
+        let state: serde_json::Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
+        state["finished"].as_array().unwrap().len()
+    };
+    assert_eq!(finished(), 1);
+    // A damaged one counts for nothing: the third question is again about the second protocol.
+    let whole = fs::read(&best).unwrap();
+    fs::write(&best, &whole[..whole.len() / 2]).unwrap();
+    run(&recipe(), path, Some(3)).unwrap_err();
+    assert_eq!(finished(), 1);
+    // A whole one does not: there the second protocol takes the first two questions.
+    let ended = run(&recipe(), path, Some(3));
+    assert!(ended.is_ok() || finished() == 2, "the first protocol was measured again");
+    run(&recipe(), path, None).unwrap();
+    assert_same_run(path);
+    assert!(!best.exists() && !path.join("last.state").exists());
+    let result: serde_json::Value =
+        serde_json::from_slice(&fs::read(path.join("result.json")).unwrap()).unwrap();
+    for (row, expected) in unbroken().1.test.iter().enumerate() {
+        assert_eq!(result["test"][row]["correct"], expected.correct);
+    }
 }
 
 #[test]

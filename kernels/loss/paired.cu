@@ -116,11 +116,12 @@ DEVICE void paired_loss(const PairedLossParams& p) {
     const Softmax moved = softmax(p.adversarial_logits + row, p.classes);
     const Paired result = BOOSTED ? boosted_cross_entropy(clean, moved, label, p.classes, p.divergence)
                                   : clean_cross_entropy(clean, moved, label, p.classes, p.divergence);
+    const uint32_t predicted = prediction(p.adversarial_logits + row, p.classes, moved.best);
     if (warp >= p.batch) return;
 
     if (lane_index() == 0) {
         p.losses[sample] = result.loss;
-        p.predictions[sample] = moved.best;
+        p.predictions[sample] = predicted;
     }
     const float factor = p.weights.present() ? p.scale * p.weights[sample] : p.scale;
 #pragma unroll

@@ -3,17 +3,17 @@
 //!
 //! The files are described in `prune::file`. Checked by `tests/cli.rs`.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::bail;
 
-use super::{Interrupted, at, catch_interrupts, images_of, weights_for, writable};
+use super::{Interrupted, catch_interrupts, images_of, inputs, or_set, weights_for, write};
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::data::order::split;
 use crate::engine::{DeviceChoice, open};
-use crate::files::{Existing, write_atomic};
 use crate::names::Named;
 use crate::objective;
 use crate::philox::{Key, Purpose};
@@ -26,12 +26,12 @@ pub struct Args {
     /// A safetensors file
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
-    /// Folder of the CIFAR binary files, where the recipe's set needs it
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version, where the recipe's set needs it
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// A built-in recipe's name or a TOML file: its data, objective and attack, and the constants of the method
     #[arg(long, value_name = "NAME|FILE", default_value = "quick")]
-    recipe: String,
+    recipe: OsString,
     /// Change a value of the recipe: --set selection.ridge=0
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -65,20 +65,19 @@ fn method(name: &str) -> Result<SelectionMethod, String> {
 
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let recipe = recipe(&args)?;
+    let mut files = inputs([&args.recipe], args.data.as_deref())?;
+    files.reads("--weights", &args.weights)?;
+    let out = files.writes("--out", &args.out)?;
+    let factors = files.may_write("--factors", args.factors.as_ref())?;
     let (network, weights) = weights_for(&recipe, &args.weights)?;
-    for out in [Some(&args.out), args.factors.as_ref()].into_iter().flatten() {
-        writable(out)?;
-    }
-    if args.factors.as_ref() == Some(&args.out) {
-        bail!("--factors {}: also the file of --out", args.out.display());
-    }
-    let data = images_of(&recipe, args.data.as_deref())?;
+    let data = images_of(&recipe, args.data.as_deref()).map_err(or_set)?;
     let kept = &recipe.data;
     let split = split(&data.train, data.classes, kept.validation, kept.validation_split, recipe.seed)?;
 
     let mut engine = open(args.device, network, recipe.batch)?;
     let engine = engine.as_mut();
     let interrupt = catch_interrupts()?;
+    engine.stop_on(Some(interrupt.flag()));
     engine.load_weights(&weights)?;
     let set = engine.upload_images(&data.train.pixels, &data.train.labels)?;
     let scratch = Batch::alloc(engine, recipe.batch)?;
@@ -109,10 +108,10 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         prune::of_recipe(&recipe).select(engine, &candidates, &mut survey).map_err(what_went_wrong)?;
     engine.synchronize()?;
     let seconds = begin.elapsed().as_secs_f64();
-    write(&args.out, &subset.to_bytes())?;
-    if let Some(path) = &args.factors {
+    write(&out, &subset.to_bytes())?;
+    if let Some(factors) = &factors {
         let view = survey.last_layer(engine, candidates.samples).map_err(what_went_wrong)?;
-        write(path, &view.to_bytes(engine, candidates.samples)?)?;
+        write(factors, &view.to_bytes(engine, candidates.samples)?)?;
     }
     console.clear();
 
@@ -161,8 +160,4 @@ fn what_went_wrong(error: PruneError) -> anyhow::Error {
         PruneError::Stopped => Interrupted(None).into(),
         PruneError::Invalid(reason) => anyhow::anyhow!("selection: {reason}"),
     }
-}
-
-fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    at(path, write_atomic(path, bytes, Existing::Replace))
 }

@@ -24,6 +24,9 @@ pub enum Error {
     /// A call that the engine's state or its limits do not allow.
     #[error("{0}")]
     Invalid(String),
+    /// [`StopFlag`](super::StopFlag): nothing but the outputs of the call is lost.
+    #[error("interrupted")]
+    Stopped,
     #[error("{tensor}: NaN at position {position}")]
     NotANumber { tensor: &'static str, position: usize },
     #[error(transparent)]

@@ -19,6 +19,7 @@ mod recording;
 pub mod reference;
 mod softmax_losses;
 mod square;
+mod stop;
 mod tensor;
 
 pub use apgd::{AdaptivePhase, AdaptivePoint, AdaptiveState, AdaptiveStep, AdaptiveSteps};
@@ -35,9 +36,10 @@ pub use recording::{
     KernelUsage, Launch, Mark, Phase, Phases, Record, Recording, kernel_usage, register_target,
 };
 pub use softmax_losses::{
-    CrossEntropy, LossOutputs, PairedForm, PairedLoss, PairedLossOutputs, SoftmaxLosses,
+    CrossEntropy, LossOutputs, NO_CLASS, PairedForm, PairedLoss, PairedLossOutputs, SoftmaxLosses,
 };
 pub use square::{Pattern, Query, RandomSquares, SearchState};
+pub use stop::{StopFlag, unless_stopped};
 pub use tensor::{Element, Storage, Tensor, Word};
 
 use crate::model::{ResNet18, Weights};
@@ -165,6 +167,11 @@ pub trait Engine:
     fn read_bytes(&self, storage: &Storage, offset: usize, bytes: &mut [u8]) -> Result<()>;
     /// Waits for all work; reports an error that happened on the way.
     fn synchronize(&self) -> Result<()>;
+
+    /// From now on a forward or backward pass of evaluation ([`Pass::Eval`]) begins only while this stop is not requested, and
+    /// ends with [`Error::Stopped`] otherwise. Train passes, which move the running statistics, are never cut off. Returns what was
+    /// there before. [`AttackLoop::ascend`] on a GPU is heard out, and on the emulator hears it between two steps.
+    fn stop_on(&mut self, stop: Option<StopFlag>) -> Option<StopFlag>;
 
     // Weights and optimizer.
     /// Sets live weights and running statistics; clears momentum and average.

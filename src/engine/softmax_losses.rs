@@ -5,6 +5,9 @@
 
 use super::{Result, Tensor};
 
+/// The prediction of a row with a logit that is NaN or infinite: equal to no label, so wrong under every protocol.
+pub const NO_CLASS: u32 = u32::MAX;
+
 /// Softmax cross-entropy with label smoothing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CrossEntropy {
@@ -19,7 +22,7 @@ pub struct CrossEntropy {
 pub struct LossOutputs<'a> {
     /// Loss of each sample, unscaled and unweighted.
     pub losses: &'a Tensor<f32>,
-    /// Class with the largest logit, the lowest index among equals.
+    /// Class with the largest logit, the lowest index among equals; [`NO_CLASS`] where a logit is not finite.
     pub predictions: &'a Tensor<u32>,
     /// `batch x classes`: scale * weight * d loss / d logits.
     pub logit_gradient: &'a Tensor<f32>,
@@ -59,7 +62,7 @@ pub enum PairedForm {
 pub struct PairedLossOutputs<'a> {
     /// Loss of each sample, unscaled and unweighted.
     pub losses: &'a Tensor<f32>,
-    /// Class with the largest adversarial logit, the lowest index among equals.
+    /// Class with the largest adversarial logit, the lowest index among equals; [`NO_CLASS`] where one is not finite.
     pub predictions: &'a Tensor<u32>,
     /// `batch x classes`: scale * weight * d loss / d clean logits.
     pub clean_gradient: &'a Tensor<f32>,

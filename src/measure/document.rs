@@ -15,6 +15,8 @@ use super::workload::Cache;
 use crate::clock;
 use crate::data::SetKind;
 use crate::engine::{DeviceInfo, Engine};
+use crate::files::{limit, read};
+use crate::text::command_line;
 
 /// The version of the layout.
 pub const VERSION: u32 = 1;
@@ -119,7 +121,7 @@ impl Document {
         Self {
             secateur_measure: VERSION,
             kind: kind.into(),
-            command: std::env::args().collect(),
+            command: command_line(),
             build: format!("secateur {} ({profile})", env!("CARGO_PKG_VERSION")),
             started_unix_seconds: clock::now().as_secs(),
             device: serde_json::json!(device),
@@ -138,7 +140,7 @@ impl Document {
 
     /// Reads a file of this layout.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+        let bytes = read(path, limit::JSON).with_context(|| path.display().to_string())?;
         Self::parse(&bytes).with_context(|| path.display().to_string())
     }
 
@@ -147,6 +149,13 @@ impl Document {
         let read: Self = serde_json::from_slice(bytes).context("not a file of secateur bench or profile")?;
         if read.secateur_measure != VERSION {
             bail!("layout {}, this build reads {VERSION}", read.secateur_measure);
+        }
+        for row in &read.rows {
+            if let Some((at, sample)) =
+                row.samples.iter().enumerate().find(|(_, s)| !(s.is_finite() && **s > 0.0))
+            {
+                bail!("{}: sample {at} is {sample} s, expected a time above 0", row.name);
+            }
         }
         Ok(read)
     }

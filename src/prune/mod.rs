@@ -127,11 +127,20 @@ fn part(
 #[derive(Debug, thiserror::Error)]
 pub enum PruneError {
     #[error(transparent)]
-    Engine(#[from] engine::Error),
+    Engine(engine::Error),
     /// The request cannot be met: a sentence that names the thing, the value met and the value wanted.
     #[error("{0}")]
     Invalid(String),
     /// The user asked to stop.
     #[error("interrupted")]
     Stopped,
+}
+
+impl From<engine::Error> for PruneError {
+    fn from(error: engine::Error) -> Self {
+        match error {
+            engine::Error::Stopped => Self::Stopped,
+            error => Self::Engine(error),
+        }
+    }
 }

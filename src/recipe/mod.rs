@@ -20,6 +20,7 @@ mod spelling;
 mod timeline;
 mod value;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -35,6 +36,7 @@ pub use timeline::{Pace, Stage, Timeline};
 pub use value::Fraction;
 
 use crate::data::Sizes;
+use crate::files::{limit, read_text};
 use crate::model::layers::WIDTHS;
 use reader::{Section, above};
 
@@ -143,19 +145,25 @@ pub enum RecipeError {
 
 impl Recipe {
     /// The built-in recipe of this name, or else the file at this path, with `key=value` overrides applied.
-    pub fn load(name_or_path: &str, overrides: &[String]) -> Result<Self, RecipeError> {
-        if let Some(builtin) = BUILTIN.iter().find(|builtin| builtin.name == name_or_path) {
+    pub fn load(name_or_path: impl AsRef<OsStr>, overrides: &[String]) -> Result<Self, RecipeError> {
+        let name_or_path = name_or_path.as_ref();
+        if let Some(builtin) = builtin::find(name_or_path) {
             return Self::parse(builtin.name, builtin.text, overrides);
         }
         let path = Path::new(name_or_path);
-        let text = std::fs::read_to_string(path).map_err(|error| {
+        let text = read_text(path, limit::SETTINGS).map_err(|error| {
             if error.kind() == std::io::ErrorKind::NotFound {
-                return builtin::not_found(name_or_path);
+                return builtin::not_found(&name_or_path.to_string_lossy());
             }
             RecipeError::Io { path: path.into(), reason: error.to_string() }
         })?;
-        let stem = path.file_stem().map_or_else(|| name_or_path.into(), |stem| stem.to_string_lossy());
+        let stem = path.file_stem().unwrap_or(name_or_path).to_string_lossy();
         Self::parse(&stem, &text, overrides)
+    }
+
+    /// The file that `name_or_path` stands for; none where it is the name of a built-in recipe.
+    pub fn file(name_or_path: &OsStr) -> Option<&Path> {
+        builtin::find(name_or_path).is_none().then_some(Path::new(name_or_path))
     }
 
     /// Parses TOML text; `name` stands in messages, and in the recipe where the text has none.
@@ -171,7 +179,7 @@ impl Recipe {
         let mut root = Section::root(name, table);
         let objective = Objective::read(root.section("objective")?)?;
         let method = objective.method;
-        let name = root.text("name", Some(name))?;
+        let name = root.file_name("name", name)?;
         let seed = root.integer("seed", 0..=i64::MAX as usize, Some(0))? as u64;
         let epochs = root.integer("epochs", 1..=100_000, None)?;
         let batch = root.integer("batch", 1..=65_536, None)?;

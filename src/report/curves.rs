@@ -7,7 +7,7 @@ use super::compare::{SpeedUp, front};
 use super::markup::{Style, area_legend, legend};
 use super::plot::{Bar, Plot, Series, bars, stacked};
 use super::read::RunRecord;
-use super::scale::{Axis, duration, significant};
+use super::scale::{Axis, duration, fixed, significant};
 
 /// A quantity of the metrics: its field, its words, a factor, and where its axis begins.
 struct Quantity {
@@ -143,7 +143,8 @@ pub fn time_split(runs: &[RunRecord]) -> String {
             let total: f64 = STAGES.iter().map(|(field, _)| run.sum(field)).sum();
             let part = |(i, (field, stage)): (usize, &(&str, &str))| {
                 let seconds = run.sum(field);
-                let words = format!("{stage} {} ({:.0} %)", duration(seconds), 100.0 * seconds / total);
+                let words =
+                    format!("{stage} {} ({} %)", duration(seconds), fixed(100.0 * seconds / total, 0));
                 (format!("s{i}"), words, seconds)
             };
             Bar {
@@ -169,15 +170,15 @@ pub fn speed_ups(runs: &[RunRecord], speed_ups: &[Result<SpeedUp, &str>]) -> Str
             let gain = gain.as_ref().ok()?;
             let against: Vec<&str> = gain.against.iter().map(|&place| runs[place].name.as_str()).collect();
             let words = format!(
-                "{} of training, {:.2} times as fast as {}",
+                "{} of training, {} times as fast as {}",
                 duration(run.training_seconds()),
-                gain.factor,
+                fixed(gain.factor, 2),
                 against.join(" and ")
             );
             Some(Bar {
                 name: run.name.clone(),
                 parts: vec![(Style::of_run(slot).class(), words, gain.factor)],
-                value: format!("{:.2}\u{D7}", gain.factor),
+                value: format!("{}\u{D7}", fixed(gain.factor, 2)),
             })
         })
         .collect();

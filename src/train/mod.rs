@@ -26,8 +26,9 @@ use crate::attack::AttackWork;
 use crate::console::Console;
 use crate::data::{DataError, DataSet, order::split};
 use crate::engine::{self, Engine, ImageSet, WeightSet};
+use crate::evaluate::state::StateError;
 use crate::evaluate::{Outcome, Protocol, Subject, evaluate};
-use crate::model::{ResNet18, initialise};
+use crate::model::{ResNet18, WeightsError, initialise};
 use crate::prune::PruneError;
 use crate::recipe::Recipe;
 use checkpoint::CheckpointError;
@@ -57,12 +58,21 @@ pub enum TrainError {
     Data(#[from] DataError),
     #[error(transparent)]
     Folder(#[from] RunFolderError),
+    #[error(transparent)]
+    Evaluation(#[from] StateError),
     #[error("{key}: {reason}")]
     Protocol { key: &'static str, reason: String },
     #[error(
         "epoch {epoch}: the loss of training image {image} is {loss}; training diverged, lower optimizer.learning_rate"
     )]
     Diverged { epoch: u32, image: u32, loss: f32 },
+    #[error(
+        "epoch {epoch}: {count} of {total} {split} images have a logit that is NaN or infinite; training diverged, lower \
+         optimizer.learning_rate"
+    )]
+    NonFinite { epoch: u32, split: &'static str, count: usize, total: usize },
+    #[error("epoch {epoch}: {source}")]
+    DivergedWeights { epoch: u32, source: WeightsError },
     #[error(
         "epoch {epoch}: catastrophic overfitting, PGD-5 accuracy on training images fell from {before:.3} to {after:.3}; \
          take an earlier checkpoint, or more or smaller attack steps"
@@ -106,9 +116,12 @@ pub fn run(engine: &mut dyn Engine, run: &Run) -> Result<Summary> {
         let done = &checkpoint.progress;
         run.console.note(format!("resumed behind epoch {}, step {}", done.epoch, done.step));
     }
-    run.folder.roll_back_metrics(trainer.progress.epoch)?;
+    let mut damaged = vec![run.folder.roll_back_metrics(trainer.progress.epoch)?];
     if recipe.metrics.tensorboard {
-        tensorboard::synchronize(run.folder)?;
+        damaged.push(tensorboard::synchronize(run.folder)?);
+    }
+    for path in damaged.into_iter().flatten() {
+        run.console.note(format!("warning: {}: a damaged file; what is whole of it is kept", path.display()));
     }
 
     while (trainer.progress.epoch as usize) < trainer.timeline().epochs() {
@@ -131,10 +144,10 @@ impl Protocols {
     pub fn of_recipe(recipe: &Recipe) -> Result<Self> {
         let parse = |key, name: &String| name.parse().map_err(|reason| TrainError::Protocol { key, reason });
         let test = recipe.evaluation.protocols.iter().map(|name| parse("evaluation.protocols", name));
-        Ok(Self {
-            best_by: parse("evaluation.best_by", &recipe.evaluation.best_by)?,
-            test: test.collect::<Result<_>>()?,
-        })
+        let test = test.collect::<Result<Vec<Protocol>>>()?;
+        Protocol::check_list(&test)
+            .map_err(|reason| TrainError::Protocol { key: "evaluation.protocols", reason })?;
+        Ok(Self { best_by: parse("evaluation.best_by", &recipe.evaluation.best_by)?, test })
     }
 }
 
@@ -187,6 +200,16 @@ fn epoch(
         let clean = judge(run, trainer, subject, &Protocol::Clean, "validation")?;
         let robust = judge(run, trainer, subject, best_by, "validation")?;
         let (Some(clean), Some(robust)) = (clean, robust) else { return interrupted(run, trainer) };
+        let count = clean.non_finite.max(robust.non_finite);
+        if count > 0 {
+            console.clear();
+            return Err(TrainError::NonFinite {
+                epoch: number,
+                split: "validation",
+                count,
+                total: validation.len(),
+            });
+        }
         validated = Some((clean.accuracy(), robust.accuracy()));
         let seconds = Seconds { evaluate: begin.elapsed().as_secs_f64(), ..Seconds::default() };
         trainer.progress.epoch_seconds += seconds;

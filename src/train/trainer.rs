@@ -14,11 +14,13 @@ use super::schedule::{Horizon, Rates, rates};
 use super::step_clock::{Part, StepClock};
 use crate::batch::Batch;
 use crate::data::order::{Split, epoch_order};
-use crate::engine::{Augment, Engine, Error, ImageSet, Phase, Result, Sgd, Tensor, WeightSet};
+use crate::engine::{
+    Augment, Engine, Error, ImageSet, Phase, Result, Sgd, Tensor, WeightSet, unless_stopped,
+};
 use crate::objective::{self, Objective};
 use crate::philox::{Key, Purpose};
 use crate::prune::{PruneError, Subset};
-use crate::recipe::{Recipe, Timeline};
+use crate::recipe::{BatchNorm, Recipe, Timeline};
 
 /// A network in training.
 pub struct Trainer<'a> {
@@ -216,8 +218,9 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Runs the rest of the current epoch. `go_on` hears of each finished step and may end the epoch behind it: then
-    /// the answer is `None`, and the state is that between two steps.
+    /// Runs the rest of the current epoch. `go_on` hears of each finished step and may end the epoch behind it, as a stop of
+    /// the engine ([`Engine::stop_on`]) may during an attack: then the answer is `None`, and the state is that between two
+    /// steps.
     pub fn epoch(&mut self, go_on: &mut dyn FnMut(usize) -> bool) -> Result<Option<EpochOutcome>> {
         self.engine.split_sums(true);
         let order = epoch_order(self.recipe.seed, self.progress.epoch, self.pruning.samples());
@@ -237,10 +240,12 @@ impl<'a> Trainer<'a> {
         let begin = Instant::now();
         let mut finished = true;
         while self.progress.step < steps {
-            self.step(&visit, &mut clock)?;
-            self.progress.step += 1;
-            if !go_on(self.progress.step) {
-                finished = false;
+            finished = unless_stopped(self.step(&visit, &mut clock))?.is_some();
+            if finished {
+                self.progress.step += 1;
+                finished = go_on(self.progress.step);
+            }
+            if !finished {
                 break;
             }
         }
@@ -257,8 +262,19 @@ impl<'a> Trainer<'a> {
         Ok(Some(EpochOutcome { order, weights, samples: self.samples_so_far()?, learning_rate }))
     }
 
-    /// One minibatch: one training step, or as many as the objective replays it.
+    /// One minibatch: one training step, or as many as the objective replays it. A stop is heard while nothing has changed that
+    /// a checkpoint keeps: in the attack of a step without replays, on folded weights.
     fn step(&mut self, visit: &Visit, clock: &mut StepClock) -> Result<()> {
+        let repeatable = self.objective.replays() == 1 && self.recipe.attack.batch_norm == BatchNorm::Eval;
+        let held = if repeatable { None } else { self.engine.stop_on(None) };
+        self.whole_step(visit, clock)?;
+        if held.is_some() {
+            self.engine.stop_on(held);
+        }
+        Ok(())
+    }
+
+    fn whole_step(&mut self, visit: &Visit, clock: &mut StepClock) -> Result<()> {
         let Progress { epoch, step, .. } = self.progress;
         let range = self.images_after(step)..self.images_after(step + 1);
         let batch = self.batch.rows(0..range.len()).keeping(

@@ -4,13 +4,14 @@
 //! cuda device and the emulated one the operations and bytes of a row are counted launch by launch; the cpu engine counts its
 //! convolutions. Checked by `tests/bench.rs`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::bail;
 use regex::Regex;
 
-use super::super::{Interrupted, catch_interrupts, recipe_for};
-use super::options::{Caches, Sampling, filter};
+use super::super::{Interrupted, catch_interrupts, inputs, recipe_for};
+use super::options::{Caches, Sampling, Tables, filter};
 use crate::console::Console;
 use crate::engine::{DeviceChoice, Record};
 use crate::measure::ceilings::Ceilings;
@@ -33,12 +34,12 @@ pub struct Options {
         value_delimiter = ',',
         default_value = "cifar10-pgd-at,cifar10-trades,cifar10-mart"
     )]
-    pub recipe: Vec<String>,
+    pub recipe: Vec<OsString>,
     /// auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
-    /// Folder of the CIFAR binary files, for the recipe's own images [default: generated ones]
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version, for the recipe's own images [default: generated ones]
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Width of the network
     #[arg(long, value_name = "N", default_value_t = 64)]
@@ -69,6 +70,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// Where the measurement is written; nothing that it reads.
+    pub fn tables(&self) -> anyhow::Result<Tables> {
+        self.sampling.tables(inputs(&self.recipe, self.data.as_deref())?)
+    }
+
     /// The device with images for `steps` steps of a recipe; with `kernels` one that has some.
     pub fn open(&self, kernels: bool, recipe: &Recipe, steps: usize) -> anyhow::Result<Bench> {
         let mut bench = Bench::open(self.device, kernels, recipe, steps)?;
@@ -109,6 +115,7 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
     let Some(first) = recipes.first() else { bail!("--filter {}: matches no row", options.filter) };
     let caches = options.cache.unwrap_or(if kernels { Caches::Both } else { Caches::Warm }).states();
     let rule = options.sampling.rule()?;
+    let tables = options.tables()?;
     let work = match kind {
         "attack" => Work::Attack,
         "eval" => Work::Evaluation("pgd20".parse().map_err(anyhow::Error::msg)?),
@@ -175,7 +182,7 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
     for line in document.row_lines() {
         console.line(line);
     }
-    options.sampling.write(&document)
+    tables.write(&document)
 }
 
 fn row_name(kind: &str, recipe: &Recipe) -> String {

@@ -7,7 +7,7 @@
 //! [`SoftmaxLosses::divergence`]: crate::engine::SoftmaxLosses::divergence
 //! [`SoftmaxLosses::signed_deviation`]: crate::engine::SoftmaxLosses::signed_deviation
 
-use super::softmax::{argmax, log_softmax};
+use super::softmax::{argmax, log_softmax, prediction};
 use crate::engine::{PairedForm, PairedLoss};
 
 /// KL(p||q) of q = softmax(logits) from p = softmax(target): returns loss and prediction, writes `scale * (q - p)`.
@@ -15,14 +15,14 @@ pub fn divergence(scale: f32, target: &[f32], logits: &[f32], gradient: &mut [f3
     let mut log_p = vec![0.0; target.len()];
     log_softmax(target, &mut log_p);
     let log_q = gradient;
-    let best = log_softmax(logits, log_q);
+    log_softmax(logits, log_q);
     let mut loss = 0.0;
     for (slot, &log_p) in log_q.iter_mut().zip(&log_p) {
         let (p, log_q) = (log_p.exp(), *slot);
         loss += p * (log_p - log_q);
         *slot = scale * (log_q.exp() - p);
     }
-    (loss, best as u32)
+    (loss, prediction(logits))
 }
 
 /// Returns loss and prediction of the adversarial logits, writes both gradients. `factor` is scale times weight.
@@ -35,7 +35,7 @@ pub fn paired_loss(
 ) -> (f32, u32) {
     // Each gradient holds its row's log probabilities first.
     log_softmax(clean, clean_gradient);
-    let best = log_softmax(adversarial, adversarial_gradient);
+    log_softmax(adversarial, adversarial_gradient);
     let value = match loss.form {
         PairedForm::CleanCrossEntropy => {
             clean_cross_entropy(loss.divergence, label, clean_gradient, adversarial_gradient)
@@ -47,7 +47,7 @@ pub fn paired_loss(
     for slot in clean_gradient.iter_mut().chain(adversarial_gradient) {
         *slot *= factor;
     }
-    (value, best as u32)
+    (value, prediction(adversarial))
 }
 
 /// KL(p||q), and its gradient p (log p - log q - KL) with respect to the logits of p.
@@ -119,10 +119,10 @@ fn one_hot(class: usize, label: usize) -> f32 {
 /// Unbiased standard deviation of softmax(logits) over the classes, negative where the largest logit is not the label's.
 pub fn signed_deviation(logits: &[f32], label: usize) -> f32 {
     let mut log = vec![0.0; logits.len()];
-    let best = log_softmax(logits, &mut log);
+    log_softmax(logits, &mut log);
     // The mean of a softmax is one over the classes.
     let mean = 1.0 / logits.len() as f32;
     let squares: f32 = log.iter().map(|log_p| (log_p.exp() - mean).powi(2)).sum();
     let deviation = (squares / (logits.len() - 1) as f32).sqrt();
-    if best == label { deviation } else { -deviation }
+    if prediction(logits) as usize == label { deviation } else { -deviation }
 }
