@@ -75,10 +75,16 @@ pub struct EpochMetrics {
     pub train_loss: f64,
     /// Accuracy on the adversarial images of training (of standard training: the clean ones), likewise.
     pub train_robust: f64,
-    /// Accuracy on clean images of the validation split; absent where the epoch was not validated.
+    /// Accuracy on clean images of the validation split, of the moving average where one is kept; absent where the epoch
+    /// was not validated.
     pub validation_clean: Option<f64>,
     /// Accuracy under the recipe's validation protocol.
     pub validation_robust: Option<f64>,
+    /// The same two of the live weights, where a moving average is kept beside them.
+    #[serde(default)]
+    pub validation_live_clean: Option<f64>,
+    #[serde(default)]
+    pub validation_live_robust: Option<f64>,
     /// Sign steps an image.
     pub attack_steps_per_sample: f64,
     /// Shares of BulletTrain's groups: not attacked, attacked in full, attacked briefly (standard training attacks none).
