@@ -113,6 +113,7 @@ fn assert_same_run(folder: &Path) {
     let (met, wanted) = (newest(folder), newest(whole.path()));
     assert!(met.weights == wanted.weights && met.optimizer == wanted.optimizer);
     assert_eq!(met.progress.best, wanted.progress.best);
+    assert_eq!(met.progress.optimizer_steps, wanted.progress.optimizer_steps);
 }
 
 #[test]
@@ -152,6 +153,8 @@ fn a_run_leaves_a_whole_folder() {
         let rate = 100.0 / (line.seconds_attack + line.seconds_train);
         assert!((line.images_per_second / rate - 1.0).abs() < 1e-9, "{line:?}");
         assert!(line.validation_clean.is_some() && line.validation_robust.is_some());
+        // The recipe keeps a moving average: both sets of weights are judged.
+        assert!(line.validation_live_clean.is_some() && line.validation_live_robust.is_some());
     }
     // The best is the first epoch with the highest robust accuracy on the validation images.
     let robust: Vec<f64> = metrics.iter().map(|line| line.validation_robust.unwrap()).collect();
@@ -190,7 +193,8 @@ fn a_run_broken_anywhere_resumes_to_the_same_bits() {
         let progress = newest.unwrap().unwrap().1.progress;
         (progress.epoch, progress.step)
     };
-    // In the middle of the first epoch; behind its last step; in a validation; in the test of the end.
+    // In the middle of the first epoch; behind its last step; in a validation of the average, in one of the live weights; in
+    // the test of the end.
     let stops = [(3, (0, 3)), (2, (0, STEPS_PER_EPOCH)), (2 + STEPS_PER_EPOCH + 1, (1, STEPS_PER_EPOCH))];
     for (questions, place) in stops {
         let error = run(&recipe(), path, Some(questions)).unwrap_err();

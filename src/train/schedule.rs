@@ -161,7 +161,11 @@ mod tests {
                     ("momentum", actual.momentum, case.momentum[step]),
                 ] {
                     let error = (actual - expected).abs();
-                    assert!(error < 1e-12, "{}, step {step}: {what} {actual}, expected {expected}", case.name);
+                    assert!(
+                        error < 1e-12,
+                        "{}, step {step}: {what} {actual}, expected {expected}",
+                        case.name
+                    );
                 }
             }
         }
@@ -186,7 +190,10 @@ mod tests {
             for schedule in [cyclic, one_cycle] {
                 for step in 0..10 {
                     let Rates { learning_rate, momentum } = rates(&schedule, &optimizer, horizon, step);
-                    assert!((0.0..=0.2).contains(&learning_rate), "{schedule:?}, step {step}: {learning_rate}");
+                    assert!(
+                        (0.0..=0.2).contains(&learning_rate),
+                        "{schedule:?}, step {step}: {learning_rate}"
+                    );
                     assert!((0.8..=0.9).contains(&momentum), "{schedule:?}, step {step}: {momentum}");
                 }
             }
@@ -195,7 +202,8 @@ mod tests {
 
     #[test]
     fn the_average_follows_the_weights_closely_at_first() {
-        let text = "optimizer.learning_rate = 0.2\noptimizer.average_decay = 0.999\nschedule.kind = 'constant'";
+        let text =
+            "optimizer.learning_rate = 0.2\noptimizer.average_decay = 0.999\nschedule.kind = 'constant'";
         let mut optimizer = recipe(1, text).optimizer;
         let decays: Vec<f64> =
             [0, 1, 90, 8_990, 8_991].map(|step| average_decay(&optimizer, step).unwrap()).to_vec();
@@ -231,12 +239,16 @@ mod tests {
             }
         }
         // The end of a fast step lies three slow ones further.
-        let recipe = recipe(12, &format!("[optimizer]\n{at_start}kind = 'step'\ndrops = [3]\nposition = 'end'"));
+        let recipe =
+            recipe(12, &format!("[optimizer]\n{at_start}kind = 'step'\ndrops = [3]\nposition = 'end'"));
         let actual: Vec<f64> =
             (3..6).map(|step| rates(&recipe.schedule, &recipe.optimizer, fast, step).learning_rate).collect();
         assert_eq!(actual, [0.1, 0.1 * 0.1, 0.1 * 0.1]);
         // The warm-up of 3 epochs takes 5 of these steps.
-        let warm = self::recipe(12, "optimizer.learning_rate = 0.5\nschedule = {kind = 'constant', warmup_epochs = 3}");
+        let warm = self::recipe(
+            12,
+            "optimizer.learning_rate = 0.5\nschedule = {kind = 'constant', warmup_epochs = 3}",
+        );
         for (step, expected) in [0.1, 0.2, 0.3, 0.4, 0.5, 0.5].into_iter().enumerate() {
             let actual = rates(&warm.schedule, &warm.optimizer, fast, step).learning_rate;
             assert!((actual - expected).abs() < 1e-12, "step {step}: {actual}, expected {expected}");
