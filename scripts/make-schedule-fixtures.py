@@ -115,7 +115,7 @@ def run(name, peak, schedule, make, every_epoch):
         rates.append(optimizer.param_groups[0]["lr"])
         momenta.append(optimizer.param_groups[0]["momentum"])
         optimizer.step()
-        # The last of these steps would lie behind the run.
+        # After the last step the run is over.
         if step + 1 < ALL and (not every_epoch or step % STEPS == STEPS - 1):
             scheduler.step()
     return {

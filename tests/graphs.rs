@@ -149,8 +149,7 @@ fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
         } else {
             let logits = [&batch.clean_logits, &batch.logits];
             engine.forward_pair([&batch.images, &batch.perturbed], logits).unwrap();
-            let loss =
-                PairedLoss { form: PairedForm::CleanCrossEntropy { smoothing: 0.1 }, divergence: 6.0, scale };
+            let loss = PairedLoss { form: PairedForm::Trades { smoothing: 0.1 }, divergence: 6.0, scale };
             let outputs = batch.paired_outputs();
             engine.paired_loss(&loss, logits[0], logits[1], &batch.labels, None, outputs).unwrap();
             engine.pair_gradient([&batch.clean_gradient, &batch.logit_gradient]).unwrap();

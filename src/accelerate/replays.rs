@@ -55,7 +55,7 @@ impl Replays {
         &self.groups.outliers
     }
 
-    /// Places of robust samples where none of their replays moves them: they carry their perturbation as it is.
+    /// Indices in the minibatch of the robust samples, where no replay moves them: they carry their perturbation as it is.
     pub fn unmoved(&self) -> &[u32] {
         if self.robust_steps == 0 { &self.groups.robust } else { &[] }
     }

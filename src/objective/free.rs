@@ -3,7 +3,7 @@
 //!
 //! As in the published code the perturbation belongs to the place in the batch: the next minibatch starts from it, and
 //! checkpoints save it. In the first replay the sum is not clipped to [0, 1], as the first gradient is taken there; the
-//! step behind it returns to [0, 1]. It crosses to the host once a minibatch, so once in m optimizer steps.
+//! step after it returns to [0, 1]. It crosses to the host once a minibatch, so once in m optimizer steps.
 //!
 //! With BulletTrain (`accelerate::Replays`) the place of an outlier sits the minibatch out: its perturbation is neither
 //! added nor moved, and waits for the next minibatch.

@@ -12,5 +12,5 @@ use crate::recipe::Recipe;
 /// TRADES with the attack, its acceleration, the smoothing and the beta of a recipe; 6 in the paper.
 pub fn of_recipe(recipe: &Recipe) -> Paired<DivergenceAscent> {
     let smoothing = recipe.objective.label_smoothing as f32;
-    Paired::of_recipe(recipe, PairedForm::CleanCrossEntropy { smoothing }, DivergenceAscent)
+    Paired::of_recipe(recipe, PairedForm::Trades { smoothing }, DivergenceAscent)
 }

@@ -80,7 +80,7 @@ pub struct EpochMetrics {
     pub validation_clean: Option<f64>,
     /// Accuracy under the recipe's validation protocol.
     pub validation_robust: Option<f64>,
-    /// The same two of the live weights, where a moving average is kept beside them.
+    /// The same two of the live weights, where a moving average is kept too.
     #[serde(default)]
     pub validation_live_clean: Option<f64>,
     #[serde(default)]

@@ -217,9 +217,9 @@ mod tests {
         assert_eq!(average_decay(&optimizer, 0), None);
     }
 
-    /// A warm start of 2 epochs that stand for 6 of 12: its steps meet the values that the schedule has at their place.
+    /// A warm start of 2 epochs that stand for 6 of 12: its steps have the values of the schedule at their epoch.
     #[test]
-    fn a_warm_start_meets_the_schedule_at_its_place() {
+    fn a_warm_start_has_the_values_of_the_schedule_at_its_epochs() {
         let fast = Horizon { epochs: 12, steps: 2 * 5, span: 6 };
         let slow = Horizon { epochs: 12, steps: 5, span: 1 };
         let at_start = "learning_rate = 0.1\n[schedule]\n";

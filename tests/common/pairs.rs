@@ -50,11 +50,11 @@ pub fn divergence_gradient(target: &[f64], z: &[f64]) -> Vec<f64> {
 pub fn paired_loss(form: PairedForm, b: f64, z: &[f64], moved: &[f64], y: usize) -> f64 {
     let (log_p, log_q) = (log_softmax(z), log_softmax(moved));
     match form {
-        PairedForm::CleanCrossEntropy { smoothing } => {
+        PairedForm::Trades { smoothing } => {
             let t = target(smoothing, z.len(), y);
             b * divergence(z, moved) - t.iter().zip(&log_p).map(|(t, log_p)| t * log_p).sum::<f64>()
         }
-        PairedForm::BoostedCrossEntropy => {
+        PairedForm::Mart => {
             let (p, q) = (exp(&log_p), exp(&log_q));
             let wrong = argmax(moved, Some(y));
             let floored: f64 = (0..z.len()).map(|c| p[c] * (log_p[c] - (q[c] + 1e-12).ln())).sum();
@@ -75,11 +75,11 @@ pub fn paired_gradients(
     let (p, q) = (exp(&log_p), exp(&log_q));
     let classes = 0..z.len();
     match form {
-        PairedForm::CleanCrossEntropy { smoothing } => {
+        PairedForm::Trades { smoothing } => {
             let (kl, t) = (divergence(z, moved), target(smoothing, z.len(), y));
             classes.map(|c| (p[c] - t[c] + b * p[c] * (log_p[c] - log_q[c] - kl), b * (q[c] - p[c]))).unzip()
         }
-        PairedForm::BoostedCrossEntropy => {
+        PairedForm::Mart => {
             let log_floored: Vec<f64> = q.iter().map(|q| (q + 1e-12).ln()).collect();
             let kl: f64 = classes.clone().map(|c| p[c] * (log_p[c] - log_floored[c])).sum();
             let r: Vec<f64> = classes.clone().map(|c| p[c] * q[c] / (q[c] + 1e-12)).collect();

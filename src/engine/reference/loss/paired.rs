@@ -37,10 +37,10 @@ pub fn paired_loss(
     log_softmax(clean, clean_gradient);
     let best = log_softmax(adversarial, adversarial_gradient);
     let value = match loss.form {
-        PairedForm::CleanCrossEntropy { smoothing } => {
+        PairedForm::Trades { smoothing } => {
             clean_cross_entropy(loss.divergence, smoothing, label, clean_gradient, adversarial_gradient)
         }
-        PairedForm::BoostedCrossEntropy => {
+        PairedForm::Mart => {
             boosted_cross_entropy(loss.divergence, label, clean_gradient, adversarial_gradient)
         }
     };
