@@ -92,7 +92,7 @@ fn paired_losses_and_both_gradients() {
                         divergence: b,
                         scale: SCALE,
                         smoothing: f32::NAN,
-                        unused: 0,
+                        padding: 0,
                     };
                     paired_loss(&**driver, form, &params).unwrap();
 
@@ -185,7 +185,7 @@ fn a_bad_label_gives_a_loss_that_is_not_a_number() {
                 divergence: 1.0,
                 scale: 1.0,
                 smoothing: f32::NAN,
-                unused: 0,
+                padding: 0,
             };
             paired_loss(&**driver, form, &params).unwrap();
             assert!(losses.read::<f32>()[0].is_nan(), "{form:?}");

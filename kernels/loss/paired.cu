@@ -4,7 +4,7 @@
 // target t = (1 - smoothing) e_y + smoothing / classes:
 //   clean cross-entropy:   L = - sum t log p + b KL(p||q)
 //   boosted cross-entropy: L = - log q_y - log(1.0001 - q_k + 1e-12) + b (1.0000001 - p_y) KL(p || q + 1e-12)
-// The gradients are written out at PairedForm in src/engine/mod.rs. Differences from one are taken through expm1 of a log
+// The gradients are written out at PairedForm in src/engine/softmax_losses.rs. Differences from one are taken through expm1 of a log
 // probability: the small constants would otherwise drown in its rounding.
 //
 // A warp takes one sample. Checked by tests/kernel_paired_loss.rs; called by Engine::paired_loss.
@@ -27,7 +27,7 @@ struct PairedLossParams {
     float divergence;
     float scale;
     float smoothing;  // of the clean cross-entropy
-    uint32_t unused;
+    uint32_t padding;
 };
 
 /// Loss of a sample (in every lane) and both gradients, not yet scaled.

@@ -44,7 +44,8 @@ named! {
     pub enum Position {
         /// Its start, as code that calls `scheduler.step()` after each epoch does.
         Start = "start",
-        /// Its end, as code that asks for the rate at `epoch + (i + 1) / steps` does: the last step before a drop has it already.
+        /// Its end, as code that asks for the rate at `epoch + (i + 1) / steps` does: the last step before a drop has it
+        /// already.
         End = "end",
     }
 }

@@ -79,7 +79,7 @@ impl SoftmaxLosses for Cuda {
             divergence: loss.divergence,
             scale: loss.scale,
             smoothing: 0.0,
-            unused: 0,
+            padding: 0,
         };
         loss::paired_loss(self.driver(), loss.form, &params)
     }

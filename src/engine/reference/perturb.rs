@@ -1,7 +1,7 @@
 //! The two moves of an attack: the random start and the sign step.
 //!
-//! The sign step and the uniform start end in [0, 1]; the noise of an image depends on its sample alone, not on where it lies in the batch.
-//! Checked by `tests/reference_engine.rs`; called by the engine.
+//! The sign step and the uniform start end in [0, 1]. The noise of an image depends on its sample alone, not on where it
+//! lies in the batch.
 
 use std::f32::consts::TAU;
 

@@ -88,7 +88,7 @@ pub struct PairedLossParams {
     pub scale: f32,
     /// Set by [`paired_loss`] from the form.
     pub smoothing: f32,
-    pub unused: u32,
+    pub padding: u32,
 }
 
 /// Loss, prediction and both logit gradients of each sample.
