@@ -57,6 +57,7 @@ fn checkpoint(epoch: u32, step: usize) -> Checkpoint {
             epoch_attacks: AttackWork { samples: 8, steps: 60, outliers: 2, boundary: 6, robust: 0 },
             epoch_seconds: Seconds { attack: 0.1, train: 0.2, select: 0.0, evaluate: 0.0 },
             run_seconds: Seconds { attack: 10.1, train: 5.25, select: 1.0 / 9.0, evaluate: 1.0 / 7.0 },
+            optimizer_steps: Some(35),
             run_images: Some(70),
             selection: Some(LastSelection { epoch, residual: Some(1.0 / 11.0) }),
         },

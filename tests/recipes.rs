@@ -3,11 +3,12 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use secateur::data::SetKind;
+use secateur::engine::Padding;
 use secateur::measure::speedup::cost::Cost;
 use secateur::names::Named;
 use secateur::recipe::{
-    Acceleration, AtomMode, Attack, BUILTIN, BatchNorm, Method, Recipe, Schedule, SelectionMethod, Stage,
-    Start, Update,
+    Acceleration, AtomMode, Attack, BUILTIN, BatchNorm, Method, Position, Recipe, Schedule, SelectionMethod,
+    Stage, Start, Update,
 };
 
 const SMALL: &str = "
@@ -33,8 +34,18 @@ fn every_shipped_recipe_parses_and_round_trips() {
             Recipe::parse("another name", &text, &[]).unwrap_or_else(|error| panic!("{error}\n{text}"));
         assert_eq!(recipe, again, "{text}");
         assert_eq!(text, again.to_toml());
-        let comment = builtin.text.lines().take_while(|line| line.starts_with('#')).collect::<String>();
-        assert!(comment.contains("ource: "), "{}: names no source", builtin.name);
+        // The first lines say where the recipe comes from and in what it differs from there.
+        let header: Vec<&str> = builtin.text.lines().take_while(|line| line.starts_with('#')).collect();
+        let says =
+            |start: &str| header.iter().any(|line| line.len() > start.len() && line.starts_with(start));
+        assert!(says("# Source: ") || says("# No source: "), "{}: names no source", builtin.name);
+        assert!(says("# Differs: "), "{}: names no difference", builtin.name);
+        // Nothing else of the file stands before its name, and what another recipe is said to tell is there.
+        assert!(builtin.text.lines().nth(header.len()).unwrap().starts_with("name = "), "{}", builtin.name);
+        let words = header.join(" ").replace(|c: char| !c.is_alphanumeric() && c != '-', " ");
+        for word in words.split_whitespace().filter(|word| word.starts_with("cifar10")) {
+            assert!(BUILTIN.iter().any(|other| other.name == word), "{}: no recipe {word}", builtin.name);
+        }
     }
 }
 
@@ -56,9 +67,16 @@ fn recipes_hold_what_their_sources_say() {
     let load = |name: &str| Recipe::load(name, &[]).unwrap();
     let rice = load("cifar10-pgd-at-rice");
     assert_eq!((rice.epochs, rice.batch, rice.model.width), (200, 128, 64));
-    assert_eq!(rice.schedule, Schedule::Step { drops: vec![100.0, 150.0], factor: 0.1, warmup_epochs: 0.0 });
+    let drops = |drops: [f64; 2]| Schedule::Step {
+        drops: drops.to_vec(),
+        factor: 0.1,
+        position: Position::End,
+        warmup_epochs: 0.0,
+    };
+    assert_eq!(rice.schedule, drops([100.0, 150.0]));
+    assert_eq!(load("cifar10-pgd-at").schedule, drops([100.0, 105.0]));
     let average = load("cifar10-pgd-at-wa");
-    assert_eq!(average.optimizer.average_decay, Some(0.9995));
+    assert_eq!((average.optimizer.average_decay, average.optimizer.average_warmup), (Some(0.9995), false));
     assert_eq!(average.objective.label_smoothing, 0.4);
     let one_cycle = Schedule::OneCycle {
         rise: 0.3,
@@ -86,7 +104,7 @@ fn methods_attack_as_their_sources_do() {
             ("mart", Method::Mart, 120, 0.01, 3.5e-3, "0.031", "0.007", 10, Start::Normal),
             ("fgsm-rs", Method::FgsmRs, 15, 0.2, 5e-4, "8/255", "10/255", 1, Start::Uniform),
             ("n-fgsm", Method::NFgsm, 30, 0.2, 5e-4, "8/255", "8/255", 1, Start::Uniform),
-            ("free", Method::Free, 11, 0.04, 5e-4, "8/255", "8/255", 1, Start::None),
+            ("free", Method::Free, 10, 0.04, 5e-4, "8/255", "8/255", 1, Start::None),
         ];
         for (name, method, epochs, rate, decay, epsilon, step, steps, start) in rows {
             let recipe = load(&format!("{set}-{name}"));
@@ -106,6 +124,11 @@ fn methods_attack_as_their_sources_do() {
             assert_eq!(recipe.objective.replays, if method == Method::Free { 8 } else { 1 }, "{name}");
             assert_eq!(recipe.overfitting.check, matches!(steps, 1), "{name}");
             assert_eq!(recipe.data.set.name(), set);
+            let reflects = matches!(method, Method::Standard | Method::PgdAt);
+            assert_eq!(recipe.data.padding == Padding::Reflect, reflects, "{name}");
+            let cyclic = Schedule::Cyclic { peak_at: 0.5, momentum_range: Some([0.8, 0.9]) };
+            assert_eq!(recipe.schedule == cyclic, steps == 1, "{name}");
+            assert_eq!(recipe.evaluation.every, if steps == 1 { 1 } else { 5 }, "{name}");
 
             // The values of the file are also those that the method has by itself.
             let bare = parse(SMALL, &[&format!("objective.method={method}")]).unwrap();
@@ -159,8 +182,8 @@ fn what_a_method_cannot_do_is_refused() {
         (&["objective.method=standard", "attack.steps=3"], "attack.steps = 3, expected 0 for standard"),
         (&["objective.replays=2"], "objective.replays = 2, expected 1: pgd-at trains once on each minibatch"),
         (
-            &["objective.method=trades", "objective.label_smoothing=0.1"],
-            "objective.label_smoothing = 0.1, expected 0: trades compares predictions, not labels",
+            &["objective.method=mart", "objective.label_smoothing=0.1"],
+            "objective.label_smoothing = 0.1, expected 0: mart's margin and its weight 1 - p_y are defined by one true class",
         ),
         (
             &["objective.method=n-fgsm", "attack.batch_norm=train", "accelerate.method=bullet-train"],
@@ -365,6 +388,7 @@ fn a_file_is_named_after_itself_and_everything_is_resolved() {
         "validation",
         "validation_split",
         "augment",
+        "padding",
         "[model]",
         "width",
         "[objective]",
@@ -393,6 +417,7 @@ fn a_file_is_named_after_itself_and_everything_is_resolved() {
         "momentum",
         "weight_decay",
         "average_decay",
+        "average_warmup",
         "[schedule]",
         "kind",
         "warmup_epochs",
@@ -425,7 +450,7 @@ fn overrides_come_before_resolving() {
     // The file written for one schedule names a key that the other does not have.
     assert_eq!(
         recipe.unwrap_err(),
-        "recipe test: unknown key schedule.warmup_epochs; known here: kind, peak_at"
+        "recipe test: unknown key schedule.warmup_epochs; known here: kind, peak_at, momentum_range"
     );
 }
 
@@ -472,6 +497,7 @@ fn errors_name_key_value_and_wish() {
             "optimizer.learning_rate=nan",
             "recipe test: optimizer.learning_rate = nan, expected a number in (0, 100]",
         ),
+        ("data.padding=mirror", "recipe test: data.padding = \"mirror\", expected \"zero\" or \"reflect\""),
         ("data.augment=yes", "recipe test: data.augment = \"yes\", expected true or false"),
         (
             "evaluation.protocols=[]x",

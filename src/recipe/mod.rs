@@ -30,7 +30,7 @@ pub use attack::{Attack, BatchNorm, Phase, Start};
 pub use builtin::{BUILTIN, Builtin};
 pub use data::Data;
 pub use objective::{Method, Objective};
-pub use schedule::{Schedule, Update};
+pub use schedule::{Position, Schedule, Update};
 pub use selection::{AtomMode, Greedy, Selection, SelectionMethod};
 pub use timeline::{Pace, Stage, Timeline};
 pub use value::Fraction;
@@ -92,6 +92,9 @@ pub struct Optimizer {
     /// Decay of the exponential moving average of the weights, if one is kept (and then evaluated).
     #[serde(serialize_with = "value::none")]
     pub average_decay: Option<f64>,
+    /// Whether its decay begins lower, at min(average_decay, (1 + t) / (10 + t)) in optimizer step t: without, a short
+    /// run's average is mostly the untrained network. Unused without an average.
+    pub average_warmup: bool,
 }
 
 /// `[evaluation]` during training.
@@ -286,6 +289,7 @@ impl Optimizer {
             momentum: section.number("momentum", 0.0..1.0, Some(0.9))?,
             weight_decay: section.number("weight_decay", 0.0..=1.0, Some(5e-4))?,
             average_decay: section.number_or("average_decay", "none", 0.0..1.0, None)?,
+            average_warmup: section.boolean("average_warmup", true)?,
         };
         section.finish()?;
         Ok(optimizer)

@@ -11,6 +11,8 @@ use crate::prune::Subset;
 pub(super) struct Judged {
     /// Clean and robust accuracy on the validation images, where they were measured.
     pub validated: Option<(f64, f64)>,
+    /// Those of the live weights, where a moving average is kept too.
+    pub live: Option<(f64, f64)>,
     /// Whether the epoch is the best so far.
     pub best: bool,
     pub watched: Watched,
@@ -52,6 +54,8 @@ pub(super) fn metrics(
         train_robust: right / total,
         validation_clean: judged.validated.map(|(clean, _)| clean),
         validation_robust: judged.validated.map(|(_, robust)| robust),
+        validation_live_clean: judged.live.map(|(clean, _)| clean),
+        validation_live_robust: judged.live.map(|(_, robust)| robust),
         attack_steps_per_sample: attacks.steps as f64 / attacks.samples.max(1) as f64,
         outlier_share: share(attacks.outliers),
         boundary_share: share(attacks.boundary),
@@ -92,6 +96,9 @@ pub(super) fn line(metrics: &EpochMetrics, epochs: usize) -> String {
     if let (Some(clean), Some(robust)) = (metrics.validation_clean, metrics.validation_robust) {
         let best = if metrics.best { " (best)" } else { "" };
         line += &format!(", validation clean {:.1} %, robust {:.1} %{best}", 100.0 * clean, 100.0 * robust);
+    }
+    if let (Some(clean), Some(robust)) = (metrics.validation_live_clean, metrics.validation_live_robust) {
+        line += &format!(", live weights {:.1} and {:.1} %", 100.0 * clean, 100.0 * robust);
     }
     let seconds = Seconds {
         attack: metrics.seconds_attack,

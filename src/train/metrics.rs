@@ -76,10 +76,16 @@ pub struct EpochMetrics {
     pub train_loss: f64,
     /// Accuracy on the adversarial images of training (of standard training: the clean ones), likewise.
     pub train_robust: f64,
-    /// Accuracy on clean images of the validation split; absent where the epoch was not validated.
+    /// Accuracy on clean images of the validation split, of the moving average where one is kept; absent where the epoch
+    /// was not validated.
     pub validation_clean: Option<f64>,
     /// Accuracy under the recipe's validation protocol.
     pub validation_robust: Option<f64>,
+    /// The same two of the live weights, where a moving average is kept too.
+    #[serde(default)]
+    pub validation_live_clean: Option<f64>,
+    #[serde(default)]
+    pub validation_live_robust: Option<f64>,
     /// Sign steps an image; NaN where the line has none.
     #[serde(default = "unknown", deserialize_with = "or_unknown")]
     pub attack_steps_per_sample: f64,

@@ -187,30 +187,17 @@ fn epoch(
         }
     }
 
-    let mut validated = None;
+    let (mut validated, mut live) = (None, None);
     if !validation.is_empty() && timeline.due(recipe.evaluation.every, number) {
         let begin = Instant::now();
-        let subject = Subject {
-            set,
-            samples: validation,
-            weights: judged(recipe),
-            epsilon: recipe.attack.epsilon.as_f32(),
-            seed: recipe.seed,
-        };
-        let clean = judge(run, trainer, subject, &Protocol::Clean, "validation")?;
-        let robust = judge(run, trainer, subject, best_by, "validation")?;
-        let (Some(clean), Some(robust)) = (clean, robust) else { return interrupted(run, trainer) };
-        let count = clean.non_finite.max(robust.non_finite);
-        if count > 0 {
-            console.clear();
-            return Err(TrainError::NonFinite {
-                epoch: number,
-                split: "validation",
-                count,
-                total: validation.len(),
-            });
+        let weights = judged(recipe);
+        validated = validate(run, trainer, set, validation, best_by, weights)?;
+        if validated.is_some() && weights == WeightSet::Average {
+            live = validate(run, trainer, set, validation, best_by, WeightSet::Live)?;
         }
-        validated = Some((clean.accuracy(), robust.accuracy()));
+        if validated.is_none() || (weights == WeightSet::Average && live.is_none()) {
+            return interrupted(run, trainer);
+        }
         let seconds = Seconds { evaluate: begin.elapsed().as_secs_f64(), ..Seconds::default() };
         trainer.progress.epoch_seconds += seconds;
         trainer.progress.run_seconds += seconds;
@@ -224,7 +211,7 @@ fn epoch(
     if let (true, Some((validation_clean, validation_robust))) = (best, validated) {
         progress.best = Some(Best { epoch: number, validation_clean, validation_robust });
     }
-    let judged = Judged { validated, best, watched };
+    let judged = Judged { validated, live, best, watched };
     let metrics = epoch_report::metrics(trainer, &run.data.train.labels, &outcome, &judged);
     let progress = &mut trainer.progress;
     *progress.run_images.get_or_insert(0) += metrics.images as u64;
@@ -283,6 +270,34 @@ fn interrupted<T>(run: &Run, trainer: &Trainer) -> Result<T> {
     run.console.clear();
     save(run, trainer)?;
     Err(TrainError::Interrupted { folder: run.folder.path().into() })
+}
+
+/// Clean and robust accuracy of one set of weights on the validation images; `None` where the user asked to stop.
+fn validate(
+    run: &Run,
+    trainer: &mut Trainer,
+    set: &ImageSet,
+    samples: &[u32],
+    best_by: &Protocol,
+    weights: WeightSet,
+) -> Result<Option<(f64, f64)>> {
+    let (epsilon, seed) = (run.recipe.attack.epsilon.as_f32(), run.recipe.seed);
+    let subject = Subject { set, samples, weights, epsilon, seed };
+    let mut accuracy = |protocol| -> Result<Option<f64>> {
+        let Some(outcome) = judge(run, trainer, subject, protocol, "validation")? else { return Ok(None) };
+        if outcome.non_finite > 0 {
+            run.console.clear();
+            return Err(TrainError::NonFinite {
+                epoch: trainer.progress.epoch + 1,
+                split: "validation",
+                count: outcome.non_finite,
+                total: samples.len(),
+            });
+        }
+        Ok(Some(outcome.accuracy()))
+    };
+    let Some(clean) = accuracy(&Protocol::Clean)? else { return Ok(None) };
+    Ok(accuracy(best_by)?.map(|robust| (clean, robust)))
 }
 
 /// Evaluates under a bar; `None` where the user asked to stop.

@@ -66,6 +66,9 @@ pub struct Progress {
     pub epoch_seconds: Seconds,
     /// Time spent in the whole run, unfinished epoch included.
     pub run_seconds: Seconds,
+    /// Optimizer steps of the whole run; absent in checkpoints from before they were counted.
+    #[serde(default)]
+    pub optimizer_steps: Option<u64>,
     /// Images trained on in the finished epochs; absent in checkpoints from before there was data pruning.
     #[serde(default)]
     pub run_images: Option<u64>,
