@@ -58,7 +58,7 @@ fn checkpoint(epoch: u32, step: usize) -> Checkpoint {
             epoch_seconds: Seconds { attack: 0.1, train: 0.2, select: 0.0, evaluate: 0.0 },
             run_seconds: Seconds { attack: 10.1, train: 5.25, select: 1.0 / 9.0, evaluate: 1.0 / 7.0 },
             run_images: Some(70),
-            selection: Some(LastSelection { epoch, residual: Some(1.0 / 11.0) }),
+            selection: Some(LastSelection { epoch, diagnosis: Some(diagnosis) }),
         },
         samples: SamplesSoFar { predictions: (0..losses.len() as u32).map(|i| i % 10).collect(), losses },
         selection: SelectionState {

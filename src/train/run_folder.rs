@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use super::metrics::EpochMetrics;
 use crate::files::{Existing, sync_folder, write_atomic};
-use crate::prune::Subset;
+use crate::prune::{Diagnosis, Subset};
 
 /// A run's folder on disk.
 #[derive(Clone, Debug)]
@@ -135,10 +135,10 @@ impl RunFolder {
     }
 
     /// Keeps the subset that was chosen for epoch `epoch`, counted from 1 as in the metrics.
-    pub fn write_selection(&self, epoch: u32, subset: &Subset) -> Result<()> {
+    pub fn write_selection(&self, epoch: u32, subset: &Subset, diagnosis: &Diagnosis) -> Result<()> {
         let folder = self.path.join("selection");
         fs::create_dir_all(&folder).map_err(at(&folder))?;
-        self.write(&format!("selection/epoch-{epoch:04}.safetensors"), &subset.to_bytes())
+        self.write(&format!("selection/epoch-{epoch:04}.safetensors"), &subset.to_bytes(diagnosis))
     }
 
     /// Writes a file of the run, whole or not at all.
