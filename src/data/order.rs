@@ -201,7 +201,8 @@ mod tests {
                 let mut both = [parts.held_out.clone(), parts.validation.clone()].concat();
                 both.sort_unstable();
                 assert_eq!((both, &parts.train), (whole.validation.clone(), &whole.train));
-                let (all, held) = (images_of(&images, &whole.validation), images_of(&images, &parts.held_out));
+                let (all, held) =
+                    (images_of(&images, &whole.validation), images_of(&images, &parts.held_out));
                 for (n, h) in all.class_counts(10).into_iter().zip(held.class_counts(10)) {
                     assert!((h as f64 - share * n as f64).abs() < 1.0, "{how}, {share}: {h} of {n}");
                 }

@@ -72,8 +72,7 @@ impl Diagnosis {
             Ok(survey.correct(engine, &drawn)? as f64 / drawn.len() as f64)
         };
         let on_subset = accuracy(&subset.samples, SUBSET_STEP)?;
-        let on_held_out =
-            (!held_out.is_empty()).then(|| accuracy(held_out, HELD_OUT_STEP)).transpose()?;
+        let on_held_out = (!held_out.is_empty()).then(|| accuracy(held_out, HELD_OUT_STEP)).transpose()?;
         let residual_holdout_draw = match holdout_draw {
             None => None,
             Some(HoldoutDraw { augment, key }) => {
@@ -86,7 +85,11 @@ impl Diagnosis {
         let weights = || subset.weights.iter().map(|&weight| f64::from(weight));
         Ok(Self {
             class_entropy: balance(&chosen, &all),
-            missing_classes: all.iter().zip(&chosen).filter(|&(&all, &chosen)| all > 0 && chosen == 0).count(),
+            missing_classes: all
+                .iter()
+                .zip(&chosen)
+                .filter(|&(&all, &chosen)| all > 0 && chosen == 0)
+                .count(),
             effective_size: weights().sum::<f64>().powi(2) / weights().map(|w| w * w).sum::<f64>(),
             wrong: 1.0 - on_subset,
             accuracy_gap: on_held_out.map(|held_out| on_subset - held_out),

@@ -98,7 +98,12 @@ pub fn run(engine: &mut dyn Engine, run: &Run) -> Result<Summary> {
     let kept = &recipe.data;
     let split =
         split(&run.data.train, run.data.classes, kept.validation, kept.validation_split, recipe.seed)?
-            .reserve(&run.data.train.labels, run.data.classes, recipe.selection.held_out_share(), recipe.seed);
+            .reserve(
+                &run.data.train.labels,
+                run.data.classes,
+                recipe.selection.held_out_share(),
+                recipe.seed,
+            );
     engine.load_weights(&initialise(network(recipe), recipe.seed))?;
     let mut trainer = Trainer::new(engine, recipe, &set, &split)?;
     if let Some((path, checkpoint)) = &resumed {

@@ -125,8 +125,7 @@ impl<'a> Pruning<'a> {
         let holdout_draw =
             selection.holdout_draw.then(|| HoldoutDraw { augment, key: key(Purpose::AttackStart) });
         let validation = &self.split.validation;
-        let diagnosis =
-            Diagnosis::new(engine, &candidates, validation, &mut survey, &subset, holdout_draw)?;
+        let diagnosis = Diagnosis::new(engine, &candidates, validation, &mut survey, &subset, holdout_draw)?;
         Ok((subset, diagnosis))
     }
 
