@@ -276,7 +276,8 @@ impl Selection {
             );
             return Err(root.value_error("data.validation", validation, wanted));
         }
-        let scored = recipe.timeline().first_selection() > Some(0);
+        // A schedule that is too short for a selection attacks nothing either.
+        let scored = recipe.timeline().first_selection() != Some(0);
         match self.attack_refused(recipe, scored) {
             Some(Refusal { key, met, wanted }) => Err(root.value_error(key, format!("\"{met}\""), wanted)),
             None => Ok(()),

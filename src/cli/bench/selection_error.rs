@@ -95,15 +95,18 @@ struct About {
 
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     let recipe = network_recipe(args)?;
-    let rules: Vec<&Rule> = RULES.iter().filter(|rule| args.filter.is_match(rule.name)).collect();
-    if rules.is_empty() {
+    let rows = RULES
+        .iter()
+        .map(|rule| Ok((rule, rule.recipe(&args.recipe, &args.set, args.fraction)?)))
+        .collect::<Result<Vec<(&Rule, Recipe)>, String>>()
+        .map_err(anyhow::Error::msg)?;
+    // Whatever the filter, every row has the same samples: what the others validate with, Adv-GLISTER divides.
+    let held_out_share = rows.iter().map(|(_, recipe)| recipe.selection.held_out_share()).fold(0.0, f64::max);
+    let rows: Vec<_> = rows.into_iter().filter(|(rule, _)| args.filter.is_match(rule.name)).collect();
+    if rows.is_empty() {
         bail!("--filter {}: matches no row", args.filter);
     }
-    let recipes = rules
-        .iter()
-        .map(|rule| rule.recipe(&args.recipe, &args.set, args.fraction).map_err(anyhow::Error::msg))
-        .collect::<anyhow::Result<Vec<Recipe>>>()?;
-    for (rule, recipe) in rules.iter().zip(&recipes) {
+    for (rule, recipe) in &rows {
         if let Some(refusal) = recipe.selection.attack_refused(recipe, false) {
             bail!("{}: {} = \"{}\", expected {}", rule.name, refusal.key, refusal.met, refusal.wanted);
         }
@@ -120,11 +123,9 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         None => trained(args, &recipe, &data, console, &stop)?,
     };
     let (network, tensors) = weights_for(&recipe, &weights)?;
-    // Every row has the same samples; what the others validate with, Adv-GLISTER divides.
-    let (kept, share) = (&recipe.data, recipes.iter().map(|recipe| recipe.selection.held_out_share()));
-    let share = share.fold(0.0, f64::max);
+    let kept = &recipe.data;
     let split = split(&data.train, data.classes, kept.validation, kept.validation_split, recipe.seed)?
-        .reserve(&data.train.labels, data.classes, share, recipe.seed);
+        .reserve(&data.train.labels, data.classes, held_out_share, recipe.seed);
     let labels = bytemuck::cast_slice::<u32, u8>(&data.train.labels);
     let about = About {
         recipe: recipe.to_toml(),
@@ -140,7 +141,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     engine.load_weights(&tensors)?;
     let device = serde_json::json!(engine.device());
     let known = known(&json, &about, &device)?;
-    let missing = rules.iter().any(|rule| known.iter().all(|row| row.name != rule.name));
+    let missing = rows.iter().any(|(rule, _)| known.iter().all(|row| row.name != rule.name));
     let mut document = Document {
         secateur_selection_error: VERSION,
         command: std::env::args().collect(),
@@ -154,7 +155,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         let watch = &mut console.watch("attacks on the candidates".into(), stop);
         let mut subject = Subject::new(engine.as_mut(), &recipe, &data, &split, args.draws, watch)
             .map_err(|error| failed(error, args))?;
-        for (rule, recipe) in rules.iter().zip(&recipes) {
+        for (rule, recipe) in &rows {
             if document.rows.iter().any(|row| row.name == rule.name) {
                 continue;
             }
