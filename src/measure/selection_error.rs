@@ -29,16 +29,23 @@ pub struct Rule {
     pub name: &'static str,
     /// Keys of `[selection]`.
     pub set: &'static [&'static str],
-    /// Whether it draws: such a row is the mean of several selections.
-    pub random: bool,
+    /// Selections that the row is the mean of; `None` takes as many as there are fresh draws.
+    pub selections: Option<u32>,
 }
 
+/// A rule that draws nothing.
 const fn fixed(name: &'static str, set: &'static [&'static str]) -> Rule {
-    Rule { name, set, random: false }
+    Rule { name, set, selections: Some(1) }
 }
 
+/// A random one that looks at no candidate, so that many selections are free.
+const fn free(name: &'static str, set: &'static [&'static str]) -> Rule {
+    Rule { name, set, selections: Some(10) }
+}
+
+/// A random one.
 const fn random(name: &'static str, set: &'static [&'static str]) -> Rule {
-    Rule { name, set, random: true }
+    Rule { name, set, selections: None }
 }
 
 /// The rows of the table.
@@ -54,12 +61,12 @@ pub const RULES: [Rule; 22] = [
     fixed("GRAD-MATCH per sample, ridge 0", &["method=adv-grad-match", "mode=per-sample", "ridge=0"]),
     fixed("GRAD-MATCH per sample, ridge 0.5", &["method=adv-grad-match", "mode=per-sample", "ridge=0.5"]),
     random("GRAD-MATCH per batch, ridge 0.05", &["method=adv-grad-match", "mode=per-batch", "ridge=0.05"]),
-    random("InfoBatch", &["method=info-batch"]),
-    random("random, class-balanced", &["method=class-balanced"]),
-    random("random", &["method=random"]),
+    free("InfoBatch", &["method=info-batch"]),
+    free("random, class-balanced", &["method=class-balanced"]),
+    free("random", &["method=random"]),
     fixed("loss-rank, plain", &["method=loss-rank", "temperature=0", "class_quotas=false"]),
-    random("loss-rank, quotas and noise", &["method=loss-rank"]),
-    random("loss-rank, quotas, noise, weights 1/p", &["method=loss-rank", "importance_weights=true"]),
+    free("loss-rank, quotas and noise", &["method=loss-rank"]),
+    free("loss-rank, quotas, noise, weights 1/p", &["method=loss-rank", "importance_weights=true"]),
     random(
         "Adv-GLISTER, published",
         &[
@@ -191,7 +198,7 @@ impl<'a> Subject<'a> {
         Ok(Self { engine, data, split, set, scratch, objective, seed, same, fresh: views })
     }
 
-    /// Selects by a rule, `draws` times where it is a random one. `recipe` is [`Rule::recipe`].
+    /// Selects by a rule, as often as it says. `recipe` is [`Rule::recipe`].
     ///
     /// # Errors
     /// Those of the selection.
@@ -199,7 +206,6 @@ impl<'a> Subject<'a> {
         &mut self,
         rule: &Rule,
         recipe: &Recipe,
-        draws: u32,
         watch: &mut dyn FnMut(usize, usize) -> bool,
     ) -> std::result::Result<Row, PruneError> {
         let samples = &self.split.train;
@@ -207,7 +213,7 @@ impl<'a> Subject<'a> {
             samples.iter().map(|&sample| self.data.train.labels[sample as usize]).collect();
         let method = prune::of_recipe(recipe);
         let (mut images, mut same, mut fresh, mut first) = (Vec::new(), Vec::new(), Vec::new(), None);
-        for draw in 0..if rule.random { draws } else { 1 } {
+        for draw in 0..rule.selections.unwrap_or(self.fresh.len() as u32) {
             let candidates = Candidates {
                 samples,
                 labels: &labels,

@@ -123,7 +123,8 @@ impl Survey<'_> {
             }
             engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs())?;
             let (predictions, labels) = (engine.read(&batch.predictions)?, engine.read(&batch.labels)?);
-            correct += predictions.iter().zip(&labels).filter(|(met, label)| met == label).count();
+            correct +=
+                predictions.iter().zip(&labels).filter(|(predicted, label)| predicted == label).count();
         }
         Ok(correct)
     }

@@ -74,7 +74,8 @@ impl<'a> Draw<'a> {
     pub fn take(&mut self, scores: &[f64], count: usize) -> Result<Vec<u32>, PruneError> {
         let open: Vec<u32> = self.open().collect();
         let of_open: Vec<f64> = open.iter().map(|&place| scores[place as usize]).collect();
-        let ranked = self.ranked(&open, &of_open)?;
+        let scale = self.scale(&of_open);
+        let ranked = self.ranked(&open, &of_open, scale)?;
         let shares = quotas(&self.left, count.min(self.left()));
         let mut taken = Vec::with_capacity(count);
         for (group, &share) in shares.iter().enumerate() {
@@ -82,7 +83,7 @@ impl<'a> Draw<'a> {
             let members: Vec<&Rank> = members.collect();
             taken.extend(members[..share].iter().map(|rank| open[rank.position]));
             if self.rule.importance_weights && share > 0 {
-                self.raise_hazards(group, scores, members.get(share).copied(), spread(&of_open));
+                self.raise_hazards(group, scores, members.get(share).copied(), scale);
             }
         }
         self.note(&taken);
@@ -91,7 +92,7 @@ impl<'a> Draw<'a> {
 
     /// Chooses one of `pool` by the scores of its members; returns its position in the pool.
     pub fn take_one(&mut self, pool: &[u32], scores: &[f64]) -> Result<usize, PruneError> {
-        let best = self.ranked(pool, scores)?[0].position;
+        let best = self.ranked(pool, scores, self.scale(scores))?[0].position;
         self.note(&[pool[best]]);
         Ok(best)
     }
@@ -125,15 +126,19 @@ impl<'a> Draw<'a> {
         }
     }
 
+    /// The scale of the noise on these scores.
+    fn scale(&self, scores: &[f64]) -> f64 {
+        self.rule.temperature * spread(scores)
+    }
+
     /// `places` from the first to choose to the last.
-    fn ranked(&self, places: &[u32], scores: &[f64]) -> Result<Vec<Rank>, PruneError> {
+    fn ranked(&self, places: &[u32], scores: &[f64], scale: f64) -> Result<Vec<Rank>, PruneError> {
         if let Some(at) = scores.iter().position(|score| score.is_nan()) {
             return Err(PruneError::Invalid(format!(
                 "training image {}: its score is NaN, expected a number: training has diverged",
                 self.candidates.samples[places[at] as usize]
             )));
         }
-        let scale = self.rule.temperature * spread(scores);
         let key = Key { purpose: Purpose::SelectionNoise, step: self.round, ..self.candidates.key };
         let rank = |(position, &place): (usize, &u32)| {
             let score = scores[position];
@@ -154,8 +159,7 @@ impl<'a> Draw<'a> {
     /// candidate is taken where its own is larger, `P = 1 - exp(-exp((score - threshold) / scale))`: the estimator that
     /// weighs by 1 / P is unbiased (Kool et al., "Stochastic beams and where to find them", section 4). Over several rounds
     /// the probabilities of being left multiply, thresholds and scores taken as given.
-    fn raise_hazards(&mut self, group: usize, scores: &[f64], threshold: Option<&Rank>, spread: f64) {
-        let scale = self.rule.temperature * spread;
+    fn raise_hazards(&mut self, group: usize, scores: &[f64], threshold: Option<&Rank>, scale: f64) {
         for place in 0..scores.len() as u32 {
             if self.group(place) == group {
                 let (score, hazard) = (scores[place as usize], &mut self.hazards[place as usize]);

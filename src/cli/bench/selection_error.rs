@@ -48,7 +48,8 @@ pub struct Args {
     /// Share of the samples that a subset holds, where its method does not decide
     #[arg(long, value_name = "SHARE", default_value_t = 0.263)]
     fraction: f64,
-    /// Fresh draws of augmentation and attack, each of which attacks every sample, and selections of a random method
+    /// Fresh draws of augmentation and attack, each of which attacks every sample, and selections of a random rule that looks at
+    /// the samples
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     draws: u32,
     /// Only rows whose name this regular expression finds
@@ -160,7 +161,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
                 continue;
             }
             let watch = &mut console.watch(rule.name.into(), stop);
-            let row = subject.row(rule, recipe, args.draws, watch).map_err(|error| failed(error, args))?;
+            let row = subject.row(rule, recipe, watch).map_err(|error| failed(error, args))?;
             document.rows.push(row);
             let place = |row: &Row| RULES.iter().position(|rule| rule.name == row.name);
             document.rows.sort_by_key(place);
@@ -173,7 +174,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     let About { candidates, width, draws, .. } = document.subject;
     console.line(format!(
         "error of the subset's gradient, relative to that of all {candidates} images, width {width}; mean and standard \
-         deviation over {draws} fresh draws, and as many selections where a rule is random"
+         deviation over {draws} fresh draws and the selections of random rules"
     ));
     let shown: Vec<Row> = document.rows.into_iter().filter(|row| args.filter.is_match(&row.name)).collect();
     for line in lines(&shown) {
