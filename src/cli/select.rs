@@ -47,7 +47,7 @@ pub struct Args {
     /// Also tell the residual on a second draw of augmentation and attack: attacks every candidate once more
     #[arg(long)]
     holdout_draw: bool,
-    /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
+    /// auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
     /// File of the chosen indices (i64), weights (f32) and residuals (f64)

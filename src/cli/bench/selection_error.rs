@@ -58,7 +58,7 @@ pub struct Args {
     /// Folder of the network and the table; the same command goes on in it
     #[arg(long, value_name = "DIR", default_value = "runs/selection-error")]
     out: PathBuf,
-    /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
+    /// auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
 }
