@@ -284,9 +284,24 @@ fn every_selection_has_its_defaults_and_round_trips() {
         assert_eq!(selection.budget(1000), if method.has_fraction() { 300 } else { 1000 }, "{name}");
         assert_eq!(selection.warm_start, if *name == "short" { 1.0 } else { 0.0 }, "{name}");
         // The step of Adv-GLISTER is that of training.
-        assert_eq!((selection.rounds, selection.step_size), (15, 10.0));
-        assert_eq!((selection.mode, selection.ridge, selection.tolerance), (AtomMode::PerClass, 0.5, 1e-4));
+        assert_eq!((selection.rounds, selection.step_size), (15, Some(10.0)));
+        assert_eq!((selection.temperature, selection.class_quotas), (1.0, true));
+        assert_eq!((selection.mode, selection.ridge, selection.tolerance), (AtomMode::PerClass, 0.05, 1e-4));
         assert_eq!((selection.prune_share, selection.full_share), (0.5, 0.125));
+        assert_eq!(parse(&recipe.to_toml(), &[]).unwrap(), recipe);
+        // The published configurations, by name.
+        set.extend([
+            "selection.temperature=0",
+            "selection.class_quotas=false",
+            "selection.greedy=stochastic",
+            "selection.gradient=bias",
+            "selection.step_along=sum",
+            "selection.step_size=learning-rate",
+            "selection.ridge=0.5",
+            "selection.ridge_unit=absolute",
+        ]);
+        let recipe = parse(SMALL, &set).unwrap();
+        assert_eq!(recipe.selection.step_size, None);
         assert_eq!(parse(&recipe.to_toml(), &[]).unwrap(), recipe);
     }
     assert_eq!(parse(SMALL, &[]).unwrap().selection.method, SelectionMethod::Full);
@@ -339,7 +354,33 @@ fn what_a_selection_cannot_do_is_refused() {
         ),
         (
             &["selection.method=adv-glister", some],
-            "data.validation = 0, expected 1 at least: adv-glister chooses by the loss of held-out images",
+            "data.validation = 0, expected more: adv-glister chooses by the loss of 0 of them (selection.held_out_share), \
+             and the best epoch by the others",
+        ),
+        (
+            &["selection.method=adv-glister", some, "data.validation=4", "selection.held_out_share=1"],
+            "data.validation = 4, expected more: adv-glister chooses by the loss of 4 of them (selection.held_out_share), \
+             and the best epoch by the others",
+        ),
+        (
+            &["selection.method=el2n", some, "selection.importance_weights=true", "selection.temperature=0"],
+            "selection.temperature = 0, expected above 0: a choice without noise has no probabilities to weigh by",
+        ),
+        (
+            &[
+                "selection.method=adv-glister",
+                some,
+                "selection.importance_weights=true",
+                "selection.greedy=stochastic",
+                "data.validation=200",
+            ],
+            "selection.greedy = \"stochastic\", expected \"rounds\": the probabilities of a choice from random pools are not \
+             known",
+        ),
+        (
+            &["selection.method=random", some, "selection.holdout_draw=true", "attack.batch_norm=train"],
+            "attack.batch_norm = \"train\", expected \"eval\": selection.holdout_draw attacks the candidates, which must not \
+             move the statistics",
         ),
         (
             &["selection.method=grand", some, "attack.batch_norm=train"],
@@ -407,6 +448,14 @@ fn a_file_is_named_after_itself_and_everything_is_resolved() {
         "warm_start",
         "mode",
         "ridge",
+        "ridge_unit",
+        "temperature",
+        "class_quotas",
+        "importance_weights",
+        "gradient",
+        "step_along",
+        "held_out_share",
+        "holdout_draw",
         "tolerance",
         "greedy",
         "rounds",

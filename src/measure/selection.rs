@@ -106,6 +106,7 @@ pub fn select(
     let mut survey = Survey {
         set: &bench.set,
         objective: &mut objective,
+        augment: None,
         scratch: &scratch,
         key: key(Purpose::SelectionStart),
         watch: &mut watch,

@@ -116,7 +116,7 @@ impl Bench {
             false => (0..images).map(|image| (image % classes) as u32).collect(),
         };
         let set = engine.upload_images(&data.train.pixels, &labels)?;
-        let split = Split { train: (0..images as u32).collect(), validation: Vec::new() };
+        let split = Split { train: (0..images as u32).collect(), ..Split::default() };
         let batch = Batch::alloc(engine.as_ref(), recipe.batch)?;
         let mut bench = Self {
             engine,
@@ -183,7 +183,7 @@ impl Bench {
         match work {
             Work::Step => {
                 let samples = self.split.train[..recipe.batch * times].to_vec();
-                let split = Split { train: samples, validation: Vec::new() };
+                let split = Split { train: samples, ..Split::default() };
                 // Without `begin_epoch` nothing is selected: every image that there is trains.
                 let batch = self.batch.clone();
                 let mut trainer = Trainer::in_memory_of(batch, engine, recipe, &self.set, &split)?;

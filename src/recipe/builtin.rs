@@ -27,6 +27,7 @@ macro_rules! builtin {
 builtin! {
     "quick",
     "cifar10-demo",
+    "cifar10-selection-error",
     "cifar10-pgd-at",
     "cifar10-pgd-at-rice",
     "cifar10-pgd-at-wa",

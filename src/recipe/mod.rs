@@ -31,7 +31,7 @@ pub use builtin::{BUILTIN, Builtin};
 pub use data::Data;
 pub use objective::{Method, Objective};
 pub use schedule::{Position, Schedule, Update};
-pub use selection::{AtomMode, Greedy, Selection, SelectionMethod};
+pub use selection::{AtomMode, GradientPart, Greedy, RidgeUnit, Selection, SelectionMethod, StepAlong};
 pub use timeline::{Pace, Stage, Timeline};
 pub use value::Fraction;
 

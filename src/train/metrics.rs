@@ -69,9 +69,21 @@ pub struct EpochMetrics {
     /// Whether that subset was chosen at the start of this epoch.
     #[serde(default)]
     pub selected: bool,
-    /// What the pursuit that chose it left of its target, as a share of the target's norm.
+    /// Figures of that subset, as it was chosen: see [`crate::prune::Diagnosis`].
+    #[serde(default)]
+    pub subset_class_entropy: Option<f64>,
+    #[serde(default)]
+    pub subset_missing_classes: Option<usize>,
+    #[serde(default)]
+    pub subset_effective_size: Option<f64>,
+    #[serde(default)]
+    pub subset_wrong: Option<f64>,
+    #[serde(default)]
+    pub subset_accuracy_gap: Option<f64>,
     #[serde(default)]
     pub residual: Option<f64>,
+    #[serde(default)]
+    pub residual_holdout_draw: Option<f64>,
     /// Mean loss of the objective over the epoch, each sample with its weight and at the step that trained on it.
     pub train_loss: f64,
     /// Accuracy on the adversarial images of training (of standard training: the clean ones), likewise.

@@ -107,7 +107,13 @@ pub fn run(engine: &mut dyn Engine, run: &Run) -> Result<Summary> {
     let set = engine.upload_images(&run.data.train.pixels, &run.data.train.labels)?;
     let kept = &recipe.data;
     let split =
-        split(&run.data.train, run.data.classes, kept.validation, kept.validation_split, recipe.seed)?;
+        split(&run.data.train, run.data.classes, kept.validation, kept.validation_split, recipe.seed)?
+            .reserve(
+                &run.data.train.labels,
+                run.data.classes,
+                recipe.selection.held_out_share(),
+                recipe.seed,
+            );
     engine.load_weights(&initialise(network(recipe), recipe.seed))?;
     let mut trainer = Trainer::new(engine, recipe, &set, &split)?;
     if let Some((path, checkpoint)) = &resumed {
@@ -225,7 +231,8 @@ fn epoch(
     if recipe.metrics.tensorboard {
         tensorboard::append(run.folder, &metrics)?;
     }
-    console.line(epoch_report::line(&metrics, epochs));
+    let chosen = trainer.progress.selection.filter(|_| metrics.selected);
+    console.line(epoch_report::line(&metrics, chosen.and_then(|last| last.diagnosis), epochs));
     if let Some((before, after)) = watched.fall {
         console.note(format!(
             "warning: epoch {number}: catastrophic overfitting: PGD-5 accuracy on training images fell from {before:.3} \
@@ -250,8 +257,12 @@ fn select(run: &Run, trainer: &mut Trainer) -> Result<bool> {
         trainer.begin_epoch(&mut run.console.watch(format!("selection for epoch {number}"), run.stop));
     match chosen {
         Ok(chosen) => {
-            if let Some(subset) = trainer.subset().filter(|_| chosen) {
-                run.folder.write_selection(number, subset)?;
+            let diagnosis = trainer.progress.selection.and_then(|last| last.diagnosis);
+            if let (true, Some(subset), Some(diagnosis)) = (chosen, trainer.subset(), diagnosis) {
+                run.folder.write_selection(number, subset, &diagnosis)?;
+                if let Some(warning) = diagnosis.warning() {
+                    run.console.note(format!("warning: selection for epoch {number}: {warning}"));
+                }
             }
             Ok(true)
         }

@@ -200,18 +200,17 @@ impl<'a> Trainer<'a> {
         let objective = self.objective.as_mut();
         let done =
             self.pruning.begin_epoch(self.engine, objective, self.set, &self.batch, epoch, last, watch);
-        if matches!(done, Ok(true) | Err(PruneError::Stopped)) {
+        if matches!(done, Ok(Some(_)) | Err(PruneError::Stopped)) {
             self.engine.synchronize()?;
             let seconds = Seconds { select: begin.elapsed().as_secs_f64(), ..Seconds::default() };
             self.progress.epoch_seconds += seconds;
             self.progress.run_seconds += seconds;
         }
-        let selected = done?;
-        if selected {
-            let residual = self.subset().and_then(|subset| subset.residuals.last().copied());
-            self.progress.selection = Some(LastSelection { epoch, residual });
+        let diagnosis = done?;
+        if diagnosis.is_some() {
+            self.progress.selection = Some(LastSelection { epoch, diagnosis });
         }
-        Ok(selected)
+        Ok(diagnosis.is_some())
     }
 
     fn samples_so_far(&self) -> Result<SamplesSoFar> {

@@ -18,6 +18,7 @@ use crate::attack::AttackWork;
 use crate::engine::OptimizerState;
 use crate::files::Folder;
 use crate::model::{Weights, WeightsError};
+use crate::prune::Diagnosis;
 use manifest::{MANIFEST, Writer, json};
 
 const PROGRESS: &str = "progress.json";
@@ -77,14 +78,14 @@ pub struct Progress {
     pub selection: Option<LastSelection>,
 }
 
-/// When samples were selected last.
+/// When samples were selected last, and what was measured of them. Older checkpoints have another residual instead, which
+/// is ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct LastSelection {
     /// The epoch that it was made for, counted from 0.
     pub epoch: u32,
-    /// What a pursuit left of its target, as a share of the target's norm.
-    pub residual: Option<f64>,
+    #[serde(default)]
+    pub diagnosis: Option<Diagnosis>,
 }
 
 /// Adversarial loss and prediction of each sample of the unfinished epoch, in the epoch's order.

@@ -23,7 +23,8 @@ use crate::measure::speedup::document::Document;
 use crate::measure::speedup::plan::{Plan, with_epochs};
 use crate::recipe::Recipe;
 use crate::train::run_folder::RunFolder;
-use one_run::{Work, standing};
+use one_run::Work;
+pub(super) use one_run::{Standing, standing};
 
 /// The table's files in --out.
 const JSON: &str = "speedup.json";
