@@ -76,6 +76,7 @@ impl Reference {
                 code: product::instruction_set().into(),
                 memory: None,
                 cache: None,
+                wgmma_off: Vec::new(),
             },
             network,
             max_batch,
