@@ -1,8 +1,8 @@
-// Waits that end: who has waited for more than a second says where, and the launch is an error.
+// Waits that end: a thread that has waited for more than a second says where, and the launch is an error.
 //
 // A trap ends every block of the launch and makes the context useless, all device memory with it. What survives is memory of the
 // host that the device can write: the driver gives its address to each module that waits (`secateur_wait_report`) and reads it
-// when a call has failed. On the host runner time passes only where no thread can go on.
+// when a call has failed. On the emulator time passes only where no thread can go on.
 #pragma once
 
 #include "portable/kernel.h"
@@ -50,7 +50,7 @@ extern "C" {
 __device__ WaitReport secateur_wait_report;
 }
 
-// Tries until `try_wait`, an instruction that sets the predicate `done`, does so. Behind a first failure comes the clock, and behind
+// Tries until `try_wait`, an instruction that sets the predicate `done`, does so. After a first failure comes the clock, and after
 // WAIT_LIMIT the record and the trap: of several threads the first alone, for the trap of another might end the launch before its
 // words have left the GPU. One statement, which the compiler cannot take apart: written in C++ it cost the loops around it their
 // shape, and six kernels spilled.

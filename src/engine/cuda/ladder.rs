@@ -9,7 +9,7 @@ use std::cell::OnceCell;
 use std::rc::Rc;
 
 use super::driver::{Buffer, Driver};
-use super::launch::conv::wgmma::predict::{Ending, IDLE_BLOCKS, LADDER, predict};
+use super::launch::conv::wgmma::predict::{Epilogue, IDLE_BLOCKS, LADDER, predict};
 use super::launch::conv::wgmma::{self, Direction, Planned, Rung};
 use super::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue};
 use crate::engine::{Error, LadderStep, Probe, Result};
@@ -102,12 +102,12 @@ pub fn ladder(driver: &Rc<dyn Driver>, network: ResNet18, batch: usize) -> Resul
         seen.push(shape);
         // Made when the first rung runs.
         let shared: Rc<OnceCell<Operands>> = Rc::default();
-        // As `Operands::run` ends them.
-        let endings = [
-            (Direction::Forward, "forward", Ending::Relu { residual: false }),
-            (Direction::Gradient, "input gradient", Ending::Gradient { residual: false }),
+        // The epilogues of `Operands::run`.
+        let passes = [
+            (Direction::Forward, "forward", Epilogue::Relu { residual: false }),
+            (Direction::Gradient, "input gradient", Epilogue::Gradient { residual: false }),
         ];
-        for (direction, pass, ending) in endings {
+        for (direction, pass, epilogue) in passes {
             // Nor does a kernel run here that is switched off.
             let served = |(name, rung)| {
                 let planned = wgmma::planned(&shape, direction, Rung { off, ..rung }).ok();
@@ -130,7 +130,7 @@ pub fn ladder(driver: &Rc<dyn Driver>, network: ResNet18, batch: usize) -> Resul
                     driver.synchronize()
                 };
                 let layer = format!("{} {pass}", conv.name);
-                let prediction = planned.map(|planned| predict(&planned, ending));
+                let prediction = planned.map(|planned| predict(&planned, epilogue));
                 steps.push(LadderStep {
                     probe: Probe::new(
                         format!("{layer}, {name}"),

@@ -1,5 +1,4 @@
-//! How long launches should take on an H200, kernel by kernel, in the order in which they follow each other: what a bench prints
-//! beside what it measures.
+//! How long launches should take on an H200, one after the other: what a bench prints next to what it measures.
 //!
 //! Convolutions on wgmma have a model of their own ([`wgmma::predict`]). Those on mma.sync are bound by what their blocks gather from
 //! the second-level cache or by the tensor cores, everything else by the bytes that it declares. Every launch has a beginning and
@@ -7,7 +6,7 @@
 
 use super::driver::Address;
 use super::launch::conv::wgmma::predict::{
-    CACHE_BYTES_A_CLOCK, CLOCK, Ending, LAUNCH, predict, predict_weight_gradient,
+    CACHE_BYTES_A_CLOCK, CLOCK, Epilogue, LAUNCH, predict, predict_weight_gradient,
 };
 use super::launch::conv::wgmma::{self, BLOCKS, Block, Direction, Rung};
 use super::launch::conv::{
@@ -21,9 +20,11 @@ use crate::model::{Conv, ResNet18};
 const GATHERED_A_CLOCK: f64 = 30.0 * BLOCKS as f64;
 /// Operations a clock of all multiprocessors through mma.sync, which reaches 65 % of a Hopper's tensor rate.
 const MMA_FLOPS_A_CLOCK: f64 = 0.65 * 4_096.0 * BLOCKS as f64;
-/// Bytes of the second-level cache, and bytes a second from behind it (a copy, measured on an H200).
+/// Bytes of the second-level cache, and bytes a second of the memory (a copy, measured on an H200).
 const CACHE: f64 = 60e6;
-const MEMORY_BYTES: f64 = 4.3e12;
+const MEMORY_RATE: f64 = 4.3e12;
+/// Bytes a second of the second-level cache.
+const CACHE_RATE: f64 = CACHE_BYTES_A_CLOCK * BLOCKS as f64 * CLOCK;
 
 /// Seconds of all of them; `None` for none, and where one has no model.
 pub fn predicted_seconds(launches: &[Launch], network: ResNet18) -> Option<f64> {
@@ -33,16 +34,19 @@ pub fn predicted_seconds(launches: &[Launch], network: ResNet18) -> Option<f64> 
 }
 
 fn launch_seconds(launch: &Launch, convs: &[Conv]) -> Option<f64> {
-    let kernel = launch.kernel;
-    if !kernel.starts_with("conv_") || kernel.contains("_reduce") {
-        return of_bytes(launch);
+    // What does not fit in the cache comes from memory, and goes there.
+    let bytes = launch.bytes as f64;
+    let moved = bytes / if bytes > CACHE { MEMORY_RATE } else { CACHE_RATE } + LAUNCH / CLOCK;
+    if !launch.kernel.starts_with("conv_") || launch.kernel.contains("_reduce") {
+        return (launch.bytes > 0).then_some(moved);
     }
     let shape = conv_shape(launch, convs)?;
-    match (kernel.split_once("_wgmma_"), kernel.split_once("_mma_")) {
+    let computed = match (launch.kernel.split_once("_wgmma_"), launch.kernel.split_once("_mma_")) {
         (Some((operation, block)), _) => on_wgmma(launch, &shape, operation, block),
         (_, Some((_, tile))) => on_mma(launch, &shape, tile),
         _ => None,
-    }
+    };
+    computed.map(|computed| computed.max(moved))
 }
 
 /// The convolution of a launch: that of its layer, with as many images as its operations are for.
@@ -58,24 +62,24 @@ fn on_wgmma(launch: &Launch, shape: &ConvShape, operation: &str, block: &str) ->
     if operation == "conv_weight_gradient" {
         return Some(predict_weight_gradient(shape, &planned(Direction::Forward, None)?));
     }
-    let (direction, ending) = match operation {
-        "conv_forward_bias" => (Direction::Forward, Ending::Bias),
-        "conv_forward_statistics" => (Direction::Forward, Ending::Statistics),
+    let (direction, epilogue) = match operation {
+        "conv_forward_bias" => (Direction::Forward, Epilogue::Bias),
+        "conv_forward_statistics" => (Direction::Forward, Epilogue::Statistics),
         "conv_forward_relu" => {
-            let epilogue = ForwardEpilogue::Relu { bias: Address::NULL, residual: None, mask: Address::NULL };
-            let residual = launch.bytes > forward_cost(shape, &epilogue).bytes;
-            (Direction::Forward, Ending::Relu { residual })
+            let plain = ForwardEpilogue::Relu { bias: Address::NULL, residual: None, mask: Address::NULL };
+            let residual = launch.bytes > forward_cost(shape, &plain).bytes;
+            (Direction::Forward, Epilogue::Relu { residual })
         }
         "conv_input_gradient" => {
             // A mask is a sixteenth of what is written, a residual at least a quarter.
             let plain = input_gradient_cost(shape, &InputGradientEpilogue::default()).bytes;
             let written = 2 * (shape.input_len() as u64);
-            (Direction::Gradient, Ending::Gradient { residual: launch.bytes > plain + written / 8 })
+            (Direction::Gradient, Epilogue::Gradient { residual: launch.bytes > plain + written / 8 })
         }
         _ => return None,
     };
     let block = Block::ALL.into_iter().find(|known| known.name() == block)?;
-    Some(predict(&planned(direction, Some(block))?, ending).seconds)
+    Some(predict(&planned(direction, Some(block))?, epilogue).seconds)
 }
 
 /// A grid of tiles of `rows` x `columns` sums, each over its depth.
@@ -93,11 +97,4 @@ fn on_mma(launch: &Launch, shape: &ConvShape, tile: &str) -> Option<f64> {
     let gathered = blocks * ((rows + columns) * depth * 2) as f64 + launch.bytes as f64;
     let products = blocks * (2 * rows * columns * depth) as f64;
     Some(((gathered / GATHERED_A_CLOCK).max(products / MMA_FLOPS_A_CLOCK) + LAUNCH) / CLOCK)
-}
-
-/// A launch that is bound by its bytes: from the cache where they fit there, else from memory.
-fn of_bytes(launch: &Launch) -> Option<f64> {
-    let bytes = launch.bytes as f64;
-    let rate = if bytes > CACHE { MEMORY_BYTES } else { CACHE_BYTES_A_CLOCK * BLOCKS as f64 * CLOCK };
-    (launch.bytes > 0).then(|| bytes / rate + LAUNCH / CLOCK)
 }

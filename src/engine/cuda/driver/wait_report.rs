@@ -1,4 +1,4 @@
-//! What a wait at a barrier leaves behind that does not end: the other side of `kernels/portable/bounded_wait.h`.
+//! What a kernel says of a wait at a barrier that does not end: the host's part of `kernels/portable/bounded_wait.h`.
 //!
 //! Its trap makes the context useless, and no device memory can be read any more. So a kernel writes to page-locked memory of the
 //! host, which outlives the context.
@@ -22,7 +22,7 @@ struct WaitRecord {
     barrier: [u8; 16],
     block: [u32; 3],
     thread: u32,
-    /// 0 where nobody gave up.
+    /// 0 until a thread gives up.
     kernel: u32,
     unused: [u32; 3],
 }
@@ -73,7 +73,7 @@ impl WaitReport {
         let mut address = 0;
         // SAFETY: the memory is page-locked and mapped.
         unsafe { sys::cuMemHostGetDevicePointer_v2(&mut address, self.record.cast(), 0) }.result()?;
-        // `WaitReport` of the kernels: the address, and that nobody has claimed it.
+        // `WaitReport` of the kernels: the address, and no claim.
         let report = [address, 0];
         debug_assert_eq!(bytes, size_of_val(&report));
         // SAFETY: the symbol has this size, and no kernel of the module runs yet.
@@ -82,7 +82,7 @@ impl WaitReport {
 
     /// Who gave up, where somebody has.
     pub fn error(&self) -> Option<Error> {
-        // SAFETY: the memory lives as long as `self`; a GPU writes the kernel last, behind a fence.
+        // SAFETY: the memory lives as long as `self`; a GPU writes the kernel last, after a fence.
         unsafe { ptr::read_volatile(self.record) }.error()
     }
 }

@@ -26,7 +26,7 @@ pub const LAUNCH: f64 = 3_500.0;
 /// The same of a block that does not start its grid: its first loads find maps and code in place. A guess.
 const FILL: f64 = 1_000.0;
 /// Share of the tensor rate that a loop of products reaches, by 69 instructions between two taps of 512 clocks: 95 to 98 % (the
-/// same audit). One warpgroup alone has nobody to fill the pauses at a barrier: a guess.
+/// same audit). One warpgroup alone leaves the pauses at its barriers empty: a guess.
 const LOOP_SHARE: f64 = 0.965;
 const LONE_LOOP_SHARE: f64 = 0.9;
 /// Clocks that an epilogue takes for each clock of its stall sum: 3,450 to 3,900 where that is 2,700 (the same audit).
@@ -51,30 +51,31 @@ pub struct Prediction {
 
 /// What a kernel does with the sums of a tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum Epilogue {
     Relu { residual: bool },
     Bias,
     Statistics,
     Gradient { residual: bool },
 }
 
-impl Ending {
+impl Epilogue {
     fn residual(self) -> bool {
         matches!(self, Self::Relu { residual: true } | Self::Gradient { residual: true })
     }
 
-    /// Stall sum of what follows the last product of a tile, in clocks: `sass_cycles.py`, 2026-11-30, on cubins of CUDA 13.0.88
-    /// for sm_90a. The blocks differ by less than 3 %, but for the split one, which finishes half a tile and adds up sums.
+    /// Stall sum of what follows the last product of a tile: the clocks that ptxas wrote into the control words of those instructions
+    /// that run where no wait is a long one (cuobjdump 13.2.86 on the sm_90a cubins of CUDA 13.0.88, 2026-11-30). The blocks
+    /// differ by less than 3 %, but for the split one, which finishes half a tile and adds up sums.
     fn stall_sum(self, block: Block) -> f64 {
         match (self, block) {
-            (Self::Relu { .. }, Block::Split) => 1_850.0,
-            (Self::Bias, Block::Split) => 1_190.0,
-            (Self::Statistics, Block::Split) => 3_830.0,
-            (Self::Gradient { .. }, Block::Split) => 1_670.0,
-            (Self::Relu { .. }, _) => 2_700.0,
+            (Self::Relu { .. }, Block::Split) => 1_900.0,
+            (Self::Bias, Block::Split) => 1_180.0,
+            (Self::Statistics, Block::Split) => 3_800.0,
+            (Self::Gradient { .. }, Block::Split) => 1_680.0,
+            (Self::Relu { .. }, _) => 2_800.0,
             (Self::Bias, _) => 1_040.0,
-            (Self::Statistics, _) => 5_630.0,
-            (Self::Gradient { .. }, _) => 2_300.0,
+            (Self::Statistics, _) => 5_650.0,
+            (Self::Gradient { .. }, _) => 2_280.0,
         }
     }
 
@@ -124,25 +125,25 @@ fn most(clocks: &[f64; 3]) -> f64 {
 }
 
 /// Predicts a forward convolution or an input gradient.
-pub fn predict(planned: &Planned, ending: Ending) -> Prediction {
+pub fn predict(planned: &Planned, epilogue: Epilogue) -> Prediction {
     let block = planned.block;
     let blocks = planned.tiles * block.parts();
     let phases = planned.plan.phase_count as usize;
     let (channel_groups, pixel_groups) = block.groups();
     let stored = (channel_groups * pixel_groups * GROUP_BYTES / block.parts()) as f64;
     // The residual of a strided gradient belongs to one of its phases.
-    let residuals = if ending.residual() { 1.0 / phases as f64 } else { 0.0 };
-    let around = ending.around(block, residuals) + if planned.rung.blocks.is_none() { FILL } else { 0.0 };
+    let residuals = if epilogue.residual() { 1.0 / phases as f64 } else { 0.0 };
+    let around = epilogue.around(block, residuals) + if planned.rung.blocks.is_none() { FILL } else { 0.0 };
+    // Two warpgroups of a persistent block take turns, and the products of one hide what is around those of the other, but for the
+    // last.
+    let takes_turns = block == Block::Resident && planned.rung.blocks.is_some();
     let tile = |(loaded, clocks): &(f64, [f64; 3])| {
         let products = most(clocks);
-        let alone = match (block, planned.rung.blocks.is_some()) {
-            // Two warpgroups take turns, and the products of one hide what is around those of the other.
-            (Block::Resident, true) => products.max((products + around) / 2.0),
-            _ => products + around,
-        };
+        let alone = if takes_turns { products.max((products + around) / 2.0) } else { products + around };
         // What is stored, and a residual, share the cache with the loads.
         alone.max((loaded + stored * (1.0 + residuals)) / cache_rate(blocks))
     };
+    let last = if takes_turns { around } else { 0.0 };
     // Phases differ in their taps; a round has its share of each.
     let streams: Vec<(f64, [f64; 3])> = (0..phases).map(|phase| tile_clocks(planned, phase)).collect();
     let mean = streams.iter().map(tile).sum::<f64>() / phases as f64;
@@ -153,14 +154,14 @@ pub fn predict(planned: &Planned, ending: Ending) -> Prediction {
         _ => "shared",
     };
     let rounds = blocks.div_ceil(BLOCKS) as f64;
-    Prediction { seconds: (rounds * mean + LAUNCH) / CLOCK, bound }
+    Prediction { seconds: (rounds * mean + last + LAUNCH) / CLOCK, bound }
 }
 
 /// Predicts the first kernel of a weight gradient, by the same constants; its blocks make one round, and the one with most taps
 /// ends last. `planned` is that of [`super::weight_product`].
 pub fn predict_weight_gradient(shape: &ConvShape, planned: &Planned) -> f64 {
-    /// Stall sum of the stores behind the last product (`sass_cycles.py`, as above).
-    const STALL_SUM: f64 = 1_430.0;
+    /// Stall sum of the stores after the last product, read like those of [`Epilogue`].
+    const STALL_SUM: f64 = 1_090.0;
     let split = Split::new(shape, planned);
     let taps = planned.plan.slots.iter().map(|slot| usize::from(slot.taps)).max().unwrap_or(0);
     // A tap of 64 channels and 256 pixels takes a warpgroup what one of a forward convolution takes.
@@ -212,7 +213,7 @@ mod tests {
     use super::super::plan::{Direction, plan};
     use super::*;
 
-    const RELU: Ending = Ending::Relu { residual: false };
+    const RELU: Epilogue = Epilogue::Relu { residual: false };
 
     fn layer(side: usize, channels: usize) -> ConvShape {
         ConvShape {
@@ -263,16 +264,18 @@ mod tests {
     #[test]
     fn what_follows_the_products_tells_the_kernels_apart() {
         let planned = plan(&layer(16, 128), Direction::Forward, Rung::default()).unwrap();
-        let seconds = [Ending::Bias, RELU, Ending::Relu { residual: true }, Ending::Statistics]
-            .map(|ending| predict(&planned, ending).seconds);
+        let seconds = [Epilogue::Bias, RELU, Epilogue::Relu { residual: true }, Epilogue::Statistics]
+            .map(|epilogue| predict(&planned, epilogue).seconds);
         assert!(seconds.is_sorted_by(|a, b| a < b), "{seconds:?}");
         // Four rounds, in each of which a residual is late.
         let late = (seconds[2] - seconds[1]) * CLOCK;
         assert!((late - 4.0 * LATE_RESIDUAL).abs() < 1.0, "{late}");
-        // The products of one warpgroup of the first stage hide what follows those of the other, until it is longer than they are.
+        // The products of one warpgroup of the first stage hide what follows those of the other, but the last time, and until it is
+        // longer than they are.
         let planned = plan(&layer(32, 64), Direction::Forward, Rung::default()).unwrap();
-        let [bias, relu] = [Ending::Bias, RELU].map(|ending| predict(&planned, ending).seconds);
-        assert_eq!(bias, relu);
-        assert!(predict(&planned, Ending::Statistics).seconds > relu);
+        let [bias, relu, statistics] =
+            [Epilogue::Bias, RELU, Epilogue::Statistics].map(|epilogue| predict(&planned, epilogue).seconds * CLOCK);
+        assert!((relu - bias - WAITS * (2_800.0 - 1_040.0)).abs() < 1.0, "{bias} {relu}");
+        assert!(statistics - relu > 2.0 * WAITS * (5_650.0 - 2_800.0), "{relu} {statistics}");
     }
 }
