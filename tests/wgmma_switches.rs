@@ -261,8 +261,8 @@ fn a_run_writes_down_what_was_off() {
         vec!["train", "--recipe", "quick", "--device", "emulated:sm_90a", "--out", run.to_str().unwrap()];
     for set in [
         "epochs=1",
-        "batch=4",
-        "data.train_limit=8",
+        "batch=2",
+        "data.train_limit=4",
         "data.validation=0",
         "data.test_limit=2",
         "attack.steps=1",
