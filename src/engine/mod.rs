@@ -25,11 +25,12 @@ mod tensor;
 pub use apgd::{AdaptivePhase, AdaptivePoint, AdaptiveState, AdaptiveStep, AdaptiveSteps};
 pub use attack_loop::{AscentLoss, AttackLoop, AttackSteps, Precision, ascend_step_by_step};
 pub use boundary::{BoundaryState, BoundaryStep, BoundarySteps};
+pub use cuda::driver::{DeviceOptions, WgmmaOff, WgmmaSwitch};
 pub use error::{Error, Result};
 pub use execution::Execution;
 pub use last_layer::{LastLayer, LastLayerGradients, Term};
 pub use margin::{Margin, MarginLosses};
-pub use open::{DeviceChoice, open, open_dry, open_recorded};
+pub use open::{DeviceChoice, open, open_dry, open_recorded, open_recorded_with};
 pub use paired_passes::PairedPasses;
 pub use probes::{LadderStep, Probe, Probes};
 pub use recording::{
@@ -61,6 +62,8 @@ pub struct DeviceInfo {
     pub memory: Option<u64>,
     /// Bytes of the cache that all its multiprocessors share, where known.
     pub cache: Option<u64>,
+    /// What SECATEUR_WGMMA switched off of a Hopper's kernels, by name.
+    pub wgmma_off: Vec<&'static str>,
 }
 
 /// A labelled image set, resident on the device.

@@ -78,6 +78,9 @@ pub struct Row {
     /// The least time that the ceilings allow over the median.
     pub ceiling_share: Option<f64>,
     pub bound: Option<String>,
+    /// Seconds that an H200 should take, where all of it has a model.
+    #[serde(default)]
+    pub predicted: Option<f64>,
     /// What the stop rule still wanted when the time was up.
     pub unmet: Option<String>,
 }
@@ -176,7 +179,18 @@ impl Document {
             None => String::new(),
         };
         let driver = self.device["driver"].as_str().map_or(String::new(), |driver| format!(", {driver}"));
-        format!("device   {} ({}, {}{driver}{memory})", text("name"), text("kind"), text("code"))
+        let off: Vec<&str> = self.device["wgmma_off"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|name| name.as_str())
+            .collect();
+        let off = match off[..] {
+            [] => String::new(),
+            ["off"] => ", wgmma off".into(),
+            _ => format!(", wgmma off: {}", off.join(", ")),
+        };
+        format!("device   {} ({}, {}{off}{driver}{memory})", text("name"), text("kind"), text("code"))
     }
 
     /// What it measured.
@@ -249,6 +263,7 @@ impl Row {
             bytes,
             ceiling_share: share.map(|share| share.share),
             bound: share.map(|share| share.bound.into()),
+            predicted: None,
             unmet: samples.unmet,
         })
     }

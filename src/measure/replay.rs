@@ -77,7 +77,8 @@ pub fn kernel_rows(
             let Some(samples) = sample(&rule, plan.stop, &mut once)? else { return Ok(None) };
             let amounts = [shape.launch.flops as f64, shape.launch.bytes as f64];
             let row = Row::new(named(shape), cache, samples, 0, amounts, ceilings);
-            rows.extend(row.map(|row| Row { calls: shape.calls, ..row }));
+            let predicted = bench.engine.predicted_seconds(&[shape.launch]);
+            rows.extend(row.map(|row| Row { calls: shape.calls, predicted, ..row }));
             watch(rows.len(), samplings);
         }
     }

@@ -125,7 +125,7 @@ pub fn counted(
     choice: Choice,
     watch: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<(Parts, Amounts), PruneError> {
-    bench.counted(|bench| select(bench, choice, watch))
+    bench.counted(|bench| select(bench, choice, watch)).map(|(parts, amounts, _)| (parts, amounts))
 }
 
 /// An objective with a clock on its attack.

@@ -84,7 +84,9 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         let amounts = [ladder::flops(step), 0.0];
         let row = Row::new(ladder::name(step), Cache::Warm, samples, 0, amounts, &ceilings);
         measured.push(row.as_ref().map(|row| row.median));
-        document.rows.extend(row);
+        document
+            .rows
+            .extend(row.map(|row| Row { predicted: step.prediction.map(|(seconds, _)| seconds), ..row }));
         console.at(done + 1);
     }
     console.clear();
