@@ -101,6 +101,14 @@ pub fn compare_documents(
     tolerance: f64,
 ) -> (Vec<Compared>, Vec<String>) {
     let mut notes = differences(first, second);
+    for (which, document) in [("first", first), ("second", second)] {
+        if !document.finished {
+            let rows = document.rows.len();
+            notes.push(format!(
+                "the {which} is not finished: its bench was killed or still runs, {rows} rows so far"
+            ));
+        }
+    }
     if first.device != second.device {
         notes.push(format!("device: {} in the first, {} in the second", first.device, second.device));
     }

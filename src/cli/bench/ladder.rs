@@ -82,12 +82,12 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         let amounts = [ladder::flops(step), 0.0];
         let row = Row::new(ladder::name(step), Cache::Warm, samples, 0, amounts, &ceilings);
         measured.push(row.as_ref().map(|row| row.median));
-        document.rows.extend(row);
+        args.sampling.add(&mut document, row)?;
         console.at(done + 1);
     }
     console.clear();
     for line in ladder::measured_lines(&steps, &measured) {
         console.line(line);
     }
-    args.sampling.write(&document)
+    args.sampling.finish(document)
 }

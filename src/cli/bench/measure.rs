@@ -138,15 +138,17 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
         console.bar(name.clone(), rule.samples);
         if kernels {
             let plan = Plan { rule, caches, wanted: &|name| options.filter.is_match(name), stop: &stop };
-            let mut watch = |done, of| {
+            let mut done = 0;
+            let mut add = |row, of| {
+                done += 1;
                 if done == 1 {
                     console.bar(name.clone(), of);
                 }
                 console.at(done);
+                options.sampling.add(&mut document, [row])
             };
-            let rows = kernel_rows(&mut bench, &plan, &ceilings, &mut watch)?;
-            let Some((rows, record)) = rows else { bail!(Interrupted(None)) };
-            document.rows.extend(rows);
+            let record = kernel_rows(&mut bench, &plan, &ceilings, &mut add)?;
+            let Some(record) = record else { bail!(Interrupted(None)) };
             all.launches.extend(record.launches);
         } else {
             let amounts = bench.amounts(&work)?;
@@ -163,7 +165,8 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
                 };
                 let Some(samples) = sample(&rule, &stop, &mut once)? else { bail!(Interrupted(None)) };
                 let images = recipe.batch as u64;
-                document.rows.extend(Row::new(name.clone(), cache, samples, images, amounts, &ceilings));
+                let row = Row::new(name.clone(), cache, samples, images, amounts, &ceilings);
+                options.sampling.add(&mut document, row)?;
             }
         }
         console.clear();
@@ -175,7 +178,7 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
     for line in document.row_lines() {
         console.line(line);
     }
-    options.sampling.write(&document)
+    options.sampling.finish(document)
 }
 
 fn row_name(kind: &str, recipe: &Recipe) -> String {
