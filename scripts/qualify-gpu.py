@@ -5,7 +5,7 @@
   scripts/qualify-gpu.py first                probes, tests of a training step, benches, the PyTorch peer, counters, checkers
   scripts/qualify-gpu.py second               trains on CIFAR-10 with what time is left
   scripts/qualify-gpu.py plan                 the first call by the minute
-  scripts/qualify-gpu.py summary FOLDER       writes the summary of a folder again
+  scripts/qualify-gpu.py summary              prints the summary of a folder
 
 The stages and their seconds are one table, scripts/qualify/stages.py. Rows are kept as they come: at any moment the archive
 (--archive, a .tar.gz) holds all of them, its summary first, and the summary lies beside it too. Nothing that fails, hangs or is
@@ -33,13 +33,14 @@ PRINTED = 6000
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("call", choices=["first", "second", "plan", "summary"])
-    parser.add_argument("folder", nargs="?", help="default runs/gpu/CALL; must hold no earlier session")
+    parser.add_argument("--folder", help="default runs/gpu/CALL; must hold no earlier session")
     parser.add_argument("--archive", help="default FOLDER.tar.gz")
     parser.add_argument("--seconds", type=float, help="of the whole call; default 595 for the first, 180 for the second")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", default="", help="names of stages, comma-separated; default all")
     args = parser.parse_args()
-    args.folder = Path(args.folder or f"runs/gpu/{args.call}").resolve()
+    default = args.call if args.call in SECONDS else "first"
+    args.folder = Path(args.folder or f"runs/gpu/{default}").resolve()
     args.archive = Path(args.archive or f"{args.folder}.tar.gz").resolve()
     args.seconds = args.seconds or SECONDS.get(args.call, 0)
     names = [stage.name for stage in stages.FIRST + stages.SECOND]

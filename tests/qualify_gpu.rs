@@ -44,13 +44,13 @@ printf '%s\n' '"ID","Kernel Name","gpu__time_duration.sum","sm__pipe_tensor_cycl
 /// line that never comes to its end once its first row is written.
 const SECATEUR: &str = r#"echo "$* | $SECATEUR_WGMMA" >> calls
 line=$*
-[ "$1" != profile ] || { [ ! -e hang ] || ! grep -qFf hang <<< "$line" || exec sleep 600; exit 0; }
+[ "$1" != profile ] || { [ ! -e hang ] || ! grep -qFf hang <<< "$line" || exec sleep 100; exit 0; }
 if [ "$1" = train ]; then
     while [ $# -gt 0 ]; do [ "$1" != --out ] || out=$2; shift; done
     mkdir -p "$out"
     for epoch in 1 2; do
         echo '{"epoch": '$epoch', "images_per_second": 9000, "validation_clean": 0.5, "validation_robust": 0.25, "seconds_attack": 1.5, "seconds_train": 0.5, "seconds_evaluate": 0.1}' >> "$out/metrics.jsonl"
-        [ ! -e hang ] || ! grep -qFf hang <<< "$line" || exec sleep 600
+        [ ! -e hang ] || ! grep -qFf hang <<< "$line" || exec sleep 100
     done
     echo '{"test": [{"weights": "best", "epoch": 2, "protocol": "pgd20", "accuracy": 0.25, "correct": 25, "total": 100, "seconds": 1.0}]}' > "$out/result.json"
     exit 0
@@ -79,7 +79,7 @@ document() { # FINISHED ROWS KERNELS
     mv "$json.writing" "$json"
 }
 document false "$first" ""
-[ ! -e hang ] || ! grep -qFf hang <<< "$line" || exec sleep 600
+[ ! -e hang ] || ! grep -qFf hang <<< "$line" || exec sleep 100
 document true "$first$second" "$kernel""#;
 
 /// 125 and 250 images/s by two modes at batch 512, ceilings of 100 TFLOP/s and 1 TB/s; one row that has no measurement.
@@ -93,11 +93,11 @@ if "mart" in value("--method"): rows = [row("mart", None, 0, {"compile": "out of
 document = {"torch": "9.9", "cudnn": 1, "finished": False, "rows": rows[:1], "left_out": [],
     "ceilings": {"flops": 1e14, "bytes": 1e12, "how": ["product", "copy"]}}
 json.dump(document, open(value("--json"), "w"))
-if os.path.exists("hang") and open("hang").read().strip() in " ".join(sys.argv): time.sleep(600)
+if os.path.exists("hang") and open("hang").read().strip() in " ".join(sys.argv): time.sleep(100)
 json.dump(document | {"finished": True, "rows": rows, "left_out": ["trades batch 512 graphs"]}, open(value("--json"), "w"))
 "#;
 
-const PROBE: &str = r#"[ ! -e hang ] || ! grep -qFx -- "$1" hang || exec sleep 600
+const PROBE: &str = r#"[ ! -e hang ] || ! grep -qFx -- "$1" hang || exec sleep 100
 echo '{"question": "question '$1'", "predicted": 9, "measured": 3, "unit": "taps", "verdict": "NOT AS PREDICTED"}'"#;
 
 const PASSING: &str = "echo 'test result: ok. 3 passed; 0 failed'";
@@ -222,7 +222,7 @@ impl Machine {
         if let Some(first) = files.first() {
             assert!(first.0.ends_with("/README.md"), "the summary is not the first file but {}", first.0);
             let beside = fs::read_to_string(self.path("back/archive.md")).unwrap();
-            assert_eq!(beside, readme);
+            assert!(code.is_none() || beside == readme, "{beside}");
         }
         let document: serde_json::Value =
             text("/jobs.json").map_or_else(Default::default, |text| serde_json::from_str(&text).unwrap());
@@ -448,7 +448,7 @@ fn tools_that_do_not_run_are_no_failures() {
     for tool in ["compute-sanitizer", "ncu"] {
         fs::remove_file(machine.path(format!("bin/{tool}"))).unwrap();
     }
-    let done = machine.first(&["other", "--only", "counters,checkers"]);
+    let done = machine.first(&["--folder", "other", "--only", "counters,checkers"]);
     assert_eq!(
         (done.code, done.result("counters-3"), done.result("memcheck")),
         (Some(0), "not run", "not run")
@@ -497,15 +497,18 @@ impl Machine {
 /// before it, and what the summary says of it must be in the archive.
 fn killed(call: &str, stages: &str, hang: &str, victim: &str, rows: &[&str]) {
     let machine = Machine::new();
+    // It hangs until it is killed, however slow this machine is.
+    let stages_file = "scripts/qualify/stages.py";
+    let table = fs::read_to_string(machine.path(stages_file)).unwrap();
+    machine.write(stages_file, &table.replace("patience: float = 1.0", "patience: float = 20.0"));
     if hang.starts_with(".carry/tests/") {
-        machine.script(hang, "echo 'test one ... ok'; exec sleep 600");
+        machine.script(hang, "echo 'test one ... ok'; exec sleep 100");
     } else {
         machine.write("hang", hang);
     }
     let mut child = machine
         .command(&[call, "--archive", "back/archive.tar.gz", "--only", stages])
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
         .process_group(0)
         .spawn()
         .unwrap();

@@ -22,10 +22,7 @@ def write_whole(path, content):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     writing = path.with_name(path.name + ".writing")
-    with open(writing, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    writing.write_bytes(content)
     os.replace(writing, path)
 
 

@@ -41,7 +41,7 @@ def by_exit_code(code, text, output):
     """(result, why) of a command of ours."""
     if code == 0:
         return OK, ""
-    unknown = re.search(r"unexpected argument '([^']*)'|SECATEUR_WGMMA=.*: expected .*", text)
+    unknown = re.search(r"unexpected argument '([^']*)'|SECATEUR_WGMMA=.*expected .*", text)
     if unknown:
         return NOT_RUN, f"this program knows no {unknown[1]}" if unknown[1] else unknown[0][:300]
     return FAILED, last_line(text)

@@ -175,21 +175,21 @@ class Session:
         return [(path, path.stat().st_mtime_ns) for path in paths if path.is_file() and path.name not in SUMMARIES]
 
     def refresh(self, at_once=False):
-        """Writes the documents, the summary and the archive, where something is new; not so often that it costs a tenth of a core."""
+        """Writes the documents, the summary and the archive, where something is new; at most a third of the time goes to it."""
         now = time.monotonic()
-        if not at_once and now - self.refreshed < max(REFRESH, 10 * self.cost):
+        if not at_once and now - self.refreshed < max(REFRESH, 2 * self.cost):
             return
         with contextlib.suppress(FileNotFoundError):  # a job replaces its files as we look
             state = self.state()
             if not at_once and state == self.seen:
                 return
-            self.seen = state
             self.document |= {"switches": self.switches, "unproven": self.unproven}
             archive.write_whole(self.folder / "jobs.json", json.dumps(self.document, indent=1).encode())
             page = summary.page(self.folder)
             archive.write_whole(self.folder / "README.md", page.encode())
             archive.write_whole(self.archive.with_name(self.archive.name.removesuffix(".tar.gz") + ".md"), page.encode())
             archive.write(self.folder, self.archive, "README.md")
+            self.seen = state
         self.refreshed = time.monotonic()
         self.cost = self.refreshed - now
 
