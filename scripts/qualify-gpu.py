@@ -18,6 +18,7 @@ of it a result. docs/gpu-session.md says more.
 """
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -64,16 +65,16 @@ def run(args):
     if (args.folder / "jobs.json").exists():
         print(f"error: {args.folder} holds the results of an earlier session", file=sys.stderr)
         return 2
+    machine.unpack()
     args.folder.mkdir(parents=True, exist_ok=True)
     size = stages.FULL if args.device.startswith("cuda") else stages.TINY
     left = args.seconds - (time.monotonic() - begin)
     here = session.Session(args.call, args.folder, args.archive, left, args.device, size, gpu)
-    here.log_clocks()
     earlier = args.folder.parent / "first"
     if args.call == "second" and not here.switches and (earlier / "jobs.json").exists():
         here.inherit(earlier / "jobs.json")
     try:
-        machine.unpack()
+        here.log_clocks()
         for stage in stages.FIRST if args.call == "first" else stages.SECOND:
             if not args.only or stage.name in args.only.split(","):
                 here.run(stage)
@@ -96,6 +97,7 @@ def main():
     if args.call == "summary":
         print(summary.page(args.folder))
         return 0
+    os.chdir(Path(__file__).resolve().parent.parent)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, interrupted)
     return run(args)

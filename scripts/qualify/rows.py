@@ -34,8 +34,13 @@ def lines(path):
     return [peer_line(row) if "requested" in row else bench_line(row) for row in (read or {}).get("rows", [])]
 
 
+def number(value):
+    """Whole where it is large, else with three digits that count."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def bench_line(row):
-    rate = f", {row['images'] / row['median']:.0f} images/s" if row.get("images") else ""
+    rate = f", {number(row['images'] / row['median'])} images/s" if row.get("images") else ""
     unmet = f" ({row['unmet']})" if row.get("unmet") else ""
     return f"{row['name']}: {1e3 * row['median']:.4g} ms{rate}, {row['flops'] / row['median'] / 1e12:.4g} TFLOP/s{unmet}"
 
@@ -44,10 +49,10 @@ def peer_line(row):
     name = f"{row['method']}, batch {row['batch']}, asked for as {row['requested']}"
     if row["mode"] is None:
         return f"{name}: no measurement: {'; '.join(row['failed'].values())[:200]}"
-    return f"{name}: {row['images_per_second']:.0f} images/s, {row['flops_per_second'] / 1e12:.4g} TFLOP/s, mode {row['mode']}"
+    return f"{name}: {number(row['images_per_second'])} images/s, {row['flops_per_second'] / 1e12:.4g} TFLOP/s, mode {row['mode']}"
 
 
 def epoch_line(epoch):
     robust = epoch.get("validation_robust")
     shown = "" if robust is None else f", validation robust {100 * robust:.1f} %"
-    return f"epoch {epoch['epoch']}: {seconds_of(epoch):.2f} s, {epoch['images_per_second']:.0f} images/s{shown}"
+    return f"epoch {epoch['epoch']}: {seconds_of(epoch):.2f} s, {number(epoch['images_per_second'])} images/s{shown}"

@@ -77,7 +77,7 @@ class Session:
     def kernels(self):
         """What the figures are measured with."""
         left_out = f"without {self.switches}" if self.switches else "all"
-        return left_out + (f"; unproven: {', '.join(self.unproven)} failed" if self.unproven else "")
+        return left_out + (f"; unproven: {', '.join(self.unproven)} did not pass" if self.unproven else "")
 
     # ---- running ---------------------------------------------------------------------------------------------------------
 
@@ -152,7 +152,11 @@ class Session:
             return self.end(record, job.TIME_UP, why)
         judge = running.job.judge or job.by_exit_code
         output = self.folder / running.job.output if running.job.output else None
-        self.end(record, *judge(code, text, output))
+        try:
+            result, why = judge(code, text, output)
+        except Exception as error:  # what a tool prints must not end the session
+            result, why = job.FAILED, f"exit code {code}, and its output is not as expected: {error!r}"
+        self.end(record, result, why)
 
     def end(self, record, result, why=""):
         record["result"], record["why"] = result, why
@@ -162,7 +166,10 @@ class Session:
     def print_rows(self, running):
         if not (running.job.output and running.job.rows):
             return
-        lines = rows.lines(self.folder / running.job.output)
+        try:
+            lines = rows.lines(self.folder / running.job.output)
+        except Exception:  # the summary says that they are not as expected
+            return
         for line in lines[running.printed :]:
             print(f"    {line}", flush=True)
         running.printed = max(running.printed, len(lines))

@@ -26,13 +26,18 @@ class Size:
     sampling: tuple
     set: tuple
     peer: tuple
+    # Training, test and held-out images at most, and how often they are judged by what.
+    images: tuple
+    training: tuple
     patience: float = 1.0
 
 
-FULL = Size(64, 512, 128, ("--samples", "5"), (), ("--device", "cuda", "--mode", "graphs,compile"))
+FULL = Size(64, 512, 128, ("--samples", "5"), (), ("--device", "cuda", "--mode", "graphs,compile"),
+            (50_000, 10_000, 1000), ("evaluation.samples=500", "evaluation.protocols=['clean','pgd20']"))
 # Of the emulated device and the CPU: nothing of it is a result, all of it runs.
 TINY = Size(16, 4, 2, ("--samples", "1"), ("--set", "attack.steps=1"),
-            ("--device", "cpu", "--mode", "eager", "--width", "16", "--seconds", "0.1", "--samples", "1"), patience=4.0)
+            ("--device", "cpu", "--mode", "eager", "--width", "16", "--seconds", "0.1", "--samples", "1"),
+            (20, 8, 4), ("evaluation.samples=4", "evaluation.protocols=['clean']", "evaluation.best_by=clean"), patience=4.0)
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def probes(kinds):
     ids = [name for name in PROBE_IDS if name[0] in kinds]
 
     def jobs(session):
-        return [Job(f"probe-{name}", [PROBES, name], 6, needs=PROBES, judge=job.by_probe) for name in ids]
+        return [Job(f"probe-{name}", [PROBES, name], 4, needs=PROBES, judge=job.by_probe) for name in ids]
 
     return jobs
 
@@ -147,7 +152,8 @@ def peer(methods, name, seconds):
     def jobs(session):
         size = session.size
         command = ["python3", "benches/peers/gpu_step.py", *size.peer, "--method", methods, "--batch", f"{size.large},{size.small}",
-                   "--setup-seconds", 60, "--budget", seconds * size.patience - 10, "--json", session.folder / f"{name}.json"]
+                   "--setup-seconds", 60 * size.patience, "--budget", seconds * size.patience - 10,
+                   "--json", session.folder / f"{name}.json"]
         return [Job(name, command, seconds, needs="python3", judge=job.by_peer, output=f"{name}.json", about={"kind": "peer"})]
 
     return jobs
@@ -174,7 +180,8 @@ def counters(session):
     jobs = []
     for at, kernel in enumerate(COUNTED):
         name = f"counters-{at}"
-        command = ["ncu", "--clock-control", "none", "--csv", "--page", "raw", "--log-file", session.folder / f"{name}.csv",
+        command = ["ncu", "--clock-control", "none", "--csv", "--page", "raw", "--print-units", "base",
+                   "--log-file", session.folder / f"{name}.csv",
                    "--kernel-name", f"regex:{kernel}", "--launch-skip", 1, "--launch-count", 1,
                    "--section", "WarpStateStats", "--metrics", ",".join(METRICS), *profiled(session, session.size.large)]
         jobs.append(Job(name, command, 20, needs="ncu", judge=job.by_counters, output=f"{name}.csv", rows=False,
@@ -204,31 +211,29 @@ def rate(session):
 
 
 # Of the time that training has, what the epochs themselves take; the rest is evaluation, start and checkpoints.
-SHARE_OF_EPOCHS, EPOCHS_AT_MOST = 0.6, 30
+SHARE_OF_EPOCHS, EPOCHS_AT_LEAST, EPOCHS_AT_MOST = 0.6, 2, 30
+
+
+def drops(epochs):
+    """Epochs after which the recipe's learning rate falls: at three quarters and nine tenths of the epochs."""
+    return sorted({max(1, epochs * 3 // 4), max(1, epochs * 9 // 10)})
 
 
 def training(session):
-    """An ordinary recipe, batches of 512, as many epochs as fit by the rate just measured."""
-    counts = rows.document(f"{DATA}/counts.json")
-    size, seconds = session.size, session.left() - 10
-    if counts:
-        data = ["--data", DATA, "--set", f"data.test_limit={counts['test']}"]
-        train, held_out = counts["train"], 1000
-    else:
-        data = ["--set", "data.set=generated", "--set", "data.test_limit=500"]
-        train, held_out = (20_000, 1000) if size is FULL else (100, 20)
-    measured = rows.document(session.folder / f"step-{size.large}.json") or {}
-    epochs = 3
-    for row in measured.get("rows", [])[:1]:
-        epoch = train * row["median"] / row["images"]
-        epochs = max(2, min(EPOCHS_AT_MOST, int(SHARE_OF_EPOCHS * seconds / epoch)))
-    if size is not FULL:
-        train, epochs = min(train, 100), 2
-    command = [PROGRAM, "train", "--recipe", "cifar10-pgd-at", *data, "--device", session.device, "--out", session.folder / "run",
-               "--set", f"batch={size.large}", "--set", f"model.width={size.width}", "--set", f"epochs={epochs}",
-               "--set", f"data.train_limit={train}", "--set", f"data.validation={held_out}", *size.set,
-               "--set", "schedule.kind=one-cycle", "--set", "evaluation.every=1", "--set", "evaluation.samples=500",
-               "--set", "evaluation.protocols=['clean','pgd20']"]
+    """An ordinary recipe in large batches, as many epochs as fit by the rate just measured."""
+    size, counts = session.size, rows.document(f"{DATA}/counts.json")
+    packed = counts or {"train": 20_000, "test": 2000}
+    train, test, held_out = (min(most, there) for most, there in zip(size.images, (packed["train"], packed["test"], 1000)))
+    measured = (rows.document(session.folder / f"step-{size.large}.json") or {}).get("rows", [])
+    rate = measured[0]["images"] / measured[0]["median"] if measured else None
+    seconds = session.left() - 10
+    epochs = int(SHARE_OF_EPOCHS * seconds * rate / train) if rate else EPOCHS_AT_LEAST
+    epochs = max(EPOCHS_AT_LEAST, min(EPOCHS_AT_MOST, epochs))
+    keys = [f"batch={size.large}", f"model.width={size.width}", f"epochs={epochs}", f"data.train_limit={train}",
+            f"data.test_limit={test}", f"data.validation={held_out}", f"schedule.drops={drops(epochs)}", "evaluation.every=1", *size.training]
+    keys += [] if counts else ["data.set=generated"]
+    command = [PROGRAM, "train", "--recipe", "cifar10-pgd-at", *(["--data", DATA] if counts else []), "--device", session.device,
+               "--out", session.folder / "run", *size.set, *(word for key in keys for word in ("--set", key))]
     about = {"kind": "training", "images": "CIFAR-10" if counts else "generated", "train": train, "epochs": epochs}
     return [Job("train", command, 600, needs=PROGRAM, output="run/metrics.jsonl", about=about)]
 
@@ -237,8 +242,8 @@ def training(session):
 
 #     stage          seconds  at once  jobs                                                  after a failure alone
 FIRST = [
-    Stage("probes", 12, 6, probes("ac")),
-    Stage("rates", 8, 1, probes("b")),
+    Stage("probes", 8, 6, probes("ac")),
+    Stage("rates", 6, 1, probes("b")),
     Stage("step-tests", 60, 8, step_tests),
     Stage("switches", 45, 8, lambda session: switches.candidates(session, executable, 30), switches.choose, conditional=True),
     Stage("confirm", 30, 8, lambda session: switches.confirm(session, executable, 30), switches.confirmed, conditional=True),
@@ -251,7 +256,7 @@ FIRST = [
     Stage("other-tests", 55, 8, other_tests),
     Stage("alone", 30, 8, each_alone, conditional=True),
     Stage("checkers", 60, 2, checkers),
-    Stage("peer-others", 60, 1, peer("trades,mart", "peer-others", 60)),
+    Stage("peer-others", 70, 1, peer("trades,mart", "peer-others", 70)),
 ]
 SECOND = [
     Stage("images", 15, 1, images),
@@ -259,7 +264,7 @@ SECOND = [
     Stage("training", 600, 1, training),
 ]
 # Seconds from the start of a machine until the first call begins, and of unpacking.
-STARTED, UNPACKED = 105, 10
+STARTED, UNPACKED = 105, 6
 
 
 def plan():

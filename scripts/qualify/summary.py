@@ -8,7 +8,7 @@ that PyTorch measured in the same call, or, before the peer got there, of our ow
 import datetime
 from pathlib import Path
 
-from . import job, rows, tables
+from . import hardware, job, rows, tables
 
 
 class Results:
@@ -19,7 +19,10 @@ class Results:
         self.session = rows.document(self.folder / "jobs.json") or {"call": "?", "device": "?", "gpu": {}, "jobs": []}
         self.jobs = self.session["jobs"]
         self.peers = [read for record, read in self.of("peer") if read]
-        self.ceilings = self.find_ceilings()
+        try:
+            self.ceilings = self.find_ceilings()
+        except (KeyError, IndexError, TypeError):
+            self.ceilings = None, None, None
 
     def of(self, kind):
         """(record, document or None) of the jobs that measure this."""
@@ -74,7 +77,7 @@ def conditions(results):
     if switches:
         lines.append(f"**Measured without these kernels, with which tests failed: `SECATEUR_WGMMA={switches}`.**\n")
     if unproven:
-        lines.append(f"**Unproven: {', '.join(unproven)} failed with every choice of kernels.**\n")
+        lines.append(f"**Unproven: {', '.join(unproven)} did not pass with any choice of kernels.**\n")
     counts = {}
     for record in results.jobs:
         if record["stage"] != "switches":
@@ -100,22 +103,30 @@ SECTIONS = [
     ("Variants", tables.variants),
     ("Tests", tables.tests),
     ("Checkers", tables.checkers),
-    ("Counters", tables.counters),
-    ("Convolutions, variant by variant", tables.ladder),
-    ("Kernels", tables.kernels),
-    ("Questions to the hardware", tables.probes),
-    ("Clocks and power", tables.clocks),
+    ("Counters", hardware.counters),
+    ("Convolutions, variant by variant", hardware.ladder),
+    ("Kernels", hardware.kernels),
+    ("Questions to the hardware", hardware.probes),
+    ("Clocks and power", hardware.clocks),
     ("PyTorch's modes that failed", tables.failed_modes),
     ("Not run", tables.not_run),
     ("Jobs", tables.jobs),
 ]
 
 
+def guarded(section, results):
+    """The section, or why there is none: rows that are not as expected must not end the session."""
+    try:
+        return section(results)
+    except Exception as error:
+        return f"This could not be made of the files of the session: {error!r}.\n"
+
+
 def page(folder):
     results = Results(folder)
-    parts = [title(results), headline(results), conditions(results)]
+    parts = [guarded(part, results) for part in (title, headline, conditions)]
     for heading, section in SECTIONS:
-        text = section(results)
+        text = guarded(section, results)
         if text:
             parts.append(f"## {heading}\n\n{text}")
     return "\n".join(part for part in parts if part)

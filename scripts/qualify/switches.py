@@ -40,6 +40,10 @@ def named(test, switch):
     return f"{test}-without-{switch.replace(',', '-and-')}"
 
 
+def together(left_out, switch):
+    return OFF if switch == OFF else ",".join(filter(None, [left_out, switch]))
+
+
 def candidates(session, executable, limit):
     """Each test that failed, only what failed of it, without each of what it may depend on; all of them at once."""
     jobs = []
@@ -50,8 +54,9 @@ def candidates(session, executable, limit):
         failed = job.failed_tests(session.log(test).read_text(errors="replace"))
         only = ["--exact", *failed] if failed else []
         for switch in [*STEP_TESTS[test], OFF]:
-            jobs.append(Job(named(test, switch), [executable(test), *only, "--nocapture"], limit,
-                            env={"SECATEUR_WGMMA": switch}, judge=job.by_test_result, about={"test": test, "switch": switch}))
+            left_out = {"SECATEUR_WGMMA": together(session.switches, switch)}
+            jobs.append(Job(named(test, switch), [executable(test), *only, "--nocapture"], limit, env=left_out,
+                            judge=job.by_test_result, about={"test": test, "switch": switch}))
     return jobs
 
 
