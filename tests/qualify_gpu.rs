@@ -699,6 +699,48 @@ fn what_the_checkers_run_launches_the_large_blocks() {
     }
 }
 
+/// Options of benches that a program may not know yet; their rows are then "not run".
+const NEW_OPTIONS: [&str; 2] = ["--prefetch-maps", "--carve-out"];
+
+#[test]
+fn the_program_takes_every_command_line() {
+    let script = r#"
+import json, sys, types
+from pathlib import Path
+sys.path.insert(0, "scripts")
+from qualify import stages
+session = types.SimpleNamespace(size=stages.FULL, device="cuda:99", folder=Path(sys.argv[1]), left=lambda: 100)
+asked = [stages.attacks, stages.steps, stages.variants, stages.kernels, stages.counters, stages.checkers, stages.rate, stages.training]
+commands = [list(map(str, job.command)) for jobs in asked for job in jobs(session)]
+print(json.dumps([command[command.index(stages.PROGRAM) + 1:] for command in commands]))
+"#;
+    let folder = TempDir::new().unwrap();
+    let output = Command::new("python3")
+        .current_dir(ROOT)
+        .args(["-B", "-c", script])
+        .arg(folder.path())
+        .output()
+        .unwrap();
+    let commands: Vec<Vec<String>> = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(commands.len() > 20, "{}", String::from_utf8_lossy(&output.stderr));
+    for command in commands {
+        let output = Command::new(env!("CARGO_BIN_EXE_secateur"))
+            .current_dir(folder.path())
+            .args(&command)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let unknown =
+            NEW_OPTIONS.iter().any(|option| stderr.contains(&format!("unexpected argument '{option}'")));
+        // All that it says is that there is no such GPU.
+        assert!(
+            unknown || output.status.code() == Some(3),
+            "{command:?}: {:?}\n{stderr}",
+            output.status.code()
+        );
+    }
+}
+
 /// nvcc as build.rs looks for it, without CUDA_HOME.
 fn nvcc() -> Option<PathBuf> {
     let on_path = std::env::var_os("PATH").unwrap_or_default();

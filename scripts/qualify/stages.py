@@ -33,7 +33,7 @@ class Size:
 
 
 FULL = Size(64, 512, 128, ("--samples", "5"), (), ("--device", "cuda", "--mode", "graphs,compile"),
-            (50_000, 10_000, 1000), ("evaluation.samples=500", "evaluation.protocols=['clean','pgd20']"))
+            (50_000, 10_000, 1000), ("evaluation.protocols=['clean','pgd20']",))
 # Of the emulated device and the CPU: nothing of it is a result, all of it runs.
 TINY = Size(16, 4, 2, ("--samples", "1"), ("--set", "attack.steps=1"),
             ("--device", "cpu", "--mode", "eager", "--width", "16", "--seconds", "0.1", "--samples", "1"),
