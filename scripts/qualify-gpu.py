@@ -18,6 +18,7 @@ of it a result. docs/gpu-session.md says more.
 """
 
 import argparse
+import glob
 import os
 import signal
 import sys
@@ -29,6 +30,8 @@ from qualify import machine, session, stages, summary
 SECONDS = {"first": 595, "second": 180}
 # Characters of the summary that are printed: its headline and first tables.
 PRINTED = 6000
+# Folders of NVIDIA's tools, which need not be on the PATH.
+NVIDIA = ["/usr/local/cuda/bin", "/opt/nvidia/nsight-compute/*"]
 
 
 def arguments():
@@ -98,6 +101,7 @@ def main():
         print(summary.page(args.folder))
         return 0
     os.chdir(Path(__file__).resolve().parent.parent)
+    os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *(folder for pattern in NVIDIA for folder in sorted(glob.glob(pattern)))])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, interrupted)
     return run(args)

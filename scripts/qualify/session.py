@@ -53,7 +53,7 @@ class Session:
     def __init__(self, call, folder, archive_file, seconds, device, size, gpu):
         self.folder, self.archive = Path(folder), Path(archive_file)
         self.device, self.size = device, size
-        self.deadline = time.monotonic() + seconds
+        self.deadline = time.monotonic() + seconds - TO_END
         self.switches, self.unproven = os.environ.get("SECATEUR_WGMMA", ""), []
         self.document = {"call": call, "device": device, "gpu": gpu, "seconds": seconds, "jobs": []}
         self.running, self.clocks = [], None
@@ -84,7 +84,12 @@ class Session:
     def run(self, stage):
         """Every job of a stage, `stage.at_once` at a time, within its seconds."""
         ends = min(time.monotonic() + stage.seconds * self.size.patience, self.deadline)
-        waiting = stage.jobs(self)
+        try:
+            waiting = stage.jobs(self)
+        except Exception as error:  # files that are not as expected must not end the session
+            record = self.record(stage.name, job.Job(stage.name, [], 0))
+            self.end(record, job.FAILED, f"its jobs could not be made of the files of the session: {error!r}")
+            waiting = []
         while waiting or self.running:
             now = time.monotonic()
             while waiting and len(self.running) < stage.at_once:
@@ -97,12 +102,7 @@ class Session:
 
     def start(self, stage, what, ends):
         """Starts a job, or writes down why it has not run."""
-        record = {
-            "stage": stage, "job": what.name, "result": job.RUNNING, "why": "", "seconds": 0.0, "begin": time.time(),
-            "command": " ".join([*(f"{name}={value}" for name, value in what.env.items()), *map(str, what.command)]),
-            "output": what.output, "about": what.about, "kernels": self.kernels(),
-        }
-        self.document["jobs"].append(record)
+        record = self.record(stage, what)
         left = ends - time.monotonic()
         if what.needs and shutil.which(what.needs) is None and not Path(what.needs).exists():
             return self.end(record, job.NOT_RUN, f"there is no {what.needs}")
@@ -119,6 +119,16 @@ class Session:
                 return self.end(record, job.NOT_RUN, str(error))
         limit = min(what.limit * self.size.patience, left)
         self.running.append(Running(what, record, process, time.monotonic() + limit))
+
+    def record(self, stage, what):
+        """What is kept of a job."""
+        record = {
+            "stage": stage, "job": what.name, "result": job.RUNNING, "why": "", "seconds": 0.0, "begin": time.time(),
+            "command": " ".join([*(f"{name}={value}" for name, value in what.env.items()), *map(str, what.command)]),
+            "output": what.output, "about": what.about, "kernels": self.kernels(),
+        }
+        self.document["jobs"].append(record)
+        return record
 
     def environment(self):
         """SECATEUR_TEST_DEVICE makes every test use this device, and only it."""

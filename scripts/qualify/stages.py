@@ -175,18 +175,25 @@ def profiled(session, batch):
             "--set", "attack.steps=1", "--steps", 1, "--device", session.device]
 
 
+def counted(session, name, kernel, what):
+    """The second launch of a kernel. The clocks are left as they are."""
+    command = ["ncu", "--clock-control", "none", "--csv", "--page", "raw", "--print-units", "base",
+               "--log-file", session.folder / f"{name}.csv", "--kernel-name", f"regex:{kernel}", "--launch-skip", 1,
+               "--launch-count", 1, *what, *profiled(session, session.size.large)]
+    return Job(name, command, 20, needs="ncu", judge=job.by_counters, output=f"{name}.csv", rows=False,
+               about={"kind": "counters", "kernel": kernel})
+
+
 def counters(session):
-    """The second launch of each of four kernels. The clocks are left as they are."""
-    jobs = []
-    for at, kernel in enumerate(COUNTED):
-        name = f"counters-{at}"
-        command = ["ncu", "--clock-control", "none", "--csv", "--page", "raw", "--print-units", "base",
-                   "--log-file", session.folder / f"{name}.csv",
-                   "--kernel-name", f"regex:{kernel}", "--launch-skip", 1, "--launch-count", 1,
-                   "--section", "WarpStateStats", "--metrics", ",".join(METRICS), *profiled(session, session.size.large)]
-        jobs.append(Job(name, command, 20, needs="ncu", judge=job.by_counters, output=f"{name}.csv", rows=False,
-                        about={"kind": "counters", "kernel": kernel}))
-    return jobs
+    what = ["--section", "WarpStateStats", "--metrics", ",".join(METRICS)]
+    return [counted(session, f"counters-{at}", kernel, what) for at, kernel in enumerate(COUNTED)]
+
+
+def counters_again(session):
+    """Whole sections, where this ncu does not know one of the metrics."""
+    refused = any("metric" in record["why"] for record in session.records("counters"))
+    what = ["--section", "SpeedOfLight", "--section", "WarpStateStats", "--section", "ComputeWorkloadAnalysis"]
+    return [counted(session, f"sections-{at}", kernel, what) for at, kernel in enumerate(COUNTED)] if refused else []
 
 
 # The smallest batch at which width 64 launches the blocks 128x256 and 64x512 (tests/qualify_gpu.rs looks).
@@ -253,6 +260,7 @@ FIRST = [
     Stage("variants", 75, 1, variants),
     Stage("kernels", 45, 1, kernels),
     Stage("counters", 35, 1, counters),
+    Stage("counters-again", 20, 1, counters_again, conditional=True),
     Stage("other-tests", 55, 8, other_tests),
     Stage("alone", 30, 8, each_alone, conditional=True),
     Stage("checkers", 60, 2, checkers),
