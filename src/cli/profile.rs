@@ -105,6 +105,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let mut document =
         Document::new("profile", bench.engine.as_ref(), vec![recipe.name.clone()], recipe.batch, &ceilings);
     document.images = bench.images().to_string();
+    document.finished = true;
     document.kernels = profile::kernels(&record, &ceilings, &bench.engine.device().code);
     for line in document.device_block() {
         console.line(line);

@@ -48,6 +48,9 @@ pub struct Document {
     pub ceiling_flops: Option<f64>,
     pub ceiling_bytes: Option<f64>,
     pub ceilings: Vec<String>,
+    /// Whether every row is there: what a bench leaves that was killed has those so far. Older files are whole.
+    #[serde(default = "whole")]
+    pub finished: bool,
     #[serde(default)]
     pub rows: Vec<Row>,
     #[serde(default)]
@@ -113,8 +116,12 @@ fn generated() -> String {
     SetKind::Generated.to_string()
 }
 
+fn whole() -> bool {
+    true
+}
+
 impl Document {
-    /// An empty one for an engine.
+    /// An empty one for an engine, not finished.
     pub fn new(
         kind: &str,
         engine: &dyn Engine,
@@ -139,6 +146,7 @@ impl Document {
             ceiling_flops: ceilings.flops,
             ceiling_bytes: ceilings.bytes,
             ceilings: ceilings.how.clone(),
+            finished: false,
             rows: Vec::new(),
             kernels: Vec::new(),
         }

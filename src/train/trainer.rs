@@ -14,9 +14,7 @@ use super::schedule::{Horizon, Rates, average_decay, rates};
 use super::step_clock::{Part, StepClock};
 use crate::batch::Batch;
 use crate::data::order::{Split, epoch_order};
-use crate::engine::{
-    Engine, Error, ImageSet, Phase, Result, Sgd, Tensor, WeightSet, unless_stopped,
-};
+use crate::engine::{Engine, Error, ImageSet, Phase, Result, Sgd, Tensor, WeightSet, unless_stopped};
 use crate::objective::{self, Objective};
 use crate::philox::{Key, Purpose};
 use crate::prune::{PruneError, Subset};

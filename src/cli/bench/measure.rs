@@ -157,15 +157,17 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
         console.bar(name.clone(), rule.samples);
         if kernels {
             let plan = Plan { rule, caches, wanted: &|name| options.filter.is_match(name), stop: &stop };
-            let mut watch = |done, of| {
+            let mut done = 0;
+            let mut add = |row, of| {
+                done += 1;
                 if done == 1 {
                     console.bar(name.clone(), of);
                 }
                 console.at(done);
+                tables.add(&mut document, [row])
             };
-            let rows = kernel_rows(&mut bench, &plan, &ceilings, &mut watch)?;
-            let Some((rows, record)) = rows else { bail!(Interrupted(None)) };
-            document.rows.extend(rows);
+            let record = kernel_rows(&mut bench, &plan, &ceilings, &mut add)?;
+            let Some(record) = record else { bail!(Interrupted(None)) };
             all.launches.extend(record.launches);
         } else {
             let (amounts, predicted) = bench.amounts(&work)?;
@@ -183,7 +185,7 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
                 let Some(samples) = sample(&rule, &stop, &mut once)? else { bail!(Interrupted(None)) };
                 let images = recipe.batch as u64;
                 let row = Row::new(name.clone(), cache, samples, images, amounts, &ceilings);
-                document.rows.extend(row.map(|row| Row { predicted, ..row }));
+                tables.add(&mut document, row.map(|row| Row { predicted, ..row }))?;
             }
         }
         console.clear();
@@ -195,7 +197,7 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
     for line in document.row_lines() {
         console.line(line);
     }
-    tables.write(&document)
+    tables.finish(document)
 }
 
 fn row_name(kind: &str, recipe: &Recipe) -> String {
