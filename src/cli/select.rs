@@ -13,7 +13,7 @@ use super::{Interrupted, catch_interrupts, images_of, inputs, or_set, weights_fo
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::data::order::split;
-use crate::engine::{Augment, DeviceChoice, open};
+use crate::engine::{DeviceChoice, open};
 use crate::names::Named;
 use crate::objective;
 use crate::philox::{Key, Purpose};
@@ -116,7 +116,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     if subset.is_empty() {
         bail!("selection: {} chose none of {} images", recipe.selection.method, candidates.samples.len());
     }
-    let augment = kept.augment.then_some(Augment { seed, epoch: 0 });
+    let augment = kept.augmentation(seed, 0);
     let holdout_draw =
         recipe.selection.holdout_draw.then(|| HoldoutDraw { augment, key: key(Purpose::AttackStart) });
     let diagnosis =

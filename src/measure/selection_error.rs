@@ -7,6 +7,7 @@
 //! them, is made once.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,7 @@ use crate::attack::AttackWork;
 use crate::batch::Batch;
 use crate::data::DataSet;
 use crate::data::order::Split;
-use crate::engine::{Augment, Engine, ImageSet, Result, Tensor};
+use crate::engine::{Engine, ImageSet, Result, Tensor};
 use crate::model::Weights;
 use crate::objective::{self, Objective};
 use crate::philox::{Key, Purpose};
@@ -93,7 +94,7 @@ pub const RULES: [Rule; 22] = [
 
 impl Rule {
     /// The recipe that selects so, with a share of the samples where the rule does not decide it.
-    pub fn recipe(&self, name: &str, set: &[String], fraction: f64) -> std::result::Result<Recipe, String> {
+    pub fn recipe(&self, name: &OsStr, set: &[String], fraction: f64) -> std::result::Result<Recipe, String> {
         let decides = self.set.contains(&"method=info-batch");
         let fraction = if decides { 1.0 } else { fraction };
         let every = usize::from(decides);
@@ -186,7 +187,7 @@ impl<'a> Subject<'a> {
             let mut survey = Survey {
                 set: &set,
                 objective: &mut objective,
-                augment: (draw > 0 && recipe.data.augment).then_some(Augment { seed, epoch: draw }),
+                augment: recipe.data.augmentation(seed, draw).filter(|_| draw > 0),
                 scratch: &scratch,
                 key: if draw == 0 { start(seed) } else { key(seed, Purpose::AttackStart, draw) },
                 watch: &mut |done, _| watch(before + done, total),

@@ -6,7 +6,7 @@
 use super::checkpoint::SelectionState;
 use crate::batch::Batch;
 use crate::data::order::Split;
-use crate::engine::{self, Augment, Engine, ImageSet, Tensor};
+use crate::engine::{self, Engine, ImageSet, Tensor};
 use crate::objective::Objective;
 use crate::philox::{Key, Purpose};
 use crate::prune::{self, Candidates, Diagnosis, HoldoutDraw, PruneError, Selection, Subset, Survey};
@@ -121,7 +121,7 @@ impl<'a> Pruning<'a> {
         }
         // The second draw is what training will see of the candidates in this epoch.
         let Recipe { data, selection, seed, .. } = self.recipe;
-        let augment = data.augment.then_some(Augment { seed: *seed, epoch });
+        let augment = data.augmentation(*seed, epoch);
         let holdout_draw =
             selection.holdout_draw.then(|| HoldoutDraw { augment, key: key(Purpose::AttackStart) });
         let validation = &self.split.validation;

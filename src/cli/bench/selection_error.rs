@@ -4,14 +4,16 @@
 //! written behind each row, and the same command goes on where it was broken off. What is measured is
 //! `measure::selection_error`'s.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use super::super::train::begin_session;
-use super::super::{Interrupted, at, catch_interrupts, images_of, weights_for, writable};
+use super::super::{Interrupted, at, catch_interrupts, images_of, inputs, or_set, weights_for};
 use super::options::filter;
 use super::speedup::{Standing, standing};
 use crate::console::Console;
@@ -19,7 +21,7 @@ use crate::data::DataSet;
 use crate::data::order::split;
 use crate::digest::sha256;
 use crate::engine::{DeviceChoice, open};
-use crate::files::{Existing, write_atomic};
+use crate::files::{Existing, Folder, limit, read};
 use crate::measure::selection_error::{RULES, Row, Rule, Subject, lines};
 use crate::prune::PruneError;
 use crate::recipe::Recipe;
@@ -29,18 +31,20 @@ use crate::train::{self, TrainError};
 /// The version of the JSON.
 const VERSION: u32 = 1;
 const JSON: &str = "selection-error.json";
+/// Locked while the command works.
+const LOCK: &str = ".lock";
 const NETWORK: &str = "network";
 
 #[derive(clap::Args)]
 pub struct Args {
     /// A built-in recipe's name or a TOML file: images, objective and attack, and the training of the network
     #[arg(long, value_name = "NAME|FILE", default_value = "cifar10-selection-error")]
-    recipe: String,
+    recipe: OsString,
     /// Change a value of the recipe: --set attack.steps=3
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Folder of the CIFAR binary files, where the recipe's set needs it
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version; not needed by generated images
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// The network whose gradients are compared [default: trained by the recipe on all samples]
     #[arg(long, value_name = "FILE")]
@@ -112,10 +116,19 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             bail!("{}: {} = \"{}\", expected {}", rule.name, refusal.key, refusal.met, refusal.wanted);
         }
     }
+    let mut files = inputs([&args.recipe], args.data.as_deref())?;
+    if let Some(weights) = &args.weights {
+        files.reads("--weights", weights)?;
+    }
+    let data = images_of(&recipe, args.data.as_deref()).map_err(or_set)?;
     at(&args.out, std::fs::create_dir_all(&args.out))?;
-    let json = args.out.join(JSON);
-    writable(&json)?;
-    let data = images_of(&recipe, args.data.as_deref())?;
+    let out = at(&args.out, Folder::from(&args.out).hold())?;
+    let _lock = out.lock(LOCK).map_err(|error| match error.kind() {
+        ErrorKind::ResourceBusy => {
+            anyhow!("{}: {error} works in it; wait until it has ended", args.out.display())
+        }
+        _ => anyhow!("{}: {error}", args.out.join(LOCK).display()),
+    })?;
     let interrupt = catch_interrupts()?;
     let stop = || interrupt.requested();
 
@@ -131,7 +144,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     let about = About {
         recipe: recipe.to_toml(),
         data: sha256([sha256(&data.train.pixels), sha256(labels)].concat().as_bytes()),
-        weights: sha256(&at(&weights, std::fs::read(&weights))?),
+        weights: sha256(&at(&weights, read(&weights, limit::TENSORS))?),
         width: network.width,
         candidates: split.train.len(),
         held_out: split.held_out.len(),
@@ -141,7 +154,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     let mut engine = open(args.device, network, recipe.batch)?;
     engine.load_weights(&tensors)?;
     let device = serde_json::json!(engine.device());
-    let known = known(&json, &about, &device)?;
+    let known = known(&out, &about, &device)?;
     let missing = rows.iter().any(|(rule, _)| known.iter().all(|row| row.name != rule.name));
     let mut document = Document {
         secateur_selection_error: VERSION,
@@ -167,7 +180,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             document.rows.sort_by_key(place);
             let mut bytes = serde_json::to_vec_pretty(&document)?;
             bytes.push(b'\n');
-            at(&json, write_atomic(&json, &bytes, Existing::Replace))?;
+            at(&args.out.join(JSON), out.write(JSON, &bytes, Existing::Replace))?;
         }
         console.clear();
     }
@@ -201,7 +214,6 @@ fn trained(
 ) -> anyhow::Result<PathBuf> {
     let path = args.out.join(NETWORK);
     let standing = standing(&path, recipe)?;
-    let folder = RunFolder::open(&path);
     if standing != Standing::Finished {
         console.line(format!(
             "{}: {} epochs on all samples, in {}",
@@ -209,12 +221,13 @@ fn trained(
             recipe.timeline().epochs(),
             path.display()
         ));
+        let folder = match standing {
+            Standing::Fresh => RunFolder::create(&path)?,
+            _ => RunFolder::open(&path),
+        };
+        let folder = folder.claim()?;
         if standing == Standing::Fresh {
-            RunFolder::create(&path)?;
-        }
-        let _claim = folder.claim()?;
-        if standing == Standing::Fresh {
-            folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
+            folder.start(&recipe.to_toml())?;
         }
         let mut engine = open(args.device, train::network(recipe), recipe.batch)?;
         begin_session(&folder, args.data.as_deref(), data, engine.as_ref(), console)?;
@@ -227,11 +240,12 @@ fn trained(
 }
 
 /// The rows of a table of the same subject; refuses another one's.
-fn known(path: &Path, about: &About, device: &serde_json::Value) -> anyhow::Result<Vec<Row>> {
-    if !path.exists() {
+fn known(out: &Folder, about: &About, device: &serde_json::Value) -> anyhow::Result<Vec<Row>> {
+    let path = out.path().join(JSON);
+    if !at(&path, out.has(JSON))? {
         return Ok(Vec::new());
     }
-    let bytes = at(path, std::fs::read(path))?;
+    let bytes = at(&path, out.read(JSON, limit::JSON))?;
     let found: Document = serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
     if found.secateur_selection_error != VERSION || found.subject != *about || found.device != *device {
         bail!(
