@@ -417,10 +417,12 @@ fn settings(samples: usize) -> Settings {
         data: "generated".into(),
         split: "test".into(),
         samples,
+        images_sha256: "i".into(),
         epsilon: "8/255".into(),
         seed: 0,
         protocols: vec!["aa".into()],
         device: "cpu".into(),
+        build: "b".into(),
         dump: false,
     }
 }
