@@ -447,7 +447,9 @@ fn metrics() {
         fs::write(run.metrics(), bytes).unwrap();
         let before = run.read_metrics();
         read_runs(&[folder.path().to_path_buf()]).unwrap();
-        run.roll_back_metrics(2).unwrap();
+        if run.roll_back_metrics(2).is_err() {
+            return false;
+        }
         let kept = run.read_metrics().unwrap_or_default();
         assert!(kept.len() <= 3 && kept.iter().all(|epoch| epoch.epoch <= 2 || before.is_err()));
         before.is_ok()
