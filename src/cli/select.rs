@@ -12,13 +12,13 @@ use super::{Interrupted, at, catch_interrupts, images_of, weights_for, writable}
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::data::order::split;
-use crate::engine::{DeviceChoice, open};
+use crate::engine::{DeviceChoice, WeightSet, open};
 use crate::files::{Existing, write_atomic};
 use crate::names::Named;
 use crate::objective;
 use crate::philox::{Key, Purpose};
 use crate::prune::{self, Candidates, PruneError, Survey};
-use crate::recipe::{Recipe, SelectionMethod};
+use crate::recipe::{Recipe, Scores, SelectionMethod};
 
 /// Choose the training samples that a recipe would train on next, and write them as a file
 #[derive(clap::Args)]
@@ -93,6 +93,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         held_out: &split.validation,
         budget: recipe.selection.budget(split.train.len()),
         losses: None,
+        scores: None,
         key: key(Purpose::Selection),
     };
     let mut objective = objective::of_recipe(&recipe);
@@ -100,6 +101,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let mut survey = Survey {
         set: &set,
         objective: objective.as_mut(),
+        weights: WeightSet::Live,
+        augment: None,
         scratch: &scratch,
         key: key(Purpose::SelectionStart),
         watch: &mut watch,
@@ -137,7 +140,7 @@ fn recipe(args: &Args) -> anyhow::Result<Recipe> {
     let mut overrides = args.set.clone();
     if let Some(method) = args.method {
         overrides.push(format!("selection.method={method}"));
-        overrides.push(format!("selection.every={}", method.default_every()));
+        overrides.push(format!("selection.every={}", method.default_every(Scores::Accumulated)));
         overrides.push("selection.warm_start=0".into());
         if !method.has_fraction() {
             overrides.push("selection.fraction=1".into());
