@@ -20,7 +20,10 @@ pub fn build(folder: &Path, out: &Path) -> Result<(), String> {
     for file in files {
         let name = file.file_stem().unwrap_or_default().to_string_lossy();
         // Debug quotes as Rust does, so a path may hold whatever a file system allows.
-        code += &format!("    Builtin {{ name: {name:?}, text: include_str!({:?}) }},\n", file.display().to_string());
+        code += &format!(
+            "    Builtin {{ name: {name:?}, text: include_str!({:?}) }},\n",
+            file.display().to_string()
+        );
     }
     code += "]\n";
     let list = out.join("recipes.rs");

@@ -35,7 +35,8 @@ pub struct Args {
     /// Change a value of the recipe: --set selection.ridge=0
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// How to choose [default: the recipe's selection.method]
+    /// How to choose [default: the recipe's selection.method]; "grand" is the gradient norm of the last layer alone, which correlates
+    /// by 0.23 with GraNd, that of all layers
     #[arg(long, value_name = "NAME", value_parser = method)]
     method: Option<SelectionMethod>,
     /// Share of the training samples [default: the recipe's selection.fraction]

@@ -31,9 +31,7 @@ pub use builtin::{BUILTIN, Builtin};
 pub use data::Data;
 pub use objective::{Method, Objective};
 pub use schedule::{Schedule, Update};
-pub use selection::{
-    AtomMode, Greedy, Sampling, Scores, Selection, SelectionMethod, SelectionWeights,
-};
+pub use selection::{AtomMode, Greedy, Sampling, Scores, Selection, SelectionMethod, SelectionWeights};
 pub use timeline::{Pace, Stage, Timeline};
 pub use value::Fraction;
 

@@ -222,7 +222,7 @@ impl Selection {
             fixed("full_share", selection.full_share, 0.0, "trains on all samples throughout")?;
         }
         if !method.has_random_share() {
-            fixed("random_share", selection.random_share, 0.0, "ranks nothing that chance could add to")?;
+            fixed("random_share", selection.random_share, 0.0, "makes no choice to mix with chance")?;
         }
         match method {
             SelectionMethod::Full | SelectionMethod::Short => {
@@ -282,7 +282,8 @@ impl Selection {
         let chosen = self.budget(train) - self.random_part(self.budget(train));
         let least = if per_batch { recipe.batch } else { 1 };
         if self.random_share > 0.0 && chosen < least {
-            let wanted = format!("so little that {method} chooses {least} of {} at least", self.budget(train));
+            let wanted =
+                format!("so little that {method} chooses {least} of {} at least", self.budget(train));
             return Err(root.value_error("selection.random_share", self.random_share, wanted));
         }
         if self.weights == SelectionWeights::Average && recipe.optimizer.average_decay.is_none() {

@@ -86,7 +86,8 @@ impl Source {
         let path = folder.map(|folder| folder.join(named));
         let found = path.as_deref().map(Self::file).transpose()?.flatten();
         found.ok_or_else(|| {
-            let file = path.map_or(String::new(), |path| format!(" or a file; there is no {}", path.display()));
+            let file =
+                path.map_or(String::new(), |path| format!(" or a file; there is no {}", path.display()));
             self.refuse(named, format!("a built-in recipe{file}{}", builtin::hint(named)))
         })
     }
@@ -149,7 +150,9 @@ impl Chain {
 
     /// An error about a key that is not the recipe's own says whose it is; `--set` made those in `overridden`.
     pub fn attribute(&self, mut error: RecipeError, overridden: &[&str]) -> RecipeError {
-        if let RecipeError::UnknownKey { recipe, key, .. } | RecipeError::Value { recipe, key, .. } = &mut error {
+        if let RecipeError::UnknownKey { recipe, key, .. } | RecipeError::Value { recipe, key, .. } =
+            &mut error
+        {
             let of = |layer: &&Layer| has(&layer.table, key);
             let origin = self.0.iter().find(of).filter(|_| !overridden.contains(&key.as_str()));
             if let Some(layer) = origin.filter(|layer| layer.name != self.name()) {

@@ -1,7 +1,7 @@
 //! Data pruning in the training loop: when a subset is chosen, what it is chosen from, and what a checkpoint keeps of it.
 //!
 //! The candidates are the training split; the last adversarial loss of each stays on the device, in a table that every
-//! step scatters into. Called by the trainer. Checked by `tests/prune_training.rs`.
+//! step scatters into. Mean scores are kept here, and learn from each finished epoch. Called by the trainer. Checked by `tests/prune_training.rs`.
 
 use super::checkpoint::SelectionState;
 use crate::batch::Batch;
@@ -174,7 +174,9 @@ impl<'a> Pruning<'a> {
         let wanted = self.scores.as_ref().map_or(0, |scores| scores.means.len());
         if state.scores.means.len() != wanted {
             let met = state.scores.means.len();
-            return Err(format!("mean scores of {met} samples, expected {wanted}; it is of a run that ranks otherwise"));
+            return Err(format!(
+                "mean scores of {met} samples, expected {wanted}; it is of a run that ranks otherwise"
+            ));
         }
         if let Some(sample) =
             state.samples.iter().find(|sample| self.split.train.binary_search(sample).is_err())

@@ -17,9 +17,9 @@ use super::super_batch::SuperBatch;
 use crate::batch::Batch;
 use crate::data::order::{Split, epoch_order};
 use crate::engine::{Augment, Engine, Error, ImageSet, Phase, Result, Sgd, Tensor, WeightSet};
+use crate::model::layers::IMAGE_LEN;
 use crate::objective::{self, Objective};
 use crate::philox::{Key, Purpose};
-use crate::model::layers::IMAGE_LEN;
 use crate::prune::{self, PruneError, Subset};
 use crate::recipe::{Recipe, Timeline};
 
