@@ -28,8 +28,15 @@ fn pixels(place: u32) -> Range<usize> {
     place as usize * IMAGE_LEN..(place as usize + 1) * IMAGE_LEN
 }
 
-/// The groups of a batch, from the clean logits in f64; none of them empty.
+/// The groups of a batch; none of them empty.
 fn groups_of(engine: &mut dyn Engine, batch: &Batch, labels: &[u32], accuracy: f32) -> Groups {
+    let groups = groups_by_hand(engine, batch, labels, accuracy);
+    assert!(!groups.outliers.is_empty() && !groups.boundary.is_empty() && !groups.robust.is_empty());
+    groups
+}
+
+/// The groups of a batch, from the clean logits in f64.
+fn groups_by_hand(engine: &mut dyn Engine, batch: &Batch, labels: &[u32], accuracy: f32) -> Groups {
     engine.forward(Pass::Eval, &batch.images, &batch.clean_logits).unwrap();
     let logits = engine.read(&batch.clean_logits).unwrap();
     let score = |(row, &label): (&[f32], &u32)| {
@@ -39,9 +46,7 @@ fn groups_of(engine: &mut dyn Engine, batch: &Batch, labels: &[u32], accuracy: f
         (if best == label as usize { deviation } else { -deviation }) as f32
     };
     let scores: Vec<f32> = logits.chunks_exact(10).zip(labels).map(score).collect();
-    let groups = Groups::of_scores(&scores, accuracy);
-    assert!(!groups.outliers.is_empty() && !groups.boundary.is_empty() && !groups.robust.is_empty());
-    groups
+    Groups::of_scores(&scores, accuracy)
 }
 
 /// The objective of a recipe in the middle of a run: with this acc_ref, and whatever else it carries.
@@ -374,7 +379,7 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
         engine.gather(&images, &all.samples, augment, &all.images, &all.labels).unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
         let labels = engine.read(&all.labels).unwrap();
-        let groups = groups_of(engine, &all, &labels, script.accuracy);
+        let groups = groups_by_hand(engine, &all, &labels, script.accuracy);
         let mut moved = engine.read(&all.images).unwrap();
         for (pgd, places) in [(&full, &groups.boundary), (&brief, &groups.robust)] {
             pgd.perturb(engine, &mut DivergenceAscent, key, &all).unwrap();
@@ -442,7 +447,7 @@ fn a_super_batch_is_attacked_with_the_weights_at_its_start() {
     (start.weights, start.objective) = (weights.clone(), objective);
     trainer.restore(&start).unwrap();
     assert!(!trainer.begin_epoch(&mut |_, _| true).unwrap());
-    // Broken off behind each step: what waits was attacked with the weights at the start.
+    // Interrupted after each step: what waits was attacked with the weights at the start.
     let wanted = scripted(&recipe, &data, &order, accuracy, ahead);
     let mut end = None;
     for step in 1..=4 {
@@ -472,6 +477,8 @@ fn a_super_batch_is_attacked_with_the_weights_at_its_start() {
         end = Some(state);
     }
     let end = end.unwrap();
+    let AttackWork { outliers, boundary, robust, .. } = wanted.work;
+    assert!(outliers > 0 && boundary > 0 && robust > 0, "{:?}", wanted.work);
     assert_eq!(end.progress.epoch_attacks, wanted.work);
     assert!((end.objective.get(ACCURACY, &[1]).unwrap()[0] - wanted.accuracy).abs() < 1e-6);
     let moved = distance(&wanted.weights, &weights);
@@ -494,7 +501,7 @@ fn a_run_in_super_batches_resumes_to_the_same_bits_at_every_step() {
         let broken = tempfile::tempdir().unwrap();
         tiny::run(&recipe, broken.path(), Some(stop_after)).unwrap_err();
         let resumed = tiny::run(&recipe, broken.path(), None).unwrap();
-        assert!(last(broken.path()) == last(whole.path()), "stopped behind question {stop_after}");
+        assert!(last(broken.path()) == last(whole.path()), "stopped after question {stop_after}");
         for (met, wanted) in resumed.iter().zip(&lines) {
             assert_eq!(met.attack_steps_per_sample, wanted.attack_steps_per_sample);
             assert_eq!((met.boundary_share, met.train_loss), (wanted.boundary_share, wanted.train_loss));

@@ -490,7 +490,7 @@ fn the_target_may_be_a_mean_over_draws() {
 #[test]
 fn further_draws_are_augmented_and_attacked_anew() {
     let (mut subject, samples, _) = subject(&[]);
-    let augment = Augment { seed: 5, epoch: 0 };
+    let augment = Augment { seed: 5, epoch: 1 };
     let twice = GradMatch { target_draws: 2, augment: Some(augment), ..method(AtomMode::PerSample, 0.0) };
     let met = subject.select(&twice, &samples, &[], 30, None).unwrap();
     let labels = subject.labels(&samples);

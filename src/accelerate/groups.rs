@@ -3,7 +3,8 @@
 //! The score is the standard deviation of the clean softmax over the classes, negative where the prediction is wrong.
 //! Negative: outlier. Above the threshold: robust. Between them: boundary. The threshold is the quantile 1 - acc_ref of
 //! the batch's scores, at least 0, where acc_ref follows the adversarial accuracy of the batches before. Formulas: as in
-//! public descendants of the code of the authors (Hua et al., NeurIPS 2021); their warm-up is none, ours an option. Called by the adversaries beside this file;
+//! public descendants of the code of the authors (Hua et al., NeurIPS 2021), which have no warm-up; ours is an option.
+//! Called by the adversaries beside this file;
 //! checked by `tests/bullet_train_groups.rs` against a plain count.
 
 use crate::attack::AttackWork;

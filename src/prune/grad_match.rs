@@ -36,7 +36,7 @@ pub struct GradMatch {
 
 impl Selection for GradMatch {
     /// Surveys the candidates and matches their gradients: see [`GradMatch::choose`]. A further draw has the crops and flips of
-    /// an epoch that trains on the subset, and an attack of its own.
+    /// a later epoch, and an attack of its own.
     fn select(
         &self,
         engine: &mut dyn Engine,
@@ -52,7 +52,7 @@ impl Selection for GradMatch {
         let (as_they_are, key) = (survey.augment, survey.key);
         let mut further = Vec::with_capacity(self.target_draws - 1);
         for draw in 1..self.target_draws as u32 {
-            let epoch = candidates.key.epoch + draw - 1;
+            let epoch = candidates.key.epoch + draw;
             survey.augment = self.augment.map(|augment| Augment { epoch, ..augment });
             survey.key = Key { step: draw, ..key };
             let view = survey.last_layer(engine, samples);

@@ -294,7 +294,8 @@ impl Selection {
             let wanted = format!("1 at least: {method} chooses by the loss of held-out images");
             return Err(root.value_error("data.validation", 0, wanted));
         }
-        let scored = recipe.timeline().first_selection() > Some(0);
+        // A run that never selects attacks no candidates either.
+        let scored = recipe.timeline().first_selection() != Some(0);
         match self.attack_refused(recipe, scored) {
             Some(Refusal { key, met, wanted }) => Err(root.value_error(key, format!("\"{met}\""), wanted)),
             None => Ok(()),

@@ -108,7 +108,9 @@ impl<'a> Trainer<'a> {
     pub fn accepts(&self, checkpoint: &Checkpoint) -> std::result::Result<(), String> {
         let network = self.engine.network();
         checkpoint.weights.check(&network).map_err(|error| error.to_string())?;
-        let averaged = self.recipe.optimizer.average_decay.is_some();
+        // The average begins with the first step; a run may be interrupted before, in a selection.
+        let Progress { epoch, step, .. } = checkpoint.progress;
+        let averaged = self.recipe.optimizer.average_decay.is_some() && (epoch, step) != (0, 0);
         if averaged != checkpoint.optimizer.average.is_some() {
             return Err("it keeps a moving average and the recipe does not, or the other way round".into());
         }
@@ -116,7 +118,6 @@ impl<'a> Trainer<'a> {
         self.pruning.accepts(&checkpoint.selection)?;
         let subset = checkpoint.selection.samples.len();
         let count = if subset > 0 { subset } else { self.pruning.candidates().len() };
-        let Progress { epoch, step, .. } = checkpoint.progress;
         let (epochs, steps) = (self.timeline().epochs(), count.div_ceil(self.recipe.batch));
         if epoch as usize > epochs || step > steps {
             return Err(format!(
@@ -129,13 +130,13 @@ impl<'a> Trainer<'a> {
         }
         let (met, wanted) = (checkpoint.samples.scores.len(), self.scores.as_ref().map_or(0, |_| wanted));
         if met != wanted {
-            return Err(format!("scores of {met} samples, expected {wanted} behind step {step}"));
+            return Err(format!("scores of {met} samples, expected {wanted} after step {step}"));
         }
         let waiting = self.super_batch.as_ref().map_or(0, |ahead| ahead.waiting(step, count));
         let met = checkpoint.samples.adversarial.len();
         if met != waiting * IMAGE_LEN {
             return Err(format!(
-                "{met} pixels of images attacked ahead, expected {} behind step {step}; it is of a run with another \
+                "{met} pixels of images attacked ahead, expected {} after step {step}; it is of a run with another \
                  accelerate.super_batch",
                 waiting * IMAGE_LEN
             ));
@@ -347,7 +348,7 @@ impl<'a> Trainer<'a> {
     /// Makes the adversarial images of a minibatch: by an attack now, or by that on the super-batch it belongs to.
     fn attack(&mut self, visit: &Visit, minibatch: &Batch) -> Result<()> {
         let step = self.progress.step;
-        let Some(ahead) = self.super_batch.take() else { return self.attack_now(minibatch) };
+        let Some(ahead) = &self.super_batch else { return self.attack_now(minibatch) };
         if ahead.begins(step) {
             let range = self.images_after(step)..self.images_after(step + ahead.steps);
             let all = ahead.of(visit.order.slice(range));
@@ -356,8 +357,9 @@ impl<'a> Trainer<'a> {
             self.engine.phase(Phase::Attack);
             self.attack_now(&all)?;
         }
-        ahead.hand_over(self.engine, step, minibatch)?;
-        self.super_batch = Some(ahead);
+        if let Some(ahead) = &self.super_batch {
+            ahead.hand_over(self.engine, step, minibatch)?;
+        }
         Ok(())
     }
 
