@@ -79,7 +79,7 @@ impl Bench {
     pub fn open(device: DeviceChoice, kernels: bool, recipe: &Recipe, steps: usize) -> Result<Self> {
         let network = train::network(recipe);
         let (engine, recording) = match device {
-            DeviceChoice::Cpu => (open(device, network, recipe.batch)?, None),
+            DeviceChoice::Cpu | DeviceChoice::CpuBf16 => (open(device, network, recipe.batch)?, None),
             DeviceChoice::Auto if !kernels => {
                 match open_recorded(DeviceChoice::Cuda(0), network, recipe.batch) {
                     Err(engine::Error::Unavailable(_)) => {
