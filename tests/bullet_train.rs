@@ -428,7 +428,8 @@ fn distance(a: &Weights, b: &Weights) -> f64 {
 
 #[test]
 fn a_super_batch_is_attacked_with_the_weights_at_its_start() {
-    let (ahead, accuracy) = (3, 0.5);
+    // So low that of the few images that are right in a batch some are boundary and some robust.
+    let (ahead, accuracy) = (3, 0.08);
     let text = format!("accelerate.super_batch={ahead}");
     let set = [BULLET, &text, "accelerate.robust_steps=1", "schedule.kind=constant"];
     let recipe = of_method(Method::Trades, &set);
