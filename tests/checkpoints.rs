@@ -9,7 +9,7 @@ use secateur::attack::AttackWork;
 use secateur::digest::sha256;
 use secateur::engine::OptimizerState;
 use secateur::model::{ResNet18, Weights, initialise};
-use secateur::prune::Diagnosis;
+use secateur::prune::{Diagnosis, MeanScores};
 use secateur::train::checkpoint::{
     Checkpoint, CheckpointError, LastSelection, Progress, SamplesSoFar, SelectionState, list, load,
     load_newest, name, save, weights_to_evaluate,
@@ -71,11 +71,20 @@ fn checkpoint(epoch: u32, step: usize) -> Checkpoint {
             run_images: Some(70),
             selection: Some(LastSelection { epoch, diagnosis: Some(diagnosis) }),
         },
-        samples: SamplesSoFar { predictions: (0..losses.len() as u32).map(|i| i % 10).collect(), losses },
+        samples: SamplesSoFar {
+            predictions: (0..losses.len() as u32).map(|i| i % 10).collect(),
+            scores: losses.iter().map(|loss| loss / 7.0).collect(),
+            adversarial: if step > 0 { vec![1.0 / 9.0; 5] } else { Vec::new() },
+            losses,
+        },
         selection: SelectionState {
             samples: vec![3, 4, 49_999],
             weights: vec![1.0 / 3.0, 2.0, 2.0 / 3.0],
             losses: vec![0.1, f32::INFINITY, 1.0 / 7.0, 4.0],
+            scores: MeanScores {
+                means: vec![0.2, f32::INFINITY, 1.0 / 3.0, 5.0],
+                counts: vec![2.0, 0.0, 1.0, 7.0],
+            },
         },
     }
 }

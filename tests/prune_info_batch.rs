@@ -31,6 +31,7 @@ fn draws(losses: &[f32], prune_share: f64, epochs: u32) -> Vec<Subset> {
                 held_out: &[],
                 budget: 0,
                 losses: Some(&losses),
+                scores: None,
                 key: Key { seed: SEED, purpose: Purpose::Selection, epoch, step: 0 },
             };
             InfoBatch { prune_share }.select(engine, &candidates, survey).unwrap()

@@ -12,7 +12,10 @@ use proptest::test_runner::RngSeed;
 use secateur::data::order::quotas;
 use secateur::engine::{DeviceChoice, WeightSet};
 use secateur::philox::Key;
-use secateur::prune::{All, Candidates, PruneError, Random, Ranking, Score, Selection, Subset, TopK};
+use secateur::prune::{
+    All, Candidates, PartlyRandom, PruneError, Random, Ranking, Score, Selection, Subset, TopK, Walk,
+};
+use secateur::recipe::Recipe;
 use survey::{DRAWS, Subject};
 
 thread_local! {
@@ -51,7 +54,8 @@ fn select_in(
         subject.survey(|engine, survey| {
             let key = Key { epoch, ..DRAWS };
             let losses = losses.as_ref();
-            let candidates = Candidates { samples, labels, classes: 10, held_out: &[], budget, losses, key };
+            let candidates =
+                Candidates { samples, labels, classes: 10, held_out: &[], budget, losses, scores: None, key };
             selection.select(engine, &candidates, survey).unwrap()
         })
     })
@@ -192,6 +196,124 @@ fn noise_favours_the_largest_and_changes_from_epoch_to_epoch() {
     let (lower, upper) = (kept(0..40), kept(40..80));
     assert!((lower + upper - 20.0).abs() < 1e-9);
     assert!((13.0..18.0).contains(&upper), "{upper} of the upper half");
+}
+
+/// The subsets of a walk, selection by selection.
+fn walk(samples: &[u32], budget: usize, first: u32, every: u32, selections: u32) -> Vec<Subset> {
+    SUBJECT.with_borrow_mut(|subject| {
+        let labels = subject.labels(samples);
+        subject.survey(|engine, survey| {
+            let mut at = |selection: u32| {
+                let candidates = Candidates {
+                    samples,
+                    labels: &labels,
+                    classes: 10,
+                    held_out: &[],
+                    budget,
+                    losses: None,
+                    scores: None,
+                    key: Key { epoch: first + selection * every, ..DRAWS },
+                };
+                Walk { first, every }.select(engine, &candidates, survey).unwrap()
+            };
+            (0..selections).map(&mut at).collect()
+        })
+    })
+}
+
+/// RS2 without replacement: after any number of selections every sample came as often as any other, or once more.
+#[test]
+fn a_walk_takes_every_sample_once_a_round() {
+    for (count, budget) in [(90, 30), (90, 18), (90, 27), (80, 37), (7, 7), (5, 1)] {
+        let samples: Vec<u32> = (0..count).map(|at| at % 90).collect();
+        for (first, every) in [(0, 1), (3, 5)] {
+            let subsets = walk(&samples, budget, first, every, 2 * count.div_ceil(budget as u32) + 3);
+            let mut times = vec![0usize; samples.len()];
+            for (selection, subset) in subsets.iter().enumerate() {
+                assert_is_subset(subset, &samples, budget);
+                subset.samples.iter().for_each(|&sample| times[sample as usize] += 1);
+                let round = (selection + 1) * budget / samples.len();
+                let (low, high) = (times.iter().min().unwrap(), times.iter().max().unwrap());
+                assert!(
+                    *low == round && *high <= round + 1,
+                    "{budget} of {count}, selection {selection}: {times:?}"
+                );
+            }
+            assert!(budget == samples.len() || subsets[0] != subsets[1]);
+        }
+    }
+    // Not the first of the samples, and the same whenever it is asked.
+    let samples: Vec<u32> = (0..90).collect();
+    assert_ne!(walk(&samples, 30, 0, 1, 1)[0].samples, samples[..30]);
+    assert_eq!(walk(&samples, 30, 0, 1, 3), walk(&samples, 30, 0, 1, 3));
+}
+
+#[test]
+fn a_random_share_is_drawn_from_what_the_choice_leaves() {
+    let samples: Vec<u32> = (0..80).map(|at| at + 10).collect();
+    let losses: Vec<f32> = (0..80).map(|at| ((at * 37) % 80) as f32).collect();
+    let share = |share: f64, budget: usize| {
+        let text = format!(
+            "epochs = 1\nbatch = 10\ndata.set = 'generated'\noptimizer.learning_rate = 0.1\nschedule.kind = 'constant'\n\
+             [selection]\nmethod = 'loss-rank'\nfraction = 0.5\nrandom_share = {share}"
+        );
+        let recipe = Recipe::parse("test", &text, &[]).unwrap().selection;
+        let choice = Box::new(Ranking { score: Score::LastLoss, top_k: TopK::PLAIN });
+        select(&PartlyRandom { recipe, choice }, &samples, budget, Some(&losses)).unwrap()
+    };
+    let ranked = |budget| {
+        select(&Ranking { score: Score::LastLoss, top_k: TopK::PLAIN }, &samples, budget, Some(&losses))
+            .unwrap()
+    };
+    // 30 % of 25 are 7.5, to the nearest 8.
+    let mixed = share(0.3, 25);
+    assert_is_subset(&mixed, &samples, 25);
+    let best = ranked(17);
+    assert!(best.samples.iter().all(|sample| mixed.samples.contains(sample)));
+    assert_ne!(mixed, ranked(25));
+    let drawn: Vec<u32> = mixed.samples.iter().copied().filter(|s| !best.samples.contains(s)).collect();
+    assert_eq!(drawn.len(), 8);
+    assert_eq!(share(0.3, 25), mixed);
+    // Over many budgets chance has no favourites: the mean rank of what it drew is near the middle of what was left.
+    let ranks: Vec<f64> = (10..60)
+        .flat_map(|budget| {
+            let (mixed, best) = (share(0.5, budget), ranked(budget - (budget as f64 / 2.0).round() as usize));
+            let left = (80 - best.len()) as f64;
+            let loss = |sample: &u32| f64::from(losses[*sample as usize - 10]);
+            let drawn = mixed.samples.into_iter().filter(move |s| best.samples.binary_search(s).is_err());
+            drawn.map(move |sample| loss(&sample) / left).collect::<Vec<_>>()
+        })
+        .collect();
+    let mean = ranks.iter().sum::<f64>() / ranks.len() as f64;
+    // A uniform draw has 0.5; the draws of one key overlap, so a wide bound.
+    assert!((mean - 0.5).abs() < 0.1, "{mean} over {}", ranks.len());
+}
+
+#[test]
+fn mean_scores_rank_where_there_are_any() {
+    let samples: Vec<u32> = (0..20).collect();
+    let means: Vec<f32> = (0..20).map(|at| ((at * 7) % 20) as f32).collect();
+    SUBJECT.with_borrow_mut(|subject| {
+        let labels = subject.labels(&samples);
+        subject.survey(|engine, survey| {
+            for score in [Score::El2n, Score::GraNd, Score::InputGradient] {
+                let candidates = Candidates {
+                    samples: &samples,
+                    labels: &labels,
+                    classes: 10,
+                    held_out: &[],
+                    budget: 5,
+                    losses: None,
+                    scores: Some(&means),
+                    key: DRAWS,
+                };
+                let subset =
+                    Ranking { score, top_k: TopK::PLAIN }.select(engine, &candidates, survey).unwrap();
+                let wanted: Vec<u32> = (0..20).filter(|&at| means[at as usize] >= 15.0).collect();
+                assert_eq!(subset.samples, wanted, "{score:?}");
+            }
+        });
+    });
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::workload::{Amounts, Bench};
 use crate::attack::AttackWork;
 use crate::batch::Batch;
-use crate::engine::{Engine, Phase, Result, Tensor};
+use crate::engine::{Engine, Phase, Result, Tensor, WeightSet};
 use crate::model::Weights;
 use crate::objective::{self, Objective};
 use crate::philox::{Key, Purpose, unit};
@@ -84,6 +84,7 @@ pub fn select(
         held_out,
         budget: choice.budget,
         losses: Some(&losses),
+        scores: None,
         key: key(Purpose::Selection),
     };
     let scratch = Batch::alloc(engine, recipe.batch)?;
@@ -106,6 +107,7 @@ pub fn select(
     let mut survey = Survey {
         set: &bench.set,
         objective: &mut objective,
+        weights: WeightSet::Live,
         augment: None,
         scratch: &scratch,
         key: key(Purpose::SelectionStart),

@@ -17,7 +17,7 @@ use crate::attack::AttackWork;
 use crate::batch::Batch;
 use crate::data::DataSet;
 use crate::data::order::Split;
-use crate::engine::{Engine, ImageSet, Result, Tensor};
+use crate::engine::{Engine, ImageSet, Result, Tensor, WeightSet};
 use crate::model::Weights;
 use crate::objective::{self, Objective};
 use crate::philox::{Key, Purpose};
@@ -187,6 +187,7 @@ impl<'a> Subject<'a> {
             let mut survey = Survey {
                 set: &set,
                 objective: &mut objective,
+                weights: WeightSet::Live,
                 augment: recipe.data.augmentation(seed, draw).filter(|_| draw > 0),
                 scratch: &scratch,
                 key: if draw == 0 { start(seed) } else { key(seed, Purpose::AttackStart, draw) },
@@ -216,6 +217,7 @@ impl<'a> Subject<'a> {
         let (mut images, mut same, mut fresh, mut first) = (Vec::new(), Vec::new(), Vec::new(), None);
         for draw in 0..rule.selections.unwrap_or(self.fresh.len() as u32) {
             let candidates = Candidates {
+                scores: None,
                 samples,
                 labels: &labels,
                 classes: self.data.classes,
@@ -227,6 +229,7 @@ impl<'a> Subject<'a> {
             let mut survey = Survey {
                 set: &self.set,
                 objective: &mut self.objective,
+                weights: WeightSet::Live,
                 augment: None,
                 scratch: &self.scratch,
                 key: start(self.seed),

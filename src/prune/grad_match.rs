@@ -24,7 +24,8 @@ use super::atoms::{DeviceAtoms, squares};
 use super::pursuit::{Atoms, Limits, Pursuit, pursue};
 use super::{Candidates, PruneError, Selection, Subset, Survey, part, residual};
 use crate::data::order::shuffled;
-use crate::engine::{Engine, LastLayerGradients};
+use crate::engine::{Augment, Engine, LastLayerGradients};
+use crate::philox::Key;
 use crate::recipe::{AtomMode, RidgeUnit};
 
 /// Selection by matching gradients.
@@ -38,10 +39,15 @@ pub struct GradMatch {
     pub tolerance: f64,
     /// Samples of an atom with [`AtomMode::PerBatch`].
     pub batch: usize,
+    /// Draws that the target is the mean of: the gradients that are chosen from, and those of further draws.
+    pub target_draws: usize,
+    /// Crop and flip of the further draws, of whatever epoch.
+    pub augment: Option<Augment>,
 }
 
 impl Selection for GradMatch {
-    /// Surveys the candidates and matches their gradients: see [`GradMatch::choose`].
+    /// Surveys the candidates and matches their gradients: see [`GradMatch::choose`]. A further draw has the crops and flips of
+    /// a later epoch, and an attack of its own.
     fn select(
         &self,
         engine: &mut dyn Engine,
@@ -54,12 +60,24 @@ impl Selection for GradMatch {
             return Ok(Subset::default());
         }
         let gradients = survey.last_layer(engine, samples)?.gradients;
-        self.choose(engine, candidates, &gradients, &mut || (survey.watch)(samples.len(), samples.len()))
+        let (as_they_are, key) = (survey.augment, survey.key);
+        let mut further = Vec::with_capacity(self.target_draws - 1);
+        for draw in 1..self.target_draws as u32 {
+            let epoch = candidates.key.epoch + draw;
+            survey.augment = self.augment.map(|augment| Augment { epoch, ..augment });
+            survey.key = Key { step: draw, ..key };
+            let view = survey.last_layer(engine, samples);
+            (survey.augment, survey.key) = (as_they_are, key);
+            further.push(view?.gradients);
+        }
+        let go_on = &mut || (survey.watch)(samples.len(), samples.len());
+        self.choose(engine, candidates, &gradients, &further, go_on)
     }
 }
 
 impl GradMatch {
-    /// Chooses by the gradients of the candidates, in their order. `go_on` is asked before each step of a pursuit.
+    /// Chooses by the gradients of the candidates, in their order; the target is the mean of their sum and those of `further`
+    /// draws of the same candidates. `go_on` is asked before each step of a pursuit.
     ///
     /// A pursuit may end with fewer atoms than its budget, where its residual is within the tolerance or no nonnegative
     /// weights are better; nothing is filled up. Per batch, a budget of k samples pays for floor(k / batch) batches, of all
@@ -78,6 +96,7 @@ impl GradMatch {
         engine: &mut dyn Engine,
         candidates: &Candidates,
         gradients: &LastLayerGradients,
+        further: &[LastLayerGradients],
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Subset, PruneError> {
         self.check(candidates)?;
@@ -96,7 +115,7 @@ impl GradMatch {
         let mut traces = Traces::default();
         match self.mode {
             AtomMode::PerSample => {
-                let mut atoms = DeviceAtoms::of_samples(engine, gradients)?;
+                let mut atoms = DeviceAtoms::of_samples(engine, gradients, further)?;
                 let found = self.pursue(&mut atoms, budget, go_on, &mut traces)?;
                 chosen.extend(found.atoms.iter().map(|&atom| samples[atom]).zip(found.weights));
             }
@@ -109,8 +128,10 @@ impl GradMatch {
                         continue;
                     }
                     // A class without budget is not matched, and its residual says so.
-                    let gradients = part(engine, gradients, &places)?;
-                    let mut atoms = DeviceAtoms::of_samples(engine, &gradients)?;
+                    let mut of_class = |gradients| part(engine, gradients, &places);
+                    let further = further.iter().map(&mut of_class).collect::<Result<Vec<_>, _>>()?;
+                    let gradients = of_class(gradients)?;
+                    let mut atoms = DeviceAtoms::of_samples(engine, &gradients, &further)?;
                     let found = self.pursue(&mut atoms, most, go_on, &mut traces)?;
                     let names = found.atoms.iter().map(|&atom| samples[places[atom] as usize]);
                     chosen.extend(names.zip(found.weights));
@@ -121,7 +142,7 @@ impl GradMatch {
                 let places = shuffled(candidates.key, &places);
                 let batches: Vec<&[u32]> = places.chunks(self.batch).collect();
                 let most = if budget == samples.len() { batches.len() } else { budget / self.batch };
-                let mut atoms = DeviceAtoms::of_batches(engine, gradients, &batches)?;
+                let mut atoms = DeviceAtoms::of_batches(engine, gradients, further, &batches)?;
                 let found = self.pursue(&mut atoms, most, go_on, &mut traces)?;
                 for (&atom, &weight) in found.atoms.iter().zip(&found.weights) {
                     chosen.extend(batches[atom].iter().map(|&place| (samples[place as usize], weight)));
@@ -142,6 +163,9 @@ impl GradMatch {
         let invalid = |text: String| Err(PruneError::Invalid(format!("adv-grad-match: {text}")));
         if !(self.ridge.is_finite() && self.ridge >= 0.0) {
             return invalid(format!("ridge {}, expected a finite number, 0 at least", self.ridge));
+        }
+        if self.target_draws == 0 {
+            return invalid("a target of 0 draws, expected 1 at least".into());
         }
         if !(0.0..1.0).contains(&self.tolerance) {
             return invalid(format!("tolerance {}, expected 0 at least and below 1", self.tolerance));

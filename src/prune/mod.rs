@@ -7,7 +7,7 @@
 //!
 //! | file | what it chooses |
 //! |---|---|
-//! | `random` | all; so many at random, of each class in proportion if wanted |
+//! | `random` | all; so many at random, of each class in proportion if wanted; a share of chance in another choice |
 //! | `ranking` | by scores: last loss, EL2N, last-layer GraNd, EasyCore's input-gradient norm |
 //! | `top_k` | what rankings and Adv-GLISTER make of scores: the best, with noise and class quotas |
 //! | `info_batch` | InfoBatch's unbiased random half of the easy samples |
@@ -23,6 +23,7 @@ mod file;
 mod glister;
 mod grad_match;
 mod info_batch;
+mod mean_scores;
 pub mod pursuit;
 mod random;
 mod ranking;
@@ -34,7 +35,8 @@ pub use diagnosis::{Diagnosis, HoldoutDraw, residual};
 pub use glister::{Glister, StepSize};
 pub use grad_match::GradMatch;
 pub use info_batch::InfoBatch;
-pub use random::{All, Random};
+pub use mean_scores::MeanScores;
+pub use random::{All, PartlyRandom, Random, Walk};
 pub use ranking::{Ranking, Score};
 pub use subset::Subset;
 pub use survey::{LastLayerView, Survey};
@@ -43,7 +45,7 @@ pub use top_k::TopK;
 use crate::data::order::quotas;
 use crate::engine::{self, Engine, LastLayerGradients, Tensor, Term};
 use crate::philox::Key;
-use crate::recipe::{Recipe, SelectionMethod};
+use crate::recipe::{Recipe, Sampling, Scores, SelectionMethod};
 
 /// A way to choose samples. It keeps no state: the same candidates, weights and key give the same subset.
 pub trait Selection {
@@ -56,8 +58,28 @@ pub trait Selection {
     ) -> Result<Subset, PruneError>;
 }
 
-/// The table of selections.
+/// The selection of a recipe.
 pub fn of_recipe(recipe: &Recipe) -> Box<dyn Selection> {
+    let choice = choice_of_recipe(recipe);
+    match recipe.selection.random_share > 0.0 {
+        true => Box::new(PartlyRandom { recipe: recipe.selection.clone(), choice }),
+        false => choice,
+    }
+}
+
+/// The score that a recipe's selections rank by, where that is a mean over training.
+pub fn mean_score_of_recipe(recipe: &Recipe) -> Option<Score> {
+    let score = match recipe.selection.method {
+        SelectionMethod::El2n => Score::El2n,
+        SelectionMethod::GraNd => Score::GraNd,
+        SelectionMethod::EasyCore => Score::InputGradient,
+        _ => return None,
+    };
+    (recipe.selection.scores == Scores::Accumulated).then_some(score)
+}
+
+/// The table of selections.
+fn choice_of_recipe(recipe: &Recipe) -> Box<dyn Selection> {
     let selection = &recipe.selection;
     let top_k = TopK {
         temperature: selection.temperature,
@@ -67,6 +89,10 @@ pub fn of_recipe(recipe: &Recipe) -> Box<dyn Selection> {
     let ranking = |score| Box::new(Ranking { score, top_k });
     match selection.method {
         SelectionMethod::Full | SelectionMethod::Short => Box::new(All),
+        SelectionMethod::RandomOnline if selection.sampling == Sampling::Permutation => {
+            let first = recipe.timeline().first_selection().unwrap_or(0) as u32;
+            Box::new(Walk { first, every: selection.every as u32 })
+        }
         SelectionMethod::Random | SelectionMethod::RandomOnline => Box::new(Random { class_balanced: false }),
         SelectionMethod::ClassBalanced => Box::new(Random { class_balanced: true }),
         SelectionMethod::LossRank => ranking(Score::LastLoss),
@@ -80,6 +106,8 @@ pub fn of_recipe(recipe: &Recipe) -> Box<dyn Selection> {
             ridge_unit: selection.ridge_unit,
             tolerance: selection.tolerance,
             batch: recipe.batch,
+            target_draws: selection.target_draws,
+            augment: recipe.data.augmentation(recipe.seed, 0),
         }),
         SelectionMethod::AdvGlister => Box::new(Glister {
             greedy: selection.greedy,
@@ -109,6 +137,8 @@ pub struct Candidates<'a> {
     pub budget: usize,
     /// The last adversarial loss of each candidate in training, infinite where there is none yet; on the device.
     pub losses: Option<&'a Tensor<f32>>,
+    /// The mean score of each candidate over training, the first rank to the largest; where absent, scores are measured.
+    pub scores: Option<&'a [f32]>,
     /// Keys the draws of this selection.
     pub key: Key,
 }

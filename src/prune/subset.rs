@@ -57,6 +57,15 @@ impl Subset {
         }
     }
 
+    /// The same with further `samples` of weight 1, none of which it holds.
+    pub fn with(self, samples: &[u32]) -> Self {
+        let own = self.samples.iter().copied().zip(self.weights.iter().copied());
+        let mut all: Vec<(u32, f32)> = own.chain(samples.iter().map(|&sample| (sample, 1.0))).collect();
+        all.sort_unstable_by_key(|&(sample, _)| sample);
+        let (samples, weights) = all.into_iter().unzip();
+        Self { samples, weights, ..self }
+    }
+
     pub fn len(&self) -> usize {
         self.samples.len()
     }
@@ -87,8 +96,10 @@ mod tests {
     fn normalised_weights_have_mean_one_and_samples_ascend() {
         let subset = Subset::normalised(vec![(9, 2.0), (4, 0.0), (1, 6.0)]).unwrap();
         assert_eq!(subset.samples, [1, 9]);
-        assert_eq!((subset.weights, subset.scale), (vec![1.5, 0.5], Some(4.0)));
+        assert_eq!((&*subset.weights, subset.scale), (&[1.5, 0.5][..], Some(4.0)));
         assert_eq!(Subset::uniform(vec![3, 1, 2]).samples, [1, 2, 3]);
+        let mixed = subset.with(&[5, 0]);
+        assert_eq!((mixed.samples, mixed.weights), (vec![0, 1, 5, 9], vec![1.0, 1.5, 1.0, 0.5]));
         assert!(Subset::normalised(Vec::new()).unwrap().is_empty());
     }
 

@@ -19,6 +19,8 @@ pub struct Survey<'a> {
     pub set: &'a ImageSet,
     /// Its attack and its loss are those of training.
     pub objective: &'a mut dyn Objective,
+    /// Live weights, or their moving average.
+    pub weights: WeightSet,
     /// Crop and flip of the images whose last layer is asked for; `None` takes them as they are.
     pub augment: Option<Augment>,
     /// Room for one batch at a time.
@@ -79,7 +81,7 @@ impl Survey<'_> {
         view: &LastLayerView,
     ) -> Result<(), PruneError> {
         let features = engine.network().features();
-        engine.fold_batch_norm(WeightSet::Live)?;
+        engine.fold_batch_norm(self.weights)?;
         let mut done = 0;
         for chunk in samples.chunks(self.scratch.len()) {
             let range = done..done + chunk.len();
@@ -137,7 +139,7 @@ impl Survey<'_> {
     ) -> Result<Tensor<f32>, PruneError> {
         let norms = engine.alloc("input-gradient norms", samples.len())?;
         let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
-        engine.fold_batch_norm(WeightSet::Live)?;
+        engine.fold_batch_norm(self.weights)?;
         let mut done = 0;
         for chunk in samples.chunks(self.scratch.len().min(engine.micro_batch())) {
             let batch = self.scratch.rows(0..chunk.len());

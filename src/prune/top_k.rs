@@ -228,6 +228,7 @@ mod tests {
         let samples: Vec<u32> = (0..scores.len() as u32).collect();
         let draw = |epoch| {
             let candidates = Candidates {
+                scores: None,
                 samples: &samples,
                 labels,
                 classes: 3,

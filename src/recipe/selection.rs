@@ -16,14 +16,25 @@ pub struct Selection {
     /// Share of the training samples that a subset holds, to the nearest sample; no default, for no paper's choice
     /// fits all. 1 where the method decides it (`full`, `info-batch`). For `short`, the share of the epochs.
     pub fraction: f64,
-    /// Epochs from one selection to the next; 0 selects once. 20 as in GRAD-MATCH and GLISTER where a selection costs
+    /// Epochs from one selection to the next (R); 0 selects once. 20 as in GRAD-MATCH and GLISTER where a selection costs
     /// an attack on every candidate, 1 where its scores come free from training, 0 for one random draw.
     pub every: usize,
+    /// The weights that the candidates are attacked and judged with. Before the first step both are one.
+    pub weights: SelectionWeights,
+    /// How `random-online` draws.
+    pub sampling: Sampling,
+    /// The share of a subset that is drawn at random, with weight 1, from what the method leaves over.
+    pub random_share: f64,
+    /// What `el2n`, `grand` and `easy-core` rank by.
+    pub scores: Scores,
     /// kappa of GRAD-MATCH (Killamsetty et al., ICML 2021): the share of the schedule whose cost is spent on epochs
     /// on all samples, before the first selection. See [`super::Timeline`].
     pub warm_start: f64,
     /// What Adv-GRAD-MATCH chooses among.
     pub mode: AtomMode,
+    /// Draws that the target of Adv-GRAD-MATCH is the mean of: the candidates as they are, and then so many more with crop,
+    /// flip and attack drawn anew. Each costs a pass over all candidates.
+    pub target_draws: usize,
     /// The regularisation lambda of Adv-GRAD-MATCH: 0.05 of the mean squared norm of its atoms is about GRAD-MATCH's 0.5,
     /// which is added to the Gram matrix as it is (`ridge_unit = "absolute"`) and means another thing for every network.
     /// The error of the subset's gradient with each ridge stands in `prune::grad_match`.
@@ -58,7 +69,8 @@ pub struct Selection {
     pub holdout_draw: bool,
     /// The share of the easy samples that InfoBatch leaves out (Qin et al., ICLR 2024: r = 0.5).
     pub prune_share: f64,
-    /// The last share of the schedule that InfoBatch trains on all samples (the same paper: 1 - delta = 0.125).
+    /// The last share of the schedule that is trained on all samples, to the earlier whole epoch: 1 - delta = 0.125 for
+    /// InfoBatch (the same paper), 0 for the others.
     pub full_share: f64,
 }
 
@@ -78,7 +90,7 @@ named! {
         Short = "short",
         /// A random subset, drawn once.
         Random = "random",
-        /// A random subset, drawn again and again.
+        /// A random subset, drawn again and again (Okanovic et al. 2024: RS2).
         RandomOnline = "random-online",
         /// A random subset, drawn once, of each class in proportion.
         ClassBalanced = "class-balanced",
@@ -88,9 +100,10 @@ named! {
         InfoBatch = "info-batch",
         /// The largest error norms of the adversarial images (Paul et al. 2021).
         El2n = "el2n",
-        /// The largest last-layer gradient norms of the adversarial images (Paul et al. 2021).
+        /// The largest gradient norms of the last layer on the adversarial images. GraNd (Paul et al. 2021) is the norm over all
+        /// layers, with which this one correlates by 0.23.
         GraNd = "grand",
-        /// The smallest input-gradient norms.
+        /// The smallest input-gradient norms of the clean images (EasyCore).
         EasyCore = "easy-core",
         /// A weighted subset whose last-layer gradient matches that of all (Li et al. 2023).
         AdvGradMatch = "adv-grad-match",
@@ -150,6 +163,37 @@ named! {
     }
 }
 
+named! {
+    /// Weights of the network.
+    pub enum SelectionWeights {
+        Live = "live",
+        /// Their moving average, which `optimizer.average_decay` keeps.
+        Average = "average",
+    }
+}
+
+named! {
+    /// How random subsets follow one another.
+    pub enum Sampling {
+        /// The next stretch of one permutation, round and round: every sample once in every 1 / fraction draws (RS2 without
+        /// replacement).
+        Permutation = "permutation",
+        /// Each draw for itself.
+        Independent = "independent",
+    }
+}
+
+named! {
+    /// What the score of a sample is.
+    pub enum Scores {
+        /// Its mean over training: EL2N and last-layer GraNd of each of its adversarial images, from the logits and features of the
+        /// train pass, free; of EasyCore, whose gradients no step of training makes, over the selections.
+        Accumulated = "accumulated",
+        /// What the network gives at the moment of the selection, for all candidates.
+        Snapshot = "snapshot",
+    }
+}
+
 impl SelectionMethod {
     /// Whether subsets are chosen at all, during training.
     pub fn selects(self) -> bool {
@@ -161,21 +205,26 @@ impl SelectionMethod {
         !matches!(self, Self::Full | Self::InfoBatch)
     }
 
+    /// Whether a part of a subset may be drawn at random: the rest has a method and a number of its own.
+    fn has_random_share(self) -> bool {
+        matches!(
+            self,
+            Self::LossRank
+                | Self::El2n
+                | Self::GraNd
+                | Self::EasyCore
+                | Self::AdvGradMatch
+                | Self::AdvGlister
+        )
+    }
+
     /// Epochs from one selection to the next, where the recipe does not say.
-    pub fn default_every(self) -> usize {
+    pub fn default_every(self, scores: Scores) -> usize {
         match self {
             Self::Full | Self::Short | Self::Random | Self::ClassBalanced => 0,
             Self::RandomOnline | Self::LossRank | Self::InfoBatch => 1,
+            Self::El2n | Self::GraNd if scores == Scores::Accumulated => 1,
             Self::El2n | Self::GraNd | Self::EasyCore | Self::AdvGradMatch | Self::AdvGlister => 20,
-        }
-    }
-
-    /// Whether it attacks the candidates, where `scored` says whether training has left a loss of them.
-    pub fn attacks_candidates(self, scored: bool) -> bool {
-        match self {
-            Self::El2n | Self::GraNd | Self::AdvGradMatch | Self::AdvGlister => true,
-            Self::LossRank | Self::InfoBatch => !scored,
-            _ => false,
         }
     }
 }
@@ -185,12 +234,19 @@ impl Selection {
         let method: SelectionMethod = section.name("method", Some(SelectionMethod::Full))?;
         let short = method == SelectionMethod::Short;
         let fraction = (!method.has_fraction()).then_some(1.0);
+        let full_share = if method == SelectionMethod::InfoBatch { 0.125 } else { 0.0 };
+        let scores = section.name("scores", Some(Scores::Accumulated))?;
         let selection = Self {
             method,
             fraction: section.number("fraction", above(0.0, 1.0), fraction)?,
-            every: section.integer("every", 0..=100_000, Some(method.default_every()))?,
+            every: section.integer("every", 0..=100_000, Some(method.default_every(scores)))?,
+            weights: section.name("weights", Some(SelectionWeights::Live))?,
+            sampling: section.name("sampling", Some(Sampling::Permutation))?,
+            random_share: section.number("random_share", 0.0..1.0, Some(0.0))?,
+            scores,
             warm_start: section.number("warm_start", 0.0..=1.0, Some(if short { 1.0 } else { 0.0 }))?,
             mode: section.name("mode", Some(AtomMode::PerClass))?,
+            target_draws: section.integer("target_draws", 1..=100, Some(1))?,
             ridge: section.number("ridge", 0.0..=1e9, Some(0.05))?,
             ridge_unit: section.name("ridge_unit", Some(RidgeUnit::Relative))?,
             tolerance: section.number("tolerance", 0.0..1.0, Some(1e-4))?,
@@ -205,7 +261,7 @@ impl Selection {
             importance_weights: section.boolean("importance_weights", false)?,
             holdout_draw: section.boolean("holdout_draw", false)?,
             prune_share: section.number("prune_share", 0.0..1.0, Some(0.5))?,
-            full_share: section.number("full_share", 0.0..=1.0, Some(0.125))?,
+            full_share: section.number("full_share", 0.0..=1.0, Some(full_share))?,
         };
         let fixed = |key: &str, met: f64, wanted: f64, why: &str| match met == wanted {
             true => Ok(()),
@@ -217,6 +273,12 @@ impl Selection {
         }
         if short {
             fixed("warm_start", selection.warm_start, 1.0, "trains on all samples throughout")?;
+        }
+        if !method.selects() {
+            fixed("full_share", selection.full_share, 0.0, "trains on all samples throughout")?;
+        }
+        if !method.has_random_share() {
+            fixed("random_share", selection.random_share, 0.0, "makes no choice to mix with chance")?;
         }
         match method {
             SelectionMethod::Full | SelectionMethod::Short => {
@@ -255,6 +317,27 @@ impl Selection {
         ((self.fraction * samples as f64).round() as usize).min(samples)
     }
 
+    /// How many of a subset of `budget` samples are drawn at random, to the nearest.
+    pub fn random_part(&self, budget: usize) -> usize {
+        (self.random_share * budget as f64).round() as usize
+    }
+
+    /// Whether the mean score over training ranks, and nothing is measured for a selection once training has begun.
+    pub fn scored_by_training(&self) -> bool {
+        let from_passes = matches!(self.method, SelectionMethod::El2n | SelectionMethod::GraNd);
+        from_passes && self.scores == Scores::Accumulated
+    }
+
+    /// Whether a selection attacks the candidates, where `scored` says whether training has left a loss and a score of them.
+    pub fn attacks_candidates(&self, scored: bool) -> bool {
+        match self.method {
+            SelectionMethod::AdvGradMatch | SelectionMethod::AdvGlister => true,
+            SelectionMethod::El2n | SelectionMethod::GraNd => !(scored && self.scored_by_training()),
+            SelectionMethod::LossRank | SelectionMethod::InfoBatch => !scored,
+            _ => false,
+        }
+    }
+
     /// Refuses what does not go with the rest of the recipe. `train` samples are left beside the validation ones.
     pub(super) fn check(&self, recipe: &Recipe, train: usize, root: &Section) -> Result<(), RecipeError> {
         let method = self.method;
@@ -267,6 +350,17 @@ impl Selection {
             let wanted = format!("{} at least, for one batch of {train}", recipe.batch as f64 / train as f64);
             return Err(root.value_error("selection.fraction", self.fraction, wanted));
         }
+        let chosen = self.budget(train) - self.random_part(self.budget(train));
+        let least = if per_batch { recipe.batch } else { 1 };
+        if self.random_share > 0.0 && chosen < least {
+            let wanted =
+                format!("so little that {method} chooses {least} of {} at least", self.budget(train));
+            return Err(root.value_error("selection.random_share", self.random_share, wanted));
+        }
+        if self.weights == SelectionWeights::Average && recipe.optimizer.average_decay.is_none() {
+            let wanted = "\"live\" where optimizer.average_decay keeps no average";
+            return Err(root.value_error("selection.weights", "\"average\"", wanted));
+        }
         let validation = recipe.data.validation;
         let held_out = order::held_out(validation, self.held_out_share());
         if method == SelectionMethod::AdvGlister && (held_out == 0 || held_out == validation) {
@@ -276,7 +370,7 @@ impl Selection {
             );
             return Err(root.value_error("data.validation", validation, wanted));
         }
-        // A schedule that is too short for a selection attacks nothing either.
+        // A run that never selects attacks no candidates either.
         let scored = recipe.timeline().first_selection() != Some(0);
         match self.attack_refused(recipe, scored) {
             Some(Refusal { key, met, wanted }) => Err(root.value_error(key, format!("\"{met}\""), wanted)),
@@ -287,7 +381,7 @@ impl Selection {
     /// Why the attack cannot be made on the candidates, where the method needs that. `scored` says whether training has
     /// left a loss of them.
     pub fn attack_refused(&self, recipe: &Recipe, scored: bool) -> Option<Refusal> {
-        let method = match self.method.attacks_candidates(scored) {
+        let method = match self.attacks_candidates(scored) {
             true => self.method.name(),
             false if self.holdout_draw && self.method.selects() => "selection.holdout_draw",
             false => return None,

@@ -13,7 +13,9 @@ mod pruning;
 pub mod result;
 pub mod run_folder;
 pub mod schedule;
+mod scores;
 mod step_clock;
+mod super_batch;
 mod tensorboard;
 mod trainer;
 
@@ -226,6 +228,7 @@ fn epoch(
     progress.pgd5_accuracy = watched.accuracy;
     progress.epoch_attacks = AttackWork::default();
     progress.epoch_seconds = Seconds::default();
+    trainer.pruning.learn(&outcome.order, &outcome.samples.scores);
 
     run.folder.append_metrics(&metrics)?;
     if recipe.metrics.tensorboard {

@@ -4,7 +4,7 @@
 
 use secateur::batch::Batch;
 use secateur::data::{DataSet, Images};
-use secateur::engine::{DeviceChoice, Engine, ImageSet, open};
+use secateur::engine::{DeviceChoice, Engine, ImageSet, WeightSet, open};
 use secateur::model::initialise;
 use secateur::objective::{self, Objective};
 use secateur::philox::{Key, Purpose};
@@ -75,6 +75,7 @@ impl Subject {
         let mut survey = Survey {
             set: &self.set,
             objective: &mut *self.objective,
+            weights: WeightSet::Live,
             augment: None,
             scratch: &self.scratch,
             key: Key { seed: 5, purpose: Purpose::SelectionStart, epoch: 0, step: 0 },
@@ -107,6 +108,7 @@ impl Subject {
                 held_out,
                 budget,
                 losses: losses.as_ref(),
+                scores: None,
                 key: DRAWS,
             };
             selection.select(engine, &candidates, survey)

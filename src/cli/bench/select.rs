@@ -18,7 +18,7 @@ use crate::measure::selection::{Choice, Parts, counted, select};
 use crate::measure::workload::Cache;
 use crate::names::Named;
 use crate::prune::PruneError;
-use crate::recipe::{Recipe, SelectionMethod};
+use crate::recipe::{Recipe, Scores, SelectionMethod};
 
 /// The recipes where none is named.
 pub const RECIPES: &str =
@@ -148,7 +148,7 @@ fn recipe(args: &Args, name: &OsStr, method: Option<SelectionMethod>) -> anyhow:
     let mut has_fraction = true;
     if let Some(method) = method {
         overrides.push(format!("selection.method={method}"));
-        overrides.push(format!("selection.every={}", method.default_every()));
+        overrides.push(format!("selection.every={}", method.default_every(Scores::Accumulated)));
         overrides.push("selection.warm_start=0".into());
         has_fraction = method.has_fraction();
         if !has_fraction {
