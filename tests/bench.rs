@@ -179,6 +179,7 @@ fn a_step_is_measured_on_the_cpu() {
     }
     let read = json(&folder, "a.json");
     assert_eq!(read["secateur_measure"], 1);
+    assert_eq!(read["finished"], true);
     assert_eq!((&read["kind"], &read["device"]["kind"]), (&"bench step".into(), &"cpu".into()));
     assert_eq!((&read["width"], &read["batch"]), (&16.into(), &4.into()));
     assert!(read["ceiling_flops"].as_f64().unwrap() > 1e8 && read["ceiling_bytes"].as_f64().unwrap() > 1e8);
@@ -191,6 +192,31 @@ fn a_step_is_measured_on_the_cpu() {
     let lines: Vec<&str> = csv.lines().collect();
     assert_eq!(lines.len(), 2, "{csv}");
     assert!(lines[1].starts_with("\"step cifar10-pgd-at\",1,"), "{csv}");
+}
+
+#[test]
+fn a_bench_that_is_killed_leaves_its_rows() {
+    let folder = TempDir::new().unwrap();
+    let recipe = include_str!("../recipes/cifar10-pgd-at.toml");
+    let endless = recipe.replace("steps = 10", "steps = 1000").replace("cifar10-pgd-at", "endless");
+    std::fs::write(folder.path().join("endless.toml"), endless).unwrap();
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_secateur"))
+        .current_dir(folder.path())
+        .args(["bench", "attack", "--device=cpu", "--recipe=quick,endless.toml", "--width=16", "--batch=64"])
+        .args(["--samples=1", "--timeout=0", "--json=a.json"])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while !folder.path().join("a.json").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended without a row");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let left = json(&folder, "a.json");
+    assert_eq!((&left["finished"], left["rows"].as_array().unwrap().len()), (&false.into(), 1), "{left}");
+    let (_, _, stderr) = secateur(&folder, &["bench", "compare", "a.json", "a.json"]);
+    assert!(stderr.contains("the second is not finished: ") && stderr.contains("1 rows so far"), "{stderr}");
 }
 
 #[test]
@@ -325,6 +351,26 @@ fn files_are_compared() {
     assert!(code == Some(0) && stdout.contains("FASTER"), "{stdout}");
     let (code, stdout, _) = secateur(&folder, &["bench", "compare", "a.json", "c.json"]);
     assert!(code == Some(0) && stdout.contains("SAME"), "{stdout}");
+    // Other work is not compared, whatever its times; nor is what is no time.
+    let sound = json(&folder, "a.json");
+    for (pointer, value, part) in [
+        ("/recipes", serde_json::json!(["other"]), "recipes: "),
+        ("/batch", 1.into(), "batch: "),
+        ("/width", 64.into(), "width: "),
+        ("/images", "cifar10".into(), "images: generated in the first, cifar10 in the second"),
+        ("/device/kind", "cuda".into(), "device kind: cpu in the first, cuda in the second"),
+        ("/kind", "bench eval".into(), "kind: bench attack in the first, bench eval in the second"),
+        ("/rows/0/samples/0", 0.0.into(), "sample 0 is 0 s, expected a time above 0"),
+        ("/rows/0/samples/1", (-1.0).into(), "sample 1 is -1 s, expected a time above 0"),
+    ] {
+        let mut other = sound.clone();
+        *other.pointer_mut(pointer).unwrap() = value;
+        std::fs::write(folder.path().join("other.json"), other.to_string()).unwrap();
+        let (code, stdout, stderr) = secateur(&folder, &["bench", "compare", "a.json", "other.json"]);
+        assert_eq!((code, stdout.as_str(), stderr.lines().count()), (Some(2), "", 1), "{pointer}: {stderr}");
+        assert!(stderr.contains(part), "{pointer}: {stderr}");
+        assert_eq!(stderr.contains("NOT COMPARABLE"), !pointer.contains("samples"), "{stderr}");
+    }
     std::fs::write(folder.path().join("bad.json"), "{}").unwrap();
     let (code, _, stderr) = secateur(&folder, &["bench", "compare", "a.json", "bad.json"]);
     assert_eq!((code, stderr.lines().count()), (Some(2), 1), "{stderr}");

@@ -218,7 +218,7 @@ fn free_replays_move_what_their_groups_allow() {
     let mut wanted = images.clone();
     for &place in groups.boundary.iter().chain(&groups.robust) {
         for pixel in pixels(place) {
-            wanted[pixel] = (wanted[pixel] + carried[pixel]).clamp(0.0, 1.0);
+            wanted[pixel] += carried[pixel];
         }
     }
     let step = Pgd::of_recipe(&recipe.attack).step;

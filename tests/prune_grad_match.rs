@@ -15,14 +15,14 @@ use secateur::data::order::{epoch_order, shuffled};
 use secateur::engine::{DeviceChoice, Engine, LastLayerGradients, Term, open};
 use secateur::model::ResNet18;
 use secateur::prune::{Candidates, GradMatch, PruneError, Subset};
-use secateur::recipe::AtomMode;
+use secateur::recipe::{AtomMode, RidgeUnit};
 use survey::{DRAWS, Subject};
 
 const CLASSES: usize = 10;
 const MODES: [AtomMode; 3] = [AtomMode::PerBatch, AtomMode::PerClass, AtomMode::PerSample];
 
 fn method(mode: AtomMode, ridge: f64) -> GradMatch {
-    GradMatch { mode, ridge, tolerance: 0.0, batch: 8 }
+    GradMatch { mode, ridge, ridge_unit: RidgeUnit::Relative, tolerance: 0.0, batch: 8 }
 }
 
 /// `sum over the terms of dz (x) [h, 1]` of every sample, written out.
@@ -154,6 +154,54 @@ fn each_kind_of_atom_equals_the_pursuit_over_explicit_gradients() {
             assert_residuals(&what("batches"), &met.residuals, &residuals);
         }
     }
+}
+
+/// The residual that is recorded is that of the weighted sum over all classes and atoms, written out.
+#[test]
+fn the_residual_is_that_of_the_whole_gradient() {
+    for overrides in [&["objective.method=trades"][..], &["objective.method=pgd-at"]] {
+        let (mut subject, samples, gradients) = subject(overrides);
+        let target = sum(&gradients);
+        for mode in MODES {
+            for ridge in [0.0, 0.05, 0.5] {
+                let met = subject.select(&method(mode, ridge), &samples, &[], 30, None).unwrap();
+                let scale = met.scale.unwrap();
+                let mut left = target.clone();
+                for (sample, &weight) in met.samples.iter().zip(&met.weights) {
+                    let gradient = &gradients[samples.binary_search(sample).unwrap()];
+                    left.iter_mut()
+                        .zip(gradient)
+                        .for_each(|(left, g)| *left -= scale * f64::from(weight) * g);
+                }
+                let wanted = (dot(&left, &left) / dot(&target, &target)).sqrt();
+                let residual = met.residual.unwrap();
+                assert!((residual - wanted).abs() < 1e-6, "{mode}, {ridge}: {residual} and {wanted}");
+                let of_pursuits = *met.residuals.last().unwrap();
+                match mode {
+                    // The targets of the classes and what is left of them cancel in the sums, each to another part.
+                    AtomMode::PerClass => {
+                        assert!((residual / of_pursuits - 1.0).abs() > 0.02, "{residual}, {of_pursuits}")
+                    }
+                    _ => assert!((residual - of_pursuits).abs() < 1e-4, "{residual}, {of_pursuits}"),
+                }
+            }
+        }
+    }
+}
+
+/// The published number is added to the Gram matrix as it is.
+#[test]
+fn an_absolute_ridge_is_that_number() {
+    let (mut subject, samples, gradients) = subject(&[]);
+    let mean_square = gradients.iter().map(|g| dot(g, g)).sum::<f64>() / gradients.len() as f64;
+    let relative = method(AtomMode::PerSample, 0.2);
+    let absolute = GradMatch { ridge: 0.2 * mean_square, ridge_unit: RidgeUnit::Absolute, ..relative };
+    let mut choose = |method: &GradMatch| subject.select(method, &samples, &[], 30, None).unwrap();
+    let (a, b) = (choose(&relative), choose(&absolute));
+    assert_eq!(a.samples, b.samples);
+    assert!(a.weights.iter().zip(&b.weights).all(|(a, b)| (a - b).abs() < 1e-5));
+    let unscaled = GradMatch { ridge_unit: RidgeUnit::Absolute, ..relative };
+    assert_ne!(choose(&unscaled).weights, a.weights, "the unit matters");
 }
 
 /// Of budgets that grow, each leaves less; all candidates leave nothing, and then each counts the same.

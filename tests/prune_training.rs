@@ -201,15 +201,37 @@ fn a_broken_run_that_matches_gradients_resumes_to_the_same_bits() {
 #[test]
 fn a_run_that_matches_gradients_tells_its_residual_and_trains_with_its_weights() {
     let folder = tempfile::tempdir().unwrap();
-    let set = ["selection.method=adv-grad-match", "selection.fraction=0.3", "selection.every=2", "epochs=3"];
+    let set = [
+        "selection.method=adv-grad-match",
+        "selection.fraction=0.3",
+        "selection.every=2",
+        "selection.holdout_draw=true",
+        "epochs=3",
+    ];
     run(&recipe(&set), folder.path(), None).unwrap();
     let lines = metrics(folder.path());
     assert_eq!(lines.iter().map(|line| line.selected).collect::<Vec<_>>(), [true, false, true]);
     for line in &lines {
         assert!(line.residual.is_some_and(|residual| residual > 0.0 && residual < 1.0), "{line:?}");
         assert_eq!(line.seconds_select > 0.0, line.selected);
+        assert!(line.residual_holdout_draw > line.residual, "{line:?}");
+        let entropy = line.subset_class_entropy.unwrap();
+        assert!(entropy > 0.9 && entropy <= 1.0, "{entropy}");
+        let weights = chosen(folder.path(), if line.epoch < 3 { 1 } else { 3 }).1;
+        let squares: f64 = weights.iter().map(|&weight| f64::from(weight).powi(2)).sum();
+        let size = (weights.len() as f64).powi(2) / squares;
+        assert!((line.subset_effective_size.unwrap() / size - 1.0).abs() < 1e-5);
+        assert!((0.0..=1.0).contains(&line.subset_wrong.unwrap()) && line.subset_accuracy_gap.is_some());
+        assert_eq!(line.subset_missing_classes, Some(0));
     }
     assert_eq!(lines[0].residual, lines[1].residual);
+    let file = &selections(folder.path())["epoch-0001.safetensors"];
+    let file = SafeTensors::deserialize(file).unwrap();
+    let figure = |name: &str| f64::from_le_bytes(file.tensor(name).unwrap().data().try_into().unwrap());
+    assert_eq!(Some(figure("residual")), lines[0].residual);
+    assert_eq!(Some(figure("residual_holdout_draw")), lines[0].residual_holdout_draw);
+    assert_eq!(Some(figure("class_entropy")), lines[0].subset_class_entropy);
+    assert_eq!(Some(figure("wrong")), lines[0].subset_wrong);
     let (_, weights) = chosen(folder.path(), 1);
     assert!(weights.len() <= 30 && weights.iter().any(|&weight| (weight - 1.0).abs() > 1e-3), "{weights:?}");
     assert_eq!(newest(folder.path()).selection.weights, chosen(folder.path(), 3).1);
@@ -296,8 +318,13 @@ fn weights_enter_the_gradient() {
 #[test]
 fn the_losses_of_training_are_remembered_and_ranked() {
     let folder = tempfile::tempdir().unwrap();
-    let recipe =
-        recipe(&["selection.method=loss-rank", "selection.fraction=0.3", "selection.warm_start=0.5"]);
+    let recipe = recipe(&[
+        "selection.method=loss-rank",
+        "selection.fraction=0.3",
+        "selection.warm_start=0.5",
+        "selection.temperature=0",
+        "selection.class_quotas=false",
+    ]);
     let split = split_of(&recipe);
     // kappa 0.5 of 6 epochs at 0.3: one epoch on all samples. Broken off behind its last step.
     let error = run(&recipe, folder.path(), Some(5)).unwrap_err();
@@ -420,13 +447,14 @@ fn info_batch_prunes_between_first_and_last_epochs_and_its_metrics_are_weighted(
     let summary = run(&recipe, folder.path(), None).unwrap();
     let lines = metrics(folder.path());
     let pruned: Vec<bool> = lines.iter().map(|line| line.images < TRAINED).collect();
-    assert_eq!(pruned, [false, true, true, true, true, false]);
-    assert_eq!(selections(folder.path()).len(), 4);
-    for line in &lines[1..5] {
+    // 0.7 of 6 epochs are 4.2: rounded down.
+    assert_eq!(pruned, [false, true, true, true, false, false]);
+    assert_eq!(selections(folder.path()).len(), 3);
+    for line in &lines[1..4] {
         let (indices, weights) = chosen(folder.path(), line.epoch);
         assert_eq!((indices.len(), line.subset_size), (line.images, Some(line.images)));
-        let mean = weights.iter().map(|&weight| f64::from(weight)).sum::<f64>() / weights.len() as f64;
-        assert!((mean - 1.0).abs() < 1e-6, "{mean}");
+        // As published, and not divided by their mean.
+        assert!(weights.iter().all(|&weight| weight == 1.0 || weight == 2.0) && weights.contains(&2.0));
         assert_eq!(line.images_per_second, line.images as f64 / (line.seconds_attack + line.seconds_train));
     }
     let total: usize = lines.iter().map(|line| line.images).sum();

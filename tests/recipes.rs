@@ -3,11 +3,12 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use secateur::data::SetKind;
+use secateur::engine::Padding;
 use secateur::measure::speedup::cost::Cost;
 use secateur::names::Named;
 use secateur::recipe::{
-    Acceleration, AtomMode, Attack, BUILTIN, BatchNorm, Method, Recipe, Schedule, SelectionMethod, Stage,
-    Start, Update,
+    Acceleration, AtomMode, Attack, BUILTIN, BatchNorm, Method, Position, Recipe, Schedule, SelectionMethod,
+    Stage, Start, Update,
 };
 
 const SMALL: &str = "
@@ -33,8 +34,18 @@ fn every_shipped_recipe_parses_and_round_trips() {
             Recipe::parse("another name", &text, &[]).unwrap_or_else(|error| panic!("{error}\n{text}"));
         assert_eq!(recipe, again, "{text}");
         assert_eq!(text, again.to_toml());
-        let comment = builtin.text.lines().take_while(|line| line.starts_with('#')).collect::<String>();
-        assert!(comment.contains("ource: "), "{}: names no source", builtin.name);
+        // The first lines say where the recipe comes from and in what it differs from there.
+        let header: Vec<&str> = builtin.text.lines().take_while(|line| line.starts_with('#')).collect();
+        let says =
+            |start: &str| header.iter().any(|line| line.len() > start.len() && line.starts_with(start));
+        assert!(says("# Source: ") || says("# No source: "), "{}: names no source", builtin.name);
+        assert!(says("# Differs: "), "{}: names no difference", builtin.name);
+        // Nothing else of the file stands before its name, and what another recipe is said to tell is there.
+        assert!(builtin.text.lines().nth(header.len()).unwrap().starts_with("name = "), "{}", builtin.name);
+        let words = header.join(" ").replace(|c: char| !c.is_alphanumeric() && c != '-', " ");
+        for word in words.split_whitespace().filter(|word| word.starts_with("cifar10")) {
+            assert!(BUILTIN.iter().any(|other| other.name == word), "{}: no recipe {word}", builtin.name);
+        }
     }
 }
 
@@ -56,9 +67,16 @@ fn recipes_hold_what_their_sources_say() {
     let load = |name: &str| Recipe::load(name, &[]).unwrap();
     let rice = load("cifar10-pgd-at-rice");
     assert_eq!((rice.epochs, rice.batch, rice.model.width), (200, 128, 64));
-    assert_eq!(rice.schedule, Schedule::Step { drops: vec![100.0, 150.0], factor: 0.1, warmup_epochs: 0.0 });
+    let drops = |drops: [f64; 2]| Schedule::Step {
+        drops: drops.to_vec(),
+        factor: 0.1,
+        position: Position::End,
+        warmup_epochs: 0.0,
+    };
+    assert_eq!(rice.schedule, drops([100.0, 150.0]));
+    assert_eq!(load("cifar10-pgd-at").schedule, drops([100.0, 105.0]));
     let average = load("cifar10-pgd-at-wa");
-    assert_eq!(average.optimizer.average_decay, Some(0.9995));
+    assert_eq!((average.optimizer.average_decay, average.optimizer.average_warmup), (Some(0.9995), false));
     assert_eq!(average.objective.label_smoothing, 0.4);
     let one_cycle = Schedule::OneCycle {
         rise: 0.3,
@@ -86,7 +104,7 @@ fn methods_attack_as_their_sources_do() {
             ("mart", Method::Mart, 120, 0.01, 3.5e-3, "0.031", "0.007", 10, Start::Normal),
             ("fgsm-rs", Method::FgsmRs, 15, 0.2, 5e-4, "8/255", "10/255", 1, Start::Uniform),
             ("n-fgsm", Method::NFgsm, 30, 0.2, 5e-4, "8/255", "8/255", 1, Start::Uniform),
-            ("free", Method::Free, 11, 0.04, 5e-4, "8/255", "8/255", 1, Start::None),
+            ("free", Method::Free, 10, 0.04, 5e-4, "8/255", "8/255", 1, Start::None),
         ];
         for (name, method, epochs, rate, decay, epsilon, step, steps, start) in rows {
             let recipe = load(&format!("{set}-{name}"));
@@ -106,6 +124,11 @@ fn methods_attack_as_their_sources_do() {
             assert_eq!(recipe.objective.replays, if method == Method::Free { 8 } else { 1 }, "{name}");
             assert_eq!(recipe.overfitting.check, matches!(steps, 1), "{name}");
             assert_eq!(recipe.data.set.name(), set);
+            let reflects = matches!(method, Method::Standard | Method::PgdAt);
+            assert_eq!(recipe.data.padding == Padding::Reflect, reflects, "{name}");
+            let cyclic = Schedule::Cyclic { peak_at: 0.5, momentum_range: Some([0.8, 0.9]) };
+            assert_eq!(recipe.schedule == cyclic, steps == 1, "{name}");
+            assert_eq!(recipe.evaluation.every, if steps == 1 { 1 } else { 5 }, "{name}");
 
             // The values of the file are also those that the method has by itself.
             let bare = parse(SMALL, &[&format!("objective.method={method}")]).unwrap();
@@ -159,8 +182,8 @@ fn what_a_method_cannot_do_is_refused() {
         (&["objective.method=standard", "attack.steps=3"], "attack.steps = 3, expected 0 for standard"),
         (&["objective.replays=2"], "objective.replays = 2, expected 1: pgd-at trains once on each minibatch"),
         (
-            &["objective.method=trades", "objective.label_smoothing=0.1"],
-            "objective.label_smoothing = 0.1, expected 0: trades compares predictions, not labels",
+            &["objective.method=mart", "objective.label_smoothing=0.1"],
+            "objective.label_smoothing = 0.1, expected 0: mart's margin and its weight 1 - p_y are defined by one true class",
         ),
         (
             &["objective.method=n-fgsm", "attack.batch_norm=train", "accelerate.method=bullet-train"],
@@ -261,9 +284,24 @@ fn every_selection_has_its_defaults_and_round_trips() {
         assert_eq!(selection.budget(1000), if method.has_fraction() { 300 } else { 1000 }, "{name}");
         assert_eq!(selection.warm_start, if *name == "short" { 1.0 } else { 0.0 }, "{name}");
         // The step of Adv-GLISTER is that of training.
-        assert_eq!((selection.rounds, selection.step_size), (15, 10.0));
-        assert_eq!((selection.mode, selection.ridge, selection.tolerance), (AtomMode::PerClass, 0.5, 1e-4));
+        assert_eq!((selection.rounds, selection.step_size), (15, Some(10.0)));
+        assert_eq!((selection.temperature, selection.class_quotas), (1.0, true));
+        assert_eq!((selection.mode, selection.ridge, selection.tolerance), (AtomMode::PerClass, 0.05, 1e-4));
         assert_eq!((selection.prune_share, selection.full_share), (0.5, 0.125));
+        assert_eq!(parse(&recipe.to_toml(), &[]).unwrap(), recipe);
+        // The published configurations, by name.
+        set.extend([
+            "selection.temperature=0",
+            "selection.class_quotas=false",
+            "selection.greedy=stochastic",
+            "selection.gradient=bias",
+            "selection.step_along=sum",
+            "selection.step_size=learning-rate",
+            "selection.ridge=0.5",
+            "selection.ridge_unit=absolute",
+        ]);
+        let recipe = parse(SMALL, &set).unwrap();
+        assert_eq!(recipe.selection.step_size, None);
         assert_eq!(parse(&recipe.to_toml(), &[]).unwrap(), recipe);
     }
     assert_eq!(parse(SMALL, &[]).unwrap().selection.method, SelectionMethod::Full);
@@ -316,7 +354,33 @@ fn what_a_selection_cannot_do_is_refused() {
         ),
         (
             &["selection.method=adv-glister", some],
-            "data.validation = 0, expected 1 at least: adv-glister chooses by the loss of held-out images",
+            "data.validation = 0, expected more: adv-glister chooses by the loss of 0 of them (selection.held_out_share), \
+             and the best epoch by the others",
+        ),
+        (
+            &["selection.method=adv-glister", some, "data.validation=4", "selection.held_out_share=1"],
+            "data.validation = 4, expected more: adv-glister chooses by the loss of 4 of them (selection.held_out_share), \
+             and the best epoch by the others",
+        ),
+        (
+            &["selection.method=el2n", some, "selection.importance_weights=true", "selection.temperature=0"],
+            "selection.temperature = 0, expected above 0: a choice without noise has no probabilities to weigh by",
+        ),
+        (
+            &[
+                "selection.method=adv-glister",
+                some,
+                "selection.importance_weights=true",
+                "selection.greedy=stochastic",
+                "data.validation=200",
+            ],
+            "selection.greedy = \"stochastic\", expected \"rounds\": the probabilities of a choice from random pools are not \
+             known",
+        ),
+        (
+            &["selection.method=random", some, "selection.holdout_draw=true", "attack.batch_norm=train"],
+            "attack.batch_norm = \"train\", expected \"eval\": selection.holdout_draw attacks the candidates, which must not \
+             move the statistics",
         ),
         (
             &["selection.method=grand", some, "attack.batch_norm=train"],
@@ -365,6 +429,7 @@ fn a_file_is_named_after_itself_and_everything_is_resolved() {
         "validation",
         "validation_split",
         "augment",
+        "padding",
         "[model]",
         "width",
         "[objective]",
@@ -383,6 +448,14 @@ fn a_file_is_named_after_itself_and_everything_is_resolved() {
         "warm_start",
         "mode",
         "ridge",
+        "ridge_unit",
+        "temperature",
+        "class_quotas",
+        "importance_weights",
+        "gradient",
+        "step_along",
+        "held_out_share",
+        "holdout_draw",
         "tolerance",
         "greedy",
         "rounds",
@@ -393,6 +466,7 @@ fn a_file_is_named_after_itself_and_everything_is_resolved() {
         "momentum",
         "weight_decay",
         "average_decay",
+        "average_warmup",
         "[schedule]",
         "kind",
         "warmup_epochs",
@@ -425,7 +499,7 @@ fn overrides_come_before_resolving() {
     // The file written for one schedule names a key that the other does not have.
     assert_eq!(
         recipe.unwrap_err(),
-        "recipe test: unknown key schedule.warmup_epochs; known here: kind, peak_at"
+        "recipe test: unknown key schedule.warmup_epochs; known here: kind, peak_at, momentum_range"
     );
 }
 
@@ -454,11 +528,25 @@ fn errors_name_key_value_and_wish() {
             "attack.epsilon=8",
             "recipe test: attack.epsilon = 8, expected a fraction such as \"8/255\" or a number, in (0, 1]",
         ),
+        (
+            "attack.epsilon=1e-60",
+            "recipe test: attack.epsilon = 1e-60, expected a fraction such as \"8/255\" or a number, in (0, 1]; so small a number is 0 in f32",
+        ),
+        (
+            "attack.step_size=1e-60/2",
+            "recipe test: attack.step_size = \"1e-60/2\", expected a fraction such as \"8/255\" or a number, in (0, 1]; so small a number is 0 in f32",
+        ),
+        (
+            "optimizer.learning_rate=1e-60",
+            "recipe test: optimizer.learning_rate = 1e-60, expected a number in (0, 100]; so small a number is 0 in f32",
+        ),
+        ("attack.epsilon=1e-30", ""),
         ("optimizer.momentum=1", "recipe test: optimizer.momentum = 1, expected a number in [0, 1)"),
         (
             "optimizer.learning_rate=nan",
             "recipe test: optimizer.learning_rate = nan, expected a number in (0, 100]",
         ),
+        ("data.padding=mirror", "recipe test: data.padding = \"mirror\", expected \"zero\" or \"reflect\""),
         ("data.augment=yes", "recipe test: data.augment = \"yes\", expected true or false"),
         (
             "evaluation.protocols=[]x",
@@ -555,5 +643,22 @@ proptest! {
         prop_assert_eq!(recipe.optimizer.learning_rate, learning_rate);
         prop_assert_eq!(recipe.seed, seed);
         prop_assert_eq!(&Recipe::parse("x", &recipe.to_toml(), &[]).unwrap(), &recipe);
+    }
+}
+
+#[test]
+fn a_name_is_no_path() {
+    for name in ["../x", "/tmp/x", "a/b", "a\\b", "..", ".x", "/"] {
+        let error = parse(SMALL, &[&format!("name={name}")]).unwrap_err();
+        assert!(
+            error.contains("name = ") && error.contains("expected the name of a folder"),
+            "{name}: {error}"
+        );
+    }
+    let long = "n".repeat(201);
+    let error = parse(SMALL, &[&format!("name={long}")]).unwrap_err();
+    assert!(error.contains("of up to 200 bytes, and not a longer one"), "{error}");
+    for name in ["a b", "n".repeat(200).as_str(), "ε=8", "a.b", "it's"] {
+        assert_eq!(parse(SMALL, &[&format!("name=\"{name}\"")]).unwrap().name, name);
     }
 }

@@ -3,18 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use super::eval::subject::{self, NamedWeights};
-use super::{Interrupted, at, catch_interrupts, exit_code, images_of, writable};
+use super::{Interrupted, catch_interrupts, exit_code, images_of, inputs, write};
 use crate::clock;
 use crate::console::Console;
 use crate::data::SetKind;
 use crate::data::order::split;
 use crate::engine::{DeviceChoice, open};
 use crate::evaluate::{PgdProtocol, StepSize};
-use crate::files::{Existing, write_atomic};
 use crate::recipe::Recipe;
 use crate::report::{Gallery, Kernels, Page, RunRecord, attack, examples, read_runs};
 use crate::train::interrupt::{EXIT_INTERRUPTED, Interrupt};
-use crate::train::run_folder::RunFolder;
+use crate::train::run_folder::{self, RunFolder};
 
 /// Steps of the attack on the images shown.
 const ATTACK_STEPS: usize = 10;
@@ -29,8 +28,8 @@ pub struct Args {
     /// The page
     #[arg(long, value_name = "FILE", default_value = "report.html")]
     out: PathBuf,
-    /// Folder of the CIFAR binary files, for pictures of runs on them
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version, for pictures of runs on them
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Kernels of `secateur bench kernels --json`, for a roofline
     #[arg(long, value_name = "FILE")]
@@ -46,7 +45,12 @@ pub struct Args {
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let runs = read_runs(&args.runs)?;
     let kernels = args.kernels.as_deref().map(Kernels::read).transpose()?;
-    writable(&args.out)?;
+    let mut files = inputs([], args.data.as_deref())?;
+    args.kernels.iter().try_for_each(|path| files.reads("--kernels", path))?;
+    for run in &args.runs {
+        files.reads_folder("the run", run, run_folder::is_of_a_run)?;
+    }
+    let out = files.writes("--out", &args.out)?;
     let interrupt = catch_interrupts()?;
     let mut page = Page { runs, kernels, ..Page::default() };
     for run in &page.runs {
@@ -68,7 +72,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     }
     page.made = clock::now().as_secs();
     let html = page.html();
-    at(&args.out, write_atomic(&args.out, html.as_bytes(), Existing::Replace))?;
+    write(&out, html.as_bytes())?;
     let runs = page.runs.len();
     console.line(format!(
         "{}: {runs} run{}, {} kB",
@@ -89,7 +93,7 @@ fn pictures(
     if interrupt.requested() {
         anyhow::bail!(Interrupted(None));
     }
-    let recipe = Recipe::load(&RunFolder::open(&run.path).recipe().to_string_lossy(), &[])?;
+    let recipe = Recipe::load(RunFolder::open(&run.path).recipe(), &[])?;
     // A generated set has no files, whatever the other runs of the page are made of.
     let folder = args.data.as_deref().filter(|_| recipe.data.set != SetKind::Generated);
     let data = images_of(&recipe, folder)?;

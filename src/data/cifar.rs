@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::{DataError, IMAGE_BYTES, Images, SetKind, Sizes};
 use crate::digest::sha256_of;
-use crate::files::{Existing, is_file, write_atomic};
+use crate::files::{Existing, Folder, is_file, limit, read_text};
 
 /// How one of the two sets lies on disk.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +20,11 @@ pub struct Layout {
     pub folder: &'static str,
     pub train_files: &'static [&'static str],
     pub test_file: &'static str,
+    /// Folder and files of the Python version, the test images last; as many files of as many records.
+    pub python_folder: &'static str,
+    pub python_files: &'static [&'static str],
+    /// The official archives of both versions.
+    pub archives: [&'static str; 2],
     /// Records of each file.
     pub train_records: usize,
     pub test_records: usize,
@@ -39,6 +44,16 @@ pub const CIFAR10: Layout = Layout {
         "data_batch_5.bin",
     ],
     test_file: "test_batch.bin",
+    python_folder: "cifar-10-batches-py",
+    python_files: &[
+        "data_batch_1",
+        "data_batch_2",
+        "data_batch_3",
+        "data_batch_4",
+        "data_batch_5",
+        "test_batch",
+    ],
+    archives: ["cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"],
     train_records: 10_000,
     test_records: 10_000,
     labels: &[("label", 10)],
@@ -50,6 +65,9 @@ pub const CIFAR100: Layout = Layout {
     folder: "cifar-100-binary",
     train_files: &["train.bin"],
     test_file: "test.bin",
+    python_folder: "cifar-100-python",
+    python_files: &["train", "test"],
+    archives: ["cifar-100-binary.tar.gz", "cifar-100-python.tar.gz"],
     train_records: 50_000,
     test_records: 10_000,
     labels: &[("coarse label", 20), ("fine label", 100)],
@@ -121,13 +139,13 @@ pub fn read(
 pub const SUMS: &str = "SHA256SUMS";
 
 /// Writes [`SUMS`] for the files in `place`, which come from an archive whose digest is right.
-pub fn record_sums(layout: &Layout, place: &Path) -> Result<(), DataError> {
+pub fn record_sums(layout: &Layout, place: &Folder) -> Result<(), DataError> {
     let mut text = String::new();
     for (name, _) in layout.files() {
-        text += &format!("{}  {name}\n", file_sha256(&place.join(name))?);
+        text += &format!("{}  {name}\n", file_sha256(&place.path().join(name))?);
     }
-    let path = place.join(SUMS);
-    write_atomic(&path, text.as_bytes(), Existing::Replace).map_err(|source| DataError::Io { path, source })
+    let written = place.write(SUMS, text.as_bytes(), Existing::Replace);
+    written.map_err(|source| DataError::Io { path: place.path().join(SUMS), source })
 }
 
 /// Whether the files in `place` are those of the verified archive that they were unpacked from; false where no digests are
@@ -137,12 +155,10 @@ pub fn record_sums(layout: &Layout, place: &Path) -> Result<(), DataError> {
 /// A file with another digest than the recorded one.
 pub fn verify(layout: &Layout, place: &Path) -> Result<bool, DataError> {
     let path = place.join(SUMS);
-    let mut text = String::new();
-    match fs::File::open(&path) {
+    let text = match read_text(&path, limit::SETTINGS) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        file => file.and_then(|file| file.take(1 << 16).read_to_string(&mut text)),
-    }
-    .map_err(|source| DataError::Io { path: path.clone(), source })?;
+        text => text.map_err(|source| DataError::Io { path: path.clone(), source })?,
+    };
     let sums: Vec<(&str, &str)> = text.lines().filter_map(|line| line.split_once("  ")).collect();
     for (name, _) in layout.files() {
         let Some((expected, _)) = sums.iter().find(|(_, file)| *file == name) else {
@@ -190,21 +206,14 @@ pub fn find(layout: &Layout, folder: &Path) -> Result<PathBuf, DataError> {
 
 fn missing(layout: &Layout, folder: &Path) -> DataError {
     let missing = layout.files().map(|(name, _)| name).filter(|name| !folder.join(name).is_file());
-    let python = ["cifar-10-batches-py", "cifar-100-python"].iter().any(|name| folder.join(name).exists())
-        || ["data_batch_1", "meta"].iter().any(|name| folder.join(name).exists());
-    let hint = if python {
-        "; this is the Python version, get the binary one with `secateur data download`"
-    } else if !folder.exists() {
-        "; there is no such folder"
-    } else {
-        "; get them with `secateur data download`"
-    };
+    let hint =
+        if folder.exists() { "get them with `secateur data download`" } else { "there is no such folder" };
     let files = layout.files().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
     let missing = missing.map(String::from).collect();
-    DataError::Missing { folder: folder.into(), missing, set: layout.kind, files, hint }
+    DataError::Missing { folder: folder.into(), missing, set: layout.kind, form: "binary", files, hint }
 }
 
-fn check_size(layout: &Layout, path: &Path, met: u64, records: usize) -> Result<(), DataError> {
+pub(super) fn check_size(layout: &Layout, path: &Path, met: u64, records: usize) -> Result<(), DataError> {
     let record = layout.record();
     let wanted = (records * record) as u64;
     if met == wanted {
@@ -221,13 +230,20 @@ fn read_records(layout: &Layout, path: &Path, count: usize, images: &mut Images)
     fs::File::open(path)
         .and_then(|mut file| file.read_exact(&mut bytes))
         .map_err(|source| DataError::Io { path: path.into(), source })?;
+    append(layout, path, &bytes, images)
+}
+
+/// Appends the records in `bytes`, whole ones; `path` stands in messages.
+pub fn append(layout: &Layout, path: &Path, bytes: &[u8], images: &mut Images) -> Result<(), DataError> {
+    let count = bytes.len() / layout.record();
     images.pixels.reserve(count * IMAGE_BYTES);
     images.labels.reserve(count);
     for (record, bytes) in bytes.chunks_exact(layout.record()).enumerate() {
         let (labels, pixels) = bytes.split_at(layout.labels.len());
         for (&met, &(what, classes)) in labels.iter().zip(layout.labels) {
             if usize::from(met) >= classes {
-                return Err(DataError::Label { path: path.into(), record, what, met, classes });
+                let (path, met) = (path.into(), met.into());
+                return Err(DataError::Label { path, record, what, met, classes });
             }
         }
         images.labels.extend(labels.last().map(|&label| u32::from(label)));

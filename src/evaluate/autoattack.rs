@@ -15,7 +15,7 @@ use super::sanity::{Checks, Extent};
 use super::{Outcome, Part, Subject, gathered, predict};
 use crate::attack::{Cost, Search};
 use crate::batch::Batch;
-use crate::engine::{self, Engine, unless_stopped};
+use crate::engine::{self, Engine, NO_CLASS, unless_stopped};
 use crate::model::layers::IMAGE_LEN;
 use crate::philox::{Key, Purpose};
 
@@ -115,7 +115,11 @@ impl Progress {
             seconds += stage.seconds;
         }
         let withstood = self.verdicts.iter().map(|verdict| *verdict == Verdict::Robust).collect();
-        Outcome { withstood, seconds, cost }
+        // One image counts once: an attack enters only where the clean logits are finite.
+        let non_finite =
+            self.adversarial_predictions.iter().filter(|prediction| **prediction == NO_CLASS).count();
+        let zero_gradients = self.checks.as_ref().map_or(0, |checks| checks.zero_gradients);
+        Outcome { withstood, seconds, cost, non_finite, zero_gradients }
     }
 
     /// The stage to work at, begun where it is new; `None` at the end.
@@ -166,7 +170,7 @@ fn stages(
     let mut search: Option<(Part, Box<dyn Search>)> = None;
     while let Some(at) = progress.stage() {
         // The checks need the clean verdicts, and are no stage: they run through in about a hundredth of the time.
-        if at == 1 && progress.checks.is_none() && progress.parts.len() > 1 {
+        if at == 1 && progress.checks.is_none() && progress.parts != [Part::Square] {
             progress.checks = Some(Checks::run(engine, subject, &progress.verdicts, scratch)?);
         }
         let positions = progress.batch(at, scratch.len());

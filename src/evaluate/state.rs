@@ -6,16 +6,16 @@
 //! position and with a digest, and are on disk before the state that speaks of them.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::Outcome;
 use super::autoattack::{Progress, Verdict};
 use crate::digest::sha256;
-use crate::files::{Existing, write_atomic};
+use crate::files::{Existing, How, Place, limit};
 use crate::model::layers::IMAGE_LEN;
 
 /// Of the format; another one is refused.
@@ -87,6 +87,8 @@ pub enum StateError {
     Settings { path: PathBuf, name: String, met: String, wanted: String },
     #[error("{}: an unfinished evaluation; continue it with --resume, or delete the file", path.display())]
     Unfinished { path: PathBuf },
+    #[error("{}: another evaluation works with it: {holder}; wait until it has ended, or name another --state", path.display())]
+    InUse { path: PathBuf, holder: String },
     #[error("{}: no state to resume from", path.display())]
     Missing { path: PathBuf },
 }
@@ -96,16 +98,18 @@ impl State {
         Self { settings, finished: Vec::new(), running: None }
     }
 
-    /// The state at `path` if it belongs to `settings`.
-    pub fn load(path: &Path, settings: &Settings) -> Result<Self, StateError> {
-        let bytes = match std::fs::read(path) {
+    /// The state at `place` if it belongs to `settings`.
+    pub fn load(place: impl Into<Place>, settings: &Settings) -> Result<Self, StateError> {
+        let place = place.into();
+        let path = place.path();
+        let bytes = match place.read(limit::JSON) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(StateError::Missing { path: path.into() });
+                return Err(StateError::Missing { path });
             }
-            Err(source) => return Err(StateError::Io { path: path.into(), source }),
+            Err(source) => return Err(StateError::Io { path, source }),
             Ok(bytes) => bytes,
         };
-        let format = |reason: String| StateError::Format { path: path.into(), reason };
+        let format = |reason: String| StateError::Format { path: path.clone(), reason };
         let (header, state) =
             bytes.split_at(bytes.iter().position(|&byte| byte == b'\n').map_or(0, |end| end + 1));
         let header: Header = serde_json::from_slice(header).map_err(|error| format(error.to_string()))?;
@@ -129,7 +133,7 @@ impl State {
             let text =
                 |value: Option<&serde_json::Value>| value.map_or("nothing".into(), |value| value.to_string());
             return Err(StateError::Settings {
-                path: path.into(),
+                path: path.clone(),
                 name: name.replace('_', " "),
                 met: text(met.get(name)),
                 wanted: text(wanted.get(name)),
@@ -155,26 +159,27 @@ impl State {
         }
     }
 
-    /// Replaces the file at `path`.
-    pub fn save(&self, path: &Path) -> Result<(), StateError> {
+    /// Replaces the file at `place`.
+    pub fn save(&self, place: impl Into<Place>) -> Result<(), StateError> {
+        let place = place.into();
         let json = |value: serde_json::Result<Vec<u8>>| {
-            value.map_err(|error| StateError::Format { path: path.into(), reason: error.to_string() })
+            value.map_err(|error| StateError::Format { path: place.path(), reason: error.to_string() })
         };
         let state = json(serde_json::to_vec(self))?;
         let mut bytes = json(serde_json::to_vec(&Header { version: VERSION, sha256: sha256(&state) }))?;
         bytes.push(b'\n');
         bytes.extend(state);
-        write_atomic(path, &bytes, Existing::Replace)
-            .map_err(|source| StateError::Io { path: path.into(), source })
+        let written = place.write(&bytes, Existing::Replace);
+        written.map_err(|source| StateError::Io { path: place.path(), source })
     }
 }
 
 impl State {
-    /// Removes the file at `path`, where there is one.
-    pub fn remove(path: &Path) -> Result<(), StateError> {
-        match std::fs::remove_file(path) {
+    /// Removes the file at `place`, where there is one.
+    pub fn remove(place: &Place) -> Result<(), StateError> {
+        match place.remove() {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StateError::Io { path: path.into(), source: error })
+                Err(StateError::Io { path: place.path(), source: error })
             }
             _ => Ok(()),
         }
@@ -207,9 +212,9 @@ impl Images {
         Self::Memory(BTreeMap::new())
     }
 
-    /// The file at `path` for an evaluation with `settings`, with what it holds if `keep`, else empty.
-    pub fn in_file(path: &Path, keep: bool, settings: &Settings) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create(!keep).truncate(!keep).open(path)?;
+    /// The file at `place` for an evaluation with `settings`, with what it holds if `keep`, else empty.
+    pub fn in_file(place: &Place, keep: bool, settings: &Settings) -> io::Result<Self> {
+        let file = place.open(if keep { How::Update } else { How::Empty })?;
         Ok(Self::File { file, settings_sha256: sha256(&serde_json::to_vec(settings)?) })
     }
 

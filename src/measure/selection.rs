@@ -106,6 +106,7 @@ pub fn select(
     let mut survey = Survey {
         set: &bench.set,
         objective: &mut objective,
+        augment: None,
         scratch: &scratch,
         key: key(Purpose::SelectionStart),
         watch: &mut watch,
@@ -124,7 +125,7 @@ pub fn counted(
     choice: Choice,
     watch: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<(Parts, Amounts), PruneError> {
-    bench.counted(|bench| select(bench, choice, watch))
+    bench.counted(|bench| select(bench, choice, watch)).map(|(parts, amounts, _)| (parts, amounts))
 }
 
 /// An objective with a clock on its attack.

@@ -8,14 +8,17 @@
 //! | file | what it chooses |
 //! |---|---|
 //! | `random` | all; so many at random, of each class in proportion if wanted |
-//! | `ranking` | the largest or smallest scores: last loss, EL2N, last-layer GraNd, EasyCore's input-gradient norm |
+//! | `ranking` | by scores: last loss, EL2N, last-layer GraNd, EasyCore's input-gradient norm |
+//! | `top_k` | what rankings and Adv-GLISTER make of scores: the best, with noise and class quotas |
 //! | `info_batch` | InfoBatch's unbiased random half of the easy samples |
 //! | `grad_match` | Adv-GRAD-MATCH: weights whose gradient sum matches that of all |
 //! | [`atoms`], [`pursuit`], [`cholesky`] | its atoms on a device, its solver, and the factor that the solver grows |
 //! | `glister` | Adv-GLISTER: what lowers the loss of held-out images most |
+//! | `diagnosis` | figures of a subset: balance, effective size, accuracy, gradient error |
 
 pub mod atoms;
 pub mod cholesky;
+mod diagnosis;
 mod file;
 mod glister;
 mod grad_match;
@@ -25,14 +28,17 @@ mod random;
 mod ranking;
 mod subset;
 mod survey;
+mod top_k;
 
-pub use glister::Glister;
+pub use diagnosis::{Diagnosis, HoldoutDraw, residual};
+pub use glister::{Glister, StepSize};
 pub use grad_match::GradMatch;
 pub use info_batch::InfoBatch;
 pub use random::{All, Random};
 pub use ranking::{Ranking, Score};
 pub use subset::Subset;
 pub use survey::{LastLayerView, Survey};
+pub use top_k::TopK;
 
 use crate::data::order::quotas;
 use crate::engine::{self, Engine, LastLayerGradients, Tensor, Term};
@@ -52,8 +58,14 @@ pub trait Selection {
 
 /// The table of selections.
 pub fn of_recipe(recipe: &Recipe) -> Box<dyn Selection> {
-    let ranking = |score| Box::new(Ranking { score });
-    match recipe.selection.method {
+    let selection = &recipe.selection;
+    let top_k = TopK {
+        temperature: selection.temperature,
+        class_quotas: selection.class_quotas,
+        importance_weights: selection.importance_weights,
+    };
+    let ranking = |score| Box::new(Ranking { score, top_k });
+    match selection.method {
         SelectionMethod::Full | SelectionMethod::Short => Box::new(All),
         SelectionMethod::Random | SelectionMethod::RandomOnline => Box::new(Random { class_balanced: false }),
         SelectionMethod::ClassBalanced => Box::new(Random { class_balanced: true }),
@@ -61,17 +73,24 @@ pub fn of_recipe(recipe: &Recipe) -> Box<dyn Selection> {
         SelectionMethod::El2n => ranking(Score::El2n),
         SelectionMethod::GraNd => ranking(Score::GraNd),
         SelectionMethod::EasyCore => ranking(Score::InputGradient),
-        SelectionMethod::InfoBatch => Box::new(InfoBatch { prune_share: recipe.selection.prune_share }),
+        SelectionMethod::InfoBatch => Box::new(InfoBatch { prune_share: selection.prune_share }),
         SelectionMethod::AdvGradMatch => Box::new(GradMatch {
-            mode: recipe.selection.mode,
-            ridge: recipe.selection.ridge,
-            tolerance: recipe.selection.tolerance,
+            mode: selection.mode,
+            ridge: selection.ridge,
+            ridge_unit: selection.ridge_unit,
+            tolerance: selection.tolerance,
             batch: recipe.batch,
         }),
         SelectionMethod::AdvGlister => Box::new(Glister {
-            greedy: recipe.selection.greedy,
-            rounds: recipe.selection.rounds,
-            step_size: recipe.selection.step_size,
+            greedy: selection.greedy,
+            rounds: selection.rounds,
+            top_k,
+            gradient: selection.gradient,
+            step_along: selection.step_along,
+            step: match selection.step_size {
+                Some(size) => StepSize::Relative(size),
+                None => StepSize::Absolute(recipe.optimizer.learning_rate),
+            },
         }),
     }
 }
@@ -84,7 +103,7 @@ pub struct Candidates<'a> {
     /// The class of each.
     pub labels: &'a [u32],
     pub classes: usize,
-    /// Positions of images that are held out of training.
+    /// Positions of images that are held out of training, for methods that choose by them.
     pub held_out: &'a [u32],
     /// How many samples to choose, at most.
     pub budget: usize,

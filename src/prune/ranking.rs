@@ -1,9 +1,10 @@
-//! Selections by a score of each sample: the k largest, or the k smallest, with weight 1.
+//! Selections by a score of each sample: the largest or the smallest, perturbed or as they are.
 //!
-//! Ranked on the device; equal scores keep the sample that comes first. Checked by `tests/prune_simple.rs`. Called by the
-//! table of selections.
+//! As published the k best are kept, whatever their class: [`TopK::PLAIN`], ranked on the device. The default draws them with
+//! noise and quotas: see `top_k` for why. Checked by `tests/prune_simple.rs`.
 
-use super::{Candidates, PruneError, Selection, Subset, Survey};
+use super::top_k::Draw;
+use super::{Candidates, PruneError, Selection, Subset, Survey, TopK};
 use crate::engine::{CrossEntropy, Engine, Error, LastLayerGradients, Tensor, Term};
 
 /// What samples are ranked by.
@@ -24,6 +25,7 @@ pub enum Score {
 #[derive(Clone, Copy, Debug)]
 pub struct Ranking {
     pub score: Score,
+    pub top_k: TopK,
 }
 
 impl Selection for Ranking {
@@ -34,6 +36,12 @@ impl Selection for Ranking {
         survey: &mut Survey,
     ) -> Result<Subset, PruneError> {
         let scores = self.scores(engine, candidates, survey)?;
+        if self.top_k != TopK::PLAIN {
+            let scores: Vec<f64> = engine.read(&scores)?.into_iter().map(f64::from).collect();
+            let mut draw = Draw::new(self.top_k, candidates);
+            draw.take(&scores, candidates.budget)?;
+            return draw.subset();
+        }
         let top: Tensor<u32> =
             engine.alloc("chosen places", candidates.budget.min(candidates.samples.len()))?;
         if !top.is_empty() {

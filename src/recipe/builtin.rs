@@ -2,6 +2,8 @@
 //!
 //! Checked by tests/recipes.rs (each parses, round-trips and is listed). Called by [`super::Recipe::load`].
 
+use std::ffi::OsStr;
+
 use super::RecipeError;
 use super::spelling::nearest;
 
@@ -25,6 +27,7 @@ macro_rules! builtin {
 builtin! {
     "quick",
     "cifar10-demo",
+    "cifar10-selection-error",
     "cifar10-pgd-at",
     "cifar10-pgd-at-rice",
     "cifar10-pgd-at-wa",
@@ -80,6 +83,11 @@ builtin! {
     "cifar100-mart-glister-bullet",
     "cifar100-trades-large-batch",
     "cifar100-mart-large-batch",
+}
+
+/// The built-in recipe of this name.
+pub fn find(name: &OsStr) -> Option<&'static Builtin> {
+    BUILTIN.iter().find(|builtin| builtin.name == name)
 }
 
 /// The error for a name that is neither built in nor a file.

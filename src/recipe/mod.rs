@@ -20,6 +20,7 @@ mod spelling;
 mod timeline;
 mod value;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -29,12 +30,13 @@ pub use attack::{Attack, BatchNorm, Phase, Start};
 pub use builtin::{BUILTIN, Builtin};
 pub use data::Data;
 pub use objective::{Method, Objective};
-pub use schedule::{Schedule, Update};
-pub use selection::{AtomMode, Greedy, Selection, SelectionMethod};
+pub use schedule::{Position, Schedule, Update};
+pub use selection::{AtomMode, GradientPart, Greedy, RidgeUnit, Selection, SelectionMethod, StepAlong};
 pub use timeline::{Pace, Stage, Timeline};
 pub use value::Fraction;
 
 use crate::data::Sizes;
+use crate::files::{limit, read_text};
 use crate::model::layers::WIDTHS;
 use reader::{Section, above};
 
@@ -90,6 +92,9 @@ pub struct Optimizer {
     /// Decay of the exponential moving average of the weights, if one is kept (and then evaluated).
     #[serde(serialize_with = "value::none")]
     pub average_decay: Option<f64>,
+    /// Whether its decay begins lower, at min(average_decay, (1 + t) / (10 + t)) in optimizer step t: without, a short
+    /// run's average is mostly the untrained network. Unused without an average.
+    pub average_warmup: bool,
 }
 
 /// `[evaluation]` during training.
@@ -143,19 +148,25 @@ pub enum RecipeError {
 
 impl Recipe {
     /// The built-in recipe of this name, or else the file at this path, with `key=value` overrides applied.
-    pub fn load(name_or_path: &str, overrides: &[String]) -> Result<Self, RecipeError> {
-        if let Some(builtin) = BUILTIN.iter().find(|builtin| builtin.name == name_or_path) {
+    pub fn load(name_or_path: impl AsRef<OsStr>, overrides: &[String]) -> Result<Self, RecipeError> {
+        let name_or_path = name_or_path.as_ref();
+        if let Some(builtin) = builtin::find(name_or_path) {
             return Self::parse(builtin.name, builtin.text, overrides);
         }
         let path = Path::new(name_or_path);
-        let text = std::fs::read_to_string(path).map_err(|error| {
+        let text = read_text(path, limit::SETTINGS).map_err(|error| {
             if error.kind() == std::io::ErrorKind::NotFound {
-                return builtin::not_found(name_or_path);
+                return builtin::not_found(&name_or_path.to_string_lossy());
             }
             RecipeError::Io { path: path.into(), reason: error.to_string() }
         })?;
-        let stem = path.file_stem().map_or_else(|| name_or_path.into(), |stem| stem.to_string_lossy());
+        let stem = path.file_stem().unwrap_or(name_or_path).to_string_lossy();
         Self::parse(&stem, &text, overrides)
+    }
+
+    /// The file that `name_or_path` stands for; none where it is the name of a built-in recipe.
+    pub fn file(name_or_path: &OsStr) -> Option<&Path> {
+        builtin::find(name_or_path).is_none().then_some(Path::new(name_or_path))
     }
 
     /// Parses TOML text; `name` stands in messages, and in the recipe where the text has none.
@@ -171,7 +182,7 @@ impl Recipe {
         let mut root = Section::root(name, table);
         let objective = Objective::read(root.section("objective")?)?;
         let method = objective.method;
-        let name = root.text("name", Some(name))?;
+        let name = root.file_name("name", name)?;
         let seed = root.integer("seed", 0..=i64::MAX as usize, Some(0))? as u64;
         let epochs = root.integer("epochs", 1..=100_000, None)?;
         let batch = root.integer("batch", 1..=65_536, None)?;
@@ -278,6 +289,7 @@ impl Optimizer {
             momentum: section.number("momentum", 0.0..1.0, Some(0.9))?,
             weight_decay: section.number("weight_decay", 0.0..=1.0, Some(5e-4))?,
             average_decay: section.number_or("average_decay", "none", 0.0..1.0, None)?,
+            average_warmup: section.boolean("average_warmup", true)?,
         };
         section.finish()?;
         Ok(optimizer)

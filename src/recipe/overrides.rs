@@ -7,6 +7,9 @@ use toml::{Table, Value};
 
 use super::RecipeError;
 
+/// Parts of a dotted key; recipes have two.
+const MAX_DEPTH: usize = 8;
+
 /// Applies one `key=value`.
 pub fn apply(table: &mut Table, text: &str) -> Result<(), RecipeError> {
     let error = |reason: &str| RecipeError::Override { text: text.into(), reason: reason.into() };
@@ -16,6 +19,10 @@ pub fn apply(table: &mut Table, text: &str) -> Result<(), RecipeError> {
     let (key, value) = (key.trim(), value.trim());
     if value.is_empty() {
         return Err(error("the value is empty"));
+    }
+    let depth = key.split('.').count();
+    if depth > MAX_DEPTH {
+        return Err(error(&format!("the key has {depth} parts, expected at most {MAX_DEPTH}")));
     }
     let mut parts: Vec<&str> = key.split('.').collect();
     let last = parts.pop().unwrap_or_default();
@@ -61,6 +68,20 @@ mod tests {
         assert_eq!(parse("4/255"), Value::String("4/255".into()));
         assert_eq!(parse("cifar10"), Value::String("cifar10".into()));
         assert_eq!(parse("1\nother = 2"), Value::String("1\nother = 2".into()));
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        let deep = ["a"; 60_000].join(".");
+        let error = apply(&mut Table::new(), &format!("{deep}=1")).unwrap_err().to_string();
+        assert!(error.ends_with("the key has 60000 parts, expected at most 8"));
+        // A value is not TOML where it nests as deep, and text then.
+        for value in [format!("{{{deep}=1}}"), format!("{}1{}", "[".repeat(60_000), "]".repeat(60_000))] {
+            assert_eq!(parse(&value), Value::String(value));
+        }
+        for text in [format!("{deep}=1"), format!("[{deep}]"), format!("a={}", "[".repeat(60_000))] {
+            assert!(text.parse::<Table>().is_err());
+        }
     }
 
     #[test]

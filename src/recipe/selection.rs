@@ -5,7 +5,8 @@
 use serde::Serialize;
 
 use super::reader::{Section, above};
-use super::{BatchNorm, Method, Recipe, RecipeError};
+use super::{BatchNorm, Method, Recipe, RecipeError, value};
+use crate::data::order;
 use crate::names::named;
 
 /// Data pruning.
@@ -23,19 +24,38 @@ pub struct Selection {
     pub warm_start: f64,
     /// What Adv-GRAD-MATCH chooses among.
     pub mode: AtomMode,
-    /// The regularisation lambda of Adv-GRAD-MATCH over the mean squared norm of its atoms; GRAD-MATCH's 0.5 is added to the
-    /// Gram matrix as it is, and means another thing for every network.
+    /// The regularisation lambda of Adv-GRAD-MATCH: 0.05 of the mean squared norm of its atoms is about GRAD-MATCH's 0.5,
+    /// which is added to the Gram matrix as it is (`ridge_unit = "absolute"`) and means another thing for every network.
+    /// The error of the subset's gradient with each ridge stands in `prune::grad_match`.
     pub ridge: f64,
+    pub ridge_unit: RidgeUnit,
     /// A pursuit of Adv-GRAD-MATCH ends where its residual is this share of its target; 1e-4 in GRAD-MATCH's library.
     pub tolerance: f64,
     /// How Adv-GLISTER follows its gain.
     pub greedy: Greedy,
     /// Updates of the held-out gradient with `greedy = "rounds"`; 15 in GLISTER's library.
     pub rounds: usize,
-    /// eta of Adv-GLISTER, the step of the last layer along the mean gradient of the subset, in units of
-    /// 1 / mean(|h'|^2 + 1). GLISTER (Killamsetty et al., AAAI 2021) takes the learning rate, but along the sum; along
-    /// the mean that hardly moves the held-out logits, every round wants the same, and whole classes are left out.
-    pub step_size: f64,
+    /// eta of Adv-GLISTER, the step of the last layer along the gradient of the subset, in units of 1 / mean(|h'|^2 + 1);
+    /// absent ("learning-rate"): the recipe's learning rate as it is, GLISTER's choice (Killamsetty et al., AAAI 2021).
+    #[serde(serialize_with = "value::learning_rate")]
+    pub step_size: Option<f64>,
+    /// Whether that step is along the mean gradient of the subset or, GLISTER's choice, along their sum, which saturates the
+    /// softmax after some hundred picks.
+    pub step_along: StepAlong,
+    /// The gradients that Adv-GLISTER works with; GLISTER's configurations for CIFAR take those of the bias alone.
+    pub gradient: GradientPart,
+    /// Share of the validation images that Adv-GLISTER chooses by; the others choose the best epoch.
+    pub held_out_share: f64,
+    /// Scale of the Gumbel noise on the scores of rankings and the gains of Adv-GLISTER, in standard deviations of these
+    /// (arXiv 2302.01801). 0 is the top-k as published, which collects alike images and collapses when repeated.
+    pub temperature: f64,
+    /// Whether rankings and Adv-GLISTER take of each class its share, by largest remainder; not so as published.
+    pub class_quotas: bool,
+    /// Whether rankings and Adv-GLISTER weigh a sample by 1 / p, with p the probability of its choice; else by 1.
+    pub importance_weights: bool,
+    /// Whether each selection also tells the error of its gradient on a second draw of augmentation and attack: that attacks
+    /// every candidate once more.
+    pub holdout_draw: bool,
     /// The share of the easy samples that InfoBatch leaves out (Qin et al., ICLR 2024: r = 0.5).
     pub prune_share: f64,
     /// The last share of the schedule that InfoBatch trains on all samples (the same paper: 1 - delta = 0.125).
@@ -62,7 +82,7 @@ named! {
         RandomOnline = "random-online",
         /// A random subset, drawn once, of each class in proportion.
         ClassBalanced = "class-balanced",
-        /// The largest last adversarial losses in training.
+        /// The largest last adversarial losses in training; this ranking and those below with noise and class quotas.
         LossRank = "loss-rank",
         /// A random half of the easy samples left out, the other half weighted up (Qin et al. 2024).
         InfoBatch = "info-batch",
@@ -89,6 +109,34 @@ named! {
         PerClass = "per-class",
         /// Samples, with one pursuit over all.
         PerSample = "per-sample",
+    }
+}
+
+named! {
+    /// What Adv-GRAD-MATCH's ridge is a multiple of.
+    pub enum RidgeUnit {
+        /// The mean squared norm of the atoms of a pursuit.
+        Relative = "relative",
+        /// 1: the number that GRAD-MATCH adds to the Gram matrix.
+        Absolute = "absolute",
+    }
+}
+
+named! {
+    /// Which gradient of the picked samples Adv-GLISTER's step follows.
+    pub enum StepAlong {
+        Mean = "mean",
+        Sum = "sum",
+    }
+}
+
+named! {
+    /// The parameters whose gradients Adv-GLISTER works with.
+    pub enum GradientPart {
+        /// Weight and bias of the last layer.
+        LastLayer = "last-layer",
+        /// Its bias alone, whose gradient is that of the logits.
+        Bias = "bias",
     }
 }
 
@@ -143,11 +191,19 @@ impl Selection {
             every: section.integer("every", 0..=100_000, Some(method.default_every()))?,
             warm_start: section.number("warm_start", 0.0..=1.0, Some(if short { 1.0 } else { 0.0 }))?,
             mode: section.name("mode", Some(AtomMode::PerClass))?,
-            ridge: section.number("ridge", 0.0..=1e9, Some(0.5))?,
+            ridge: section.number("ridge", 0.0..=1e9, Some(0.05))?,
+            ridge_unit: section.name("ridge_unit", Some(RidgeUnit::Relative))?,
             tolerance: section.number("tolerance", 0.0..1.0, Some(1e-4))?,
             greedy: section.name("greedy", Some(Greedy::Rounds))?,
             rounds: section.integer("rounds", 1..=1_000_000, Some(15))?,
-            step_size: section.number("step_size", above(0.0, 1e6), Some(10.0))?,
+            step_size: section.number_or("step_size", "learning-rate", above(0.0, 1e6), Some(10.0))?,
+            step_along: section.name("step_along", Some(StepAlong::Mean))?,
+            gradient: section.name("gradient", Some(GradientPart::LastLayer))?,
+            held_out_share: section.number("held_out_share", above(0.0, 1.0), Some(0.5))?,
+            temperature: section.number("temperature", 0.0..=1e6, Some(1.0))?,
+            class_quotas: section.boolean("class_quotas", true)?,
+            importance_weights: section.boolean("importance_weights", false)?,
+            holdout_draw: section.boolean("holdout_draw", false)?,
             prune_share: section.number("prune_share", 0.0..1.0, Some(0.5))?,
             full_share: section.number("full_share", 0.0..=1.0, Some(0.125))?,
         };
@@ -175,8 +231,23 @@ impl Selection {
             }
             _ => {}
         }
+        if selection.importance_weights {
+            if selection.temperature == 0.0 {
+                let wanted = "above 0: a choice without noise has no probabilities to weigh by";
+                return Err(section.value_error("temperature", 0, wanted));
+            }
+            if method == SelectionMethod::AdvGlister && selection.greedy == Greedy::Stochastic {
+                let wanted = "\"rounds\": the probabilities of a choice from random pools are not known";
+                return Err(section.value_error("greedy", "\"stochastic\"", wanted));
+            }
+        }
         section.finish()?;
         Ok(selection)
+    }
+
+    /// Share of the validation images that the selection uses up.
+    pub fn held_out_share(&self) -> f64 {
+        if self.method == SelectionMethod::AdvGlister { self.held_out_share } else { 0.0 }
     }
 
     /// How many of `samples` a subset holds.
@@ -196,11 +267,17 @@ impl Selection {
             let wanted = format!("{} at least, for one batch of {train}", recipe.batch as f64 / train as f64);
             return Err(root.value_error("selection.fraction", self.fraction, wanted));
         }
-        if method == SelectionMethod::AdvGlister && recipe.data.validation == 0 {
-            let wanted = format!("1 at least: {method} chooses by the loss of held-out images");
-            return Err(root.value_error("data.validation", 0, wanted));
+        let validation = recipe.data.validation;
+        let held_out = order::held_out(validation, self.held_out_share());
+        if method == SelectionMethod::AdvGlister && (held_out == 0 || held_out == validation) {
+            let wanted = format!(
+                "more: {method} chooses by the loss of {held_out} of them (selection.held_out_share), and the best epoch by \
+                 the others"
+            );
+            return Err(root.value_error("data.validation", validation, wanted));
         }
-        let scored = recipe.timeline().first_selection() > Some(0);
+        // A schedule that is too short for a selection attacks nothing either.
+        let scored = recipe.timeline().first_selection() != Some(0);
         match self.attack_refused(recipe, scored) {
             Some(Refusal { key, met, wanted }) => Err(root.value_error(key, format!("\"{met}\""), wanted)),
             None => Ok(()),
@@ -210,10 +287,11 @@ impl Selection {
     /// Why the attack cannot be made on the candidates, where the method needs that. `scored` says whether training has
     /// left a loss of them.
     pub fn attack_refused(&self, recipe: &Recipe, scored: bool) -> Option<Refusal> {
-        let method = self.method;
-        if !method.attacks_candidates(scored) {
-            return None;
-        }
+        let method = match self.method.attacks_candidates(scored) {
+            true => self.method.name(),
+            false if self.holdout_draw && self.method.selects() => "selection.holdout_draw",
+            false => return None,
+        };
         if recipe.attack.batch_norm != BatchNorm::Eval {
             let wanted =
                 format!("\"eval\": {method} attacks the candidates, which must not move the statistics");

@@ -63,7 +63,8 @@ impl Timeline {
         if selection.method == SelectionMethod::InfoBatch {
             // Its scores come with the first epoch; its last epochs leave nothing out.
             (timeline.warm, timeline.span) = (1, 1);
-            timeline.tail = ((1.0 - selection.full_share) * schedule as f64 - 1e-9).ceil() as usize;
+            // The published code ends pruning at int(delta * epochs).
+            timeline.tail = ((1.0 - selection.full_share) * schedule as f64 + 1e-9).floor() as usize;
         }
         timeline
     }
@@ -217,6 +218,9 @@ mod tests {
         assert_eq!(pruned, (1..14).collect::<Vec<_>>());
         assert!(pruned.iter().all(|&epoch| info.stage(epoch) == Stage::Subset { select: true }));
         assert_eq!(starts(&info)[16], 16.0);
+        // 0.875 of 12 epochs are 10.5: rounded down.
+        let uneven = timeline(12, "method = 'info-batch'");
+        assert_eq!((uneven.stage(9), uneven.stage(10)), (Stage::Subset { select: true }, Stage::Whole));
         let never = timeline(16, "method = 'info-batch'\nfull_share = 1");
         assert_eq!(never.first_selection(), None);
     }

@@ -9,7 +9,7 @@ use crate::data::order::Split;
 use crate::engine::{self, Engine, ImageSet, Tensor};
 use crate::objective::Objective;
 use crate::philox::{Key, Purpose};
-use crate::prune::{self, Candidates, PruneError, Selection, Subset, Survey};
+use crate::prune::{self, Candidates, Diagnosis, HoldoutDraw, PruneError, Selection, Subset, Survey};
 use crate::recipe::{Recipe, Stage, Timeline};
 
 /// Which samples train now.
@@ -63,9 +63,9 @@ impl<'a> Pruning<'a> {
         Some((losses.clone(), places(&self.split.train, order).collect()))
     }
 
-    /// Sees to it that the right samples train in an epoch; answers whether they were chosen anew. `selected` is the epoch
-    /// of the last selection: one that was made before an interruption is not made again. `watch` is told how many of how
-    /// many samples are surveyed, and answers whether to go on.
+    /// Sees to it that the right samples train in an epoch; returns the figures of those that were chosen anew. `selected` is
+    /// the epoch of the last selection: one that was made before an interruption is not made again. `watch` is told how many
+    /// of how many samples are surveyed, and returns whether to go on.
     #[expect(clippy::too_many_arguments, reason = "the parts of a trainer, borrowed apart")]
     pub fn begin_epoch(
         &mut self,
@@ -76,16 +76,17 @@ impl<'a> Pruning<'a> {
         epoch: u32,
         selected: Option<u32>,
         watch: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<bool, PruneError> {
+    ) -> Result<Option<Diagnosis>, PruneError> {
         match self.timeline.stage(epoch) {
             Stage::Whole => self.subset = None,
             Stage::Subset { select: true } if selected != Some(epoch) => {
-                self.subset = Some(self.select(engine, objective, set, scratch, epoch, watch)?);
-                return Ok(true);
+                let (subset, diagnosis) = self.select(engine, objective, set, scratch, epoch, watch)?;
+                self.subset = Some(subset);
+                return Ok(Some(diagnosis));
             }
             Stage::Subset { .. } => {}
         }
-        Ok(false)
+        Ok(None)
     }
 
     fn select(
@@ -96,7 +97,7 @@ impl<'a> Pruning<'a> {
         scratch: &Batch,
         epoch: u32,
         watch: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<Subset, PruneError> {
+    ) -> Result<(Subset, Diagnosis), PruneError> {
         let labels = engine.read(&set.labels)?;
         let labels: Vec<u32> = self.split.train.iter().map(|&sample| labels[sample as usize]).collect();
         let key = |purpose| Key { seed: self.recipe.seed, purpose, epoch, step: 0 };
@@ -104,20 +105,28 @@ impl<'a> Pruning<'a> {
             samples: &self.split.train,
             labels: &labels,
             classes: engine.network().classes,
-            held_out: &self.split.validation,
+            held_out: &self.split.held_out,
             budget: self.recipe.selection.budget(self.split.train.len()),
             // Before the first epoch there is nothing to rank by.
             losses: self.losses.as_ref().filter(|_| epoch > 0),
             key: key(Purpose::Selection),
         };
-        let mut survey = Survey { set, objective, scratch, key: key(Purpose::SelectionStart), watch };
+        let start = key(Purpose::SelectionStart);
+        let mut survey = Survey { set, objective, augment: None, scratch, key: start, watch };
         let subset = self.method.select(engine, &candidates, &mut survey)?;
         if subset.is_empty() {
             let method = self.recipe.selection.method;
             let reason = format!("{method} chose none of {} samples, expected 1 at least", labels.len());
             return Err(PruneError::Invalid(reason));
         }
-        Ok(subset)
+        // The second draw is what training will see of the candidates in this epoch.
+        let Recipe { data, selection, seed, .. } = self.recipe;
+        let augment = data.augmentation(*seed, epoch);
+        let holdout_draw =
+            selection.holdout_draw.then(|| HoldoutDraw { augment, key: key(Purpose::AttackStart) });
+        let validation = &self.split.validation;
+        let diagnosis = Diagnosis::new(engine, &candidates, validation, &mut survey, &subset, holdout_draw)?;
+        Ok((subset, diagnosis))
     }
 
     /// What a checkpoint keeps.
@@ -156,7 +165,7 @@ impl<'a> Pruning<'a> {
             engine.write(losses, &state.losses)?;
         }
         let SelectionState { samples, weights, .. } = state.clone();
-        self.subset = (!samples.is_empty()).then(|| Subset { samples, weights, residuals: Vec::new() });
+        self.subset = (!samples.is_empty()).then(|| Subset { samples, weights, ..Subset::default() });
         Ok(())
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! What is measured is kept in `best.state` and `last.state` until all is: a run that is interrupted here measures the rest.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -13,7 +12,8 @@ use super::{Result, Run, TrainError, Trainer, judge, judged};
 use crate::digest::sha256;
 use crate::engine::WeightSet;
 use crate::evaluate::state::{Finished, Settings, State, StateError, device_name};
-use crate::evaluate::{Protocol, Subject};
+use crate::evaluate::{Protocol, Subject, sanity};
+use crate::files::Place;
 use crate::model::Weights;
 
 /// The end of a run; written as `result.json`.
@@ -46,22 +46,28 @@ pub struct TestAccuracy {
     pub total: usize,
     pub accuracy: f64,
     pub seconds: f64,
+    /// Images with a logit that is NaN or infinite, counted as wrong.
+    pub non_finite: usize,
+    /// Images for which an attack had no gradient to follow.
+    pub zero_gradients: usize,
 }
 
 /// Writes the weights for other programs, measures best and last on the test images, writes the results.
 pub(super) fn finish(run: &Run, mut trainer: Trainer, protocols: &[Protocol]) -> Result<Summary> {
     let recipe = run.recipe;
     let begin = Instant::now();
-    let last = Candidate {
-        label: "last",
-        epoch: trainer.progress.epoch,
-        weights: trainer.engine.weights(judged(recipe))?,
-    };
-    run.folder.write("last.safetensors", &last.weights.to_bytes())?;
-    let mut candidates = vec![last];
+    let epoch = trainer.progress.epoch;
+    let weights = trainer.engine.weights(judged(recipe))?;
+    run.folder.write("last.safetensors", &weights.to_bytes())?;
+    // Weights that are no numbers are kept for whoever looks for the reason, and not measured.
+    let diverged = weights.check(&trainer.engine.network()).err();
+    let mut candidates = Vec::new();
+    if diverged.is_none() {
+        candidates.push(Candidate { label: "last", epoch, weights });
+    }
     if let Some(best) = trainer.progress.best {
-        let path = run.folder.checkpoints().join(checkpoint::name(best.epoch, 0));
-        match checkpoint::load(&path) {
+        let folder = run.folder.checkpoints().folder(checkpoint::name(best.epoch, 0));
+        match checkpoint::load(&folder) {
             Ok(Checkpoint { weights, optimizer, .. }) => {
                 let weights = optimizer.average.unwrap_or(weights);
                 run.folder.write("best.safetensors", &weights.to_bytes())?;
@@ -92,7 +98,18 @@ pub(super) fn finish(run: &Run, mut trainer: Trainer, protocols: &[Protocol]) ->
     for candidate in &candidates {
         State::remove(&candidate.state(run))?;
     }
-    Ok(summary)
+    if let Some(source) = diverged {
+        return Err(TrainError::DivergedWeights { epoch, source });
+    }
+    match summary.test.iter().find(|row| row.non_finite > 0) {
+        Some(row) => Err(TrainError::NonFinite {
+            epoch: row.epoch,
+            split: "test",
+            count: row.non_finite,
+            total: row.total,
+        }),
+        None => Ok(summary),
+    }
 }
 
 /// Weights to measure.
@@ -106,8 +123,8 @@ struct Candidate {
 
 impl Candidate {
     /// Where the accuracies that are known lie until all are.
-    fn state(&self, run: &Run) -> PathBuf {
-        run.folder.path().join(format!("{}.state", self.label))
+    fn state(&self, run: &Run) -> Place {
+        run.folder.place(&format!("{}.state", self.label))
     }
 }
 
@@ -168,6 +185,9 @@ fn test(
                     run.console.clear();
                     return Err(TrainError::Interrupted { folder: run.folder.path().into() });
                 };
+                for doubt in sanity::doubts(protocol, &outcome) {
+                    run.console.note(format!("warning: test of {label}: {doubt}"));
+                }
                 state.finished.push(Finished { protocol: protocol.to_string(), outcome, progress: None });
                 state.save(&path)?;
             }
@@ -180,6 +200,8 @@ fn test(
                 total: count,
                 accuracy: outcome.accuracy(),
                 seconds: outcome.seconds,
+                non_finite: outcome.non_finite,
+                zero_gradients: outcome.zero_gradients,
             });
         }
     }

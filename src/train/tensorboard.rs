@@ -8,17 +8,19 @@
 //! The file follows metrics.jsonl: [`synchronize`] cuts it to the epochs that a resumed run keeps and adds those that it
 //! lacks, so that no epoch stands in it twice. `scripts/check-tensorboard.py` reads it with the real TensorBoard.
 
-use std::fs::{self, OpenOptions};
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::metrics::{self, EpochMetrics, Line};
-use super::run_folder::{RunFolder, RunFolderError};
+use super::run_folder::{METRICS, RunFolder, RunFolderError};
 use crate::clock;
+use crate::files::{Existing, Folder, How, limit};
 
 /// What TensorBoard looks for in a file's name.
 const PREFIX: &str = "events.out.tfevents.";
-const SUFFIX: &str = "secateur";
+/// What the name of our file ends in, and the writer that its first event names: another program's file is not touched.
+const WRITER: &str = "secateur";
 /// The first event of every file.
 const VERSION: &str = "brain.Event:2";
 
@@ -32,22 +34,20 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> RunFolderError {
 /// Makes the event file say what metrics.jsonl says. Where it is damaged, keeps it under the name that is returned, and goes on with
 /// the records that are whole.
 pub fn synchronize(folder: &RunFolder) -> Result<Option<PathBuf>, RunFolderError> {
-    let metrics = match fs::read(folder.metrics()) {
+    let metrics = match folder.read(METRICS, limit::METRICS) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         bytes => bytes.map_err(failed(&folder.metrics()))?,
     };
     let epochs: Vec<(u64, Fields)> = metrics::lines(&metrics).filter_map(Line::fields).collect();
     let last = epochs.iter().map(|(epoch, _)| *epoch).max().unwrap_or(0);
-    let path = match find(folder.path()).map_err(failed(folder.path()))? {
-        Some(path) => path,
-        None => create(folder.path())?,
-    };
-    let bytes = fs::read(&path).map_err(failed(&path))?;
+    let name = find_or_create(folder)?;
+    let path = folder.path().join(&name);
+    let bytes = folder.folder().read(&name, limit::METRICS).map_err(failed(&path))?;
     let Whole { keep, done, damaged } = whole_until(&bytes, last);
     // Not under its own name: TensorBoard would read both.
     let aside = if damaged { Some(folder.set_aside("tensorboard", &bytes)?) } else { None };
     let fit = || {
-        let mut file = OpenOptions::new().write(true).open(&path)?;
+        let mut file = folder.folder().file(&name, How::Update)?;
         if keep == 0 {
             file.set_len(0)?;
             file.write_all(&record(&first_event(clock::now().as_secs_f64())))?;
@@ -69,12 +69,9 @@ pub fn append(folder: &RunFolder, metrics: &EpochMetrics) -> Result<(), RunFolde
 }
 
 fn add(folder: &RunFolder, epoch: u64, fields: &Fields) -> Result<(), RunFolderError> {
-    let path = match find(folder.path()).map_err(failed(folder.path()))? {
-        Some(path) => path,
-        None => create(folder.path())?,
-    };
+    let name = find_or_create(folder)?;
     let write = || {
-        let mut file = OpenOptions::new().append(true).open(&path)?;
+        let mut file = folder.folder().file(&name, How::Append)?;
         let before = file.metadata()?.len();
         let event = scalars_event(clock::now().as_secs_f64(), epoch, &scalars(fields));
         file.write_all(&record(&event)).inspect_err(|_| {
@@ -83,30 +80,53 @@ fn add(folder: &RunFolder, epoch: u64, fields: &Fields) -> Result<(), RunFolderE
         })?;
         file.sync_data()
     };
-    write().map_err(failed(&path))
+    write().map_err(failed(&folder.path().join(&name)))
 }
 
-/// The event file of a run; the first by name, should there be several.
-fn find(folder: &Path) -> io::Result<Option<PathBuf>> {
-    let mut found: Option<PathBuf> = None;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let is_ours = name.strip_prefix(PREFIX).is_some_and(|rest| rest.ends_with(SUFFIX));
-        if is_ours && found.as_ref().is_none_or(|found| entry.path() < *found) {
-            found = Some(entry.path());
-        }
+/// Whether a path ends in the name of an event file, of whichever program.
+pub fn is_event_file(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()))
+}
+
+/// The name of a run's event file, which is made where there is none.
+fn find_or_create(run: &RunFolder) -> Result<OsString, RunFolderError> {
+    let folder = run.folder();
+    let found = find(folder).and_then(|found| found.map_or_else(|| create(folder), Ok));
+    found.map_err(failed(folder.path()))
+}
+
+/// The event file of ours; the first by name, should there be several.
+fn find(folder: &Folder) -> io::Result<Option<OsString>> {
+    let mut names = folder.names()?;
+    names.sort();
+    Ok(names.into_iter().find(|name| is_ours(folder, name)))
+}
+
+fn is_ours(folder: &Folder, name: &OsStr) -> bool {
+    let text = name.to_string_lossy();
+    let Some(rest) = text.strip_prefix(PREFIX) else { return false };
+    if !rest.ends_with(WRITER) {
+        return false;
     }
-    Ok(found)
+    // Damaged from the first byte on, a file is not known to be ours.
+    let first = record(&first_event(0.0));
+    let mut begin = vec![0; first.len()];
+    let read = folder.file(name, How::Read).and_then(|mut file| io::Read::read_exact(&mut file, &mut begin));
+    let event = |record: &[u8]| record[12 + 9..record.len() - 4].to_vec();
+    read.is_ok() && event(&begin) == event(&first)
 }
 
 /// Starts an event file, named after the time as TensorBoard orders files by their names.
-fn create(folder: &Path) -> Result<PathBuf, RunFolderError> {
+fn create(folder: &Folder) -> io::Result<OsString> {
     let time = clock::now().as_secs_f64();
-    let path = folder.join(format!("{PREFIX}{:010}.{SUFFIX}", time as u64));
-    fs::write(&path, record(&first_event(time))).map_err(failed(&path))?;
-    Ok(path)
+    let mut number = time as u64;
+    loop {
+        let name = format!("{PREFIX}{number:010}.{WRITER}");
+        match folder.write(&name, &record(&first_event(time)), Existing::Refuse) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            written => return written.map(|()| name.into()),
+        }
+    }
 }
 
 /// Every finite number of an epoch but its own, under names that TensorBoard groups: `train_loss` is `train/loss`.
@@ -122,13 +142,17 @@ fn scalars(fields: &Fields) -> Vec<(String, f32)> {
     fields.iter().filter_map(scalar).collect()
 }
 
-// Fields of tensorflow.Event: 1 double wall_time, 2 int64 step, 3 string file_version, 5 Summary summary.
+// Fields of tensorflow.Event: 1 double wall_time, 2 int64 step, 3 string file_version, 5 Summary summary,
+// 10 SourceMetadata source_metadata, whose field 1 is the writer.
 // Of tensorflow.Summary: 1 repeated Value value. Of Value: 1 string tag, 2 float simple_value.
 
 fn first_event(time: f64) -> Vec<u8> {
     let mut event = vec![1 << 3 | 1];
     event.extend(time.to_le_bytes());
     bytes_field(3, VERSION.as_bytes(), &mut event);
+    let mut source = Vec::new();
+    bytes_field(1, WRITER.as_bytes(), &mut source);
+    bytes_field(10, &source, &mut event);
     event
 }
 
@@ -240,6 +264,8 @@ fn crc32c(bytes: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -260,7 +286,8 @@ mod tests {
         assert_eq!(hex(&record(&first_event(1.5))), FIRST);
         assert_eq!(hex(&record(&scalars_event(1_700_000_000.25, 300, &scalars))), SCALARS);
     }
-    const FIRST: &str = "1800000000000000a37f4b2209000000000000f83f1a0d627261696e2e4576656e743a322a28646c";
+    const FIRST: &str = "2400000000000000422b804d09000000000000f83f1a0d627261696e2e4576656e743a32520a0a087365636174657572\
+        502a2c79";
     const SCALARS: &str = "3700000000000000e7e8ca590900001040fc54d94110ac022a290a110a0a747261696e2f6c6f7373\
         15000010400a140a0d6c6561726e696e675f7261746515cdcccc3d595fd459";
 
@@ -292,7 +319,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = RunFolder::create(folder.path()).unwrap();
         synchronize(&run).unwrap();
-        let path = find(folder.path()).unwrap().unwrap();
+        let found = || -> PathBuf { folder.path().join(find(run.folder()).unwrap().unwrap()) };
+        let path = found();
         assert_eq!(steps(&path), [None]);
         for epoch in 1..=3 {
             run.append_metrics(&metrics(epoch, 2.0)).unwrap();
@@ -317,16 +345,35 @@ mod tests {
         let aside = synchronize(&run).unwrap().unwrap();
         assert_eq!(steps(&path), [None, Some(1), Some(2), Some(3)]);
         assert_eq!(fs::read(&aside).unwrap(), cut);
-        // Damaged from the first byte: made anew, and what was there is kept.
-        fs::write(&path, b"nothing of ours").unwrap();
-        let aside = synchronize(&run).unwrap().unwrap();
-        assert_eq!(steps(&path), [None, Some(1), Some(2), Some(3)]);
-        assert_eq!(fs::read(&aside).unwrap(), b"nothing of ours");
         assert!(!aside.to_string_lossy().contains("tfevents"), "TensorBoard would read {}", aside.display());
-        // Removed: made anew, for TensorBoard may have been cleaned up.
-        fs::remove_file(&path).unwrap();
+        // Damaged from the first byte: it may be another program's, and is left as it is.
+        fs::write(&path, b"nothing of ours").unwrap();
         synchronize(&run).unwrap();
-        assert_eq!(steps(&find(folder.path()).unwrap().unwrap()), [None, Some(1), Some(2), Some(3)]);
+        assert_eq!(steps(&found()), [None, Some(1), Some(2), Some(3)]);
+        assert_eq!(fs::read(&path).unwrap(), b"nothing of ours");
+        // Removed: made anew, for TensorBoard may have been cleaned up.
+        fs::remove_file(found()).unwrap();
+        synchronize(&run).unwrap();
+        assert_eq!(steps(&found()), [None, Some(1), Some(2), Some(3)]);
+    }
+
+    /// TensorFlow ends the name of its files in the name of the host, and the first event is the same but for the writer.
+    #[test]
+    fn a_file_of_another_program_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunFolder::create(folder.path()).unwrap();
+        let mut event = vec![1 << 3 | 1];
+        event.extend(1.5f64.to_le_bytes());
+        bytes_field(3, VERSION.as_bytes(), &mut event);
+        let theirs = [record(&event), record(&scalars_event(2.5, 7, &[("loss".into(), 1.0)]))].concat();
+        let path = folder.path().join("events.out.tfevents.0000000001.secateur");
+        fs::write(&path, &theirs).unwrap();
+        synchronize(&run).unwrap();
+        run.append_metrics(&metrics(1, 2.0)).unwrap();
+        append(&run, &metrics(1, 2.0)).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), theirs);
+        let ours = folder.path().join(find(run.folder()).unwrap().unwrap());
+        assert_eq!(steps(&ours), [None, Some(1)]);
     }
 
     #[test]

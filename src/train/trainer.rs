@@ -10,13 +10,11 @@ use std::time::Instant;
 use super::checkpoint::{Checkpoint, LastSelection, Progress, SamplesSoFar};
 use super::metrics::Seconds;
 use super::pruning::Pruning;
-use super::schedule::{Horizon, Rates, rates};
+use super::schedule::{Horizon, Rates, average_decay, rates};
 use super::step_clock::{Part, StepClock};
 use crate::batch::Batch;
 use crate::data::order::{Split, epoch_order};
-use crate::engine::{
-    Augment, Engine, Error, ImageSet, Phase, Result, Sgd, Tensor, WeightSet, unless_stopped,
-};
+use crate::engine::{Engine, Error, ImageSet, Phase, Result, Sgd, Tensor, WeightSet, unless_stopped};
 use crate::objective::{self, Objective};
 use crate::philox::{Key, Purpose};
 use crate::prune::{PruneError, Subset};
@@ -132,6 +130,10 @@ impl<'a> Trainer<'a> {
         let whole_epochs = u64::from(self.progress.epoch) * self.pruning.candidates().len() as u64;
         // Checkpoints from before there was data pruning counted nothing: each epoch had all samples.
         self.progress.run_images.get_or_insert(whole_epochs);
+        // What an older checkpoint has trained on, in whole batches.
+        let images = self.progress.run_images.unwrap_or(0) + self.images_after(self.progress.step) as u64;
+        let steps = images.div_ceil(self.recipe.batch as u64) * self.objective.replays() as u64;
+        self.progress.optimizer_steps.get_or_insert(steps);
         Ok(())
     }
 
@@ -196,18 +198,17 @@ impl<'a> Trainer<'a> {
         let objective = self.objective.as_mut();
         let done =
             self.pruning.begin_epoch(self.engine, objective, self.set, &self.batch, epoch, last, watch);
-        if matches!(done, Ok(true) | Err(PruneError::Stopped)) {
+        if matches!(done, Ok(Some(_)) | Err(PruneError::Stopped)) {
             self.engine.synchronize()?;
             let seconds = Seconds { select: begin.elapsed().as_secs_f64(), ..Seconds::default() };
             self.progress.epoch_seconds += seconds;
             self.progress.run_seconds += seconds;
         }
-        let selected = done?;
-        if selected {
-            let residual = self.subset().and_then(|subset| subset.residuals.last().copied());
-            self.progress.selection = Some(LastSelection { epoch, residual });
+        let diagnosis = done?;
+        if diagnosis.is_some() {
+            self.progress.selection = Some(LastSelection { epoch, diagnosis });
         }
-        Ok(selected)
+        Ok(diagnosis.is_some())
     }
 
     fn samples_so_far(&self) -> Result<SamplesSoFar> {
@@ -288,7 +289,7 @@ impl<'a> Trainer<'a> {
         self.engine.phase(Phase::Step);
         clock.begin(step, self.engine)?;
         self.engine.phase(Phase::Gather);
-        let augment = self.recipe.data.augment.then_some(Augment { seed, epoch });
+        let augment = self.recipe.data.augmentation(seed, epoch);
         self.engine.gather(self.set, &batch.samples, augment, &batch.images, &batch.labels)?;
         clock.ended(Part::Train, self.engine)?;
 
@@ -304,13 +305,16 @@ impl<'a> Trainer<'a> {
             self.engine.phase(Phase::Train);
             self.objective.gradient(self.engine, &batch, weights.as_ref())?;
             let rates = self.rates(step, replay);
+            let optimizer = &self.recipe.optimizer;
+            let done = self.progress.optimizer_steps.get_or_insert(0);
             self.engine.phase(Phase::Optimizer);
             self.engine.sgd_step(&Sgd {
                 learning_rate: rates.learning_rate as f32,
                 momentum: rates.momentum as f32,
-                weight_decay: self.recipe.optimizer.weight_decay as f32,
-                average_decay: self.recipe.optimizer.average_decay.map(|decay| decay as f32),
+                weight_decay: optimizer.weight_decay as f32,
+                average_decay: average_decay(optimizer, *done).map(|decay| decay as f32),
             })?;
+            *done += 1;
             clock.ended(Part::Train, self.engine)?;
         }
         if let Some((losses, rows)) = &visit.table {

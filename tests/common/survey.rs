@@ -34,6 +34,15 @@ const RECIPE: &str = r#"
     protocols = ["clean"]
 "#;
 
+/// What a tensor of `tests/fixtures/selection.safetensors`, written by `scripts/make-selection-fixtures.py`, holds.
+pub fn fixture<T: bytemuck::AnyBitPattern>(name: &str) -> Vec<T> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/selection.safetensors");
+    let bytes = std::fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let data = file.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}")).data().to_vec();
+    data.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
+}
+
 /// The key of the draws of a selection.
 pub const DRAWS: Key = Key { seed: 5, purpose: Purpose::Selection, epoch: 0, step: 0 };
 
@@ -66,6 +75,7 @@ impl Subject {
         let mut survey = Survey {
             set: &self.set,
             objective: &mut *self.objective,
+            augment: None,
             scratch: &self.scratch,
             key: Key { seed: 5, purpose: Purpose::SelectionStart, epoch: 0, step: 0 },
             watch: &mut |_, _| true,

@@ -3,6 +3,8 @@
 //! Four rows a selection: the whole, by which sampling stops, and its attack, gradients and algorithm in the same repetitions; a
 //! part that takes no time has no row. Checked by `tests/bench_speedup.rs`.
 
+use std::ffi::OsStr;
+
 use anyhow::bail;
 
 use super::super::{Interrupted, catch_interrupts};
@@ -82,13 +84,14 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         bail!("--filter {}: matches no row", options.filter)
     };
     let rule = options.sampling.rule()?;
+    let tables = options.tables()?;
     let interrupt = catch_interrupts()?;
     let stop = || interrupt.requested();
 
     let mut bench = options.open(false, first, choice.batches(first.batch))?;
     bench.engine.stop_on(Some(interrupt.flag()));
     let ceilings = Ceilings::measure(bench.engine.as_mut())?;
-    let names = options.recipe.clone();
+    let names = options.recipe.iter().map(|name| name.to_string_lossy().into_owned()).collect();
     let mut document = Document::new("bench select", bench.engine.as_ref(), names, options.batch, &ceilings);
     document.images = bench.images().to_string();
     for line in document.device_block() {
@@ -116,25 +119,26 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             bail!(Interrupted(None))
         };
         let images = choice.candidates as u64;
-        document.rows.extend(Row::new(name.clone(), Cache::Warm, whole, images, amounts, &ceilings));
+        let mut rows = Vec::from_iter(Row::new(name.clone(), Cache::Warm, whole, images, amounts, &ceilings));
         for (part, seconds) in PARTS {
             let values: Vec<f64> = parts.iter().map(seconds).collect();
             if values.iter().any(|&seconds| seconds > 0.0) {
                 let samples = Samples { values, unmet: None };
                 let name = format!("{name}: {part}");
-                document.rows.extend(Row::new(name, Cache::Warm, samples, images, [0.0, 0.0], &ceilings));
+                rows.extend(Row::new(name, Cache::Warm, samples, images, [0.0, 0.0], &ceilings));
             }
         }
+        tables.add(&mut document, rows)?;
         console.clear();
     }
     for line in document.row_lines() {
         console.line(line);
     }
-    options.sampling.write(&document)
+    tables.finish(document)
 }
 
 /// The recipe with what the options change; when to select is of no matter here.
-fn recipe(args: &Args, name: &str, method: Option<SelectionMethod>) -> anyhow::Result<Recipe> {
+fn recipe(args: &Args, name: &OsStr, method: Option<SelectionMethod>) -> anyhow::Result<Recipe> {
     let options = &args.options;
     let mut overrides = options.set.clone();
     overrides.extend([format!("model.width={}", options.width), format!("batch={}", options.batch)]);

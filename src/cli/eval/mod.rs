@@ -7,19 +7,20 @@ mod report;
 mod session;
 pub(super) mod subject;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 
-use super::{CheckFailed, Interrupted, at, catch_interrupts, radius, writable};
+use super::{CheckFailed, Interrupted, catch_interrupts, inputs, radius, write};
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::engine::{DeviceChoice, WeightSet, open};
 use crate::evaluate::state::{Settings, device_name};
 use crate::evaluate::{Part, Protocol, Subject, evaluate, sanity};
-use crate::files::{Existing, write_atomic};
+use crate::files::{Files, LOCK_SUFFIX, Output, OutputError, Place};
 use crate::recipe::Fraction;
-use session::Session;
+use crate::train::run_folder;
+use session::{IMAGES_SUFFIX, Session};
 use subject::NamedWeights;
 
 /// Measure the accuracy of weights under evaluation protocols
@@ -28,8 +29,8 @@ pub struct Args {
     /// A safetensors file, a run folder (its best weights) or a checkpoint folder
     #[arg(long, value_name = "FILE|DIR")]
     weights: PathBuf,
-    /// Folder of the CIFAR binary files; without it, generated images
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version; without it, generated images
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// clean, fgsm, pgdN, pgdNxR (R restarts, worst case per image), pgdN-0.003 (step of the TRADES papers), cw, aa (AutoAttack) or
     /// its parts apgd-ce, apgd-t, fab-t, square
@@ -62,20 +63,22 @@ pub struct Args {
     /// Where the evaluation keeps its state until it is done [default: beside --out]
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
-    /// Go on from the state
+    /// Go on from the state, where there is one
     #[arg(long)]
     resume: bool,
 }
 
 impl Args {
     /// Where the state lies.
-    fn state(&self) -> anyhow::Result<Option<PathBuf>> {
-        let beside = |out: &PathBuf| {
-            let mut name = out.clone().into_os_string();
+    fn state(&self, out: Option<&Output>) -> anyhow::Result<Option<PathBuf>> {
+        let beside = |out: &Output| {
+            let mut name = out.path().as_os_str().to_os_string();
             name.push(".state");
             PathBuf::from(name)
         };
-        let state = self.state.clone().or_else(|| self.out.as_ref().map(beside));
+        // Next to a device or a pipe there is no place for one.
+        let out = out.filter(|out| out.place().is_some());
+        let state = self.state.clone().or_else(|| out.map(beside));
         if state.is_none() && self.resume {
             bail!("--resume: needs --state FILE or --out FILE, where the state is");
         }
@@ -95,9 +98,29 @@ impl Args {
     }
 }
 
+/// The file of the state, declared with those that go with it.
+fn place_of_state(files: &mut Files, state: &Path) -> Result<Place, OutputError> {
+    let declared = files.writes("the state", state)?;
+    let Some(place) = declared.place() else {
+        let source = std::io::Error::other("not a file, and a state is kept in one");
+        return Err(OutputError::Io { path: state.into(), source });
+    };
+    for suffix in [IMAGES_SUFFIX, LOCK_SUFFIX] {
+        files.writes("the state's file", &place.with_suffix(suffix).path())?;
+    }
+    Ok(place.clone())
+}
+
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
-    let (state, dumped) = (args.state()?, args.dumped()?);
+    Protocol::check_list(&args.protocol).map_err(|reason| anyhow!("--protocol {reason}"))?;
+    let dumped = args.dumped()?;
+    let mut files = inputs([], args.data.as_deref())?;
+    let out = files.may_write("--out", args.out.as_ref())?;
+    let dump = files.may_write("--dump", args.dump.as_ref())?;
+    let state = args.state(out.as_ref())?.map(|state| place_of_state(&mut files, &state)).transpose()?;
     let NamedWeights { file: path, sha256, network, weights } = subject::weights(&args.weights, console)?;
+    files.reads("--weights", &path)?;
+    files.reads_folder("--weights", &args.weights, run_folder::is_of_a_run)?;
     let targeted = args.protocol.iter().any(|protocol| protocol.parts().contains(&Part::ApgdT));
     if targeted && network.classes < 4 {
         bail!(
@@ -111,9 +134,6 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let total = args.samples.map_or(split.len(), |samples| split.len().min(samples as usize));
     if let Some(wanted) = args.samples.filter(|&wanted| wanted as usize > total) {
         bail!("--samples {wanted}: there are {total} images");
-    }
-    for file in [&args.out, &args.dump, &state].into_iter().flatten() {
-        writable(file)?;
     }
 
     let batch = (args.batch as usize).min(total);
@@ -166,7 +186,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
             };
             session.finish(protocol, outcome, progress)?;
         }
-        console.line(report::line(protocol, &session.finished()[number].outcome, &args.eps));
+        let outcome = &session.finished()[number].outcome;
+        console.line(report::line(protocol, outcome, &args.eps, session.settings()));
     }
 
     let outcomes: Vec<_> = args
@@ -176,7 +197,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         .map(|(protocol, done)| (protocol, &done.outcome))
         .collect();
     let mut warnings = sanity::alarms(&outcomes);
-    let mut failures = Vec::new();
+    let mut failures: Vec<String> =
+        outcomes.iter().filter_map(|(protocol, outcome)| sanity::failure(protocol, outcome)).collect();
     for progress in session.finished().iter().filter_map(|finished| finished.progress.as_ref()) {
         warnings.extend(sanity::warnings(progress));
         failures.extend(progress.extent.failures());
@@ -187,19 +209,19 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     if stopped {
         session.save()?;
     }
-    if let Some(out) = args.out.as_ref().filter(|_| !session.finished().is_empty()) {
+    if let Some(out) = out.as_ref().filter(|_| !session.finished().is_empty()) {
         let report = report::report(&path, network, &session, &args.protocol, engine.device(), &warnings);
         let mut bytes = serde_json::to_vec_pretty(&report)?;
         bytes.push(b'\n');
-        at(out, write_atomic(out, &bytes, Existing::Replace))?;
+        write(out, &bytes)?;
     }
     if stopped {
-        bail!(Interrupted(session::hint(&args)));
+        bail!(Interrupted(session.hint()));
     }
-    if let (Some(dump), Some(protocol)) = (&args.dump, dumped) {
+    if let (Some(dump), Some(protocol)) = (&dump, dumped) {
         let bytes = session.dump(protocol, split)?;
-        at(dump, write_atomic(dump, &bytes, Existing::Replace))?;
-        console.line(format!("{}: adversarial images of {protocol}", dump.display()));
+        write(dump, &bytes)?;
+        console.line(format!("{}: adversarial images of {protocol}", dump.path().display()));
     }
     session.close()?;
     match failures.is_empty() {

@@ -50,7 +50,7 @@ fn weights_file(path: &Path, console: &Console) -> anyhow::Result<(PathBuf, Vec<
         format!("{}: neither a weights file, a run with weights nor a checkpoint", path.display())
     })?;
     if let Some(best) = state.progress.best {
-        match checkpoint::weights_to_evaluate(&folder.join(checkpoint::name(best.epoch, 0))) {
+        match checkpoint::weights_to_evaluate(folder.folder(checkpoint::name(best.epoch, 0))) {
             Err(error @ CheckpointError::Damaged { .. }) => {
                 console.note(format!("warning: the newest weights and not the best: {error}"));
             }
@@ -60,11 +60,27 @@ fn weights_file(path: &Path, console: &Console) -> anyhow::Result<(PathBuf, Vec<
     Ok(checkpoint::weights_to_evaluate(&newest)?)
 }
 
-/// The images to judge on: those of the run's recipe where there is one, else what `--data` must hold.
+/// The recipe of the run that weights belong to: in their folder, or in the one around its `checkpoints`.
+fn recipe_of(weights: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let folder = if weights.is_dir() { weights } else { weights.parent().unwrap_or(weights) };
+    // "." has parents only by its whole path.
+    let whole = folder.canonicalize().unwrap_or_else(|_| folder.into());
+    let around = whole.parent().filter(|parent| parent.file_name().is_some_and(|name| name == "checkpoints"));
+    let folders = [Some(folder), around.and_then(Path::parent)];
+    for path in folders.into_iter().flatten().map(|folder| folder.join("recipe.toml")) {
+        if at(&path, is_file(&path))? {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+/// The images to evaluate on: those of the weights' own run where they lie in one, else what `--data` must hold. Where neither says
+/// which, they are the generated ones.
 pub fn images(weights: &Path, folder: Option<&Path>, classes: usize) -> anyhow::Result<DataSet> {
-    let recipe = weights.join("recipe.toml");
-    let (kind, limits) = if at(&recipe, is_file(&recipe))? {
-        let data = Recipe::load(&recipe.to_string_lossy(), &[])?.data;
+    let recipe = recipe_of(weights)?;
+    let (kind, limits) = if let Some(recipe) = &recipe {
+        let data = Recipe::load(recipe, &[])?.data;
         (data.set, (data.train_limit, data.test_limit))
     } else {
         let kind = match (folder, classes) {
@@ -75,7 +91,7 @@ pub fn images(weights: &Path, folder: Option<&Path>, classes: usize) -> anyhow::
         (kind, (None, None))
     };
     if kind.classes() != classes {
-        let what = if folder.is_none() { "; give --data" } else { "" };
+        let what = if folder.is_none() && recipe.is_none() { "; give --data" } else { "" };
         bail!(
             "{}: weights for {classes} classes, and {kind} has {}{what}",
             weights.display(),
@@ -86,6 +102,12 @@ pub fn images(weights: &Path, folder: Option<&Path>, classes: usize) -> anyhow::
         DataError::WrongSet { folder, met, .. } => {
             let (weights, folder) = (weights.display(), folder.display());
             anyhow::anyhow!("{weights}: weights for {classes} classes, and {folder} holds {met}")
+        }
+        DataError::Unwanted { folder } => {
+            let (weights, folder) = (weights.display(), folder.display());
+            anyhow::anyhow!(
+                "{weights}: trained on generated images, which are in no files; leave out --data {folder}"
+            )
         }
         other => other.into(),
     })

@@ -84,6 +84,7 @@ impl Reference {
                 code: numbers.isa.name.into(),
                 memory: None,
                 cache: None,
+                wgmma_off: Vec::new(),
             },
             network,
             numbers,

@@ -7,16 +7,18 @@
 
 mod manifest;
 
+use std::ffi::{OsStr, OsString};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
 use super::metrics::{Best, Seconds};
 use crate::attack::AttackWork;
 use crate::engine::OptimizerState;
-use crate::files::sync_folder;
+use crate::files::Folder;
 use crate::model::{Weights, WeightsError};
+use crate::prune::Diagnosis;
 use manifest::{MANIFEST, Writer, json};
 
 const PROGRESS: &str = "progress.json";
@@ -65,6 +67,9 @@ pub struct Progress {
     pub epoch_seconds: Seconds,
     /// Time spent in the whole run, unfinished epoch included.
     pub run_seconds: Seconds,
+    /// Optimizer steps of the whole run; absent in checkpoints from before they were counted.
+    #[serde(default)]
+    pub optimizer_steps: Option<u64>,
     /// Images trained on in the finished epochs; absent in checkpoints from before there was data pruning.
     #[serde(default)]
     pub run_images: Option<u64>,
@@ -73,14 +78,14 @@ pub struct Progress {
     pub selection: Option<LastSelection>,
 }
 
-/// When samples were selected last.
+/// When samples were selected last, and what was measured of them. Older checkpoints have another residual instead, which
+/// is ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct LastSelection {
     /// The epoch that it was made for, counted from 0.
     pub epoch: u32,
-    /// What a pursuit left of its target, as a share of the target's norm.
-    pub residual: Option<f64>,
+    #[serde(default)]
+    pub diagnosis: Option<Diagnosis>,
 }
 
 /// Adversarial loss and prediction of each sample of the unfinished epoch, in the epoch's order.
@@ -124,57 +129,58 @@ fn parse_name(text: &str) -> Option<(u32, usize)> {
 }
 
 /// Every folder in `folder` that bears a checkpoint's name, newest first; whole or not. Files and links that do are none.
-pub fn list(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
-    let mut found = Vec::new();
-    let entries = match fs::read_dir(folder) {
+pub fn list(folder: impl Into<Folder>) -> Result<Vec<String>, CheckpointError> {
+    let folder = folder.into();
+    let names = match folder.names() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(at(folder))?,
+        names => names.map_err(at(folder.path()))?,
     };
-    for entry in entries {
-        let entry = entry.map_err(at(folder))?;
-        if let Some(place) = entry.file_name().to_str().and_then(parse_name)
-            && entry.file_type().map_err(at(&entry.path()))?.is_dir()
-        {
-            found.push((place, entry.path()));
-        }
-    }
+    let place = |name: OsString| {
+        let name = name.into_string().ok().filter(|name| folder.has_folder(name))?;
+        Some((parse_name(&name)?, name))
+    };
+    let mut found: Vec<_> = names.into_iter().filter_map(place).collect();
     found.sort_by(|a, b| b.cmp(a));
-    Ok(found.into_iter().map(|(_, path)| path).collect())
+    Ok(found.into_iter().map(|(_, name)| name).collect())
 }
 
 /// Writes a checkpoint into `folder`; a reader sees all of it or nothing. Then removes those older than the newest `keep` whole
 /// ones (at least one); this one and that of the best epoch stay.
-pub fn save(folder: &Path, checkpoint: &Checkpoint, keep: usize) -> Result<PathBuf, CheckpointError> {
+pub fn save(
+    folder: impl Into<Folder>,
+    checkpoint: &Checkpoint,
+    keep: usize,
+) -> Result<PathBuf, CheckpointError> {
+    let folder = &folder.into();
     let Progress { epoch, step, best, .. } = &checkpoint.progress;
-    fs::create_dir_all(folder).map_err(at(folder))?;
+    folder.create().map_err(at(folder.path()))?;
     remove_unfinished(folder)?;
     let name = name(*epoch, *step);
-    let unfinished = folder.join(format!("{UNFINISHED}{name}"));
-    let path = folder.join(&name);
-    if let Err(error) = write_files(&unfinished, checkpoint) {
+    let unfinished = format!("{UNFINISHED}{name}");
+    let path = folder.path().join(&name);
+    if let Err(error) = write_files(folder.folder(&unfinished), checkpoint) {
         // A full disk: give the room back. The first error is the one to report.
-        let _ = fs::remove_dir_all(&unfinished);
+        let _ = folder.remove(&unfinished);
         return Err(error);
     }
     // One of the same place: damaged and passed over, or whole, where the run was interrupted twice within a step.
-    let replaced = folder.join(format!("{UNFINISHED}replaced-{name}"));
-    match fs::rename(&path, &replaced) {
+    match folder.rename(&name, format!("{UNFINISHED}replaced-{name}")) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&path)(error)),
         _ => {}
     }
-    fs::rename(&unfinished, &path).map_err(at(&path))?;
-    sync_folder(folder).map_err(at(folder))?;
+    folder.rename(&unfinished, &name).map_err(at(&path))?;
+    folder.sync().map_err(at(folder.path()))?;
     remove_unfinished(folder)?;
 
-    let best = best.as_ref().map(|best| folder.join(self::name(best.epoch, 0)));
+    let best = best.as_ref().map(|best| self::name(best.epoch, 0));
     let mut whole = 0;
     for old in list(folder)? {
-        if old == path {
+        if old == name {
             whole += 1;
         } else if whole < keep.max(1) {
-            whole += usize::from(manifest::read(&old, &FILES).is_ok());
+            whole += usize::from(manifest::read(&folder.folder(&old), &FILES).is_ok());
         } else if Some(&old) != best.as_ref() {
-            fs::remove_dir_all(&old).map_err(at(&old))?;
+            folder.remove(&old).map_err(at(&folder.path().join(&old)))?;
         }
     }
     Ok(path)
@@ -185,26 +191,28 @@ pub fn save(folder: &Path, checkpoint: &Checkpoint, keep: usize) -> Result<PathB
 /// # Errors
 /// [`CheckpointError::Io`] for one that cannot be read: it may be whole.
 pub fn load_newest(
-    folder: &Path,
+    folder: impl Into<Folder>,
     warn: &mut dyn FnMut(&CheckpointError),
 ) -> Result<Option<(PathBuf, Checkpoint)>, CheckpointError> {
-    let candidates = list(folder)?;
-    for path in &candidates {
-        match load(path) {
-            Ok(checkpoint) => return Ok(Some((path.clone(), checkpoint))),
+    let folder = folder.into();
+    let candidates = list(&folder)?;
+    for name in &candidates {
+        match load(&folder.folder(name)) {
+            Ok(checkpoint) => return Ok(Some((folder.path().join(name), checkpoint))),
             Err(error @ CheckpointError::Io { .. }) => return Err(error),
             Err(error) => warn(&error),
         }
     }
     match candidates.len() {
         0 => Ok(None),
-        count => Err(CheckpointError::NoneWhole { path: folder.into(), count }),
+        count => Err(CheckpointError::NoneWhole { path: folder.path().into(), count }),
     }
 }
 
 /// Reads one checkpoint; every file must have the size and digest that the manifest gives.
-pub fn load(path: &Path) -> Result<Checkpoint, CheckpointError> {
-    let files = manifest::read(path, &FILES)?;
+pub fn load(folder: impl Into<Folder>) -> Result<Checkpoint, CheckpointError> {
+    let folder = folder.into();
+    let (files, path) = (manifest::read(&folder, &FILES)?, folder.path());
     let damaged = |name: &str, reason: String| CheckpointError::Damaged { path: path.join(name), reason };
     let required = |name: &str| files.get(name).ok_or_else(|| missing(path, name));
     let tensors = |name: &str, bytes: &[u8]| match Weights::from_bytes(bytes) {
@@ -236,14 +244,20 @@ pub fn load(path: &Path) -> Result<Checkpoint, CheckpointError> {
     Ok(Checkpoint { weights, optimizer, objective, progress, samples, selection })
 }
 
+/// Whether a checkpoint has a file of this name.
+pub fn is_file_name(name: &OsStr) -> bool {
+    FILES.iter().chain([&MANIFEST]).any(|known| name == *known)
+}
+
 /// The file inside a checkpoint folder whose weights stand for the epoch, and its bytes, which are those of the manifest: the
 /// moving average where one is kept.
-pub fn weights_to_evaluate(path: &Path) -> Result<(PathBuf, Vec<u8>), CheckpointError> {
-    let mut files = manifest::read(path, &FILES)?;
+pub fn weights_to_evaluate(folder: impl Into<Folder>) -> Result<(PathBuf, Vec<u8>), CheckpointError> {
+    let folder = folder.into();
+    let mut files = manifest::read(&folder, &FILES)?;
     let name = if files.contains_key(AVERAGE) { AVERAGE } else { WEIGHTS };
     match files.remove(name) {
-        Some(bytes) => Ok((path.join(name), bytes)),
-        None => Err(missing(path, name)),
+        Some(bytes) => Ok((folder.path().join(name), bytes)),
+        None => Err(missing(folder.path(), name)),
     }
 }
 
@@ -259,18 +273,17 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
 }
 
 /// Removes what an earlier run was writing when it died.
-fn remove_unfinished(folder: &Path) -> Result<(), CheckpointError> {
-    for entry in fs::read_dir(folder).map_err(at(folder))? {
-        let entry = entry.map_err(at(folder))?;
-        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            fs::remove_dir_all(entry.path()).map_err(at(&entry.path()))?;
+fn remove_unfinished(folder: &Folder) -> Result<(), CheckpointError> {
+    for name in folder.names().map_err(at(folder.path()))? {
+        if name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
+            folder.remove(&name).map_err(at(&folder.path().join(&name)))?;
         }
     }
     Ok(())
 }
 
-fn write_files(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-    let mut folder = Writer::create(path)?;
+fn write_files(folder: Folder, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+    let mut folder = Writer::create(folder)?;
     let mut write = |name: &str, bytes: &[u8]| folder.write(name, bytes);
     write(WEIGHTS, &checkpoint.weights.to_bytes())?;
     write(MOMENTUM, &checkpoint.optimizer.momentum.to_bytes())?;

@@ -9,7 +9,7 @@ use anyhow::bail;
 use super::Args;
 use crate::batch::Batch;
 use crate::cli::train::{begin_session, differing_keys};
-use crate::cli::{Interrupted, at};
+use crate::cli::{CheckFailed, Interrupted, at};
 use crate::console::Console;
 use crate::data::DataSet;
 use crate::engine::{Engine, open};
@@ -45,7 +45,7 @@ pub fn standing(path: &Path, recipe: &Recipe) -> anyhow::Result<Standing> {
         return Ok(Standing::Fresh);
     }
     let file = path.join("recipe.toml");
-    let met = Recipe::load(&file.to_string_lossy(), &[])?;
+    let met = Recipe::load(&file, &[])?;
     if met != *recipe {
         let keys = differing_keys(&recipe.to_toml(), &met.to_toml());
         bail!(
@@ -76,7 +76,11 @@ impl Work<'_> {
         console.line(format!("{label}: {}, seed {seed}: {what}, in {}", recipe.name, path.display()));
 
         let mut engine = None;
-        let folder = RunFolder::open(&path);
+        let folder = match standing {
+            Standing::Fresh => RunFolder::create(&path)?,
+            _ => RunFolder::open(&path),
+        };
+        let folder = folder.claim()?;
         if standing != Standing::Finished {
             let engine = engine.insert(self.open(&recipe)?);
             self.train(&recipe, &folder, standing, data, engine.as_mut())?;
@@ -99,11 +103,7 @@ impl Work<'_> {
         engine: &mut dyn Engine,
     ) -> anyhow::Result<()> {
         if standing == Standing::Fresh {
-            RunFolder::create(folder.path())?;
-        }
-        let _claim = folder.claim()?;
-        if standing == Standing::Fresh {
-            folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
+            folder.start(&recipe.to_toml())?;
         }
         begin_session(folder, self.args.data.as_deref(), data, engine, self.console)?;
         let stop = || self.interrupt.requested();
@@ -147,7 +147,7 @@ impl Work<'_> {
         if let (None, Some(device)) = (&engine, trained_on)
             && let Some(known) = court(device).known().map_err(of_judge)?
         {
-            return Ok(known);
+            return finite(recipe, known);
         }
         let mut engine = match engine {
             Some(engine) => engine,
@@ -170,7 +170,7 @@ impl Work<'_> {
                 self.console.line(format!("{weights}: {} of {samples} test images", rows.join(", ")));
             }
         }
-        Ok(judged)
+        finite(recipe, judged)
     }
 
     fn open(&self, recipe: &Recipe) -> anyhow::Result<Box<dyn Engine>> {
@@ -182,6 +182,17 @@ impl Work<'_> {
     fn interrupted(&self) -> Interrupted {
         let out = self.args.out.display();
         Interrupted(Some(format!("what is done is kept in {out}; the same command goes on there")))
+    }
+}
+
+/// Refuses results of a network whose logits are no numbers.
+fn finite(recipe: &Recipe, rows: Vec<TestAccuracy>) -> anyhow::Result<Vec<TestAccuracy>> {
+    match rows.iter().find(|row| row.non_finite > 0) {
+        None => Ok(rows),
+        Some(row) => bail!(CheckFailed(format!(
+            "{}, seed {}: {} of {} test images have a logit that is NaN or infinite under {}; training diverged",
+            recipe.name, recipe.seed, row.non_finite, row.total, row.protocol
+        ))),
     }
 }
 
