@@ -12,6 +12,7 @@ use std::time::Instant;
 use super::workload::{Amounts, Bench};
 use crate::attack::AttackWork;
 use crate::batch::Batch;
+use crate::data::order::held_out;
 use crate::engine::{Engine, Phase, Result, Tensor, WeightSet};
 use crate::model::Weights;
 use crate::objective::{self, Objective};
@@ -51,7 +52,10 @@ impl Choice {
         let data = &recipe.data;
         let train = data.train_limit.unwrap_or(data.set.sizes().train) - data.validation;
         let held_out = match recipe.selection.method {
-            SelectionMethod::AdvGlister => (data.validation * candidates).div_ceil(train).max(1),
+            SelectionMethod::AdvGlister => {
+                let held_out = held_out(data.validation, recipe.selection.held_out_share());
+                (held_out * candidates).div_ceil(train).max(1)
+            }
             _ => 0,
         };
         Self { candidates, held_out, budget: recipe.selection.budget(candidates) }

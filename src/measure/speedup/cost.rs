@@ -18,6 +18,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::attack::ScheduledPgd;
+use crate::data::order::held_out;
 use crate::recipe::{Acceleration, Method, Recipe, SelectionMethod, Stage};
 use crate::train::metrics::EpochMetrics;
 
@@ -169,7 +170,7 @@ impl Prices {
 fn selection(recipe: &Recipe, scored: bool, attack: f64, forwards: f64) -> f64 {
     let method = recipe.selection.method;
     let candidates = training_samples(recipe) as f64;
-    let held_out = if method == SelectionMethod::AdvGlister { recipe.data.validation as f64 } else { 0.0 };
+    let held_out = held_out(recipe.data.validation, recipe.selection.held_out_share()) as f64;
     match method {
         SelectionMethod::EasyCore => 2.0 * candidates,
         _ if recipe.selection.attacks_candidates(scored) => {
