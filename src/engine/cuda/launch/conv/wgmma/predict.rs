@@ -273,8 +273,8 @@ mod tests {
         // The products of one warpgroup of the first stage hide what follows those of the other, but the last time, and until it is
         // longer than they are.
         let planned = plan(&layer(32, 64), Direction::Forward, Rung::default()).unwrap();
-        let [bias, relu, statistics] =
-            [Epilogue::Bias, RELU, Epilogue::Statistics].map(|epilogue| predict(&planned, epilogue).seconds * CLOCK);
+        let [bias, relu, statistics] = [Epilogue::Bias, RELU, Epilogue::Statistics]
+            .map(|epilogue| predict(&planned, epilogue).seconds * CLOCK);
         assert!((relu - bias - WAITS * (2_800.0 - 1_040.0)).abs() < 1.0, "{bias} {relu}");
         assert!(statistics - relu > 2.0 * WAITS * (5_650.0 - 2_800.0), "{relu} {statistics}");
     }
