@@ -82,7 +82,7 @@ fn a_mistake_is_one_line_and_leaves_nothing_behind() {
     let cases: &[(&str, i32, &str)] = &[
         ("frobnicate", 2, "'frobnicate'"),
         ("train --devic cpu", 2, "'--devic'"),
-        ("train --device gpu", 2, "device 'gpu': expected auto, cpu, cuda, cuda:N, emulated"),
+        ("train --device gpu", 2, "device 'gpu': expected auto, cpu, cpu:bf16, cuda, cuda:N, emulated"),
         ("train --device cuda:99", 3, "error: "),
         ("train --recipe nope", 2, "no recipe 'nope'"),
         ("train --recipe bad.toml", 2, "bad"),

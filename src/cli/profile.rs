@@ -80,9 +80,9 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         console.line(command(tool, &program, std::env::args().skip(1)));
         return Ok(());
     }
-    if args.device == DeviceChoice::Cpu {
+    if args.device.is_cpu() {
         bail!(
-            "--device cpu: the reference engine has no kernels; use --device emulated or cuda, or secateur bench step"
+            "--device cpu: the CPU engine launches no kernels; use --device emulated or cuda, or secateur bench step"
         );
     }
     for path in args.trace.iter().chain(&args.json) {

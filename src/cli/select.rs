@@ -44,7 +44,7 @@ pub struct Args {
     /// Keys the draws and the starts of the attack [default: the recipe's seed]
     #[arg(long)]
     seed: Option<u64>,
-    /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
+    /// auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
     /// File of the chosen indices (i64), weights (f32) and residuals (f64)

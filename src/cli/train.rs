@@ -29,7 +29,7 @@ pub struct Args {
     /// Folder of the CIFAR binary files
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
+    /// auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
     /// Folder of the run; must be empty or absent [default: the next runs/RECIPE-N]

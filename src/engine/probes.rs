@@ -47,7 +47,7 @@ pub trait Probes {
     /// Every layer of the network on every kind of convolution kernel, `batch` images; memory is taken when a step first runs.
     fn ladder(&self, _batch: usize) -> Result<Vec<LadderStep>> {
         Err(Error::Unavailable(
-            "--device cpu: the reference engine has no kernels; the ladder is for an H100 or H200 and for emulated:sm_90a".into(),
+            "--device cpu: the CPU engine launches no kernels; the ladder is for an H100 or H200 and for emulated:sm_90a".into(),
         ))
     }
     /// Seconds that an H200 should take for these launches, where the device is one of its kind, or stands for one; `None` where one

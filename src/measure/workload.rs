@@ -90,7 +90,7 @@ impl Bench {
     ) -> Result<Self> {
         let network = train::network(recipe);
         let (engine, recording) = match device {
-            DeviceChoice::Cpu => (open(device, network, recipe.batch)?, None),
+            DeviceChoice::Cpu | DeviceChoice::CpuBf16 => (open(device, network, recipe.batch)?, None),
             DeviceChoice::Auto if !kernels => {
                 match open_recorded_with(DeviceChoice::Cuda(0), network, recipe.batch, options) {
                     Err(engine::Error::Unavailable(_)) => {

@@ -34,7 +34,7 @@ pub struct Options {
         default_value = "cifar10-pgd-at,cifar10-trades,cifar10-mart"
     )]
     pub recipe: Vec<String>,
-    /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
+    /// auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
     /// Folder of the CIFAR binary files, for the recipe's own images [default: generated ones]
@@ -106,9 +106,9 @@ pub enum Switch {
 /// Measures one kind of work, `step`, `attack`, `eval` or `kernels`.
 pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Result<()> {
     let kernels = kind == "kernels";
-    if kernels && options.device == DeviceChoice::Cpu {
+    if kernels && options.device.is_cpu() {
         bail!(
-            "--device cpu: the reference engine has no kernels; use --device emulated or cuda, or bench step"
+            "--device cpu: the CPU engine launches no kernels; use --device emulated or cuda, or bench step"
         );
     }
     let recipes = options

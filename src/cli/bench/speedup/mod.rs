@@ -45,7 +45,7 @@ pub struct Args {
     /// Folder of the runs and of the table; the same command goes on in it
     #[arg(long, value_name = "DIR", default_value = "runs/speedup")]
     out: PathBuf,
-    /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
+    /// auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
     /// Change a value of every recipe: --set data.train_limit=2000
