@@ -35,7 +35,7 @@ pub struct Document {
     /// Version and profile of the program.
     pub build: String,
     pub started_unix_seconds: u64,
-    /// As in environment.json: kind, name, driver, code, memory.
+    /// As in environment.json: kind, name, driver, code, memory, cache, wgmma_off.
     pub device: serde_json::Value,
     pub threads: usize,
     pub recipes: Vec<String>,

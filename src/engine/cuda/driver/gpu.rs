@@ -73,6 +73,8 @@ impl Gpu {
             cache: cache.ok().and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0),
             wgmma_off: if hopper { options.wgmma_off.names() } else { Vec::new() },
         };
+        // Another thread may have opened it.
+        context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
         let waits = WaitReport::new().map_err(failed("cuMemHostAlloc"))?;
         let carve_out = wgmma && options.carve_out;
         let loader = Loader::new(info.name.clone(), capability, shared_limit as u32, carve_out, waits);
