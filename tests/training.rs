@@ -350,7 +350,7 @@ fn what_the_end_has_measured_is_not_measured_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     // Steps and validations of every epoch, and the first of the two protocols of the test, in two batches.
-    let training = 3 * (STEPS_PER_EPOCH + 2);
+    let training = 3 * (STEPS_PER_EPOCH + VALIDATION);
     let error = run(&recipe(), path, Some(training + 2 + 1)).unwrap_err();
     assert!(matches!(error, TrainError::Interrupted { .. }), "{error}");
     let best = path.join("best.state");
