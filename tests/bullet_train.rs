@@ -11,7 +11,7 @@ use secateur::attack::{Adversary, AttackWork, CrossEntropyAscent, DivergenceAsce
 use secateur::batch::Batch;
 use secateur::data::DataSet;
 use secateur::data::order::{Split, epoch_order};
-use secateur::engine::{Augment, CrossEntropy, DeviceChoice, Engine, Pass, Sgd, WeightSet, open};
+use secateur::engine::{CrossEntropy, DeviceChoice, Engine, Pass, Sgd, WeightSet, open};
 use secateur::model::Weights;
 use secateur::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use secateur::objective::{self, Objective};
@@ -375,7 +375,7 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
     for samples in order.chunks(ahead * BATCH) {
         let all = Batch::alloc(engine, samples.len()).unwrap();
         engine.write(&all.samples, samples).unwrap();
-        let augment = Some(Augment { seed: recipe.seed, epoch: 0 });
+        let augment = recipe.data.augmentation(recipe.seed, 0);
         engine.gather(&images, &all.samples, augment, &all.images, &all.labels).unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
         let labels = engine.read(&all.labels).unwrap();
@@ -434,7 +434,8 @@ fn a_super_batch_is_attacked_with_the_weights_at_its_start() {
     let set = [BULLET, &text, "accelerate.robust_steps=1", "schedule.kind=constant"];
     let recipe = of_method(Method::Trades, &set);
     let data = DataSet::open(recipe.data.set, None, recipe.data.train_limit, Some(1)).unwrap();
-    let split = Split { train: (0..data.train.len() as u32).collect(), validation: Vec::new() };
+    let split =
+        Split { train: (0..data.train.len() as u32).collect(), validation: Vec::new(), held_out: Vec::new() };
     let order = epoch_order(recipe.seed, 0, &split.train);
     let (weights, objective) = trained(&recipe, accuracy);
 

@@ -261,6 +261,7 @@ fn the_published_configuration_is_that_of_an_independent_form() {
                     losses: upload(engine, &vec![0.0; held_labels.len()]),
                 };
                 let candidates = Candidates {
+                    scores: None,
                     samples: &places,
                     labels: &labels,
                     classes: CLASSES,

@@ -11,7 +11,7 @@ use secateur::batch::Batch;
 use secateur::console::Console;
 use secateur::data::DataSet;
 use secateur::data::order::{Split, epoch_order, split};
-use secateur::engine::{Augment, CrossEntropy, DeviceChoice, Engine, Pass, Sgd, Tensor, WeightSet, open};
+use secateur::engine::{CrossEntropy, DeviceChoice, Engine, Pass, Sgd, Tensor, WeightSet, open};
 use secateur::measure::speedup::cost::Cost;
 use secateur::model::{Weights, initialise};
 use secateur::objective;
