@@ -8,7 +8,7 @@
   scripts/qualify-gpu.py summary              prints the summary of a folder
 
 The stages and their seconds are one table, scripts/qualify/stages.py. Rows are kept as they come: at any moment the archive
-(--archive, a .tar.gz) holds all of them, its summary first, and the summary lies beside it too. Nothing that fails, hangs or is
+(--archive, a .tar.gz) holds all of them, its summary first, and the summary is next to it too. Nothing that fails, hangs or is
 missing keeps the rest from running; where a test of a training step fails, the fewest kernels with which it passes are left out
 from there on, and every row says so (scripts/qualify/switches.py).
 

@@ -1,7 +1,7 @@
 """Images of CIFAR-10 for the trip: as many as fit into so many bytes, in a file that unpacks to the official binary layout.
 
 Planes are stored as differences (red and blue from green, each pixel from its neighbours), which xz makes a quarter smaller than the
-pixels themselves. The unpacked files have their official sizes; behind the images there are zeros, which `data.train_limit` and
+pixels themselves. The unpacked files have their official sizes; after the images there are zeros, which `data.train_limit` and
 `data.test_limit` keep out. Needs numpy.
 """
 

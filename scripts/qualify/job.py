@@ -1,4 +1,4 @@
-"""A job: one command with a time limit, and how its exit is judged.
+"""A job: one command with a time limit, and what its exit means.
 
 Results: ok, failed, findings (of a checker), time up, not run. A tool that is absent, refuses the machine or does not know an
 option has not run: that is no failure of ours.
@@ -26,7 +26,7 @@ class Job:
     limit: float
     env: dict = field(default_factory=dict)
     needs: str | None = None
-    judge: Callable | None = None
+    outcome: Callable | None = None
     output: str | None = None
     about: dict = field(default_factory=dict)
     rows: bool = True

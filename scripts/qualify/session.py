@@ -160,10 +160,10 @@ class Session:
         if running.terminated:
             why = f"after {record['seconds']:.0f} s" + ("" if code is not None else ", and it did not die")
             return self.end(record, job.TIME_UP, why)
-        judge = running.job.judge or job.by_exit_code
+        outcome = running.job.outcome or job.by_exit_code
         output = self.folder / running.job.output if running.job.output else None
         try:
-            result, why = judge(code, text, output)
+            result, why = outcome(code, text, output)
         except Exception as error:  # what a tool prints must not end the session
             result, why = job.FAILED, f"exit code {code}, and its output is not as expected: {error!r}"
         self.end(record, result, why)

@@ -26,7 +26,7 @@ class Size:
     sampling: tuple
     set: tuple
     peer: tuple
-    # Training, test and held-out images at most, and how often they are judged by what.
+    # Training, test and held-out images at most, and how they are evaluated.
     images: tuple
     training: tuple
     patience: float = 1.0
@@ -65,7 +65,7 @@ def probes(kinds):
     ids = [name for name in PROBE_IDS if name[0] in kinds]
 
     def jobs(session):
-        return [Job(f"probe-{name}", [PROBES, name], 4, needs=PROBES, judge=job.by_probe) for name in ids]
+        return [Job(f"probe-{name}", [PROBES, name], 4, needs=PROBES, outcome=job.by_probe) for name in ids]
 
     return jobs
 
@@ -82,7 +82,7 @@ def packed_tests():
 
 
 def test_jobs(names, limit):
-    return [Job(name, [executable(name), "--nocapture"], limit, needs=str(executable(name)), judge=job.by_test_result)
+    return [Job(name, [executable(name), "--nocapture"], limit, needs=str(executable(name)), outcome=job.by_test_result)
             for name in names]
 
 
@@ -101,7 +101,7 @@ def each_alone(session):
         if record["result"] == job.FAILED:
             for test in job.failed_tests(session.log(record["job"]).read_text(errors="replace")):
                 name = f"alone-{record['job']}-{test.replace('::', '-')}"
-                jobs.append(Job(name, [executable(record["job"]), "--exact", test, "--nocapture"], 15, judge=job.by_test_result))
+                jobs.append(Job(name, [executable(record["job"]), "--exact", test, "--nocapture"], 15, outcome=job.by_test_result))
     return jobs
 
 
@@ -154,7 +154,7 @@ def peer(methods, name, seconds):
         command = ["python3", "benches/peers/gpu_step.py", *size.peer, "--method", methods, "--batch", f"{size.large},{size.small}",
                    "--setup-seconds", 60 * size.patience, "--budget", seconds * size.patience - 10,
                    "--json", session.folder / f"{name}.json"]
-        return [Job(name, command, seconds, needs="python3", judge=job.by_peer, output=f"{name}.json", about={"kind": "peer"})]
+        return [Job(name, command, seconds, needs="python3", outcome=job.by_peer, output=f"{name}.json", about={"kind": "peer"})]
 
     return jobs
 
@@ -164,7 +164,7 @@ def peer(methods, name, seconds):
 # One of each kind that a step spends its time in.
 COUNTED = ["conv_forward.*_wgmma_128x256", "conv_forward.*_wgmma_resident", "conv_input_gradient_wgmma_128x256",
            "conv_weight_gradient_wgmma"]
-# Beside the stall reasons of WarpStateStats: time, tensor pipe, bytes of L2 and of memory.
+# With the stall reasons of WarpStateStats: time, tensor pipe, bytes of L2 and of memory.
 METRICS = ["gpu__time_duration.sum", "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed", "lts__t_bytes.sum",
            "dram__bytes.sum", "sm__cycles_elapsed.max"]
 
@@ -180,7 +180,7 @@ def counted(session, name, kernel, what):
     command = ["ncu", "--clock-control", "none", "--csv", "--page", "raw", "--print-units", "base",
                "--log-file", session.folder / f"{name}.csv", "--kernel-name", f"regex:{kernel}", "--launch-skip", 1,
                "--launch-count", 1, *what, *profiled(session, session.size.large)]
-    return Job(name, command, 20, needs="ncu", judge=job.by_counters, output=f"{name}.csv", rows=False,
+    return Job(name, command, 20, needs="ncu", outcome=job.by_counters, output=f"{name}.csv", rows=False,
                about={"kind": "counters", "kernel": kernel})
 
 
@@ -203,7 +203,7 @@ CHECKED_BATCH = 128
 def checkers(session):
     batch = CHECKED_BATCH if session.size is FULL else session.size.large
     return [Job(tool, ["compute-sanitizer", "--tool", tool, "--error-exitcode", job.FINDINGS_CODE, *profiled(session, batch)], 60,
-                needs="compute-sanitizer", judge=job.by_checker) for tool in ("memcheck", "racecheck")]
+                needs="compute-sanitizer", outcome=job.by_checker) for tool in ("memcheck", "racecheck")]
 
 
 # ---- Training --------------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def candidates(session, executable, limit):
         for switch in [*STEP_TESTS[test], OFF]:
             left_out = {"SECATEUR_WGMMA": together(session.switches, switch)}
             jobs.append(Job(named(test, switch), [executable(test), *only, "--nocapture"], limit, env=left_out,
-                            judge=job.by_test_result, about={"test": test, "switch": switch}))
+                            outcome=job.by_test_result, about={"test": test, "switch": switch}))
     return jobs
 
 
@@ -83,7 +83,7 @@ def confirm(session, executable, limit):
     """Each test that failed and was mended, whole, under all that is left out."""
     if not session.switches:
         return []
-    return [Job(f"{record['job']}-again", [executable(record["job"]), "--nocapture"], limit, judge=job.by_test_result,
+    return [Job(f"{record['job']}-again", [executable(record["job"]), "--nocapture"], limit, outcome=job.by_test_result,
                 about={"test": record["job"]})
             for record in session.records("step-tests")
             if record["result"] in (job.FAILED, job.TIME_UP) and record["job"] not in session.unproven]

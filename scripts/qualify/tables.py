@@ -101,7 +101,7 @@ def attacks(results):
 
 
 def variants(results):
-    """Each option beside the row without it."""
+    """Each option next to the row without it."""
     lines = []
     for kind, units in (("attack", ATTACK_UNITS), ("step", UNITS)):
         found = rates(results, kind, units)
@@ -155,9 +155,9 @@ def training(results):
         if epochs:
             said += f"{statistics.median(map(rows.seconds_of, epochs)):.2f} s an epoch (median).\n"
         test = (rows.document(results.folder / "run/result.json") or {}).get("test", [])
-        judged = [[f"{row['weights']}, epoch {row['epoch']}, {row['protocol']}", percent(row["accuracy"]),
+        accuracies = [[f"{row['weights']}, epoch {row['epoch']}, {row['protocol']}", percent(row["accuracy"]),
                    f"{row['correct']} of {row['total']}", f"{row['seconds']:.1f}"] for row in test]
-        parts.append(f"{said}\n{shown}\n{table(['test images: weights', 'accuracy', 'correct', 'seconds'], judged)}")
+        parts.append(f"{said}\n{shown}\n{table(['test images: weights', 'accuracy', 'correct', 'seconds'], accuracies)}")
     return "\n".join(parts)
 
 
