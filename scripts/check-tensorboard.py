@@ -29,7 +29,9 @@ def fixture():
     loss = Event(wall_time=1_700_000_000.25, step=300)
     for tag, value in (("train/loss", 2.25), ("learning_rate", 0.1)):
         loss.summary.value.add(tag=tag, simple_value=value)
-    for event in (Event(wall_time=1.5, file_version="brain.Event:2"), loss):
+    first = Event(wall_time=1.5, file_version="brain.Event:2")
+    first.source_metadata.writer = "secateur"
+    for event in (first, loss):
         file = Buffer()
         RecordWriter(file).write(event.SerializeToString())
         print(file.getvalue().hex())

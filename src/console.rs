@@ -1,13 +1,15 @@
 //! What a user sees: result lines on stdout, warnings on stderr, bars on a terminal.
 //!
 //! Bars appear only where stderr is a terminal; in a pipe there are plain lines alone. `NO_COLOR` is respected. A
-//! closed pipe ends the output, never the work. Checked by `tests/cli.rs`. Used by every command.
+//! closed pipe ends the output, never the work. All that reaches the terminal passes here: text of others is made plain, and in
+//! messages short. Checked by `tests/cli.rs` and `tests/hostile_files.rs`. Used by every command.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IsTerminal, Write};
-use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::text;
 
 /// Where a command writes; one a process.
 pub struct Console {
@@ -46,7 +48,9 @@ impl Console {
         }
         let write = || {
             let mut stdout = io::stdout().lock();
-            writeln!(stdout, "{}", text.as_ref())?;
+            for line in text.as_ref().split('\n') {
+                writeln!(stdout, "{}", text::line(line))?;
+            }
             stdout.flush()
         };
         if let Err(error) = self.bar.borrow().suspend(write) {
@@ -61,7 +65,7 @@ impl Console {
     pub fn note(&self, text: impl AsRef<str>) {
         if !self.silent {
             // Nobody is left to tell where stderr itself is gone.
-            let _ = self.bar.borrow().suspend(|| writeln!(io::stderr(), "{}", text.as_ref()));
+            let _ = self.bar.borrow().suspend(|| writeln!(io::stderr(), "{}", text::message(text.as_ref())));
         }
     }
 
@@ -78,8 +82,7 @@ impl Console {
         };
         let style = ProgressStyle::with_template(template).expect("the template is well formed");
         bar.set_style(style.progress_chars("━━─"));
-        bar.set_prefix(label.into());
-        bar.enable_steady_tick(Duration::from_millis(500));
+        bar.set_prefix(text::message(&label.into()));
         *self.bar.borrow_mut() = bar;
     }
 

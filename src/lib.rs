@@ -21,10 +21,11 @@
 //! | [`clock`] | the time of day, and a moment as a date |
 //! | [`console`] | what a user sees while a command works |
 //! | [`model`] | ResNet-18: layer table, parameter names, initialisation, weights files |
-//! | [`data`] | CIFAR binary files, generated images, download, splits and the order of an epoch |
+//! | [`data`] | CIFAR files, generated images, download, splits and the order of an epoch |
 //! | [`digest`] | SHA-256 as text |
-//! | [`files`] | files written whole or not at all |
+//! | [`files`] | bounded reading, atomic writing, held folders, locks, and the inputs and outputs of a command |
 //! | [`names`] | enums whose values have names in recipes and records |
+//! | [`text`] | text of others, made fit to be shown |
 //! | [`philox`] | the one source of randomness: counter-based, the same bits on every device |
 //!
 //! Beside `src`: `kernels/` holds the CUDA C++, one operation a file, compiled by `build.rs` for GPUs and,
@@ -49,4 +50,5 @@ pub mod philox;
 pub mod prune;
 pub mod recipe;
 pub mod report;
+pub mod text;
 pub mod train;

@@ -351,6 +351,26 @@ fn files_are_compared() {
     assert!(code == Some(0) && stdout.contains("FASTER"), "{stdout}");
     let (code, stdout, _) = secateur(&folder, &["bench", "compare", "a.json", "c.json"]);
     assert!(code == Some(0) && stdout.contains("SAME"), "{stdout}");
+    // Other work is not compared, whatever its times; nor is what is no time.
+    let sound = json(&folder, "a.json");
+    for (pointer, value, part) in [
+        ("/recipes", serde_json::json!(["other"]), "recipes: "),
+        ("/batch", 1.into(), "batch: "),
+        ("/width", 64.into(), "width: "),
+        ("/images", "cifar10".into(), "images: generated in the first, cifar10 in the second"),
+        ("/device/kind", "cuda".into(), "device kind: cpu in the first, cuda in the second"),
+        ("/kind", "bench eval".into(), "kind: bench attack in the first, bench eval in the second"),
+        ("/rows/0/samples/0", 0.0.into(), "sample 0 is 0 s, expected a time above 0"),
+        ("/rows/0/samples/1", (-1.0).into(), "sample 1 is -1 s, expected a time above 0"),
+    ] {
+        let mut other = sound.clone();
+        *other.pointer_mut(pointer).unwrap() = value;
+        std::fs::write(folder.path().join("other.json"), other.to_string()).unwrap();
+        let (code, stdout, stderr) = secateur(&folder, &["bench", "compare", "a.json", "other.json"]);
+        assert_eq!((code, stdout.as_str(), stderr.lines().count()), (Some(2), "", 1), "{pointer}: {stderr}");
+        assert!(stderr.contains(part), "{pointer}: {stderr}");
+        assert_eq!(stderr.contains("NOT COMPARABLE"), !pointer.contains("samples"), "{stderr}");
+    }
     std::fs::write(folder.path().join("bad.json"), "{}").unwrap();
     let (code, _, stderr) = secateur(&folder, &["bench", "compare", "a.json", "bad.json"]);
     assert_eq!((code, stderr.lines().count()), (Some(2), 1), "{stderr}");

@@ -9,9 +9,10 @@ use secateur::attack::AttackWork;
 use secateur::digest::sha256;
 use secateur::engine::OptimizerState;
 use secateur::model::{ResNet18, Weights, initialise};
+use secateur::prune::{Diagnosis, MeanScores};
 use secateur::train::checkpoint::{
     Checkpoint, CheckpointError, LastSelection, Progress, SamplesSoFar, SelectionState, list, load,
-    load_newest, name, save,
+    load_newest, name, save, weights_to_evaluate,
 };
 use secateur::train::metrics::{Best, Seconds};
 
@@ -41,6 +42,15 @@ fn checkpoint(epoch: u32, step: usize) -> Checkpoint {
     let mut objective = Weights::default();
     objective.insert("accuracy", &[1], vec![1.0 / 3.0]);
     let losses: Vec<f32> = (0..step * 4).map(|i| 1.0 / (i as f32 + 3.0)).collect();
+    let diagnosis = Diagnosis {
+        class_entropy: 1.0 / 1.1,
+        missing_classes: 2,
+        effective_size: 100.0 / 7.0,
+        wrong: 0.7,
+        accuracy_gap: Some(-1.0 / 9.0),
+        residual: Some(1.0 / 11.0),
+        residual_holdout_draw: None,
+    };
     Checkpoint {
         weights: weights(seed),
         optimizer: OptimizerState { momentum, average: Some(weights(seed + 2)) },
@@ -57,20 +67,30 @@ fn checkpoint(epoch: u32, step: usize) -> Checkpoint {
             epoch_attacks: AttackWork { samples: 8, steps: 60, outliers: 2, boundary: 6, robust: 0 },
             epoch_seconds: Seconds { attack: 0.1, train: 0.2, select: 0.0, evaluate: 0.0 },
             run_seconds: Seconds { attack: 10.1, train: 5.25, select: 1.0 / 9.0, evaluate: 1.0 / 7.0 },
+            optimizer_steps: Some(35),
             run_images: Some(70),
-            selection: Some(LastSelection { epoch, residual: Some(1.0 / 11.0) }),
+            selection: Some(LastSelection { epoch, diagnosis: Some(diagnosis) }),
         },
-        samples: SamplesSoFar { predictions: (0..losses.len() as u32).map(|i| i % 10).collect(), losses },
+        samples: SamplesSoFar {
+            predictions: (0..losses.len() as u32).map(|i| i % 10).collect(),
+            scores: losses.iter().map(|loss| loss / 7.0).collect(),
+            adversarial: if step > 0 { vec![1.0 / 9.0; 5] } else { Vec::new() },
+            losses,
+        },
         selection: SelectionState {
             samples: vec![3, 4, 49_999],
             weights: vec![1.0 / 3.0, 2.0, 2.0 / 3.0],
             losses: vec![0.1, f32::INFINITY, 1.0 / 7.0, 4.0],
+            scores: MeanScores {
+                means: vec![0.2, f32::INFINITY, 1.0 / 3.0, 5.0],
+                counts: vec![2.0, 0.0, 1.0, 7.0],
+            },
         },
     }
 }
 
 fn names(folder: &Path) -> Vec<String> {
-    list(folder).unwrap().iter().map(|path| path.file_name().unwrap().to_str().unwrap().into()).collect()
+    list(folder).unwrap()
 }
 
 #[test]
@@ -95,6 +115,96 @@ fn the_newest_and_the_best_stay() {
         save(folder.path(), &checkpoint(epoch, 0), 2).unwrap();
     }
     assert_eq!(names(folder.path()), [name(5, 0), name(4, 0), name(1, 0)]);
+}
+
+#[test]
+fn damaged_and_stray_ones_count_for_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    save(folder.path(), &checkpoint(1, 0), 2).unwrap();
+    save(folder.path(), &checkpoint(2, 0), 2).unwrap();
+    // Newer by their names: a damaged one, an empty folder, a file, a link, a number that no run writes.
+    let damaged = save(folder.path(), &checkpoint(9, 0), 9).unwrap();
+    fs::write(damaged.join("weights.safetensors"), b"rubbish").unwrap();
+    fs::create_dir(path("epoch-9999-step-000000")).unwrap();
+    fs::write(path("epoch-9998-step-000000"), b"notes").unwrap();
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(path(&name(1, 0)), path("epoch-9997-step-000000")).unwrap();
+    fs::create_dir(path("epoch-10000-step-0")).unwrap();
+    let strays =
+        [path("epoch-9999-step-000000"), path("epoch-9998-step-000000"), path("epoch-10000-step-0"), damaged];
+
+    // The best is of epoch 1.
+    save(folder.path(), &checkpoint(3, 0), 2).unwrap();
+    for epoch in 1..=3 {
+        assert_eq!(load(&path(&name(epoch, 0))).unwrap(), checkpoint(epoch, 0), "epoch {epoch}");
+    }
+    save(folder.path(), &checkpoint(4, 0), 1).unwrap();
+    assert_eq!(load(&path(&name(4, 0))).unwrap(), checkpoint(4, 0));
+    assert!(path(&name(1, 0)).exists() && !path(&name(2, 0)).exists() && !path(&name(3, 0)).exists());
+    // A damaged one between the newest and the last whole one does not push that out.
+    fs::write(path(&name(4, 0)).join("progress.json"), b"{}").unwrap();
+    save(folder.path(), &checkpoint(5, 0), 2).unwrap();
+    save(folder.path(), &checkpoint(6, 0), 2).unwrap();
+    assert!(
+        load(&path(&name(5, 0))).is_ok() && load(&path(&name(6, 0))).is_ok() && !path(&name(4, 0)).exists()
+    );
+    for stray in strays {
+        assert!(stray.exists(), "{}", stray.display());
+    }
+}
+
+#[test]
+fn weights_that_the_manifest_does_not_name_are_not_evaluated() {
+    let folder = tempfile::tempdir().unwrap();
+    let averaged = checkpoint(1, 0);
+    let mut live = checkpoint(2, 0);
+    live.optimizer.average = None;
+    for saved in [&averaged, &live] {
+        let path = save(folder.path(), saved, 9).unwrap();
+        // Of no checkpoint: what an older one or a friend has left there.
+        if saved.optimizer.average.is_none() {
+            fs::write(path.join("average.safetensors"), initialise(NETWORK, 77).to_bytes()).unwrap();
+        }
+        let (file, bytes) = weights_to_evaluate(&path).unwrap();
+        let expected = saved.optimizer.average.as_ref().unwrap_or(&saved.weights);
+        assert_eq!(&Weights::from_bytes(&bytes).unwrap(), expected);
+        assert_eq!(fs::read(file).unwrap(), bytes);
+    }
+    fs::write(folder.path().join(name(1, 0)).join("average.safetensors"), initialise(NETWORK, 77).to_bytes())
+        .unwrap();
+    let error = weights_to_evaluate(&folder.path().join(name(1, 0))).unwrap_err();
+    assert!(
+        matches!(error, CheckpointError::Damaged { .. }) && error.to_string().contains("SHA-256"),
+        "{error}"
+    );
+}
+
+/// A disk that fails, or a file that may not be read, says nothing about the checkpoint: it is not passed over for an older one,
+/// which would then push it out. A link to itself fails for root too.
+#[test]
+#[cfg(unix)]
+fn what_cannot_be_read_is_not_called_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    save(folder.path(), &checkpoint(1, 0), 9).unwrap();
+    let newest = save(folder.path(), &checkpoint(2, 0), 9).unwrap();
+    for file in ["weights.safetensors", "manifest.json"] {
+        let (path, away) = (newest.join(file), newest.join("away"));
+        fs::rename(&path, &away).unwrap();
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        let mut passed_over = 0;
+        let error = load_newest(folder.path(), &mut |_| passed_over += 1).unwrap_err();
+        assert!(matches!(error, CheckpointError::Io { .. }) && passed_over == 0, "{file}: {error}");
+        let text = error.to_string();
+        assert!(text.contains(file) && !text.contains("remove") && !text.contains("whole"), "{text}");
+        // Nor does it count among those kept.
+        save(folder.path(), &checkpoint(3, 0), 2).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::rename(&away, &path).unwrap();
+        assert_eq!(names(folder.path()), [name(3, 0), name(2, 0), name(1, 0)]);
+        assert_eq!(load(&newest).unwrap(), checkpoint(2, 0));
+        fs::remove_dir_all(folder.path().join(name(3, 0))).unwrap();
+    }
 }
 
 #[test]

@@ -1,13 +1,17 @@
 //! CIFAR files: read as written, and every way a file can be wrong is an error that names it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
-use secateur::data::cifar::{CIFAR10, CIFAR100, Layout};
-use secateur::data::{DataSet, IMAGE_BYTES, SetKind};
+use secateur::data::cifar::{self, CIFAR10, CIFAR100, Layout};
+use secateur::data::{DataSet, IMAGE_BYTES, Images, SetKind, python};
 use secateur::philox::{Key, Purpose};
 
 const SEED: u64 = 41;
@@ -101,7 +105,7 @@ fn missing_files_are_named() {
     let error = open_error(SetKind::Cifar10, None);
     assert!(error.starts_with("cifar10 needs its files: give --data DIR"), "{error}");
     let error = open_error(SetKind::Generated, Some(parent.path()));
-    assert!(error.contains("data.set is \"generated\""), "{error}");
+    assert!(error.contains("the images are the generated ones, which are in no files"), "{error}");
 
     write_set(&CIFAR10, parent.path());
     fs::remove_file(parent.path().join("data_batch_4.bin")).unwrap();
@@ -109,9 +113,32 @@ fn missing_files_are_named() {
     assert!(error.contains(": data_batch_4.bin missing, expected the binary version of cifar10"), "{error}");
 
     let python = tempfile::tempdir().unwrap();
-    fs::create_dir(python.path().join("cifar-10-batches-py")).unwrap();
+    let folder = python.path().join("cifar-10-batches-py");
+    fs::create_dir(&folder).unwrap();
+    for name in ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_5", "test_batch"] {
+        fs::write(folder.join(name), "").unwrap();
+    }
     let error = open_error(SetKind::Cifar10, Some(python.path()));
-    assert!(error.contains("this is the Python version"), "{error}");
+    assert!(
+        error.contains("-py: data_batch_4 missing, expected the Python version of cifar10 (data_batch_1, "),
+        "{error}"
+    );
+
+    // One file of a set, and what is none.
+    for (name, what) in [
+        ("data_batch_1.bin", "one file of the binary version of cifar10"),
+        ("test_batch", "one file of the Python version of cifar10"),
+        ("train", "one file of the Python version of cifar100"),
+        ("thesis.pdf", "neither a folder nor a gzip archive"),
+    ] {
+        let path = python.path().join(name);
+        fs::write(&path, "something").unwrap();
+        let error = open_error(SetKind::Cifar10, Some(&path));
+        assert!(
+            error.contains(&format!("{name}: {what}; --data takes the folder that holds all files")),
+            "{error}"
+        );
+    }
 }
 
 #[test]
@@ -185,4 +212,154 @@ fn random_damage_is_an_error_or_harmless() {
             Ok(())
         })
         .unwrap();
+}
+
+/// The files of the fixture, by name; scripts/make-pickle-fixture.py makes it.
+fn fixture() -> BTreeMap<String, Vec<u8>> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/cifar-pickles.tar.gz");
+    let mut archive = tar::Archive::new(GzDecoder::new(fs::File::open(path).unwrap()));
+    let files = archive.entries().unwrap().map(|entry| {
+        let mut entry = entry.unwrap();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        (entry.path().unwrap().to_str().unwrap().to_string(), bytes)
+    });
+    files.collect()
+}
+
+#[test]
+fn what_python_wrote_is_read_as_the_binary_files_are() {
+    let files = fixture();
+    let here = Path::new("here");
+    for (name, layout) in [("cifar10.", CIFAR10), ("cifar100.", CIFAR100)] {
+        let mut binary = Images::default();
+        cifar::append(&layout, here, &files[&format!("{name}bin")], &mut binary).unwrap();
+        assert_eq!(binary.len(), 5);
+        let (mut read, mut refused) = (0, 0);
+        for (file, bytes) in
+            files.iter().filter(|(file, _)| file.starts_with(name) && file.ends_with(".pickle"))
+        {
+            let mut images = Images::default();
+            let result = python::append(&layout, here, bytes, 5, 5, &mut images);
+            if file.contains("refused") {
+                let error = result.unwrap_err().to_string();
+                assert!(error.contains("'data' is no NumPy array of bytes in C order"), "{file}: {error}");
+                refused += 1;
+                continue;
+            }
+            result.unwrap_or_else(|error| panic!("{file}: {error}"));
+            assert!(images == binary, "{file}");
+            read += 1;
+            // The first three, behind those that are there.
+            python::append(&layout, here, bytes, 5, 3, &mut images).unwrap();
+            assert_eq!((images.len(), images.image(7)), (8, binary.image(2)));
+            let error = python::append(&layout, here, bytes, 6, 1, &mut images).unwrap_err().to_string();
+            assert!(
+                error.contains("'data' has shape [5, 3072]") && error.contains("expected shape [6, 3072]"),
+                "{error}"
+            );
+        }
+        assert_eq!((read, refused), (9, 2), "{name}");
+        // A label that is no class, and the other set's file.
+        let mut bytes = files[&format!("{name}python2.pickle")].clone();
+        let at = bytes
+            .windows(3)
+            .position(|at| at == [b'(', b'K', if layout.kind == SetKind::Cifar10 { 3 } else { 4 }]);
+        bytes[at.unwrap() + 2] = 200;
+        let error =
+            python::append(&layout, here, &bytes, 5, 5, &mut Images::default()).unwrap_err().to_string();
+        assert!(
+            error.contains("here: record 0 has") && error.contains("label 200, expected 0 to"),
+            "{error}"
+        );
+        let other = if layout.kind == SetKind::Cifar10 { CIFAR100 } else { CIFAR10 };
+        let error =
+            python::append(&other, here, &files[&format!("{name}p4.pickle")], 5, 5, &mut Images::default());
+        assert!(error.unwrap_err().to_string().contains("expected a dict with it"));
+    }
+}
+
+/// A file of the Python version with `records` images: those of [`record`] first, then black ones of class 0.
+fn pickled(layout: &Layout, records: usize) -> Vec<u8> {
+    let head = b"\x80\x02}q\x00(U\x04dataq\x01cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\nq\x03K\x00\x85U\x01b\x87R(K\x01J";
+    let dtype =
+        b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T";
+    let mut bytes = head.to_vec();
+    bytes.extend((records as u32).to_le_bytes());
+    bytes.extend(b"M\x00\x0c\x86");
+    bytes.extend(dtype);
+    bytes.extend(((records * IMAGE_BYTES) as u32).to_le_bytes());
+    let labels = layout.labels.len();
+    (0..FILLED).for_each(|index| bytes.extend(&record(layout, index)[labels..]));
+    bytes.resize(bytes.len() + (records - FILLED) * IMAGE_BYTES, 0);
+    bytes.extend(b"tb");
+    let names: &[&[u8]] = if labels == 1 { &[b"labels"] } else { &[b"coarse_labels", b"fine_labels"] };
+    for (column, name) in names.iter().enumerate() {
+        bytes.extend([b'U', name.len() as u8]);
+        bytes.extend(*name);
+        bytes.extend(b"](");
+        let label = |index: usize| if index < FILLED { record(layout, index)[column] } else { 0 };
+        bytes.extend((0..records).flat_map(|index| [b'K', label(index)]));
+        bytes.push(b'e');
+    }
+    bytes.extend(b"u.");
+    bytes
+}
+
+/// A gzipped archive of a folder.
+fn pack(folder: &Path, path: &Path) {
+    let file = fs::File::create(path).unwrap();
+    let mut archive = tar::Builder::new(GzEncoder::new(file, Compression::fast()));
+    archive.sparse(false);
+    archive.append_dir_all(folder.file_name().unwrap(), folder).unwrap();
+    archive.into_inner().unwrap().finish().unwrap();
+}
+
+#[test]
+fn every_layout_of_a_set_is_the_same_set() {
+    for (kind, layout) in [(SetKind::Cifar10, CIFAR10), (SetKind::Cifar100, CIFAR100)] {
+        let parent = tempfile::tempdir().unwrap();
+        let binary = parent.path().join("binary").join(layout.folder);
+        write_set(&layout, &binary);
+        let python = parent.path().join("python").join(layout.python_folder);
+        fs::create_dir_all(&python).unwrap();
+        for (name, (_, records)) in layout.python_files.iter().zip(layout.files()) {
+            fs::write(python.join(name), pickled(&layout, records)).unwrap();
+        }
+        let wanted = DataSet::open(kind, Some(&binary), None, None).unwrap();
+        let same = |path: &Path| {
+            let met = DataSet::open(kind, Some(path), None, None).unwrap_or_else(|error| panic!("{error}"));
+            // Not assert_eq: it would print 180 MB.
+            assert!(met == wanted, "{}", path.display());
+        };
+        same(&python);
+        same(python.parent().unwrap());
+        let limited = DataSet::open(kind, Some(&python), Some(10_005), Some(7)).unwrap();
+        assert!(limited == DataSet::open(kind, Some(&binary), Some(10_005), Some(7)).unwrap());
+        for (folder, name) in [(&binary, layout.archives[0]), (&python, layout.archives[1])] {
+            // The archive itself, and the folder around it.
+            let around = parent.path().join(format!("around-{name}"));
+            fs::create_dir(&around).unwrap();
+            pack(folder, &around.join(name));
+            same(&around.join(name));
+            let limited = DataSet::open(kind, Some(&around), Some(3), Some(2)).unwrap();
+            assert_eq!((limited.train.len(), limited.test.image(1)), (3, wanted.test.image(1)));
+            // As the other set, and without its last file.
+            let other = if kind == SetKind::Cifar10 { SetKind::Cifar100 } else { SetKind::Cifar10 };
+            let error = open_error(other, Some(&around.join(name)));
+            assert!(error.contains(&format!("holds {kind}, expected {other}")), "{error}");
+        }
+        let last = layout.python_files.last().unwrap();
+        fs::remove_file(python.join(last)).unwrap();
+        let cut = parent.path().join("cut.tar.gz");
+        pack(&python, &cut);
+        let error = open_error(kind, Some(&cut));
+        assert!(
+            error.contains(&format!("cut.tar.gz: {last} missing, expected the Python version of {kind}")),
+            "{error}"
+        );
+        let whole = fs::read(&cut).unwrap();
+        fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+        assert!(open_error(kind, Some(&cut)).contains("cut.tar.gz: "));
+    }
 }

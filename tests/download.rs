@@ -11,6 +11,7 @@ use secateur::data::cifar::{CIFAR10, Layout};
 use secateur::data::download::{Archive, DownloadError, Outcome, fetch};
 use secateur::data::{DataSet, SetKind};
 use secateur::digest::sha256;
+use secateur::files::Place;
 
 /// How the server treats one request; the last entry serves all further ones.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +21,8 @@ enum Behaviour {
     CutAfter(usize),
     /// Sends the whole file whatever range was asked for.
     IgnoreRange,
+    /// Sends from another byte than was asked for, and says so.
+    OtherOffset,
     /// Answers with this status.
     Status(u16),
     /// Flips a bit in the middle.
@@ -91,7 +94,11 @@ fn answer(
         Behaviour::Longer => bytes.push(0),
         _ => {}
     }
-    let start = if matches!(behaviour, Behaviour::IgnoreRange) { None } else { range };
+    let start = match behaviour {
+        Behaviour::IgnoreRange => None,
+        Behaviour::OtherOffset => range.map(|start| start + 1),
+        _ => range,
+    };
     let body = &bytes[start.unwrap_or(0)..];
     match start {
         Some(start) => write!(
@@ -163,7 +170,10 @@ fn a_good_server_gives_the_set_and_a_second_call_nothing_to_do() {
     let folder = out.path().join("cifar-10-batches-bin");
     assert_eq!(get(&server, out.path()).unwrap(), Outcome::Unpacked(folder.clone()));
     assert_eq!(names(out.path()), ["cifar-10-batches-bin"], "nothing else stays, inside or outside");
-    assert_eq!(names(&folder).len(), 6);
+    assert_eq!(names(&folder).len(), 7);
+    let sums = fs::read_to_string(folder.join("SHA256SUMS")).unwrap();
+    let zeros = sha256(&vec![0; 10_000 * CIFAR10.record()]);
+    assert!(sums.lines().any(|line| line == format!("{zeros}  data_batch_1.bin")), "{sums}");
     let set = DataSet::open(SetKind::Cifar10, Some(out.path()), None, None).unwrap();
     assert_eq!((set.train.len(), set.test.len()), (50_000, 10_000));
     assert_eq!(get(&server, out.path()).unwrap(), Outcome::AlreadyThere(folder));
@@ -202,6 +212,42 @@ fn a_server_without_ranges_starts_over() {
     let server = Server::start(&FILE, &[Behaviour::IgnoreRange]);
     assert!(matches!(get(&server, out.path()), Ok(Outcome::Unpacked(_))));
     assert_eq!(server.ranges(), [Some(19)]);
+}
+
+#[test]
+fn a_server_that_cannot_continue_is_named_with_what_to_do() {
+    for (behaviour, answer) in
+        [(Behaviour::OtherOffset, "it sends bytes 20-"), (Behaviour::Status(416), "it returns 416")]
+    {
+        let out = tempfile::tempdir().unwrap();
+        let part = out.path().join("small.tar.gz.part");
+        fs::write(&part, &FILE[..19]).unwrap();
+        let server = Server::start(&FILE, &[behaviour]);
+        let error = get(&server, out.path()).unwrap_err().to_string();
+        assert!(error.contains("does not continue from byte 19") && error.contains(answer), "{error}");
+        let advice = format!("remove {} and run again", part.display());
+        assert!(error.contains(&advice) && fs::read(&part).unwrap() == FILE[..19], "{error}");
+        // The advice helps.
+        fs::remove_file(&part).unwrap();
+        let server = Server::start(&FILE, &[Behaviour::Good]);
+        assert!(matches!(get(&server, out.path()), Ok(Outcome::Unpacked(_))));
+    }
+}
+
+#[test]
+fn what_an_unpacking_left_that_was_killed_goes() {
+    let out = tempfile::tempdir().unwrap();
+    let stray = |name: &str| {
+        let path = out.path().join(name);
+        fs::create_dir_all(path.join("cifar-10-batches-bin")).unwrap();
+        path
+    };
+    let (old, new) = (stray(".unpacking-old"), stray(".unpacking-new"));
+    let hours = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 3600);
+    fs::File::open(&old).unwrap().set_modified(hours).unwrap();
+    let server = Server::start(&FILE, &[Behaviour::Good]);
+    assert!(matches!(get(&server, out.path()), Ok(Outcome::Unpacked(_))));
+    assert!(!old.exists() && new.exists(), "the other may be a process that lives");
 }
 
 #[test]
@@ -274,6 +320,57 @@ fn what_is_on_disk_is_never_destroyed() {
     assert_eq!(server.ranges(), [], "no request was needed");
 }
 
+/// Files of the right sizes are called whole only where their digests are known.
+#[test]
+fn zeros_and_damage_are_not_called_whole() {
+    let server = Server::start(&FILE, &[Behaviour::Good]);
+    let info = |out: &Path| {
+        let mut command = assert_cmd::Command::cargo_bin("secateur").unwrap();
+        let output = command.args(["data", "info", "cifar10", "--data"]).arg(out).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("cifar-10-batches-bin");
+    fs::create_dir(&folder).unwrap();
+    for (name, records) in CIFAR10.files() {
+        let file = fs::File::create(folder.join(name)).unwrap();
+        file.set_len((records * CIFAR10.record()) as u64).unwrap();
+    }
+    assert_eq!(get(&server, out.path()).unwrap(), Outcome::Unverified(folder));
+    let (code, stdout, _) = info(out.path());
+    assert!(code == Some(0) && stdout.contains("sizes are right, content unverified"), "{stdout}");
+
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("cifar-10-batches-bin");
+    assert!(matches!(get(&server, out.path()), Ok(Outcome::Unpacked(_))));
+    let (code, stdout, _) = info(out.path());
+    assert!(code == Some(0) && stdout.contains("digests right"), "{stdout}");
+    // One pixel.
+    let file = folder.join("data_batch_4.bin");
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[3073 * 500 + 7] = 1;
+    fs::write(&file, &bytes).unwrap();
+    let error = get(&server, out.path()).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        matches!(error, DownloadError::InTheWay { .. }) && text.contains("data_batch_4.bin: SHA-256"),
+        "{text}"
+    );
+    let (code, _, stderr) = info(out.path());
+    assert!(code == Some(2) && stderr.contains("data_batch_4.bin: SHA-256"), "{stderr}");
+    bytes[3073 * 500 + 7] = 0;
+    fs::write(&file, &bytes).unwrap();
+    // A damaged list of digests proves nothing.
+    fs::write(folder.join("SHA256SUMS"), [0xff; 600]).unwrap();
+    let (code, _, stderr) = info(out.path());
+    assert!(code == Some(2) && stderr.contains("SHA256SUMS") && stderr.lines().count() == 1, "{stderr}");
+    fs::write(folder.join("SHA256SUMS"), "").unwrap();
+    let error = get(&server, out.path()).unwrap_err().to_string();
+    assert!(error.contains("found none for data_batch_1.bin"), "{error}");
+    assert_eq!(server.ranges(), [None], "what is there is not downloaded over");
+}
+
 #[test]
 fn an_archive_without_all_files_leaves_no_folder() {
     let out = tempfile::tempdir().unwrap();
@@ -282,4 +379,33 @@ fn an_archive_without_all_files_leaves_no_folder() {
         fetch(&archive_of(&INCOMPLETE), &server.url, out.path(), &mut |_| ()).unwrap_err().to_string();
     assert!(error.contains("data_batch_5.bin missing"), "{error}");
     assert_eq!(names(out.path()), ["small.tar.gz.part"]);
+}
+
+#[test]
+fn one_download_at_a_time_and_no_link_is_followed() {
+    let server = Server::start(&FILE, &[Behaviour::Good]);
+    let out = tempfile::tempdir().unwrap();
+    let lock = Place::from(&out.path().join("small.tar.gz")).lock().unwrap();
+    let error = get(&server, out.path()).unwrap_err().to_string();
+    let holder = format!("another download into this folder: process {} (", std::process::id());
+    assert!(error.contains(&holder), "{error}");
+    drop(lock);
+    assert_eq!(server.ranges(), [], "no request was made");
+
+    // The part file as a link would write to where it points.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let victim = elsewhere.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    let part = out.path().join("small.tar.gz.part");
+    std::os::unix::fs::symlink(&victim, &part).unwrap();
+    let error = get(&server, out.path()).unwrap_err().to_string();
+    assert!(error.contains("small.tar.gz.part: a symbolic link"), "{error}");
+    fs::remove_file(&part).unwrap();
+    // Left by one that was killed while it unpacked, with a link in it for good measure.
+    let staging = out.path().join(".unpacking-small.tar.gz");
+    fs::create_dir(&staging).unwrap();
+    std::os::unix::fs::symlink(&victim, staging.join("test_batch.bin")).unwrap();
+    assert!(matches!(get(&server, out.path()), Ok(Outcome::Unpacked(_))));
+    assert_eq!(names(out.path()), ["cifar-10-batches-bin"]);
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
 }

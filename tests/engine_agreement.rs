@@ -12,8 +12,8 @@ mod common;
 use std::collections::BTreeMap;
 
 use secateur::engine::{
-    Augment, CrossEntropy, DeviceChoice, Engine, LossOutputs, Noise, Pass, Sgd, SignStep, Tensor, WeightSet,
-    open,
+    Augment, CrossEntropy, DeviceChoice, Engine, LossOutputs, Noise, Padding, Pass, Sgd, SignStep, Tensor,
+    WeightSet, open,
 };
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ParameterKind, ResNet18, Weights};
@@ -342,7 +342,8 @@ fn data_and_random_starts_have_the_same_bits() {
         let images = engine.alloc("images", BATCH * IMAGE_LEN).unwrap();
         let labels = engine.alloc("labels", BATCH).unwrap();
         let mut bits: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-        for augment in [None, Some(Augment { seed: SEED, epoch: 4 })] {
+        let augment = |padding| Some(Augment { seed: SEED, epoch: 4, padding });
+        for augment in [None, augment(Padding::Zero), augment(Padding::Reflect)] {
             engine.gather(&set, &samples, augment, &images, &labels).unwrap();
             let gathered: Vec<f32> = engine.read(&images).unwrap();
             bits.insert(format!("images, {augment:?}"), gathered.iter().map(|v| v.to_bits()).collect());
@@ -409,7 +410,7 @@ fn train(engine: Device, start: &Weights, learning_rate: f32) -> Run {
     for step in 0..20u32 {
         let ids: Vec<u32> = (0..BATCH as u32).map(|i| (step * BATCH as u32 + i) % 40).collect();
         let samples = bench.engine.upload("samples", &ids).unwrap();
-        let augment = Some(Augment { seed: SEED, epoch: step / 5 });
+        let augment = Some(Augment { seed: SEED, epoch: step / 5, padding: Padding::Reflect });
         bench.engine.gather(&set, &samples, augment, &bench.images, &bench.labels).unwrap();
         bench.engine.fold_batch_norm(WeightSet::Live).unwrap();
         let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step };

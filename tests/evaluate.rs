@@ -8,8 +8,9 @@ use secateur::data::generated::{self, Part};
 use secateur::engine::{
     CrossEntropy, DeviceChoice, Engine, ImageSet, Noise, Pass, Precision, SignStep, WeightSet, open,
 };
+use secateur::evaluate::sanity::alarms;
 use secateur::evaluate::{Outcome, Protocol, Subject, evaluate};
-use secateur::model::{ResNet18, initialise};
+use secateur::model::{ResNet18, Weights, initialise};
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::BatchNorm;
 
@@ -229,4 +230,76 @@ fn other_ascents_and_single_steps_count_their_passes() {
     let one = run(engine, &set, &samples, "pgd2", 30);
     assert_eq!(one.cost.backwards, 2 * TESTED as u64);
     assert_eq!(two.cost.backwards, 2 * (TESTED + one.correct()) as u64);
+}
+
+/// Networks whose logits are not finite: NaN everywhere, and one class infinitely low.
+fn broken_networks() -> Vec<(&'static str, Weights)> {
+    let network = ResNet18 { width: 16, classes: 10 };
+    let sound = initialise(network, SEED);
+    let mut nan = sound.clone();
+    nan.insert("linear.bias", &[10], vec![f32::NAN; 10]);
+    let mut infinite = sound.clone();
+    let mut bias = vec![0.0; 10];
+    (bias[3], bias[7]) = (1e3, f32::NEG_INFINITY);
+    infinite.insert("linear.bias", &[10], bias);
+    vec![("NaN", nan), ("infinite", infinite)]
+}
+
+#[test]
+fn logits_that_are_not_finite_are_wrong_under_every_protocol() {
+    let all = ["clean", "fgsm", "pgd10", "pgd2x3", "cw", "apgd-ce", "apgd-t", "fab-t", "square", "aa"];
+    for (device, protocols) in [(DeviceChoice::Cpu, &all[..]), (DeviceChoice::Emulated, &all[..2])] {
+        for (what, weights) in broken_networks() {
+            let mut engine = open(device, ResNet18 { width: 16, classes: 10 }, 2).unwrap();
+            let engine = engine.as_mut();
+            engine.load_weights(&weights).unwrap();
+            let test = generated::images(Part::Test, 2);
+            // The class that was the prediction of such logits, and that of the largest one.
+            let set = engine.upload_images(&test.pixels, &[0, 3]).unwrap();
+            for protocol in protocols {
+                let outcome = run(engine, &set, &[0, 1], protocol, 2);
+                assert_eq!(outcome.withstood, [false, false], "{device:?}, {what}, {protocol}");
+                assert_eq!(outcome.non_finite, 2, "{device:?}, {what}, {protocol}");
+                let said = alarms(&[(&protocol.parse().unwrap(), &outcome)]);
+                assert!(said[0].contains("2 of 2 images have a logit that is NaN or infinite"), "{said:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_saturated_softmax_raises_the_alarm_of_every_gradient_protocol() {
+    let (mut engine, set) = prepared();
+    let engine = engine.as_mut();
+    let samples: Vec<u32> = (0..TESTED as u32).collect();
+    let names = ["fgsm", "pgd20", "cw", "apgd-ce"];
+    let protocols = names.map(|name| name.parse::<Protocol>().unwrap());
+    for protocol in &protocols {
+        let outcome = run(engine, &set, &samples[..8], &protocol.to_string(), 8);
+        assert_eq!((outcome.non_finite, outcome.zero_gradients), (0, 0), "{protocol}: sound");
+    }
+    let mut weights = engine.weights(WeightSet::Live).unwrap();
+    for name in ["linear.weight", "linear.bias"] {
+        weights.tensors.get_mut(name).unwrap().values.iter_mut().for_each(|value| *value *= 1e5);
+    }
+    engine.load_weights(&weights).unwrap();
+    let clean = run(engine, &set, &samples, "clean", 30);
+    let outcomes =
+        protocols.clone().map(|protocol| run(engine, &set, &samples[..20], &protocol.to_string(), 20));
+    let first = clean.withstood[..20].iter().filter(|right| **right).count();
+    for (protocol, outcome) in protocols.iter().zip(&outcomes) {
+        let said = alarms(&[(protocol, outcome)]).join("; ");
+        match protocol {
+            // Margins keep their slope.
+            Protocol::Cw => {
+                assert!(outcome.zero_gradients == 0 && outcome.correct() + 4 < first, "{first}: {outcome:?}")
+            }
+            _ => {
+                assert!(outcome.zero_gradients * 2 > first, "{protocol}: {outcome:?}");
+                assert!(said.contains("images have no gradient at all"), "{protocol}: {said}");
+            }
+        }
+    }
+    let said = alarms(&[(&protocols[1], &outcomes[1]), (&protocols[2], &outcomes[2])]).join("; ");
+    assert!(said.contains("the softmax may be saturated"), "{said}");
 }

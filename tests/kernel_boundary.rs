@@ -128,18 +128,19 @@ fn a_step_ends_where_bisection_ends() {
 
 #[test]
 fn the_closest_wrong_image_is_kept() {
-    // Predicted right; wrong and closer; wrong and farther; wrong for the first time; a tie lost by the index; NaN.
-    let rows: [[f32; 3]; 6] = [
+    // Predicted right; wrong and closer; wrong and farther; wrong for the first time; a tie lost by the index; NaN; infinite.
+    let rows: [[f32; 3]; 7] = [
         [3.0, 2.0, 1.0],
         [1.0, 2.0, 3.0],
         [1.0, 2.0, 0.0],
         [0.0, 0.5, 0.0],
         [1.0, 1.0, 0.0],
         [1.0, f32::NAN, 0.0],
+        [1.0, f32::NEG_INFINITY, 0.0],
     ];
-    let labels = [0u32, 0, 0, 0, 1, 0];
-    let before = [0.5f32, 0.5, 0.001, f32::INFINITY, f32::INFINITY, f32::INFINITY];
-    let wrong = [false, true, true, true, true, false];
+    let labels = [0u32, 0, 0, 0, 1, 0, 0];
+    let before = [0.5f32, 0.5, 0.001, f32::INFINITY, f32::INFINITY, f32::INFINITY, f32::INFINITY];
+    let wrong = [false, true, true, true, true, true, true];
     on_every_driver("keep", |driver| {
         let mut random = Random::new(41);
         let count = rows.len() * IMAGE_LEN;

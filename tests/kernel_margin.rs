@@ -3,6 +3,7 @@
 mod common;
 
 use common::*;
+use secateur::engine::NO_CLASS;
 use secateur::engine::cuda::driver::Address;
 use secateur::engine::cuda::launch::loss::*;
 
@@ -113,15 +114,17 @@ fn losses_predictions_gradients_and_ranks() {
 #[test]
 fn broken_inputs_show() {
     on_every_driver("broken inputs", |driver| {
-        // A NaN logit, a label and a target that are no class, and a whole row.
+        // A NaN logit, a label and a target that are no class, a whole row, and infinite logits.
+        let (nan, inf) = (f32::NAN, f32::INFINITY);
+        let whole = [0.0, 1.0, 2.0, 3.0];
         let logits =
-            [[0.0f32, 1.0, f32::NAN, 2.0], [0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0]];
+            [[0.0f32, 1.0, nan, 2.0], whole, whole, whole, [0.0, inf, 2.0, 3.0], [-inf, 1.0, 2.0, 3.0]];
         let logits_at = input(driver, "logits", &logits);
-        let labels_at = input(driver, "labels", &[1u32, 9, 3, 3]);
-        let targets_at = input(driver, "targets", &[0u32, 0, u32::MAX, 1]);
-        let losses = Output::new::<f32>(driver, "losses", 4);
-        let predictions = Output::new::<u32>(driver, "predictions", 4);
-        let gradient = Output::new::<f32>(driver, "logit gradient", 16);
+        let labels_at = input(driver, "labels", &[1u32, 9, 3, 3, 1, 3]);
+        let targets_at = input(driver, "targets", &[0u32, 0, u32::MAX, 1, 0, 0]);
+        let losses = Output::new::<f32>(driver, "losses", 6);
+        let predictions = Output::new::<u32>(driver, "predictions", 6);
+        let gradient = Output::new::<f32>(driver, "logit gradient", 24);
         let mut params = MarginParams {
             logits: logits_at.address(),
             labels: labels_at.address(),
@@ -129,28 +132,28 @@ fn broken_inputs_show() {
             losses: losses.address(),
             predictions: predictions.address(),
             logit_gradient: gradient.address(),
-            batch: 4,
+            batch: 6,
             classes: 4,
         };
         margin_loss(&**driver, &params).unwrap();
         let nans = |values: Vec<f32>| values.iter().map(|value| value.is_nan()).collect::<Vec<_>>();
-        assert_eq!(nans(losses.read()), [true, true, true, false]);
+        assert_eq!(nans(losses.read()), [true, true, true, false, true, true]);
         params.targets = Address::NULL;
         margin_loss(&**driver, &params).unwrap();
-        assert_eq!(nans(losses.read()), [true, true, false, false]);
-        assert!(predictions.read::<u32>().iter().all(|class| *class < 4));
-        let wrong = Output::new::<u32>(driver, "wrong classes", 4);
+        assert_eq!(nans(losses.read()), [true, true, false, false, true, true]);
+        assert_eq!(predictions.read::<u32>(), [NO_CLASS, 3, 3, 3, NO_CLASS, NO_CLASS]);
+        let wrong = Output::new::<u32>(driver, "wrong classes", 6);
         let of = |rank| WrongClassParams {
             logits: logits_at.address(),
             labels: labels_at.address(),
             wrong: wrong.address(),
-            batch: 4,
+            batch: 6,
             classes: 4,
             rank,
             padding: 0,
         };
         wrong_class(&**driver, &of(1)).unwrap();
-        assert_eq!(wrong.read::<u32>(), [u32::MAX, 3, 2, 2]);
+        assert_eq!(wrong.read::<u32>(), [NO_CLASS, 3, 2, 2, NO_CLASS, NO_CLASS]);
         for rank in [0, 4] {
             assert!(wrong_class(&**driver, &of(rank)).is_err());
         }

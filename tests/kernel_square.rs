@@ -120,7 +120,7 @@ struct Case {
 
 /// Every kind of image; `label` counts in the first four classes, the others are far below.
 fn cases() -> Vec<Case> {
-    let nan = f32::NAN;
+    let (nan, inf) = (f32::NAN, f32::INFINITY);
     let case = |what, label, before, logits, margin, accepted, counted| Case {
         what,
         label,
@@ -140,8 +140,11 @@ fn cases() -> Vec<Case> {
         case("a tie won by the index", 0, 0.5, [3.0, 3.0, 1.0, 0.0], 0.0, true, true),
         case("a tie lost by the index", 1, 0.5, [3.0, 3.0, 1.0, 0.0], -f32::MIN_POSITIVE, true, true),
         case("a tie after a tie", 0, 0.0, [3.0, 3.0, 1.0, 0.0], 0.0, false, true),
-        case("its own logit NaN", 0, 0.5, [nan, 3.0, 1.0, 0.0], nan, true, true),
-        case("another logit NaN", 3, 0.5, [0.0, nan, 1.0, 0.0], nan, true, true),
+        case("its own logit NaN", 0, 0.5, [nan, 3.0, 1.0, 0.0], -inf, true, true),
+        case("another logit NaN", 3, 0.5, [0.0, nan, 1.0, 0.0], -inf, true, true),
+        case("its own logit infinite", 0, 0.5, [inf, 3.0, 1.0, 0.0], -inf, true, true),
+        case("another logit infinite", 3, 0.5, [0.0, -inf, 1.0, 9.0], -inf, true, true),
+        case("broken by a NaN before", 3, -inf, [0.0, 1.0, 1.0, 9.0], -inf, false, false),
         case("no class", 4_000, 0.5, [0.0, 1.0, 1.0, 0.0], nan, true, true),
     ]
 }

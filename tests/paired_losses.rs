@@ -13,14 +13,18 @@ use common::{Bound, Random, SEED, assert_close};
 use pairs::{Pairs, check};
 use safetensors::SafeTensors;
 use secateur::engine::{
-    DeviceChoice, Engine, Error, LossOutputs, PairedForm, PairedLoss, PairedLossOutputs, Tensor, open,
+    CrossEntropy, DeviceChoice, Engine, Error, LossOutputs, Margin, NO_CLASS, PairedForm, PairedLoss,
+    PairedLossOutputs, Tensor, open,
 };
 use secateur::model::ResNet18;
 
 /// What the fixture script multiplies all gradients by.
 const SCALE: f32 = 0.125;
-const FORMS: [(PairedForm, f32, &str); 2] =
-    [(PairedForm::CleanCrossEntropy, 6.0, "trades"), (PairedForm::BoostedCrossEntropy, 5.0, "mart")];
+const FORMS: [(PairedForm, f32, &str); 3] = [
+    (PairedForm::Trades { smoothing: 0.0 }, 6.0, "trades"),
+    (PairedForm::Trades { smoothing: 0.1 }, 6.0, "smoothed_trades"),
+    (PairedForm::Mart, 5.0, "mart"),
+];
 const MAX_BATCH: usize = 32;
 const DEVICES: [DeviceChoice; 2] = [DeviceChoice::Cpu, DeviceChoice::Emulated];
 
@@ -253,7 +257,7 @@ fn wrong_operands_are_named() {
         let logits = engine.upload("logits", &[0.0f32; 20]).unwrap();
         let labels = engine.upload("labels", &[3u32, 4]).unwrap();
         let outputs = Outputs::new(&*engine, 2);
-        let loss = PairedLoss { form: PairedForm::CleanCrossEntropy, divergence: 6.0, scale: 1.0 };
+        let loss = PairedLoss { form: PairedForm::Trades { smoothing: 0.0 }, divergence: 6.0, scale: 1.0 };
         let three = engine.upload("three weights", &[1.0f32; 3]).unwrap();
         let result = engine.paired_loss(&loss, &logits, &logits, &labels, Some(&three), outputs.paired());
         let met = result.unwrap_err().to_string();
@@ -283,7 +287,7 @@ fn the_reference_engine_names_a_label_or_a_row_that_is_not_there() {
     let logits = engine.upload("logits", &[0.0f32; 20]).unwrap();
     let labels = engine.upload("labels", &[3u32, 10]).unwrap();
     let outputs = Outputs::new(&*engine, 2);
-    let loss = PairedLoss { form: PairedForm::BoostedCrossEntropy, divergence: 5.0, scale: 1.0 };
+    let loss = PairedLoss { form: PairedForm::Mart, divergence: 5.0, scale: 1.0 };
     let result = engine.paired_loss(&loss, &logits, &logits, &labels, None, outputs.paired());
     let message = result.unwrap_err().to_string();
     assert_eq!(message, "labels: label 10 at position 1, expected less than 10");
@@ -291,4 +295,47 @@ fn the_reference_engine_names_a_label_or_a_row_that_is_not_there() {
     let to = engine.alloc::<f32>("to", 20).unwrap();
     let message = engine.gather_rows(&logits, &rows, 10, &to).unwrap_err().to_string();
     assert_eq!(message, "rows: row 2 at position 1, but logits has 2 rows");
+}
+
+#[test]
+fn logits_that_are_not_finite_predict_nothing() {
+    let (nan, inf) = (f32::NAN, f32::INFINITY);
+    // A row that is right, then the label's and another logit NaN, infinite and infinitely low.
+    let rows = [
+        [3.0f32, 1.0, 2.0],
+        [nan, 1.0, 2.0],
+        [3.0, nan, 2.0],
+        [inf, 1.0, 2.0],
+        [3.0, -inf, 2.0],
+        [3.0, inf, 2.0],
+    ];
+    for device in DEVICES {
+        let mut engine = engine(device, 3);
+        let engine = engine.as_mut();
+        let logits = engine.upload("logits", rows.as_flattened()).unwrap();
+        let sound = engine.upload("clean logits", &[3.0f32, 1.0, 2.0].repeat(rows.len())).unwrap();
+        let labels = engine.upload("labels", &[0u32; 6]).unwrap();
+        let outputs = Outputs::new(engine, rows.len());
+        let wanted = [0, NO_CLASS, NO_CLASS, NO_CLASS, NO_CLASS, NO_CLASS];
+        let check = |engine: &dyn Engine, what: &str| {
+            assert_eq!(engine.read(&outputs.predictions).unwrap(), wanted, "{device:?}: {what}");
+            engine.write(&outputs.predictions, &[7; 6]).unwrap();
+        };
+        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
+        engine.cross_entropy(&loss, &logits, &labels, None, outputs.single()).unwrap();
+        check(engine, "cross-entropy");
+        engine.divergence(&sound, &logits, 1.0, outputs.single()).unwrap();
+        check(engine, "divergence");
+        engine.margin_loss(Margin::BestWrong, &logits, &labels, outputs.single()).unwrap();
+        check(engine, "margin");
+        for (form, divergence, _) in FORMS {
+            let loss = PairedLoss { form, divergence, scale: 1.0 };
+            engine.paired_loss(&loss, &sound, &logits, &labels, None, outputs.paired()).unwrap();
+            check(engine, &format!("{form:?}"));
+        }
+        let scores = engine.upload("scores", &[7.0f32; 6]).unwrap();
+        engine.signed_deviation(&logits, &labels, &scores).unwrap();
+        let scores = engine.read(&scores).unwrap();
+        assert!(scores[0] > 0.0 && scores[1..].iter().all(|score| !(*score > 0.0)), "{device:?}: {scores:?}");
+    }
 }

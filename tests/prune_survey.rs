@@ -5,7 +5,7 @@ mod common;
 mod survey;
 
 use common::{Bound, assert_close};
-use secateur::engine::{DeviceChoice, Engine, Pass, Term};
+use secateur::engine::{DeviceChoice, Engine, Pass, StopFlag, Term};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::prune::{PruneError, Survey};
 use survey::Subject;
@@ -116,6 +116,24 @@ fn input_gradient_norms_are_of_the_sample_alone() {
     });
 }
 
+/// Correct are the clean images whose largest logit is their class's.
+#[test]
+fn correct_images_are_counted_without_an_attack() {
+    let mut subject = Subject::new(DeviceChoice::Cpu, &[]);
+    let labels = subject.labels(&SAMPLES);
+    subject.survey(|engine, survey| {
+        let view = survey.last_layer(engine, &SAMPLES).unwrap();
+        let logits = engine.read(&view.logits[0]).unwrap();
+        let right = logits.chunks_exact(10).zip(&labels).filter(|(row, label)| {
+            let own = row[**label as usize];
+            row.iter().all(|&other| other <= own)
+        });
+        let expected = right.count();
+        assert!(expected > 0 && expected < SAMPLES.len(), "{expected} of {}", SAMPLES.len());
+        assert_eq!(survey.correct(engine, &SAMPLES).unwrap(), expected);
+    });
+}
+
 /// A survey that is asked to stop says so.
 #[test]
 fn a_survey_can_be_stopped() {
@@ -131,5 +149,23 @@ fn a_survey_can_be_stopped() {
         let error = survey.last_layer(engine, &SAMPLES).unwrap_err();
         assert!(matches!(error, PruneError::Stopped), "{error}");
         assert_eq!(asked, 1);
+    });
+}
+
+/// And so does one whose engine hears a stop in the attack on its first batch.
+#[test]
+fn a_survey_can_be_stopped_within_a_batch() {
+    let mut subject = Subject::new(DeviceChoice::Cpu, &[]);
+    subject.survey(|engine, survey| {
+        let stop = StopFlag::default();
+        engine.stop_on(Some(stop.clone()));
+        assert!(survey.last_layer(engine, &SAMPLES).is_ok());
+        stop.request();
+        let mut watch = |_: usize, _: usize| panic!("no batch is done");
+        let mut survey = Survey { watch: &mut watch, objective: &mut *survey.objective, ..*survey };
+        let error = survey.last_layer(engine, &SAMPLES).unwrap_err();
+        assert!(matches!(error, PruneError::Stopped), "{error}");
+        let error = survey.input_gradient_norms(engine, &SAMPLES).unwrap_err();
+        assert!(matches!(error, PruneError::Stopped), "{error}");
     });
 }

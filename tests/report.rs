@@ -287,6 +287,16 @@ fn what_is_missing_or_damaged_is_left_out_and_named() {
     let html = damage("metrics.jsonl", Some(odd.as_bytes()), "line 2: not an object with an epoch");
     assert!(html.contains("run: epoch 2, loss 1.9"));
     damage("metrics.jsonl", Some(whole.repeat(2).as_bytes()), "line 4: epoch 1 behind epoch 3");
+
+    // What editors and other builds put around the lines is nothing to note.
+    let edited = format!("\u{feff}{}\n\n", whole.replace('\n', "\r\n\n"));
+    fs::write(path.join("metrics.jsonl"), edited).unwrap();
+    let html = page();
+    assert!(!html.contains("<h2>Notes</h2>") && html.contains("run: epoch 3, loss 1.8"));
+    // The metrics of a build that knew fewer fields.
+    let older = include_bytes!("../results/cifar10-demo/metrics.jsonl");
+    fs::write(path.join("metrics.jsonl"), older).unwrap();
+    assert!(!page().contains("<h2>Notes</h2>"));
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! Weights files: what is written is read back, and a file that is not the weights of a network is refused.
 
 use std::fs;
+use std::path::Path;
 use std::sync::LazyLock;
 
+use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
+use safetensors::tensor::{Dtype, TensorView};
 use secateur::files::Existing;
 use secateur::model::{ResNet18, Weights, WeightsError, initialise};
 
@@ -81,7 +84,9 @@ fn check_names_what_is_wrong() {
         wrapped.insert(format!("module.{name}"), &tensor.shape, tensor.values.clone());
     }
     let error = wrapped.infer_network().unwrap_err().to_string();
-    assert!(error.starts_with("module.bn1.bias: the name has the prefix of a wrapper, module."), "{error}");
+    let wanted = "conv1.weight: missing from the weights; found instead: module.bn1.bias, module.bn1.running_mean, \
+                  module.bn1.running_var and 99 more (module.* is *); `secateur weights convert FILE OUT` renames them";
+    assert_eq!(error, wanted);
 }
 
 #[test]
@@ -138,7 +143,20 @@ fn malformed_files_are_refused() {
     }
     fs::write(&path, one(r#"{"dtype":"F16","shape":[2],"data_offsets":[0,4]}"#, &[0; 4])).unwrap();
     let error = Weights::read(&path).unwrap_err().to_string();
-    assert!(error.contains("a: type F16, expected F32; convert with tensor.float()"), "{error}");
+    assert!(
+        error.contains("a: type F16, expected F32; `secateur weights convert FILE OUT` makes it so"),
+        "{error}"
+    );
+    for (bytes, part) in [
+        (&b"PK\x03\x04and the rest"[..], "expected a safetensors file, this is a PyTorch file"),
+        (b"\x80\x02}q\x00.", "a PyTorch file (.pth, .pt) or another pickle; load it with torch.load"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html>\n<html>", "a web page"),
+    ] {
+        fs::write(&path, bytes).unwrap();
+        let error = Weights::read(&path).unwrap_err().to_string();
+        assert!(error.starts_with(&path.display().to_string()) && error.contains(part), "{error}");
+    }
     let error = Weights::read(&folder.path().join("none")).unwrap_err().to_string();
     assert!(error.contains("none: "), "{error}");
 }
@@ -179,6 +197,136 @@ fn the_command_writes_checks_and_never_overwrites() {
     let (code, _, error) = weights_command(&["check", "no/such/file"]);
     assert_eq!(code, 2);
     assert!(error.contains("no/such/file"), "{error}");
+}
+
+/// A tensor of any type: name, type, shape, bytes.
+type Entry = (String, Dtype, Vec<usize>, Vec<u8>);
+
+/// A safetensors file of these tensors.
+fn tensors(tensors: &[Entry]) -> Vec<u8> {
+    let views = tensors
+        .iter()
+        .map(|(name, dtype, shape, data)| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    safetensors::serialize(views, None).unwrap()
+}
+
+#[test]
+fn weights_of_other_programs_are_converted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (folder.path().join("in.safetensors"), folder.path().join("out.safetensors"));
+    let (input, output) = (input.to_str().unwrap(), output.to_str().unwrap());
+    // Values that every type holds.
+    let mut good = initialise(NETWORK, SEED);
+    for tensor in good.tensors.values_mut() {
+        tensor
+            .values
+            .iter_mut()
+            .for_each(|value| *value = bf16::from_f32(f16::from_f32(*value).to_f32()).to_f32());
+    }
+    for tensor in good.tensors.values_mut() {
+        tensor.values.iter_mut().for_each(|value| *value = f16::from_f32(*value).to_f32());
+    }
+    let foreign = |prefix: &str, dtype: Dtype| -> Vec<Entry> {
+        let mut all = Vec::new();
+        for (name, tensor) in &good.tensors {
+            let name = name.replace("linear.", "fc.").replace("shortcut.", "downsample.");
+            let bytes = tensor.values.iter().flat_map(|&value| match dtype {
+                Dtype::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
+                Dtype::BF16 => bf16::from_f32(value).to_le_bytes().to_vec(),
+                Dtype::F64 => f64::from(value).to_le_bytes().to_vec(),
+                _ => value.to_le_bytes().to_vec(),
+            });
+            all.push((format!("{prefix}{name}"), dtype, tensor.shape.clone(), bytes.collect()));
+        }
+        all.push((format!("{prefix}bn1.num_batches_tracked"), Dtype::I64, vec![], vec![7; 8]));
+        all
+    };
+    let convert = || weights_command(&["convert", input, output]);
+    for (prefix, dtype) in
+        [("", Dtype::F32), ("net.", Dtype::F16), ("module.", Dtype::BF16), ("model.module.", Dtype::F64)]
+    {
+        fs::write(input, tensors(&foreign(prefix, dtype))).unwrap();
+        assert_ne!(weights_command(&["check", input]).0, 0);
+        let (code, text, error) = convert();
+        assert_eq!(code, 0, "{prefix} {dtype:?}: {error}");
+        assert!(
+            text.contains("num_batches_tracked dropped: 1 tensors") && text.contains("fc to linear"),
+            "{text}"
+        );
+        assert_eq!(text.contains("stripped"), !prefix.is_empty(), "{text}");
+        assert_eq!(text.contains("to F32"), dtype != Dtype::F32, "{text}");
+        assert_eq!(
+            Weights::read_network(output.as_ref()).unwrap(),
+            (NETWORK, good.clone()),
+            "{prefix} {dtype:?}"
+        );
+        // A file that is there is left alone.
+        let (code, _, error) = convert();
+        assert!(code == 2 && error.contains("exists already and is left alone"), "{error}");
+        fs::remove_file(output).unwrap();
+    }
+    // What does not fit is refused, and nothing is written.
+    let refused = |change: &dyn Fn(&mut Vec<Entry>)| {
+        let mut all = foreign("net.", Dtype::F64);
+        change(&mut all);
+        fs::write(input, tensors(&all)).unwrap();
+        let (code, _, error) = convert();
+        assert!(code != 0 && !Path::new(output).exists(), "{error}");
+        error
+    };
+    let error = refused(&|all| all.push(("normalize.mean".into(), Dtype::F32, vec![3], vec![0; 12])));
+    assert!(error.contains("normalize.mean: not a tensor of this network"), "{error}");
+    let error = refused(&|all| all.retain(|(name, ..)| !name.contains("layer4")));
+    assert!(error.contains("layer4.0.conv1.weight: missing from the weights"), "{error}");
+    let error = refused(&|all| all[0].3[..8].copy_from_slice(&1e300f64.to_le_bytes()));
+    assert!(error.contains("[0]: 1000000") && error.contains("is too large for F32"), "{error}");
+    let error = refused(&|all| all[0].1 = Dtype::I64);
+    assert!(error.contains("type I64, expected F32, F16, BF16 or F64"), "{error}");
+    let error = refused(&|all| all.push(("linear.bias".into(), Dtype::F32, vec![10], vec![0; 40])));
+    assert!(error.contains("linear.bias") && error.contains("is there already"), "{error}");
+}
+
+#[test]
+fn weights_without_finite_logits_fail_the_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    let file = path.to_str().unwrap();
+    let written = |change: &dyn Fn(&mut Weights)| {
+        let mut weights = GOOD.0.clone();
+        change(&mut weights);
+        weights.write(&path, Existing::Replace).unwrap();
+        weights_command(&["check", file])
+    };
+    let fill = |name: &'static str, value: f32| {
+        move |weights: &mut Weights| weights.tensors.get_mut(name).unwrap().values.fill(value)
+    };
+    let (code, text, error) = written(&|_| ());
+    assert!(code == 0 && text.contains("all finite") && error.is_empty(), "{error}");
+    // Products, sums and folded factors that overflow.
+    for (name, value) in [
+        ("conv1.weight", 3e38),
+        ("linear.weight", 3e38),
+        ("layer3.0.bn1.weight", 3e38),
+        ("linear.bias", 3.4e38),
+    ] {
+        let change: &dyn Fn(&mut Weights) = &|weights: &mut Weights| {
+            fill(name, value)(weights);
+            if name == "linear.bias" {
+                fill("linear.weight", 1e37)(weights);
+            }
+        };
+        let (code, text, error) = written(change);
+        assert_eq!((code, text.as_str()), (1, ""), "{name}: {error}");
+        assert!(
+            error.contains("of 8 generated images have a logit that is NaN or infinite"),
+            "{name}: {error}"
+        );
+    }
+    let (code, _, error) = written(&fill("layer1.0.bn1.running_var", 0.0));
+    assert!(
+        code == 0 && error.contains("warning: layer1.0.bn1.running_var: 16 of 16 variances are 0"),
+        "{error}"
+    );
 }
 
 proptest! {

@@ -7,7 +7,7 @@
 // Candidate i is that of image rows[i]; its random numbers are block `query` of the image's sample. All but the logits of
 // the network has the same bits on every device. The margin is the label's logit less the largest other one, and negative
 // exactly where the prediction is wrong: a tie lost by the index counts as -FLT_MIN. NaN marks an image before its first
-// query, and is kept once a logit is NaN, so that whoever ranks the margins finds it.
+// query; a logit that is NaN or infinite is a wrong prediction, of margin -infinity.
 // Checked by tests/kernel_square.rs; called by RandomSquares::{square_propose, square_accept}.
 
 #include "attack/margin.cuh"

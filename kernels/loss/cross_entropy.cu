@@ -32,12 +32,13 @@ KERNEL(cross_entropy, CrossEntropyParams, 128, NoShared) {
 
     const Softmax q = softmax(p.logits + row, p.classes);
     const float at_label = at_class(q.log_p, label, p.classes), total = class_sum(q.log_p);
+    const uint32_t predicted = prediction(p.logits + row, p.classes, q.best);
     if (warp >= p.batch) return;
 
     const float uniform = p.smoothing / float(p.classes);
     if (lane_index() == 0) {
         p.losses[sample] = -(1.0f - p.smoothing) * at_label - uniform * total;
-        p.predictions[sample] = q.best;
+        p.predictions[sample] = predicted;
     }
     const float factor = p.weights.present() ? p.scale * p.weights[sample] : p.scale;
 #pragma unroll

@@ -33,11 +33,12 @@ KERNEL(divergence, DivergenceParams, 128, NoShared) {
 #pragma unroll
     for (int i = 0; i < CLASSES_PER_LANE; ++i) terms[i] = target.p[i] * (target.log_p[i] - moved.log_p[i]);
     const float loss = class_sum(terms);
+    const uint32_t predicted = prediction(p.logits + row, p.classes, moved.best);
     if (warp >= p.batch) return;
 
     if (lane_index() == 0) {
         p.losses[sample] = loss;
-        p.predictions[sample] = moved.best;
+        p.predictions[sample] = predicted;
     }
 #pragma unroll
     for (int i = 0; i < CLASSES_PER_LANE; ++i) {

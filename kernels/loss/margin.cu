@@ -7,7 +7,7 @@
 // With L the DLR loss: dL/dz = (e_t - e_y - L (e_(1) - e_(3) / 2 - e_(4) / 2)) / D. Among equal logits the highest index ranks
 // first, as where the published code sorts in ascending order and reads from the end.
 //
-// A warp takes one sample. A NaN logit, or a label or target outside of the classes, gives a NaN loss.
+// A warp takes one sample. A logit that is NaN or infinite, or a label or target outside of the classes, gives a NaN loss.
 // Checked by tests/kernel_margin.rs; called by Engine::{margin_loss, wrong_class}.
 
 #include "loss/softmax.h"
@@ -28,24 +28,23 @@ struct MarginParams {
 /// Logits of a row as a warp holds them, -infinity beyond its classes.
 struct Row {
     float z[CLASSES_PER_LANE];
-    /// Class with the largest logit, the lowest index among equals.
-    uint32_t best;
-    bool nan;
+    /// Class with the largest logit, the lowest index among equals; NO_CLASS where a logit is not finite.
+    uint32_t prediction;
+    bool finite;
 };
 
 DEVICE Row load_row(Global<const float> logits, uint32_t classes) {
     Row row;
     Largest largest{-INFINITY, lane_index()};
-    uint32_t nans = 0;
 #pragma unroll
     for (int i = 0; i < CLASSES_PER_LANE; ++i) {
         const uint32_t c = class_of(i);
         row.z[i] = c < classes ? logits[c] : -INFINITY;
         if (row.z[i] > largest.value) largest = {row.z[i], c};
-        nans += row.z[i] != row.z[i];
     }
-    row.best = warp_largest(largest).index;
-    row.nan = warp_sum(nans) > 0;
+    row.finite = all_finite(row.z, classes);
+    const uint32_t best = warp_largest(largest).index;
+    row.prediction = row.finite ? best : NO_CLASS;
     return row;
 }
 
@@ -128,8 +127,8 @@ DEVICE void margin_loss(const MarginParams& p) {
     if (warp >= p.batch) return;
 
     if (lane_index() == 0) {
-        p.losses[sample] = row.nan ? NAN : loss;
-        p.predictions[sample] = row.best;
+        p.losses[sample] = row.finite ? loss : NAN;
+        p.predictions[sample] = row.prediction;
     }
 #pragma unroll
     for (int i = 0; i < CLASSES_PER_LANE; ++i) {
@@ -150,7 +149,7 @@ struct WrongClassParams {
     uint32_t padding;
 };
 
-// The class is the one that `rank - 1` other wrong classes rank before. None (0xFFFFFFFF) where a logit is NaN.
+// The class is the one that `rank - 1` other wrong classes rank before. NO_CLASS where a logit is not finite.
 KERNEL(wrong_class, WrongClassParams, 128, NoShared) {
     const uint32_t warp = blockIdx.x * (blockDim.x / 32) + warp_index();
     const uint32_t sample = warp < p.batch ? warp : p.batch - 1;
@@ -173,7 +172,7 @@ KERNEL(wrong_class, WrongClassParams, 128, NoShared) {
         if (c < p.classes && c != label && ahead[i] == p.rank - 1) found = c + 1;
     }
     found = warp_sum(found);
-    if (warp < p.batch && lane_index() == 0) p.wrong[sample] = row.nan ? 0xFFFFFFFFu : found - 1;
+    if (warp < p.batch && lane_index() == 0) p.wrong[sample] = row.finite ? found - 1 : NO_CLASS;
 }
 
 }  // namespace secateur

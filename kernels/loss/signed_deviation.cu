@@ -20,7 +20,9 @@ KERNEL(signed_deviation, SignedDeviationParams, 128, NoShared) {
     // Without a sample the last warps work on the last one again and write nothing: collectives want full warps.
     const uint32_t warp = blockIdx.x * (blockDim.x / 32) + warp_index();
     const uint32_t sample = warp < p.batch ? warp : p.batch - 1;
-    const Softmax row = softmax(p.logits + int64_t(sample) * p.classes, p.classes);
+    const Global<const float> logits = p.logits + int64_t(sample) * p.classes;
+    const Softmax row = softmax(logits, p.classes);
+    const uint32_t predicted = prediction(logits, p.classes, row.best);
 
     const float mean = 1.0f / float(p.classes);
     float squares[CLASSES_PER_LANE];
@@ -31,7 +33,7 @@ KERNEL(signed_deviation, SignedDeviationParams, 128, NoShared) {
     }
     const float deviation = sqrtf(class_sum(squares) / float(p.classes - 1));
     if (warp < p.batch && lane_index() == 0) {
-        p.scores[sample] = row.best == p.labels[sample] ? deviation : -deviation;
+        p.scores[sample] = predicted == p.labels[sample] ? deviation : -deviation;
     }
 }
 

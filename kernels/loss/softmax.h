@@ -10,6 +10,8 @@
 namespace secateur {
 
 constexpr int CLASSES_PER_LANE = 4;
+/// The prediction of a row with a logit that is NaN or infinite: equal to no label, so wrong.
+constexpr uint32_t NO_CLASS = 0xFFFFFFFFu;
 
 /// The class that place `i` of this lane holds.
 DEVICE uint32_t class_of(int i) { return lane_index() + 32 * uint32_t(i); }
@@ -68,6 +70,24 @@ DEVICE Softmax softmax(const Row& logits, uint32_t classes) {
         row.p[i] = inside ? expf(row.log_p[i]) : 0.0f;
     }
     return row;
+}
+
+/// Whether all values of the warp's lanes are finite, in every lane; `mine` holds those of this lane.
+DEVICE bool all_finite(const float (&mine)[CLASSES_PER_LANE], uint32_t classes) {
+    uint32_t broken = 0;
+#pragma unroll
+    for (int i = 0; i < CLASSES_PER_LANE; ++i) {
+        if (class_of(i) < classes && !is_finite(mine[i])) broken += 1;
+    }
+    return warp_sum(broken) == 0;
+}
+
+/// The class that a row of logits predicts, in every lane; `best` is the class of its largest logit.
+DEVICE uint32_t prediction(Global<const float> logits, uint32_t classes, uint32_t best) {
+    float z[CLASSES_PER_LANE];
+#pragma unroll
+    for (int i = 0; i < CLASSES_PER_LANE; ++i) z[i] = class_of(i) < classes ? logits[class_of(i)] : 0.0f;
+    return all_finite(z, classes) ? best : NO_CLASS;
 }
 
 /// The wrong class with the largest of a row's values, in every lane: the lowest index among equals, 0xFFFFFFFF where all are NaN.

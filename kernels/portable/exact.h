@@ -1,4 +1,4 @@
-// Arithmetic whose bits must be the same on every device.
+// Arithmetic whose bits must be the same on every device, and a test of its results.
 #pragma once
 
 #include "portable/kernel.h"
@@ -13,5 +13,8 @@ DEVICE float product(float a, float b) {
     return a * b;
 #endif
 }
+
+/// Whether a number is neither NaN nor infinite.
+DEVICE bool is_finite(float value) { return value - value == 0.0f; }
 
 }  // namespace secateur

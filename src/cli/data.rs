@@ -10,7 +10,10 @@ use clap::Subcommand;
 use super::set_kind;
 use crate::console::Console;
 use crate::data::download::{Archive, BASE_URL, Outcome, fetch};
-use crate::data::{DataSet, IMAGE_BYTES, Images, SetKind};
+use crate::data::{DataSet, IMAGE_BYTES, Images, SetKind, cifar};
+
+/// Of files without SHA256SUMS beside them.
+const UNVERIFIED: &str = "sizes are right, content unverified (no SHA256SUMS beside the files)";
 
 /// Download a data set, or check and describe one
 #[derive(clap::Args)]
@@ -57,8 +60,12 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
             console.clear();
             match outcome? {
                 Outcome::AlreadyThere(folder) => {
-                    console.line(format!("{}: already there and whole", folder.display()))
+                    console.line(format!("{}: already there, digests right", folder.display()))
                 }
+                Outcome::Unverified(folder) => console.line(format!(
+                    "{}: already there: {UNVERIFIED}; move it elsewhere to download it anew",
+                    folder.display()
+                )),
                 Outcome::Unpacked(folder) => {
                     console.line(format!("{}: {set}, digest right, unpacked", folder.display()))
                 }
@@ -66,10 +73,19 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
             console.line(format!("use it with --data {}", out.display()));
         }
         DataCommand::Info { set, data } => {
+            let layout = set.layout();
             let set = DataSet::open(set, data.as_deref(), None, None)?;
             console.line(format!("{}: {} classes", set.name, set.classes));
             describe("train", &set.train, &set, console);
             describe("test", &set.test, &set, console);
+            if let (Some(layout), Some(folder)) = (layout, data) {
+                // Digests are recorded for the binary version alone.
+                let place = cifar::find(&layout, &folder).ok();
+                match place.map(|place| cifar::verify(&layout, &place)).transpose()? {
+                    Some(true) => console.line("digests right: the files are those of a verified archive"),
+                    _ => console.line(UNVERIFIED),
+                }
+            }
         }
     }
     Ok(())

@@ -15,18 +15,18 @@
 //!
 //! Checked by `tests/cli.rs`, and against PyTorch by `scripts/compare-dump.py`.
 
+use std::ffi::OsString;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use super::{images_of, weights_for};
+use super::{images_of, inputs, or_set, weights_for, write};
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::engine::{DeviceChoice, Engine, Pass, WeightSet, open};
-use crate::files::Existing;
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
-use crate::model::{ParameterKind, Weights, WeightsError};
+use crate::model::{ParameterKind, Weights};
 use crate::objective;
 use crate::philox::{Key, Purpose};
 use crate::recipe::{BatchNorm, Recipe};
@@ -37,12 +37,12 @@ pub struct Args {
     /// A safetensors file
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
-    /// Folder of the CIFAR binary files, where the recipe's set needs it
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version, where the recipe's set needs it
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// A built-in recipe's name or a TOML file
     #[arg(long, value_name = "NAME|FILE", default_value = "quick")]
-    recipe: String,
+    recipe: OsString,
     /// Change a value of the recipe: --set attack.steps=7
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -70,8 +70,12 @@ fn range(text: &str) -> Result<Range<usize>, String> {
 
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let recipe = Recipe::load(&args.recipe, &args.set)?;
+    let mut files = inputs([&args.recipe], args.data.as_deref())?;
+    files.reads("--weights", &args.weights)?;
+    args.x_adv.iter().try_for_each(|path| files.reads("--x-adv", path))?;
+    let out = files.writes("--out", &args.out)?;
     let (network, weights) = weights_for(&recipe, &args.weights)?;
-    let data = images_of(&recipe, args.data.as_deref())?;
+    let data = images_of(&recipe, args.data.as_deref()).map_err(or_set)?;
     let range = args.samples.clone();
     if range.end > data.train.len() {
         bail!("--samples {}..{}: there are {} training images", range.start, range.end, data.train.len());
@@ -88,10 +92,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels)?;
     let step = step(engine, &recipe, given.as_deref(), &batch)?;
 
-    match step.write(&args.out, Existing::Replace) {
-        Err(WeightsError::Io { path, source }) => bail!("{}: {source}", path.display()),
-        written => written?,
-    }
+    write(&out, &step.to_bytes())?;
     let loss = step.tensors["loss"].values[0];
     console.line(format!(
         "{}: training images {}..{}, loss {loss:.6}, on {}",

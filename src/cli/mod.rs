@@ -15,6 +15,7 @@ mod select;
 mod train;
 mod weights;
 
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
@@ -22,14 +23,15 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::console::Console;
-use crate::data::{DataError, DataSet, SetKind};
+use crate::data::{self as sets, DataError, DataSet, SetKind};
 use crate::engine;
+use crate::files::{Files, Output};
 use crate::measure::workload::WorkError;
 use crate::model::{ResNet18, Weights};
 use crate::names::Named;
 use crate::recipe::{Fraction, Recipe};
 use crate::train::TrainError;
-use crate::train::interrupt::{EXIT_INTERRUPTED, Interrupt};
+use crate::train::interrupt::{EXIT_INTERRUPTED, Interrupt, survive_file_size_limit};
 
 #[derive(Parser)]
 #[command(name = "secateur", version, about, arg_required_else_help = true)]
@@ -59,6 +61,17 @@ pub fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let console = Console::new();
+    // Later, where one cannot be started, it would be a panic in the middle of the work.
+    if let Err(error) = rayon::ThreadPoolBuilder::new().build_global() {
+        console.note(format!(
+            "error: the threads of the CPU cannot be started: {error}; raise the limit (ulimit -u) or ask for fewer \
+             (RAYON_NUM_THREADS)"
+        ));
+        return ExitCode::from(3);
+    }
+    if let Err(error) = survive_file_size_limit() {
+        console.note(format!("warning: the limit on file sizes ends this program at once: {error}"));
+    }
     let done = match cli.command {
         Command::Train(args) => train::run(args, &console),
         Command::Eval(args) => eval::run(args, &console),
@@ -102,14 +115,19 @@ pub(crate) struct RunFailed {
 
 fn exit_code(error: &anyhow::Error) -> u8 {
     let of_engine = |error: &engine::Error| match error {
-        // Weights that do not fit are bad input, not a fault of the device.
-        engine::Error::Model(_) => 2,
+        // Weights that do not fit, or a setting, are bad input, not a fault of the device.
+        engine::Error::Model(_) | engine::Error::Setting(_) => 2,
+        engine::Error::Stopped => EXIT_INTERRUPTED as u8,
         _ => 3,
     };
     if let Some(error) = error.downcast_ref::<TrainError>() {
         return match error {
             TrainError::Engine(error) => of_engine(error),
-            TrainError::Diverged { .. } | TrainError::Overfitted { .. } | TrainError::Selection { .. } => 1,
+            TrainError::Diverged { .. }
+            | TrainError::NonFinite { .. }
+            | TrainError::DivergedWeights { .. }
+            | TrainError::Overfitted { .. }
+            | TrainError::Selection { .. } => 1,
             TrainError::Interrupted { .. } => EXIT_INTERRUPTED as u8,
             _ => 2,
         };
@@ -165,7 +183,7 @@ fn one_line(error: &anyhow::Error) -> String {
 
 /// A recipe of another width or batch, for measurements.
 fn recipe_for(
-    name: &str,
+    name: &OsStr,
     width: Option<usize>,
     batch: Option<usize>,
     set: &[String],
@@ -180,6 +198,16 @@ fn recipe_for(
 fn images_of(recipe: &Recipe, folder: Option<&Path>) -> Result<DataSet, DataError> {
     let data = &recipe.data;
     DataSet::open(data.set, folder, data.train_limit, data.test_limit)
+}
+
+/// What is wrong with the images, for commands that can name another set by `--set`.
+fn or_set(error: DataError) -> anyhow::Error {
+    let set = match &error {
+        DataError::Unwanted { .. } => "cifar10".to_string(),
+        DataError::WrongSet { met, .. } => met.to_string(),
+        _ => return error.into(),
+    };
+    anyhow::anyhow!("{error}; the recipe's data.set decides: --set data.set={set}, or another recipe")
 }
 
 /// A weights file and its network, which has as many classes as the recipe's images.
@@ -202,20 +230,28 @@ fn at<T>(path: &Path, result: io::Result<T>) -> anyhow::Result<T> {
     result.map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))
 }
 
-/// Fails before the work, and not behind it, where a result cannot be written.
-fn writable(out: &Path) -> anyhow::Result<()> {
-    if out.is_dir() {
-        anyhow::bail!("{}: a folder, expected a file to write", out.display());
+/// The files of a command, with the inputs that many have: recipes, by name or file, and the folder of the images.
+fn inputs<'a>(recipes: impl IntoIterator<Item = &'a OsString>, data: Option<&Path>) -> anyhow::Result<Files> {
+    let mut files = Files::default();
+    for file in recipes.into_iter().filter_map(|recipe| Recipe::file(recipe)) {
+        files.reads("--recipe", file)?;
     }
-    let folder = out.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    at(folder, tempfile::tempfile_in(folder)).map(drop)
+    if let Some(data) = data {
+        files.reads("--data", data)?;
+        files.reads_folder("--data", data, sets::is_of_a_set)?;
+    }
+    Ok(files)
+}
+
+/// Writes an output.
+fn write(output: &Output, bytes: &[u8]) -> anyhow::Result<()> {
+    at(output.path(), output.write(bytes))
 }
 
 /// The radius of a ball: a fraction or a number above 0 and up to 1.
 fn radius(text: &str) -> Result<Fraction, String> {
     Fraction::parse(text)
-        .filter(|radius| radius.value() > 0.0 && radius.value() <= 1.0)
+        .filter(|radius| radius.value() > 0.0 && radius.value() <= 1.0 && !radius.vanishes())
         .ok_or_else(|| "expected a number above 0 and up to 1, such as 8/255 or 0.031".into())
 }
 

@@ -4,19 +4,21 @@
 //! device by the clock, where calls, operations and bytes are exact and seconds say nothing about a GPU. NVIDIA's tools see the
 //! step, its phases, its passes and each launch as NVTX ranges. Checked by `tests/profile.rs` and `tests/nvtx.rs`.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use anyhow::bail;
 
-use super::{at, kernel_table, recipe_for, writable};
+use super::{inputs, kernel_table, recipe_for, write};
 use crate::console::Console;
 use crate::engine::DeviceChoice;
-use crate::files::{Existing, write_atomic};
 use crate::measure::ceilings::Ceilings;
 use crate::measure::document::Document;
 use crate::measure::profile;
 use crate::measure::trace::trace;
 use crate::measure::workload::{Bench, Work};
+use crate::text::plain;
 
 /// Print what each kernel costs in training steps of a recipe, or what it takes of a GPU
 #[derive(clap::Args)]
@@ -27,7 +29,7 @@ pub struct Args {
     build_time: bool,
     /// A built-in recipe's name or a TOML file; runs its training steps
     #[arg(long, value_name = "NAME|FILE")]
-    recipe: Option<String>,
+    recipe: Option<OsString>,
     /// Only kernels whose symbol holds this text
     #[arg(long, value_name = "TEXT", default_value = "")]
     kernel: String,
@@ -37,8 +39,8 @@ pub struct Args {
     /// cuda, cuda:N, emulated, or auto: cuda if there is one, else emulated
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
-    /// Folder of the CIFAR binary files, for the recipe's own images [default: generated ones]
-    #[arg(long, value_name = "DIR", requires = "recipe")]
+    /// CIFAR files: a folder or an archive, binary or Python version, for the recipe's own images [default: generated ones]
+    #[arg(long, value_name = "PATH", requires = "recipe")]
     data: Option<PathBuf>,
     /// Width of the network [default: the recipe's]
     #[arg(long, value_name = "N", requires = "recipe")]
@@ -76,8 +78,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     };
     let recipe = recipe_for(name, args.width, args.batch, &args.set)?;
     if let Some(tool) = args.print_command {
-        let program = std::env::current_exe()?.display().to_string();
-        console.line(command(tool, &program, std::env::args().skip(1)));
+        let program = std::env::current_exe()?;
+        console.line(command(tool, program.as_os_str(), std::env::args_os().skip(1)));
         return Ok(());
     }
     if args.device.is_cpu() {
@@ -85,9 +87,9 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
             "--device cpu: the CPU engine launches no kernels; use --device emulated or cuda, or secateur bench step"
         );
     }
-    for path in args.trace.iter().chain(&args.json) {
-        writable(path)?;
-    }
+    let mut files = inputs([name], args.data.as_deref())?;
+    let json = files.may_write("--json", args.json.as_ref())?;
+    let trace_file = files.may_write("--trace", args.trace.as_ref())?;
     let steps = usize::from(args.steps);
     let mut bench = Bench::open(args.device, true, &recipe, steps)?;
     if let Some(folder) = &args.data {
@@ -115,18 +117,18 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     if bench.engine.device().kind == "emulated" {
         console.note("the emulated device: calls, FLOP and bytes are exact, seconds are those of a simulation on the CPU");
     }
-    if let Some(path) = &args.json {
-        at(path, write_atomic(path, &document.to_json()?, Existing::Replace))?;
+    if let Some(json) = &json {
+        write(json, &document.to_json()?)?;
     }
-    if let Some(path) = &args.trace {
+    if let Some(file) = &trace_file {
         let trace = trace(&record, &format!("{} on {}", recipe.name, bench.engine.device().name));
-        at(path, write_atomic(path, &serde_json::to_vec(&trace)?, Existing::Replace))?;
+        write(file, &serde_json::to_vec(&trace)?)?;
     }
     Ok(())
 }
 
 /// The line that profiles `program` with these arguments, less `--print-command`, in a shell.
-fn command(tool: Tool, program: &str, args: impl Iterator<Item = String>) -> String {
+fn command(tool: Tool, program: &OsStr, args: impl Iterator<Item = OsString>) -> String {
     let tool = match tool {
         Tool::Ncu => {
             "ncu --profile-from-start off --nvtx --set full --export secateur-profile --force-overwrite"
@@ -139,21 +141,29 @@ fn command(tool: Tool, program: &str, args: impl Iterator<Item = String>) -> Str
     let mut words = vec![tool.to_string(), quoted(program)];
     let mut args = args;
     while let Some(arg) = args.next() {
-        match arg.as_str() {
-            "--print-command" => drop(args.next()),
-            arg if arg.starts_with("--print-command=") => {}
-            arg => words.push(quoted(arg)),
+        match arg.as_bytes() {
+            b"--print-command" => drop(args.next()),
+            word if word.starts_with(b"--print-command=") => {}
+            _ => words.push(quoted(&arg)),
         }
     }
     words.join(" ")
 }
 
-/// A word as a shell reads it.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
-    match !word.is_empty() && word.chars().all(plain) {
-        true => word.into(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
+/// A word as a shell reads it; bytes that a terminal could not show as they are become escapes of bash.
+fn quoted(word: &OsStr) -> String {
+    let Some(text) = word.to_str().filter(|text| *text == plain(text)) else {
+        let escaped = word.as_bytes().iter().map(|&byte| match byte {
+            b'\'' | b'\\' => format!("\\{}", char::from(byte)),
+            b' '..=b'~' => char::from(byte).to_string(),
+            _ => format!("\\x{byte:02x}"),
+        });
+        return format!("$'{}'", escaped.collect::<String>());
+    };
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.into(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
     }
 }
 
@@ -164,14 +174,16 @@ mod tests {
     #[test]
     fn a_command_line_survives_a_shell() {
         let args = ["profile", "--recipe", "my recipe.toml", "--print-command", "ncu", "--set", "name=it's"];
-        let line = command(Tool::Nsys, "secateur", args.iter().map(ToString::to_string));
+        let program = OsStr::new("secateur");
+        let line = command(Tool::Nsys, program, args.iter().map(OsString::from));
         let wanted = r"secateur profile --recipe 'my recipe.toml' --set 'name=it'\''s'";
         assert!(line.starts_with("nsys profile ") && line.ends_with(wanted), "{line}");
         let line =
-            command(Tool::Ncu, "secateur", ["profile", "--print-command=ncu"].map(String::from).into_iter());
+            command(Tool::Ncu, program, ["profile", "--print-command=ncu"].map(OsString::from).into_iter());
         assert!(
             line.starts_with("ncu --profile-from-start off ") && line.ends_with("secateur profile"),
             "{line}"
         );
+        assert_eq!(quoted(OsStr::from_bytes(b"q\xff'\x1b")), r"$'q\xff\'\x1b'");
     }
 }

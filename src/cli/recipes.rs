@@ -1,5 +1,7 @@
 //! `secateur recipes`: lists the built-in recipes, or shows one with every value resolved.
 
+use std::ffi::OsString;
+
 use crate::console::Console;
 use crate::recipe::{BUILTIN, Recipe};
 
@@ -7,7 +9,7 @@ use crate::recipe::{BUILTIN, Recipe};
 #[derive(clap::Args)]
 pub struct Args {
     /// A built-in recipe's name or a TOML file
-    recipe: Option<String>,
+    recipe: Option<OsString>,
     /// Change a value: --set attack.steps=7
     #[arg(long, value_name = "KEY=VALUE", requires = "recipe")]
     set: Vec<String>,

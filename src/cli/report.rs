@@ -2,20 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use super::eval::subject::weights_file;
-use super::{Interrupted, at, catch_interrupts, images_of, writable};
+use super::eval::subject::{self, NamedWeights};
+use super::{Interrupted, catch_interrupts, exit_code, images_of, inputs, write};
 use crate::clock;
 use crate::console::Console;
 use crate::data::SetKind;
 use crate::data::order::split;
 use crate::engine::{DeviceChoice, open};
 use crate::evaluate::{PgdProtocol, StepSize};
-use crate::files::{Existing, write_atomic};
-use crate::model::Weights;
 use crate::recipe::Recipe;
 use crate::report::{Gallery, Kernels, Page, RunRecord, attack, examples, read_runs};
-use crate::train::interrupt::Interrupt;
-use crate::train::run_folder::RunFolder;
+use crate::train::interrupt::{EXIT_INTERRUPTED, Interrupt};
+use crate::train::run_folder::{self, RunFolder};
 
 /// Steps of the attack on the images shown.
 const ATTACK_STEPS: usize = 10;
@@ -30,8 +28,8 @@ pub struct Args {
     /// The page
     #[arg(long, value_name = "FILE", default_value = "report.html")]
     out: PathBuf,
-    /// Folder of the CIFAR binary files, for pictures of runs on them
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version, for pictures of runs on them
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Kernels of `secateur bench kernels --json`, for a roofline
     #[arg(long, value_name = "FILE")]
@@ -47,7 +45,12 @@ pub struct Args {
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let runs = read_runs(&args.runs)?;
     let kernels = args.kernels.as_deref().map(Kernels::read).transpose()?;
-    writable(&args.out)?;
+    let mut files = inputs([], args.data.as_deref())?;
+    args.kernels.iter().try_for_each(|path| files.reads("--kernels", path))?;
+    for run in &args.runs {
+        files.reads_folder("the run", run, run_folder::is_of_a_run)?;
+    }
+    let out = files.writes("--out", &args.out)?;
     let interrupt = catch_interrupts()?;
     let mut page = Page { runs, kernels, ..Page::default() };
     for run in &page.runs {
@@ -59,7 +62,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         }
         match pictures(&args, run, &interrupt, console) {
             Ok(gallery) => page.galleries.push(gallery),
-            Err(error) if error.is::<Interrupted>() => return Err(error),
+            Err(error) if exit_code(&error) == EXIT_INTERRUPTED as u8 => return Err(error),
             Err(error) => {
                 let note = format!("{}: no pictures: {}", run.name, super::one_line(&error));
                 console.note(format!("warning: {note}"));
@@ -69,7 +72,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     }
     page.made = clock::now().as_secs();
     let html = page.html();
-    at(&args.out, write_atomic(&args.out, html.as_bytes(), Existing::Replace))?;
+    write(&out, html.as_bytes())?;
     let runs = page.runs.len();
     console.line(format!(
         "{}: {runs} run{}, {} kB",
@@ -90,7 +93,7 @@ fn pictures(
     if interrupt.requested() {
         anyhow::bail!(Interrupted(None));
     }
-    let recipe = Recipe::load(&RunFolder::open(&run.path).recipe().to_string_lossy(), &[])?;
+    let recipe = Recipe::load(RunFolder::open(&run.path).recipe(), &[])?;
     // A generated set has no files, whatever the other runs of the page are made of.
     let folder = args.data.as_deref().filter(|_| recipe.data.set != SetKind::Generated);
     let data = images_of(&recipe, folder)?;
@@ -102,18 +105,18 @@ fn pictures(
         let (kept, dropped) = examples(chosen, &split.train, &data, count).map_err(anyhow::Error::msg)?;
         gallery.selection = Some((chosen.epoch, kept, dropped));
     }
-    let weights = weights_file(&run.path, console)?;
-    let (network, tensors) = Weights::read_network(&weights)?;
+    let NamedWeights { file, network, weights, .. } = subject::weights(&run.path, console)?;
     let count = count.min(data.test.len());
     let mut engine = open(args.device, network, count)?;
-    engine.load_weights(&tensors)?;
+    engine.stop_on(Some(interrupt.flag()));
+    engine.load_weights(&weights)?;
     let protocol = PgdProtocol { steps: ATTACK_STEPS, restarts: 1, step_size: StepSize::TwoLevels };
     let epsilon = &recipe.attack.epsilon;
     gallery.attacked = attack(engine.as_mut(), &data, &protocol, epsilon.as_f32(), recipe.seed, count)?;
     gallery.attack = format!(
         "PGD-{ATTACK_STEPS}, eps {epsilon}, step {}, on {}.",
         protocol.step_size.text(),
-        weights.strip_prefix(&run.path).unwrap_or(Path::new("the weights")).display()
+        file.strip_prefix(&run.path).unwrap_or(Path::new("the weights")).display()
     );
     Ok(gallery)
 }

@@ -1,17 +1,19 @@
 //! `secateur train`: a recipe, images and a device become a run folder.
 
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use serde_json::json;
 
-use super::{catch_interrupts, images_of};
+use super::{catch_interrupts, images_of, or_set};
 use crate::clock;
 use crate::console::Console;
 use crate::data::DataSet;
 use crate::digest::sha256;
 use crate::engine::{DeviceChoice, DeviceInfo, Engine, open};
 use crate::recipe::Recipe;
+use crate::text::command_line;
 use crate::train::metrics::Seconds;
 use crate::train::result::Summary;
 use crate::train::run_folder::{RunFolder, RunFolderError, State};
@@ -25,9 +27,9 @@ const DEFAULT_PARENT: &str = "runs";
 pub struct Args {
     /// A built-in recipe's name (see `secateur recipes`) or a TOML file [default: quick]
     #[arg(long, value_name = "NAME|FILE")]
-    recipe: Option<String>,
-    /// Folder of the CIFAR binary files
-    #[arg(long, value_name = "DIR")]
+    recipe: Option<OsString>,
+    /// CIFAR files: a folder or an archive, binary or Python version
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
@@ -55,11 +57,12 @@ struct Plan {
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let Plan { recipe, out, resumed } = plan(&args)?;
     train::Protocols::of_recipe(&recipe)?;
-    let data = images_of(&recipe, args.data.as_deref())?;
+    let data = images_of(&recipe, args.data.as_deref()).map_err(or_set)?;
     let mut engine = open(args.device, train::network(&recipe), recipe.batch)?;
     // The recipe's mistake, not the device's.
     engine.check_precision(recipe.attack.precision).map_err(|error| anyhow::anyhow!("{error}"))?;
     let interrupt = catch_interrupts()?;
+    engine.stop_on(Some(interrupt.flag()));
 
     // Only now: a mistake above leaves no folder behind.
     let folder = match &out {
@@ -67,9 +70,9 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         Some(path) => RunFolder::create(path)?,
         None => RunFolder::create_numbered(Path::new(DEFAULT_PARENT), &recipe.name)?,
     };
-    let _claim = folder.claim()?;
+    let folder = folder.claim()?;
     if !resumed {
-        folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
+        folder.start(&recipe.to_toml())?;
     }
     begin_session(&folder, args.data.as_deref(), &data, engine.as_ref(), console)?;
     console.line(format!(
@@ -103,10 +106,10 @@ fn plan(args: &Args) -> anyhow::Result<Plan> {
         if state? == State::Run {
             // The folder's recipe is the truth; one given besides must say the same.
             let file = RunFolder::open(path).recipe();
-            let recipe = Recipe::load(&file.to_string_lossy(), &[])?;
+            let recipe = Recipe::load(&file, &[])?;
             let given = match named {
                 Some(name) => Recipe::load(name, &args.set)?,
-                None => Recipe::load(&file.to_string_lossy(), &args.set)?,
+                None => Recipe::load(&file, &args.set)?,
             };
             if given.to_toml() != recipe.to_toml() {
                 let keys = differing_keys(&given.to_toml(), &recipe.to_toml());
@@ -119,7 +122,7 @@ fn plan(args: &Args) -> anyhow::Result<Plan> {
             return Ok(Plan { recipe, out: args.out.clone(), resumed: true });
         }
     }
-    let recipe = Recipe::load(named.unwrap_or(DEFAULT_RECIPE), &args.set)?;
+    let recipe = Recipe::load(named.unwrap_or(OsStr::new(DEFAULT_RECIPE)), &args.set)?;
     Ok(Plan { recipe, out: args.out.clone(), resumed: false })
 }
 
@@ -161,11 +164,11 @@ pub(super) fn begin_session(
     folder.add_session(json!({
         "secateur": env!("CARGO_PKG_VERSION"),
         "started_unix_seconds": clock::now().as_secs(),
-        "command": std::env::args().collect::<Vec<_>>(),
+        "command": command_line(),
         "device": device,
         "threads": rayon::current_num_threads(),
         "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-        "data": path,
+        "data": path.map(Path::to_string_lossy),
         "data_sha256": digest,
         "training_images": data.train.len(),
         "test_images": data.test.len(),

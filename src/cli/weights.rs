@@ -7,10 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use clap::Subcommand;
 
-use super::{CheckFailed, set_kind};
+use super::{CheckFailed, at, set_kind};
+use crate::batch::Batch;
 use crate::console::Console;
-use crate::data::SetKind;
-use crate::files::Existing;
+use crate::data::{SetKind, generated};
+use crate::engine::{DeviceChoice, WeightSet, open};
+use crate::evaluate::{Protocol, Subject, evaluate};
+use crate::files::{Files, Output};
+use crate::model::foreign::Converted;
 use crate::model::layers::WIDTHS;
 use crate::model::{ParameterKind, ResNet18, Weights, WeightsError, initialise};
 
@@ -42,6 +46,16 @@ enum WeightsCommand {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Make weights of another program fit: strips a prefix of all names (net., model., module.), names fc linear and downsample
+    /// shortcut, drops num_batches_tracked, makes F16, BF16 and F64 F32
+    Convert {
+        /// A safetensors file
+        #[arg(value_name = "IN")]
+        file: PathBuf,
+        /// File to write; an existing one is left alone
+        #[arg(value_name = "OUT")]
+        out: PathBuf,
+    },
 }
 
 /// A width that there are kernels for.
@@ -54,26 +68,82 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     match args.command {
         WeightsCommand::Init { dataset, width, seed, out } => {
             let network = ResNet18 { width, classes: dataset.classes() };
-            init(network, seed, &out)?;
+            let file = Files::default().writes("--out", &out)?;
+            write(&initialise(network, seed), &file)?;
             let classes = network.classes;
             console
                 .line(format!("{}: ResNet-18, width {width}, {classes} classes, seed {seed}", out.display()));
         }
         WeightsCommand::Check { file } => match Weights::read_network(&file) {
-            Ok((network, weights)) => console.line(describe(&file, network, &weights).trim_end()),
+            Ok((network, weights)) => check(&file, network, &weights, console)?,
             Err(error @ WeightsError::Io { .. }) => return Err(error.into()),
             Err(error) => return Err(CheckFailed(error.to_string()).into()),
         },
+        WeightsCommand::Convert { file, out } => {
+            let mut files = Files::default();
+            files.reads("the weights", &file)?;
+            let written = files.writes("--out", &out)?;
+            let Converted { network, weights, changes } = Weights::convert(&file)?;
+            finite_logits(&file, network, &weights)?;
+            write(&weights, &written)?;
+            for change in changes {
+                console.line(change);
+            }
+            let (width, classes) = (network.width, network.classes);
+            console.line(format!("{}: ResNet-18, width {width}, {classes} classes", out.display()));
+        }
     }
     Ok(())
 }
 
-fn init(network: ResNet18, seed: u64, out: &Path) -> anyhow::Result<()> {
-    match initialise(network, seed).write(out, Existing::Refuse) {
-        Err(WeightsError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
-            bail!("{}: exists already and is left alone; choose another --out or move it", out.display())
+/// Images of the pass that shows whether weights give logits that are numbers.
+const PROBED: usize = 8;
+
+/// Describes weights that are whole and finite, and looks at what they compute.
+fn check(file: &Path, network: ResNet18, weights: &Weights, console: &Console) -> anyhow::Result<()> {
+    finite_logits(file, network, weights)?;
+    console.line(describe(file, network, weights).trim_end());
+    for parameter in network.parameters().iter().filter(|p| p.kind == ParameterKind::BnRunningVar) {
+        let zeros =
+            weights.tensors[&parameter.name].values.iter().filter(|variance| **variance == 0.0).count();
+        if zeros > 0 {
+            console.note(format!(
+                "warning: {}: {zeros} of {} variances are 0",
+                parameter.name,
+                parameter.len()
+            ));
         }
-        result => Ok(result?),
+    }
+    Ok(())
+}
+
+/// Refuses finite weights whose products are not: one pass over a few generated images.
+fn finite_logits(file: &Path, network: ResNet18, weights: &Weights) -> anyhow::Result<()> {
+    let mut engine = open(DeviceChoice::Cpu, network, PROBED)?;
+    engine.load_weights(weights)?;
+    let images = generated::images(generated::Part::Test, PROBED);
+    let set = engine.upload_images(&images.pixels, &vec![0; PROBED])?;
+    let samples: Vec<u32> = (0..PROBED as u32).collect();
+    let subject = Subject { set: &set, samples: &samples, weights: WeightSet::Live, epsilon: 0.0, seed: 0 };
+    let scratch = Batch::alloc(engine.as_ref(), PROBED)?;
+    let outcome = evaluate(engine.as_mut(), subject, &Protocol::Clean, &scratch, &mut |_, _| true)?;
+    match outcome.map_or(0, |outcome| outcome.non_finite) {
+        0 => Ok(()),
+        count => bail!(CheckFailed(format!(
+            "{}: every value is finite, but {count} of {PROBED} generated images have a logit that is NaN or infinite; the weights \
+             are damaged or the training diverged",
+            file.display()
+        ))),
+    }
+}
+
+fn write(weights: &Weights, out: &Output) -> anyhow::Result<()> {
+    let path = out.path();
+    match out.write_new(&weights.to_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            bail!("{}: exists already and is left alone; choose another --out or move it", path.display())
+        }
+        result => at(path, result),
     }
 }
 

@@ -5,10 +5,12 @@
 //! the data set's web page. Checked by tests/data_files.rs. Called by [`super::DataSet::open`] and the download.
 
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::{DataError, IMAGE_BYTES, Images, SetKind, Sizes};
+use crate::digest::sha256_of;
+use crate::files::{Existing, Folder, is_file, limit, read_text};
 
 /// How one of the two sets lies on disk.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +20,11 @@ pub struct Layout {
     pub folder: &'static str,
     pub train_files: &'static [&'static str],
     pub test_file: &'static str,
+    /// Folder and files of the Python version, the test images last; as many files of as many records.
+    pub python_folder: &'static str,
+    pub python_files: &'static [&'static str],
+    /// The official archives of both versions.
+    pub archives: [&'static str; 2],
     /// Records of each file.
     pub train_records: usize,
     pub test_records: usize,
@@ -37,6 +44,16 @@ pub const CIFAR10: Layout = Layout {
         "data_batch_5.bin",
     ],
     test_file: "test_batch.bin",
+    python_folder: "cifar-10-batches-py",
+    python_files: &[
+        "data_batch_1",
+        "data_batch_2",
+        "data_batch_3",
+        "data_batch_4",
+        "data_batch_5",
+        "test_batch",
+    ],
+    archives: ["cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"],
     train_records: 10_000,
     test_records: 10_000,
     labels: &[("label", 10)],
@@ -48,6 +65,9 @@ pub const CIFAR100: Layout = Layout {
     folder: "cifar-100-binary",
     train_files: &["train.bin"],
     test_file: "test.bin",
+    python_folder: "cifar-100-python",
+    python_files: &["train", "test"],
+    archives: ["cifar-100-binary.tar.gz", "cifar-100-python.tar.gz"],
     train_records: 50_000,
     test_records: 10_000,
     labels: &[("coarse label", 20), ("fine label", 100)],
@@ -115,8 +135,57 @@ pub fn read(
     Ok((train, test))
 }
 
+/// Digests of the files of a verified archive, beside them: `sha256sum --check` reads it too.
+pub const SUMS: &str = "SHA256SUMS";
+
+/// Writes [`SUMS`] for the files in `place`, which come from an archive whose digest is right.
+pub fn record_sums(layout: &Layout, place: &Folder) -> Result<(), DataError> {
+    let mut text = String::new();
+    for (name, _) in layout.files() {
+        text += &format!("{}  {name}\n", file_sha256(&place.path().join(name))?);
+    }
+    let written = place.write(SUMS, text.as_bytes(), Existing::Replace);
+    written.map_err(|source| DataError::Io { path: place.path().join(SUMS), source })
+}
+
+/// Whether the files in `place` are those of the verified archive that they were unpacked from; false where no digests are
+/// recorded, so that nothing is known but their sizes.
+///
+/// # Errors
+/// A file with another digest than the recorded one.
+pub fn verify(layout: &Layout, place: &Path) -> Result<bool, DataError> {
+    let path = place.join(SUMS);
+    let text = match read_text(&path, limit::SETTINGS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        text => text.map_err(|source| DataError::Io { path: path.clone(), source })?,
+    };
+    let sums: Vec<(&str, &str)> = text.lines().filter_map(|line| line.split_once("  ")).collect();
+    for (name, _) in layout.files() {
+        let Some((expected, _)) = sums.iter().find(|(_, file)| *file == name) else {
+            return Err(DataError::Sums { path, name: name.into() });
+        };
+        let path = place.join(name);
+        let actual = file_sha256(&path)?;
+        if actual != *expected {
+            return Err(DataError::Digest { path, actual, expected: (*expected).into() });
+        }
+    }
+    Ok(true)
+}
+
+fn file_sha256(path: &Path) -> Result<String, DataError> {
+    fs::File::open(path).and_then(sha256_of).map_err(|source| DataError::Io { path: path.into(), source })
+}
+
 /// The folder with the files of this set; checks that all are there and have the right size.
 pub fn find(layout: &Layout, folder: &Path) -> Result<PathBuf, DataError> {
+    // What cannot be looked at is not missing.
+    for path in [folder, &folder.join(layout.folder)]
+        .iter()
+        .flat_map(|place| layout.files().map(|(name, _)| place.join(name)))
+    {
+        is_file(&path).map_err(|source| DataError::Io { path, source })?;
+    }
     let Some(place) = layout.locate(folder) else {
         let other = if layout.kind == SetKind::Cifar10 { CIFAR100 } else { CIFAR10 };
         if other.locate(folder).is_some() {
@@ -137,21 +206,14 @@ pub fn find(layout: &Layout, folder: &Path) -> Result<PathBuf, DataError> {
 
 fn missing(layout: &Layout, folder: &Path) -> DataError {
     let missing = layout.files().map(|(name, _)| name).filter(|name| !folder.join(name).is_file());
-    let python = ["cifar-10-batches-py", "cifar-100-python"].iter().any(|name| folder.join(name).exists())
-        || ["data_batch_1", "meta"].iter().any(|name| folder.join(name).exists());
-    let hint = if python {
-        "; this is the Python version, get the binary one with `secateur data download`"
-    } else if !folder.exists() {
-        "; there is no such folder"
-    } else {
-        "; get them with `secateur data download`"
-    };
+    let hint =
+        if folder.exists() { "get them with `secateur data download`" } else { "there is no such folder" };
     let files = layout.files().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
     let missing = missing.map(String::from).collect();
-    DataError::Missing { folder: folder.into(), missing, set: layout.kind, files, hint }
+    DataError::Missing { folder: folder.into(), missing, set: layout.kind, form: "binary", files, hint }
 }
 
-fn check_size(layout: &Layout, path: &Path, met: u64, records: usize) -> Result<(), DataError> {
+pub(super) fn check_size(layout: &Layout, path: &Path, met: u64, records: usize) -> Result<(), DataError> {
     let record = layout.record();
     let wanted = (records * record) as u64;
     if met == wanted {
@@ -168,13 +230,20 @@ fn read_records(layout: &Layout, path: &Path, count: usize, images: &mut Images)
     fs::File::open(path)
         .and_then(|mut file| file.read_exact(&mut bytes))
         .map_err(|source| DataError::Io { path: path.into(), source })?;
+    append(layout, path, &bytes, images)
+}
+
+/// Appends the records in `bytes`, whole ones; `path` stands in messages.
+pub fn append(layout: &Layout, path: &Path, bytes: &[u8], images: &mut Images) -> Result<(), DataError> {
+    let count = bytes.len() / layout.record();
     images.pixels.reserve(count * IMAGE_BYTES);
     images.labels.reserve(count);
     for (record, bytes) in bytes.chunks_exact(layout.record()).enumerate() {
         let (labels, pixels) = bytes.split_at(layout.labels.len());
         for (&met, &(what, classes)) in labels.iter().zip(layout.labels) {
             if usize::from(met) >= classes {
-                return Err(DataError::Label { path: path.into(), record, what, met, classes });
+                let (path, met) = (path.into(), met.into());
+                return Err(DataError::Label { path, record, what, met, classes });
             }
         }
         images.labels.extend(labels.last().map(|&label| u32::from(label)));

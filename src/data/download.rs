@@ -4,8 +4,8 @@
 //! brings bytes, or by running the command again. Nothing that is already on disk is changed or removed but that part
 //! file. Checked by tests/download.rs against a local server. Called by `secateur data download`.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +15,10 @@ use ureq::http::header::{CONTENT_RANGE, RANGE};
 use super::cifar::{self, CIFAR10, CIFAR100, Layout};
 use super::{DataError, SetKind};
 use crate::digest::sha256_of;
-use crate::files::sync_folder;
+use crate::files::{Folder, How};
+
+/// How the name of a folder begins until its files are whole.
+const UNPACKING: &str = ".unpacking-";
 
 /// Where the archives are published.
 pub const BASE_URL: &str = "https://www.cs.toronto.edu/~kriz";
@@ -57,8 +60,10 @@ impl Archive {
 /// How a download ended well; the folder is what `--data` takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing to do.
+    /// Nothing to do: the files are those of a verified archive.
     AlreadyThere(PathBuf),
+    /// Nothing done: the files have the right sizes, and no digests are recorded to tell more.
+    Unverified(PathBuf),
     Unpacked(PathBuf),
 }
 
@@ -73,12 +78,18 @@ pub enum DownloadError {
     Interrupted { url: String, reason: String, kept: u64, wanted: u64, part: PathBuf },
     #[error("{url}: the server answers {status}, expected 200 or 206; check the address (--url)")]
     Status { url: String, status: u16 },
+    #[error(
+        "{url}: the server does not continue from byte {have} ({answer}); remove {} and run again to start from the first byte", part.display()
+    )]
+    Resume { url: String, have: u64, answer: String, part: PathBuf },
     #[error("{url}: {met} bytes, expected {wanted}; this is not the archive")]
     Length { url: String, met: u64, wanted: u64 },
     #[error("{}: SHA-256 {met}, expected {wanted}; {advice}", path.display())]
     Digest { path: PathBuf, met: String, wanted: String, advice: &'static str },
     #[error("{}: {source}; the archive cannot be unpacked", path.display())]
     Unpack { path: PathBuf, source: io::Error },
+    #[error("{}: another download into this folder: {holder}; wait until it has ended", path.display())]
+    InUse { path: PathBuf, holder: String },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error(transparent)]
@@ -100,35 +111,50 @@ pub fn fetch(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Outcome, DownloadError> {
     let folder = out.join(archive.layout.folder);
-    if folder.exists() {
-        return match cifar::find(&archive.layout, &folder) {
-            Ok(_) => Ok(Outcome::AlreadyThere(folder)),
+    if folder.try_exists().map_err(io_at(&folder))? {
+        let found = cifar::find(&archive.layout, &folder);
+        return match found.and_then(|place| cifar::verify(&archive.layout, &place)) {
+            Ok(true) => Ok(Outcome::AlreadyThere(folder)),
+            Ok(false) => Ok(Outcome::Unverified(folder)),
+            // It may be whole.
+            Err(error @ DataError::Io { .. }) => Err(error.into()),
             Err(source) => Err(DownloadError::InTheWay { folder, source }),
         };
     }
-    fs::create_dir_all(out).map_err(io_at(out))?;
-    let whole = out.join(&archive.file);
-    if whole.is_file() {
-        check_digest(archive, &whole, "move it elsewhere to download it anew")?;
-        unpack(archive, &whole, out)?;
+    let place = Folder::from(out);
+    place.create().map_err(io_at(out))?;
+    let place = place.hold().map_err(io_at(out))?;
+    let lock = place.lock(format!("{}.lock", archive.file)).map_err(|error| match error.kind() {
+        io::ErrorKind::ResourceBusy => DownloadError::InUse { path: out.into(), holder: error.to_string() },
+        _ => io_at(out)(error),
+    })?;
+    let _lock = lock.temporary();
+    // Unpacking takes seconds.
+    place.remove_strays(UNPACKING, Duration::from_secs(3600));
+    if place.has(&archive.file).map_err(io_at(out))? {
+        check_digest(archive, &place, &archive.file, "move it elsewhere to download it anew")?;
+        unpack(archive, &place, &archive.file)?;
         return Ok(Outcome::Unpacked(folder));
     }
-    let part = out.join(format!("{}.part", archive.file));
-    transfer(archive, base_url, &part, progress)?;
-    if let Err(error) = check_digest(archive, &part, "the damaged download is removed, run again") {
+    let part = format!("{}.part", archive.file);
+    let removed = || place.remove_file(&part).map_err(io_at(&out.join(&part)));
+    let mut file = place.file(&part, How::Append).map_err(io_at(&out.join(&part)))?;
+    transfer(archive, base_url, &mut file, &out.join(&part), progress)?;
+    if let Err(error) = check_digest(archive, &place, &part, "the damaged download is removed, run again") {
         // Ours alone, and no Range request could mend it.
-        fs::remove_file(&part).map_err(io_at(&part))?;
+        removed()?;
         return Err(error);
     }
-    unpack(archive, &part, out)?;
-    fs::remove_file(&part).map_err(io_at(&part))?;
+    unpack(archive, &place, &part)?;
+    removed()?;
     Ok(Outcome::Unpacked(folder))
 }
 
-/// Completes the part file; goes on after a broken connection as long as each attempt brings bytes.
+/// Completes the part file, which keeps what an earlier run left; goes on after a broken connection as long as each attempt brings bytes.
 fn transfer(
     archive: &Archive,
     base_url: &str,
+    file: &mut File,
     part: &Path,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), DownloadError> {
@@ -141,8 +167,6 @@ fn transfer(
         .user_agent(concat!("secateur/", env!("CARGO_PKG_VERSION")))
         .build()
         .into();
-    // No truncation: what an earlier run left is what a resumed one continues.
-    let mut file = OpenOptions::new().create(true).append(true).read(true).open(part).map_err(io_at(part))?;
     loop {
         let before = file.metadata().map_err(io_at(part))?.len();
         if before > archive.bytes {
@@ -153,7 +177,7 @@ fn transfer(
         if before == archive.bytes {
             return file.sync_all().map_err(io_at(part));
         }
-        let Err(reason) = attempt(&agent, &url, archive, before, &mut file, part, progress)? else {
+        let Err(reason) = attempt(&agent, &url, archive, before, file, part, progress)? else {
             continue;
         };
         let kept = file.metadata().map_err(io_at(part))?.len();
@@ -186,6 +210,13 @@ fn attempt(
         206 if resumes_at(&response, have) => have,
         // The whole file, asked for or not.
         200 => 0,
+        206 | 416 if have > 0 => {
+            let answer = match (response.status().as_u16(), content_range(&response)) {
+                (206, Some(range)) => format!("it sends {range}"),
+                (status, _) => format!("it returns {status}"),
+            };
+            return Err(DownloadError::Resume { url: url.into(), have, answer, part: part.into() });
+        }
         status => return Err(DownloadError::Status { url: url.into(), status }),
     };
     if let Some(rest) = response.body().content_length().filter(|rest| done + rest != archive.bytes) {
@@ -212,12 +243,21 @@ fn attempt(
 
 /// Whether a 206 answer starts at the byte asked for.
 fn resumes_at(response: &ureq::http::Response<ureq::Body>, have: u64) -> bool {
-    let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-    range.is_some_and(|range| range.starts_with(&format!("bytes {have}-")))
+    content_range(response).is_some_and(|range| range.starts_with(&format!("bytes {have}-")))
 }
 
-fn check_digest(archive: &Archive, path: &Path, advice: &'static str) -> Result<(), DownloadError> {
-    let met = File::open(path).and_then(sha256_of).map_err(io_at(path))?;
+fn content_range(response: &ureq::http::Response<ureq::Body>) -> Option<&str> {
+    response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok())
+}
+
+fn check_digest(
+    archive: &Archive,
+    place: &Folder,
+    name: &str,
+    advice: &'static str,
+) -> Result<(), DownloadError> {
+    let path = &place.path().join(name);
+    let met = place.file(name, How::Read).and_then(sha256_of).map_err(io_at(path))?;
     if met == archive.sha256 {
         return Ok(());
     }
@@ -225,13 +265,25 @@ fn check_digest(archive: &Archive, path: &Path, advice: &'static str) -> Result<
 }
 
 /// Unpacks the files of the set into a temporary folder beside their place, checks them, and renames the folder.
-fn unpack(archive: &Archive, path: &Path, out: &Path) -> Result<(), DownloadError> {
+fn unpack(archive: &Archive, out: &Folder, name: &str) -> Result<(), DownloadError> {
+    let staging = format!("{UNPACKING}{}", archive.file);
+    // Left by a download that was killed: the lock says that none is under way.
+    if out.has(&staging).map_err(io_at(out.path()))? {
+        out.remove(&staging).map_err(io_at(out.path()))?;
+    }
+    if let Err(error) = unpack_into(archive, out, name, &out.folder(&staging)) {
+        // The first error is the one to report.
+        let _ = out.remove(&staging);
+        return Err(error);
+    }
+    out.rename(&staging, archive.layout.folder).and_then(|()| out.sync()).map_err(io_at(out.path()))
+}
+
+fn unpack_into(archive: &Archive, out: &Folder, name: &str, folder: &Folder) -> Result<(), DownloadError> {
+    let path = &out.path().join(name);
     let unpack = |source| DownloadError::Unpack { path: path.into(), source };
-    let staging = tempfile::Builder::new().prefix(".unpacking-").tempdir_in(out).map_err(io_at(out))?;
-    let folder = staging.path().join(archive.layout.folder);
-    fs::create_dir(&folder).map_err(io_at(&folder))?;
-    let mut file = File::open(path).map_err(io_at(path))?;
-    file.rewind().map_err(io_at(path))?;
+    folder.create().map_err(io_at(folder.path()))?;
+    let file = out.file(name, How::Read).map_err(io_at(path))?;
     let mut entries = tar::Archive::new(GzDecoder::new(io::BufReader::new(file)));
     for entry in entries.entries().map_err(unpack)? {
         let mut entry = entry.map_err(unpack)?;
@@ -240,15 +292,13 @@ fn unpack(archive: &Archive, path: &Path, out: &Path) -> Result<(), DownloadErro
         let known =
             archive.layout.files().find(|(file, _)| name == Path::new(archive.layout.folder).join(file));
         let Some((name, records)) = known.filter(|_| entry.header().entry_type().is_file()) else { continue };
-        let target = folder.join(name);
-        let mut target_file = File::create(&target).map_err(io_at(&target))?;
+        let target = folder.path().join(name);
+        let mut target_file = folder.file(name, How::Empty).map_err(io_at(&target))?;
         // One byte more than belongs there: enough for the size check to see that there is too much.
         let limit = (records * archive.layout.record()) as u64 + 1;
         io::copy(&mut entry.by_ref().take(limit), &mut target_file).map_err(unpack)?;
         target_file.sync_all().map_err(io_at(&target))?;
     }
-    cifar::find(&archive.layout, &folder)?;
-    let place = out.join(archive.layout.folder);
-    fs::rename(&folder, &place).map_err(io_at(&place))?;
-    sync_folder(out).map_err(io_at(out))
+    cifar::find(&archive.layout, folder.path())?;
+    Ok(cifar::record_sums(&archive.layout, folder)?)
 }

@@ -1,4 +1,4 @@
-//! Labelled 32x32 images: CIFAR binary files, generated images, their download, splits and order.
+//! Labelled 32x32 images: CIFAR files, generated images, their download, splits and order.
 //!
 //! Checked by the tests beside the code, tests/data_files.rs and tests/download.rs. Called by train, evaluate and the
 //! commands; makes plain host memory, which `Engine::upload_images` takes to a device.
@@ -7,6 +7,9 @@ pub mod cifar;
 pub mod download;
 pub mod generated;
 pub mod order;
+pub mod pickle;
+pub mod python;
+pub mod source;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +17,9 @@ use std::path::{Path, PathBuf};
 pub use generated::{GENERATED_TEST, GENERATED_TRAIN, MAX_GENERATED};
 pub use order::{Split, ValidationSplit};
 
+use crate::digest::sha256;
 use crate::names::named;
+use cifar::SUMS;
 
 /// Bytes of one image: three planes of 32 x 32.
 pub const IMAGE_BYTES: usize = 3 * 32 * 32;
@@ -43,6 +48,11 @@ impl Images {
     pub fn select(&self, indices: &[u32]) -> Self {
         let pixels = indices.iter().flat_map(|&index| self.image(index as usize)).copied().collect();
         Self { pixels, labels: indices.iter().map(|&index| self.labels[index as usize]).collect() }
+    }
+    /// SHA-256 of the first `count` images and their labels.
+    pub fn sha256(&self, count: usize) -> String {
+        let labels: Vec<u8> = self.labels[..count].iter().flat_map(|label| label.to_le_bytes()).collect();
+        sha256([&self.pixels[..count * IMAGE_BYTES], &labels].map(sha256).concat().as_bytes())
     }
     /// Keeps the first `count` images.
     pub fn truncate(&mut self, count: usize) {
@@ -104,6 +114,15 @@ impl SetKind {
         }
     }
 
+    /// How its files lie on disk; `None` for the generated set.
+    pub fn layout(self) -> Option<cifar::Layout> {
+        match self {
+            Self::Cifar10 => Some(cifar::CIFAR10),
+            Self::Cifar100 => Some(cifar::CIFAR100),
+            Self::Generated => None,
+        }
+    }
+
     pub fn sizes(self) -> Sizes {
         match self {
             Self::Cifar10 => cifar::CIFAR10.sizes(),
@@ -113,8 +132,18 @@ impl SetKind {
     }
 }
 
+/// Whether a path inside of the folder that `--data` names is that of a set's file.
+pub fn is_of_a_set(path: &Path) -> bool {
+    [cifar::CIFAR10, cifar::CIFAR100].iter().any(|layout| {
+        let names = layout.files().map(|(name, _)| name).chain(layout.python_files.iter().copied());
+        let folders = [layout.folder, layout.python_folder];
+        folders.iter().any(|folder| path.starts_with(folder))
+            || names.chain(layout.archives).chain([SUMS]).any(|name| path == Path::new(name))
+    })
+}
+
 impl DataSet {
-    /// The set `kind`, from the files in `folder` (or a folder inside it) or generated; the first so many images of
+    /// The set `kind`, from what is at `folder` (see [`source`]) or generated; the first so many images of
     /// each part where a limit is given.
     pub fn open(
         kind: SetKind,
@@ -129,12 +158,8 @@ impl DataSet {
             ),
             (SetKind::Generated, Some(folder)) => return Err(DataError::Unwanted { folder: folder.into() }),
             (_, None) => return Err(DataError::NoFolder { set: kind }),
-            (SetKind::Cifar10, Some(folder)) => {
-                cifar::read(&cifar::CIFAR10, folder, train_limit, test_limit)?
-            }
-            (SetKind::Cifar100, Some(folder)) => {
-                cifar::read(&cifar::CIFAR100, folder, train_limit, test_limit)?
-            }
+            (SetKind::Cifar10, Some(path)) => source::read(&cifar::CIFAR10, path, train_limit, test_limit)?,
+            (SetKind::Cifar100, Some(path)) => source::read(&cifar::CIFAR100, path, train_limit, test_limit)?,
         };
         let (classes, class_names) = (kind.classes(), kind.class_names());
         Ok(Self { name: kind.name().into(), classes, class_names, train, test })
@@ -149,25 +174,41 @@ pub enum DataError {
     )]
     NoFolder { set: SetKind },
     #[error(
-        "--data {} was given, but the recipe's data.set is \"generated\", which reads no files; \
-         add --set data.set=cifar10 or choose another recipe", folder.display()
+        "--data {} was given, but the images are the generated ones, which are in no files", folder.display()
     )]
     Unwanted { folder: PathBuf },
     #[error(
-        "{}: holds {met}, expected {wanted}; give the folder of {wanted}, or --set data.set={met}", folder.display()
+        "{}: holds {met}, expected {wanted}", folder.display()
     )]
     WrongSet { folder: PathBuf, met: SetKind, wanted: SetKind },
     #[error(
-        "{}: {} missing, expected the binary version of {set} ({files}){hint}", folder.display(), missing.join(", ")
+        "{}: {} missing, expected the {form} version of {set} ({files}); {hint}", folder.display(), missing.join(", ")
     )]
-    Missing { folder: PathBuf, missing: Vec<String>, set: SetKind, files: String, hint: &'static str },
+    Missing {
+        folder: PathBuf,
+        missing: Vec<String>,
+        set: SetKind,
+        form: &'static str,
+        files: String,
+        hint: &'static str,
+    },
+    #[error(
+        "{}: {what}; --data takes the folder that holds all files of {set}, the folder around it, or its archive (.tar.gz)", path.display()
+    )]
+    OneFile { path: PathBuf, what: String, set: SetKind },
+    #[error("{}: not a file of the Python version of {set}: {reason}", path.display())]
+    Pickle { path: PathBuf, set: SetKind, reason: String },
     #[error("{}: {met} bytes, expected {wanted} ({records} records of {record}); {diagnosis}", path.display())]
     Size { path: PathBuf, met: u64, wanted: u64, records: usize, record: usize, diagnosis: &'static str },
     #[error(
         "{}: record {record} has {what} {met}, expected 0 to {}; the file is damaged or another set's", path.display(),
         classes - 1
     )]
-    Label { path: PathBuf, record: usize, what: &'static str, met: u8, classes: usize },
+    Label { path: PathBuf, record: usize, what: &'static str, met: i64, classes: usize },
+    #[error("{}: SHA-256 {actual}, expected {expected} ({SUMS}); the file is damaged", path.display())]
+    Digest { path: PathBuf, actual: String, expected: String },
+    #[error("{}: expected a line `SHA-256  NAME` for each file of the set, found none for {name}", path.display())]
+    Sums { path: PathBuf, name: String },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("{wanted} validation images, expected fewer than the {count} training images")]

@@ -24,8 +24,14 @@ pub enum Error {
     /// A call that the engine's state or its limits do not allow.
     #[error("{0}")]
     Invalid(String),
+    /// [`StopFlag`](super::StopFlag): nothing but the outputs of the call is lost.
+    #[error("interrupted")]
+    Stopped,
     #[error("{tensor}: NaN at position {position}")]
     NotANumber { tensor: &'static str, position: usize },
+    /// A setting of the environment that means nothing.
+    #[error("{0}")]
+    Setting(String),
     #[error(transparent)]
     Model(#[from] crate::model::WeightsError),
 }

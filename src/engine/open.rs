@@ -1,10 +1,12 @@
 //! From `--device` to an engine.
 
+use std::rc::Rc;
 use std::str::FromStr;
 
-use super::cuda::driver::host::HostDriver;
+use super::cuda::driver::Driver;
+use super::cuda::driver::host::{HostDriver, HostOptions};
 use super::reference::Format;
-use super::{Engine, Error, Recording, Result, cuda, reference};
+use super::{DeviceOptions, Engine, Error, Recording, Result, cuda, reference};
 use crate::model::ResNet18;
 
 /// What `--device` means: `auto`, `cpu`, `cpu:bf16`, `cuda`, `cuda:N`, `emulated`, `emulated:sm_90a`.
@@ -63,7 +65,9 @@ pub fn open(choice: DeviceChoice, network: ResNet18, max_batch: usize) -> Result
         DeviceChoice::CpuBf16 => reference::open(network, max_batch, Format::Bf16),
         DeviceChoice::Cuda(ordinal) => cuda::open_device(ordinal, network, max_batch),
         DeviceChoice::Emulated => cuda::open_emulated(HostDriver::open(), network, max_batch),
-        DeviceChoice::EmulatedHopper => cuda::open_emulated(HostDriver::hopper(), network, max_batch),
+        DeviceChoice::EmulatedHopper => {
+            cuda::open_emulated(emulated_hopper(DeviceOptions::from_environment()?), network, max_batch)
+        }
         DeviceChoice::Auto => match cuda::open_device(0, network, max_batch) {
             Err(Error::Unavailable(_)) => reference::open(network, max_batch, Format::F32),
             opened => opened,
@@ -80,14 +84,24 @@ pub fn open_recorded(
     network: ResNet18,
     max_batch: usize,
 ) -> Result<(Box<dyn Engine>, Recording)> {
+    open_recorded_with(choice, network, max_batch, DeviceOptions::from_environment()?)
+}
+
+/// [`open_recorded`] with these options.
+pub fn open_recorded_with(
+    choice: DeviceChoice,
+    network: ResNet18,
+    max_batch: usize,
+    options: DeviceOptions,
+) -> Result<(Box<dyn Engine>, Recording)> {
     match choice {
         DeviceChoice::Cpu | DeviceChoice::CpuBf16 => Err(Error::Unavailable(
             "--device cpu: the CPU engine launches no kernels to record; use cuda or emulated".into(),
         )),
-        DeviceChoice::Cuda(ordinal) => cuda::record_device(ordinal, network, max_batch),
+        DeviceChoice::Cuda(ordinal) => cuda::record_device(ordinal, network, max_batch, options),
         DeviceChoice::Emulated => cuda::record_emulated(HostDriver::open(), network, max_batch),
-        DeviceChoice::EmulatedHopper => cuda::record_emulated(HostDriver::hopper(), network, max_batch),
-        DeviceChoice::Auto => match cuda::record_device(0, network, max_batch) {
+        DeviceChoice::EmulatedHopper => cuda::record_emulated(emulated_hopper(options), network, max_batch),
+        DeviceChoice::Auto => match cuda::record_device(0, network, max_batch, options) {
             Err(Error::Unavailable(_)) => cuda::record_emulated(HostDriver::open(), network, max_batch),
             opened => opened,
         },
@@ -96,5 +110,9 @@ pub fn open_recorded(
 
 /// An engine that runs nothing, with a record of what it would launch; whatever is read from it is zero.
 pub fn open_dry(network: ResNet18, max_batch: usize) -> Result<(Box<dyn Engine>, Recording)> {
-    cuda::record_dry(network, max_batch)
+    cuda::record_dry(network, max_batch, DeviceOptions::from_environment()?)
+}
+
+fn emulated_hopper(device: DeviceOptions) -> Rc<dyn Driver> {
+    HostDriver::with(HostOptions { hopper: true, device, ..HostOptions::default() })
 }

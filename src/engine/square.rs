@@ -75,7 +75,8 @@ pub trait RandomSquares {
     ) -> Result<()>;
 
     /// Counts a query of every image of `rows` whose margin is not negative yet, and where the candidate's margin (by
-    /// row `i` of `logits`) is lower makes it the best. NaN and a label that is no class are kept as a margin of NaN,
+    /// row `i` of `logits`) is lower makes it the best. A logit that is NaN or infinite is a
+    /// wrong prediction, of margin -infinity. A label that is no class is kept as a margin of NaN,
     /// so that [`super::Engine::at_least`] over the margins reports them.
     fn square_accept(
         &mut self,

@@ -15,7 +15,7 @@ use super::sanity::{Checks, Extent};
 use super::{Outcome, Part, Subject, gathered, predict};
 use crate::attack::{Cost, Search};
 use crate::batch::Batch;
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, NO_CLASS, unless_stopped};
 use crate::model::layers::IMAGE_LEN;
 use crate::philox::{Key, Purpose};
 
@@ -115,7 +115,11 @@ impl Progress {
             seconds += stage.seconds;
         }
         let withstood = self.verdicts.iter().map(|verdict| *verdict == Verdict::Robust).collect();
-        Outcome { withstood, seconds, cost }
+        // One image counts once: an attack enters only where the clean logits are finite.
+        let non_finite =
+            self.adversarial_predictions.iter().filter(|prediction| **prediction == NO_CLASS).count();
+        let zero_gradients = self.checks.as_ref().map_or(0, |checks| checks.zero_gradients);
+        Outcome { withstood, seconds, cost, non_finite, zero_gradients }
     }
 
     /// The stage to work at, begun where it is new; `None` at the end.
@@ -142,8 +146,19 @@ impl Progress {
 }
 
 /// Goes on from `progress` to the end of its parts, in batches of the size of `scratch`; false where the listener asked to
-/// stop. Replaces the engine's folded weights.
+/// stop, or the engine was in the middle of a batch ([`Engine::stop_on`]), which is then done again. Replaces the engine's
+/// folded weights.
 pub fn run(
+    engine: &mut dyn Engine,
+    subject: Subject,
+    progress: &mut Progress,
+    scratch: &Batch,
+    listener: &mut dyn Listener,
+) -> engine::Result<bool> {
+    Ok(unless_stopped(stages(engine, subject, progress, scratch, listener))? == Some(true))
+}
+
+fn stages(
     engine: &mut dyn Engine,
     subject: Subject,
     progress: &mut Progress,
@@ -155,7 +170,7 @@ pub fn run(
     let mut search: Option<(Part, Box<dyn Search>)> = None;
     while let Some(at) = progress.stage() {
         // The checks need the clean verdicts, and are no stage: they run through in about a hundredth of the time.
-        if at == 1 && progress.checks.is_none() && progress.parts.len() > 1 {
+        if at == 1 && progress.checks.is_none() && progress.parts != [Part::Square] {
             progress.checks = Some(Checks::run(engine, subject, &progress.verdicts, scratch)?);
         }
         let positions = progress.batch(at, scratch.len());

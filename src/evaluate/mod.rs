@@ -23,7 +23,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::attack::{Ascent, Cost, CrossEntropyAscent, MarginAscent, Pgd};
 use crate::batch::Batch;
-use crate::engine::{self, Engine, ImageSet, Pass, Phase, WeightSet};
+use crate::engine::{self, Engine, ImageSet, NO_CLASS, Pass, Phase, WeightSet, unless_stopped};
+use crate::model::layers::IMAGE_LEN;
 use crate::philox::{Key, Purpose};
 
 /// What is evaluated, besides the protocol.
@@ -49,6 +50,11 @@ pub struct Outcome {
     pub seconds: f64,
     /// Passes through the network.
     pub cost: Cost,
+    /// Images with a logit that is NaN or infinite where the protocol ended: counted as wrong.
+    pub non_finite: usize,
+    /// Robust images for which the attack had no gradient to follow: no step moves them. For AutoAttack and its parts, images
+    /// predicted right whose cross-entropy has no gradient.
+    pub zero_gradients: usize,
 }
 
 impl Outcome {
@@ -64,7 +70,8 @@ impl Outcome {
 /// Told how many images of how many are done (restarts and parts count again); answers whether to go on.
 pub type Watch<'a> = &'a mut dyn FnMut(usize, usize) -> bool;
 
-/// Runs `protocol` over `subject` in batches of the size of `scratch`; `None` if `watch` asked to stop.
+/// Runs `protocol` over `subject` in batches of the size of `scratch`; `None` if `watch` asked to stop, or the engine was
+/// ([`Engine::stop_on`]).
 ///
 /// An image withstands PGD if the prediction at the end point of every restart is right; later restarts visit only
 /// the images that are still right, which changes no verdict. Replaces the engine's folded weights.
@@ -81,6 +88,17 @@ pub fn evaluate(
         let finished = autoattack::run(engine, subject, &mut progress, scratch, &mut listener)?;
         return Ok(finished.then(|| progress.outcome()));
     }
+    Ok(unless_stopped(end_points(engine, subject, protocol, scratch, watch))?.flatten())
+}
+
+/// A protocol that looks at the end point of each start: clean images, FGSM, PGD and CW.
+fn end_points(
+    engine: &mut dyn Engine,
+    subject: Subject,
+    protocol: &Protocol,
+    scratch: &Batch,
+    watch: Watch,
+) -> engine::Result<Option<Outcome>> {
     let begin = Instant::now();
     // An image's verdict must not depend on those beside it.
     engine.split_sums(false);
@@ -89,6 +107,7 @@ pub fn evaluate(
     let restarts = protocol.restarts().max(1);
     let mut cost = Cost::default();
     let mut withstood = vec![true; subject.samples.len()];
+    let (mut non_finite, mut zero_gradients) = (0, 0);
     for restart in 0..restarts {
         let left: Vec<usize> = (0..withstood.len()).filter(|&i| withstood[i]).collect();
         let key = Key { seed: subject.seed, purpose: Purpose::EvaluationStart, epoch: 0, step: restart };
@@ -108,7 +127,13 @@ pub fn evaluate(
             };
             let images = positions.len() as u64;
             cost += Cost { forwards: images * (steps + 1), backwards: images * steps };
-            for (&position, right) in positions.iter().zip(right(engine, &batch, attack.is_some())?) {
+            let predictions = predict(engine, &batch, attack.is_some())?;
+            non_finite += predictions.iter().filter(|prediction| **prediction == NO_CLASS).count();
+            let right = right(engine, &batch, &predictions)?;
+            if let Some(pgd) = attack.filter(|_| restart == 0) {
+                zero_gradients += still(engine, &batch, &pgd, key, &right)?;
+            }
+            for (&position, right) in positions.iter().zip(right) {
                 withstood[position] = right;
             }
             let done = restart as usize * withstood.len() + number * scratch.len() + positions.len();
@@ -117,7 +142,8 @@ pub fn evaluate(
             }
         }
     }
-    Ok(Some(Outcome { withstood, seconds: begin.elapsed().as_secs_f64(), cost }))
+    let seconds = begin.elapsed().as_secs_f64();
+    Ok(Some(Outcome { withstood, seconds, cost, non_finite, zero_gradients }))
 }
 
 /// The first rows of `scratch`, filled with `samples` (at most so many) of the set.
@@ -146,9 +172,8 @@ fn predict(engine: &mut dyn Engine, batch: &Batch, perturbed: bool) -> engine::R
     engine.read(&batch.predictions)
 }
 
-/// Whether each image of a batch (or its perturbed one) is predicted right.
-fn right(engine: &mut dyn Engine, batch: &Batch, perturbed: bool) -> engine::Result<Vec<bool>> {
-    let predictions = predict(engine, batch, perturbed)?;
+/// Whether each image of a batch is predicted right.
+fn right(engine: &mut dyn Engine, batch: &Batch, predictions: &[u32]) -> engine::Result<Vec<bool>> {
     let labels = engine.read(&batch.labels)?;
     Ok(predictions.iter().zip(&labels).map(|(prediction, label)| prediction == label).collect())
 }
@@ -156,5 +181,25 @@ fn right(engine: &mut dyn Engine, batch: &Batch, perturbed: bool) -> engine::Res
 /// Whether each image of a gathered batch withstands a sign-step attack, by its end point.
 fn withstands(engine: &mut dyn Engine, batch: &Batch, pgd: &Pgd, key: Key) -> engine::Result<Vec<bool>> {
     pgd.perturb(engine, &mut CrossEntropyAscent, key, batch)?;
-    right(engine, batch, true)
+    let predictions = predict(engine, batch, true)?;
+    right(engine, batch, &predictions)
+}
+
+/// How many of the images in `right` lie where the attack started: a gradient that is zero everywhere moves nothing, in the first
+/// step or in any later one. Takes no pass through the network; replaces `batch.perturbed` by the starts.
+fn still(
+    engine: &mut dyn Engine,
+    batch: &Batch,
+    pgd: &Pgd,
+    key: Key,
+    right: &[bool],
+) -> engine::Result<usize> {
+    if !right.contains(&true) {
+        return Ok(0);
+    }
+    let ends = engine.read(&batch.perturbed)?;
+    pgd.start(engine, key, batch)?;
+    let starts = engine.read(&batch.perturbed)?;
+    let pairs = ends.chunks_exact(IMAGE_LEN).zip(starts.chunks_exact(IMAGE_LEN)).zip(right);
+    Ok(pairs.filter(|((end, start), right)| **right && end == start).count())
 }

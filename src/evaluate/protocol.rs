@@ -126,7 +126,23 @@ impl Part {
     }
 }
 
+/// Protocols of one evaluation at most.
+const MAX_PROTOCOLS: usize = 100;
+
 impl Protocol {
+    /// Refuses a list that names one twice, or more than anybody waits for.
+    pub fn check_list(list: &[Self]) -> Result<(), String> {
+        if list.len() > MAX_PROTOCOLS {
+            return Err(format!("{} protocols, expected at most {MAX_PROTOCOLS}", list.len()));
+        }
+        match (0..list.len()).find(|&at| list[..at].contains(&list[at])) {
+            Some(at) => {
+                Err(format!("{}: named twice (place {}), expected each protocol once", list[at], at + 1))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The sign-step attack of this protocol, where it is one.
     pub fn pgd(&self, epsilon: f32) -> Option<Pgd> {
         let of = |steps| PgdProtocol { steps, restarts: 1, step_size: StepSize::TwoLevels }.pgd(epsilon);
@@ -153,6 +169,19 @@ impl Protocol {
             Self::Fgsm | Self::Pgd(_) | Self::Cw => true,
             Self::Part(part) => *part != Part::Square,
             Self::Clean | Self::AutoAttack => false,
+        }
+    }
+
+    /// Whether the attack ascends a difference of logits, which keeps its slope where the softmax saturates.
+    pub fn is_on_margins(&self) -> bool {
+        matches!(self, Self::Cw | Self::Part(Part::ApgdT | Part::FabT))
+    }
+
+    /// Whether the attack takes many steps on the cross-entropy.
+    pub fn is_on_cross_entropy(&self) -> bool {
+        match self {
+            Self::Pgd(pgd) => pgd.steps >= 10,
+            other => *other == Self::Part(Part::ApgdCe),
         }
     }
 

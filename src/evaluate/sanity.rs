@@ -21,6 +21,9 @@ use crate::philox::{Key, Purpose};
 /// A weak attack must break more than this share of all images beyond a strong one before it raises the alarm; the share
 /// that AutoAttack's code allows Square.
 pub const TOLERANCE: f64 = 0.002;
+/// An attack on margins must break more than this share of all images beyond one on the cross-entropy before it raises the alarm:
+/// sound networks lose a few percent to it (the MART and TRADES papers list both).
+pub const MARGIN_TOLERANCE: f64 = 0.1;
 /// How far logits of repeated passes may lie apart, each row divided by its norm; AutoAttack's value.
 const RANDOM_TOLERANCE: f64 = 1e-4;
 /// How near a row of logits must come to a distribution to look like one; AutoAttack's value.
@@ -36,8 +39,6 @@ pub struct Checks {
     pub randomized: bool,
     /// The outputs of the first batch look like probabilities, not logits.
     pub probabilities: bool,
-    /// Images with a logit that is NaN or infinite.
-    pub non_finite_logits: usize,
     /// Images whose cross-entropy has no gradient at all.
     pub zero_gradients: usize,
     /// Images that withstand one step of the whole radius.
@@ -115,7 +116,6 @@ impl Checks {
         let mut checks = Self {
             randomized: false,
             probabilities: false,
-            non_finite_logits: 0,
             zero_gradients: 0,
             fgsm: 0,
             pgd10: 0,
@@ -142,9 +142,6 @@ impl Checks {
                 engine.cross_entropy(&loss, &part.logits, &part.labels, None, part.outputs())?;
                 engine.input_gradient(Pass::Eval, &part.logit_gradient, &gradient.rows(range, IMAGE_LEN))?;
             }
-            let logits = engine.read(&batch.logits)?;
-            let finite = |row: &&[f32]| row.iter().all(|z| z.is_finite());
-            checks.non_finite_logits += batch.len() - logits.chunks(batch.classes()).filter(finite).count();
             let gradient = engine.read(&gradient)?;
             let zero = |image: &&[f32]| image.iter().all(|g| *g == 0.0);
             checks.zero_gradients += gradient.chunks(IMAGE_LEN).filter(zero).count();
@@ -194,15 +191,6 @@ impl Checks {
         if self.probabilities {
             warnings.push("the outputs look like probabilities, not logits: the attacks need logits".into());
         }
-        if self.non_finite_logits > 0 {
-            warnings.push(format!("{} images have logits that are not finite", self.non_finite_logits));
-        }
-        if self.zero_gradients > 0 {
-            warnings.push(format!(
-                "{} images have no gradient at all: attacks that follow gradients cannot judge them",
-                self.zero_gradients
-            ));
-        }
         warnings.extend(fgsm_alarm(self.fgsm, "PGD-10", self.pgd10, images));
         warnings
     }
@@ -224,9 +212,34 @@ pub fn warnings(progress: &Progress) -> Vec<String> {
     warnings
 }
 
-/// Signs of masked gradients among the outcomes of several protocols on the same images.
+/// What makes the figure of one protocol wrong: logits that are no numbers. Such images are counted as wrong.
+pub fn failure(protocol: &Protocol, outcome: &Outcome) -> Option<String> {
+    (outcome.non_finite > 0).then(|| {
+        format!(
+            "{protocol}: {} of {} images have a logit that is NaN or infinite; they were counted as wrong",
+            outcome.non_finite,
+            outcome.withstood.len()
+        )
+    })
+}
+
+/// What looks wrong in the outcome of one protocol.
+pub fn doubts(protocol: &Protocol, outcome: &Outcome) -> Vec<String> {
+    let without_gradient = (outcome.zero_gradients > 0).then(|| {
+        format!(
+            "{protocol}: {} of {} images have no gradient at all: an attack that follows gradients cannot evaluate them, and the \
+             figure is no robustness",
+            outcome.zero_gradients,
+            outcome.withstood.len()
+        )
+    });
+    failure(protocol, outcome).into_iter().chain(without_gradient).collect()
+}
+
+/// [`doubts`] of each outcome, and signs of masked gradients among those of several protocols on the same images.
 pub fn alarms(outcomes: &[(&Protocol, &Outcome)]) -> Vec<String> {
-    let mut alarms = Vec::new();
+    let mut alarms: Vec<String> =
+        outcomes.iter().flat_map(|(protocol, outcome)| doubts(protocol, outcome)).collect();
     let named = |wanted: fn(&Protocol) -> bool| outcomes.iter().filter(move |(protocol, _)| wanted(protocol));
     for (_, fgsm) in named(|protocol| *protocol == Protocol::Fgsm) {
         for (protocol, pgd) in named(|protocol| matches!(protocol, Protocol::Pgd(pgd) if pgd.steps >= 10)) {
@@ -235,6 +248,15 @@ pub fn alarms(outcomes: &[(&Protocol, &Outcome)]) -> Vec<String> {
                 &protocol.to_string(),
                 pgd.correct(),
                 fgsm.withstood.len(),
+            ));
+        }
+    }
+    for (margin, lower) in named(Protocol::is_on_margins) {
+        for (entropy, higher) in named(Protocol::is_on_cross_entropy) {
+            alarms.extend(margin_alarm(
+                (margin, lower.correct()),
+                (entropy, higher.correct()),
+                lower.withstood.len(),
             ));
         }
     }
@@ -261,6 +283,19 @@ fn fgsm_alarm(fgsm: usize, name: &str, pgd: usize, images: usize) -> Option<Stri
     })
 }
 
+fn margin_alarm(
+    (margin, lower): (&Protocol, usize),
+    (entropy, higher): (&Protocol, usize),
+    images: usize,
+) -> Option<String> {
+    (higher > lower && (higher - lower) as f64 > MARGIN_TOLERANCE * images as f64).then(|| {
+        format!(
+            "masked gradients? {margin} leaves {lower} of {images} images right, {entropy} leaves {higher}: the softmax may be \
+             saturated, and the cross-entropy flat"
+        )
+    })
+}
+
 fn square_alarm(missed: usize, missed_by: &str, images: usize) -> Option<String> {
     (missed as f64 > TOLERANCE * images as f64).then(|| {
         format!(
@@ -274,7 +309,8 @@ mod tests {
     use super::*;
 
     fn outcome(withstood: &[bool]) -> Outcome {
-        Outcome { withstood: withstood.into(), seconds: 0.0, cost: Cost::default() }
+        let (seconds, cost) = (0.0, Cost::default());
+        Outcome { withstood: withstood.into(), seconds, cost, non_finite: 0, zero_gradients: 0 }
     }
 
     #[test]
@@ -294,6 +330,24 @@ mod tests {
         let mut two = vec![true; 1000];
         two[..2].fill(false);
         assert!(alarms(&[(&square, &outcome(&two)), (&fgsm, &outcome(&two)), (&pgd10, &strong)]).is_empty());
+        // A margin attack does better by more than sound networks show.
+        let cw = protocol("cw");
+        let (mut sound, mut saturated) = (vec![true; 1000], vec![true; 1000]);
+        sound[..100].fill(false);
+        saturated[..101].fill(false);
+        assert!(alarms(&[(&cw, &outcome(&sound)), (&pgd10, &strong)]).is_empty());
+        let said = alarms(&[(&cw, &outcome(&saturated)), (&pgd10, &strong)]);
+        assert!(
+            said.len() == 1 && said[0].contains("cw leaves 899 of 1000 images right, pgd10 leaves 1000"),
+            "{said:?}"
+        );
+        // Of one outcome.
+        let broken = Outcome { non_finite: 7, zero_gradients: 5, ..weak.clone() };
+        let said = alarms(&[(&pgd5, &broken)]);
+        assert!(
+            said.len() == 2 && said[0].contains("pgd5: 7 of 1000") && said[1].contains("pgd5: 5 of 1000"),
+            "{said:?}"
+        );
         // The other way round nothing is amiss.
         assert!(alarms(&[(&fgsm, &strong), (&square, &strong), (&pgd10, &weak)]).is_empty());
     }

@@ -1,24 +1,25 @@
 //! What an interrupted evaluation leaves on disk: the outcomes of finished protocols, the progress of the running one, and
 //! the adversarial images found so far where they are asked for.
 //!
-//! The state is one JSON file, replaced as a whole behind every batch; it names the settings that it belongs to, and another
-//! evaluation is refused. Images lie in a file of their own beside it, each at its position, and are on disk before the state
-//! that speaks of them. Called by `secateur eval`; checked by `tests/autoattack.rs`.
+//! The state is a file of two lines of JSON, the second behind its SHA-256, replaced as a whole behind every batch; it names the
+//! settings that it belongs to, and another evaluation is refused. Images lie in a file of their own beside it, each at its
+//! position and with a digest, and are on disk before the state that speaks of them.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::Outcome;
-use super::autoattack::Progress;
-use crate::files::{Existing, write_atomic};
+use super::autoattack::{Progress, Verdict};
+use crate::digest::sha256;
+use crate::files::{Existing, How, Place, limit};
 use crate::model::layers::IMAGE_LEN;
 
 /// Of the format; another one is refused.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Everything on which a verdict depends, and what is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,14 +29,31 @@ pub struct Settings {
     pub data: String,
     pub split: String,
     pub samples: usize,
+    /// Of those images and their labels: [`crate::data::Images::sha256`].
+    pub images_sha256: String,
     /// As it was given, "8/255".
     pub epsilon: String,
     pub seed: u64,
     pub protocols: Vec<String>,
-    /// `cpu`, `cuda` or `emulated`: they round differently.
+    /// [`device_name`].
     pub device: String,
+    /// Of this program.
+    pub build: String,
     /// Whether adversarial images are kept for a dump.
     pub dump: bool,
+}
+
+/// What of a device decides how it rounds: its kind and the code that runs on it.
+pub fn device_name(kind: &str, code: &str) -> String {
+    format!("{kind} ({code})")
+}
+
+/// The first line of the file.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    version: u32,
+    /// Of the second line.
+    sha256: String,
 }
 
 /// A protocol that has come to its end.
@@ -48,11 +66,10 @@ pub struct Finished {
     pub progress: Option<Progress>,
 }
 
-/// The state file.
+/// What the state file holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    version: u32,
     pub settings: Settings,
     pub finished: Vec<Finished>,
     /// Of the protocol behind the finished ones.
@@ -70,43 +87,61 @@ pub enum StateError {
     Settings { path: PathBuf, name: String, met: String, wanted: String },
     #[error("{}: an unfinished evaluation; continue it with --resume, or delete the file", path.display())]
     Unfinished { path: PathBuf },
+    #[error("{}: another evaluation works with it: {holder}; wait until it has ended, or name another --state", path.display())]
+    InUse { path: PathBuf, holder: String },
     #[error("{}: no state to resume from", path.display())]
     Missing { path: PathBuf },
 }
 
 impl State {
     pub fn new(settings: Settings) -> Self {
-        Self { version: VERSION, settings, finished: Vec::new(), running: None }
+        Self { settings, finished: Vec::new(), running: None }
     }
 
-    /// The state at `path` if it belongs to `settings`.
-    pub fn load(path: &Path, settings: &Settings) -> Result<Self, StateError> {
-        let bytes = match std::fs::read(path) {
+    /// The state at `place` if it belongs to `settings`.
+    pub fn load(place: impl Into<Place>, settings: &Settings) -> Result<Self, StateError> {
+        let place = place.into();
+        let path = place.path();
+        let bytes = match place.read(limit::JSON) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(StateError::Missing { path: path.into() });
+                return Err(StateError::Missing { path });
             }
-            Err(source) => return Err(StateError::Io { path: path.into(), source }),
+            Err(source) => return Err(StateError::Io { path, source }),
             Ok(bytes) => bytes,
         };
-        let format = |reason: String| StateError::Format { path: path.into(), reason };
-        let state: Self = serde_json::from_slice(&bytes).map_err(|error| format(error.to_string()))?;
-        if state.version != VERSION {
-            return Err(format(format!("version {}, expected {VERSION}", state.version)));
+        let format = |reason: String| StateError::Format { path: path.clone(), reason };
+        let (header, state) =
+            bytes.split_at(bytes.iter().position(|&byte| byte == b'\n').map_or(0, |end| end + 1));
+        let header: Header = serde_json::from_slice(header).map_err(|error| format(error.to_string()))?;
+        if header.version != VERSION {
+            return Err(format(format!("version {}, expected {VERSION}", header.version)));
         }
+        let actual = sha256(state);
+        if actual != header.sha256 {
+            return Err(format(format!("SHA-256 {actual}, expected {}: it is damaged", header.sha256)));
+        }
+        let state: Self = serde_json::from_slice(state).map_err(|error| format(error.to_string()))?;
         let fields = |settings: &Settings| match serde_json::to_value(settings) {
             Ok(serde_json::Value::Object(fields)) => fields,
             _ => serde_json::Map::new(),
         };
         let (met, wanted) = (fields(&state.settings), fields(settings));
-        if let Some(name) = wanted.keys().find(|name| met.get(*name) != wanted.get(*name)) {
+        // Other digests follow from other settings: these say more.
+        let (digests, others): (Vec<_>, Vec<_>) = wanted.keys().partition(|name| name.ends_with("sha256"));
+        let mut names = others.into_iter().chain(digests);
+        if let Some(name) = names.find(|name| met.get(*name) != wanted.get(*name)) {
             let text =
                 |value: Option<&serde_json::Value>| value.map_or("nothing".into(), |value| value.to_string());
             return Err(StateError::Settings {
-                path: path.into(),
+                path: path.clone(),
                 name: name.replace('_', " "),
                 met: text(met.get(name)),
                 wanted: text(wanted.get(name)),
             });
+        }
+        let protocols = state.finished.iter().map(|finished| &finished.protocol);
+        if !settings.protocols.iter().take(state.finished.len()).eq(protocols) {
+            return Err(format("its finished protocols are not the first of the command's".into()));
         }
         let outcomes = state.finished.iter().map(|finished| finished.outcome.withstood.len());
         let progress =
@@ -124,19 +159,52 @@ impl State {
         }
     }
 
-    /// Replaces the file at `path`.
-    pub fn save(&self, path: &Path) -> Result<(), StateError> {
-        let bytes = serde_json::to_vec(self)
-            .map_err(|error| StateError::Format { path: path.into(), reason: error.to_string() })?;
-        write_atomic(path, &bytes, Existing::Replace)
-            .map_err(|source| StateError::Io { path: path.into(), source })
+    /// Replaces the file at `place`.
+    pub fn save(&self, place: impl Into<Place>) -> Result<(), StateError> {
+        let place = place.into();
+        let json = |value: serde_json::Result<Vec<u8>>| {
+            value.map_err(|error| StateError::Format { path: place.path(), reason: error.to_string() })
+        };
+        let state = json(serde_json::to_vec(self))?;
+        let mut bytes = json(serde_json::to_vec(&Header { version: VERSION, sha256: sha256(&state) }))?;
+        bytes.push(b'\n');
+        bytes.extend(state);
+        let written = place.write(&bytes, Existing::Replace);
+        written.map_err(|source| StateError::Io { path: place.path(), source })
+    }
+}
+
+impl State {
+    /// Removes the file at `place`, where there is one.
+    pub fn remove(place: &Place) -> Result<(), StateError> {
+        match place.remove() {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StateError::Io { path: place.path(), source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Positions of images for which an adversarial image was found, by any protocol.
+    pub fn broken(&self) -> impl Iterator<Item = usize> + '_ {
+        let finished = self.finished.iter().filter_map(|finished| finished.progress.as_ref());
+        finished.chain(&self.running).flat_map(|progress| {
+            let verdicts = progress.verdicts.iter().enumerate();
+            verdicts
+                .filter(|(_, verdict)| matches!(verdict, Verdict::BrokenBy(_)))
+                .map(|(position, _)| position)
+        })
     }
 }
 
 /// Adversarial images by position, in memory or in a file.
 pub enum Images {
     Memory(BTreeMap<usize, Vec<f32>>),
-    File(File),
+    File {
+        file: File,
+        /// Of the settings: an image of another evaluation is none of this one.
+        settings_sha256: String,
+    },
 }
 
 impl Images {
@@ -144,9 +212,10 @@ impl Images {
         Self::Memory(BTreeMap::new())
     }
 
-    /// The file at `path`, with what it holds if `keep`, else empty.
-    pub fn in_file(path: &Path, keep: bool) -> io::Result<Self> {
-        OpenOptions::new().read(true).write(true).create(!keep).truncate(!keep).open(path).map(Self::File)
+    /// The file at `place` for an evaluation with `settings`, with what it holds if `keep`, else empty.
+    pub fn in_file(place: &Place, keep: bool, settings: &Settings) -> io::Result<Self> {
+        let file = place.open(if keep { How::Update } else { How::Empty })?;
+        Ok(Self::File { file, settings_sha256: sha256(&serde_json::to_vec(settings)?) })
     }
 
     /// Keeps the image (32 x 32 x 3) at `position`.
@@ -156,9 +225,11 @@ impl Images {
                 images.insert(position, image.to_vec());
                 Ok(())
             }
-            Self::File(file) => {
-                file.seek(SeekFrom::Start(offset(position)))?;
-                file.write_all(&image.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
+            Self::File { file, settings_sha256 } => {
+                let mut slot: Vec<u8> = image.iter().flat_map(|value| value.to_le_bytes()).collect();
+                slot.extend(slot_digest(settings_sha256, position, &slot).as_bytes());
+                file.seek(SeekFrom::Start(position as u64 * SLOT_BYTES as u64))?;
+                file.write_all(&slot)
             }
         }
     }
@@ -167,28 +238,43 @@ impl Images {
     pub fn sync(&mut self) -> io::Result<()> {
         match self {
             Self::Memory(_) => Ok(()),
-            Self::File(file) => file.sync_data(),
+            Self::File { file, .. } => file.sync_data(),
         }
     }
 
     /// The image at `position`, which was put before.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] where another one lies there, or a damaged one, or none.
     pub fn get(&mut self, position: usize) -> io::Result<Vec<f32>> {
         match self {
             Self::Memory(images) => {
                 images.get(&position).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
             }
-            Self::File(file) => {
-                let mut bytes = vec![0; IMAGE_LEN * 4];
-                file.seek(SeekFrom::Start(offset(position)))?;
-                file.read_exact(&mut bytes)?;
-                Ok(bytes.as_chunks().0.iter().map(|&word| f32::from_le_bytes(word)).collect())
+            Self::File { file, settings_sha256 } => {
+                let mut slot = vec![0; SLOT_BYTES];
+                file.seek(SeekFrom::Start(position as u64 * SLOT_BYTES as u64))?;
+                let damaged =
+                    || io::Error::new(io::ErrorKind::InvalidData, format!("image {position} is damaged"));
+                file.read_exact(&mut slot).map_err(|error| match error.kind() {
+                    io::ErrorKind::UnexpectedEof => damaged(),
+                    _ => error,
+                })?;
+                let (image, digest) = slot.split_at(IMAGE_LEN * 4);
+                if digest != slot_digest(settings_sha256, position, image).as_bytes() {
+                    return Err(damaged());
+                }
+                Ok(image.as_chunks().0.iter().map(|&word| f32::from_le_bytes(word)).collect())
             }
         }
     }
 }
 
-fn offset(position: usize) -> u64 {
-    position as u64 * IMAGE_LEN as u64 * 4
+/// An image and the 64 digits of its digest.
+const SLOT_BYTES: usize = IMAGE_LEN * 4 + 64;
+
+fn slot_digest(settings_sha256: &str, position: usize, image: &[u8]) -> String {
+    sha256(&[settings_sha256.as_bytes(), &(position as u64).to_le_bytes(), image].concat())
 }
 
 /// Flags as a word of 0 and 1.

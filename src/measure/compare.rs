@@ -77,9 +77,11 @@ pub fn compare(name: &str, first: &[f64], second: &[f64], tolerance: f64) -> Opt
     Some(Compared { name: name.into(), medians, ratio, interval: Some(interval), change })
 }
 
-/// In what the work of the two differs, as far as they say.
+/// In what the work of the two differs, as far as they say: where it does, their times say nothing about each other.
 pub fn differences(first: &Document, second: &Document) -> Vec<String> {
     let mut found = Vec::new();
+    let recipes = |document: &Document| document.recipes.join(", ");
+    let kind = |document: &Document| document.device["kind"].as_str().unwrap_or("unknown").to_string();
     let mut differs = |what: &str, a: &dyn std::fmt::Display, b: &dyn std::fmt::Display| {
         let (a, b) = (a.to_string(), b.to_string());
         if a != b {
@@ -87,20 +89,25 @@ pub fn differences(first: &Document, second: &Document) -> Vec<String> {
         }
     };
     differs("kind", &first.kind, &second.kind);
-    differs("threads", &first.threads, &second.threads);
+    differs("recipes", &recipes(first), &recipes(second));
+    differs("device kind", &kind(first), &kind(second));
     differs("images", &first.images, &second.images);
     differs("width", &first.width, &second.width);
     differs("batch", &first.batch, &second.batch);
     found
 }
 
-/// The rows that both have, by name and state of the caches; and what the two do not share.
+/// The rows that both have, by name and state of the caches; and what the two do not share. Their work is the same: they have
+/// no [`differences`].
 pub fn compare_documents(
     first: &Document,
     second: &Document,
     tolerance: f64,
 ) -> (Vec<Compared>, Vec<String>) {
-    let mut notes = differences(first, second);
+    let mut notes = Vec::new();
+    if first.threads != second.threads {
+        notes.push(format!("threads: {} in the first, {} in the second", first.threads, second.threads));
+    }
     for (which, document) in [("first", first), ("second", second)] {
         if !document.finished {
             let rows = document.rows.len();

@@ -1,6 +1,7 @@
 //! What a measurement writes: the device block, the table, JSON and CSV. The layout is described in [`super`]. Checked by
 //! `tests/bench.rs`.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -15,9 +16,13 @@ use super::workload::Cache;
 use crate::clock;
 use crate::data::SetKind;
 use crate::engine::{DeviceInfo, Engine};
+use crate::files::{limit, read};
+use crate::text::command_line;
 
 /// The version of the layout.
 pub const VERSION: u32 = 1;
+/// Seconds that anything can take; quotients and sums of such are finite.
+const TIMES: RangeInclusive<f64> = 1e-12..=1e9;
 
 /// Everything of one measurement.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,7 +35,7 @@ pub struct Document {
     /// Version and profile of the program.
     pub build: String,
     pub started_unix_seconds: u64,
-    /// As in environment.json: kind, name, driver, code, memory.
+    /// As in environment.json: kind, name, driver, code, memory, cache, wgmma_off.
     pub device: serde_json::Value,
     pub threads: usize,
     pub recipes: Vec<String>,
@@ -76,6 +81,9 @@ pub struct Row {
     /// The least time that the ceilings allow over the median.
     pub ceiling_share: Option<f64>,
     pub bound: Option<String>,
+    /// Seconds that an H200 should take, where all of it has a model.
+    #[serde(default)]
+    pub predicted: Option<f64>,
     /// What the stop rule still wanted when the time was up.
     pub unmet: Option<String>,
 }
@@ -126,7 +134,7 @@ impl Document {
         Self {
             secateur_measure: VERSION,
             kind: kind.into(),
-            command: std::env::args().collect(),
+            command: command_line(),
             build: format!("secateur {} ({profile})", env!("CARGO_PKG_VERSION")),
             started_unix_seconds: clock::now().as_secs(),
             device: serde_json::json!(device),
@@ -146,7 +154,7 @@ impl Document {
 
     /// Reads a file of this layout.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+        let bytes = read(path, limit::JSON).with_context(|| path.display().to_string())?;
         Self::parse(&bytes).with_context(|| path.display().to_string())
     }
 
@@ -155,6 +163,11 @@ impl Document {
         let read: Self = serde_json::from_slice(bytes).context("not a file of secateur bench or profile")?;
         if read.secateur_measure != VERSION {
             bail!("layout {}, this build reads {VERSION}", read.secateur_measure);
+        }
+        for row in &read.rows {
+            if let Some((at, sample)) = row.samples.iter().enumerate().find(|(_, s)| !TIMES.contains(s)) {
+                bail!("{}: sample {at} is {sample} s, expected a time above 0 ({TIMES:?} s)", row.name);
+            }
         }
         Ok(read)
     }
@@ -174,7 +187,18 @@ impl Document {
             None => String::new(),
         };
         let driver = self.device["driver"].as_str().map_or(String::new(), |driver| format!(", {driver}"));
-        format!("device   {} ({}, {}{driver}{memory})", text("name"), text("kind"), text("code"))
+        let off: Vec<&str> = self.device["wgmma_off"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|name| name.as_str())
+            .collect();
+        let off = match off[..] {
+            [] => String::new(),
+            ["off"] => ", wgmma off".into(),
+            _ => format!(", wgmma off: {}", off.join(", ")),
+        };
+        format!("device   {} ({}, {}{off}{driver}{memory})", text("name"), text("kind"), text("code"))
     }
 
     /// What it measured.
@@ -247,6 +271,7 @@ impl Row {
             bytes,
             ceiling_share: share.map(|share| share.share),
             bound: share.map(|share| share.bound.into()),
+            predicted: None,
             unmet: samples.unmet,
         })
     }

@@ -1,7 +1,11 @@
 //! Columns of text: the first to the left, numbers to the right.
 
+use crate::text;
+
 /// Lines of a table with a heading, each column as wide as its widest cell.
 pub fn lines(heading: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| text::message(cell)).collect()).collect();
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([heading[column].chars().count()]).max().unwrap_or(0)

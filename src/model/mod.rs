@@ -3,6 +3,7 @@
 //! Names and shapes are those of the common CIFAR ResNet-18 in PyTorch (3x3 stem, no max pool, four stages of
 //! two basic blocks), so that `load_state_dict(safetensors.torch.load_file(f))` works on our files.
 
+pub mod foreign;
 mod init;
 pub mod layers;
 mod weights;

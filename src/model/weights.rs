@@ -10,16 +10,10 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use super::foreign::{self, IGNORED_SUFFIX};
 use super::layers::WIDTHS;
 use super::{ParameterKind, ResNet18};
-use crate::files::{Existing, write_atomic};
-
-/// Larger files are refused unread: the widest network here takes 45 MB.
-const MAX_FILE_BYTES: u64 = 1 << 30;
-/// What `DataParallel` and `torch.compile` put before every name.
-const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
-/// Buffers that PyTorch's BatchNorm saves and nothing here uses.
-const IGNORED_SUFFIX: &str = ".num_batches_tracked";
+use crate::files::{Existing, Place, limit, read};
 
 /// Tensors by PyTorch name; a whole `state_dict`, or the part of it that a call speaks of.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -43,22 +37,34 @@ pub enum WeightsError {
     Shape { name: String, met: Vec<usize>, wanted: Vec<usize> },
     #[error("{name}: not a tensor of this network (ResNet-18, width {}, {} classes)", network.width, network.classes)]
     Unknown { name: String, network: ResNet18 },
-    #[error(
-        "{name}: the name has the prefix of a wrapper, {prefix}; save the state_dict of the model inside it"
-    )]
-    Wrapped { name: String, prefix: &'static str },
+    #[error("{name}: missing from the weights; {instead}")]
+    Named { name: String, instead: String },
+    #[error("{name}: the name that {other} becomes is there already")]
+    Twice { name: String, other: String },
+    #[error("{name}[{index}]: {value} is too large for F32")]
+    Range { name: String, index: usize, value: f64 },
     #[error("{name}[{index}]: {value}, expected {wanted}; the weights are damaged or the training diverged")]
     Value { name: String, index: usize, value: f32, wanted: &'static str },
-    #[error("{name}: type {met}, expected F32; convert with tensor.float() before saving")]
-    Type { name: String, met: String },
+    #[error("{name}: type {met}, expected {wanted}")]
+    Type { name: String, met: String, wanted: &'static str },
     #[error("conv1.weight has {met} output channels, expected {} (the widths that have kernels)", widths())]
     Width { met: usize },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error("{path}: not a whole safetensors file: {reason}")]
     Format { path: PathBuf, reason: String },
+    #[error("{path}: expected a safetensors file, this is {what}")]
+    Foreign { path: PathBuf, what: &'static str },
     #[error("{path}: {source}")]
     InFile { path: PathBuf, source: Box<WeightsError> },
+}
+
+/// The tensors of a safetensors file; the path of an error is empty.
+pub(super) fn parse(bytes: &[u8]) -> Result<SafeTensors<'_>, WeightsError> {
+    SafeTensors::deserialize(bytes).map_err(|error| match foreign::recognise(bytes) {
+        Some(what) => WeightsError::Foreign { path: PathBuf::new(), what },
+        None => WeightsError::Format { path: PathBuf::new(), reason: error.to_string() },
+    })
 }
 
 fn widths() -> String {
@@ -88,13 +94,8 @@ impl Weights {
     pub fn infer_network(&self) -> Result<ResNet18, WeightsError> {
         let shape = |name: &str| match self.tensors.get(name) {
             Some(tensor) => Ok(&tensor.shape),
-            None => Err(WeightsError::Missing { name: name.into() }),
+            None => Err(self.named_otherwise(name)),
         };
-        for prefix in WRAPPERS {
-            if let Some(name) = self.tensors.keys().find(|name| name.starts_with(prefix)) {
-                return Err(WeightsError::Wrapped { name: name.clone(), prefix });
-            }
-        }
         let stem = shape("conv1.weight")?;
         let width = stem.first().copied().unwrap_or(0);
         if !WIDTHS.contains(&width) {
@@ -111,12 +112,24 @@ impl Weights {
         }
     }
 
+    /// Why the tensor `name` is missing, where others are there that it could be.
+    fn named_otherwise(&self, name: &str) -> WeightsError {
+        let names: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
+        WeightsError::Named { name: name.into(), instead: foreign::instead(&names) }
+    }
+
     /// Whether these are exactly the tensors of `network`: all there, none more, right shapes, every value
     /// finite, every running variance >= 0.
     pub fn check(&self, network: &ResNet18) -> Result<(), WeightsError> {
         let parameters = network.parameters();
+        let unknown = |name: &&String| parameters.iter().all(|parameter| parameter.name != **name);
         for parameter in &parameters {
-            let values = self.get(&parameter.name, &parameter.shape)?;
+            let values = match self.get(&parameter.name, &parameter.shape) {
+                Err(WeightsError::Missing { name }) if self.tensors.keys().any(|name| unknown(&name)) => {
+                    return Err(self.named_otherwise(&name));
+                }
+                values => values?,
+            };
             let is_variance = parameter.kind == ParameterKind::BnRunningVar;
             let wanted = if is_variance { "a finite number >= 0" } else { "a finite number" };
             let bad = values.iter().position(|value| !value.is_finite() || (is_variance && *value < 0.0));
@@ -126,7 +139,6 @@ impl Weights {
             }
         }
         if self.tensors.len() > parameters.len() {
-            let unknown = |name: &&String| parameters.iter().all(|parameter| parameter.name != **name);
             if let Some(name) = self.tensors.keys().find(unknown) {
                 return Err(WeightsError::Unknown { name: name.clone(), network: *network });
             }
@@ -137,21 +149,42 @@ impl Weights {
     /// Reads a safetensors file: every tensor must be F32, but for PyTorch's integer `num_batches_tracked`, which
     /// are dropped.
     pub fn read(path: &Path) -> Result<Self, WeightsError> {
+        Self::in_file(path, &Self::read_bytes(path)?, Self::from_bytes)
+    }
+
+    /// Reads a safetensors file of another program: see [`foreign::convert`].
+    pub fn convert(path: &Path) -> Result<foreign::Converted, WeightsError> {
+        Self::in_file(path, &Self::read_bytes(path)?, foreign::convert)
+    }
+
+    /// The bytes of a weights file, for those who want their digest too: a second reading may meet another file, or an empty
+    /// pipe.
+    pub fn read_bytes(path: &Path) -> Result<Vec<u8>, WeightsError> {
         let io = |source| WeightsError::Io { path: path.into(), source };
-        let len = std::fs::metadata(path).map_err(io)?.len();
-        if len > MAX_FILE_BYTES {
-            let reason = format!("{len} bytes, expected at most {MAX_FILE_BYTES}");
-            return Err(WeightsError::Format { path: path.into(), reason });
-        }
-        Self::from_bytes(&std::fs::read(path).map_err(io)?).map_err(|error| match error {
+        read(path, limit::TENSORS).map_err(io)
+    }
+
+    /// The bytes of a file, parsed; errors bear its name.
+    fn in_file<T>(
+        path: &Path,
+        bytes: &[u8],
+        parse: impl Fn(&[u8]) -> Result<T, WeightsError>,
+    ) -> Result<T, WeightsError> {
+        parse(bytes).map_err(|error| match error {
             WeightsError::Format { reason, .. } => WeightsError::Format { path: path.into(), reason },
+            WeightsError::Foreign { what, .. } => WeightsError::Foreign { path: path.into(), what },
             other => WeightsError::InFile { path: path.into(), source: Box::new(other) },
         })
     }
 
     /// [`Weights::read`] and [`Weights::check`] against the network the file itself implies.
     pub fn read_network(path: &Path) -> Result<(ResNet18, Self), WeightsError> {
-        let weights = Self::read(path)?;
+        Self::network_in_file(path, &Self::read_bytes(path)?)
+    }
+
+    /// [`Weights::read_network`] of a file whose bytes were read from `path`.
+    pub fn network_in_file(path: &Path, bytes: &[u8]) -> Result<(ResNet18, Self), WeightsError> {
+        let weights = Self::in_file(path, bytes, Self::from_bytes)?;
         let checked = weights.infer_network().and_then(|network| weights.check(&network).map(|()| network));
         match checked {
             Ok(network) => Ok((network, weights)),
@@ -161,15 +194,18 @@ impl Weights {
 
     /// Parses the bytes of a safetensors file; the path of a format error is empty.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
-        let file = SafeTensors::deserialize(bytes)
-            .map_err(|error| WeightsError::Format { path: PathBuf::new(), reason: error.to_string() })?;
+        let file = parse(bytes)?;
         let mut weights = Self::default();
         for (name, view) in file.iter() {
             if name.ends_with(IGNORED_SUFFIX) {
                 continue;
             }
             if view.dtype() != Dtype::F32 {
-                return Err(WeightsError::Type { name: name.into(), met: format!("{:?}", view.dtype()) });
+                return Err(WeightsError::Type {
+                    name: name.into(),
+                    met: format!("{:?}", view.dtype()),
+                    wanted: "F32; `secateur weights convert FILE OUT` makes it so",
+                });
             }
             // Not a cast: nothing promises that the file's data is aligned for f32.
             let values = view.data().as_chunks().0.iter().map(|&word| f32::from_le_bytes(word)).collect();
@@ -198,7 +234,8 @@ impl Weights {
 
     /// Writes a safetensors file, whole or not at all.
     pub fn write(&self, path: &Path, existing: Existing) -> Result<(), WeightsError> {
-        write_atomic(path, &self.to_bytes(), existing)
+        Place::from(path)
+            .write(&self.to_bytes(), existing)
             .map_err(|source| WeightsError::Io { path: path.into(), source })
     }
 }

@@ -7,15 +7,25 @@ use toml::{Table, Value};
 
 use super::RecipeError;
 
-/// Applies one `key=value`.
-pub fn apply(table: &mut Table, text: &str) -> Result<(), RecipeError> {
+/// Parts of a dotted key; recipes have two.
+const MAX_DEPTH: usize = 8;
+
+/// Applies one `key=value` and returns the key.
+pub fn apply<'a>(table: &mut Table, text: &'a str) -> Result<&'a str, RecipeError> {
     let error = |reason: &str| RecipeError::Override { text: text.into(), reason: reason.into() };
     let Some((key, value)) = text.split_once('=') else {
         return Err(error("expected key=value, such as attack.steps=7"));
     };
     let (key, value) = (key.trim(), value.trim());
+    if key == "extends" {
+        return Err(error("a recipe's file says what it extends"));
+    }
     if value.is_empty() {
         return Err(error("the value is empty"));
+    }
+    let depth = key.split('.').count();
+    if depth > MAX_DEPTH {
+        return Err(error(&format!("the key has {depth} parts, expected at most {MAX_DEPTH}")));
     }
     let mut parts: Vec<&str> = key.split('.').collect();
     let last = parts.pop().unwrap_or_default();
@@ -34,7 +44,7 @@ pub fn apply(table: &mut Table, text: &str) -> Result<(), RecipeError> {
         return Err(error(&format!("{last} is a section; set one of its keys, {key}.KEY=VALUE")));
     }
     here.insert(last.into(), parse(value));
-    Ok(())
+    Ok(key)
 }
 
 /// The TOML value, or else the text as it stands.
@@ -61,6 +71,20 @@ mod tests {
         assert_eq!(parse("4/255"), Value::String("4/255".into()));
         assert_eq!(parse("cifar10"), Value::String("cifar10".into()));
         assert_eq!(parse("1\nother = 2"), Value::String("1\nother = 2".into()));
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        let deep = ["a"; 60_000].join(".");
+        let error = apply(&mut Table::new(), &format!("{deep}=1")).unwrap_err().to_string();
+        assert!(error.ends_with("the key has 60000 parts, expected at most 8"));
+        // A value is not TOML where it nests as deep, and text then.
+        for value in [format!("{{{deep}=1}}"), format!("{}1{}", "[".repeat(60_000), "]".repeat(60_000))] {
+            assert_eq!(parse(&value), Value::String(value));
+        }
+        for text in [format!("{deep}=1"), format!("[{deep}]"), format!("a={}", "[".repeat(60_000))] {
+            assert!(text.parse::<Table>().is_err());
+        }
     }
 
     #[test]

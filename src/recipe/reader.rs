@@ -14,6 +14,13 @@ use crate::names::Named;
 
 /// Longest value quoted in a message.
 const MAX_QUOTED: usize = 60;
+/// Longest name of a recipe: file systems take 255 bytes, and a run's number follows it.
+const MAX_NAME_BYTES: usize = 200;
+
+/// Whether a number is not zero, and its nearest f32, with which the devices compute, is.
+pub fn vanishes(value: f64) -> bool {
+    value != 0.0 && value as f32 == 0.0
+}
 
 /// One table of a recipe, partly read.
 pub struct Section {
@@ -52,7 +59,8 @@ impl From<RangeInclusive<f64>> for Interval {
 
 impl Interval {
     fn contains(self, value: f64) -> bool {
-        (value > self.low || (self.low_in && value == self.low))
+        !vanishes(value)
+            && (value > self.low || (self.low_in && value == self.low))
             && (value < self.high || (self.high_in && value == self.high))
     }
 }
@@ -229,6 +237,21 @@ impl Section {
         line(&value).ok_or_else(|| self.met(key, &value, wanted))
     }
 
+    /// A text that a folder can be called: the value, or else `default`.
+    pub fn file_name(&mut self, key: &str, default: &str) -> Result<String, RecipeError> {
+        let name = self.text(key, Some(default))?;
+        let separates = |c: char| matches!(c, '/' | '\\') || c.is_control();
+        let reason = match name.len() {
+            0 => "an empty name",
+            len if len > MAX_NAME_BYTES => "a longer one",
+            _ if name.starts_with('.') => "a name that starts with a dot",
+            _ if name.contains(separates) => "a path",
+            _ => return Ok(name),
+        };
+        let wanted = format!("the name of a folder, of up to {MAX_NAME_BYTES} bytes, and not {reason}");
+        Err(self.met(key, &Value::String(name), wanted))
+    }
+
     /// A list of texts, each given once.
     pub fn texts(&mut self, key: &str, default: &[&str]) -> Result<Vec<String>, RecipeError> {
         let Some(value) = self.take(key) else {
@@ -269,7 +292,20 @@ impl Section {
     }
 
     fn met(&self, key: &str, met: &Value, wanted: impl Into<String>) -> RecipeError {
-        self.value_error(key, met, wanted)
+        let mut wanted = wanted.into();
+        let mut shown = met.to_string();
+        let number = match met {
+            Value::Float(number) => Some(*number),
+            Value::String(text) => Fraction::parse(text).map(|fraction| fraction.value()),
+            _ => None,
+        };
+        if number.is_some_and(vanishes) {
+            wanted += "; so small a number is 0 in f32";
+            if let Value::Float(number) = met {
+                shown = format!("{number:e}");
+            }
+        }
+        self.value_error(key, shown, wanted)
     }
 
     fn missing(&self, key: &str, wanted: impl Into<String>) -> RecipeError {

@@ -6,6 +6,8 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use super::reader::vanishes;
+
 /// A number that keeps the text it was written as: "8/255" stays exact and readable in every file and table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fraction {
@@ -27,6 +29,11 @@ impl Fraction {
 
     pub fn value(&self) -> f64 {
         self.value
+    }
+
+    /// Whether it is not zero, and its nearest f32 is.
+    pub fn vanishes(&self) -> bool {
+        vanishes(self.value)
     }
 
     /// The nearest f32.
@@ -57,6 +64,11 @@ pub fn none<T: Serialize, S: Serializer>(value: &Option<T>, serializer: S) -> Re
     or_word("none", value, serializer)
 }
 
+/// Writes an absent step size as "learning-rate".
+pub fn learning_rate<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    or_word("learning-rate", value, serializer)
+}
+
 fn or_word<T: Serialize, S: Serializer>(
     word: &str,
     value: &Option<T>,
@@ -79,6 +91,8 @@ mod tests {
         assert_eq!(eight.value(), 8.0 / 255.0);
         assert_eq!(eight.to_string(), "8/255");
         assert_eq!(Fraction::parse(" 0.031 ").unwrap().value(), 0.031);
+        let vanishes = |text| Fraction::parse(text).unwrap().vanishes();
+        assert_eq!(["1e-60", "1e-44", "0", "8/255"].map(vanishes), [true, false, false, false]);
         for text in ["", "8/", "/255", "8/0", "0/0", "a/b", "8/255/1", "inf", "nan", "1e999"] {
             assert_eq!(Fraction::parse(text), None, "{text}");
         }

@@ -7,7 +7,7 @@ use super::compare::{SpeedUp, front};
 use super::markup::{Style, area_legend, legend};
 use super::plot::{Bar, Plot, Series, bars, stacked};
 use super::read::RunRecord;
-use super::scale::{Axis, duration, significant};
+use super::scale::{Axis, duration, fixed, significant};
 
 /// A quantity of the metrics: its field, its words, a factor, and where its axis begins.
 struct Quantity {
@@ -24,7 +24,7 @@ const fn quantity(field: &'static str, title: &'static str, name: &'static str) 
     Quantity { field, title, name, factor: 1.0, from_zero: true, second: None }
 }
 
-const QUANTITIES: [Quantity; 8] = [
+const QUANTITIES: [Quantity; 9] = [
     Quantity { from_zero: false, ..quantity("train_loss", "Loss in training", "loss") },
     Quantity {
         factor: 100.0,
@@ -35,7 +35,11 @@ const QUANTITIES: [Quantity; 8] = [
     quantity("learning_rate", "Learning rate", "learning rate"),
     quantity("subset_size", "Training images in the subset", "images"),
     quantity("attack_steps_per_sample", "Attack steps an image", "steps"),
-    quantity("residual", "Residual of the pursuit, share of its target", "residual"),
+    quantity("subset_class_entropy", "Class entropy of the subset, 1 is balanced", "entropy"),
+    Quantity {
+        second: Some(("residual_holdout_draw", "on a second draw")),
+        ..quantity("residual", "Error of the subset's gradient (dashed: on a second draw)", "residual")
+    },
     Quantity {
         factor: 100.0,
         ..quantity("co_pgd5_accuracy", "PGD-5 accuracy on a training batch, %", "PGD-5 %")
@@ -143,7 +147,8 @@ pub fn time_split(runs: &[RunRecord]) -> String {
             let total: f64 = STAGES.iter().map(|(field, _)| run.sum(field)).sum();
             let part = |(i, (field, stage)): (usize, &(&str, &str))| {
                 let seconds = run.sum(field);
-                let words = format!("{stage} {} ({:.0} %)", duration(seconds), 100.0 * seconds / total);
+                let words =
+                    format!("{stage} {} ({} %)", duration(seconds), fixed(100.0 * seconds / total, 0));
                 (format!("s{i}"), words, seconds)
             };
             Bar {
@@ -169,15 +174,15 @@ pub fn speed_ups(runs: &[RunRecord], speed_ups: &[Result<SpeedUp, &str>]) -> Str
             let gain = gain.as_ref().ok()?;
             let against: Vec<&str> = gain.against.iter().map(|&place| runs[place].name.as_str()).collect();
             let words = format!(
-                "{} of training, {:.2} times as fast as {}",
+                "{} of training, {} times as fast as {}",
                 duration(run.training_seconds()),
-                gain.factor,
+                fixed(gain.factor, 2),
                 against.join(" and ")
             );
             Some(Bar {
                 name: run.name.clone(),
                 parts: vec![(Style::of_run(slot).class(), words, gain.factor)],
-                value: format!("{:.2}\u{D7}", gain.factor),
+                value: format!("{}\u{D7}", fixed(gain.factor, 2)),
             })
         })
         .collect();

@@ -10,7 +10,7 @@ use super::read::Chosen;
 use crate::attack::CrossEntropyAscent;
 use crate::batch::Batch;
 use crate::data::{DataSet, Images};
-use crate::engine::{self, CrossEntropy, Engine, Pass, WeightSet};
+use crate::engine::{self, CrossEntropy, Engine, NO_CLASS, Pass, WeightSet};
 use crate::evaluate::PgdProtocol;
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::philox::{Key, Purpose};
@@ -70,7 +70,10 @@ pub fn attack(
     let attacked = predictions(engine, true)?;
 
     let (images, perturbed) = (engine.read(&batch.images)?, engine.read(&batch.perturbed)?);
-    let name = |class: u32| data.class_names[class as usize].clone();
+    let name = |class: u32| match class {
+        NO_CLASS => "none (logits not finite)".into(),
+        class => data.class_names[class as usize].clone(),
+    };
     let picture = |i: usize| {
         let (x, adversarial) =
             (&images[i * IMAGE_LEN..][..IMAGE_LEN], &perturbed[i * IMAGE_LEN..][..IMAGE_LEN]);

@@ -11,7 +11,8 @@ use serde::Deserialize;
 use super::markup::{Style, escape};
 use super::plot::{Plot, Series};
 use super::read::ReportError;
-use super::scale::{Axis, significant};
+use super::scale::{Axis, fixed, significant};
+use crate::files::{limit, read};
 
 /// One kernel.
 #[derive(Clone, Debug, Deserialize)]
@@ -38,7 +39,7 @@ impl Kernels {
     /// Reads a bench file.
     pub fn read(path: &Path) -> Result<Self, ReportError> {
         let wrong = |reason: String| ReportError::Kernels { path: path.into(), reason };
-        let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+        let bytes = read(path, limit::JSON).map_err(|error| wrong(error.to_string()))?;
         let kernels: Self = serde_json::from_slice(&bytes).map_err(|error| {
             wrong(format!(
                 "{error}, expected {{\"kernels\": [{{\"name\", \"seconds\", \"flops\", \"bytes\"}}], ...}}"
@@ -144,8 +145,8 @@ impl Kernels {
                 false => "\u{2013}".into(),
             };
             let least = self.least_seconds(kernel);
-            let share = least
-                .map_or("\u{2013}".into(), |(least, _)| format!("{:.0}", 100.0 * least / kernel.seconds));
+            let share =
+                least.map_or("\u{2013}".into(), |(least, _)| fixed(100.0 * least / kernel.seconds, 0));
             html += &format!(
                 "<tr><th>{}</th><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
                  <td class=\"n\">{share}</td><td>{}</td></tr>\n",

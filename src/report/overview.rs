@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::compare::SpeedUp;
 use super::markup::{Style, escape};
 use super::read::RunRecord;
-use super::scale::{duration, significant};
+use super::scale::{duration, fixed, significant};
 use crate::clock::to_the_minute;
 
 const NONE: &str = "\u{2013}";
@@ -38,7 +38,7 @@ pub fn method(run: &RunRecord) -> String {
 }
 
 fn percent(share: f64) -> String {
-    format!("{:.1} %", 100.0 * share)
+    format!("{} %", fixed(100.0 * share, 1))
 }
 
 fn table(head: &[(&str, bool)], rows: &[Vec<String>]) -> String {
@@ -97,7 +97,7 @@ pub fn summary(runs: &[RunRecord], speed_ups: &[Result<SpeedUp, &str>], robust: 
             tested("last", robust),
             if run.epochs.is_empty() { NONE.into() } else { duration(run.training_seconds()) },
             significant(rate, 3),
-            speed_ups[slot].as_ref().map_or(NONE.into(), |gain| format!("{:.2}\u{D7}", gain.factor)),
+            speed_ups[slot].as_ref().map_or(NONE.into(), |gain| format!("{}\u{D7}", fixed(gain.factor, 2))),
             escape(&method(run)),
         ]
     };
@@ -112,7 +112,7 @@ pub fn tests(runs: &[RunRecord]) -> String {
     let mut rows = Vec::new();
     for (slot, run) in runs.iter().enumerate() {
         for (weights, protocol, accuracy, total) in run.test_accuracies() {
-            let accuracy = format!("{:.2} %", 100.0 * accuracy);
+            let accuracy = format!("{} %", fixed(100.0 * accuracy, 2));
             rows.push(vec![
                 run_name(slot, run),
                 escape(weights),

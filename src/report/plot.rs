@@ -5,7 +5,7 @@
 //! (the mapping) and `tests/report.rs`. Called by the sections.
 
 use super::markup::{Style, escape};
-use super::scale::{Axis, significant};
+use super::scale::{Axis, fixed, significant};
 
 const WIDTH: f64 = 400.0;
 const HEIGHT: f64 = 236.0;
@@ -218,7 +218,7 @@ pub fn stacked(title: &str, x_name: &str, areas: &[(String, &str, Vec<f64>)], x:
             x.iter().zip(shares).zip(above.iter().zip(outline[x.len()..].iter().rev()))
         {
             let (px, py) = plot.place((at, (high + low.1) / 2.0));
-            let words = format!("{x_name} {at}: {name} {:.1} %", 100.0 * share);
+            let words = format!("{x_name} {at}: {name} {} %", fixed(100.0 * share, 1));
             touch += &format!(
                 "<circle class=\"touch\" cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"7\"><title>{}</title></circle>",
                 escape(&words)

@@ -12,6 +12,12 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value};
 
+use crate::files::{is_file, limit, read, read_text};
+use crate::train::metrics;
+
+/// Damaged lines of one file that are named.
+const MAX_NOTES: usize = 20;
+
 /// Why there can be no report.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
@@ -107,8 +113,10 @@ impl RunRecord {
         if !entry.is_dir() {
             return Err(not_a_run("a file".into()));
         }
-        if !path.join("recipe.toml").exists() {
-            return Err(not_a_run("holds no recipe.toml".into()));
+        match is_file(&path.join("recipe.toml")) {
+            Ok(true) => {}
+            Ok(false) => return Err(not_a_run("holds no recipe.toml".into())),
+            Err(error) => return Err(not_a_run(format!("recipe.toml: {error}"))),
         }
         let mut run = Self {
             name: last_parts(&whole(path), 1),
@@ -171,7 +179,7 @@ impl RunRecord {
     }
 
     fn read_recipe(&mut self) {
-        let text = match fs::read_to_string(self.path.join("recipe.toml")) {
+        let text = match read_text(&self.path.join("recipe.toml"), limit::SETTINGS) {
             Ok(text) => text,
             Err(error) => return self.notes.push(format!("recipe.toml: {error}; left out")),
         };
@@ -183,7 +191,7 @@ impl RunRecord {
 
     /// A JSON file of the run; none where it is absent, and a note where it is damaged.
     fn json(&mut self, name: &str) -> Option<Value> {
-        let bytes = match fs::read(self.path.join(name)) {
+        let bytes = match read(&self.path.join(name), limit::JSON) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => {
@@ -197,7 +205,7 @@ impl RunRecord {
     }
 
     fn read_metrics(&mut self) {
-        let bytes = match fs::read(self.path.join("metrics.jsonl")) {
+        let bytes = match read(&self.path.join("metrics.jsonl"), limit::METRICS) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return self.notes.push("no metrics.jsonl: no epoch is finished".into());
@@ -207,9 +215,10 @@ impl RunRecord {
         if bytes.is_empty() {
             return self.notes.push("metrics.jsonl: empty: no epoch is finished".into());
         }
-        let mut before = 0;
-        for (index, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
-            let parsed: Option<Epoch> = serde_json::from_slice(line).ok().map(Epoch);
+        let (mut before, notes) = (0, self.notes.len());
+        let lines = metrics::lines(&bytes).enumerate().filter(|(_, line)| !line.text().is_empty());
+        for (index, line) in lines {
+            let parsed: Option<Epoch> = serde_json::from_slice(line.text()).ok().map(Epoch);
             match parsed.as_ref().and_then(Epoch::epoch) {
                 Some(epoch) if epoch > before => {
                     before = epoch;
@@ -219,13 +228,17 @@ impl RunRecord {
                     "metrics.jsonl, line {}: epoch {epoch} behind epoch {before}; passed over",
                     index + 1
                 )),
-                None if !line.ends_with(b"\n") => {
+                None if !line.0.ends_with(b"\n") => {
                     self.notes.push("metrics.jsonl: the last line is not whole yet; passed over".into());
                 }
                 None => self.notes.push(format!(
                     "metrics.jsonl, line {}: not an object with an epoch; passed over",
                     index + 1
                 )),
+            }
+            if self.notes.len() > notes + MAX_NOTES {
+                self.notes.push("metrics.jsonl: too many lines like these; the rest is left out".into());
+                break;
             }
         }
     }
@@ -251,7 +264,7 @@ impl RunRecord {
 
 /// `indices` (I64) and `weights` (F32) of a subset's file.
 fn read_subset(path: &Path) -> Result<(Vec<u32>, Vec<f32>), String> {
-    let bytes = fs::read(path).map_err(|error| error.to_string())?;
+    let bytes = read(path, limit::TENSORS).map_err(|error| error.to_string())?;
     let file =
         SafeTensors::deserialize(&bytes).map_err(|error| format!("not a whole safetensors file: {error}"))?;
     let tensor = |name: &str, dtype: Dtype| match file.tensor(name) {

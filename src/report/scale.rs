@@ -2,8 +2,13 @@
 //!
 //! Checked by its own tests. Called by the plots.
 
+/// Powers of ten that a logarithmic axis names at most; of more only some.
+const MOST_DECADES: f64 = 16.0;
 /// How many ticks a linear axis aims at.
 const TICKS: f64 = 5.0;
+/// Larger values are drawn at the edge, and a range that is narrower than its inverse is that of one value: sums, differences
+/// and quotients stay finite.
+const LARGEST: f64 = 1e300;
 /// Tolerance for a value that should lie on a tick and misses it by rounding.
 const SLACK: f64 = 1e-9;
 
@@ -23,7 +28,7 @@ impl Axis {
     /// A linear axis around `values`, its ends on ticks.
     pub fn linear(values: impl IntoIterator<Item = f64>) -> Self {
         let (low, high) = range(values).unwrap_or((0.0, 1.0));
-        let (low, high) = match high - low > SLACK * low.abs().max(high.abs()) {
+        let (low, high) = match high - low > (SLACK * low.abs().max(high.abs())).max(1.0 / LARGEST) {
             true => (low, high),
             // One value: the axis reaches as far to both sides as the value is large.
             false => (low - low.abs().max(1.0) * 0.5, high + high.abs().max(1.0) * 0.5),
@@ -35,17 +40,18 @@ impl Axis {
     pub fn from_zero(values: impl IntoIterator<Item = f64>) -> Self {
         let (low, high) = range(values).unwrap_or((0.0, 1.0));
         let (low, high) = (low.min(0.0), high.max(0.0));
-        let high = if high > low { high } else { low + 1.0 };
+        let high = if high - low > 1.0 / LARGEST { high } else { low + 1.0 };
         Self::with_step(low, high, round_step((high - low) / TICKS))
     }
 
     /// A linear axis that ends exactly at the first and last of whole numbers, with ticks at whole numbers.
     pub fn counts(values: impl IntoIterator<Item = f64>) -> Self {
         let (low, high) = range(values).unwrap_or((0.0, 1.0));
-        let high = if high > low { high } else { low + 1.0 };
+        // Of large numbers the next one is farther away than 1.
+        let high = high.max(low + (2.0 * SLACK * low.abs()).max(1.0));
         let step = round_step((high - low) / TICKS).max(1.0).ceil();
-        let first = (low / step).ceil() as i64;
-        let ticks = (first..).map(|k| k as f64 * step).take_while(|&tick| tick <= high).collect();
+        let (first, last) = ((low / step).ceil() as i64, (high / step).floor() as i64);
+        let ticks = (first..=last).map(|k| k as f64 * step).collect();
         Self { low, high, log: false, ticks, step }
     }
 
@@ -53,12 +59,15 @@ impl Axis {
     /// where there are few.
     pub fn logarithmic(values: impl IntoIterator<Item = f64>) -> Self {
         let (low, high) = range(values.into_iter().filter(|&value| value > 0.0)).unwrap_or((1.0, 10.0));
-        let decades = (high / low).log10();
+        let (low, high) = (low.max(1.0 / LARGEST), high.max(1.0 / LARGEST));
+        let decades = high.log10() - low.log10();
         // A little air, so that no point lies on the frame.
         let (low, high) = (low / 1.5, high * 1.5);
         let factors: &[f64] = if decades < 2.5 { &[1.0, 2.0, 5.0] } else { &[1.0] };
         let decade = |value: f64| value.log10().floor() as i32;
+        let stride = (decades / MOST_DECADES).ceil().max(1.0) as usize;
         let ticks = (decade(low)..=decade(high))
+            .step_by(stride)
             .flat_map(|power| factors.iter().map(move |factor| factor * 10f64.powi(power)))
             .filter(|&tick| tick >= low && tick <= high)
             .collect();
@@ -72,12 +81,18 @@ impl Axis {
         Self { low: first as f64 * step, high: last as f64 * step, log: false, ticks, step }
     }
 
-    /// Where `value` lies: 0 at the low end, 1 at the high one, beyond them outside.
+    /// Where `value` lies: 0 at the low end, 1 at the high one, beyond them outside, but never far; what is no number lies at
+    /// the low end.
     pub fn place(&self, value: f64) -> f64 {
-        match self.log {
-            true => (value / self.low).ln() / (self.high / self.low).ln(),
+        let value = if value.is_nan() { self.low } else { bounded(value) };
+        let place = match self.log {
+            true => {
+                let (value, low) = (value.max(1.0 / LARGEST).ln(), self.low.ln());
+                (value - low) / (self.high.ln() - low)
+            }
             false => (value - self.low) / (self.high - self.low),
-        }
+        };
+        place.clamp(-1.0, 2.0)
     }
 
     /// The ends of the axis.
@@ -103,9 +118,13 @@ fn is_whole(value: f64) -> bool {
     (value - value.round()).abs() < 1e-6 * value.abs().max(1.0)
 }
 
+fn bounded(value: f64) -> f64 {
+    value.clamp(-LARGEST, LARGEST)
+}
+
 /// The smallest and the largest finite value.
 fn range(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
-    values.into_iter().filter(|value| value.is_finite()).fold(None, |range, value| match range {
+    values.into_iter().filter(|value| value.is_finite()).map(bounded).fold(None, |range, value| match range {
         None => Some((value, value)),
         Some((low, high)) => Some((low.min(value), high.max(value))),
     })
@@ -148,6 +167,14 @@ pub fn significant(value: f64, digits: usize) -> String {
         format!("{mantissa}e{exponent}")
     };
     text.replace('-', "\u{2212}")
+}
+
+/// `value` with so many decimals; a large one in its significant digits, and a dash for what is no number.
+pub fn fixed(value: f64, decimals: usize) -> String {
+    match value.abs() < 1e9 {
+        true => format!("{value:.decimals$}"),
+        false => significant(value, 3),
+    }
 }
 
 /// 1234567 as 1,234,567.

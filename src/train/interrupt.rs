@@ -1,31 +1,74 @@
-//! Interrupts: the first asks the run to finish its step and save, the second ends the process at once.
+//! Signals: the first asks the work to stop and keep what is done, the second ends the process at once.
 //!
-//! Checked by `tests/cli.rs` on a real process. Installed by the commands that run for long.
+//! A signal that is ignored when the process starts stays ignored, as `nohup` (hang-up) and shells without job control (Ctrl-C of a
+//! background command) want it. Installed by the commands that run for long.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io;
+
+use crate::engine::StopFlag;
 
 /// Exit code of an interrupted command: 128 + SIGINT.
 pub const EXIT_INTERRUPTED: i32 = 130;
 
 /// Whether the user, or the system (SIGTERM, SIGHUP), asked to stop.
 #[derive(Clone, Debug, Default)]
-pub struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt(StopFlag);
 
 impl Interrupt {
     /// Catches Ctrl-C and termination signals from now on. Once a process.
-    pub fn install() -> Result<Self, ctrlc::Error> {
+    pub fn install() -> io::Result<Self> {
         let interrupt = Self::default();
-        let flag = interrupt.clone();
-        ctrlc::set_handler(move || {
-            if flag.0.swap(true, Ordering::SeqCst) {
-                std::process::exit(EXIT_INTERRUPTED);
+        for &signal in SIGNALS {
+            if is_ignored(signal)? {
+                continue;
             }
-        })?;
+            let flag = interrupt.0.shared();
+            // In this order: the first signal finds the flag down.
+            signal_hook::flag::register_conditional_shutdown(signal, EXIT_INTERRUPTED, flag.clone())?;
+            signal_hook::flag::register(signal, flag)?;
+        }
         Ok(interrupt)
     }
 
     pub fn requested(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.0.requested()
     }
+
+    /// For [`Engine::stop_on`](crate::engine::Engine::stop_on).
+    pub fn flag(&self) -> StopFlag {
+        self.0.clone()
+    }
+}
+
+#[cfg(unix)]
+const SIGNALS: &[i32] = &[libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+#[cfg(not(unix))]
+const SIGNALS: &[i32] = &[signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM];
+
+/// Makes a write beyond the limit on file sizes (`ulimit -f`) an error of that write; the signal that comes with it would end the
+/// process without a word.
+pub fn survive_file_size_limit() -> io::Result<()> {
+    // Caught and not ignored: what is ignored stays so in programs that this one runs.
+    #[cfg(unix)]
+    if !is_ignored(libc::SIGXFSZ)? {
+        signal_hook::flag::register(libc::SIGXFSZ, StopFlag::default().shared())?;
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> io::Result<bool> {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: no new action is given, so nothing changes; the present one is written to memory of its type.
+    let failed = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
+    if failed != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so the action is there.
+    Ok(unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN)
+}
+
+#[cfg(not(unix))]
+fn is_ignored(_signal: i32) -> io::Result<bool> {
+    Ok(false)
 }

@@ -4,31 +4,38 @@
 //! recipe.toml       every value resolved; the truth for --resume
 //! environment.json  one entry a session: device, versions, command line, data
 //! metrics.jsonl     one flat object an epoch
+//! *.damaged-N       a file of the run that was not whole, as it was found
 //! events.out.tfevents.*  the same for TensorBoard, where the recipe asks for it
 //! checkpoints/      see the checkpoint module
 //! selection/        epoch-NNNN.safetensors: the subset chosen at the start of that epoch (see prune::file)
 //! best.safetensors  weights of the best epoch on the validation split
 //! last.safetensors  weights of the last epoch
 //! result.json       accuracies of both on the test split
-//! .lock             empty; locked while a process trains
+//! *.state           those that are known already, until all are
+//! .lock             locked while a process trains, and says which
 //! ```
 //!
 //! Checked by `tests/training.rs` and `tests/cli.rs`. Called by `secateur train`, read by `secateur eval`.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
-use super::metrics::EpochMetrics;
-use crate::files::{Existing, sync_folder, write_atomic};
-use crate::prune::Subset;
+use super::metrics::{self, EpochMetrics, Line, RolledBack};
+use super::{checkpoint, tensorboard};
+use crate::files::{Existing, Folder, How, Lock, Place, UNFINISHED, is_file, is_unfinished, limit};
+use crate::prune::{Diagnosis, Subset};
 
 /// A run's folder on disk.
 #[derive(Clone, Debug)]
 pub struct RunFolder {
-    path: PathBuf,
+    folder: Folder,
+    /// Where this process has claimed the folder.
+    _lock: Option<Arc<Lock>>,
 }
 
 /// Why a run folder cannot be used.
@@ -38,8 +45,10 @@ pub enum RunFolderError {
     NotEmpty { path: PathBuf },
     #[error("{path}: not a run of secateur (it holds files, but no recipe.toml); name another --out")]
     NotARun { path: PathBuf },
-    #[error("{path}: another process is training into it; wait until it has ended, or name another --out")]
-    InUse { path: PathBuf },
+    #[error(
+        "{path}: another process is training into it: {holder}; wait until it has ended, or name another --out"
+    )]
+    InUse { path: PathBuf, holder: String },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error("{path}: line {line}: {reason}")]
@@ -56,15 +65,37 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> RunFolderError {
 }
 
 const LOCK: &str = ".lock";
+pub(super) const METRICS: &str = "metrics.jsonl";
+const ENVIRONMENT: &str = "environment.json";
 
-/// Whether a folder is not there or holds nothing but the lock of a run that ended before its first file.
+/// Whether a path inside of a run's folder, or of a checkpoint's, is that of a file which the run keeps.
+pub fn is_of_a_run(path: &Path) -> bool {
+    const NAMES: [&str; 10] = [
+        "recipe.toml",
+        ENVIRONMENT,
+        METRICS,
+        "checkpoints",
+        "selection",
+        "judged",
+        "best.safetensors",
+        "last.safetensors",
+        "result.json",
+        LOCK,
+    ];
+    let is_checkpoint = path.file_name().is_some_and(checkpoint::is_file_name);
+    NAMES.iter().any(|name| path.starts_with(name)) || is_checkpoint || tensorboard::is_event_file(path)
+}
+
+/// Whether a folder is not there or holds nothing but what a run leaves that ended before its first file: its lock, and that file
+/// unfinished.
 fn is_empty(path: &Path) -> Result<bool> {
     let entries = match fs::read_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
         entries => entries.map_err(at(path))?,
     };
     for entry in entries {
-        if entry.map_err(at(path))?.file_name() != LOCK {
+        let name = entry.map_err(at(path))?.file_name();
+        if name != LOCK && !is_unfinished(&name) {
             return Ok(false);
         }
     }
@@ -85,7 +116,7 @@ impl RunFolder {
     pub fn state(path: &Path) -> Result<State> {
         if is_empty(path)? {
             Ok(State::Fresh)
-        } else if path.join("recipe.toml").is_file() {
+        } else if is_file(&path.join("recipe.toml")).map_err(at(&path.join("recipe.toml")))? {
             Ok(State::Run)
         } else {
             Err(RunFolderError::NotARun { path: path.into() })
@@ -98,7 +129,7 @@ impl RunFolder {
             return Err(RunFolderError::NotEmpty { path: path.into() });
         }
         fs::create_dir_all(path).map_err(at(path))?;
-        Ok(Self { path: path.into() })
+        Ok(Self::open(path))
     }
 
     /// Starts a run in the first free of `parent/name-1`, `parent/name-2`, ...
@@ -109,7 +140,7 @@ impl RunFolder {
             let path = parent.join(format!("{name}-{number}"));
             // Creation itself is the test, so two runs started together get two folders.
             match fs::create_dir(&path) {
-                Ok(()) => return Ok(Self { path }),
+                Ok(()) => return Ok(Self::open(&path)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
                 Err(error) => return Err(at(&path)(error)),
             }
@@ -118,33 +149,60 @@ impl RunFolder {
 
     /// The run already in `path`.
     pub fn open(path: &Path) -> Self {
-        Self { path: path.into() }
+        Self { folder: path.into(), _lock: None }
     }
 
     pub fn path(&self) -> &Path {
-        &self.path
+        self.folder.path()
     }
     pub fn recipe(&self) -> PathBuf {
-        self.path.join("recipe.toml")
+        self.path().join("recipe.toml")
     }
     pub fn metrics(&self) -> PathBuf {
-        self.path.join("metrics.jsonl")
+        self.path().join(METRICS)
     }
-    pub fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoints")
+    pub fn checkpoints(&self) -> Folder {
+        self.folder.folder("checkpoints")
+    }
+    /// The verdicts of `secateur bench speedup`.
+    pub fn judged(&self) -> Folder {
+        self.folder.folder("judged")
+    }
+    /// A file of the run.
+    pub fn place(&self, name: &str) -> Place {
+        Place::new(self.folder.clone(), name)
+    }
+    pub(super) fn folder(&self) -> &Folder {
+        &self.folder
     }
 
     /// Keeps the subset that was chosen for epoch `epoch`, counted from 1 as in the metrics.
-    pub fn write_selection(&self, epoch: u32, subset: &Subset) -> Result<()> {
-        let folder = self.path.join("selection");
-        fs::create_dir_all(&folder).map_err(at(&folder))?;
-        self.write(&format!("selection/epoch-{epoch:04}.safetensors"), &subset.to_bytes())
+    pub fn write_selection(&self, epoch: u32, subset: &Subset, diagnosis: &Diagnosis) -> Result<()> {
+        let folder = self.folder.folder("selection");
+        folder.create().map_err(at(folder.path()))?;
+        let name = format!("epoch-{epoch:04}.safetensors");
+        let written = folder.write(&name, &subset.to_bytes(diagnosis), Existing::Replace);
+        written.map_err(at(&folder.path().join(name)))
+    }
+
+    /// Starts a run in this folder: writes its recipe, which no other process has written before.
+    pub fn start(&self, recipe: &str) -> Result<()> {
+        match self.folder.write("recipe.toml", recipe.as_bytes(), Existing::Refuse) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(RunFolderError::NotEmpty { path: self.path().into() })
+            }
+            written => written.map_err(at(&self.recipe())),
+        }
+    }
+
+    /// All bytes of a file of the run.
+    pub fn read(&self, name: &str, most: u64) -> io::Result<Vec<u8>> {
+        self.folder.read(name, most)
     }
 
     /// Writes a file of the run, whole or not at all.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.path.join(name);
-        write_atomic(&path, bytes, Existing::Replace).map_err(at(&path))
+        self.folder.write(name, bytes, Existing::Replace).map_err(at(&self.path().join(name)))
     }
 
     /// Writes `value` as indented JSON.
@@ -156,8 +214,8 @@ impl RunFolder {
 
     /// The sessions in environment.json, the first one first; none where there is no such file.
     pub fn sessions(&self) -> Result<Vec<serde_json::Value>> {
-        let path = self.path.join("environment.json");
-        match fs::read(&path) {
+        let path = self.path().join(ENVIRONMENT);
+        match self.folder.read(ENVIRONMENT, limit::JSON) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             bytes => serde_json::from_slice(&bytes.map_err(at(&path))?)
                 .map_err(|error| RunFolderError::Environment { path, reason: error.to_string() }),
@@ -168,74 +226,85 @@ impl RunFolder {
     pub fn add_session(&self, session: serde_json::Value) -> Result<()> {
         let mut sessions = self.sessions()?;
         sessions.push(session);
-        self.write_json("environment.json", &sessions)
+        self.write_json(ENVIRONMENT, &sessions)
     }
 
-    /// Appends a line to metrics.jsonl and sees it onto the disk.
+    /// Appends a line to metrics.jsonl and sees it onto the disk: all of it, or none where that fails.
     pub fn append_metrics(&self, metrics: &EpochMetrics) -> Result<()> {
         let path = self.metrics();
         let mut line = serde_json::to_vec(metrics).expect("plain structs always serialise");
         line.push(b'\n');
         let append = || {
-            let mut file = OpenOptions::new().append(true).create(true).open(&path)?;
-            file.write_all(&line)?;
+            let mut file = self.folder.file(METRICS, How::Append)?;
+            let before = file.metadata()?.len();
+            file.write_all(&line).inspect_err(|_| {
+                // A full disk takes a part of it. The first error is the one to report.
+                let _ = file.set_len(before);
+            })?;
             file.sync_data()
         };
         append().map_err(at(&path))
     }
 
-    /// Removes the lines after `epochs` epochs, and a last line cut short: a resumed run writes them again.
-    pub fn roll_back_metrics(&self, epochs: u32) -> Result<()> {
+    /// Removes the lines after `epochs` epochs: a resumed run writes them again. Where the file is damaged, keeps it under the
+    /// name that is returned, and goes on with the lines that are whole.
+    pub fn roll_back_metrics(&self, epochs: u32) -> Result<Option<PathBuf>> {
         let path = self.metrics();
-        let text = match fs::read_to_string(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            text => text.map_err(at(&path))?,
+        let bytes = match self.folder.read(METRICS, limit::METRICS) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes.map_err(at(&path))?,
         };
-        let mut keep = 0;
-        for line in text.split_inclusive('\n') {
-            match serde_json::from_str::<EpochMetrics>(line) {
-                Ok(metrics) if line.ends_with('\n') && metrics.epoch <= epochs => keep += line.len(),
-                _ => break,
+        let RolledBack { kept, damaged } = metrics::roll_back(&bytes, epochs);
+        let aside = if damaged { Some(self.set_aside(METRICS, &bytes)?) } else { None };
+        if kept != bytes {
+            self.write(METRICS, &kept)?;
+        }
+        Ok(aside)
+    }
+
+    /// Keeps the content of a damaged file as `NAME.damaged-N`, the first that is free.
+    pub fn set_aside(&self, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+        let mut number = 1;
+        loop {
+            let name = format!("{name}.damaged-{number}");
+            let path = self.path().join(&name);
+            match self.folder.write(&name, bytes, Existing::Refuse) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                written => return written.map(|()| path.clone()).map_err(at(&path)),
             }
         }
-        if keep < text.len() {
-            let file = OpenOptions::new().write(true).open(&path).map_err(at(&path))?;
-            file.set_len(keep as u64).and_then(|()| file.sync_all()).map_err(at(&path))?;
-        }
-        Ok(())
     }
 
     /// The lines of metrics.jsonl.
     pub fn read_metrics(&self) -> Result<Vec<EpochMetrics>> {
         let path = self.metrics();
-        let text = fs::read_to_string(&path).map_err(at(&path))?;
-        let parse = |(index, line): (usize, &str)| {
-            serde_json::from_str(line).map_err(|error| RunFolderError::Metrics {
+        let bytes = self.folder.read(METRICS, limit::METRICS).map_err(at(&path))?;
+        let parse = |(index, line): (usize, Line)| {
+            serde_json::from_slice(line.text()).map_err(|error| RunFolderError::Metrics {
                 path: path.clone(),
                 line: index + 1,
                 reason: error.to_string(),
             })
         };
-        text.lines().enumerate().map(parse).collect()
+        metrics::lines(&bytes).enumerate().filter(|(_, line)| !line.text().is_empty()).map(parse).collect()
     }
 
-    /// Claims the folder for this process as long as the result lives. Fails now, and not after an epoch, where the folder
-    /// cannot be written to, and where another process has claimed it.
-    pub fn claim(&self) -> Result<Claim> {
-        let path = self.path.join(LOCK);
-        let file = File::create(&path).map_err(at(&path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(RunFolderError::InUse { path: self.path.clone() }),
-            Err(TryLockError::Error(error)) => return Err(at(&path)(error)),
+    /// The folder, claimed for this process as long as the result lives and held by handle: moved while it is written to, it
+    /// stays the same one. Fails now, and not after an epoch, where it cannot be written to, and where another process has
+    /// claimed it.
+    pub fn claim(&self) -> Result<Self> {
+        let folder = self.folder.hold().map_err(at(self.path()))?;
+        let lock = folder.lock(LOCK).map_err(|error| match error.kind() {
+            io::ErrorKind::ResourceBusy => {
+                RunFolderError::InUse { path: self.path().into(), holder: error.to_string() }
+            }
+            _ => at(&self.path().join(LOCK))(error),
+        })?;
+        // Nobody else writes here: what is unfinished stays so.
+        for folder in [&folder, &folder.folder("selection")] {
+            folder.remove_strays(UNFINISHED, Duration::ZERO);
         }
-        sync_folder(&self.path).map_err(at(&self.path))?;
-        Ok(Claim { _file: file })
+        folder.sync().map_err(at(self.path()))?;
+        Ok(Self { folder, _lock: Some(Arc::new(lock)) })
     }
-}
-
-/// A run folder that only this process writes to; the system ends it with the process, however that ends.
-#[derive(Debug)]
-pub struct Claim {
-    _file: File,
 }

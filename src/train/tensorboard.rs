@@ -6,40 +6,48 @@
 //! which is less than a dependency would bring.
 //!
 //! The file follows metrics.jsonl: [`synchronize`] cuts it to the epochs that a resumed run keeps and adds those that it
-//! lacks, so that no epoch stands in it twice. Called by the training loop where `metrics.tensorboard` is set. Checked by
-//! its own tests and, against the real TensorBoard, by `scripts/check-tensorboard.py`.
+//! lacks, so that no epoch stands in it twice. `scripts/check-tensorboard.py` reads it with the real TensorBoard.
 
-use std::fs::{self, OpenOptions};
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::metrics::EpochMetrics;
-use super::run_folder::{RunFolder, RunFolderError};
+use super::metrics::{self, EpochMetrics, Line};
+use super::run_folder::{METRICS, RunFolder, RunFolderError};
 use crate::clock;
+use crate::files::{Existing, Folder, How, limit};
 
 /// What TensorBoard looks for in a file's name.
 const PREFIX: &str = "events.out.tfevents.";
-const SUFFIX: &str = "secateur";
+/// What the name of our file ends in, and the writer that its first event names: another program's file is not touched.
+const WRITER: &str = "secateur";
 /// The first event of every file.
 const VERSION: &str = "brain.Event:2";
+
+type Fields = serde_json::Map<String, serde_json::Value>;
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> RunFolderError {
     let path = path.to_path_buf();
     |source| RunFolderError::Io { path, source }
 }
 
-/// Makes the event file say what metrics.jsonl says: called when a run starts or resumes.
-pub fn synchronize(folder: &RunFolder) -> Result<(), RunFolderError> {
-    let epochs = if folder.metrics().exists() { folder.read_metrics()? } else { Vec::new() };
-    let last = epochs.last().map_or(0, |metrics| i64::from(metrics.epoch));
-    let path = match find(folder.path()).map_err(failed(folder.path()))? {
-        Some(path) => path,
-        None => create(folder.path())?,
+/// Makes the event file say what metrics.jsonl says. Where it is damaged, keeps it under the name that is returned, and goes on with
+/// the records that are whole.
+pub fn synchronize(folder: &RunFolder) -> Result<Option<PathBuf>, RunFolderError> {
+    let metrics = match folder.read(METRICS, limit::METRICS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        bytes => bytes.map_err(failed(&folder.metrics()))?,
     };
-    let bytes = fs::read(&path).map_err(failed(&path))?;
-    let (keep, done) = whole_until(&bytes, last);
+    let epochs: Vec<(u64, Fields)> = metrics::lines(&metrics).filter_map(Line::fields).collect();
+    let last = epochs.iter().map(|(epoch, _)| *epoch).max().unwrap_or(0);
+    let name = find_or_create(folder)?;
+    let path = folder.path().join(&name);
+    let bytes = folder.folder().read(&name, limit::METRICS).map_err(failed(&path))?;
+    let Whole { keep, done, damaged } = whole_until(&bytes, last);
+    // Not under its own name: TensorBoard would read both.
+    let aside = if damaged { Some(folder.set_aside("tensorboard", &bytes)?) } else { None };
     let fit = || {
-        let mut file = OpenOptions::new().write(true).open(&path)?;
+        let mut file = folder.folder().file(&name, How::Update)?;
         if keep == 0 {
             file.set_len(0)?;
             file.write_all(&record(&first_event(clock::now().as_secs_f64())))?;
@@ -49,57 +57,80 @@ pub fn synchronize(folder: &RunFolder) -> Result<(), RunFolderError> {
         file.sync_all()
     };
     fit().map_err(failed(&path))?;
-    epochs
-        .iter()
-        .filter(|metrics| i64::from(metrics.epoch) > done)
-        .try_for_each(|metrics| append(folder, metrics))
+    let missing = epochs.iter().filter(|(epoch, _)| *epoch > done);
+    missing.into_iter().try_for_each(|(epoch, fields)| add(folder, *epoch, fields))?;
+    Ok(aside)
 }
 
 /// Adds one epoch.
 pub fn append(folder: &RunFolder, metrics: &EpochMetrics) -> Result<(), RunFolderError> {
-    let path = match find(folder.path()).map_err(failed(folder.path()))? {
-        Some(path) => path,
-        None => create(folder.path())?,
-    };
-    let write = || {
-        let mut file = OpenOptions::new().append(true).open(&path)?;
-        file.write_all(&record(&scalars_event(
-            clock::now().as_secs_f64(),
-            i64::from(metrics.epoch),
-            &scalars(metrics),
-        )))?;
-        file.sync_data()
-    };
-    write().map_err(failed(&path))
+    let value = serde_json::to_value(metrics).expect("plain structs always serialise");
+    add(folder, metrics.epoch.into(), value.as_object().unwrap_or(&Fields::new()))
 }
 
-/// The event file of a run; the first by name, should there be several.
-fn find(folder: &Path) -> io::Result<Option<PathBuf>> {
-    let mut found: Option<PathBuf> = None;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let is_ours = name.strip_prefix(PREFIX).is_some_and(|rest| rest.ends_with(SUFFIX));
-        if is_ours && found.as_ref().is_none_or(|found| entry.path() < *found) {
-            found = Some(entry.path());
-        }
+fn add(folder: &RunFolder, epoch: u64, fields: &Fields) -> Result<(), RunFolderError> {
+    let name = find_or_create(folder)?;
+    let write = || {
+        let mut file = folder.folder().file(&name, How::Append)?;
+        let before = file.metadata()?.len();
+        let event = scalars_event(clock::now().as_secs_f64(), epoch, &scalars(fields));
+        file.write_all(&record(&event)).inspect_err(|_| {
+            // A full disk takes a part of it. The first error is the one to report.
+            let _ = file.set_len(before);
+        })?;
+        file.sync_data()
+    };
+    write().map_err(failed(&folder.path().join(&name)))
+}
+
+/// Whether a path ends in the name of an event file, of whichever program.
+pub fn is_event_file(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()))
+}
+
+/// The name of a run's event file, which is made where there is none.
+fn find_or_create(run: &RunFolder) -> Result<OsString, RunFolderError> {
+    let folder = run.folder();
+    let found = find(folder).and_then(|found| found.map_or_else(|| create(folder), Ok));
+    found.map_err(failed(folder.path()))
+}
+
+/// The event file of ours; the first by name, should there be several.
+fn find(folder: &Folder) -> io::Result<Option<OsString>> {
+    let mut names = folder.names()?;
+    names.sort();
+    Ok(names.into_iter().find(|name| is_ours(folder, name)))
+}
+
+fn is_ours(folder: &Folder, name: &OsStr) -> bool {
+    let text = name.to_string_lossy();
+    let Some(rest) = text.strip_prefix(PREFIX) else { return false };
+    if !rest.ends_with(WRITER) {
+        return false;
     }
-    Ok(found)
+    // Damaged from the first byte on, a file is not known to be ours.
+    let first = record(&first_event(0.0));
+    let mut begin = vec![0; first.len()];
+    let read = folder.file(name, How::Read).and_then(|mut file| io::Read::read_exact(&mut file, &mut begin));
+    let event = |record: &[u8]| record[12 + 9..record.len() - 4].to_vec();
+    read.is_ok() && event(&begin) == event(&first)
 }
 
 /// Starts an event file, named after the time as TensorBoard orders files by their names.
-fn create(folder: &Path) -> Result<PathBuf, RunFolderError> {
+fn create(folder: &Folder) -> io::Result<OsString> {
     let time = clock::now().as_secs_f64();
-    let path = folder.join(format!("{PREFIX}{:010}.{SUFFIX}", time as u64));
-    fs::write(&path, record(&first_event(time))).map_err(failed(&path))?;
-    Ok(path)
+    let mut number = time as u64;
+    loop {
+        let name = format!("{PREFIX}{number:010}.{WRITER}");
+        match folder.write(&name, &record(&first_event(time)), Existing::Refuse) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            written => return written.map(|()| name.into()),
+        }
+    }
 }
 
 /// Every finite number of an epoch but its own, under names that TensorBoard groups: `train_loss` is `train/loss`.
-fn scalars(metrics: &EpochMetrics) -> Vec<(String, f32)> {
-    let value = serde_json::to_value(metrics).expect("plain structs always serialise");
-    let fields = value.as_object().into_iter().flatten();
+fn scalars(fields: &Fields) -> Vec<(String, f32)> {
     let scalar = |(name, value): (&String, &serde_json::Value)| {
         let value = value.as_f64().filter(|value| value.is_finite() && name != "epoch")?;
         let group = ["train", "validation", "seconds", "subset"].into_iter().find_map(|group| {
@@ -108,20 +139,24 @@ fn scalars(metrics: &EpochMetrics) -> Vec<(String, f32)> {
         });
         Some((group.unwrap_or_else(|| name.clone()), value as f32))
     };
-    fields.filter_map(scalar).collect()
+    fields.iter().filter_map(scalar).collect()
 }
 
-// Fields of tensorflow.Event: 1 double wall_time, 2 int64 step, 3 string file_version, 5 Summary summary.
+// Fields of tensorflow.Event: 1 double wall_time, 2 int64 step, 3 string file_version, 5 Summary summary,
+// 10 SourceMetadata source_metadata, whose field 1 is the writer.
 // Of tensorflow.Summary: 1 repeated Value value. Of Value: 1 string tag, 2 float simple_value.
 
 fn first_event(time: f64) -> Vec<u8> {
     let mut event = vec![1 << 3 | 1];
     event.extend(time.to_le_bytes());
     bytes_field(3, VERSION.as_bytes(), &mut event);
+    let mut source = Vec::new();
+    bytes_field(1, WRITER.as_bytes(), &mut source);
+    bytes_field(10, &source, &mut event);
     event
 }
 
-fn scalars_event(time: f64, step: i64, scalars: &[(String, f32)]) -> Vec<u8> {
+fn scalars_event(time: f64, step: u64, scalars: &[(String, f32)]) -> Vec<u8> {
     let mut summary = Vec::new();
     for (tag, value) in scalars {
         let mut entry = Vec::new();
@@ -133,7 +168,7 @@ fn scalars_event(time: f64, step: i64, scalars: &[(String, f32)]) -> Vec<u8> {
     let mut event = vec![1 << 3 | 1];
     event.extend(time.to_le_bytes());
     event.push(2 << 3);
-    varint(step as u64, &mut event);
+    varint(step, &mut event);
     bytes_field(5, &summary, &mut event);
     event
 }
@@ -158,17 +193,26 @@ fn record(data: &[u8]) -> Vec<u8> {
     [&length[..], &masked_crc(&length).to_le_bytes(), data, &masked_crc(data).to_le_bytes()].concat()
 }
 
-/// How many bytes of a file are whole records of epochs up to `last`, and the highest of those epochs.
-fn whole_until(bytes: &[u8], last: i64) -> (usize, i64) {
-    let (mut at, mut done) = (0, 0);
-    while let Some((data, next)) = read_record(bytes, at) {
+/// What a file holds of the epochs up to one.
+struct Whole {
+    /// Bytes of whole records at the front, the highest of their epochs.
+    keep: usize,
+    done: u64,
+    /// Whether other bytes than whole records of later epochs follow.
+    damaged: bool,
+}
+
+fn whole_until(bytes: &[u8], last: u64) -> Whole {
+    let (mut keep, mut done, mut end) = (None, 0, 0);
+    while let Some((data, next)) = read_record(bytes, end) {
         match step_of(data) {
-            Some(step) if step > last => break,
-            step => done = done.max(step.unwrap_or(0)),
+            Some(step) if step > last => keep = keep.or(Some(end)),
+            step if keep.is_none() => done = done.max(step.unwrap_or(0)),
+            _ => {}
         }
-        at = next;
+        end = next;
     }
-    (at, done)
+    Whole { keep: keep.unwrap_or(end), done, damaged: end < bytes.len() }
 }
 
 /// The data of the record at `at`, and where the next one begins; `None` at the end and where it is damaged.
@@ -185,7 +229,7 @@ fn read_record(bytes: &[u8], at: usize) -> Option<(&[u8], usize)> {
 }
 
 /// The step of one of our events: the field behind the wall time. The first event has none.
-fn step_of(event: &[u8]) -> Option<i64> {
+fn step_of(event: &[u8]) -> Option<u64> {
     let rest = event.get(9..)?;
     let (&key, digits) = rest.split_first()?;
     if key != 2 << 3 {
@@ -195,7 +239,7 @@ fn step_of(event: &[u8]) -> Option<i64> {
     for (i, &byte) in digits.iter().take(10).enumerate() {
         value |= u64::from(byte & 0x7f) << (7 * i);
         if byte < 0x80 {
-            return Some(value as i64);
+            return Some(value);
         }
     }
     None
@@ -220,6 +264,8 @@ fn crc32c(bytes: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -240,7 +286,8 @@ mod tests {
         assert_eq!(hex(&record(&first_event(1.5))), FIRST);
         assert_eq!(hex(&record(&scalars_event(1_700_000_000.25, 300, &scalars))), SCALARS);
     }
-    const FIRST: &str = "1800000000000000a37f4b2209000000000000f83f1a0d627261696e2e4576656e743a322a28646c";
+    const FIRST: &str = "2400000000000000422b804d09000000000000f83f1a0d627261696e2e4576656e743a32520a0a087365636174657572\
+        502a2c79";
     const SCALARS: &str = "3700000000000000e7e8ca590900001040fc54d94110ac022a290a110a0a747261696e2f6c6f7373\
         15000010400a140a0d6c6561726e696e675f7261746515cdcccc3d595fd459";
 
@@ -256,7 +303,7 @@ mod tests {
     }
 
     /// Wall time, step and losses of the file's records.
-    fn steps(path: &Path) -> Vec<Option<i64>> {
+    fn steps(path: &Path) -> Vec<Option<u64>> {
         let bytes = fs::read(path).unwrap();
         let (mut at, mut steps) = (0, Vec::new());
         while let Some((data, next)) = read_record(&bytes, at) {
@@ -272,7 +319,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = RunFolder::create(folder.path()).unwrap();
         synchronize(&run).unwrap();
-        let path = find(folder.path()).unwrap().unwrap();
+        let found = || -> PathBuf { folder.path().join(find(run.folder()).unwrap().unwrap()) };
+        let path = found();
         assert_eq!(steps(&path), [None]);
         for epoch in 1..=3 {
             run.append_metrics(&metrics(epoch, 2.0)).unwrap();
@@ -294,21 +342,44 @@ mod tests {
         let mut cut = fs::read(&path).unwrap();
         cut.truncate(cut.len() - 3);
         fs::write(&path, &cut).unwrap();
-        synchronize(&run).unwrap();
+        let aside = synchronize(&run).unwrap().unwrap();
         assert_eq!(steps(&path), [None, Some(1), Some(2), Some(3)]);
-        // Damaged from the first byte: made anew.
+        assert_eq!(fs::read(&aside).unwrap(), cut);
+        assert!(!aside.to_string_lossy().contains("tfevents"), "TensorBoard would read {}", aside.display());
+        // Damaged from the first byte: it may be another program's, and is left as it is.
         fs::write(&path, b"nothing of ours").unwrap();
         synchronize(&run).unwrap();
-        assert_eq!(steps(&path), [None, Some(1), Some(2), Some(3)]);
+        assert_eq!(steps(&found()), [None, Some(1), Some(2), Some(3)]);
+        assert_eq!(fs::read(&path).unwrap(), b"nothing of ours");
         // Removed: made anew, for TensorBoard may have been cleaned up.
-        fs::remove_file(&path).unwrap();
+        fs::remove_file(found()).unwrap();
         synchronize(&run).unwrap();
-        assert_eq!(steps(&find(folder.path()).unwrap().unwrap()), [None, Some(1), Some(2), Some(3)]);
+        assert_eq!(steps(&found()), [None, Some(1), Some(2), Some(3)]);
+    }
+
+    /// TensorFlow ends the name of its files in the name of the host, and the first event is the same but for the writer.
+    #[test]
+    fn a_file_of_another_program_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunFolder::create(folder.path()).unwrap();
+        let mut event = vec![1 << 3 | 1];
+        event.extend(1.5f64.to_le_bytes());
+        bytes_field(3, VERSION.as_bytes(), &mut event);
+        let theirs = [record(&event), record(&scalars_event(2.5, 7, &[("loss".into(), 1.0)]))].concat();
+        let path = folder.path().join("events.out.tfevents.0000000001.secateur");
+        fs::write(&path, &theirs).unwrap();
+        synchronize(&run).unwrap();
+        run.append_metrics(&metrics(1, 2.0)).unwrap();
+        append(&run, &metrics(1, 2.0)).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), theirs);
+        let ours = folder.path().join(find(run.folder()).unwrap().unwrap());
+        assert_eq!(steps(&ours), [None, Some(1)]);
     }
 
     #[test]
     fn scalars_are_the_numbers_of_the_metrics() {
-        let scalars = scalars(&metrics(4, 2.25));
+        let value = serde_json::to_value(metrics(4, 2.25)).unwrap();
+        let scalars = scalars(value.as_object().unwrap());
         let value = |tag: &str| scalars.iter().find(|(name, _)| name == tag).map(|(_, value)| *value);
         assert_eq!(value("train/loss"), Some(2.25));
         assert_eq!(value("seconds/attack"), Some(1.0));

@@ -25,6 +25,10 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         bail!("--tolerance {}: expected a number above 0, such as 0.03", args.tolerance);
     }
     let (first, second) = (Document::read(&args.first)?, Document::read(&args.second)?);
+    let differences = compare::differences(&first, &second);
+    if !differences.is_empty() {
+        bail!("NOT COMPARABLE: runs of different work; {}", differences.join("; "));
+    }
     let (rows, notes) = compare::compare_documents(&first, &second, args.tolerance);
     for note in notes {
         console.note(note);

@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 
 use super::super::{Interrupted, RunFailed, at};
-use crate::digest::sha256;
+use crate::digest::sha256_of;
+use crate::files::{limit, read};
 use crate::measure::document::Document;
 use crate::train::interrupt::{EXIT_INTERRUPTED, Interrupt};
 
@@ -43,7 +44,7 @@ impl Executable {
         if !seen.is_file() {
             bail!("{}: expected an executable file", path.display());
         }
-        let sha256 = sha256(&at(&path, fs::read(&path))?);
+        let sha256 = at(&path, File::open(&path).and_then(sha256_of))?;
         Ok(Self { name, sha256, path, seen: stamp(&seen) })
     }
 
@@ -73,13 +74,14 @@ impl Executable {
             bail!(Interrupted(None));
         }
         if !status.success() {
-            let said = String::from_utf8_lossy(&at(&messages, fs::read(&messages))?).into_owned();
+            let said = at(&messages, read(&messages, limit::JSON))?;
+            let said = String::from_utf8_lossy(&said).into_owned();
             let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no message");
             // A check that failed there is none that failed here.
             let code = if status.code() == Some(3) { 3 } else { 2 };
             bail!(failed(format!("{status}: {}", last.trim_start_matches("error: ")), code));
         }
-        let bytes = fs::read(&json).map_err(|_| failed("it wrote no measurement".into(), 2))?;
+        let bytes = read(&json, limit::JSON).map_err(|_| failed("it wrote no measurement".into(), 2))?;
         Document::parse(&bytes).context(what)
     }
 }

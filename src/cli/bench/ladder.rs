@@ -10,6 +10,7 @@ use super::super::{Interrupted, catch_interrupts};
 use super::options::{Sampling, filter};
 use crate::console::Console;
 use crate::engine::{DeviceChoice, open, open_dry};
+use crate::files::Files;
 use crate::measure::ceilings::Ceilings;
 use crate::measure::document::{Document, Row};
 use crate::measure::harness::sample;
@@ -44,6 +45,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         bail!("--width {}: the kernels are built for widths {WIDTHS:?}", args.width);
     }
     let rule = args.sampling.rule()?;
+    let tables = args.sampling.tables(Files::default())?;
     let network = ResNet18 { width: args.width, classes: 10 };
     let mut engine = match args.dry_run {
         true => open_dry(network, 1)?.0,
@@ -82,12 +84,13 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         let amounts = [ladder::flops(step), 0.0];
         let row = Row::new(ladder::name(step), Cache::Warm, samples, 0, amounts, &ceilings);
         measured.push(row.as_ref().map(|row| row.median));
-        args.sampling.add(&mut document, row)?;
+        let predicted = step.prediction.map(|(seconds, _)| seconds);
+        tables.add(&mut document, row.map(|row| Row { predicted, ..row }))?;
         console.at(done + 1);
     }
     console.clear();
     for line in ladder::measured_lines(&steps, &measured) {
         console.line(line);
     }
-    args.sampling.finish(document)
+    tables.finish(document)
 }

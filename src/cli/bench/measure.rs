@@ -4,15 +4,16 @@
 //! cuda device and the emulated one the operations and bytes of a row are counted launch by launch; the cpu engine counts its
 //! convolutions. Checked by `tests/bench.rs`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::bail;
 use regex::Regex;
 
-use super::super::{Interrupted, catch_interrupts, recipe_for};
-use super::options::{Caches, Sampling, filter};
+use super::super::{Interrupted, catch_interrupts, inputs, recipe_for};
+use super::options::{Caches, Sampling, Tables, filter};
 use crate::console::Console;
-use crate::engine::{DeviceChoice, Record};
+use crate::engine::{DeviceChoice, DeviceOptions, Record};
 use crate::measure::ceilings::Ceilings;
 use crate::measure::document::{Document, Row};
 use crate::measure::harness::sample;
@@ -33,12 +34,12 @@ pub struct Options {
         value_delimiter = ',',
         default_value = "cifar10-pgd-at,cifar10-trades,cifar10-mart"
     )]
-    pub recipe: Vec<String>,
+    pub recipe: Vec<OsString>,
     /// auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
-    /// Folder of the CIFAR binary files, for the recipe's own images [default: generated ones]
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version, for the recipe's own images [default: generated ones]
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Width of the network
     #[arg(long, value_name = "N", default_value_t = 64)]
@@ -61,6 +62,13 @@ pub struct Options {
     /// Let a kernel start while the one before it ends, or not; on a GPU of compute capability 9.0 or later
     #[arg(long, value_name = "on|off", default_value = "on")]
     pub dependent_launch: Switch,
+    /// Fetch tensor maps before the launches before have ended, or when first used; on a GPU of compute capability 9.0
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    pub prefetch_maps: Switch,
+    /// Ask for all the shared memory that a multiprocessor can have in every kernel, or as much as each needs; on a GPU of
+    /// compute capability 9.0
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    pub carve_out: Switch,
     /// Images that the network's first stage takes at a time in attacks and evaluations [default: as many as the cache holds]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub first_stage: Option<u32>,
@@ -69,9 +77,19 @@ pub struct Options {
 }
 
 impl Options {
+    /// Where the measurement is written; nothing that it reads.
+    pub fn tables(&self) -> anyhow::Result<Tables> {
+        self.sampling.tables(inputs(&self.recipe, self.data.as_deref())?)
+    }
+
     /// The device with images for `steps` steps of a recipe; with `kernels` one that has some.
     pub fn open(&self, kernels: bool, recipe: &Recipe, steps: usize) -> anyhow::Result<Bench> {
-        let mut bench = Bench::open(self.device, kernels, recipe, steps)?;
+        let device = DeviceOptions {
+            prefetch_maps: self.prefetch_maps == Switch::On,
+            carve_out: self.carve_out == Switch::On,
+            ..DeviceOptions::from_environment()?
+        };
+        let mut bench = Bench::open_with(self.device, kernels, recipe, steps, device)?;
         bench.engine.replay_graphs(self.graphs == Switch::On);
         bench.engine.start_launches_early(self.dependent_launch == Switch::On);
         if let Some(images) = self.first_stage {
@@ -109,6 +127,7 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
     let Some(first) = recipes.first() else { bail!("--filter {}: matches no row", options.filter) };
     let caches = options.cache.unwrap_or(if kernels { Caches::Both } else { Caches::Warm }).states();
     let rule = options.sampling.rule()?;
+    let tables = options.tables()?;
     let work = match kind {
         "attack" => Work::Attack,
         "eval" => Work::Evaluation("pgd20".parse().map_err(anyhow::Error::msg)?),
@@ -145,13 +164,13 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
                     console.bar(name.clone(), of);
                 }
                 console.at(done);
-                options.sampling.add(&mut document, [row])
+                tables.add(&mut document, [row])
             };
             let record = kernel_rows(&mut bench, &plan, &ceilings, &mut add)?;
             let Some(record) = record else { bail!(Interrupted(None)) };
             all.launches.extend(record.launches);
         } else {
-            let amounts = bench.amounts(&work)?;
+            let (amounts, predicted) = bench.amounts(&work)?;
             for &cache in caches {
                 // Behind the first step of several the caches are warm again.
                 let several = bench.engine.device().kind == "cuda" && cache == Cache::Warm;
@@ -166,7 +185,7 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
                 let Some(samples) = sample(&rule, &stop, &mut once)? else { bail!(Interrupted(None)) };
                 let images = recipe.batch as u64;
                 let row = Row::new(name.clone(), cache, samples, images, amounts, &ceilings);
-                options.sampling.add(&mut document, row)?;
+                tables.add(&mut document, row.map(|row| Row { predicted, ..row }))?;
             }
         }
         console.clear();
@@ -178,7 +197,7 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
     for line in document.row_lines() {
         console.line(line);
     }
-    options.sampling.finish(document)
+    tables.finish(document)
 }
 
 fn row_name(kind: &str, recipe: &Recipe) -> String {

@@ -3,17 +3,18 @@
 //! The step is launched on a driver that runs nothing, so the launches are those of a GPU. Checked by
 //! `tests/model_prediction.rs`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::bail;
 
-use super::super::{at, recipe_for, writable};
+use super::super::{inputs, recipe_for, write};
 use crate::console::Console;
-use crate::files::{Existing, write_atomic};
 use crate::measure::document::VERSION;
 use crate::measure::model::{Prediction, Roof, part_lines, predict, total_lines};
 use crate::measure::workload::{Bench, Work};
 use crate::recipe::{Acceleration, Recipe};
+use crate::text::command_line;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -24,7 +25,7 @@ pub struct Args {
         value_delimiter = ',',
         default_value = "cifar10-pgd-at,cifar10-trades,cifar10-mart"
     )]
-    recipe: Vec<String>,
+    recipe: Vec<OsString>,
     /// Width of the network
     #[arg(long, value_name = "N", default_value_t = 64)]
     width: usize,
@@ -66,9 +67,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         .iter()
         .map(|name| recipe_for(name, Some(args.width), Some(args.batch), &args.set))
         .collect::<anyhow::Result<Vec<Recipe>>>()?;
-    if let Some(path) = &args.json {
-        writable(path)?;
-    }
+    let json_file = inputs(&args.recipe, None)?.may_write("--json", args.json.as_ref())?;
     let spec = match args.device_spec {
         Spec::H200 => Roof::H200,
         Spec::H100 => Roof::H100,
@@ -95,11 +94,11 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     for line in total_lines(&predictions) {
         console.line(line);
     }
-    if let Some(path) = &args.json {
+    if let Some(file) = &json_file {
         let json = serde_json::json!({
             "secateur_measure": VERSION,
             "kind": "bench model",
-            "command": std::env::args().collect::<Vec<_>>(),
+            "command": command_line(),
             "width": args.width,
             "batch": args.batch,
             "ceiling_flops": roof.flops,
@@ -108,7 +107,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         });
         let mut bytes = serde_json::to_vec_pretty(&json)?;
         bytes.push(b'\n');
-        at(path, write_atomic(path, &bytes, Existing::Replace))?;
+        write(file, &bytes)?;
     }
     Ok(())
 }

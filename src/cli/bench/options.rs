@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::bail;
 use regex::Regex;
 
-use super::super::{at, writable};
-use crate::files::{Existing, write_atomic};
+use super::super::write;
+use crate::files::{Files, Output};
 use crate::measure::document::{Document, Row};
 use crate::measure::harness::Rule;
 use crate::measure::workload::Cache;
@@ -33,13 +33,10 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    /// What ends the sampling of a row, once the numbers make sense and the files can be written.
+    /// What ends the sampling of a row, once the numbers make sense.
     pub fn rule(&self) -> anyhow::Result<Rule> {
         if !(self.error > 0.0 && self.timeout >= 0.0) {
             bail!("--error {} --timeout {}: expected numbers above 0", self.error, self.timeout);
-        }
-        for path in self.json.iter().chain(&self.csv) {
-            writable(path)?;
         }
         Ok(Rule { samples: self.samples as usize, error: self.error / 100.0, seconds: self.timeout })
     }
@@ -49,6 +46,20 @@ impl Sampling {
         self.json.is_some() || self.csv.is_some()
     }
 
+    /// The files that are asked for, among those of the command.
+    pub fn tables(&self, mut files: Files) -> anyhow::Result<Tables> {
+        let json = files.may_write("--json", self.json.as_ref())?;
+        Ok(Tables { json, csv: files.may_write("--csv", self.csv.as_ref())? })
+    }
+}
+
+/// Where a measurement is written besides the terminal.
+pub struct Tables {
+    json: Option<Output>,
+    csv: Option<Output>,
+}
+
+impl Tables {
     /// Adds rows to the document, and writes the JSON file with the rows so far.
     pub fn add(&self, document: &mut Document, rows: impl IntoIterator<Item = Row>) -> anyhow::Result<()> {
         document.rows.extend(rows);
@@ -59,15 +70,15 @@ impl Sampling {
     pub fn finish(&self, mut document: Document) -> anyhow::Result<()> {
         document.finished = true;
         self.write_json(&document)?;
-        if let Some(path) = &self.csv {
-            at(path, write_atomic(path, document.to_csv().as_bytes(), Existing::Replace))?;
+        if let Some(csv) = &self.csv {
+            write(csv, document.to_csv().as_bytes())?;
         }
         Ok(())
     }
 
     fn write_json(&self, document: &Document) -> anyhow::Result<()> {
-        let Some(path) = &self.json else { return Ok(()) };
-        at(path, write_atomic(path, &document.to_json()?, Existing::Replace))
+        let Some(json) = &self.json else { return Ok(()) };
+        write(json, &document.to_json()?)
     }
 }
 

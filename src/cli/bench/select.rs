@@ -3,6 +3,8 @@
 //! Four rows a selection: the whole, by which sampling stops, and its attack, gradients and algorithm in the same repetitions; a
 //! part that takes no time has no row. Checked by `tests/bench_speedup.rs`.
 
+use std::ffi::OsStr;
+
 use anyhow::bail;
 
 use super::super::{Interrupted, catch_interrupts};
@@ -16,7 +18,7 @@ use crate::measure::selection::{Choice, Parts, counted, select};
 use crate::measure::workload::Cache;
 use crate::names::Named;
 use crate::prune::PruneError;
-use crate::recipe::{Recipe, SelectionMethod};
+use crate::recipe::{Recipe, Scores, SelectionMethod};
 
 /// The recipes where none is named.
 pub const RECIPES: &str =
@@ -82,12 +84,14 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         bail!("--filter {}: matches no row", options.filter)
     };
     let rule = options.sampling.rule()?;
+    let tables = options.tables()?;
     let interrupt = catch_interrupts()?;
     let stop = || interrupt.requested();
 
     let mut bench = options.open(false, first, choice.batches(first.batch))?;
+    bench.engine.stop_on(Some(interrupt.flag()));
     let ceilings = Ceilings::measure(bench.engine.as_mut())?;
-    let names = options.recipe.clone();
+    let names = options.recipe.iter().map(|name| name.to_string_lossy().into_owned()).collect();
     let mut document = Document::new("bench select", bench.engine.as_ref(), names, options.batch, &ceilings);
     document.images = bench.images().to_string();
     for line in document.device_block() {
@@ -98,6 +102,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             // The old engine's memory first: two may not fit.
             drop(bench);
             bench = options.open(false, recipe, choice.batches(recipe.batch))?;
+            bench.engine.stop_on(Some(interrupt.flag()));
         }
         console.bar(name.clone(), choice.candidates);
         let mut watch = |done, _| {
@@ -123,17 +128,17 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
                 rows.extend(Row::new(name, Cache::Warm, samples, images, [0.0, 0.0], &ceilings));
             }
         }
-        options.sampling.add(&mut document, rows)?;
+        tables.add(&mut document, rows)?;
         console.clear();
     }
     for line in document.row_lines() {
         console.line(line);
     }
-    options.sampling.finish(document)
+    tables.finish(document)
 }
 
 /// The recipe with what the options change; when to select is of no matter here.
-fn recipe(args: &Args, name: &str, method: Option<SelectionMethod>) -> anyhow::Result<Recipe> {
+fn recipe(args: &Args, name: &OsStr, method: Option<SelectionMethod>) -> anyhow::Result<Recipe> {
     let options = &args.options;
     let mut overrides = options.set.clone();
     overrides.extend([format!("model.width={}", options.width), format!("batch={}", options.batch)]);
@@ -143,7 +148,7 @@ fn recipe(args: &Args, name: &str, method: Option<SelectionMethod>) -> anyhow::R
     let mut has_fraction = true;
     if let Some(method) = method {
         overrides.push(format!("selection.method={method}"));
-        overrides.push(format!("selection.every={}", method.default_every()));
+        overrides.push(format!("selection.every={}", method.default_every(Scores::Accumulated)));
         overrides.push("selection.warm_start=0".into());
         has_fraction = method.has_fraction();
         if !has_fraction {

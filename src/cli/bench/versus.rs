@@ -8,14 +8,15 @@ use std::time::Instant;
 
 use anyhow::bail;
 
-use super::super::{CheckFailed, Interrupted, at, catch_interrupts, writable};
+use super::super::{CheckFailed, Interrupted, catch_interrupts, write};
 use super::executable::Executable;
 use crate::clock;
 use crate::console::Console;
-use crate::files::{Existing, write_atomic};
+use crate::files::Files;
 use crate::measure::compare::{self, Change};
 use crate::measure::document::Document;
 use crate::measure::versus::{Build, LEAST_ROUNDS, Record, Rounds, VERSION, notes, second_leads};
+use crate::text::command_line;
 use crate::train::interrupt::Interrupt;
 
 /// What can be run: the benches whose rows are samples.
@@ -56,6 +57,11 @@ pub fn run(mut args: Args, console: &Console) -> anyhow::Result<()> {
     if !given("--timeout") {
         args.arguments.extend(["--timeout".into(), RUN_SECONDS.into()]);
     }
+    let mut files = Files::default();
+    for path in [Some(&args.first), args.second.as_ref()].into_iter().flatten() {
+        files.reads("the executable", path)?;
+    }
+    let json = files.may_write("--json", args.json.as_ref())?;
     let first = Executable::open(&args.first)?;
     let second = args.second.as_deref().map_or_else(Executable::this, Executable::open)?;
     if first.sha256 == second.sha256 {
@@ -73,10 +79,10 @@ pub fn run(mut args: Args, console: &Console) -> anyhow::Result<()> {
         }
     }
     console.line(format!("{} rounds in {:.0} s", record.rounds, record.seconds));
-    if let Some(path) = &args.json {
+    if let Some(json) = &json {
         let mut bytes = serde_json::to_vec_pretty(&record)?;
         bytes.push(b'\n');
-        at(path, write_atomic(path, &bytes, Existing::Replace))?;
+        write(json, &bytes)?;
     }
     if record.ended == INTERRUPTED {
         bail!(Interrupted(None));
@@ -104,7 +110,7 @@ fn check(args: &Args) -> anyhow::Result<()> {
             bail!("{option} behind --: each run writes a file of its own; give --json in front of --");
         }
     }
-    args.json.as_deref().map_or(Ok(()), writable)
+    Ok(())
 }
 
 /// Round after round, until every interval is narrow enough, the rounds or the time are used up, or the user has had enough.
@@ -184,7 +190,7 @@ fn begun(
     let document = &both[0];
     Record {
         secateur_versus: VERSION,
-        command: std::env::args().collect(),
+        command: command_line(),
         arguments: args.arguments.clone(),
         started_unix_seconds: started,
         first,

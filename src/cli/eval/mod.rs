@@ -7,21 +7,21 @@ mod report;
 mod session;
 pub(super) mod subject;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 
-use super::{CheckFailed, Interrupted, at, catch_interrupts, radius, writable};
+use super::{CheckFailed, Interrupted, catch_interrupts, inputs, radius, write};
 use crate::batch::Batch;
 use crate::console::Console;
-use crate::digest::sha256;
 use crate::engine::{DeviceChoice, WeightSet, open};
-use crate::evaluate::state::Settings;
+use crate::evaluate::state::{Settings, device_name};
 use crate::evaluate::{Part, Protocol, Subject, evaluate, sanity};
-use crate::files::{Existing, write_atomic};
-use crate::model::Weights;
+use crate::files::{Files, LOCK_SUFFIX, Output, OutputError, Place};
 use crate::recipe::Fraction;
-use session::Session;
+use crate::train::run_folder;
+use session::{IMAGES_SUFFIX, Session};
+use subject::NamedWeights;
 
 /// Measure the accuracy of weights under evaluation protocols
 #[derive(clap::Args)]
@@ -29,8 +29,8 @@ pub struct Args {
     /// A safetensors file, a run folder (its best weights) or a checkpoint folder
     #[arg(long, value_name = "FILE|DIR")]
     weights: PathBuf,
-    /// Folder of the CIFAR binary files; without it, generated images
-    #[arg(long, value_name = "DIR")]
+    /// CIFAR files: a folder or an archive, binary or Python version; without it, generated images
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// clean, fgsm, pgdN, pgdNxR (R restarts, worst case per image), pgdN-0.003 (step of the TRADES papers), cw, aa (AutoAttack) or
     /// its parts apgd-ce, apgd-t, fab-t, square
@@ -60,28 +60,27 @@ pub struct Args {
     /// Write the adversarial images of aa or of one of its parts as safetensors
     #[arg(long, value_name = "FILE")]
     dump: Option<PathBuf>,
-    /// Where aa and its parts keep their state until they are done [default: beside --out]
+    /// Where the evaluation keeps its state until it is done [default: beside --out]
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
-    /// Go on from the state
+    /// Go on from the state, where there is one
     #[arg(long)]
     resume: bool,
 }
 
 impl Args {
-    /// Where the state lies: only searches take long enough to need one.
-    fn state(&self) -> anyhow::Result<Option<PathBuf>> {
-        let beside = |out: &PathBuf| {
-            let mut name = out.clone().into_os_string();
+    /// Where the state lies.
+    fn state(&self, out: Option<&Output>) -> anyhow::Result<Option<PathBuf>> {
+        let beside = |out: &Output| {
+            let mut name = out.path().as_os_str().to_os_string();
             name.push(".state");
             PathBuf::from(name)
         };
-        let searches = self.protocol.iter().any(|protocol| !protocol.parts().is_empty());
-        let state = self.state.clone().or_else(|| self.out.as_ref().map(beside)).filter(|_| searches);
-        if state.is_none() && (self.resume || self.state.is_some()) {
-            bail!(
-                "--state and --resume: need one of aa, apgd-ce, apgd-t, fab-t, square in --protocol, and --state FILE or --out FILE"
-            );
+        // Next to a device or a pipe there is no place for one.
+        let out = out.filter(|out| out.place().is_some());
+        let state = self.state.clone().or_else(|| out.map(beside));
+        if state.is_none() && self.resume {
+            bail!("--resume: needs --state FILE or --out FILE, where the state is");
         }
         Ok(state)
     }
@@ -99,10 +98,29 @@ impl Args {
     }
 }
 
+/// The file of the state, declared with those that go with it.
+fn place_of_state(files: &mut Files, state: &Path) -> Result<Place, OutputError> {
+    let declared = files.writes("the state", state)?;
+    let Some(place) = declared.place() else {
+        let source = std::io::Error::other("not a file, and a state is kept in one");
+        return Err(OutputError::Io { path: state.into(), source });
+    };
+    for suffix in [IMAGES_SUFFIX, LOCK_SUFFIX] {
+        files.writes("the state's file", &place.with_suffix(suffix).path())?;
+    }
+    Ok(place.clone())
+}
+
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
-    let (state, dumped) = (args.state()?, args.dumped()?);
-    let path = subject::weights_file(&args.weights, console)?;
-    let (network, weights) = Weights::read_network(&path)?;
+    Protocol::check_list(&args.protocol).map_err(|reason| anyhow!("--protocol {reason}"))?;
+    let dumped = args.dumped()?;
+    let mut files = inputs([], args.data.as_deref())?;
+    let out = files.may_write("--out", args.out.as_ref())?;
+    let dump = files.may_write("--dump", args.dump.as_ref())?;
+    let state = args.state(out.as_ref())?.map(|state| place_of_state(&mut files, &state)).transpose()?;
+    let NamedWeights { file: path, sha256, network, weights } = subject::weights(&args.weights, console)?;
+    files.reads("--weights", &path)?;
+    files.reads_folder("--weights", &args.weights, run_folder::is_of_a_run)?;
     let targeted = args.protocol.iter().any(|protocol| protocol.parts().contains(&Part::ApgdT));
     if targeted && network.classes < 4 {
         bail!(
@@ -117,33 +135,31 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     if let Some(wanted) = args.samples.filter(|&wanted| wanted as usize > total) {
         bail!("--samples {wanted}: there are {total} images");
     }
-    for file in [&args.out, &args.dump, &state].into_iter().flatten() {
-        writable(file)?;
-    }
 
     let batch = (args.batch as usize).min(total);
     let mut engine = open(args.device, network, batch)?;
     let engine = engine.as_mut();
     let interrupt = catch_interrupts()?;
+    engine.stop_on(Some(interrupt.flag()));
     engine.load_weights(&weights)?;
     let set = engine.upload_images(&split.pixels, &split.labels)?;
     let scratch = Batch::alloc(engine, batch)?;
     let samples: Vec<u32> = (0..total as u32).collect();
 
     let settings = Settings {
-        weights_sha256: sha256(&at(&path, std::fs::read(&path))?),
+        weights_sha256: sha256,
         data: data.name.clone(),
         split: if args.training_images { "train" } else { "test" }.into(),
         samples: total,
+        images_sha256: split.sha256(total),
         epsilon: args.eps.to_string(),
         seed: args.seed,
         protocols: args.protocol.iter().map(|protocol| protocol.to_string()).collect(),
-        device: engine.device().kind.into(),
+        device: device_name(engine.device().kind, &engine.device().code),
+        build: env!("CARGO_PKG_VERSION").into(),
         dump: dumped.is_some(),
     };
     let mut session = Session::open(settings, state, args.resume)?;
-    let stop = || Interrupted(session::hint(&args));
-
     let subject = Subject {
         set: &set,
         samples: &samples,
@@ -151,6 +167,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         epsilon: args.eps.as_f32(),
         seed: args.seed,
     };
+    let mut stopped = false;
     for (number, protocol) in args.protocol.iter().enumerate() {
         if session.finished().len() <= number {
             let keeps = dumped == Some(protocol);
@@ -163,10 +180,14 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
                 _ => session.search(engine, subject, protocol, &scratch, keeps, (console, &interrupt))?,
             };
             console.clear();
-            let Some((outcome, progress)) = finished else { bail!(stop()) };
+            let Some((outcome, progress)) = finished else {
+                stopped = true;
+                break;
+            };
             session.finish(protocol, outcome, progress)?;
         }
-        console.line(report::line(protocol, &session.finished()[number].outcome, &args.eps));
+        let outcome = &session.finished()[number].outcome;
+        console.line(report::line(protocol, outcome, &args.eps, session.settings()));
     }
 
     let outcomes: Vec<_> = args
@@ -176,7 +197,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         .map(|(protocol, done)| (protocol, &done.outcome))
         .collect();
     let mut warnings = sanity::alarms(&outcomes);
-    let mut failures = Vec::new();
+    let mut failures: Vec<String> =
+        outcomes.iter().filter_map(|(protocol, outcome)| sanity::failure(protocol, outcome)).collect();
     for progress in session.finished().iter().filter_map(|finished| finished.progress.as_ref()) {
         warnings.extend(sanity::warnings(progress));
         failures.extend(progress.extent.failures());
@@ -184,16 +206,22 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     for warning in &warnings {
         console.note(format!("warning: {warning}"));
     }
-    if let Some(out) = &args.out {
+    if stopped {
+        session.save()?;
+    }
+    if let Some(out) = out.as_ref().filter(|_| !session.finished().is_empty()) {
         let report = report::report(&path, network, &session, &args.protocol, engine.device(), &warnings);
         let mut bytes = serde_json::to_vec_pretty(&report)?;
         bytes.push(b'\n');
-        at(out, write_atomic(out, &bytes, Existing::Replace))?;
+        write(out, &bytes)?;
     }
-    if let (Some(dump), Some(protocol)) = (&args.dump, dumped) {
+    if stopped {
+        bail!(Interrupted(session.hint()));
+    }
+    if let (Some(dump), Some(protocol)) = (&dump, dumped) {
         let bytes = session.dump(protocol, split)?;
-        at(dump, write_atomic(dump, &bytes, Existing::Replace))?;
-        console.line(format!("{}: adversarial images of {protocol}", dump.display()));
+        write(dump, &bytes)?;
+        console.line(format!("{}: adversarial images of {protocol}", dump.path().display()));
     }
     session.close()?;
     match failures.is_empty() {

@@ -25,7 +25,10 @@ pub struct Report<'a> {
     data: &'a str,
     split: &'a str,
     samples: usize,
+    images_sha256: &'a str,
     device: &'a DeviceInfo,
+    /// Whether every protocol of the command is among the results: not so where it was interrupted.
+    complete: bool,
     results: Vec<Row>,
     warnings: &'a [String],
 }
@@ -58,6 +61,10 @@ struct Row {
     seconds: f64,
     forwards: u64,
     backwards: u64,
+    /// Images with a logit that is NaN or infinite, counted as wrong.
+    non_finite: usize,
+    /// Images for which an attack had no gradient to follow.
+    zero_gradients: usize,
     /// One digit an image: 1 where it withstood.
     flags: String,
     #[serde(flatten)]
@@ -90,22 +97,24 @@ struct PartRow {
     backwards: u64,
 }
 
-/// One protocol's line on stdout.
-pub fn line(protocol: &Protocol, outcome: &Outcome, epsilon: &Fraction) -> String {
+/// One protocol's line on stdout, which names the images.
+pub fn line(protocol: &Protocol, outcome: &Outcome, epsilon: &Fraction, settings: &Settings) -> String {
     let radius = match protocol {
         Protocol::Clean => String::new(),
         _ => format!(", eps {epsilon}"),
     };
+    let split = if settings.split == "train" { "training" } else { "test" };
     format!(
-        "{protocol}: {:.2} % ({} of {}){radius}, {:.1} s",
+        "{protocol}: {:.2} % ({} of {} {split} images of {}){radius}, {:.1} s",
         100.0 * outcome.accuracy(),
         outcome.correct(),
         outcome.withstood.len(),
+        settings.data,
         outcome.seconds
     )
 }
 
-/// The report of a session whose protocols are all finished.
+/// The report of what a session has finished.
 pub fn report<'a>(
     weights: &Path,
     network: ResNet18,
@@ -131,7 +140,9 @@ pub fn report<'a>(
         data: &settings.data,
         split: &settings.split,
         samples: settings.samples,
+        images_sha256: &settings.images_sha256,
         device,
+        complete: session.finished().len() == protocols.len(),
         results,
         warnings,
     }
@@ -174,6 +185,8 @@ fn row(settings: &Settings, protocol: &Protocol, finished: &Finished) -> Row {
         seconds: outcome.seconds,
         forwards: outcome.cost.forwards,
         backwards: outcome.cost.backwards,
+        non_finite: outcome.non_finite,
+        zero_gradients: outcome.zero_gradients,
         flags: flags::text(&outcome.withstood),
         search: finished.progress.as_ref().map(search),
     }

@@ -1,59 +1,73 @@
 //! One call of `secateur eval`: what is finished, what runs, and where both are kept until the end.
 
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
 
 use anyhow::Context;
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::super::{at, dump};
-use super::Args;
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::data::{IMAGE_BYTES, Images as Pictures};
-use crate::engine::Engine;
+use crate::engine::{Engine, NO_CLASS};
 use crate::evaluate::autoattack::{self, Listener, Progress, Verdict};
 use crate::evaluate::state::{Finished, Images, Settings, State, StateError};
 use crate::evaluate::{Outcome, Protocol, Subject};
+use crate::files::{LOCK_SUFFIX, Lock, Place};
 use crate::model::layers::IMAGE_SIDE;
 use crate::train::interrupt::Interrupt;
 
 pub struct Session {
     state: State,
-    path: Option<PathBuf>,
+    place: Option<Place>,
     images: Option<Images>,
+    _lock: Option<Lock>,
 }
 
-/// The file of the adversarial images, beside the state.
-fn images_path(state: &Path) -> PathBuf {
-    let mut name = state.to_path_buf().into_os_string();
-    name.push(".images");
-    name.into()
-}
-
-/// How an interrupted command goes on.
-pub fn hint(args: &Args) -> Option<String> {
-    let state = args.state().ok().flatten().filter(|state| state.exists())?;
-    Some(format!("the state is in {}; continue with the same command and --resume", state.display()))
-}
+/// What the name of the file of the adversarial images, next to the state, ends in.
+pub const IMAGES_SUFFIX: &str = ".images";
 
 impl Session {
-    /// A new session, or the one that an earlier command left at `path`.
-    pub fn open(settings: Settings, path: Option<PathBuf>, resume: bool) -> anyhow::Result<Self> {
+    /// A new session, or the one that an earlier command left at `place`, which is locked for as long as it lasts.
+    pub fn open(settings: Settings, place: Option<Place>, resume: bool) -> anyhow::Result<Self> {
         let dump = settings.dump;
-        let state = match &path {
-            Some(path) if resume => State::load(path, &settings)?,
-            Some(path) if path.exists() => return Err(StateError::Unfinished { path: path.clone() }.into()),
+        let lock = place.as_ref().map(|place| {
+            place.lock().map_err(|source| match source.kind() {
+                ErrorKind::ResourceBusy => {
+                    StateError::InUse { path: place.path(), holder: source.to_string() }
+                }
+                _ => StateError::Io { path: place.with_suffix(LOCK_SUFFIX).path(), source },
+            })
+        });
+        let lock = lock.transpose()?;
+        let exists = |place: &Place| at(&place.path(), place.exists());
+        let begun = place.as_ref().map(exists).transpose()?.unwrap_or(false);
+        let resume = resume && begun;
+        let state = match &place {
+            Some(place) if resume => State::load(place, &settings)?,
+            Some(place) if begun => return Err(StateError::Unfinished { path: place.path() }.into()),
             _ => State::new(settings),
         };
-        let images = match &path {
+        let images = match &place {
             _ if !dump => None,
             None => Some(Images::in_memory()),
-            Some(path) => {
-                let path = images_path(path);
-                Some(at(&path, Images::in_file(&path, resume))?)
+            Some(place) => {
+                let place = place.with_suffix(IMAGES_SUFFIX);
+                let path = place.path();
+                let mut images = at(&path, Images::in_file(&place, resume, &state.settings))?;
+                for position in state.broken() {
+                    at(&path, images.get(position))?;
+                }
+                Some(images)
             }
         };
-        Ok(Self { state, path, images })
+        Ok(Self { state, place, images, _lock: lock })
+    }
+
+    /// How an interrupted command goes on.
+    pub fn hint(&self) -> Option<String> {
+        let state = self.place.as_ref()?.path();
+        Some(format!("the state is in {}; continue with the same command and --resume", state.display()))
     }
 
     pub fn settings(&self) -> &Settings {
@@ -64,8 +78,9 @@ impl Session {
         &self.state.finished
     }
 
-    fn save(&self) -> Result<(), StateError> {
-        self.path.as_ref().map_or(Ok(()), |path| self.state.save(path))
+    /// Puts what is known where `--resume` looks for it.
+    pub fn save(&self) -> Result<(), StateError> {
+        self.place.as_ref().map_or(Ok(()), |place| self.state.save(place))
     }
 
     /// Notes the outcome of a protocol.
@@ -98,13 +113,17 @@ impl Session {
         if let Some(error) = judge.error {
             return Err(error);
         }
-        Ok(ended.then(|| (progress.outcome(), Some(progress))))
+        if ended {
+            return Ok(Some((progress.outcome(), Some(progress))));
+        }
+        self.state.running = Some(progress);
+        Ok(None)
     }
 
     /// The adversarial images of a protocol and what the network says of them, as a safetensors file.
     ///
     /// `x_adv` (f32, N x 3 x 32 x 32: the clean image where none was found), `labels`, `clean_predictions`,
-    /// `adversarial_predictions` (i64, N) and `robust` (bool, N).
+    /// `adversarial_predictions` (i64, N; -1 where a logit is not finite) and `robust` (bool, N).
     pub fn dump(&mut self, protocol: &Protocol, pictures: &Pictures) -> anyhow::Result<Vec<u8>> {
         let name = protocol.to_string();
         let finished = self.state.finished.iter().find(|finished| finished.protocol == name);
@@ -120,7 +139,8 @@ impl Session {
             x_adv.extend(image.iter().flat_map(|value| value.to_le_bytes()));
         }
         let words = |words: &[u32]| -> Vec<u8> {
-            words.iter().flat_map(|word| i64::from(*word).to_le_bytes()).collect()
+            let class = |word: &u32| if *word == NO_CLASS { -1 } else { i64::from(*word) };
+            words.iter().flat_map(|word| class(word).to_le_bytes()).collect()
         };
         let robust: Vec<u8> =
             progress.verdicts.iter().map(|verdict| (*verdict == Verdict::Robust).into()).collect();
@@ -143,14 +163,11 @@ impl Session {
 
     /// The end: nothing is left to resume.
     pub fn close(self) -> anyhow::Result<()> {
-        if let Some(path) = &self.path {
-            // Not there where nothing was ever saved.
-            if path.exists() {
-                at(path, std::fs::remove_file(path))?;
-            }
+        if let Some(place) = &self.place {
+            State::remove(place)?;
             if self.images.is_some() {
-                let path = images_path(path);
-                at(&path, std::fs::remove_file(&path))?;
+                let place = place.with_suffix(IMAGES_SUFFIX);
+                at(&place.path(), place.remove())?;
             }
         }
         Ok(())
@@ -171,7 +188,7 @@ struct Judge<'a> {
 
 impl Judge<'_> {
     fn save(&mut self, progress: &Progress) -> anyhow::Result<()> {
-        if self.session.path.is_some() {
+        if self.session.place.is_some() {
             if let Some(images) = &mut self.session.images {
                 images.sync().context("adversarial images")?;
             }

@@ -9,7 +9,7 @@ use super::engine::Cuda;
 use super::eval::Ascent;
 use super::launch::head::Ascended;
 use crate::engine::{
-    AscentLoss, AttackLoop, AttackSteps, Engine, Margin, Pass, Phase, Result, ascend_step_by_step,
+    AscentLoss, AttackLoop, AttackSteps, Engine, Margin, Pass, Phase, Result, StopFlag, ascend_step_by_step,
 };
 
 /// Everything that a graph of an attack bakes in.
@@ -65,10 +65,12 @@ impl AttackLoop for Cuda {
         self.driver.phase(Phase::AttackStep(1));
         self.pack(perturbed, batch)?;
         self.packed_images.set(None);
-        let Self { driver, parameters, eval, scratch, packed, attacks, .. } = self;
+        let emulated = self.device().kind == "emulated";
+        let Self { driver, parameters, eval, scratch, packed, attacks, stop, .. } = self;
         eval.forget();
-        attacks.run(&**driver, key, || {
+        let steps = || {
             for step in 1..=attack.steps {
+                stop.iter().try_for_each(StopFlag::check)?;
                 // The first has begun with the packing of its images.
                 if step > 1 {
                     driver.phase(Phase::AttackStep(step));
@@ -76,7 +78,12 @@ impl AttackLoop for Cuda {
                 eval.attack_step(parameters, scratch, packed.address(), batch, &ascent, &image)?;
             }
             Ok(())
-        })?;
+        };
+        // A replay is heard out to its end: milliseconds on a GPU, minutes on the emulator.
+        match stop {
+            Some(_) if emulated => steps()?,
+            _ => attacks.run(&**driver, key, steps)?,
+        }
         self.packed_images.set(Some((perturbed, batch)));
         Ok(())
     }

@@ -19,7 +19,7 @@ use super::scratch::Scratch;
 use super::train::{PassKey, TrainPass, Wanted};
 use crate::engine::{
     Augment, DeviceInfo, Engine, Error, ImageSet, Noise, OptimizerState, Pass, Result, Sgd, SignStep,
-    Storage, Tensor, WeightSet,
+    StopFlag, Storage, Tensor, WeightSet,
 };
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::model::{ResNet18, Weights};
@@ -42,6 +42,7 @@ pub struct Cuda {
     pub(super) scratch: Scratch,
     pub(super) attacks: Graphs<AttackKey>,
     pub(super) passes: Graphs<PassKey>,
+    pub(super) stop: Option<StopFlag>,
     outcome: Buffer,
     /// Parts of a sum of gradients, made when first needed.
     pub(super) sums: Option<Buffer>,
@@ -69,6 +70,7 @@ impl Cuda {
             scratch: Scratch::new(&driver, &parameters.layout, 1, max_batch)?,
             attacks: Graphs::new(),
             passes: Graphs::new(),
+            stop: None,
             outcome: Buffer::new(&driver, "outcome of a selection", size_of::<Outcome>())?,
             sums: None,
             parameters,
@@ -210,7 +212,10 @@ impl Cuda {
     ) -> Result<()> {
         let gradient = self.logits(logit_gradient, batch)?;
         match pass {
-            Pass::Eval => self.eval.backward(&self.parameters, &self.scratch, batch, gradient, image),
+            Pass::Eval => {
+                self.stop.iter().try_for_each(StopFlag::check)?;
+                self.eval.backward(&self.parameters, &self.scratch, batch, gradient, image)
+            }
             Pass::Train { slot } => {
                 let wanted = Wanted { parameters: None, image: Some(*image) };
                 self.train_backward(slot, batch, gradient, &wanted)
@@ -247,6 +252,10 @@ impl Engine for Cuda {
     }
     fn synchronize(&self) -> Result<()> {
         self.driver.synchronize()
+    }
+
+    fn stop_on(&mut self, stop: Option<StopFlag>) -> Option<StopFlag> {
+        std::mem::replace(&mut self.stop, stop)
     }
 
     fn load_weights(&mut self, weights: &Weights) -> Result<()> {
@@ -317,6 +326,7 @@ impl Engine for Cuda {
         let logits = self.logits(logits, batch)?;
         match pass {
             Pass::Eval => {
+                self.stop.iter().try_for_each(StopFlag::check)?;
                 self.pack(address, batch)?;
                 self.eval.forward(&self.parameters, &self.scratch, self.packed.address(), batch, logits)
             }

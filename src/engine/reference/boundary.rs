@@ -144,7 +144,8 @@ fn move_to_boundary(step: &BoundaryStep, difference: f64, w: &[f32], x: &[f32], 
     for (i, out) in current.iter_mut().enumerate() {
         let mixed =
             (1.0 - share) * (from[i] + overshoot * way[i]) + share * (x[i] + overshoot * way_from_x[i]);
-        *out = mixed.clamp(0.0, 1.0) as f32;
+        // Not `clamp`: a way that is NaN ends in the range, as on the other devices.
+        *out = mixed.max(0.0).min(1.0) as f32;
     }
 }
 

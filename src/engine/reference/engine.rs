@@ -11,7 +11,7 @@ use super::train::{SLOTS, TrainPass, Wanted};
 use super::{gather, invalid, optimizer, perturb, ranking, rows};
 use crate::engine::{
     Augment, DeviceInfo, Element, Engine, Error, ImageSet, Noise, OptimizerState, Pass, Result, Sgd,
-    SignStep, Storage, Tensor, WeightSet,
+    SignStep, StopFlag, Storage, Tensor, WeightSet,
 };
 use crate::model::layers::IMAGE_LEN;
 use crate::model::{ResNet18, Weights};
@@ -50,6 +50,7 @@ pub struct Reference {
     pub(super) train_batch: [Option<usize>; SLOTS],
     /// The same of a pair.
     pub(super) pair_batch: Option<usize>,
+    stop: Option<StopFlag>,
 }
 
 fn no_weights() -> Error {
@@ -83,6 +84,7 @@ impl Reference {
                 code: numbers.isa.name.into(),
                 memory: None,
                 cache: None,
+                wgmma_off: Vec::new(),
             },
             network,
             numbers,
@@ -98,6 +100,7 @@ impl Reference {
             packed: false,
             train_batch: [None; SLOTS],
             pair_batch: None,
+            stop: None,
         })
     }
 
@@ -155,7 +158,10 @@ impl Reference {
         let dlogits = self.heap.copy(logit_gradient)?;
         let mut gradient = vec![0.0; batch * IMAGE_LEN];
         match pass {
-            Pass::Eval => self.eval.input_gradient(batch, &dlogits, &mut gradient),
+            Pass::Eval => {
+                self.stop.iter().try_for_each(StopFlag::check)?;
+                self.eval.input_gradient(batch, &dlogits, &mut gradient)
+            }
             Pass::Train { slot } => {
                 let wanted = Wanted { parameters: None, images: Some(&mut gradient) };
                 self.train.backward(slot, &self.layout, batch, &dlogits, wanted);
@@ -251,6 +257,10 @@ impl Engine for Reference {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn stop_on(&mut self, stop: Option<StopFlag>) -> Option<StopFlag> {
+        std::mem::replace(&mut self.stop, stop)
     }
 
     fn load_weights(&mut self, weights: &Weights) -> Result<()> {
@@ -363,6 +373,7 @@ impl Engine for Reference {
         if !self.folded {
             return invalid("Eval: the weights or running statistics changed; call fold_batch_norm first");
         }
+        self.stop.iter().try_for_each(StopFlag::check)?;
         self.eval.forward(batch, &self.heap.copy(images)?, &mut self.heap.view_mut(logits)?);
         self.eval_batch = Some(batch);
         Ok(())

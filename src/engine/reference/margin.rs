@@ -1,11 +1,11 @@
 //! By how much a prediction is right; attacks that search ask for it. Checked by `tests/square.rs` and `tests/fab.rs`.
 
 /// The label's logit less the largest other one, negative exactly where the prediction (the lowest index among equals) is
-/// wrong; NaN where a logit is, or where the label is no class.
+/// wrong; -infinity where a logit is NaN or infinite, NaN where the label is no class.
 pub fn margin(logits: &[f32], label: u32) -> f32 {
     let Some(&own) = logits.get(label as usize) else { return f32::NAN };
-    if logits.iter().any(|z| z.is_nan()) {
-        return f32::NAN;
+    if !logits.iter().all(|z| z.is_finite()) {
+        return f32::NEG_INFINITY;
     }
     let largest = |others: &[f32]| others.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let (before, after) = (largest(&logits[..label as usize]), largest(&logits[label as usize + 1..]));

@@ -45,7 +45,7 @@ pub use numbers::Format;
 /// Opens the CPU, with activations and operands in this format.
 ///
 /// # Errors
-/// [`Error::Invalid`] for a width that is not a multiple of 16, or where a count is zero; [`Error::Unavailable`] where
+/// [`Error::Invalid`] for a width that is not a multiple of 16, or where a count is zero; [`Error::Setting`] where
 /// `SECATEUR_CPU` names instructions that this CPU lacks.
 pub fn open(network: ResNet18, max_batch: usize, format: Format) -> Result<Box<dyn Engine>> {
     Ok(Box::new(engine::Reference::new(network, max_batch, format)?))

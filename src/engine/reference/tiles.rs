@@ -133,7 +133,7 @@ impl Isa {
     /// The fastest that this CPU has, or the one that `SECATEUR_CPU` names.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] for a name that is unknown or an instruction set that this CPU lacks.
+    /// [`Error::Setting`] for a name that is unknown or an instruction set that this CPU lacks.
     pub fn chosen() -> Result<&'static Self> {
         match std::env::var("SECATEUR_CPU") {
             Ok(name) => Self::named(Some(&name)),
@@ -150,7 +150,7 @@ impl Isa {
         match name {
             None => Ok(present().next().expect("portable code runs anywhere")),
             Some(name) => present().find(|isa| isa.name == name).ok_or_else(|| {
-                Error::Unavailable(match ISAS.iter().find(|isa| isa.name == name) {
+                Error::Setting(match ISAS.iter().find(|isa| isa.name == name) {
                     Some(_) => format!("SECATEUR_CPU={name}: this CPU has {}", known(&mut present())),
                     None => format!("SECATEUR_CPU={name}: expected one of {}", known(&mut ISAS.iter())),
                 })

@@ -10,6 +10,7 @@ use super::cost::{BULLET_STEP_SHARE, Cost, EASY_SHARE};
 use super::plan::{Entry, Plan};
 use crate::clock;
 use crate::recipe::{Acceleration, Recipe, SelectionMethod};
+use crate::text::command_line;
 use crate::train::metrics::{EpochMetrics, Seconds};
 use crate::train::result::TestAccuracy;
 
@@ -200,7 +201,7 @@ impl Document {
         }
         Self {
             secateur_speedup: VERSION,
-            command: std::env::args().collect(),
+            command: command_line(),
             build: format!("secateur {} ({profile})", env!("CARGO_PKG_VERSION")),
             started_unix_seconds: clock::now().as_secs(),
             dry_run: true,

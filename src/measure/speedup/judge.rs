@@ -5,7 +5,7 @@
 //! AutoAttack goes on where it was broken off. Best and last weights that are the same are judged once. Called by
 //! `secateur bench speedup`; checked by `tests/bench_speedup.rs`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::batch::Batch;
 use crate::console::Console;
@@ -14,6 +14,7 @@ use crate::engine::{self, Engine, ImageSet, WeightSet};
 use crate::evaluate::autoattack::{self, Listener, Progress};
 use crate::evaluate::state::{Finished, Settings, State, StateError};
 use crate::evaluate::{Outcome, Protocol, Subject, evaluate};
+use crate::files::{Place, limit};
 use crate::model::{Weights, WeightsError};
 use crate::recipe::Recipe;
 use crate::train::result::TestAccuracy;
@@ -44,8 +45,10 @@ pub struct Court<'a> {
     /// Name of the data set, and how many of its first test images are judged.
     pub data: &'a str,
     pub samples: usize,
-    /// `cpu`, `cuda` or `emulated`.
-    pub device: &'a str,
+    /// [`crate::data::Images::sha256`] of those.
+    pub images_sha256: &'a str,
+    /// [`device_name`](crate::evaluate::state::device_name).
+    pub device: String,
     pub console: &'a Console,
     /// Asked between batches; `true` ends the work, and what is known is kept.
     pub stop: &'a dyn Fn() -> bool,
@@ -56,6 +59,7 @@ struct Candidate {
     label: &'static str,
     epoch: u32,
     file: PathBuf,
+    bytes: Vec<u8>,
     sha256: String,
 }
 
@@ -84,8 +88,8 @@ impl Court<'_> {
         set: &ImageSet,
         scratch: &Batch,
     ) -> Result<Option<Vec<TestAccuracy>>> {
-        let folder = self.folder.path().join("judged");
-        std::fs::create_dir_all(&folder).map_err(|source| StateError::Io { path: folder, source })?;
+        let folder = self.folder.judged();
+        folder.create().map_err(|source| StateError::Io { path: folder.path().into(), source })?;
         let candidates = self.candidates()?;
         let mut rows = Vec::new();
         for candidate in &candidates {
@@ -96,7 +100,8 @@ impl Court<'_> {
                     Some(finished) => finished,
                     None => {
                         if !std::mem::replace(&mut loaded, true) {
-                            engine.load_weights(&Weights::read(&candidate.file)?)?;
+                            let (_, weights) = Weights::network_in_file(&candidate.file, &candidate.bytes)?;
+                            engine.load_weights(&weights)?;
                         }
                         let Some(finished) = self.one(engine, set, scratch, candidate, protocol)? else {
                             self.console.clear();
@@ -117,7 +122,7 @@ impl Court<'_> {
     pub fn result(&self) -> Result<serde_json::Value> {
         let path = self.folder.path().join("result.json");
         let wrong = |reason: String| JudgeError::Result { path: path.clone(), reason };
-        let bytes = std::fs::read(&path).map_err(|error| wrong(error.to_string()))?;
+        let bytes = self.folder.read("result.json", limit::JSON).map_err(|error| wrong(error.to_string()))?;
         serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))
     }
 
@@ -126,10 +131,11 @@ impl Court<'_> {
         let best = self.result()?["best"]["epoch"].as_u64();
         let last = self.recipe.timeline().epochs() as u32;
         let candidate = |(label, epoch): (&'static str, u32)| {
-            let file = self.folder.path().join(format!("{label}.safetensors"));
-            let bytes =
-                std::fs::read(&file).map_err(|source| StateError::Io { path: file.clone(), source })?;
-            Ok(Candidate { label, epoch, file, sha256: sha256(&bytes) })
+            let name = format!("{label}.safetensors");
+            let file = self.folder.path().join(&name);
+            let bytes = self.folder.read(&name, limit::TENSORS);
+            let bytes = bytes.map_err(|source| StateError::Io { path: file.clone(), source })?;
+            Ok(Candidate { label, epoch, sha256: sha256(&bytes), file, bytes })
         };
         let best = best.map(|epoch| ("best", epoch as u32));
         best.into_iter().chain([("last", last)]).map(candidate).collect()
@@ -144,18 +150,20 @@ impl Court<'_> {
             epsilon: self.recipe.attack.epsilon.to_string(),
             seed: self.recipe.seed,
             protocols: vec![protocol.to_string()],
-            device: self.device.into(),
+            images_sha256: self.images_sha256.into(),
+            device: self.device.clone(),
+            build: env!("CARGO_PKG_VERSION").into(),
             dump: false,
         }
     }
 
-    fn path(&self, label: &str, protocol: &Protocol) -> PathBuf {
-        self.folder.path().join(format!("judged/{label}-{protocol}.json"))
+    fn place(&self, label: &str, protocol: &Protocol) -> Place {
+        Place::new(self.folder.judged(), format!("{label}-{protocol}.json"))
     }
 
-    /// What lies at `path`, where it belongs to these settings; another evaluation makes way.
-    fn load(&self, path: &Path, settings: &Settings) -> Result<Option<State>> {
-        match State::load(path, settings) {
+    /// What lies at `place`, where it belongs to these settings; another evaluation makes way.
+    fn load(&self, place: &Place, settings: &Settings) -> Result<Option<State>> {
+        match State::load(place, settings) {
             Ok(state) => Ok(Some(state)),
             Err(StateError::Missing { .. } | StateError::Settings { .. }) => Ok(None),
             Err(error @ StateError::Format { .. }) => {
@@ -175,7 +183,7 @@ impl Court<'_> {
     ) -> Result<Option<Finished>> {
         let settings = self.settings(candidate, protocol);
         for other in candidates.iter().filter(|other| other.sha256 == candidate.sha256) {
-            let state = self.load(&self.path(other.label, protocol), &settings)?;
+            let state = self.load(&self.place(other.label, protocol), &settings)?;
             if let Some(finished) = state.and_then(|state| state.finished.into_iter().next()) {
                 return Ok(Some(finished));
             }
@@ -193,8 +201,8 @@ impl Court<'_> {
         protocol: &Protocol,
     ) -> Result<Option<Finished>> {
         let settings = self.settings(candidate, protocol);
-        let path = self.path(candidate.label, protocol);
-        let mut state = self.load(&path, &settings)?.unwrap_or_else(|| State::new(settings));
+        let place = self.place(candidate.label, protocol);
+        let mut state = self.load(&place, &settings)?.unwrap_or_else(|| State::new(settings));
         let samples: Vec<u32> = (0..self.samples as u32).collect();
         let subject = Subject {
             set,
@@ -214,7 +222,7 @@ impl Court<'_> {
                 let begun = state.running.take();
                 let mut progress = begun.unwrap_or_else(|| Progress::new(parts, samples.len()));
                 let mut keeper =
-                    Keeper { court: self, label, path: &path, state: &mut state, stage: 0, error: None };
+                    Keeper { court: self, label, place: &place, state: &mut state, stage: 0, error: None };
                 let ended = autoattack::run(engine, subject, &mut progress, scratch, &mut keeper)?;
                 if let Some(error) = keeper.error {
                     return Err(error.into());
@@ -226,7 +234,7 @@ impl Court<'_> {
         let finished = Finished { protocol: protocol.to_string(), outcome, progress };
         state.running = None;
         state.finished = vec![finished.clone()];
-        state.save(&path)?;
+        state.save(&place)?;
         Ok(Some(finished))
     }
 
@@ -249,6 +257,8 @@ fn row(candidate: &Candidate, finished: &Finished) -> TestAccuracy {
         total: outcome.withstood.len(),
         accuracy: outcome.accuracy(),
         seconds: outcome.seconds,
+        non_finite: outcome.non_finite,
+        zero_gradients: outcome.zero_gradients,
     }
 }
 
@@ -256,7 +266,7 @@ fn row(candidate: &Candidate, finished: &Finished) -> TestAccuracy {
 struct Keeper<'a> {
     court: &'a Court<'a>,
     label: String,
-    path: &'a Path,
+    place: &'a Place,
     state: &'a mut State,
     /// Of the bar; stages count from 1.
     stage: usize,
@@ -272,7 +282,7 @@ impl Listener for Keeper<'_> {
         }
         self.court.console.at(stage.next);
         self.state.running = Some(progress.clone());
-        self.error = self.state.save(self.path).err();
+        self.error = self.state.save(self.place).err();
         self.error.is_none() && !(self.court.stop)()
     }
 }

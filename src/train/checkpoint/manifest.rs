@@ -3,20 +3,16 @@
 //! What the files say is the checkpoint's. Called by `save` and `load`. Checked by `tests/checkpoints.rs`.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::Write;
-use std::path::Path;
+use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
 use super::{CheckpointError, at};
 use crate::digest::sha256;
-use crate::files::sync_folder;
+use crate::files::{Folder, How, limit};
 
 const FORMAT: u32 = 1;
 pub const MANIFEST: &str = "manifest.json";
-/// No JSON file of a checkpoint comes near this size.
-const MAX_JSON_BYTES: u64 = 1 << 20;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,28 +35,28 @@ impl FileEntry {
 }
 
 /// A folder being written, one file after the other.
-pub struct Writer<'a> {
-    path: &'a Path,
+pub struct Writer {
+    folder: Folder,
     manifest: Manifest,
 }
 
-impl<'a> Writer<'a> {
+impl Writer {
     /// Makes the folder, which is not there yet.
-    pub fn create(path: &'a Path) -> Result<Self, CheckpointError> {
-        fs::create_dir(path).map_err(at(path))?;
-        Ok(Self { path, manifest: Manifest { format: FORMAT, files: BTreeMap::new() } })
+    pub fn create(folder: Folder) -> Result<Self, CheckpointError> {
+        folder.create().map_err(at(folder.path()))?;
+        Ok(Self { folder, manifest: Manifest { format: FORMAT, files: BTreeMap::new() } })
     }
 
     /// Writes a file, to be found in the manifest.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
         self.manifest.files.insert(name.into(), FileEntry::of(bytes));
-        write_synced(&self.path.join(name), bytes)
+        write_synced(&self.folder, name, bytes)
     }
 
     /// Writes the manifest; the folder is on disk then, under the name it has.
     pub fn finish(self) -> Result<(), CheckpointError> {
-        write_synced(&self.path.join(MANIFEST), &json(&self.manifest))?;
-        sync_folder(self.path).map_err(at(self.path))
+        write_synced(&self.folder, MANIFEST, &json(&self.manifest))?;
+        self.folder.sync().map_err(at(self.folder.path()))
     }
 }
 
@@ -69,26 +65,35 @@ pub fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec_pretty(value).expect("plain structs always serialise")
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+fn write_synced(folder: &Folder, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
     let write = || {
-        let mut file = fs::File::create(path)?;
+        let mut file = folder.file(name, How::Empty)?;
         file.write_all(bytes)?;
         file.sync_all()
     };
-    write().map_err(at(path))
+    write().map_err(at(&folder.path().join(name)))
 }
 
 /// The files that the manifest lists, each of them one of `known` and checked against it.
-pub fn read<'a>(path: &Path, known: &[&'a str]) -> Result<BTreeMap<&'a str, Vec<u8>>, CheckpointError> {
-    let damaged = |name: &str, reason: String| CheckpointError::Damaged { path: path.join(name), reason };
-    let length = |name: &str| Ok(fs::metadata(path.join(name)).map_err(at(&path.join(name)))?.len());
-    let read = |name: &str| fs::read(path.join(name)).map_err(at(&path.join(name)));
+pub fn read<'a>(folder: &Folder, known: &[&'a str]) -> Result<BTreeMap<&'a str, Vec<u8>>, CheckpointError> {
+    let path = |name: &str| folder.path().join(name);
+    let damaged = |name: &str, reason: String| CheckpointError::Damaged { path: path(name), reason };
+    // What is not there, or is no file of a checkpoint, is damage; what cannot be read may be whole.
+    let failed = |name: &str| {
+        let path = path(name);
+        move |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::FileTooLarge => CheckpointError::Damaged { path, reason: source.to_string() },
+            _ => CheckpointError::Io { path, source },
+        }
+    };
+    let length = |name: &str| folder.size(name).map_err(failed(name));
+    let read = |name: &str, most| folder.read(name, most).map_err(failed(name));
 
-    if length(MANIFEST)? > MAX_JSON_BYTES {
-        return Err(damaged(MANIFEST, format!("more than {MAX_JSON_BYTES} bytes")));
-    }
-    let manifest: Manifest =
-        serde_json::from_slice(&read(MANIFEST)?).map_err(|error| damaged(MANIFEST, error.to_string()))?;
+    let manifest: Manifest = serde_json::from_slice(&read(MANIFEST, limit::SETTINGS)?)
+        .map_err(|error| damaged(MANIFEST, error.to_string()))?;
     if manifest.format != FORMAT {
         return Err(damaged(MANIFEST, format!("format {}, expected {FORMAT}", manifest.format)));
     }
@@ -103,7 +108,7 @@ pub fn read<'a>(path: &Path, known: &[&'a str]) -> Result<BTreeMap<&'a str, Vec<
         if met != entry.bytes {
             return Err(damaged(name, format!("{met} bytes, expected {}", entry.bytes)));
         }
-        let bytes = read(name)?;
+        let bytes = read(name, limit::TENSORS)?;
         let met = sha256(&bytes);
         if met != entry.sha256 {
             return Err(damaged(name, format!("SHA-256 {met}, expected {}", entry.sha256)));

@@ -7,16 +7,18 @@
 
 mod manifest;
 
+use std::ffi::{OsStr, OsString};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
 use super::metrics::{Best, Seconds};
 use crate::attack::AttackWork;
 use crate::engine::OptimizerState;
-use crate::files::sync_folder;
+use crate::files::Folder;
 use crate::model::{Weights, WeightsError};
+use crate::prune::{Diagnosis, MeanScores};
 use manifest::{MANIFEST, Writer, json};
 
 const PROGRESS: &str = "progress.json";
@@ -65,6 +67,9 @@ pub struct Progress {
     pub epoch_seconds: Seconds,
     /// Time spent in the whole run, unfinished epoch included.
     pub run_seconds: Seconds,
+    /// Optimizer steps of the whole run; absent in checkpoints from before they were counted.
+    #[serde(default)]
+    pub optimizer_steps: Option<u64>,
     /// Images trained on in the finished epochs; absent in checkpoints from before there was data pruning.
     #[serde(default)]
     pub run_images: Option<u64>,
@@ -73,14 +78,14 @@ pub struct Progress {
     pub selection: Option<LastSelection>,
 }
 
-/// When samples were selected last.
+/// When samples were selected last, and what was measured of them. Older checkpoints have another residual instead, which
+/// is ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct LastSelection {
     /// The epoch that it was made for, counted from 0.
     pub epoch: u32,
-    /// What a pursuit left of its target, as a share of the target's norm.
-    pub residual: Option<f64>,
+    #[serde(default)]
+    pub diagnosis: Option<Diagnosis>,
 }
 
 /// Adversarial loss and prediction of each sample of the unfinished epoch, in the epoch's order.
@@ -88,6 +93,10 @@ pub struct LastSelection {
 pub struct SamplesSoFar {
     pub losses: Vec<f32>,
     pub predictions: Vec<u32>,
+    /// The score of each, where selections rank by their mean; else none.
+    pub scores: Vec<f32>,
+    /// Pixels of the images that were attacked and not trained on yet, in the middle of a super-batch; else none.
+    pub adversarial: Vec<f32>,
 }
 
 /// The subset in training and what the next selection is made from; all empty where the recipe selects nothing.
@@ -99,6 +108,8 @@ pub struct SelectionState {
     pub weights: Vec<f32>,
     /// The last adversarial loss of each training sample, in the order of the split; infinite where there is none.
     pub losses: Vec<f32>,
+    /// The mean score of each over training, where selections rank by it.
+    pub scores: MeanScores,
 }
 
 /// Why a checkpoint cannot be written or is not whole.
@@ -108,7 +119,7 @@ pub enum CheckpointError {
     Io { path: PathBuf, source: io::Error },
     #[error("{path}: {reason}")]
     Damaged { path: PathBuf, reason: String },
-    #[error("{path}: none of its {count} checkpoints is whole; remove the folder to start this run over")]
+    #[error("{path}: none of its {count} checkpoints is whole; put one back, or start anew in another --out")]
     NoneWhole { path: PathBuf, count: usize },
 }
 
@@ -117,81 +128,99 @@ pub fn name(epoch: u32, step: usize) -> String {
     format!("epoch-{epoch:04}-step-{step:06}")
 }
 
-fn parse_name(name: &str) -> Option<(u32, usize)> {
-    let (epoch, step) = name.strip_prefix("epoch-")?.split_once("-step-")?;
-    Some((epoch.parse().ok()?, step.parse().ok()?))
+fn parse_name(text: &str) -> Option<(u32, usize)> {
+    let (epoch, step) = text.strip_prefix("epoch-")?.split_once("-step-")?;
+    let place = (epoch.parse().ok()?, step.parse().ok()?);
+    (name(place.0, place.1) == text).then_some(place)
 }
 
-/// Every folder in `folder` that bears a checkpoint's name, newest first; whole or not.
-pub fn list(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
-    let mut found = Vec::new();
-    let entries = match fs::read_dir(folder) {
+/// Every folder in `folder` that bears a checkpoint's name, newest first; whole or not. Files and links that do are none.
+pub fn list(folder: impl Into<Folder>) -> Result<Vec<String>, CheckpointError> {
+    let folder = folder.into();
+    let names = match folder.names() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(at(folder))?,
+        names => names.map_err(at(folder.path()))?,
     };
-    for entry in entries {
-        let entry = entry.map_err(at(folder))?;
-        if let Some(place) = entry.file_name().to_str().and_then(parse_name) {
-            found.push((place, entry.path()));
-        }
-    }
+    let place = |name: OsString| {
+        let name = name.into_string().ok().filter(|name| folder.has_folder(name))?;
+        Some((parse_name(&name)?, name))
+    };
+    let mut found: Vec<_> = names.into_iter().filter_map(place).collect();
     found.sort_by(|a, b| b.cmp(a));
-    Ok(found.into_iter().map(|(_, path)| path).collect())
+    Ok(found.into_iter().map(|(_, name)| name).collect())
 }
 
-/// Writes a checkpoint into `folder`; a reader sees all of it or nothing. Then removes old ones: the newest `keep`
-/// (at least one) and that of the best epoch stay.
-pub fn save(folder: &Path, checkpoint: &Checkpoint, keep: usize) -> Result<PathBuf, CheckpointError> {
+/// Writes a checkpoint into `folder`; a reader sees all of it or nothing. Then removes those older than the newest `keep` whole
+/// ones (at least one); this one and that of the best epoch stay.
+pub fn save(
+    folder: impl Into<Folder>,
+    checkpoint: &Checkpoint,
+    keep: usize,
+) -> Result<PathBuf, CheckpointError> {
+    let folder = &folder.into();
     let Progress { epoch, step, best, .. } = &checkpoint.progress;
-    fs::create_dir_all(folder).map_err(at(folder))?;
+    folder.create().map_err(at(folder.path()))?;
     remove_unfinished(folder)?;
     let name = name(*epoch, *step);
-    let unfinished = folder.join(format!("{UNFINISHED}{name}"));
-    let path = folder.join(&name);
-    if let Err(error) = write_files(&unfinished, checkpoint) {
+    let unfinished = format!("{UNFINISHED}{name}");
+    let path = folder.path().join(&name);
+    if let Err(error) = write_files(folder.folder(&unfinished), checkpoint) {
         // A full disk: give the room back. The first error is the one to report.
-        let _ = fs::remove_dir_all(&unfinished);
+        let _ = folder.remove(&unfinished);
         return Err(error);
     }
-    if path.exists() {
-        // A damaged checkpoint of the same place, passed over when this run was resumed.
-        fs::remove_dir_all(&path).map_err(at(&path))?;
+    // One of the same place: damaged and passed over, or whole, where the run was interrupted twice within a step.
+    match folder.rename(&name, format!("{UNFINISHED}replaced-{name}")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&path)(error)),
+        _ => {}
     }
-    fs::rename(&unfinished, &path).map_err(at(&path))?;
-    sync_folder(folder).map_err(at(folder))?;
+    folder.rename(&unfinished, &name).map_err(at(&path))?;
+    folder.sync().map_err(at(folder.path()))?;
+    remove_unfinished(folder)?;
 
-    let best = best.as_ref().map(|best| folder.join(self::name(best.epoch, 0)));
-    for old in list(folder)?.into_iter().skip(keep.max(1)).filter(|path| Some(path) != best.as_ref()) {
-        fs::remove_dir_all(&old).map_err(at(&old))?;
+    let best = best.as_ref().map(|best| self::name(best.epoch, 0));
+    let mut whole = 0;
+    for old in list(folder)? {
+        if old == name {
+            whole += 1;
+        } else if whole < keep.max(1) {
+            whole += usize::from(manifest::read(&folder.folder(&old), &FILES).is_ok());
+        } else if Some(&old) != best.as_ref() {
+            folder.remove(&old).map_err(at(&folder.path().join(&old)))?;
+        }
     }
     Ok(path)
 }
 
-/// The newest whole checkpoint; `None` where there is none at all. `warn` is told of each one passed over.
+/// The newest whole checkpoint; `None` where there is none at all. `warn` is told of each damaged one passed over.
+///
+/// # Errors
+/// [`CheckpointError::Io`] for one that cannot be read: it may be whole.
 pub fn load_newest(
-    folder: &Path,
+    folder: impl Into<Folder>,
     warn: &mut dyn FnMut(&CheckpointError),
 ) -> Result<Option<(PathBuf, Checkpoint)>, CheckpointError> {
-    let candidates = list(folder)?;
-    for path in &candidates {
-        match load(path) {
-            Ok(checkpoint) => return Ok(Some((path.clone(), checkpoint))),
+    let folder = folder.into();
+    let candidates = list(&folder)?;
+    for name in &candidates {
+        match load(&folder.folder(name)) {
+            Ok(checkpoint) => return Ok(Some((folder.path().join(name), checkpoint))),
+            Err(error @ CheckpointError::Io { .. }) => return Err(error),
             Err(error) => warn(&error),
         }
     }
     match candidates.len() {
         0 => Ok(None),
-        count => Err(CheckpointError::NoneWhole { path: folder.into(), count }),
+        count => Err(CheckpointError::NoneWhole { path: folder.path().into(), count }),
     }
 }
 
 /// Reads one checkpoint; every file must have the size and digest that the manifest gives.
-pub fn load(path: &Path) -> Result<Checkpoint, CheckpointError> {
-    let files = manifest::read(path, &FILES)?;
+pub fn load(folder: impl Into<Folder>) -> Result<Checkpoint, CheckpointError> {
+    let folder = folder.into();
+    let (files, path) = (manifest::read(&folder, &FILES)?, folder.path());
     let damaged = |name: &str, reason: String| CheckpointError::Damaged { path: path.join(name), reason };
-    let required = |name: &str| {
-        files.get(name).ok_or_else(|| damaged(MANIFEST, format!("lists no {name}, which a checkpoint needs")))
-    };
+    let required = |name: &str| files.get(name).ok_or_else(|| missing(path, name));
     let tensors = |name: &str, bytes: &[u8]| match Weights::from_bytes(bytes) {
         Ok(weights) => Ok(weights),
         Err(WeightsError::Format { reason, .. }) => Err(damaged(name, reason)),
@@ -221,10 +250,27 @@ pub fn load(path: &Path) -> Result<Checkpoint, CheckpointError> {
     Ok(Checkpoint { weights, optimizer, objective, progress, samples, selection })
 }
 
-/// The weights file inside a checkpoint folder that stands for the epoch: the moving average where one is kept.
-pub fn weights_to_judge(path: &Path) -> PathBuf {
-    let average = path.join(AVERAGE);
-    if average.exists() { average } else { path.join(WEIGHTS) }
+/// Whether a checkpoint has a file of this name.
+pub fn is_file_name(name: &OsStr) -> bool {
+    FILES.iter().chain([&MANIFEST]).any(|known| name == *known)
+}
+
+/// The file inside a checkpoint folder whose weights stand for the epoch, and its bytes, which are those of the manifest: the
+/// moving average where one is kept.
+pub fn weights_to_evaluate(folder: impl Into<Folder>) -> Result<(PathBuf, Vec<u8>), CheckpointError> {
+    let folder = folder.into();
+    let mut files = manifest::read(&folder, &FILES)?;
+    let name = if files.contains_key(AVERAGE) { AVERAGE } else { WEIGHTS };
+    match files.remove(name) {
+        Some(bytes) => Ok((folder.path().join(name), bytes)),
+        None => Err(missing(folder.path(), name)),
+    }
+}
+
+/// The manifest lacks a file.
+fn missing(path: &Path, name: &str) -> CheckpointError {
+    let reason = format!("lists no {name}, which a checkpoint needs");
+    CheckpointError::Damaged { path: path.join(MANIFEST), reason }
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
@@ -233,18 +279,17 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
 }
 
 /// Removes what an earlier run was writing when it died.
-fn remove_unfinished(folder: &Path) -> Result<(), CheckpointError> {
-    for entry in fs::read_dir(folder).map_err(at(folder))? {
-        let entry = entry.map_err(at(folder))?;
-        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            fs::remove_dir_all(entry.path()).map_err(at(&entry.path()))?;
+fn remove_unfinished(folder: &Folder) -> Result<(), CheckpointError> {
+    for name in folder.names().map_err(at(folder.path()))? {
+        if name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
+            folder.remove(&name).map_err(at(&folder.path().join(&name)))?;
         }
     }
     Ok(())
 }
 
-fn write_files(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-    let mut folder = Writer::create(path)?;
+fn write_files(folder: Folder, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+    let mut folder = Writer::create(folder)?;
     let mut write = |name: &str, bytes: &[u8]| folder.write(name, bytes);
     write(WEIGHTS, &checkpoint.weights.to_bytes())?;
     write(MOMENTUM, &checkpoint.optimizer.momentum.to_bytes())?;
@@ -269,6 +314,8 @@ fn samples_to(samples: &SamplesSoFar) -> Weights {
     let predictions: Vec<f32> = samples.predictions.iter().map(|&class| class as f32).collect();
     tensors.insert("losses", &[samples.losses.len()], samples.losses.clone());
     tensors.insert("predictions", &[predictions.len()], predictions);
+    insert_some(&mut tensors, "scores", &samples.scores);
+    insert_some(&mut tensors, "adversarial", &samples.adversarial);
     tensors
 }
 
@@ -279,7 +326,18 @@ fn samples_from(tensors: &Weights) -> Result<SamplesSoFar, String> {
     if losses.len() != predictions.len() {
         return Err(format!("{} losses but {} predictions", losses.len(), predictions.len()));
     }
-    Ok(SamplesSoFar { losses, predictions })
+    let (scores, adversarial) = (values_or_none(tensors, "scores"), values_or_none(tensors, "adversarial"));
+    Ok(SamplesSoFar { losses, predictions, scores, adversarial })
+}
+
+fn insert_some(tensors: &mut Weights, name: &str, values: &[f32]) {
+    if !values.is_empty() {
+        tensors.insert(name, &[values.len()], values.into());
+    }
+}
+
+fn values_or_none(tensors: &Weights, name: &str) -> Vec<f32> {
+    tensors.tensors.get(name).map_or(Vec::new(), |tensor| tensor.values.clone())
 }
 
 fn selection_to(selection: &SelectionState) -> Weights {
@@ -289,6 +347,8 @@ fn selection_to(selection: &SelectionState) -> Weights {
     tensors.insert("samples", &[samples.len()], samples);
     tensors.insert("weights", &[selection.weights.len()], selection.weights.clone());
     tensors.insert("losses", &[selection.losses.len()], selection.losses.clone());
+    insert_some(&mut tensors, "scores", &selection.scores.means);
+    insert_some(&mut tensors, "score_counts", &selection.scores.counts);
     tensors
 }
 
@@ -302,5 +362,9 @@ fn selection_from(tensors: &Weights) -> Result<SelectionState, String> {
     if !samples.is_sorted_by(|a, b| a < b) {
         return Err("its samples do not ascend".into());
     }
-    Ok(SelectionState { samples, weights, losses })
+    let (means, counts) = (values_or_none(tensors, "scores"), values_or_none(tensors, "score_counts"));
+    if means.len() != counts.len() {
+        return Err(format!("{} scores but {} counts of them", means.len(), counts.len()));
+    }
+    Ok(SelectionState { samples, weights, losses, scores: MeanScores { means, counts } })
 }

@@ -7,34 +7,39 @@
 
 mod one_run;
 
-use std::path::{Path, PathBuf};
+use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
+use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 
-use super::super::{at, catch_interrupts, images_of, writable};
+use super::super::{at, catch_interrupts, images_of, inputs, or_set, write};
 use crate::console::Console;
 use crate::data::{DataSet, SetKind};
 use crate::engine::DeviceChoice;
 use crate::evaluate::Protocol;
-use crate::files::{Existing, write_atomic};
+use crate::files::{Folder, Output};
 use crate::measure::speedup::document::Document;
 use crate::measure::speedup::plan::{Plan, with_epochs};
 use crate::recipe::Recipe;
 use crate::train::run_folder::RunFolder;
-use one_run::{Work, standing};
+use one_run::Work;
+pub(super) use one_run::{Standing, standing};
 
 /// The table's files in --out.
 const JSON: &str = "speedup.json";
 const CSV: &str = "speedup.csv";
+/// Locked while the command works.
+const LOCK: &str = ".lock";
 
 #[derive(clap::Args)]
 pub struct Args {
     /// Built-in recipes or TOML files. A pruned one brings its controls: full (neither selection nor acceleration), short (all
     /// samples for fewer epochs), random and random-online; one that only attacks less brings full
     #[arg(long, value_name = "NAME|FILE,...", value_delimiter = ',', required = true)]
-    recipes: Vec<String>,
-    /// Folder of the CIFAR binary files; not needed by generated images and --dry-run
-    #[arg(long, value_name = "DIR")]
+    recipes: Vec<OsString>,
+    /// CIFAR files: a folder or an archive, binary or Python version; not needed by generated images and --dry-run
+    #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Epochs of the schedule [default: each recipe's]. Epochs at which the learning rate drops move along
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -72,23 +77,20 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
-    if let Some((at, twice)) =
-        args.protocol.iter().enumerate().find(|(at, protocol)| args.protocol[..*at].contains(protocol))
-    {
-        bail!("--protocol {twice}: named twice (place {}), expected each protocol once", at + 1);
-    }
+    Protocol::check_list(&args.protocol).map_err(|reason| anyhow!("--protocol {reason}"))?;
     let recipes = args.recipes.iter().map(|name| recipe(args, name)).collect::<anyhow::Result<Vec<_>>>()?;
     let plan = Plan::new(&recipes, &args.seeds)?;
-    for path in args.json.iter().chain(&args.csv) {
-        writable(path)?;
-    }
+    let mut files = inputs(&args.recipes, args.data.as_deref())?;
+    let mut tables = Tables::default();
+    tables.json.extend(files.may_write("--json", args.json.as_ref())?);
+    tables.csv.extend(files.may_write("--csv", args.csv.as_ref())?);
     let protocols: Vec<String> = args.protocol.iter().map(|protocol| protocol.to_string()).collect();
     let mut document = Document::new(&plan, &protocols);
     if args.dry_run {
         console.line(
             "predicted, in millions of passes of an image through the network (one seed); nothing is trained",
         );
-        return finish(args, &document, console, None);
+        return finish(&document, console, &tables);
     }
 
     // Everything that can be wrong, before the first hour of training.
@@ -96,7 +98,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     for entry in &plan.entries {
         let kept = Kept::of_recipe(&entry.recipe);
         if !sets.iter().any(|(known, _)| *known == kept) {
-            let data = images_of(&entry.recipe, args.data.as_deref())?;
+            let data = images_of(&entry.recipe, args.data.as_deref()).map_err(or_set)?;
             if let Some(wanted) = args.samples.filter(|&wanted| wanted as usize > data.test.len()) {
                 bail!("--samples {wanted}: there are {} test images", data.test.len());
             }
@@ -109,12 +111,16 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         }
     }
     at(&args.out, std::fs::create_dir_all(&args.out))?;
-    for name in [JSON, CSV] {
-        writable(&args.out.join(name))?;
-    }
+    let _lock = Folder::from(&args.out).lock(LOCK).map_err(|error| match error.kind() {
+        ErrorKind::ResourceBusy => {
+            anyhow!("{}: {error} works in it; wait until it has ended", args.out.display())
+        }
+        _ => anyhow!("{}: {error}", args.out.join(LOCK).display()),
+    })?;
+    tables.json.push(files.writes("the table of --out", &args.out.join(JSON))?);
+    tables.csv.push(files.writes("the table of --out", &args.out.join(CSV))?);
     let interrupt = catch_interrupts()?;
-    let stop = || interrupt.requested();
-    let work = Work { args, console, stop: &stop };
+    let work = Work { args, console, interrupt: &interrupt };
 
     let all = plan.entries.len() * plan.seeds.len();
     for (turn, &seed) in plan.seeds.iter().enumerate() {
@@ -129,7 +135,14 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     note_devices(args, &mut document)?;
     document.samples = args.samples.map(|samples| samples as usize);
     document.finish();
-    finish(args, &document, console, Some(&args.out))
+    finish(&document, console, &tables)
+}
+
+/// Where the table is written besides the terminal.
+#[derive(Default)]
+struct Tables {
+    json: Vec<Output>,
+    csv: Vec<Output>,
 }
 
 /// What decides which images a recipe is trained and judged on.
@@ -147,7 +160,7 @@ impl Kept {
     }
 }
 
-fn recipe(args: &Args, name: &str) -> anyhow::Result<Recipe> {
+fn recipe(args: &Args, name: &OsStr) -> anyhow::Result<Recipe> {
     let width = args.width.map(|width| format!("model.width={width}"));
     let overrides: Vec<String> = args.set.iter().cloned().chain(width).collect();
     let recipe = Recipe::load(name, &overrides)?;
@@ -188,18 +201,15 @@ fn note_devices(args: &Args, document: &mut Document) -> anyhow::Result<()> {
 }
 
 /// Prints the table and writes its files.
-fn finish(args: &Args, document: &Document, console: &Console, out: Option<&Path>) -> anyhow::Result<()> {
+fn finish(document: &Document, console: &Console, tables: &Tables) -> anyhow::Result<()> {
     for line in document.lines() {
         console.line(line);
     }
-    let write = |path: &Path, bytes: &[u8]| at(path, write_atomic(path, bytes, Existing::Replace));
-    let json = out.map(|out| out.join(JSON)).into_iter().chain(args.json.clone());
-    for path in json {
-        write(&path, &document.to_json()?)?;
+    for json in &tables.json {
+        write(json, &document.to_json()?)?;
     }
-    let csv = out.map(|out| out.join(CSV)).into_iter().chain(args.csv.clone());
-    for path in csv {
-        write(&path, document.to_csv().as_bytes())?;
+    for csv in &tables.csv {
+        write(csv, document.to_csv().as_bytes())?;
     }
     Ok(())
 }

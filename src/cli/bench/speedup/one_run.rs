@@ -8,15 +8,18 @@ use anyhow::bail;
 
 use super::Args;
 use crate::batch::Batch;
-use crate::cli::Interrupted;
 use crate::cli::train::{begin_session, differing_keys};
+use crate::cli::{CheckFailed, Interrupted, at};
 use crate::console::Console;
 use crate::data::DataSet;
 use crate::engine::{Engine, open};
+use crate::evaluate::state::device_name;
+use crate::files::is_file;
 use crate::measure::speedup::document::Run;
 use crate::measure::speedup::judge::{Court, JudgeError};
 use crate::measure::speedup::plan::Entry;
 use crate::recipe::Recipe;
+use crate::train::interrupt::Interrupt;
 use crate::train::result::TestAccuracy;
 use crate::train::run_folder::{RunFolder, State};
 use crate::train::{self, TrainError};
@@ -33,7 +36,7 @@ pub enum Standing {
 pub struct Work<'a> {
     pub args: &'a Args,
     pub console: &'a Console,
-    pub stop: &'a dyn Fn() -> bool,
+    pub interrupt: &'a Interrupt,
 }
 
 /// Where the run in `path` stands; refuses one of another recipe.
@@ -42,7 +45,7 @@ pub fn standing(path: &Path, recipe: &Recipe) -> anyhow::Result<Standing> {
         return Ok(Standing::Fresh);
     }
     let file = path.join("recipe.toml");
-    let met = Recipe::load(&file.to_string_lossy(), &[])?;
+    let met = Recipe::load(&file, &[])?;
     if met != *recipe {
         let keys = differing_keys(&recipe.to_toml(), &met.to_toml());
         bail!(
@@ -50,7 +53,8 @@ pub fn standing(path: &Path, recipe: &Recipe) -> anyhow::Result<Standing> {
             file.display()
         );
     }
-    let finished = path.join("result.json").is_file() && path.join("last.safetensors").is_file();
+    let present = |name: &str| at(&path.join(name), is_file(&path.join(name)));
+    let finished = present("result.json")? && present("last.safetensors")?;
     Ok(if finished { Standing::Finished } else { Standing::BrokenOff })
 }
 
@@ -72,9 +76,13 @@ impl Work<'_> {
         console.line(format!("{label}: {}, seed {seed}: {what}, in {}", recipe.name, path.display()));
 
         let mut engine = None;
-        let folder = RunFolder::open(&path);
+        let folder = match standing {
+            Standing::Fresh => RunFolder::create(&path)?,
+            _ => RunFolder::open(&path),
+        };
+        let folder = folder.claim()?;
         if standing != Standing::Finished {
-            let engine = engine.insert(open(args.device, train::network(&recipe), recipe.batch)?);
+            let engine = engine.insert(self.open(&recipe)?);
             self.train(&recipe, &folder, standing, data, engine.as_mut())?;
         }
         let judged = self.judge(&recipe, &folder, data, engine)?;
@@ -95,14 +103,11 @@ impl Work<'_> {
         engine: &mut dyn Engine,
     ) -> anyhow::Result<()> {
         if standing == Standing::Fresh {
-            RunFolder::create(folder.path())?;
-        }
-        let _claim = folder.claim()?;
-        if standing == Standing::Fresh {
-            folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
+            folder.start(&recipe.to_toml())?;
         }
         begin_session(folder, self.args.data.as_deref(), data, engine, self.console)?;
-        let run = train::Run { recipe, data, folder, console: self.console, stop: self.stop };
+        let stop = || self.interrupt.requested();
+        let run = train::Run { recipe, data, folder, console: self.console, stop: &stop };
         match train::run(engine, &run) {
             Ok(_) => Ok(()),
             Err(TrainError::Interrupted { .. }) => bail!(self.interrupted()),
@@ -122,31 +127,37 @@ impl Work<'_> {
     ) -> anyhow::Result<Vec<TestAccuracy>> {
         let samples = self.args.samples.map_or(data.test.len(), |samples| samples as usize);
         let session = folder.sessions()?;
-        let trained_on = session.last().and_then(|session| session["device"]["kind"].as_str());
+        let trained_on = session.last().and_then(|session| {
+            let device = &session["device"];
+            Some(device_name(device["kind"].as_str()?, device["code"].as_str()?))
+        });
+        let images_sha256 = data.test.sha256(samples);
+        let stop = || self.interrupt.requested();
         let court = |device| Court {
             folder,
             recipe,
             protocols: &self.args.protocol,
             data: &data.name,
             samples,
+            images_sha256: &images_sha256,
             device,
             console: self.console,
-            stop: self.stop,
+            stop: &stop,
         };
         if let (None, Some(device)) = (&engine, trained_on)
             && let Some(known) = court(device).known().map_err(of_judge)?
         {
-            return Ok(known);
+            return finite(recipe, known);
         }
         let mut engine = match engine {
             Some(engine) => engine,
-            None => open(self.args.device, train::network(recipe), recipe.batch)?,
+            None => self.open(recipe)?,
         };
         let engine = engine.as_mut();
-        let kind = engine.device().kind;
+        let device = device_name(engine.device().kind, &engine.device().code);
         let set = engine.upload_images(&data.test.pixels, &data.test.labels)?;
         let scratch = Batch::alloc(engine, recipe.batch)?;
-        let Some(judged) = court(kind).judge(engine, &set, &scratch).map_err(of_judge)? else {
+        let Some(judged) = court(device).judge(engine, &set, &scratch).map_err(of_judge)? else {
             bail!(self.interrupted())
         };
         for weights in ["best", "last"] {
@@ -159,12 +170,29 @@ impl Work<'_> {
                 self.console.line(format!("{weights}: {} of {samples} test images", rows.join(", ")));
             }
         }
-        Ok(judged)
+        finite(recipe, judged)
+    }
+
+    fn open(&self, recipe: &Recipe) -> anyhow::Result<Box<dyn Engine>> {
+        let mut engine = open(self.args.device, train::network(recipe), recipe.batch)?;
+        engine.stop_on(Some(self.interrupt.flag()));
+        Ok(engine)
     }
 
     fn interrupted(&self) -> Interrupted {
         let out = self.args.out.display();
         Interrupted(Some(format!("what is done is kept in {out}; the same command goes on there")))
+    }
+}
+
+/// Refuses results of a network whose logits are no numbers.
+fn finite(recipe: &Recipe, rows: Vec<TestAccuracy>) -> anyhow::Result<Vec<TestAccuracy>> {
+    match rows.iter().find(|row| row.non_finite > 0) {
+        None => Ok(rows),
+        Some(row) => bail!(CheckFailed(format!(
+            "{}, seed {}: {} of {} test images have a logit that is NaN or infinite under {}; training diverged",
+            recipe.name, recipe.seed, row.non_finite, row.total, row.protocol
+        ))),
     }
 }
 

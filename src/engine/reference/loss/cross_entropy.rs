@@ -3,7 +3,7 @@
 //! With `t = (1 - smoothing) * one_hot + smoothing / classes` and `p = softmax(z)`: loss `-sum t log p`, gradient
 //! `scale * weight * (p - t)`. Checked by finite differences in `tests/reference_engine.rs`; called by the engine.
 
-use super::softmax::log_softmax;
+use super::softmax::{log_softmax, prediction};
 use crate::engine::CrossEntropy;
 
 /// One sample: returns loss and prediction, writes the gradient.
@@ -16,12 +16,12 @@ pub fn cross_entropy(
 ) -> (f32, u32) {
     let uniform = loss.smoothing / logits.len() as f32;
     // The gradient holds log p first.
-    let best = log_softmax(logits, gradient);
+    log_softmax(logits, gradient);
     let mut value = 0.0;
     for (c, slot) in gradient.iter_mut().enumerate() {
         let (target, log_p) = (uniform + if c == label { 1.0 - loss.smoothing } else { 0.0 }, *slot);
         value -= target * log_p;
         *slot = loss.scale * weight * (log_p.exp() - target);
     }
-    (value, best as u32)
+    (value, prediction(logits))
 }

@@ -5,7 +5,8 @@
 
 use std::cmp::Ordering;
 
-use super::softmax::argmax;
+use super::softmax::{argmax, prediction};
+use crate::engine::NO_CLASS;
 
 /// `max over wrong z - z_y`: returns loss and prediction, writes the gradient.
 pub fn best_wrong(logits: &[f32], label: usize, gradient: &mut [f32]) -> (f32, u32) {
@@ -32,13 +33,13 @@ pub fn targeted_dlr(logits: &[f32], label: usize, target: usize, gradient: &mut 
     (or_nan(logits, loss), prediction(logits))
 }
 
-/// The wrong class at `rank`, counted from 1; `u32::MAX`, which is no class, where a logit is NaN.
+/// The wrong class at `rank`, counted from 1; [`NO_CLASS`] where a logit is NaN or infinite.
 pub fn wrong_class(rank: usize, logits: &[f32], label: usize) -> u32 {
-    if logits.iter().any(|z| z.is_nan()) {
-        return u32::MAX;
+    if prediction(logits) == NO_CLASS {
+        return NO_CLASS;
     }
     let mut wrong = ranking(logits).into_iter().filter(|&class| class != label);
-    wrong.nth(rank - 1).map_or(u32::MAX, |class| class as u32)
+    wrong.nth(rank - 1).map_or(NO_CLASS, |class| class as u32)
 }
 
 /// Classes by falling logit, the highest index first among equals.
@@ -48,10 +49,6 @@ fn ranking(logits: &[f32]) -> Vec<usize> {
     classes
 }
 
-fn prediction(logits: &[f32]) -> u32 {
-    argmax(logits.iter().copied()) as u32
-}
-
 fn or_nan(logits: &[f32], loss: f32) -> f32 {
-    if logits.iter().any(|z| z.is_nan()) { f32::NAN } else { loss }
+    if prediction(logits) == NO_CLASS { f32::NAN } else { loss }
 }

@@ -7,7 +7,7 @@
 //! [`SoftmaxLosses::divergence`]: crate::engine::SoftmaxLosses::divergence
 //! [`SoftmaxLosses::signed_deviation`]: crate::engine::SoftmaxLosses::signed_deviation
 
-use super::softmax::{argmax, log_softmax};
+use super::softmax::{argmax, log_softmax, prediction};
 use crate::engine::{PairedForm, PairedLoss};
 
 /// KL(p||q) of q = softmax(logits) from p = softmax(target): returns loss and prediction, writes `scale * (q - p)`.
@@ -15,14 +15,14 @@ pub fn divergence(scale: f32, target: &[f32], logits: &[f32], gradient: &mut [f3
     let mut log_p = vec![0.0; target.len()];
     log_softmax(target, &mut log_p);
     let log_q = gradient;
-    let best = log_softmax(logits, log_q);
+    log_softmax(logits, log_q);
     let mut loss = 0.0;
     for (slot, &log_p) in log_q.iter_mut().zip(&log_p) {
         let (p, log_q) = (log_p.exp(), *slot);
         loss += p * (log_p - log_q);
         *slot = scale * (log_q.exp() - p);
     }
-    (loss, best as u32)
+    (loss, prediction(logits))
 }
 
 /// Returns loss and prediction of the adversarial logits, writes both gradients. `factor` is scale times weight.
@@ -35,19 +35,19 @@ pub fn paired_loss(
 ) -> (f32, u32) {
     // Each gradient holds its row's log probabilities first.
     log_softmax(clean, clean_gradient);
-    let best = log_softmax(adversarial, adversarial_gradient);
+    log_softmax(adversarial, adversarial_gradient);
     let value = match loss.form {
-        PairedForm::CleanCrossEntropy => {
-            clean_cross_entropy(loss.divergence, label, clean_gradient, adversarial_gradient)
+        PairedForm::Trades { smoothing } => {
+            clean_cross_entropy(loss.divergence, smoothing, label, clean_gradient, adversarial_gradient)
         }
-        PairedForm::BoostedCrossEntropy => {
+        PairedForm::Mart => {
             boosted_cross_entropy(loss.divergence, label, clean_gradient, adversarial_gradient)
         }
     };
     for slot in clean_gradient.iter_mut().chain(adversarial_gradient) {
         *slot *= factor;
     }
-    (value, best as u32)
+    (value, prediction(adversarial))
 }
 
 /// KL(p||q), and its gradient p (log p - log q - KL) with respect to the logits of p.
@@ -68,12 +68,19 @@ fn kl(log_p: &[f32], log_q: impl Fn(usize) -> f32) -> (f32, Vec<f32>) {
 }
 
 /// From log p and log q to the gradients in their place; returns the loss.
-fn clean_cross_entropy(b: f32, label: usize, clean: &mut [f32], adversarial: &mut [f32]) -> f32 {
+fn clean_cross_entropy(
+    b: f32,
+    smoothing: f32,
+    label: usize,
+    clean: &mut [f32],
+    adversarial: &mut [f32],
+) -> f32 {
     let (divergence, gradient) = kl(clean, |c| adversarial[c]);
-    let loss = b * divergence - clean[label];
+    let (sure, uniform) = (1.0 - smoothing, smoothing / clean.len() as f32);
+    let loss = b * divergence - (sure * clean[label] + uniform * clean.iter().sum::<f32>());
     for (c, (clean, adversarial)) in clean.iter_mut().zip(adversarial).enumerate() {
         let (p, q) = (clean.exp(), adversarial.exp());
-        *clean = p - one_hot(c, label) + b * gradient[c];
+        *clean = p - (sure * one_hot(c, label) + uniform) + b * gradient[c];
         *adversarial = b * (q - p);
     }
     loss
@@ -119,10 +126,10 @@ fn one_hot(class: usize, label: usize) -> f32 {
 /// Unbiased standard deviation of softmax(logits) over the classes, negative where the largest logit is not the label's.
 pub fn signed_deviation(logits: &[f32], label: usize) -> f32 {
     let mut log = vec![0.0; logits.len()];
-    let best = log_softmax(logits, &mut log);
+    log_softmax(logits, &mut log);
     // The mean of a softmax is one over the classes.
     let mean = 1.0 / logits.len() as f32;
     let squares: f32 = log.iter().map(|log_p| (log_p.exp() - mean).powi(2)).sum();
     let deviation = (squares / (logits.len() - 1) as f32).sqrt();
-    if best == label { deviation } else { -deviation }
+    if prediction(logits) as usize == label { deviation } else { -deviation }
 }

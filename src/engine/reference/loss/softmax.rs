@@ -1,4 +1,6 @@
-//! Log softmax of a row of logits; every loss starts with it.
+//! Log softmax and prediction of a row of logits; every loss starts with them.
+
+use crate::engine::NO_CLASS;
 
 /// Writes log softmax of `logits`; returns the class with the largest one, the lowest index among equals.
 ///
@@ -12,6 +14,14 @@ pub fn log_softmax(logits: &[f32], log: &mut [f32]) -> usize {
         *log = z - logits[best] - log_total;
     }
     best
+}
+
+/// The class that a row of logits predicts: [`NO_CLASS`] where one of them is NaN or infinite.
+pub fn prediction(logits: &[f32]) -> u32 {
+    match logits.iter().all(|z| z.is_finite()) {
+        true => argmax(logits.iter().copied()) as u32,
+        false => NO_CLASS,
+    }
 }
 
 /// Position of the largest value, the first among equals.

@@ -1,0 +1,32 @@
+//! Files: read up to a limit, written whole or not at all, in folders that are held.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `read` | the one way to read a file: a regular one or a pipe, up to a limit for its kind |
+//! | `folder` | a folder, by its path or held by handle, and the files in it whose names are fixed: no link is followed |
+//! | `place` | a file in such a folder, replaced atomically |
+//! | `lock` | one process at a time |
+//! | `outputs` | what a command reads and writes, declared before its work: no output destroys anything else |
+//!
+//! Checked by the tests in each, by `tests/outputs.rs` and by `tests/hostile_files.rs`.
+
+mod folder;
+mod lock;
+mod outputs;
+mod place;
+mod read;
+
+pub use folder::{Folder, How, UNFINISHED, is_unfinished};
+pub use lock::Lock;
+pub use outputs::{Files, Output, OutputError};
+pub use place::{LOCK_SUFFIX, Place};
+pub use read::{is_file, limit, read, read_text};
+
+/// What to do where the file exists already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// Replace it, atomically; its permissions and, where the system allows it, its owner stay.
+    Replace,
+    /// Fail with [`std::io::ErrorKind::AlreadyExists`] and leave it alone.
+    Refuse,
+}
