@@ -7,7 +7,7 @@ from . import job
 from .job import Job
 
 # Blocks, then directions, by how much of a step each takes.
-BLOCKS = ["split", "64x512", "128x256", "resident"]
+BLOCKS = ["split", "64x512", "128x256", "64x256", "resident"]
 DIRECTIONS = ["weight-gradient", "input-gradient", "forward"]
 ANY = [*BLOCKS, *DIRECTIONS, "input-gradient,forward"]
 

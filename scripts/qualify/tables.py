@@ -38,6 +38,7 @@ def rates(results, kind, units):
             rate = row["images"] / row["median"]
             found.append({
                 "method": method, "batch": document["batch"], "variant": record["about"]["variant"], "rate": rate,
+                "predicted": row["images"] / row["predicted"] if row.get("predicted") else None,
                 "flops": units[method] * forward_flops(document["width"]) * rate, "kernels": record["kernels"],
                 "unmet": f"{record['job']}, {row['name']}: {row['unmet']}\n" if row.get("unmet") else "",
             })
@@ -63,6 +64,10 @@ def step_rows(results):
     return sorted(merged.values(), key=order)
 
 
+def predicted(row):
+    return rows.number(row["predicted"]) if row["predicted"] else "-"
+
+
 def headline(row):
     ours, peer = row["rate"], row["peer"]
     parts = [f"{rows.number(ours)} images/s (kernels: {row['kernels']})"] if ours else []
@@ -76,12 +81,12 @@ def steps(results):
         ours, peer = row["rate"], row["peer"]
         cells = [f"{row['method']}, batch {row['batch']}"]
         cells += [rows.number(ours), f"{row['flops'] / 1e12:.1f}", percent(results.share(row["flops"])),
-                  f"{EPOCH / ours:.2f}", row["kernels"]] if ours else ["-"] * 5
+                  f"{EPOCH / ours:.2f}", predicted(row), row["kernels"]] if ours else ["-"] * 6
         cells += [f"{rows.number(peer['images_per_second'])} ({peer['mode']})" if peer else "-"]
         cells += [percent(results.share(peer["flops_per_second"])) if peer else "-"]
         cells += [f"{ours / peer['images_per_second']:.2f} x" if ours and peer else "-"]
         lines.append(cells)
-    heading = ["step", "ours, images/s", "TFLOP/s", "of ceiling", "s per 50k epoch", "kernels", "PyTorch, images/s (mode)",
+    heading = ["step", "ours, images/s", "TFLOP/s", "of ceiling", "s per 50k epoch", "predicted", "kernels", "PyTorch, images/s (mode)",
                "of ceiling", "ours / PyTorch"]
     notes = "".join(unfinished(record, document) for record, document in results.of("step") if document)
     return below(table(heading, lines), notes + "".join(row["unmet"] for row in rates(results, "step", UNITS)))
@@ -94,9 +99,9 @@ def below(text, notes):
 def attacks(results):
     found = sorted((row for row in rates(results, "attack", ATTACK_UNITS) if not row["variant"]), key=order)
     lines = [[f"{row['method']}, batch {row['batch']}", rows.number(row["rate"]), f"{row['flops'] / 1e12:.1f}",
-              percent(results.share(row["flops"])), row["kernels"]] for row in found]
+              percent(results.share(row["flops"])), predicted(row), row["kernels"]] for row in found]
     notes = "".join(unfinished(record, document) for record, document in results.of("attack") if document)
-    return below(table(["attack", "images/s", "TFLOP/s", "of ceiling", "kernels"], lines),
+    return below(table(["attack", "images/s", "TFLOP/s", "of ceiling", "predicted", "kernels"], lines),
                  notes + "".join(row["unmet"] for row in found))
 
 
