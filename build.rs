@@ -1,4 +1,5 @@
 //! Compiles `kernels/` twice: for the host runner with the C++ compiler, always, and for GPUs with nvcc where there is one.
+//! Lists `recipes/` for the binary.
 //!
 //! Each unit is compiled by itself, in parallel, and again only when something it includes has changed.
 
@@ -8,6 +9,8 @@ mod device;
 mod host;
 #[path = "build/ptxas.rs"]
 mod ptxas;
+#[path = "build/recipes.rs"]
+mod recipes;
 #[path = "build/targets.rs"]
 mod targets;
 #[path = "build/units.rs"]
@@ -25,11 +28,12 @@ fn main() {
 }
 
 fn build() -> Result<(), String> {
-    for path in ["build.rs", "build", "kernels"] {
+    for path in ["build.rs", "build", "kernels", "recipes"] {
         println!("cargo:rerun-if-changed={path}");
     }
     let root = PathBuf::from(env("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(env("OUT_DIR")?);
+    recipes::build(&root.join("recipes"), &out)?;
     let kernels = units::find(&root.join("kernels"))?;
     host::build(&root, &out, &kernels)?;
     device::build(&root, &out, &kernels)

@@ -14,7 +14,7 @@ use secateur::model::ResNet18;
 use secateur::names::Named;
 use secateur::philox::{Key, Purpose, unit};
 use secateur::prune::{Candidates, GradMatch};
-use secateur::recipe::AtomMode;
+use secateur::recipe::{AtomMode, RidgeUnit};
 
 const SEED: u64 = 20_261_121;
 
@@ -77,7 +77,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mode = option("--mode", "per-class".to_string())?;
     let mode = AtomMode::from_name(&mode).ok_or(format!("--mode {mode}: expected {}", AtomMode::names()))?;
     let (ridge, tolerance) = (option("--ridge", 0.0)?, option("--tolerance", 0.0)?);
-    let method = GradMatch { mode, ridge, tolerance, batch: option("--batch", 128)? };
+    let (batch, ridge_unit) = (option("--batch", 128)?, RidgeUnit::Relative);
+    let method = GradMatch { mode, ridge, ridge_unit, tolerance, batch, target_draws: 1, augment: None };
     let fraction: f64 = option("--fraction", 0.5)?;
     let terms: usize = option("--terms", 2)?;
     let device: DeviceChoice = option("--device", "cpu".to_string())?.parse()?;
@@ -122,6 +123,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         held_out: &[],
         budget: (fraction * samples as f64).round() as usize,
         losses: None,
+        scores: None,
         key: Key { seed: SEED, purpose: Purpose::Selection, epoch: 0, step: 0 },
     };
     drop((clean, adversarial, slopes));
@@ -130,7 +132,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let before = memory_mib("VmRSS:");
     let mut steps = 0usize;
     let start = Instant::now();
-    let subset = method.choose(engine, &candidates, &gradients, &mut || {
+    let subset = method.choose(engine, &candidates, &gradients, &[], &mut || {
         steps += 1;
         true
     })?;

@@ -16,7 +16,7 @@ struct Nvcc {
 }
 
 pub fn build(root: &Path, out: &Path, sources: &Sources) -> Result<(), String> {
-    for variable in ["NVCC", "CUDA_HOME", "SECATEUR_CUDA_TARGETS"] {
+    for variable in ["NVCC", "CUDA_HOME", "SECATEUR_CUDA_TARGETS", "SECATEUR_CUDA_LINE_INFO"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     let variable = |name: &str| std::env::var(name).ok();
@@ -95,6 +95,8 @@ struct Image {
 }
 
 fn compile(root: &Path, out: &Path, sources: &Sources, nvcc: &Nvcc, wanted: &[Target]) -> Result<(), String> {
+    // Line tables name the folder of the sources: a build that travels goes without (scripts/pack-gpu.sh).
+    let line_info = std::env::var("SECATEUR_CUDA_LINE_INFO").map_or(true, |asked| asked != "off");
     let folder = out.join("device");
     fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     let mut units = Vec::new();
@@ -112,7 +114,8 @@ fn compile(root: &Path, out: &Path, sources: &Sources, nvcc: &Nvcc, wanted: &[Ta
             command
                 .arg(if is_ptx { "-ptx" } else { "-cubin" })
                 .arg(format!("-arch={}", target.arch))
-                .args(["-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v"])
+                .args(["-std=c++17", "-O3", "-Xptxas", "-v"])
+                .args(line_info.then_some("-lineinfo"))
                 // The host compiler does not contract either: elementwise kernels give the same bits on both sides, and a
                 // fused multiply-add is written fmaf.
                 .arg("-fmad=false")

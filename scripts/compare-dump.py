@@ -6,7 +6,7 @@ Usage: compare-dump.py STEP.safetensors WEIGHTS.safetensors [--objective cross-e
 (needs torch and safetensors)
 
 cross-entropy is the loss of every objective but TRADES and MART. For those two the loss is that of the papers, its gradient
-autograd's; beta is the factor on the divergence (6 and 5 unless given).
+autograd's; beta is the factor on the divergence (6 and 5 unless given). MART takes no label smoothing.
 
 PyTorch computes in f64. Of each tensor it prints the largest difference and the norm of the difference over the norm of
 the tensor, then says whether every such ratio is within the tolerance (exit code 1 if not). Bounds to expect: 2e-4 for
@@ -62,7 +62,8 @@ def pytorch_step(weights, x, x_adv, y, args):
         step["logits_clean"] = model(x)
         step["logits"] = model(x_adv)
         beta = usual if args.beta is None else args.beta
-        step["losses"] = losses(step["logits_clean"], step["logits"], y, beta)
+        smoothing = {"smoothing": args.label_smoothing} if args.objective == "trades" else {}
+        step["losses"] = losses(step["logits_clean"], step["logits"], y, beta, **smoothing)
     loss = step["losses"].mean()
     step["loss"] = loss.reshape(1)
     loss.backward()

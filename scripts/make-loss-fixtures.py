@@ -9,7 +9,7 @@ everything behind them is computed in f64 and rounded to f32 once, so the file h
 errors. Read by tests/paired_losses.rs.
 
 For C in 10 and 100 classes the tensors are named "C.name": logits `clean` and `adversarial` (rows x C), `labels`,
-`weights`, and for each of the losses `trades`, `mart`, `divergence` its `.losses` (rows), `.clean_gradient` and
+`weights`, and for each of the losses `trades`, `smoothed_trades`, `mart`, `divergence` its `.losses` (rows), `.clean_gradient` and
 `.adversarial_gradient` (rows x C), the gradients with the sample's weight and SCALE (`divergence` has no weights and only
 the adversarial gradient); `signed_deviation` (rows).
 """
@@ -23,12 +23,18 @@ from safetensors.torch import save_file
 
 SEED = 20261121
 DIVERGENCE = {"trades": 6.0, "mart": 5.0}
+SMOOTHING = 0.1
 SCALE = 0.125
 
 
-def trades(clean, adversarial, labels):
+def trades(clean, adversarial, labels, smoothing=0.0):
     divergence = F.kl_div(F.log_softmax(adversarial, 1), F.softmax(clean, 1), reduction="none").sum(1)
-    return F.cross_entropy(clean, labels, reduction="none") + DIVERGENCE["trades"] * divergence
+    cross_entropy = F.cross_entropy(clean, labels, reduction="none", label_smoothing=smoothing)
+    return cross_entropy + DIVERGENCE["trades"] * divergence
+
+
+def smoothed_trades(clean, adversarial, labels):
+    return trades(clean, adversarial, labels, SMOOTHING)
 
 
 def mart(clean, adversarial, labels):
@@ -80,7 +86,7 @@ def main():
         put("weights", weights)
         tensors[f"{classes}.labels"] = labels.int()
         put("signed_deviation", signed_deviation(clean.double(), labels))
-        for loss in (trades, mart, divergence):
+        for loss in (trades, smoothed_trades, mart, divergence):
             z = clean.double().requires_grad_()
             moved = adversarial.double().requires_grad_()
             losses = loss(z, moved, labels)

@@ -4,10 +4,10 @@ benches/peers."""
 import torch.nn.functional as F
 
 
-def trades_losses(clean, adversarial, y, beta):
-    """Zhang et al. 2019: cross-entropy of the clean logits and KL(p || q)."""
+def trades_losses(clean, adversarial, y, beta, smoothing=0.0):
+    """Zhang et al. 2019: cross-entropy of the clean logits, its labels smoothed if wanted, and KL(p || q)."""
     divergence = F.kl_div(adversarial.log_softmax(1), clean.log_softmax(1), reduction="none", log_target=True).sum(1)
-    return F.cross_entropy(clean, y, reduction="none") + beta * divergence
+    return F.cross_entropy(clean, y, reduction="none", label_smoothing=smoothing) + beta * divergence
 
 
 def mart_losses(clean, adversarial, y, beta):

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Compiles and runs scripts/probes/hopper.cu on a Hopper GPU: questions about wgmma and TMA, with predictions, as JSON.
+# Compiles and runs scripts/probes/hopper.cu on a Hopper GPU: questions about wgmma and TMA, with predictions, a line of JSON each.
+# Each question is a process of its own, and has ten seconds.
 #
-#   scripts/probe-hopper.sh [FILE.json]          # runs .carry/probe-hopper (scripts/pack-gpu.sh), else needs nvcc; no Rust
+#   scripts/probe-hopper.sh                      # runs .carry/probe-hopper (scripts/pack-gpu.sh), else needs nvcc; no Rust
 #   scripts/probe-hopper.sh --build PROGRAM      # needs nvcc (NVCC, or on the PATH) and no GPU
 #   scripts/probe-hopper.sh --compile-only       # the same
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# build ARGUMENT...: nvcc with these arguments behind.
+# build ARGUMENT...: nvcc with these arguments after its own.
 build() {
     local nvcc
     nvcc=$(command -v "${NVCC:-nvcc}") || {
@@ -30,10 +31,8 @@ if [ ! -x "$program" ]; then
     program=$folder/hopper
     build -o "$program"
 fi
-if [ $# -gt 0 ]; then
-    "$program" > "$folder/probes.json"
-    cp "$folder/probes.json" "$1"
-    cat "$1"
-else
-    "$program"
-fi
+failed=0
+for question in $("$program" --list); do
+    timeout -k 2 10 "$program" "$question" || { echo "probe-hopper.sh: no answer to $question, exit code $?" >&2; failed=1; }
+done
+exit $failed

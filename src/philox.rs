@@ -28,6 +28,8 @@ pub enum Purpose {
     SquareQuery = 9,
     /// The random start of APGD; `step` is the restart, and the target where there is one.
     AdaptiveStart = 10,
+    /// The Gumbel noise on the scores of a selection; `step` is the round.
+    SelectionNoise = 11,
 }
 
 /// Everything a number depends on but its index.

@@ -372,7 +372,7 @@ fn a_stop_is_heard_within_every_attack() {
     println!("seed {SEED}");
     let long = ["pgd10000", "cw", "apgd-ce", "apgd-t", "fab-t", "square", "aa"];
     for (device, count, protocols) in
-        [(DeviceChoice::Cpu, 64, &long[..]), (DeviceChoice::Emulated, 2, &long[..2])]
+        [(DeviceChoice::Cpu, 256, &long[..]), (DeviceChoice::Emulated, 2, &long[..2])]
     {
         let (mut engine, set, samples) = subject_on(device, count);
         let scratch = Batch::alloc(engine.as_ref(), count).unwrap();
@@ -383,7 +383,7 @@ fn a_stop_is_heard_within_every_attack() {
             engine.stop_on(Some(stop.clone()));
             let later = stop.clone();
             let asks = std::thread::spawn(move || {
-                std::thread::sleep(std::time::Duration::from_millis(300));
+                std::thread::sleep(std::time::Duration::from_millis(100));
                 later.request();
             });
             let protocol: Protocol = protocol.parse().unwrap();

@@ -179,6 +179,7 @@ fn a_step_is_measured_on_the_cpu() {
     }
     let read = json(&folder, "a.json");
     assert_eq!(read["secateur_measure"], 1);
+    assert_eq!(read["finished"], true);
     assert_eq!((&read["kind"], &read["device"]["kind"]), (&"bench step".into(), &"cpu".into()));
     assert_eq!((&read["width"], &read["batch"]), (&16.into(), &4.into()));
     assert!(read["ceiling_flops"].as_f64().unwrap() > 1e8 && read["ceiling_bytes"].as_f64().unwrap() > 1e8);
@@ -191,6 +192,31 @@ fn a_step_is_measured_on_the_cpu() {
     let lines: Vec<&str> = csv.lines().collect();
     assert_eq!(lines.len(), 2, "{csv}");
     assert!(lines[1].starts_with("\"step cifar10-pgd-at\",1,"), "{csv}");
+}
+
+#[test]
+fn a_bench_that_is_killed_leaves_its_rows() {
+    let folder = TempDir::new().unwrap();
+    let recipe = include_str!("../recipes/cifar10-pgd-at.toml");
+    let endless = recipe.replace("steps = 10", "steps = 1000").replace("cifar10-pgd-at", "endless");
+    std::fs::write(folder.path().join("endless.toml"), endless).unwrap();
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_secateur"))
+        .current_dir(folder.path())
+        .args(["bench", "attack", "--device=cpu", "--recipe=quick,endless.toml", "--width=16", "--batch=64"])
+        .args(["--samples=1", "--timeout=0", "--json=a.json"])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while !folder.path().join("a.json").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended without a row");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let left = json(&folder, "a.json");
+    assert_eq!((&left["finished"], left["rows"].as_array().unwrap().len()), (&false.into(), 1), "{left}");
+    let (_, _, stderr) = secateur(&folder, &["bench", "compare", "a.json", "a.json"]);
+    assert!(stderr.contains("the second is not finished: ") && stderr.contains("1 rows so far"), "{stderr}");
 }
 
 #[test]

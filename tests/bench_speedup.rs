@@ -1,5 +1,5 @@
-//! `secateur bench speedup` and `secateur bench select` on tiny networks and generated images: which runs there are, what the
-//! cost model says of them, what the table says of what they recorded, and how the command goes on.
+//! `secateur bench speedup`, `bench select` and `bench selection-error` on tiny networks and generated images: which runs there
+//! are, what the cost model says of them, what the table says of what they recorded, and how the command goes on.
 
 use std::fs;
 use std::path::Path;
@@ -439,4 +439,67 @@ fn a_selection_is_measured_in_parts() {
         of("adv-glister", &["attack", "gradients", "algorithm"]),
     ];
     assert_eq!(names, wanted.concat());
+}
+
+#[test]
+fn errors_of_gradients_are_measured_once_and_kept() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path();
+    fs::write(path.join("tiny.toml"), TINY).unwrap();
+    let base =
+        ["bench", "selection-error", "--device=cpu", "--recipe=tiny.toml", "--fraction=0.5", "--draws=2"];
+    let some = "--filter=^random$|per sample, ridge 0$|InfoBatch|GLISTER, quotas";
+    let run = |more: &[&str]| secateur(path, &[&base[..], more].concat());
+    let (code, stdout, stderr) = run(&[some, "--out=out"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let table = path.join("out/selection-error.json");
+    let rows = |path: &Path| json(path)["rows"].as_array().unwrap().clone();
+    let met = rows(&table);
+    let names: Vec<&str> = met.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    let matched = "GRAD-MATCH per sample, ridge 0";
+    assert_eq!(names, [matched, "InfoBatch", "random", "Adv-GLISTER, quotas and noise"]);
+    assert!(names.iter().all(|name| stdout.contains(name)), "{stdout}");
+    let row = |name: &str| met.iter().find(|row| row["name"] == name).unwrap();
+    let values = |name: &str, field: &str| -> Vec<f64> {
+        row(name)[field].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect()
+    };
+    assert_eq!(values("random", "images"), [12.0; 10]);
+    assert_eq!((values("random", "same").len(), values("random", "fresh").len()), (10, 20));
+    assert_eq!((values(matched, "same").len(), values(matched, "fresh").len()), (1, 2));
+    assert!(values("InfoBatch", "images").iter().all(|&images| (13.0..24.0).contains(&images)));
+    // The selection saw the very images that its error is of; fresh ones it did not see.
+    assert_eq!(row(matched)["first"]["residual"].as_f64().unwrap(), values(matched, "same")[0]);
+    let glister = "Adv-GLISTER, quotas and noise";
+    assert_eq!((values(glister, "same").len(), values(glister, "fresh").len()), (2, 4));
+    let random = values("random", "same").iter().sum::<f64>() / 10.0;
+    assert!(values(matched, "same")[0] < 0.5 * random, "{met:?}");
+    assert!(values(matched, "fresh").iter().all(|&error| error > values(matched, "same")[0]), "{met:?}");
+    assert_eq!(row(glister)["first"]["missing_classes"], 0);
+
+    // What is there is not made again; other rows are added.
+    let bytes = fs::read(&table).unwrap();
+    assert_eq!(run(&[some, "--out=out"]).0, Some(0));
+    assert!(fs::read(&table).unwrap() == bytes);
+    assert_eq!(run(&["--filter=loss-rank, plain", "--out=out"]).0, Some(0));
+    let more = rows(&table);
+    assert_eq!(more.iter().filter(|row| !met.contains(row)).count(), 1);
+    assert_eq!(more.len(), 5);
+    // The same network from a file gives the same rows.
+    let weights = ["--weights=out/network/last.safetensors", "--out=other", some];
+    assert_eq!(run(&weights).0, Some(0));
+    assert_eq!(rows(&path.join("other/selection-error.json")), met);
+
+    for (args, wanted) in [
+        (["--out=out", "--set=seed=4"], "a run of another recipe (seed"),
+        (
+            ["--out=out", "--draws=3"],
+            "out/selection-error.json: a table of another recipe, network, device or number",
+        ),
+        (["--out=new", "--filter=nothing"], "--filter nothing: matches no row"),
+        (["--out=new", "--set=objective.method=free"], "objective.method = \"free\""),
+    ] {
+        let base = &base[..if args[1].starts_with("--draws") { 5 } else { 6 }];
+        let (code, _, stderr) = secateur(path, &[base, &args].concat());
+        assert!(code == Some(2) && stderr.contains(wanted) && stderr.lines().count() == 1, "{stderr}");
+    }
 }

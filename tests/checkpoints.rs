@@ -9,6 +9,7 @@ use secateur::attack::AttackWork;
 use secateur::digest::sha256;
 use secateur::engine::OptimizerState;
 use secateur::model::{ResNet18, Weights, initialise};
+use secateur::prune::{Diagnosis, MeanScores};
 use secateur::train::checkpoint::{
     Checkpoint, CheckpointError, LastSelection, Progress, SamplesSoFar, SelectionState, list, load,
     load_newest, name, save, weights_to_evaluate,
@@ -41,6 +42,15 @@ fn checkpoint(epoch: u32, step: usize) -> Checkpoint {
     let mut objective = Weights::default();
     objective.insert("accuracy", &[1], vec![1.0 / 3.0]);
     let losses: Vec<f32> = (0..step * 4).map(|i| 1.0 / (i as f32 + 3.0)).collect();
+    let diagnosis = Diagnosis {
+        class_entropy: 1.0 / 1.1,
+        missing_classes: 2,
+        effective_size: 100.0 / 7.0,
+        wrong: 0.7,
+        accuracy_gap: Some(-1.0 / 9.0),
+        residual: Some(1.0 / 11.0),
+        residual_holdout_draw: None,
+    };
     Checkpoint {
         weights: weights(seed),
         optimizer: OptimizerState { momentum, average: Some(weights(seed + 2)) },
@@ -57,14 +67,24 @@ fn checkpoint(epoch: u32, step: usize) -> Checkpoint {
             epoch_attacks: AttackWork { samples: 8, steps: 60, outliers: 2, boundary: 6, robust: 0 },
             epoch_seconds: Seconds { attack: 0.1, train: 0.2, select: 0.0, evaluate: 0.0 },
             run_seconds: Seconds { attack: 10.1, train: 5.25, select: 1.0 / 9.0, evaluate: 1.0 / 7.0 },
+            optimizer_steps: Some(35),
             run_images: Some(70),
-            selection: Some(LastSelection { epoch, residual: Some(1.0 / 11.0) }),
+            selection: Some(LastSelection { epoch, diagnosis: Some(diagnosis) }),
         },
-        samples: SamplesSoFar { predictions: (0..losses.len() as u32).map(|i| i % 10).collect(), losses },
+        samples: SamplesSoFar {
+            predictions: (0..losses.len() as u32).map(|i| i % 10).collect(),
+            scores: losses.iter().map(|loss| loss / 7.0).collect(),
+            adversarial: if step > 0 { vec![1.0 / 9.0; 5] } else { Vec::new() },
+            losses,
+        },
         selection: SelectionState {
             samples: vec![3, 4, 49_999],
             weights: vec![1.0 / 3.0, 2.0, 2.0 / 3.0],
             losses: vec![0.1, f32::INFINITY, 1.0 / 7.0, 4.0],
+            scores: MeanScores {
+                means: vec![0.2, f32::INFINITY, 1.0 / 3.0, 5.0],
+                counts: vec![2.0, 0.0, 1.0, 7.0],
+            },
         },
     }
 }

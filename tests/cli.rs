@@ -82,7 +82,7 @@ fn a_mistake_is_one_line_and_leaves_nothing_behind() {
     let cases: &[(&str, i32, &str)] = &[
         ("frobnicate", 2, "'frobnicate'"),
         ("train --devic cpu", 2, "'--devic'"),
-        ("train --device gpu", 2, "device 'gpu': expected auto, cpu, cuda, cuda:N, emulated"),
+        ("train --device gpu", 2, "device 'gpu': expected auto, cpu, cpu:bf16, cuda, cuda:N, emulated"),
         ("train --device cuda:99", 3, "error: "),
         ("train --recipe nope", 2, "no recipe 'nope'"),
         ("train --recipe bad.toml", 2, "bad"),
@@ -405,8 +405,15 @@ fn select_writes_a_subset_and_what_it_was_chosen_from() {
         let fraction: &[&str] = if sized { &["--fraction", "0.3"] } else { &[] };
         let args = [&["--method", *method, "--out", "s.safetensors", "--seed", "3"], fraction].concat();
         let done = select(&args);
-        assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""), "{method}");
+        // Fifteen images may well miss one of ten classes.
+        let warned = done.stderr.is_empty() || done.stderr.starts_with("warning: ");
+        assert!(done.code == Some(0) && warned, "{method}: {}", done.stderr);
         assert!(done.stdout.starts_with(&format!("s.safetensors: {method}, ")), "{}", done.stdout);
+        for figure in
+            ["class entropy", "effective size", "wrong already", "accuracy less that of held-out images"]
+        {
+            assert!(done.stdout.contains(figure), "{method}: {}", done.stdout);
+        }
         let bytes = fs::read(path.join("s.safetensors")).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let (shape, indices) = tensor(&file, "indices", i64::from_le_bytes);
@@ -421,7 +428,9 @@ fn select_writes_a_subset_and_what_it_was_chosen_from() {
         assert!((1..=if sized { 15 } else { 50 }).contains(&indices.len()), "{method}: {}", indices.len());
         assert!(indices.len() == 15 || !sized || *method == "adv-grad-match", "{method}: {}", indices.len());
         let mean = weights.iter().sum::<f32>() / weights.len() as f32;
-        assert!((mean - 1.0).abs() < 1e-5, "{method}: {mean}");
+        assert!((mean - 1.0).abs() < 1e-5 || *method == "info-batch", "{method}: {mean}");
+        let (_, entropy) = tensor(&file, "class_entropy", f64::from_le_bytes);
+        assert!(entropy.len() == 1 && (0.0..=1.0001).contains(&entropy[0]), "{method}: {entropy:?}");
         assert_eq!(residuals.is_empty(), *method != "adv-grad-match", "{method}");
         // Once more: the same bytes.
         assert_eq!(select(&args).code, Some(0));

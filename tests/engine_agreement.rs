@@ -12,8 +12,8 @@ mod common;
 use std::collections::BTreeMap;
 
 use secateur::engine::{
-    Augment, CrossEntropy, DeviceChoice, Engine, LossOutputs, Noise, Pass, Sgd, SignStep, Tensor, WeightSet,
-    open,
+    Augment, CrossEntropy, DeviceChoice, Engine, LossOutputs, Noise, Padding, Pass, Sgd, SignStep, Tensor,
+    WeightSet, open,
 };
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ParameterKind, ResNet18, Weights};
@@ -342,7 +342,8 @@ fn data_and_random_starts_have_the_same_bits() {
         let images = engine.alloc("images", BATCH * IMAGE_LEN).unwrap();
         let labels = engine.alloc("labels", BATCH).unwrap();
         let mut bits: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-        for augment in [None, Some(Augment { seed: SEED, epoch: 4 })] {
+        let augment = |padding| Some(Augment { seed: SEED, epoch: 4, padding });
+        for augment in [None, augment(Padding::Zero), augment(Padding::Reflect)] {
             engine.gather(&set, &samples, augment, &images, &labels).unwrap();
             let gathered: Vec<f32> = engine.read(&images).unwrap();
             bits.insert(format!("images, {augment:?}"), gathered.iter().map(|v| v.to_bits()).collect());
@@ -409,7 +410,7 @@ fn train(engine: Device, start: &Weights, learning_rate: f32) -> Run {
     for step in 0..20u32 {
         let ids: Vec<u32> = (0..BATCH as u32).map(|i| (step * BATCH as u32 + i) % 40).collect();
         let samples = bench.engine.upload("samples", &ids).unwrap();
-        let augment = Some(Augment { seed: SEED, epoch: step / 5 });
+        let augment = Some(Augment { seed: SEED, epoch: step / 5, padding: Padding::Reflect });
         bench.engine.gather(&set, &samples, augment, &bench.images, &bench.labels).unwrap();
         bench.engine.fold_batch_norm(WeightSet::Live).unwrap();
         let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step };
@@ -576,4 +577,53 @@ fn part_of_the_batch(device: DeviceChoice) {
         let met: Vec<f32> = bench.engine.read(&part).unwrap();
         assert_eq!(met, gradient[range.start * IMAGE_LEN..range.end * IMAGE_LEN], "{range:?}, seed {SEED}");
     }
+}
+
+/// What an engine makes of one batch, as lists of numbers.
+fn everything(choice: DeviceChoice, kind: Kind) -> Vec<(String, Vec<f32>)> {
+    let start = weights(kind);
+    let mut bench = Bench::ready(open(choice, NETWORK, BATCH).unwrap(), &start);
+    bench.forward(Pass::Eval, &bench.images.clone());
+    bench.loss();
+    let mut found = vec![("evaluation, logits".into(), bench.read_logits())];
+    found.push(("evaluation, input gradient".into(), bench.input_gradient(Pass::Eval)));
+    let pass = Pass::Train { slot: 0 };
+    bench.forward(pass, &bench.images.clone());
+    let moved = bench.engine.weights(WeightSet::Live).unwrap();
+    for parameter in NETWORK.parameters().iter().filter(|p| p.kind == ParameterKind::BnRunningMean) {
+        let [start, moved] = [&start, &moved].map(|weights| &weights.tensors[&parameter.name].values);
+        let by = moved.iter().zip(start).map(|(moved, start)| moved - start).collect();
+        found.push((format!("training, how {} moved", parameter.name), by));
+    }
+    // Behind these statistics every activation of a steady network lies where bf16 numbers are far apart, and a number rounded
+    // the other way is as far from what it was as a rounded one from its f32: the last layers of all three are equally far apart.
+    if kind == Kind::Ordinary {
+        bench.loss();
+        found.push(("training, logits".into(), bench.read_logits()));
+        found.push(("training, input gradient".into(), bench.input_gradient(pass)));
+        bench.engine.parameter_gradient(pass, &bench.logit_gradient, false).unwrap();
+        let gradients = bench.engine.gradients().unwrap().tensors;
+        let all = gradients.into_values().flat_map(|tensor| tensor.values).collect();
+        found.push(("parameter gradients".into(), all));
+    }
+    found
+}
+
+/// The CPU in bf16 rounds where the kernels round: the two are nearer to each other than either is to f32.
+#[test]
+fn the_cpu_in_bf16_is_nearer_to_the_kernels_than_either_is_to_f32() {
+    let mut comparison = Comparison::default();
+    for kind in [Kind::Ordinary, Kind::Steady] {
+        let [kernels, bf16, f32] = [common::cuda_engine(), DeviceChoice::CpuBf16, DeviceChoice::Cpu]
+            .map(|choice| everything(choice, kind));
+        for (((what, kernels), (_, bf16)), (_, f32)) in kernels.iter().zip(&bf16).zip(&f32) {
+            let together = difference(bf16, kernels).relative;
+            let apart = difference(kernels, f32).relative.min(difference(bf16, f32).relative);
+            comparison.check(
+                together < apart,
+                format!("{kind:?} network, {what}: {together:.6} from each other, {apart:.6} from f32"),
+            );
+        }
+    }
+    comparison.finish();
 }

@@ -149,13 +149,16 @@ fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
         } else {
             let logits = [&batch.clean_logits, &batch.logits];
             engine.forward_pair([&batch.images, &batch.perturbed], logits).unwrap();
-            let loss = PairedLoss { form: PairedForm::CleanCrossEntropy, divergence: 6.0, scale };
+            let loss = PairedLoss { form: PairedForm::Trades { smoothing: 0.1 }, divergence: 6.0, scale };
             let outputs = batch.paired_outputs();
             engine.paired_loss(&loss, logits[0], logits[1], &batch.labels, None, outputs).unwrap();
             engine.pair_gradient([&batch.clean_gradient, &batch.logit_gradient]).unwrap();
         }
-        let average_decay = (step > 1).then_some(0.5);
-        let sgd = Sgd { learning_rate: 0.05, momentum: 0.9, weight_decay: 5e-4, average_decay };
+        // Rate, momentum and decay of the average change in every step, as a schedule changes them.
+        let learning_rate = 0.05 - 0.003 * step as f32;
+        let momentum = 0.8 + 0.01 * step as f32;
+        let average_decay = (step > 1).then_some((1 + step) as f32 / (10 + step) as f32);
+        let sgd = Sgd { learning_rate, momentum, weight_decay: 5e-4, average_decay };
         engine.sgd_step(&sgd).unwrap();
     }
     // One batch at one place: only the weights differ.

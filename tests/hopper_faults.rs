@@ -282,7 +282,9 @@ fn barriers_that_never_fill_are_errors_that_say_who_waits_where() {
         must_fail(
             meet(1),
             &[
-                "deadlock: 64 threads (the first is 0) at mbarrier_wait, byte 0 of shared memory, parity 0: 1 of 65 arrivals missing",
+                "block (0, 0, 0), thread",
+                ": barrier done: waited for more than 1 s; \
+                 deadlock: 64 threads (the first is 0) at mbarrier_wait, byte 0 of shared memory, parity 0: 1 of 65 arrivals missing",
             ],
         );
         must_fail(meet(2), &["named_barrier_sync"]);

@@ -1,10 +1,13 @@
-//! Gather, crop and flip: bit for bit what the documentation of `Augment` says.
+//! Gather, crop and flip: bit for bit what the documentation of `Augment` says, its padding that of PyTorch and numpy.
+//!
+//! The fixture is written by `scripts/make-padding-fixtures.py`.
 
 mod common;
 
 use common::*;
-use secateur::engine::Augment;
 use secateur::engine::cuda::launch::data::*;
+use secateur::engine::{Augment, DeviceChoice, Padding, open};
+use secateur::model::ResNet18;
 use secateur::model::layers::IMAGE_LEN;
 use secateur::philox::{Key, Purpose};
 
@@ -32,8 +35,13 @@ fn wanted(set: &[u8], sample: u32, at: [usize; 3], augment: Option<Augment>) -> 
         source_row += (words[0] % 9) as i32 - 4;
         source_column += (words[1] % 9) as i32 - 4;
     }
-    if !(0..32).contains(&source_row) || !(0..32).contains(&source_column) {
-        return 0.0;
+    let reflects = augment.is_some_and(|augment| augment.padding == Padding::Reflect);
+    for source in [&mut source_row, &mut source_column] {
+        match *source {
+            0..32 => {}
+            outside if reflects => *source = if outside < 0 { -outside } else { 62 - outside },
+            _ => return 0.0,
+        }
     }
     let at = ((sample as i32 * 3 + channel) * 32 + source_row) * 32 + source_column;
     f32::from(set[at as usize]) / 255.0
@@ -44,9 +52,14 @@ fn batches_are_gathered_cropped_and_flipped() {
     let mut random = Random::new(1);
     let set: Vec<u8> = (0..COUNT * IMAGE_LEN).map(|_| random.word() as u8).collect();
     let set_labels: Vec<u32> = (0..COUNT as u32).map(|i| i * 3 % 10).collect();
-    for augment in
-        [None, Some(Augment { seed: SEED, epoch: 0 }), Some(Augment { seed: u64::MAX, epoch: 199 })]
-    {
+    let augment = |seed, epoch, padding| Some(Augment { seed, epoch, padding });
+    for augment in [
+        None,
+        augment(SEED, 0, Padding::Zero),
+        augment(SEED, 0, Padding::Reflect),
+        augment(u64::MAX, 199, Padding::Zero),
+        augment(u64::MAX, 199, Padding::Reflect),
+    ] {
         on_every_driver(&format!("gather, {augment:?}"), |driver| {
             let (set_at, labels_at) = (input(driver, "set", &set), input(driver, "set labels", &set_labels));
             let samples = input(driver, "samples", &SAMPLES);
@@ -99,4 +112,51 @@ fn an_unknown_sample_is_not_a_number() {
         assert_eq!(batch_labels.read::<u32>(), [4, u32::MAX]);
         words(&images)
     });
+}
+
+/// Every crop of one image on both engines, out of the padded image that PyTorch and numpy make.
+#[test]
+fn crops_are_cut_from_the_image_that_pytorch_pads() {
+    const BATCH: usize = 128;
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/padding.safetensors");
+    let file = std::fs::read(path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+    let bytes = |name: &str| tensors.tensor(name).unwrap().data().to_vec();
+    let image = bytes("image");
+    println!("seed {SEED}");
+    for device in [DeviceChoice::Cpu, DeviceChoice::Emulated] {
+        let mut engine = open(device, ResNet18 { width: 16, classes: 10 }, BATCH).unwrap();
+        let engine = engine.as_mut();
+        let set = engine.upload_images(&image.repeat(BATCH), &[3; BATCH]).unwrap();
+        let samples = engine.upload("samples", &(0..BATCH as u32).collect::<Vec<u32>>()).unwrap();
+        let images = engine.alloc("images", BATCH * IMAGE_LEN).unwrap();
+        let labels = engine.alloc("labels", BATCH).unwrap();
+        for (padding, name) in [(Padding::Zero, "zero"), (Padding::Reflect, "reflect")] {
+            let padded = bytes(name);
+            let mut crops = std::collections::BTreeSet::new();
+            for epoch in 0..12 {
+                let augment = Some(Augment { seed: SEED, epoch, padding });
+                engine.gather(&set, &samples, augment, &images, &labels).unwrap();
+                let actual: Vec<f32> = engine.read(&images).unwrap();
+                let key = Key { seed: SEED, purpose: Purpose::Augment, epoch, step: 0 };
+                for (sample, actual) in actual.chunks_exact(IMAGE_LEN).enumerate() {
+                    let words = key.block(sample as u32, 0);
+                    let (top, left) = ((words[0] % 9) as usize, (words[1] % 9) as usize);
+                    let flip = words[2] & 1 == 1;
+                    crops.insert((top, left, flip));
+                    for (at, actual) in actual.iter().enumerate() {
+                        let (row, column, channel) = (at / 96, at / 3 % 32, at % 3);
+                        let column = if flip { 31 - column } else { column };
+                        let expected = padded[(channel * 40 + top + row) * 40 + left + column];
+                        let expected = f32::from(expected) / 255.0;
+                        assert_eq!(
+                            *actual, expected,
+                            "{device:?}, {name}, crop {top}, {left}, {flip}, at {at}"
+                        );
+                    }
+                }
+            }
+            assert_eq!(crops.len(), 9 * 9 * 2, "{device:?}, {name}: crops that were never drawn");
+        }
+    }
 }

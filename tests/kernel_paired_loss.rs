@@ -63,7 +63,8 @@ fn the_divergence_and_its_gradient() {
 
 #[test]
 fn paired_losses_and_both_gradients() {
-    for (form, b) in [(PairedForm::CleanCrossEntropy, 6.0), (PairedForm::BoostedCrossEntropy, 5.0)] {
+    let trades = |smoothing| PairedForm::Trades { smoothing };
+    for (form, b) in [(trades(0.0), 6.0), (trades(0.1), 6.0), (PairedForm::Mart, 5.0)] {
         on_every_driver(&format!("{form:?}"), |driver| {
             let mut seen = Vec::new();
             for (classes, batch) in SHAPES {
@@ -90,6 +91,8 @@ fn paired_losses_and_both_gradients() {
                         classes: classes as u32,
                         divergence: b,
                         scale: SCALE,
+                        smoothing: f32::NAN,
+                        padding: 0,
                     };
                     paired_loss(&**driver, form, &params).unwrap();
 
@@ -161,7 +164,7 @@ fn the_signed_deviation() {
 fn a_bad_label_gives_a_loss_that_is_not_a_number() {
     on_every_driver("bad label", |driver| {
         let mut seen = Vec::new();
-        for form in [PairedForm::CleanCrossEntropy, PairedForm::BoostedCrossEntropy] {
+        for form in [PairedForm::Trades { smoothing: 0.1 }, PairedForm::Mart] {
             let logits = input(driver, "logits", &[0.5f32, 1.5, -0.5]);
             let labels = input(driver, "labels", &[u32::MAX]);
             let losses = Output::holding(driver, "losses", &[0.0f32]);
@@ -181,6 +184,8 @@ fn a_bad_label_gives_a_loss_that_is_not_a_number() {
                 classes: 3,
                 divergence: 1.0,
                 scale: 1.0,
+                smoothing: f32::NAN,
+                padding: 0,
             };
             paired_loss(&**driver, form, &params).unwrap();
             assert!(losses.read::<f32>()[0].is_nan(), "{form:?}");
@@ -196,7 +201,7 @@ fn class_counts_without_a_kernel_are_refused() {
     let mut params: PairedLossParams = bytemuck::Zeroable::zeroed();
     for classes in [0, 1, 129] {
         (params.batch, params.classes) = (1, classes);
-        let error = paired_loss(&*driver, PairedForm::BoostedCrossEntropy, &params).unwrap_err().to_string();
+        let error = paired_loss(&*driver, PairedForm::Mart, &params).unwrap_err().to_string();
         assert!(error.contains("paired_loss_boosted") && error.contains(&classes.to_string()), "{error}");
     }
 }

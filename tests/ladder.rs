@@ -38,6 +38,7 @@ fn every_rung_runs_on_the_emulated_hopper() {
     assert_eq!(code, 0, "{err}");
     let read: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     let rows = read["rows"].as_array().unwrap();
+    assert_eq!(read["finished"], true);
     // Two layers, forward and back, on mma, four rungs of wgmma and two blocks: 16 x 16 images of 128 channels, 4 x 4 of 512.
     assert_eq!(rows.len(), 28, "{out}");
     for row in rows {

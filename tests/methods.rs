@@ -7,6 +7,7 @@ mod tiny;
 use std::fs;
 use std::path::Path;
 
+use secateur::attack::{CrossEntropyAscent, Pgd};
 use secateur::engine::{Pass, WeightSet};
 use secateur::model::Weights;
 use secateur::model::layers::IMAGE_LEN;
@@ -147,8 +148,10 @@ fn images_stay_where_the_rules_of_the_method_say() {
 #[test]
 fn paired_gradients_are_those_of_plain_operations() {
     let classes = 10;
-    for (method, factor) in [(Method::Trades, 6.0), (Method::Mart, 5.0)] {
-        let recipe = of_method(method, &[]);
+    for (method, factor, smoothing) in
+        [(Method::Trades, 6.0, 0.0), (Method::Trades, 6.0, 0.1), (Method::Mart, 5.0, 0.0)]
+    {
+        let recipe = of_method(method, &[&format!("objective.label_smoothing={smoothing}")]);
         let mut bench = Bench::new(&recipe);
         let weights = bench.engine.weights(WeightSet::Live).unwrap();
         let mut objective = objective::of_recipe(&recipe);
@@ -171,11 +174,12 @@ fn paired_gradients_are_those_of_plain_operations() {
             let (p, q) = (softmax(&z[range.clone()]), softmax(&z_adv[range]));
             let y = label as usize;
             let hot = |class: usize, other: usize| if class == other { 1.0 } else { 0.0 };
+            let target = |c, y| (1.0 - smoothing) * hot(c, y) + smoothing / classes as f64;
             let kl: f64 = p.iter().zip(&q).map(|(p, q)| p * (p.ln() - q.ln())).sum();
             let rival = (0..classes).filter(|&c| c != y).max_by(|&a, &b| q[a].total_cmp(&q[b])).unwrap();
             let doubt = 1.0000001 - p[y];
             let loss = match method {
-                Method::Trades => -p[y].ln() + factor * kl,
+                Method::Trades => factor * kl - (0..classes).map(|c| target(c, y) * p[c].ln()).sum::<f64>(),
                 _ => -q[y].ln() - (1.0001 - q[rival]).ln() + factor * doubt * kl,
             };
             let met = f64::from(losses[row]);
@@ -183,7 +187,7 @@ fn paired_gradients_are_those_of_plain_operations() {
             for c in 0..classes {
                 let slope = p[c] * (p[c].ln() - q[c].ln() - kl);
                 let (clean, adversarial) = match method {
-                    Method::Trades => (p[c] - hot(c, y) + factor * slope, factor * (q[c] - p[c])),
+                    Method::Trades => (p[c] - target(c, y) + factor * slope, factor * (q[c] - p[c])),
                     _ => (
                         factor * (doubt * slope - kl * p[y] * (hot(c, y) - p[c])),
                         q[c] - hot(c, y)
@@ -250,6 +254,53 @@ fn phases_decide_the_steps_of_an_epoch() {
     let metrics = run(&of_method(Method::PgdAt, &[phases]), folder.path(), None).unwrap();
     let steps: Vec<f64> = metrics.iter().map(|epoch| epoch.attack_steps_per_sample).collect();
     assert_eq!(steps, [2.0, 3.0, 1.0]);
+}
+
+/// TRADES and MART take their first gradient outside of [0, 1], Free-AT its first replay; training sees neither.
+#[test]
+fn starts_are_clipped_where_the_published_codes_clip_them() {
+    let outside = |values: &[f32]| values.iter().filter(|&&value| !(0.0..=1.0).contains(&value)).count();
+    for method in [Method::Trades, Method::Mart] {
+        let recipe = of_method(method, &[]);
+        let mut bench = Bench::new(&recipe);
+        let Bench { engine, batch, key, .. } = &mut bench;
+        let (engine, key) = (engine.as_mut(), *key);
+        let images = engine.read(&batch.images).unwrap();
+        let corners: Vec<f32> = images.iter().map(|x| x.round()).collect();
+        engine.write(&batch.images, &corners).unwrap();
+        let pgd = Pgd::of_recipe(&recipe.attack);
+        pgd.start(engine, key, batch).unwrap();
+        let start = engine.read(&batch.perturbed).unwrap();
+        assert!(outside(&start) > start.len() / 3, "{method}: {} of {}", outside(&start), start.len());
+        for steps in [0, 1] {
+            Pgd { steps, ..pgd }.perturb(engine, &mut CrossEntropyAscent, key, batch).unwrap();
+            let moved = engine.read(&batch.perturbed).unwrap();
+            assert_eq!(outside(&moved), 0, "{method}, {steps} steps");
+            assert_ne!(moved, corners, "{method}, {steps} steps");
+        }
+    }
+    // With BulletTrain robust images that no replay moves are trained on as they are, so they are clipped.
+    for (overrides, clipped) in
+        [(&[][..], false), (&["accelerate.method=bullet-train", "accelerate.robust_steps=0"][..], true)]
+    {
+        let recipe = of_method(Method::Free, overrides);
+        let mut bench = Bench::new(&recipe);
+        let mut objective = objective::of_recipe(&recipe);
+        let mut state = objective.state();
+        let carried = state.tensors.get_mut("free.perturbation").unwrap();
+        carried.values.fill(0.5);
+        if clipped {
+            // All are robust: right, and above a threshold of zero.
+            state.insert("bullet_train.accuracy", &[1], vec![1.0]);
+        }
+        objective.restore(&state).unwrap();
+        let Bench { engine, batch, key, .. } = &mut bench;
+        objective.attack(engine.as_mut(), *key, batch).unwrap();
+        let first = engine.read(&batch.perturbed).unwrap();
+        assert_eq!(outside(&first) == 0, clipped, "{overrides:?}");
+        objective.gradient(engine.as_mut(), batch, None).unwrap();
+        assert_eq!(outside(&engine.read(&batch.perturbed).unwrap()), 0, "{overrides:?}");
+    }
 }
 
 #[test]

@@ -20,8 +20,11 @@ use secateur::model::ResNet18;
 
 /// What the fixture script multiplies all gradients by.
 const SCALE: f32 = 0.125;
-const FORMS: [(PairedForm, f32, &str); 2] =
-    [(PairedForm::CleanCrossEntropy, 6.0, "trades"), (PairedForm::BoostedCrossEntropy, 5.0, "mart")];
+const FORMS: [(PairedForm, f32, &str); 3] = [
+    (PairedForm::Trades { smoothing: 0.0 }, 6.0, "trades"),
+    (PairedForm::Trades { smoothing: 0.1 }, 6.0, "smoothed_trades"),
+    (PairedForm::Mart, 5.0, "mart"),
+];
 const MAX_BATCH: usize = 32;
 const DEVICES: [DeviceChoice; 2] = [DeviceChoice::Cpu, DeviceChoice::Emulated];
 
@@ -254,7 +257,7 @@ fn wrong_operands_are_named() {
         let logits = engine.upload("logits", &[0.0f32; 20]).unwrap();
         let labels = engine.upload("labels", &[3u32, 4]).unwrap();
         let outputs = Outputs::new(&*engine, 2);
-        let loss = PairedLoss { form: PairedForm::CleanCrossEntropy, divergence: 6.0, scale: 1.0 };
+        let loss = PairedLoss { form: PairedForm::Trades { smoothing: 0.0 }, divergence: 6.0, scale: 1.0 };
         let three = engine.upload("three weights", &[1.0f32; 3]).unwrap();
         let result = engine.paired_loss(&loss, &logits, &logits, &labels, Some(&three), outputs.paired());
         let met = result.unwrap_err().to_string();
@@ -284,7 +287,7 @@ fn the_reference_engine_names_a_label_or_a_row_that_is_not_there() {
     let logits = engine.upload("logits", &[0.0f32; 20]).unwrap();
     let labels = engine.upload("labels", &[3u32, 10]).unwrap();
     let outputs = Outputs::new(&*engine, 2);
-    let loss = PairedLoss { form: PairedForm::BoostedCrossEntropy, divergence: 5.0, scale: 1.0 };
+    let loss = PairedLoss { form: PairedForm::Mart, divergence: 5.0, scale: 1.0 };
     let result = engine.paired_loss(&loss, &logits, &logits, &labels, None, outputs.paired());
     let message = result.unwrap_err().to_string();
     assert_eq!(message, "labels: label 10 at position 1, expected less than 10");

@@ -80,7 +80,7 @@ fn one_by_one(engine: &mut dyn Engine, batch: &Batch) {
     engine.parameter_gradient(SLOTS[1], &batch.logit_gradient, true).unwrap();
 }
 
-/// Every number that a training step takes from its passes: logits, running statistics, gradients.
+/// Every number that a training step takes from its passes: logits, features, running statistics, gradients.
 fn results(
     device: DeviceChoice,
     len: usize,
@@ -93,6 +93,14 @@ fn results(
     let mut results = BTreeMap::new();
     results.insert("clean logits".into(), engine.read(&batch.clean_logits).unwrap());
     results.insert("adversarial logits".into(), engine.read(&batch.logits).unwrap());
+    for (set, slot) in SLOTS.into_iter().enumerate() {
+        let features = engine.upload("features", &vec![f32::NAN; len * NETWORK.features()]).unwrap();
+        match engine.pair_features(set, &features) {
+            Ok(()) => {}
+            Err(_) => engine.features(slot, &features).unwrap(),
+        }
+        results.insert(format!("features of set {set}"), engine.read(&features).unwrap());
+    }
     for (name, tensor) in engine.weights(WeightSet::Live).unwrap().tensors {
         results.insert(name, tensor.values);
     }
@@ -119,7 +127,7 @@ fn a_pair_gives_what_two_passes_give() {
         // Sets that fill every tile, that share tiles in the later stages, and single images.
         for len in [MAX_BATCH, 3, 1] {
             let (met, wanted) = (results(device, len, as_a_pair), results(device, len, one_by_one));
-            assert_eq!(met.len(), 2 + 62 + NETWORK.parameters().len());
+            assert_eq!(met.len(), 4 + 62 + NETWORK.parameters().len());
             for (name, wanted) in &wanted {
                 let (what, met) = (format!("{device:?}, {len} images, {name}"), &met[name]);
                 assert!(wanted.iter().all(|value| value.is_finite()), "{what}");

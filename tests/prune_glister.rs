@@ -1,16 +1,26 @@
-//! Adv-GLISTER against its definition: the gain of each candidate by finite differences of the held-out loss in f64.
+//! Adv-GLISTER against its definition, the gain of each candidate by finite differences of the held-out loss in f64, and its
+//! published configuration against an independent form of it.
 
 mod common;
 #[path = "common/survey.rs"]
 mod survey;
 
 use common::SEED;
-use secateur::engine::DeviceChoice;
-use secateur::prune::{Glister, PruneError, Subset};
-use secateur::recipe::Greedy;
-use survey::Subject;
+use secateur::engine::{DeviceChoice, LastLayerGradients, Term};
+use secateur::prune::{Candidates, Glister, LastLayerView, PruneError, StepSize, Subset, TopK};
+use secateur::recipe::{GradientPart, Greedy, StepAlong};
+use survey::{DRAWS, Subject, fixture};
 
 const CLASSES: usize = 10;
+/// The largest gains along the mean of both parameters' gradients.
+const PLAIN: Glister = Glister {
+    greedy: Greedy::Rounds,
+    rounds: 1,
+    top_k: TopK::PLAIN,
+    gradient: GradientPart::LastLayer,
+    step_along: StepAlong::Mean,
+    step: StepSize::Relative(1.0),
+};
 
 /// One outer product of a sample: logits, their gradient, features with a 1 behind them.
 struct Factor {
@@ -144,10 +154,11 @@ fn rounds_pick_what_the_definition_picks() {
             let (wanted, closest) = brute_force(&gradients, &judges, &labels, 18, rounds, step_size);
             // Otherwise rounding could decide, and this test would mean nothing.
             assert!(closest > 1e-5, "{method}, {rounds} rounds: two gains only {closest:e} apart");
-            let glister = Glister { greedy: Greedy::Rounds, rounds, step_size };
+            let glister = Glister { rounds, step: StepSize::Relative(step_size), ..PLAIN };
             let met = subject.select(&glister, &train, &held_out, 18, None).unwrap();
             let wanted: Vec<u32> = wanted.into_iter().map(|place| train[place]).collect();
-            assert_eq!(met, Subset::uniform(wanted), "{method}, {rounds} rounds, step {step_size}");
+            assert_eq!(met.samples, wanted, "{method}, {rounds} rounds, step {step_size}");
+            assert!(met.weights.iter().all(|&weight| weight == 1.0) && met.residual.is_some());
         }
     }
 }
@@ -168,7 +179,7 @@ fn the_stochastic_search_lowers_the_held_out_loss() {
         }
         held_out_loss(&judges, &labels, &step)
     };
-    let glister = Glister { greedy: Greedy::Stochastic, rounds: 1, step_size: 1.0 };
+    let glister = Glister { greedy: Greedy::Stochastic, ..PLAIN };
     let met = subject.select(&glister, &train, &held_out, 14, None).unwrap();
     assert_eq!(met.len(), 14);
     assert_eq!(met, subject.select(&glister, &train, &held_out, 14, None).unwrap(), "the same draws");
@@ -185,12 +196,107 @@ fn the_ends_are_defined() {
     let mut subject = Subject::new(DeviceChoice::Cpu, &[]);
     let (train, held_out) = (samples(0..30), samples(60..70));
     for greedy in [Greedy::Rounds, Greedy::Stochastic] {
-        let glister = Glister { greedy, rounds: 3, step_size: 0.1 };
-        let mut choose = |budget, held_out: &[u32]| subject.select(&glister, &train, held_out, budget, None);
-        assert_eq!(choose(0, &held_out).unwrap(), Subset::default());
-        assert_eq!(choose(30, &held_out).unwrap(), Subset::uniform(train.clone()));
-        assert_eq!(choose(99, &held_out).unwrap(), Subset::uniform(train.clone()));
-        let error = choose(5, &[]).unwrap_err();
-        assert!(matches!(&error, PruneError::Invalid(text) if text.contains("held-out")), "{error}");
+        for top_k in [TopK::PLAIN, TopK { temperature: 1.0, class_quotas: true, importance_weights: false }] {
+            let glister = Glister { greedy, rounds: 3, top_k, ..PLAIN };
+            let mut choose =
+                |budget, held_out: &[u32]| subject.select(&glister, &train, held_out, budget, None);
+            assert_eq!(choose(0, &held_out).unwrap(), Subset::default());
+            for budget in [30, 99] {
+                let all = choose(budget, &held_out).unwrap();
+                assert_eq!(Subset { residual: None, ..all.clone() }, Subset::uniform(train.clone()));
+                assert!(all.residual.is_some_and(|residual| residual < 1e-12), "{all:?}");
+            }
+            let error = choose(5, &[]).unwrap_err();
+            assert!(matches!(&error, PruneError::Invalid(text) if text.contains("held-out")), "{error}");
+        }
+    }
+}
+
+/// The published configuration chooses what an independent form of it does: see scripts/make-selection-fixtures.py.
+#[test]
+fn the_published_configuration_is_that_of_an_independent_form() {
+    for (name, method) in [("ce", "pgd-at"), ("trades", "trades")] {
+        let mut subject = Subject::new(DeviceChoice::Cpu, &[&format!("objective.method={method}")]);
+        let terms = if name == "ce" { 1 } else { 2 };
+        let classes =
+            |name: &str| -> Vec<u32> { fixture::<i64>(name).into_iter().map(|class| class as u32).collect() };
+        let (labels, held_labels) =
+            (classes(&format!("{name}.labels")), classes(&format!("{name}.held_out.labels")));
+        let places: Vec<u32> = (0..labels.len() as u32).collect();
+        for (greedy, rounds) in [(Greedy::Stochastic, 1), (Greedy::Rounds, 6)] {
+            let glister = Glister {
+                greedy,
+                rounds,
+                gradient: GradientPart::Bias,
+                step_along: StepAlong::Sum,
+                step: StepSize::Absolute(0.1),
+                ..PLAIN
+            };
+            let wanted = classes(&format!("{name}.{}", greedy.name()));
+            let met = subject.survey(|engine, survey| {
+                let width = engine.network().features();
+                // Features that the bias must not see.
+                let features = |len| engine.upload("features", &vec![0.7f32; len * width]).unwrap();
+                let (of_candidates, of_held_out) = (features(labels.len()), features(held_labels.len()));
+                let upload = |engine: &dyn secateur::engine::Engine, values: &[f32]| {
+                    engine.upload("values", values).unwrap()
+                };
+                let term = |values: &[f32], features: &_| Term {
+                    logit_gradient: upload(engine, values),
+                    features: Clone::clone(features),
+                };
+                let of = |kind: &str, at: usize| fixture::<f32>(&format!("{name}.{kind}.{at}"));
+                let gradients = LastLayerGradients {
+                    terms: (0..terms).map(|at| term(&of("gradients", at), &of_candidates)).collect(),
+                    len: labels.len(),
+                };
+                let blank = vec![0.0; held_labels.len() * CLASSES];
+                let held_out = LastLayerView {
+                    gradients: LastLayerGradients {
+                        terms: (0..terms).map(|_| term(&blank, &of_held_out)).collect(),
+                        len: held_labels.len(),
+                    },
+                    logits: (0..terms).map(|at| upload(engine, &of("held_out", at))).collect(),
+                    labels: engine.upload("labels", &held_labels).unwrap(),
+                    losses: upload(engine, &vec![0.0; held_labels.len()]),
+                };
+                let candidates = Candidates {
+                    scores: None,
+                    samples: &places,
+                    labels: &labels,
+                    classes: CLASSES,
+                    held_out: &[],
+                    budget: wanted.len(),
+                    losses: None,
+                    key: DRAWS,
+                };
+                glister.choose(engine, &candidates, survey, gradients, held_out).unwrap()
+            });
+            assert_eq!(met.samples, wanted, "{name}, {greedy}");
+        }
+    }
+}
+
+/// Noise and quotas on the gains: each class has its share, and the same request gives the same subset.
+#[test]
+fn perturbed_gains_keep_the_shares_of_the_classes() {
+    let mut subject = Subject::new(DeviceChoice::Cpu, &[]);
+    let (train, held_out) = (samples(0..70), samples(70..90));
+    let labels = subject.labels(&train);
+    for greedy in [Greedy::Rounds, Greedy::Stochastic] {
+        for importance_weights in [false, greedy == Greedy::Rounds] {
+            let top_k = TopK { temperature: 1.0, class_quotas: true, importance_weights };
+            let glister = Glister { greedy, rounds: 4, top_k, ..PLAIN };
+            let met = subject.select(&glister, &train, &held_out, 30, None).unwrap();
+            let mut counts = [0; CLASSES];
+            for &sample in &met.samples {
+                counts[labels[sample as usize] as usize] += 1;
+            }
+            // Seven candidates a class.
+            assert_eq!(counts, [3; CLASSES], "{greedy}");
+            assert_eq!(met, subject.select(&glister, &train, &held_out, 30, None).unwrap(), "{greedy}");
+            let mean = met.weights.iter().sum::<f32>() / 30.0;
+            assert!((mean - 1.0).abs() < 1e-5 && importance_weights == (met.weights[0] != 1.0), "{greedy}");
+        }
     }
 }

@@ -12,17 +12,25 @@ use std::collections::BTreeSet;
 use common::{Random, SEED};
 use matrix::{Matrix, dot};
 use secateur::data::order::{epoch_order, shuffled};
-use secateur::engine::{DeviceChoice, Engine, LastLayerGradients, Term, open};
+use secateur::engine::{Augment, DeviceChoice, Engine, LastLayerGradients, Padding, Term, open};
 use secateur::model::ResNet18;
 use secateur::prune::{Candidates, GradMatch, PruneError, Subset};
-use secateur::recipe::AtomMode;
+use secateur::recipe::{AtomMode, RidgeUnit};
 use survey::{DRAWS, Subject};
 
 const CLASSES: usize = 10;
 const MODES: [AtomMode; 3] = [AtomMode::PerBatch, AtomMode::PerClass, AtomMode::PerSample];
 
 fn method(mode: AtomMode, ridge: f64) -> GradMatch {
-    GradMatch { mode, ridge, tolerance: 0.0, batch: 8 }
+    GradMatch {
+        mode,
+        ridge,
+        ridge_unit: RidgeUnit::Relative,
+        tolerance: 0.0,
+        batch: 8,
+        target_draws: 1,
+        augment: None,
+    }
 }
 
 /// `sum over the terms of dz (x) [h, 1]` of every sample, written out.
@@ -154,6 +162,54 @@ fn each_kind_of_atom_equals_the_pursuit_over_explicit_gradients() {
             assert_residuals(&what("batches"), &met.residuals, &residuals);
         }
     }
+}
+
+/// The residual that is recorded is that of the weighted sum over all classes and atoms, written out.
+#[test]
+fn the_residual_is_that_of_the_whole_gradient() {
+    for overrides in [&["objective.method=trades"][..], &["objective.method=pgd-at"]] {
+        let (mut subject, samples, gradients) = subject(overrides);
+        let target = sum(&gradients);
+        for mode in MODES {
+            for ridge in [0.0, 0.05, 0.5] {
+                let met = subject.select(&method(mode, ridge), &samples, &[], 30, None).unwrap();
+                let scale = met.scale.unwrap();
+                let mut left = target.clone();
+                for (sample, &weight) in met.samples.iter().zip(&met.weights) {
+                    let gradient = &gradients[samples.binary_search(sample).unwrap()];
+                    left.iter_mut()
+                        .zip(gradient)
+                        .for_each(|(left, g)| *left -= scale * f64::from(weight) * g);
+                }
+                let wanted = (dot(&left, &left) / dot(&target, &target)).sqrt();
+                let residual = met.residual.unwrap();
+                assert!((residual - wanted).abs() < 1e-6, "{mode}, {ridge}: {residual} and {wanted}");
+                let of_pursuits = *met.residuals.last().unwrap();
+                match mode {
+                    // The targets of the classes and what is left of them cancel in the sums, each to another part.
+                    AtomMode::PerClass => {
+                        assert!((residual / of_pursuits - 1.0).abs() > 0.02, "{residual}, {of_pursuits}")
+                    }
+                    _ => assert!((residual - of_pursuits).abs() < 1e-4, "{residual}, {of_pursuits}"),
+                }
+            }
+        }
+    }
+}
+
+/// The published number is added to the Gram matrix as it is.
+#[test]
+fn an_absolute_ridge_is_that_number() {
+    let (mut subject, samples, gradients) = subject(&[]);
+    let mean_square = gradients.iter().map(|g| dot(g, g)).sum::<f64>() / gradients.len() as f64;
+    let relative = method(AtomMode::PerSample, 0.2);
+    let absolute = GradMatch { ridge: 0.2 * mean_square, ridge_unit: RidgeUnit::Absolute, ..relative };
+    let mut choose = |method: &GradMatch| subject.select(method, &samples, &[], 30, None).unwrap();
+    let (a, b) = (choose(&relative), choose(&absolute));
+    assert_eq!(a.samples, b.samples);
+    assert!(a.weights.iter().zip(&b.weights).all(|(a, b)| (a - b).abs() < 1e-5));
+    let unscaled = GradMatch { ridge_unit: RidgeUnit::Absolute, ..relative };
+    assert_ne!(choose(&unscaled).weights, a.weights, "the unit matters");
 }
 
 /// Of budgets that grow, each leaves less; all candidates leave nothing, and then each counts the same.
@@ -310,12 +366,29 @@ impl Factors {
         budget: usize,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Subset, PruneError> {
-        let engine = self.engine.as_mut();
+        self.choose_towards(method, budget, &[], go_on)
+    }
+
+    /// The gradients of these factors in the memory of `engine`.
+    fn gradients(&self, engine: &dyn Engine) -> LastLayerGradients {
         let terms = self.slopes.iter().zip(&self.features).map(|(slopes, features)| Term {
             logit_gradient: engine.upload("logit gradients", slopes).unwrap(),
             features: engine.upload("features", features).unwrap(),
         });
-        let gradients = LastLayerGradients { terms: terms.collect(), len: 40 };
+        LastLayerGradients { terms: terms.collect(), len: 40 }
+    }
+
+    /// The target is the mean over these factors and `further` ones.
+    fn choose_towards(
+        &mut self,
+        method: &GradMatch,
+        budget: usize,
+        further: &[Factors],
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Subset, PruneError> {
+        let gradients = self.gradients(self.engine.as_ref());
+        let further: Vec<_> = further.iter().map(|factors| factors.gradients(self.engine.as_ref())).collect();
+        let engine = self.engine.as_mut();
         let candidates = Candidates {
             samples: &self.samples,
             labels: &self.labels,
@@ -323,9 +396,10 @@ impl Factors {
             held_out: &[],
             budget,
             losses: None,
+            scores: None,
             key: DRAWS,
         };
-        method.choose(engine, &candidates, &gradients, go_on)
+        method.choose(engine, &candidates, &gradients, &further, go_on)
     }
 }
 
@@ -404,6 +478,99 @@ fn no_gradient_at_all_gives_a_random_subset() {
     let others = factors.choose(&method(AtomMode::PerClass, 0.0), 20).unwrap();
     let kept: Vec<u32> = all.samples.iter().copied().filter(|sample| (sample - 100) / 3 % 10 != 4).collect();
     assert_eq!(others.samples, kept);
+}
+
+/// The gradients of several draws of the same samples: atoms of the first, and a target that is the mean of all.
+#[test]
+fn the_target_may_be_a_mean_over_draws() {
+    let draws: Vec<Factors> = (0..3)
+        .map(|draw| {
+            let (mut factors, mut random) = (Factors::new(), Random::new(70 + draw));
+            for slopes in &mut factors.slopes {
+                for slope in slopes.iter_mut() {
+                    *slope += 0.5 * random.normals(1, 1.0)[0];
+                }
+            }
+            factors
+        })
+        .collect();
+    let explicit: Vec<_> = draws
+        .iter()
+        .map(|factors| explicit(factors.engine.as_ref(), &factors.gradients(factors.engine.as_ref())))
+        .collect();
+    let mut factors = Factors::new();
+    let own = self::explicit(factors.engine.as_ref(), &factors.gradients(factors.engine.as_ref()));
+    let labels = factors.labels.clone();
+    // A pursuit of each mode, in plain vectors, over the atoms at `places`.
+    let wanted = |places: &[usize], most: usize| {
+        let of = |gradients: &[Vec<f64>]| sum(places.iter().map(|&place| &gradients[place]));
+        let mut target = of(&own);
+        for draw in &explicit {
+            target.iter_mut().zip(of(draw)).for_each(|(target, value)| *target += value);
+        }
+        target.iter_mut().for_each(|value| *value /= 4.0);
+        let atoms: Vec<Vec<f64>> = places.iter().map(|&place| own[place].clone()).collect();
+        let found = Matrix::new(atoms, target).pursue(most, 0.0, 0.0);
+        let named = found.atoms.iter().map(|&atom| 100 + 3 * places[atom] as u32);
+        named.zip(found.weights.clone()).collect::<Vec<_>>()
+    };
+    let all: Vec<usize> = (0..40).collect();
+    let go_on = &mut || true;
+    let met = factors.choose_towards(&method(AtomMode::PerSample, 0.0), 16, &draws, go_on).unwrap();
+    assert_subset("samples", &met, wanted(&all, 16));
+    let alone = factors.choose(&method(AtomMode::PerSample, 0.0), 16).unwrap();
+    assert_ne!(met.samples, alone.samples, "the further draws change nothing");
+
+    let met = factors.choose_towards(&method(AtomMode::PerClass, 0.0), 20, &draws, go_on).unwrap();
+    let of_class = |class: u32| -> Vec<usize> { (0..40).filter(|&at| labels[at] == class).collect() };
+    assert_subset("classes", &met, (0..10).flat_map(|class| wanted(&of_class(class), 2)).collect());
+
+    // Per batch an atom is a sum over eight samples; all candidates make the target.
+    let batches = shuffled(DRAWS, &(0..40).collect::<Vec<u32>>());
+    let batches: Vec<&[u32]> = batches.chunks(8).collect();
+    let atoms = batches.iter().map(|batch| sum(batch.iter().map(|&place| &own[place as usize])));
+    let mut target = sum(&own);
+    for draw in &explicit {
+        target.iter_mut().zip(sum(draw)).for_each(|(target, value)| *target += value);
+    }
+    target.iter_mut().for_each(|value| *value /= 4.0);
+    let found = Matrix::new(atoms.collect(), target).pursue(2, 0.0, 0.0);
+    let named = found.atoms.iter().zip(&found.weights);
+    let named =
+        named.flat_map(|(&atom, &weight)| batches[atom].iter().map(move |&at| (100 + 3 * at, weight)));
+    let met = factors.choose_towards(&method(AtomMode::PerBatch, 0.0), 16, &draws, go_on).unwrap();
+    assert_subset("batches", &met, named.collect());
+}
+
+/// A selection with a target of two draws surveys twice: as the candidates are, then cropped, flipped and attacked anew.
+#[test]
+fn further_draws_are_augmented_and_attacked_anew() {
+    let (mut subject, samples, _) = subject(&[]);
+    let augment = Augment { seed: 5, epoch: 1, padding: Padding::Zero };
+    let twice = GradMatch { target_draws: 2, augment: Some(augment), ..method(AtomMode::PerSample, 0.0) };
+    let met = subject.select(&twice, &samples, &[], 30, None).unwrap();
+    let labels = subject.labels(&samples);
+    let by_hand = subject.survey(|engine, survey| {
+        let first = survey.last_layer(engine, &samples).unwrap().gradients;
+        survey.augment = Some(augment);
+        survey.key.step = 1;
+        let second = survey.last_layer(engine, &samples).unwrap().gradients;
+        assert_ne!(explicit(engine, &first), explicit(engine, &second));
+        let candidates = Candidates {
+            samples: &samples,
+            labels: &labels,
+            classes: CLASSES,
+            held_out: &[],
+            budget: 30,
+            losses: None,
+            scores: None,
+            key: DRAWS,
+        };
+        twice.choose(engine, &candidates, &first, &[second], &mut || true).unwrap()
+    });
+    assert_eq!(met, by_hand);
+    let once = subject.select(&method(AtomMode::PerSample, 0.0), &samples, &[], 30, None).unwrap();
+    assert_ne!(met.samples, once.samples, "the second draw changes nothing");
 }
 
 #[test]

@@ -116,6 +116,24 @@ fn input_gradient_norms_are_of_the_sample_alone() {
     });
 }
 
+/// Correct are the clean images whose largest logit is their class's.
+#[test]
+fn correct_images_are_counted_without_an_attack() {
+    let mut subject = Subject::new(DeviceChoice::Cpu, &[]);
+    let labels = subject.labels(&SAMPLES);
+    subject.survey(|engine, survey| {
+        let view = survey.last_layer(engine, &SAMPLES).unwrap();
+        let logits = engine.read(&view.logits[0]).unwrap();
+        let right = logits.chunks_exact(10).zip(&labels).filter(|(row, label)| {
+            let own = row[**label as usize];
+            row.iter().all(|&other| other <= own)
+        });
+        let expected = right.count();
+        assert!(expected > 0 && expected < SAMPLES.len(), "{expected} of {}", SAMPLES.len());
+        assert_eq!(survey.correct(engine, &SAMPLES).unwrap(), expected);
+    });
+}
+
 /// A survey that is asked to stop says so.
 #[test]
 fn a_survey_can_be_stopped() {

@@ -3,11 +3,12 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use secateur::data::SetKind;
+use secateur::engine::Padding;
 use secateur::measure::speedup::cost::Cost;
 use secateur::names::Named;
 use secateur::recipe::{
-    Acceleration, AtomMode, Attack, BUILTIN, BatchNorm, Method, Recipe, Schedule, SelectionMethod, Stage,
-    Start, Update,
+    Acceleration, AtomMode, Attack, BUILTIN, BatchNorm, Data, Method, Position, Recipe, Sampling, Schedule,
+    Scores, Selection, SelectionMethod, SelectionWeights, Stage, Start, Update,
 };
 
 const SMALL: &str = "
@@ -33,8 +34,18 @@ fn every_shipped_recipe_parses_and_round_trips() {
             Recipe::parse("another name", &text, &[]).unwrap_or_else(|error| panic!("{error}\n{text}"));
         assert_eq!(recipe, again, "{text}");
         assert_eq!(text, again.to_toml());
-        let comment = builtin.text.lines().take_while(|line| line.starts_with('#')).collect::<String>();
-        assert!(comment.contains("ource: "), "{}: names no source", builtin.name);
+        // The first lines say where the recipe comes from and in what it differs from there.
+        let header: Vec<&str> = builtin.text.lines().take_while(|line| line.starts_with('#')).collect();
+        let says =
+            |start: &str| header.iter().any(|line| line.len() > start.len() && line.starts_with(start));
+        assert!(says("# Source: ") || says("# No source: "), "{}: names no source", builtin.name);
+        assert!(says("# Differs: "), "{}: names no difference", builtin.name);
+        // Nothing else of the file stands before its name, and what another recipe is said to tell is there.
+        assert!(builtin.text.lines().nth(header.len()).unwrap().starts_with("name = "), "{}", builtin.name);
+        let words = header.join(" ").replace(|c: char| !c.is_alphanumeric() && c != '-', " ");
+        for word in words.split_whitespace().filter(|word| word.starts_with("cifar10")) {
+            assert!(BUILTIN.iter().any(|other| other.name == word), "{}: no recipe {word}", builtin.name);
+        }
     }
 }
 
@@ -56,9 +67,16 @@ fn recipes_hold_what_their_sources_say() {
     let load = |name: &str| Recipe::load(name, &[]).unwrap();
     let rice = load("cifar10-pgd-at-rice");
     assert_eq!((rice.epochs, rice.batch, rice.model.width), (200, 128, 64));
-    assert_eq!(rice.schedule, Schedule::Step { drops: vec![100.0, 150.0], factor: 0.1, warmup_epochs: 0.0 });
+    let drops = |drops: [f64; 2]| Schedule::Step {
+        drops: drops.to_vec(),
+        factor: 0.1,
+        position: Position::End,
+        warmup_epochs: 0.0,
+    };
+    assert_eq!(rice.schedule, drops([100.0, 150.0]));
+    assert_eq!(load("cifar10-pgd-at").schedule, drops([100.0, 105.0]));
     let average = load("cifar10-pgd-at-wa");
-    assert_eq!(average.optimizer.average_decay, Some(0.9995));
+    assert_eq!((average.optimizer.average_decay, average.optimizer.average_warmup), (Some(0.9995), false));
     assert_eq!(average.objective.label_smoothing, 0.4);
     let one_cycle = Schedule::OneCycle {
         rise: 0.3,
@@ -86,7 +104,7 @@ fn methods_attack_as_their_sources_do() {
             ("mart", Method::Mart, 120, 0.01, 3.5e-3, "0.031", "0.007", 10, Start::Normal),
             ("fgsm-rs", Method::FgsmRs, 15, 0.2, 5e-4, "8/255", "10/255", 1, Start::Uniform),
             ("n-fgsm", Method::NFgsm, 30, 0.2, 5e-4, "8/255", "8/255", 1, Start::Uniform),
-            ("free", Method::Free, 11, 0.04, 5e-4, "8/255", "8/255", 1, Start::None),
+            ("free", Method::Free, 10, 0.04, 5e-4, "8/255", "8/255", 1, Start::None),
         ];
         for (name, method, epochs, rate, decay, epsilon, step, steps, start) in rows {
             let recipe = load(&format!("{set}-{name}"));
@@ -106,6 +124,11 @@ fn methods_attack_as_their_sources_do() {
             assert_eq!(recipe.objective.replays, if method == Method::Free { 8 } else { 1 }, "{name}");
             assert_eq!(recipe.overfitting.check, matches!(steps, 1), "{name}");
             assert_eq!(recipe.data.set.name(), set);
+            let reflects = matches!(method, Method::Standard | Method::PgdAt);
+            assert_eq!(recipe.data.padding == Padding::Reflect, reflects, "{name}");
+            let cyclic = Schedule::Cyclic { peak_at: 0.5, momentum_range: Some([0.8, 0.9]) };
+            assert_eq!(recipe.schedule == cyclic, steps == 1, "{name}");
+            assert_eq!(recipe.evaluation.every, if steps == 1 { 1 } else { 5 }, "{name}");
 
             // The values of the file are also those that the method has by itself.
             let bare = parse(SMALL, &[&format!("objective.method={method}")]).unwrap();
@@ -154,17 +177,34 @@ fn phases_change_the_attack_over_training() {
 
 #[test]
 fn what_a_method_cannot_do_is_refused() {
-    let cases: [(&[&str], &str); 8] = [
+    let bullet = "accelerate.method=bullet-train";
+    let cases: [(&[&str], &str); 12] = [
         (&["objective.method=fgsm-rs", "attack.steps=3"], "attack.steps = 3, expected 1 for fgsm-rs"),
         (&["objective.method=standard", "attack.steps=3"], "attack.steps = 3, expected 0 for standard"),
         (&["objective.replays=2"], "objective.replays = 2, expected 1: pgd-at trains once on each minibatch"),
         (
-            &["objective.method=trades", "objective.label_smoothing=0.1"],
-            "objective.label_smoothing = 0.1, expected 0: trades compares predictions, not labels",
+            &["objective.method=mart", "objective.label_smoothing=0.1"],
+            "objective.label_smoothing = 0.1, expected 0: mart's margin and its weight 1 - p_y are defined by one true class",
         ),
         (
             &["objective.method=n-fgsm", "attack.batch_norm=train", "accelerate.method=bullet-train"],
             "attack.batch_norm = \"train\", expected \"eval\" with bullet-train, which attacks parts of a batch",
+        ),
+        (
+            &["accelerate.super_batch=2"],
+            "accelerate.super_batch = 2, expected 1 without bullet-train: the attack of a whole batch fills its micro-batches",
+        ),
+        (
+            &["accelerate.warmup_accuracy=0.5"],
+            "accelerate.warmup_accuracy = 0.5, expected 0 without bullet-train, which it delays",
+        ),
+        (
+            &["objective.method=free", bullet, "accelerate.super_batch=2"],
+            "accelerate.super_batch = 2, expected 1 for free, whose attack is its training steps",
+        ),
+        (
+            &["objective.method=standard", bullet, "accelerate.warmup_accuracy=0.5"],
+            "accelerate.warmup_accuracy = 0.5, expected 0 for standard, which attacks nothing",
         ),
         (
             &["objective.method=free", "attack.start=uniform"],
@@ -241,6 +281,97 @@ fn pruned_recipes_meet_the_papers_speed_ups() {
     only_the_selection("cifar10-trades-info-batch", "cifar10-trades");
 }
 
+/// A recipe of CIFAR-10 and that of CIFAR-100 have the same values but for the set, the name, and the fraction of a pruned one.
+#[test]
+fn every_cifar10_recipe_has_a_counterpart() {
+    let load = |name: &str| Recipe::load(name, &[]).unwrap();
+    let mut pairs = 0;
+    for builtin in BUILTIN {
+        let Some(rest) = builtin.name.strip_prefix("cifar10-") else { continue };
+        let (ten, hundred) = (load(builtin.name), load(&format!("cifar100-{rest}")));
+        assert_eq!((ten.data.set, hundred.data.set), (SetKind::Cifar10, SetKind::Cifar100), "{rest}");
+        if ten.selection.fraction < 1.0 {
+            assert!(ten.selection.fraction < hundred.selection.fraction, "{rest}");
+        }
+        let renamed = Recipe {
+            name: ten.name.clone(),
+            data: Data { set: SetKind::Cifar10, ..hundred.data.clone() },
+            selection: Selection { fraction: ten.selection.fraction, ..hundred.selection.clone() },
+            ..hundred
+        };
+        assert_eq!(renamed, ten, "{rest}");
+        pairs += 1;
+    }
+    assert_eq!(BUILTIN.len(), 2 * pairs + 1, "quick, and pairs");
+}
+
+/// The recommended recipes anneal under any number of steps; the selections of R = 5 and 10 differ by R alone; all that their
+/// first lines promise is what the cost model says.
+#[test]
+fn recommended_recipes_differ_from_the_literal_ones_as_they_say() {
+    let load = |name: &str| Recipe::load(name, &[]).unwrap();
+    let one_cycle = Schedule::OneCycle {
+        rise: 0.3,
+        initial_divisor: 25.0,
+        final_divisor: 1e4,
+        update: Update::Step,
+        momentum_range: Some([0.85, 0.95]),
+    };
+    let promised = |name: &str, full: &Recipe, recipe: &Recipe| {
+        let text = BUILTIN.iter().find(|builtin| builtin.name == name).unwrap().text;
+        let comment: Vec<&str> = text.lines().take_while(|line| line.starts_with('#')).collect();
+        let comment = comment.join(" ").replace("# ", "");
+        let speed_up = Cost::predicted(full).passes() / Cost::predicted(recipe).passes();
+        assert!(
+            comment.contains(&format!("By the cost model {speed_up:.2}x")),
+            "{name}: {speed_up}, {comment}"
+        );
+    };
+    for set in ["cifar10", "cifar100"] {
+        for literal in ["trades-gradmatch", "trades-glister", "trades-random-online"] {
+            let name = format!("{set}-{literal}-annealed");
+            let (annealed, literal) = (load(&name), load(&format!("{set}-{literal}")));
+            promised(&name, &load(&format!("{set}-trades")), &annealed);
+            assert_eq!((annealed.selection.full_share, &annealed.schedule), (0.125, &one_cycle));
+            let back = Recipe {
+                name: literal.name.clone(),
+                schedule: literal.schedule.clone(),
+                selection: Selection { full_share: 0.0, ..annealed.selection.clone() },
+                ..annealed
+            };
+            assert_eq!(back, literal);
+        }
+        let (bullet, plain) = (
+            load(&format!("{set}-trades-gradmatch-bullet-annealed")),
+            load(&format!("{set}-trades-gradmatch-annealed")),
+        );
+        assert_eq!((bullet.accelerate.method, bullet.accelerate.super_batch), (Acceleration::BulletTrain, 4));
+        assert_eq!(
+            Recipe { name: plain.name.clone(), accelerate: plain.accelerate.clone(), ..bullet },
+            plain
+        );
+        let name = format!("{set}-trades-gradmatch-100");
+        let (longer, literal) = (load(&name), load(&format!("{set}-trades-gradmatch")));
+        promised(&name, &Recipe { epochs: 100, ..load(&format!("{set}-trades")) }, &longer);
+        assert_eq!(Recipe { name: literal.name.clone(), epochs: literal.epochs, ..longer }, literal);
+        for short in ["gradmatch", "glister"] {
+            let literal = load(&format!("{set}-trades-{short}"));
+            for every in [5, 10] {
+                let name = format!("{set}-trades-{short}-r{every}");
+                let fresher = load(&name);
+                promised(&name, &load(&format!("{set}-trades")), &fresher);
+                assert_eq!(fresher.selection.every, every);
+                let back = Recipe {
+                    name: literal.name.clone(),
+                    selection: Selection { every: literal.selection.every, ..fresher.selection.clone() },
+                    ..fresher
+                };
+                assert_eq!(back, literal);
+            }
+        }
+    }
+}
+
 #[test]
 fn every_selection_has_its_defaults_and_round_trips() {
     for (name, method) in SelectionMethod::ALL {
@@ -257,13 +388,32 @@ fn every_selection_has_its_defaults_and_round_trips() {
         let recipe = parse(SMALL, &set).unwrap();
         let selection = &recipe.selection;
         assert_eq!(selection.method, *method);
-        assert_eq!(selection.every, method.default_every(), "{name}");
+        assert_eq!(selection.every, method.default_every(Scores::Accumulated), "{name}");
         assert_eq!(selection.budget(1000), if method.has_fraction() { 300 } else { 1000 }, "{name}");
         assert_eq!(selection.warm_start, if *name == "short" { 1.0 } else { 0.0 }, "{name}");
         // The step of Adv-GLISTER is that of training.
-        assert_eq!((selection.rounds, selection.step_size), (15, 10.0));
-        assert_eq!((selection.mode, selection.ridge, selection.tolerance), (AtomMode::PerClass, 0.5, 1e-4));
-        assert_eq!((selection.prune_share, selection.full_share), (0.5, 0.125));
+        assert_eq!((selection.rounds, selection.step_size), (15, Some(10.0)));
+        assert_eq!((selection.temperature, selection.class_quotas), (1.0, true));
+        assert_eq!((selection.mode, selection.ridge, selection.tolerance), (AtomMode::PerClass, 0.05, 1e-4));
+        let full_share = if *name == "info-batch" { 0.125 } else { 0.0 };
+        assert_eq!((selection.prune_share, selection.full_share), (0.5, full_share));
+        assert_eq!((selection.random_share, selection.target_draws), (0.0, 1));
+        assert_eq!((selection.weights, selection.scores), (SelectionWeights::Live, Scores::Accumulated));
+        assert_eq!(selection.sampling, Sampling::Permutation);
+        assert_eq!(parse(&recipe.to_toml(), &[]).unwrap(), recipe);
+        // The published configurations, by name.
+        set.extend([
+            "selection.temperature=0",
+            "selection.class_quotas=false",
+            "selection.greedy=stochastic",
+            "selection.gradient=bias",
+            "selection.step_along=sum",
+            "selection.step_size=learning-rate",
+            "selection.ridge=0.5",
+            "selection.ridge_unit=absolute",
+        ]);
+        let recipe = parse(SMALL, &set).unwrap();
+        assert_eq!(recipe.selection.step_size, None);
         assert_eq!(parse(&recipe.to_toml(), &[]).unwrap(), recipe);
     }
     assert_eq!(parse(SMALL, &[]).unwrap().selection.method, SelectionMethod::Full);
@@ -316,7 +466,33 @@ fn what_a_selection_cannot_do_is_refused() {
         ),
         (
             &["selection.method=adv-glister", some],
-            "data.validation = 0, expected 1 at least: adv-glister chooses by the loss of held-out images",
+            "data.validation = 0, expected more: adv-glister chooses by the loss of 0 of them (selection.held_out_share), \
+             and the best epoch by the others",
+        ),
+        (
+            &["selection.method=adv-glister", some, "data.validation=4", "selection.held_out_share=1"],
+            "data.validation = 4, expected more: adv-glister chooses by the loss of 4 of them (selection.held_out_share), \
+             and the best epoch by the others",
+        ),
+        (
+            &["selection.method=el2n", some, "selection.importance_weights=true", "selection.temperature=0"],
+            "selection.temperature = 0, expected above 0: a choice without noise has no probabilities to weigh by",
+        ),
+        (
+            &[
+                "selection.method=adv-glister",
+                some,
+                "selection.importance_weights=true",
+                "selection.greedy=stochastic",
+                "data.validation=200",
+            ],
+            "selection.greedy = \"stochastic\", expected \"rounds\": the probabilities of a choice from random pools are not \
+             known",
+        ),
+        (
+            &["selection.method=random", some, "selection.holdout_draw=true", "attack.batch_norm=train"],
+            "attack.batch_norm = \"train\", expected \"eval\": selection.holdout_draw attacks the candidates, which must not \
+             move the statistics",
         ),
         (
             &["selection.method=grand", some, "attack.batch_norm=train"],
@@ -327,6 +503,31 @@ fn what_a_selection_cannot_do_is_refused() {
             "attack.batch_norm = \"train\", expected \"eval\": loss-rank attacks the candidates, which must not move the statistics",
         ),
         (
+            &["selection.method=short", some, "selection.full_share=0.1"],
+            "selection.full_share = 0.1, expected 0: short trains on all samples throughout",
+        ),
+        (
+            &["selection.method=random-online", some, "selection.random_share=0.1"],
+            "selection.random_share = 0.1, expected 0: random-online makes no choice to mix with chance",
+        ),
+        (
+            &["selection.method=el2n", "selection.fraction=0.001", "selection.random_share=0.9"],
+            "selection.random_share = 0.9, expected so little that el2n chooses 1 of 2 at least",
+        ),
+        (
+            &[
+                "selection.method=adv-grad-match",
+                "selection.mode=per-batch",
+                "selection.fraction=0.03",
+                "selection.random_share=0.5",
+            ],
+            "selection.random_share = 0.5, expected so little that adv-grad-match chooses 50 of 60 at least",
+        ),
+        (
+            &["selection.method=el2n", some, "selection.weights=average"],
+            "selection.weights = \"average\", expected \"live\" where optimizer.average_decay keeps no average",
+        ),
+        (
             &["selection.method=el2n", some, "objective.method=free"],
             "objective.method = \"free\", expected another: el2n attacks candidates, and the attack of free is that of a place",
         ),
@@ -335,10 +536,11 @@ fn what_a_selection_cannot_do_is_refused() {
         assert_eq!(parse(SMALL, overrides).unwrap_err(), format!("recipe test: {wanted}"), "{overrides:?}");
     }
     // Where training has left losses to rank by, nothing is attacked.
-    let scored: [&[&str]; 3] = [
+    let scored: [&[&str]; 4] = [
         &["selection.method=loss-rank", some, "selection.warm_start=0.5", "attack.batch_norm=train"],
         &["selection.method=info-batch", "objective.method=free"],
         &["selection.method=random", some, "objective.method=free"],
+        &["selection.method=el2n", some, "selection.warm_start=0.5", "objective.method=free"],
     ];
     for overrides in scored {
         parse(SMALL, overrides).unwrap();
@@ -365,6 +567,7 @@ fn a_file_is_named_after_itself_and_everything_is_resolved() {
         "validation",
         "validation_split",
         "augment",
+        "padding",
         "[model]",
         "width",
         "[objective]",
@@ -383,16 +586,33 @@ fn a_file_is_named_after_itself_and_everything_is_resolved() {
         "warm_start",
         "mode",
         "ridge",
+        "ridge_unit",
+        "temperature",
+        "class_quotas",
+        "importance_weights",
+        "gradient",
+        "step_along",
+        "held_out_share",
+        "holdout_draw",
         "tolerance",
         "greedy",
         "rounds",
         "prune_share",
         "full_share",
+        "random_share",
+        "weights",
+        "sampling",
+        "scores",
+        "target_draws",
+        "[accelerate]",
+        "warmup_accuracy",
+        "super_batch",
         "[optimizer]",
         "learning_rate",
         "momentum",
         "weight_decay",
         "average_decay",
+        "average_warmup",
         "[schedule]",
         "kind",
         "warmup_epochs",
@@ -413,6 +633,122 @@ fn a_file_is_named_after_itself_and_everything_is_resolved() {
     }
 }
 
+/// Files of one folder, by name and text.
+fn files(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        std::fs::create_dir_all(folder.path().join(name).parent().unwrap()).unwrap();
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    folder
+}
+
+fn load(folder: &tempfile::TempDir, name: &str, overrides: &[&str]) -> Result<Recipe, String> {
+    let overrides: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
+    Recipe::load(folder.path().join(name).to_str().unwrap(), &overrides).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_recipe_extends_a_shipped_one_or_a_file_beside_it() {
+    let folder = files(&[
+        ("mine.toml", "extends = 'cifar10-trades'\nepochs = 50\n[attack]\nsteps = 7"),
+        (
+            "deep/longer.toml",
+            "extends = '../mine.toml'\n[attack]\nepsilon = '4/255'\n[schedule]\nkind = 'cyclic'",
+        ),
+        ("named.toml", "extends = 'deep/longer.toml'\nname = 'another'"),
+    ]);
+    let shipped = Recipe::load("cifar10-trades", &[]).unwrap();
+    let mine = load(&folder, "mine.toml", &[]).unwrap();
+    let attack = Attack { steps: 7, ..shipped.attack.clone() };
+    assert_eq!(mine, Recipe { name: "mine".into(), epochs: 50, attack, ..shipped.clone() });
+
+    let longer = load(&folder, "deep/longer.toml", &["attack.steps=3"]).unwrap();
+    assert_eq!((longer.name.as_str(), longer.epochs, longer.attack.steps), ("longer", 50, 3));
+    assert_eq!(longer.attack.epsilon.to_string(), "4/255");
+    let Schedule::Cyclic { .. } = longer.schedule else { panic!("{:?}", longer.schedule) };
+    assert_eq!(load(&folder, "named.toml", &[]).unwrap().name, "another");
+
+    // What a run keeps is resolved.
+    let text = mine.to_toml();
+    assert!(!text.contains("extends"), "{text}");
+    assert_eq!(Recipe::parse("x", &text, &[]).unwrap(), mine);
+}
+
+#[test]
+fn what_cannot_be_extended_is_refused() {
+    let mut all: Vec<(String, String)> = vec![
+        ("a.toml".into(), "extends = 'b.toml'".into()),
+        ("b.toml".into(), "extends = 'c.toml'".into()),
+        ("c.toml".into(), "extends = './b.toml'".into()),
+        ("own.toml".into(), "extends = 'own.toml'".into()),
+        ("none.toml".into(), "extends = 'cifar10-trade'".into()),
+        ("list.toml".into(), "extends = ['quick']".into()),
+        ("base.toml".into(), format!("{SMALL}\n[attack]\nsteps = 3\nalfa = 1\n")),
+        ("child.toml".into(), "extends = 'base.toml'".into()),
+        ("bad.toml".into(), format!("{SMALL}\n[attack]\nsteps = -3\n")),
+        ("under.toml".into(), "extends = 'bad.toml'".into()),
+        ("above.toml".into(), "extends = 'bad.toml'\n[attack]\nsteps = -4".into()),
+        ("broken.toml".into(), "extends = 'syntax.toml'".into()),
+        ("syntax.toml".into(), "epochs = ".into()),
+        ("chain-0.toml".into(), SMALL.into()),
+    ];
+    for at in 1..=8 {
+        all.push((format!("chain-{at}.toml"), format!("extends = 'chain-{}.toml'", at - 1)));
+    }
+    let all: Vec<(&str, &str)> = all.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    let folder = files(&all);
+    let place = folder.path().display();
+    let known = "known here: epsilon, step_size, steps, start, start_scale, start_deviation, batch_norm, precision, phases";
+    let cases: &[(&str, &[&str], String)] = &[
+        ("a", &[], "recipe c: extends = \"./b.toml\", expected no circle: b extends c".into()),
+        ("own", &[], "recipe own: extends = \"own.toml\", expected no circle: own".into()),
+        (
+            "none",
+            &[],
+            format!(
+                "recipe none: extends = \"cifar10-trade\", expected a built-in recipe or a file; there is no \
+                 {place}/cifar10-trade; did you mean cifar10-trades?"
+            ),
+        ),
+        (
+            "list",
+            &[],
+            "recipe list: extends = \"[\\\"quick\\\"]\", expected the name of a recipe or the path of a file"
+                .into(),
+        ),
+        ("child", &[], format!("recipe base, which child extends: unknown key attack.alfa; {known}")),
+        (
+            "under",
+            &[],
+            "recipe bad, which under extends: attack.steps = -3, expected an integer from 0 to 1000".into(),
+        ),
+        (
+            "under",
+            &["attack.steps=-2"],
+            "recipe under: attack.steps = -2, expected an integer from 0 to 1000".into(),
+        ),
+        ("above", &[], "recipe above: attack.steps = -4, expected an integer from 0 to 1000".into()),
+        (
+            "chain-8",
+            &[],
+            "recipe chain-1: extends = \"chain-0.toml\", expected at most 8 recipes in a chain".into(),
+        ),
+        ("chain-0", &["extends=quick"], "--set extends=quick: a recipe's file says what it extends".into()),
+    ];
+    for (name, overrides, wanted) in cases {
+        let error = load(&folder, &format!("{name}.toml"), overrides).unwrap_err();
+        assert_eq!(error, *wanted, "{name}, {overrides:?}");
+    }
+    let error = load(&folder, "broken.toml", &[]).unwrap_err();
+    assert!(error.starts_with("recipe syntax: not TOML: "), "{error}");
+    load(&folder, "chain-7.toml", &[]).unwrap();
+    // A text in memory lies nowhere: it extends shipped recipes only.
+    assert_eq!(parse("extends = 'quick'", &[]).unwrap().epochs, Recipe::load("quick", &[]).unwrap().epochs);
+    let error = parse("extends = 'quik'", &[]).unwrap_err();
+    assert_eq!(error, "recipe test: extends = \"quik\", expected a built-in recipe; did you mean quick?");
+}
+
 #[test]
 fn overrides_come_before_resolving() {
     let set =
@@ -425,7 +761,7 @@ fn overrides_come_before_resolving() {
     // The file written for one schedule names a key that the other does not have.
     assert_eq!(
         recipe.unwrap_err(),
-        "recipe test: unknown key schedule.warmup_epochs; known here: kind, peak_at"
+        "recipe test: unknown key schedule.warmup_epochs; known here: kind, peak_at, momentum_range"
     );
 }
 
@@ -472,6 +808,7 @@ fn errors_name_key_value_and_wish() {
             "optimizer.learning_rate=nan",
             "recipe test: optimizer.learning_rate = nan, expected a number in (0, 100]",
         ),
+        ("data.padding=mirror", "recipe test: data.padding = \"mirror\", expected \"zero\" or \"reflect\""),
         ("data.augment=yes", "recipe test: data.augment = \"yes\", expected true or false"),
         (
             "evaluation.protocols=[]x",

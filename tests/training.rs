@@ -44,6 +44,8 @@ const RECIPE: &str = r#"
     best_by = "pgd2"
 "#;
 const STEPS_PER_EPOCH: usize = 5;
+/// Batches of a validation: clean and robust, of the moving average and of the live weights.
+const VALIDATION: usize = 4;
 
 fn recipe() -> Recipe {
     Recipe::parse("test", RECIPE, &[]).unwrap()
@@ -113,6 +115,7 @@ fn assert_same_run(folder: &Path) {
     let (met, wanted) = (newest(folder), newest(whole.path()));
     assert!(met.weights == wanted.weights && met.optimizer == wanted.optimizer);
     assert_eq!(met.progress.best, wanted.progress.best);
+    assert_eq!(met.progress.optimizer_steps, wanted.progress.optimizer_steps);
 }
 
 #[test]
@@ -152,6 +155,8 @@ fn a_run_leaves_a_whole_folder() {
         let rate = 100.0 / (line.seconds_attack + line.seconds_train);
         assert!((line.images_per_second / rate - 1.0).abs() < 1e-9, "{line:?}");
         assert!(line.validation_clean.is_some() && line.validation_robust.is_some());
+        // The recipe keeps a moving average: both sets of weights are evaluated.
+        assert!(line.validation_live_clean.is_some() && line.validation_live_robust.is_some());
     }
     // The best is the first epoch with the highest robust accuracy on the validation images.
     let robust: Vec<f64> = metrics.iter().map(|line| line.validation_robust.unwrap()).collect();
@@ -181,6 +186,49 @@ fn a_run_leaves_a_whole_folder() {
     assert_ne!(last, state.weights);
 }
 
+/// Validation of the live weights is that of a run that keeps no average: the average changes nothing in training.
+#[test]
+fn live_weights_are_validated_as_if_there_were_no_average() {
+    let (folder, _) = unbroken();
+    let plain = tempfile::tempdir().unwrap();
+    let recipe = Recipe::parse("test", RECIPE, &["optimizer.average_decay=none".into()]).unwrap();
+    println!("seed {}", recipe.seed);
+    run(&recipe, plain.path(), None).unwrap();
+    let live = |line: &EpochMetrics| (line.validation_live_clean, line.validation_live_robust);
+    let only = |line: &EpochMetrics| (line.validation_clean, line.validation_robust);
+    let (averaged, plain) = (metrics(folder.path()), metrics(plain.path()));
+    assert_eq!(averaged.iter().map(live).collect::<Vec<_>>(), plain.iter().map(only).collect::<Vec<_>>());
+    assert!(plain.iter().all(|line| live(line) == (None, None)));
+}
+
+/// Two steps, one of them the same run written in another way: what the schedule, the average and the padding say reaches
+/// the step.
+#[test]
+fn momentum_decay_and_padding_of_the_recipe_reach_the_step() {
+    let last = |set: &[&str]| {
+        let common = ["epochs=1", "data.train_limit=68", "evaluation.every=0", "evaluation.protocols=[]"];
+        let set: Vec<String> = common.iter().chain(set).map(|&text| text.into()).collect();
+        let recipe = Recipe::parse("test", RECIPE, &set).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        run(&recipe, folder.path(), None).unwrap();
+        fs::read(folder.path().join("last.safetensors")).unwrap()
+    };
+    let cyclic = ["schedule.kind=cyclic", "optimizer.average_decay=none"];
+    let momentum = last(&[&cyclic[..], &["optimizer.momentum=0.5"]].concat());
+    assert!(momentum == last(&[&cyclic[..], &["schedule.momentum_range=[0.5, 0.5]"]].concat()), "momentum");
+    assert!(momentum != last(&cyclic), "momentum 0.9 and 0.5 give the same weights");
+
+    // The first step starts the average, the second one has the decay (1 + 1) / (10 + 1).
+    let decay = last(&["optimizer.average_decay=0.999"]);
+    let as_plain = ["optimizer.average_decay=0.18181818181818182", "optimizer.average_warmup=false"];
+    assert!(decay == last(&as_plain), "decay of the average");
+    assert!(decay != last(&["optimizer.average_decay=0.999", "optimizer.average_warmup=false"]));
+
+    let reflect = "data.padding=reflect";
+    assert!(last(&[reflect]) != last(&[]), "padding");
+    assert!(last(&[reflect, "data.augment=false"]) == last(&["data.augment=false"]), "padding without crops");
+}
+
 #[test]
 fn a_run_broken_anywhere_resumes_to_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
@@ -190,16 +238,22 @@ fn a_run_broken_anywhere_resumes_to_the_same_bits() {
         let progress = newest.unwrap().unwrap().1.progress;
         (progress.epoch, progress.step)
     };
-    // In the middle of the first epoch; behind its last step; in a validation; in the test of the end.
-    let stops = [(3, (0, 3)), (2, (0, STEPS_PER_EPOCH)), (2 + STEPS_PER_EPOCH + 1, (1, STEPS_PER_EPOCH))];
+    // In the middle of the first epoch; behind its last step; in a validation of the average, in one of the live weights; in
+    // the test of the end.
+    let stops = [
+        (3, (0, 3)),
+        (2, (0, STEPS_PER_EPOCH)),
+        (VALIDATION + STEPS_PER_EPOCH + 1, (1, STEPS_PER_EPOCH)),
+        (3, (1, STEPS_PER_EPOCH)),
+    ];
     for (questions, place) in stops {
         let error = run(&recipe(), path, Some(questions)).unwrap_err();
         assert!(matches!(error, TrainError::Interrupted { .. }), "{error}");
         assert_eq!(progress(), place);
         assert_eq!(metrics_or_none(path).len(), place.0 as usize);
     }
-    // Two validations of one batch each are left, five steps, and then the first batch of the test.
-    let error = run(&recipe(), path, Some(2 + STEPS_PER_EPOCH + 2 + 1)).unwrap_err();
+    // Two validations are left, five steps, and then the first batch of the test.
+    let error = run(&recipe(), path, Some(2 * VALIDATION + STEPS_PER_EPOCH + 1)).unwrap_err();
     assert!(matches!(error, TrainError::Interrupted { .. }), "{error}");
     assert_eq!(progress(), (3, 0));
     assert!(!path.join("result.json").exists());
@@ -215,8 +269,8 @@ fn metrics_or_none(folder: &Path) -> Vec<EpochMetrics> {
 fn a_damaged_newest_checkpoint_costs_time_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
-    // Two validation questions an epoch: this is behind step 2 of epoch 3, with epochs 1 and 2 saved.
-    let questions = 2 * (STEPS_PER_EPOCH + 2) + 2;
+    // After step 2 of epoch 3, with epochs 1 and 2 saved.
+    let questions = 2 * (STEPS_PER_EPOCH + VALIDATION) + 2;
     run(&recipe(), path, Some(questions)).unwrap_err();
     let newest = path.join("checkpoints").join(checkpoint::name(2, 2));
     let weights = newest.join("weights.safetensors");
@@ -296,7 +350,7 @@ fn what_the_end_has_measured_is_not_measured_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     // Steps and validations of every epoch, and the first of the two protocols of the test, in two batches.
-    let training = 3 * (STEPS_PER_EPOCH + 2);
+    let training = 3 * (STEPS_PER_EPOCH + VALIDATION);
     let error = run(&recipe(), path, Some(training + 2 + 1)).unwrap_err();
     assert!(matches!(error, TrainError::Interrupted { .. }), "{error}");
     let best = path.join("best.state");

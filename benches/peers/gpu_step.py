@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """PyTorch's PGD-AT, TRADES and MART training steps of ResNet-18 on a GPU, as fast as PyTorch makes them: the peer of `bench step`.
 
-Usage: gpu_step.py [--method pgd-at,trades,mart] [--batch 128,512,1024] [--mode autotune|compile|graphs|eager|best] [--device cuda]
-       [--width 64] [--seconds 1.0] [--samples 7] [--setup-seconds 120] [--budget SECONDS] [--json FILE]
+Usage: gpu_step.py [--method pgd-at,trades,mart] [--batch 128,512,1024] [--mode autotune|compile|graphs|eager[,...]]
+       [--device cuda] [--width 64] [--seconds 1.0] [--samples 7] [--setup-seconds 120] [--budget SECONDS] [--json FILE]
 
 bf16, channels_last, BatchNorm folded for the attack, clean forward pass computed once, fused SGD (adversarial_step.py). Modes:
 
@@ -10,13 +10,13 @@ bf16, channels_last, BatchNorm folded for the attack, clean forward pass compute
   graphs    the same kernels, the whole step (ten attack steps, train pass, optimizer) captured as one CUDA graph
   compile   torch.compile, convolutions by cuDNN's fastest, then the whole step captured as one CUDA graph
   autotune  the same with everything tried that torch.compile has for a convolution or product (max-autotune, its own graphs off)
-  best      graphs and compile for each batch, and autotune last, which takes longest to prepare; all are reported
 
-A mode that fails or takes longer than --setup-seconds falls back to the next simpler one, but for best, which has that anyway;
-each line says which mode its number is of and why, and so does the JSON. Each sample is enough steps for --seconds / --samples,
+Of several modes (--mode graphs,compile,autotune) each is measured for every batch before the next begins, and all are reported.
+One alone that fails or takes longer than --setup-seconds falls back to the next simpler one; each line says which mode its number is of and why, and so does the JSON. Each sample is enough steps for --seconds / --samples,
 timed with CUDA events; medians count. The ceilings are a bf16 product of 8192 x 8192 x 8192 and a copy of 1 GiB within the
 device, on random data. A measurement whose step did something wrong (adversarial_step.py, `sound`) is not reported but an error.
---budget ends the run with what is measured by then; the rows left out are named. Exit code 1 if a method was tried at a batch
+--budget ends the run with what is measured by then; the rows left out are named. The JSON file is replaced after each row, and
+its `finished` is false until the last. Exit code 1 if a method was tried at a batch
 and measured in no mode. Images lie on the device: loading and augmentation are not in the figure.
 """
 
@@ -25,6 +25,7 @@ import contextlib
 import datetime
 import itertools
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -48,7 +49,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default=",".join(METHODS))
     parser.add_argument("--batch", default="128,512,1024")
-    parser.add_argument("--mode", choices=[*FALLBACK, "best"], default="autotune")
+    parser.add_argument("--mode", default="autotune")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=1.0)
@@ -59,6 +60,10 @@ def arguments():
     args = parser.parse_args()
     args.methods = args.method.split(",")
     args.batches = [int(batch) for batch in args.batch.split(",")]
+    args.modes = args.mode.split(",")
+    unknown = [mode for mode in args.modes if mode not in FALLBACK]
+    if unknown:
+        parser.error(f"--mode {unknown[0]}: expected some of {', '.join(FALLBACK)}")
     unknown = [method for method in args.methods if method not in METHODS]
     if unknown:
         parser.error(f"--method {unknown[0]}: expected one of {', '.join(METHODS)}")
@@ -155,7 +160,7 @@ def prepare(mode, method, batch, args):
 def measure(requested, method, batch, args, clock, setup_seconds):
     """A row: the first of the modes that works."""
     row = {"method": method, "batch": batch, "width": args.width, "requested": requested, "mode": None, "failed": {}}
-    for mode in [requested] if args.mode == "best" else FALLBACK[FALLBACK.index(requested) :]:
+    for mode in [requested] if len(args.modes) > 1 else FALLBACK[FALLBACK.index(requested) :]:
         begin = time.perf_counter()
         step = run = None
         try:
@@ -229,34 +234,42 @@ def main():
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "ceilings": ceilings(args.device, clock),
+        "finished": False,
         "rows": [],
         "left_out": [],
     }
+    write(args.json, document)
     top = document["ceilings"]
     print(f"device   {document['device']}, driver {document['driver']}, PyTorch {document['torch']}")
     print(f"ceilings {top['flops'] / 1e12:.1f} TFLOP/s ({top['how'][0]}), {top['bytes'] / 1e9:.0f} GB/s ({top['how'][1]})")
-    for modes in [["graphs", "compile"], ["autotune"]] if args.mode == "best" else [[args.mode]]:
-        for batch, mode, method in itertools.product(args.batches, modes, args.methods):
-            name = f"{method} batch {batch} {mode}"
-            left = args.budget - (time.perf_counter() - begin)
-            if left < ENOUGH[mode]:
-                document["left_out"].append(name)
-                continue
-            if clock.cuda:
-                torch.cuda.reset_peak_memory_stats()
-            row = measure(mode, method, batch, args, clock, min(args.setup_seconds, left))
-            document["rows"].append(row)
-            print(line(name, row, top), flush=True)
-            if args.json:  # behind each row, so that a run cut short keeps what it has
-                Path(args.json).write_text(json.dumps(document, indent=1) + "\n")
-            if method == args.methods[-1]:
-                torch.compiler.reset()
+    for mode, batch, method in itertools.product(args.modes, args.batches, args.methods):
+        name = f"{method} batch {batch} {mode}"
+        left = args.budget - (time.perf_counter() - begin)
+        if left < ENOUGH[mode]:
+            document["left_out"].append(name)
+            continue
+        if clock.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        row = measure(mode, method, batch, args, clock, min(args.setup_seconds, left))
+        document["rows"].append(row)
+        print(line(name, row, top), flush=True)
+        write(args.json, document)
+        if method == args.methods[-1]:
+            torch.compiler.reset()
     for name in document["left_out"]:
         print(f"{name}: not measured, the budget of {args.budget:g} s was over")
-    if args.json:
-        Path(args.json).write_text(json.dumps(document, indent=1) + "\n")
+    document["finished"] = True
+    write(args.json, document)
     asked = {(row["method"], row["batch"]) for row in document["rows"]}
     sys.exit(not asked or asked != {(row["method"], row["batch"]) for row in document["rows"] if row["mode"]})
+
+
+def write(path, document):
+    """Replaces the file as a whole, so that a run that is killed leaves the rows so far."""
+    if path:
+        writing = Path(f"{path}.writing")
+        writing.write_text(json.dumps(document, indent=1) + "\n")
+        os.replace(writing, path)
 
 
 def line(name, row, top):

@@ -1,4 +1,5 @@
-// The random start of an attack: perturbed = clip01(image + noise), the noise of an image keyed by its sample.
+// The random start of an attack: perturbed = image + noise, the noise of an image keyed by its sample. The uniform start is
+// clipped to [0, 1]; the normal one is not: TRADES and MART take their first gradient there.
 //
 // Element e of a sample uses word e % 4 of Philox block e / 4; a thread takes one block, four elements. The uniform start
 // has the same bits on every device; the normal one differs by the last places of log, sin and cos.
@@ -39,7 +40,10 @@ DEVICE void perturb(const PerturbParams& p) {
     }
     Float4 x = load_vector<Float4>(p.images, int64_t(i) * 4);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) x.value[k] = fminf(fmaxf(x.value[k] + noise.value[k], 0.0f), 1.0f);
+    for (int k = 0; k < 4; ++k) {
+        x.value[k] += noise.value[k];
+        if constexpr (!NORMAL) x.value[k] = fminf(fmaxf(x.value[k], 0.0f), 1.0f);
+    }
     store_vector(p.perturbed, int64_t(i) * 4, x);
 }
 

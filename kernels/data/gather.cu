@@ -1,6 +1,7 @@
-// A training batch from the resident data set: gather, random crop (32 of 40, zero padding 4), flip, and f32 in [0, 1].
+// A training batch from the resident data set: gather, random crop (32 of 40, padding 4), flip, and f32 in [0, 1].
 //
-//   x[h][w] = image[h + row - 4][w' + column - 4], w' = flip ? 31 - w : w, zero outside
+//   x[h][w] = image[h + row - 4][w' + column - 4], w' = flip ? 31 - w : w; outside zero, or the image mirrored at its
+//   outermost pixels
 //
 // Row and column offsets and the flip are words 0, 1 and 2 of the sample's first Philox block. A thread takes one pixel. A
 // sample that the set does not have becomes NaN with an impossible label, so that the loss shows it.
@@ -22,7 +23,16 @@ struct GatherParams {
     Philox random;
     uint32_t count;
     uint32_t augment;
+    uint32_t reflect;
+    uint32_t unused;
 };
+
+/// A coordinate up to four outside of the image, mirrored into it; the outermost pixels are not repeated.
+DEVICE uint32_t mirrored(uint32_t at) {
+    // Left of or above the image the unsigned difference has wrapped.
+    if (at > SIDE + 4) return 0u - at;
+    return at < SIDE ? at : 2 * (SIDE - 1) - at;
+}
 
 KERNEL(gather_images, GatherParams, 256, NoShared) {
     const uint32_t image = blockIdx.y;
@@ -38,6 +48,10 @@ KERNEL(gather_images, GatherParams, 256, NoShared) {
         // Left of or above the image the unsigned difference wraps and so lies outside as well.
         row = row + random.word[0] % 9 - 4;
         column = column + random.word[1] % 9 - 4;
+        if (p.reflect) {
+            row = mirrored(row);
+            column = mirrored(column);
+        }
     }
     const bool inside = row < SIDE && column < SIDE;
     const int64_t to = (int64_t(image) * PIXELS + pixel) * 3;

@@ -67,7 +67,7 @@ KERNEL_EARLY(fault_pipeline, PipelineParams, 160, PipelineShared) {
         if (p.planted == too_few_bytes_expected) bytes -= 16;
         for (uint32_t tile = 0; tile < loaded; ++tile) {
             const uint32_t stage = tile % 2;
-            mbarrier_wait(shared.empty[stage], tile / 2 % 2 ^ 1);
+            mbarrier_wait(shared.empty[stage], tile / 2 % 2 ^ 1, {kernel, "empty"});
             mbarrier_expect_bytes(shared.full[stage], bytes);
             if (p.planted == too_many_arrivals) mbarrier_arrive(shared.full[stage]);
             const uint32_t shift = p.planted == misaligned_box ? 32 : 0;
@@ -79,7 +79,7 @@ KERNEL_EARLY(fault_pipeline, PipelineParams, 160, PipelineShared) {
     float acc[32];
     for (uint32_t tile = 0; tile < tiles; ++tile) {
         const uint32_t stage = tile % 2;
-        if (p.planted != missing_full_wait) mbarrier_wait(shared.full[stage], tile / 2 % 2);
+        if (p.planted != missing_full_wait) mbarrier_wait(shared.full[stage], tile / 2 % 2, {kernel, "full"});
         if (p.planted != missing_wgmma_fence || tile == 0) wgmma_fence();
         for (int k = 0; k < 4; ++k) {
             const uint32_t at = p.planted == mismatched_descriptors && threadIdx.x >= 64 ? 0 : 16 * k;
@@ -190,7 +190,7 @@ KERNEL(fault_barriers, BarrierParams, 64, BarrierShared) {
     }
     syncthreads();
     mbarrier_arrive(shared.done);
-    mbarrier_wait(shared.done, 0);
+    mbarrier_wait(shared.done, 0, {kernel, "done"});
     const uint32_t threads = p.planted == 2 && threadIdx.x >= 32 ? 32 : 64;
     if (p.planted != 3 || threadIdx.x < 32) named_barrier_sync(2, threads);
     p.to[threadIdx.x] = threadIdx.x;
@@ -223,7 +223,7 @@ KERNEL(fault_turns, TurnsParams, 96, TurnsShared) {
         if (!elect_lane()) return;
         for (uint32_t tile = 0; tile < p.tiles; ++tile) {
             Mbarrier& full = shared.full[one ? 0 : tile % 2];
-            mbarrier_wait(shared.empty, tile % 2 ^ 1);
+            mbarrier_wait(shared.empty, tile % 2 ^ 1, {kernel, "empty"});
             mbarrier_expect_bytes(full, sizeof shared.words);
             bulk_load(shared.words, p.from, 32 * tile, sizeof shared.words, full);
         }
@@ -231,7 +231,7 @@ KERNEL(fault_turns, TurnsParams, 96, TurnsShared) {
     }
     for (uint32_t tile = warp_index() - 1; tile < p.tiles; tile += 2) {
         // Two fills of the place further on its barrier has the same parity again.
-        mbarrier_wait(shared.full[one ? 0 : tile % 2], one ? tile % 2 : tile / 2 % 2);
+        mbarrier_wait(shared.full[one ? 0 : tile % 2], one ? tile % 2 : tile / 2 % 2, {kernel, "full"});
         p.to[32 * tile + lane_index()] = shared.words[lane_index()];
         syncwarp();
         if (elect_lane()) mbarrier_arrive(shared.empty);
@@ -269,16 +269,16 @@ KERNEL_CLUSTER(fault_store_remote, SwapParams, 64, 2, SwapShared) {
     }
     for (uint32_t round = 0; round < p.rounds; ++round) {
         const uint32_t at = ((p.rounds * blockIdx.x + round) * 64 + i) * 4;
-        if (p.planted != 4 && round > 0) mbarrier_wait_cluster(shared.read, round % 2 ^ 1);
+        if (p.planted != 4 && round > 0) mbarrier_wait_cluster(shared.read, round % 2 ^ 1, {kernel, "read"});
         Bytes16* const to = &shared.words[i];
         Bytes16& place = p.planted == 6 ? *reinterpret_cast<Bytes16*>(reinterpret_cast<uint8_t*>(to) + 8) : *to;
         store_remote(place, {{p.from[at], p.from[at + 1], p.from[at + 2], p.from[at + 3]}}, shared.full, peer);
         if (threadIdx.x == 0) mbarrier_expect_bytes(shared.full, sizeof shared.words);
         if (p.planted == 5 && peer == 0) return;
         if (p.planted == 3) {
-            mbarrier_wait(shared.full, round % 2);
+            mbarrier_wait(shared.full, round % 2, {kernel, "full"});
         } else if (p.planted != 2) {
-            mbarrier_wait_cluster(shared.full, round % 2);
+            mbarrier_wait_cluster(shared.full, round % 2, {kernel, "full"});
         }
         for (uint32_t word = 0; word < 4; ++word) p.to[at + word] = shared.words[i].word[word];
         // Behind the last round nothing more comes, and each may leave.

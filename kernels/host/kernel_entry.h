@@ -18,11 +18,13 @@ struct KernelEntry {
     uint32_t cluster_blocks;
     uint32_t shared_bytes;
     uint32_t params_bytes;
+    /// kernel_id of the name.
+    uint32_t id;
     void (*invoke)(const void* params, void* shared);
     const KernelEntry* next;
 
-    KernelEntry(const char* name, uint32_t threads, uint32_t cluster_blocks, size_t shared_bytes, size_t params_bytes,
-                void (*invoke)(const void*, void*));
+    KernelEntry(const char* name, uint32_t id, uint32_t threads, uint32_t cluster_blocks, size_t shared_bytes,
+                size_t params_bytes, void (*invoke)(const void*, void*));
 };
 
 template <class Shared>

@@ -134,10 +134,12 @@ void mbarrier_arrive_remote(uint64_t* state, uint32_t rank) {
     arrive(mbarrier_remote(state, rank, "mbarrier_arrive_remote"), 0);
 }
 
-void mbarrier_wait(uint64_t* state, uint32_t parity, bool cluster) {
+void mbarrier_wait(uint64_t* state, uint32_t parity, bool cluster, uint32_t kernel, const uint32_t name[4]) {
     check_place(state);
+    if (kernel != runner->kernel->id) fault("mbarrier_wait: waits under the name of another kernel than %s", runner->kernel->name);
     if (parity > 1) fault("mbarrier_wait: parity %u, it is 0 or 1", parity);
     Thread& self = *current_thread;
+    memcpy(self.barrier_name, name, sizeof self.barrier_name);
     // Again after waking: the barrier may have gone round once more before this thread's turn.
     while (load(state).phase == parity) {
         self.barrier = state;
@@ -171,6 +173,11 @@ void mbarrier_describe(const Thread& thread, char* text, uint32_t room) {
                         thread.parity, s.missing, s.arrivals);
     if (s.bytes > 0 && used > 0) snprintf(text + used, room - uint32_t(used), ", %d bytes missing", s.bytes);
     if (s.bytes < 0 && used > 0) snprintf(text + used, room - uint32_t(used), ", %d bytes more than expected", -s.bytes);
+}
+
+std::string mbarrier_gave_up(const Thread& thread) {
+    const std::string name(thread.barrier_name, strnlen(thread.barrier_name, sizeof thread.barrier_name));
+    return "barrier " + name + ": waited for more than 1 s";
 }
 
 void named_barrier(uint32_t id, uint32_t threads) {

@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+#include <string>
+
 namespace secateur::host {
 
 struct Thread;
@@ -13,8 +15,9 @@ struct Thread;
 void mbarrier_init(uint64_t* state, uint32_t arrivals);
 /// One arrival, after `bytes` more bytes are expected.
 void mbarrier_arrive(uint64_t* state, uint32_t bytes);
-/// `cluster`: what other blocks stored before is visible after; without it such stores end the launch.
-void mbarrier_wait(uint64_t* state, uint32_t parity, bool cluster);
+/// `cluster`: what other blocks stored before is visible after; without it such stores end the launch. `kernel` must be the id of the
+/// kernel that runs, and `name` holds the 16 characters of the barrier's name, for messages.
+void mbarrier_wait(uint64_t* state, uint32_t parity, bool cluster, uint32_t kernel, const uint32_t name[4]);
 /// One arrival at the barrier at the same place in block `rank` of the cluster.
 void mbarrier_arrive_remote(uint64_t* state, uint32_t rank);
 void named_barrier(uint32_t id, uint32_t threads);
@@ -25,7 +28,8 @@ void mbarrier_complete_bytes(uint64_t* state, uint32_t bytes);
 void mbarrier_check(const uint64_t* state);
 /// The barrier at the same place in block `rank`, which must still be there; `what` is the operation, for messages.
 uint64_t* mbarrier_remote(const uint64_t* state, uint32_t rank, const char* what);
-/// What the barrier lacks that this thread waits for, for messages.
+/// What the barrier lacks that this thread waits for, for messages; and what a GPU says of a wait that does not end.
 void mbarrier_describe(const Thread& thread, char* text, uint32_t room);
+std::string mbarrier_gave_up(const Thread& thread);
 
 }  // namespace secateur::host

@@ -29,13 +29,14 @@ const KernelEntry* first_entry;
 
 }  // namespace
 
-KernelEntry::KernelEntry(const char* name, uint32_t threads, uint32_t cluster_blocks, size_t shared_bytes,
+KernelEntry::KernelEntry(const char* name, uint32_t id, uint32_t threads, uint32_t cluster_blocks, size_t shared_bytes,
                          size_t params_bytes, void (*invoke)(const void*, void*))
     : name(name),
       threads(threads),
       cluster_blocks(cluster_blocks),
       shared_bytes(uint32_t(shared_bytes)),
       params_bytes(uint32_t(params_bytes)),
+      id(id),
       invoke(invoke),
       next(first_entry) {
     first_entry = this;

@@ -51,6 +51,7 @@ struct Thread {
     /// The mbarrier it waits for, and the parity that must end; null elsewhere.
     const uint64_t* barrier;
     uint32_t parity;
+    char barrier_name[16];
     /// Groups of TMA stores committed.
     uint32_t store_groups;
     /// Products issued and groups of them committed; whether a fence came since the last wait.

@@ -219,8 +219,10 @@ void Runner::run() {
         if (over) break;
         if (loads.empty()) {
             failed = true;
-            current_thread = nullptr;
+            // Of threads that wait at an mbarrier the first says what it would say on a GPU.
+            current_thread = waiting.empty() ? nullptr : waiting.front();
             message = explain_deadlock();
+            if (current_thread != nullptr) message = mbarrier_gave_up(*current_thread) + "; " + message;
             return;
         }
         if (!guarded(execute_oldest_load)) return;

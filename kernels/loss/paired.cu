@@ -1,9 +1,10 @@
 // Losses of clean and adversarial logits together: loss, prediction and both logit gradients of each sample in one kernel.
 //
-// With p = softmax(clean), q = softmax(adversarial), label y, best wrong class k of q and b the factor on the divergence:
-//   clean cross-entropy:   L = - log p_y + b KL(p||q)
+// With p = softmax(clean), q = softmax(adversarial), label y, best wrong class k of q, b the factor on the divergence and the
+// target t = (1 - smoothing) e_y + smoothing / classes:
+//   clean cross-entropy:   L = - sum t log p + b KL(p||q)
 //   boosted cross-entropy: L = - log q_y - log(1.0001 - q_k + 1e-12) + b (1.0000001 - p_y) KL(p || q + 1e-12)
-// The gradients are written out at PairedForm in src/engine/mod.rs. Differences from one are taken through expm1 of a log
+// The gradients are written out at PairedForm in src/engine/softmax_losses.rs. Differences from one are taken through expm1 of a log
 // probability: the small constants would otherwise drown in its rounding.
 //
 // A warp takes one sample. Checked by tests/kernel_paired_loss.rs; called by Engine::paired_loss.
@@ -25,6 +26,8 @@ struct PairedLossParams {
     uint32_t classes;  // at most 128
     float divergence;
     float scale;
+    float smoothing;  // of the clean cross-entropy
+    uint32_t padding;
 };
 
 /// Loss of a sample (in every lane) and both gradients, not yet scaled.
@@ -54,17 +57,20 @@ DEVICE Divergence divergence(const Softmax& clean, const float (&ratios)[CLASSES
     return result;
 }
 
-DEVICE Paired clean_cross_entropy(const Softmax& clean, const Softmax& moved, uint32_t label, uint32_t classes, float b) {
+DEVICE Paired clean_cross_entropy(const Softmax& clean, const Softmax& moved, uint32_t label, uint32_t classes, float b,
+                                  float smoothing) {
     float ratios[CLASSES_PER_LANE];
 #pragma unroll
     for (int i = 0; i < CLASSES_PER_LANE; ++i) ratios[i] = clean.log_p[i] - moved.log_p[i];
     const Divergence kl = divergence(clean, ratios, classes);
 
+    const float sure = 1.0f - smoothing, uniform = smoothing / float(classes);
+
     Paired result;
-    result.loss = b * kl.value - at_class(clean.log_p, label, classes);
+    result.loss = b * kl.value - (sure * at_class(clean.log_p, label, classes) + uniform * class_sum(clean.log_p));
 #pragma unroll
     for (int i = 0; i < CLASSES_PER_LANE; ++i) {
-        result.clean[i] = clean.p[i] - one_hot(i, label) + b * kl.gradient[i];
+        result.clean[i] = clean.p[i] - (sure * one_hot(i, label) + uniform) + b * kl.gradient[i];
         result.adversarial[i] = b * (moved.p[i] - clean.p[i]);
     }
     return result;
@@ -115,7 +121,7 @@ DEVICE void paired_loss(const PairedLossParams& p) {
     const Softmax clean = softmax(p.clean_logits + row, p.classes);
     const Softmax moved = softmax(p.adversarial_logits + row, p.classes);
     const Paired result = BOOSTED ? boosted_cross_entropy(clean, moved, label, p.classes, p.divergence)
-                                  : clean_cross_entropy(clean, moved, label, p.classes, p.divergence);
+                                  : clean_cross_entropy(clean, moved, label, p.classes, p.divergence, p.smoothing);
     const uint32_t predicted = prediction(p.adversarial_logits + row, p.classes, moved.best);
     if (warp >= p.batch) return;
 

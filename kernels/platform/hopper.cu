@@ -33,11 +33,11 @@ struct ProductShared {
 };
 
 template <int N, Major A, Major B>
-DEVICE void produce(const ProductParams& p, ProductShared<N>& shared) {
+DEVICE void produce(const ProductParams& p, ProductShared<N>& shared, uint32_t kernel) {
     for (uint32_t tile = 0; tile < p.k / 64; ++tile) {
         const uint32_t stage = tile % 2;
         const auto k = int32_t(64 * tile);
-        mbarrier_wait(shared.empty[stage], tile / 2 % 2 ^ 1);
+        mbarrier_wait(shared.empty[stage], tile / 2 % 2 ^ 1, {kernel, "empty"});
         mbarrier_expect_bytes(shared.full[stage], sizeof(shared.a[0]) + sizeof(shared.b[0]));
         if (A == Major::K) {
             tma_load<2>(shared.a[stage], p.a, shared.full[stage], {k, 0});
@@ -55,13 +55,13 @@ DEVICE void produce(const ProductParams& p, ProductShared<N>& shared) {
 }
 
 template <int N, Major A, Major B>
-DEVICE void consume(const ProductParams& p, ProductShared<N>& shared) {
+DEVICE void consume(const ProductParams& p, ProductShared<N>& shared, uint32_t kernel) {
     // 16 k further: 32 bytes along K-major rows, 16 rows of 128 bytes in MN-major ones.
     constexpr int a_step = A == Major::K ? 16 : 16 * 64, b_step = B == Major::K ? 16 : 16 * 64;
     float acc[N / 2];
     for (uint32_t tile = 0; tile < p.k / 64; ++tile) {
         const uint32_t stage = tile % 2;
-        mbarrier_wait(shared.full[stage], tile / 2 % 2);
+        mbarrier_wait(shared.full[stage], tile / 2 % 2, {kernel, "full"});
         wgmma_pin(acc);
         wgmma_fence();
         for (int k = 0; k < 4; ++k) {
@@ -84,7 +84,7 @@ DEVICE void consume(const ProductParams& p, ProductShared<N>& shared) {
 }
 
 template <int N, Major A, Major B>
-DEVICE void multiply(const ProductParams& p, ProductShared<N>& shared) {
+DEVICE void multiply(const ProductParams& p, ProductShared<N>& shared, uint32_t kernel) {
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < 2; ++stage) {
             mbarrier_init(shared.full[stage], 1);
@@ -94,21 +94,21 @@ DEVICE void multiply(const ProductParams& p, ProductShared<N>& shared) {
     }
     syncthreads();
     if (warp_index() == 4) {
-        if (elect_lane()) produce<N, A, B>(p, shared);
+        if (elect_lane()) produce<N, A, B>(p, shared, kernel);
     } else {
-        consume<N, A, B>(p, shared);
+        consume<N, A, B>(p, shared, kernel);
     }
 }
 
-KERNEL(test_wgmma_64_kk, ProductParams, 160, ProductShared<64>) { multiply<64, Major::K, Major::K>(p, shared); }
-KERNEL(test_wgmma_64_mm, ProductParams, 160, ProductShared<64>) { multiply<64, Major::MN, Major::MN>(p, shared); }
-KERNEL(test_wgmma_128_kk, ProductParams, 160, ProductShared<128>) { multiply<128, Major::K, Major::K>(p, shared); }
-KERNEL(test_wgmma_128_km, ProductParams, 160, ProductShared<128>) { multiply<128, Major::K, Major::MN>(p, shared); }
-KERNEL(test_wgmma_128_mk, ProductParams, 160, ProductShared<128>) { multiply<128, Major::MN, Major::K>(p, shared); }
-KERNEL(test_wgmma_192_kk, ProductParams, 160, ProductShared<192>) { multiply<192, Major::K, Major::K>(p, shared); }
-KERNEL(test_wgmma_192_km, ProductParams, 160, ProductShared<192>) { multiply<192, Major::K, Major::MN>(p, shared); }
-KERNEL(test_wgmma_256_kk, ProductParams, 160, ProductShared<256>) { multiply<256, Major::K, Major::K>(p, shared); }
-KERNEL(test_wgmma_256_mm, ProductParams, 160, ProductShared<256>) { multiply<256, Major::MN, Major::MN>(p, shared); }
+KERNEL(test_wgmma_64_kk, ProductParams, 160, ProductShared<64>) { multiply<64, Major::K, Major::K>(p, shared, kernel); }
+KERNEL(test_wgmma_64_mm, ProductParams, 160, ProductShared<64>) { multiply<64, Major::MN, Major::MN>(p, shared, kernel); }
+KERNEL(test_wgmma_128_kk, ProductParams, 160, ProductShared<128>) { multiply<128, Major::K, Major::K>(p, shared, kernel); }
+KERNEL(test_wgmma_128_km, ProductParams, 160, ProductShared<128>) { multiply<128, Major::K, Major::MN>(p, shared, kernel); }
+KERNEL(test_wgmma_128_mk, ProductParams, 160, ProductShared<128>) { multiply<128, Major::MN, Major::K>(p, shared, kernel); }
+KERNEL(test_wgmma_192_kk, ProductParams, 160, ProductShared<192>) { multiply<192, Major::K, Major::K>(p, shared, kernel); }
+KERNEL(test_wgmma_192_km, ProductParams, 160, ProductShared<192>) { multiply<192, Major::K, Major::MN>(p, shared, kernel); }
+KERNEL(test_wgmma_256_kk, ProductParams, 160, ProductShared<256>) { multiply<256, Major::K, Major::K>(p, shared, kernel); }
+KERNEL(test_wgmma_256_mm, ProductParams, 160, ProductShared<256>) { multiply<256, Major::MN, Major::MN>(p, shared, kernel); }
 
 // ---- wgmma on a halo tile: rows of 10 pixels, groups of 8 of them shifted by a filter tap ----
 
@@ -135,7 +135,7 @@ KERNEL(test_wgmma_halo, HaloParams, 128, HaloShared) {
         tma_load<2>(shared.weights, p.weights, shared.full, {0, 0});
     }
     syncthreads();
-    mbarrier_wait(shared.full, 0);
+    mbarrier_wait(shared.full, 0, {kernel, "full"});
     float acc[32];
     wgmma_fence();
     for (int k = 0; k < 4; ++k) {
@@ -173,7 +173,7 @@ DEVICE void dump(const BoxParams& p, const BoxShared& shared) {
 }
 
 template <int RANK>
-DEVICE void copy_box(const BoxParams& p, BoxShared& shared) {
+DEVICE void copy_box(const BoxParams& p, BoxShared& shared, uint32_t kernel) {
     int32_t from[RANK], to[RANK];
     for (int i = 0; i < RANK; ++i) {
         from[i] = p.from_at[i];
@@ -187,7 +187,7 @@ DEVICE void copy_box(const BoxParams& p, BoxShared& shared) {
         tma_load<RANK>(shared.box, p.from, shared.full, from);
     }
     syncthreads();
-    mbarrier_wait(shared.full, 0);
+    mbarrier_wait(shared.full, 0, {kernel, "full"});
     dump(p, shared);
     if (threadIdx.x == 0) {
         tma_store<RANK>(p.to, shared.box, to);
@@ -196,10 +196,10 @@ DEVICE void copy_box(const BoxParams& p, BoxShared& shared) {
     }
 }
 
-KERNEL(test_tma_2d, BoxParams, 64, BoxShared) { copy_box<2>(p, shared); }
-KERNEL(test_tma_3d, BoxParams, 64, BoxShared) { copy_box<3>(p, shared); }
-KERNEL(test_tma_4d, BoxParams, 64, BoxShared) { copy_box<4>(p, shared); }
-KERNEL(test_tma_5d, BoxParams, 64, BoxShared) { copy_box<5>(p, shared); }
+KERNEL(test_tma_2d, BoxParams, 64, BoxShared) { copy_box<2>(p, shared, kernel); }
+KERNEL(test_tma_3d, BoxParams, 64, BoxShared) { copy_box<3>(p, shared, kernel); }
+KERNEL(test_tma_4d, BoxParams, 64, BoxShared) { copy_box<4>(p, shared, kernel); }
+KERNEL(test_tma_5d, BoxParams, 64, BoxShared) { copy_box<5>(p, shared, kernel); }
 
 KERNEL(test_tma_im2col, BoxParams, 64, BoxShared) {
     if (threadIdx.x == 0) {
@@ -210,7 +210,7 @@ KERNEL(test_tma_im2col, BoxParams, 64, BoxShared) {
                         uint16_t(p.offset_w), uint16_t(p.offset_h));
     }
     syncthreads();
-    mbarrier_wait(shared.full, 0);
+    mbarrier_wait(shared.full, 0, {kernel, "full"});
     dump(p, shared);
 }
 
@@ -237,7 +237,7 @@ KERNEL(test_bulk_load, WordsParams, 64, WordsShared) {
         bulk_load(&shared.word[256], p.from, p.index + 256, 1024, shared.full);
     }
     syncthreads();
-    mbarrier_wait(shared.full, 0);
+    mbarrier_wait(shared.full, 0, {kernel, "full"});
     for (uint32_t i = threadIdx.x; i < 512; i += 64) p.to[i] = shared.word[i];
 }
 
@@ -291,7 +291,7 @@ KERNEL_CLUSTER(test_cluster, ClusterParams, 64, 2, ClusterShared) {
     if (warp_index() == 0) {
         if (elect_lane()) {
             for (uint32_t tile = 0; tile < p.tiles; ++tile) {
-                mbarrier_wait(shared.empty, tile % 2 ^ 1);
+                mbarrier_wait(shared.empty, tile % 2 ^ 1, {kernel, "empty"});
                 mbarrier_expect_bytes(shared.full, sizeof(shared.tile));
                 tma_load_multicast<2>(&shared.tile[256 * rank], p.from, shared.full,
                                       {0, int32_t(16 * tile + 8 * rank)}, 0b11);
@@ -299,7 +299,7 @@ KERNEL_CLUSTER(test_cluster, ClusterParams, 64, 2, ClusterShared) {
         }
     } else {
         for (uint32_t tile = 0; tile < p.tiles; ++tile) {
-            mbarrier_wait(shared.full, tile % 2);
+            mbarrier_wait(shared.full, tile % 2, {kernel, "full"});
             for (uint32_t i = lane_index(); i < 512; i += 32) {
                 p.to[(p.tiles * blockIdx.x + tile) * 512 + i] = shared.tile[i];
             }
@@ -337,11 +337,11 @@ KERNEL_CLUSTER(test_store_remote, SwapParams, 64, 2, SwapShared) {
     cluster_sync();
     for (uint32_t round = 0; round < p.rounds; ++round) {
         const uint32_t at = ((p.rounds * blockIdx.x + round) * 64 + i) * 6;
-        if (round > 0) mbarrier_wait_cluster(shared.read, round % 2 ^ 1);
+        if (round > 0) mbarrier_wait_cluster(shared.read, round % 2 ^ 1, {kernel, "read"});
         store_remote(shared.four[i], {{p.from[at], p.from[at + 1], p.from[at + 2], p.from[at + 3]}}, shared.full, peer);
         store_remote(shared.two[i], {{p.from[at + 4], p.from[at + 5]}}, shared.full, peer);
         if (threadIdx.x == 0) mbarrier_expect_bytes(shared.full, sizeof shared.four + sizeof shared.two);
-        mbarrier_wait_cluster(shared.full, round % 2);
+        mbarrier_wait_cluster(shared.full, round % 2, {kernel, "full"});
         for (uint32_t word = 0; word < 4; ++word) p.to[at + word] = shared.four[i].word[word];
         for (uint32_t word = 0; word < 2; ++word) p.to[at + 4 + word] = shared.two[i].word[word];
         // Behind the last round nothing more comes, and each may leave.

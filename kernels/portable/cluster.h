@@ -96,22 +96,8 @@ DEVICE void store_remote(Bytes8& to, const Bytes8& value, Mbarrier& full, uint32
 }
 
 /// mbarrier_wait for a phase that other blocks of the cluster end: shows what they stored or read before.
-DEVICE void mbarrier_wait_cluster(Mbarrier& b, uint32_t parity) {
-#ifdef __CUDACC__
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra over;\n"
-        "bra again;\n"
-        "over:\n"
-        "}" ::"r"(shared_address(&b)),
-        "r"(parity)
-        : "memory");
-#else
-    host::mbarrier_wait(&b.state, parity, true);
-#endif
+DEVICE void mbarrier_wait_cluster(Mbarrier& b, uint32_t parity, const Waiting& waiting) {
+    mbarrier_wait<Scope::Cluster>(b, parity, waiting);
 }
 
 }  // namespace secateur

@@ -1,8 +1,8 @@
 // How a kernel is declared: qualifiers, the KERNEL macro, and the built-in indices.
 //
-// KERNEL(symbol, Params, threads, Shared) { body } has `p` (const Params&) and `shared` (Shared&) in scope. Params is a POD,
-// mirrored by a #[repr(C)] struct in src/engine/cuda/launch/; Shared is the block's shared memory, a POD as well. When the body
-// starts, all launches before have ended; KERNEL_EARLY sees to that itself (portable/launch_order.h).
+// KERNEL(symbol, Params, threads, Shared) { body } has `p` (const Params&), `shared` (Shared&) and `kernel` (kernel_id of the symbol)
+// in scope. Params is a POD, mirrored by a #[repr(C)] struct in src/engine/cuda/launch/; Shared is the block's shared memory, a POD as
+// well. When the body starts, all launches before have ended; KERNEL_EARLY sees to that itself (portable/launch_order.h).
 #pragma once
 
 #include <math.h>
@@ -36,14 +36,16 @@ extern __shared__ __align__(1024) unsigned char secateur_shared_memory[];
     SECATEUR_KERNEL(name, Params, threads, blocks, SECATEUR_NO_CLUSTER, start_in_order, __VA_ARGS__)
 #define SECATEUR_KERNEL(name, Params, threads, blocks, cluster, start, ...)                                  \
     static_assert((threads) % 32 == 0 && (threads) <= 1024, #name ": a block is 1 to 32 full warps");        \
-    __device__ __forceinline__ void name##_body(const Params& p, __VA_ARGS__& shared);                       \
+    __device__ __forceinline__ void name##_body(const Params& p, __VA_ARGS__& shared, uint32_t kernel);      \
     extern "C" __global__ void cluster __launch_bounds__(threads, blocks)                                    \
         name(const __grid_constant__ Params p) {                                                             \
         ::secateur::start();                                                                                 \
-        name##_body(p, *reinterpret_cast<__VA_ARGS__*>(::secateur::secateur_shared_memory));                 \
+        constexpr uint32_t kernel = ::secateur::kernel_id(#name);                                            \
+        name##_body(p, *reinterpret_cast<__VA_ARGS__*>(::secateur::secateur_shared_memory), kernel);         \
     }                                                                                                        \
     __device__ __forceinline__ void name##_body([[maybe_unused]] const Params& p,                            \
-                                                [[maybe_unused]] __VA_ARGS__& shared)
+                                                [[maybe_unused]] __VA_ARGS__& shared,                        \
+                                                [[maybe_unused]] const uint32_t kernel)
 
 #else
 
@@ -59,16 +61,26 @@ extern __shared__ __align__(1024) unsigned char secateur_shared_memory[];
 #define KERNEL_EARLY(name, Params, threads, ...) SECATEUR_KERNEL(name, Params, threads, 1, start_early, __VA_ARGS__)
 #define SECATEUR_KERNEL(name, Params, threads, cluster, start, ...)                                          \
     static_assert((threads) % 32 == 0 && (threads) <= 1024, #name ": a block is 1 to 32 full warps");        \
-    static void name##_body(const Params& p, __VA_ARGS__& shared);                                           \
+    static void name##_body(const Params& p, __VA_ARGS__& shared, uint32_t kernel);                          \
     static const ::secateur::host::KernelEntry name##_entry(                                                 \
-        #name, threads, cluster, ::secateur::host::shared_bytes<__VA_ARGS__>(), sizeof(Params),              \
+        #name, ::secateur::kernel_id(#name), threads, cluster, ::secateur::host::shared_bytes<__VA_ARGS__>(),\
+        sizeof(Params),                                                                                      \
         [](const void* p, void* shared) {                                                                    \
             ::secateur::start();                                                                             \
-            name##_body(*static_cast<const Params*>(p), *static_cast<__VA_ARGS__*>(shared));                 \
+            constexpr uint32_t kernel = ::secateur::kernel_id(#name);                                        \
+            name##_body(*static_cast<const Params*>(p), *static_cast<__VA_ARGS__*>(shared), kernel);         \
         });                                                                                                  \
-    static void name##_body([[maybe_unused]] const Params& p, [[maybe_unused]] __VA_ARGS__& shared)
+    static void name##_body([[maybe_unused]] const Params& p, [[maybe_unused]] __VA_ARGS__& shared,          \
+                            [[maybe_unused]] const uint32_t kernel)
 
 #endif
+
+/// A kernel's symbol in four bytes, none alike (FNV-1a), in the host library's table as well.
+DEVICE constexpr uint32_t kernel_id(const char* symbol) {
+    uint32_t hash = 2166136261u;
+    while (*symbol != 0) hash = (hash ^ uint8_t(*symbol++)) * 16777619u;
+    return hash;
+}
 
 /// Position of the thread in its warp.
 DEVICE uint32_t lane_index() { return threadIdx.x % 32; }

@@ -6,6 +6,7 @@
 // fence names the bytes that it covers: what wgmma or a TMA store reads unfenced is an error there (host/async_proxy.h).
 #pragma once
 
+#include "portable/bounded_wait.h"
 #include "portable/kernel.h"
 #include "portable/mma.h"
 #ifndef __CUDACC__
@@ -55,22 +56,21 @@ DEVICE void mbarrier_expect_bytes(Mbarrier& b, uint32_t bytes) {
 #endif
 }
 
-/// Waits until the phase of this parity has ended: at once where the barrier is in the other one.
-DEVICE void mbarrier_wait(Mbarrier& b, uint32_t parity) {
+/// Whose writes before the end of a phase a wait for it shows: those of the block, or of all blocks of the cluster.
+enum class Scope { Block, Cluster };
+
+/// Waits until the phase of this parity has ended: at once where the barrier is in the other one. A wait of more than WAIT_LIMIT
+/// ends the launch with an error that names what `waiting` does.
+template <Scope SCOPE = Scope::Block>
+DEVICE void mbarrier_wait(Mbarrier& b, uint32_t parity, const Waiting& waiting) {
 #ifdef __CUDACC__
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra over;\n"
-        "bra again;\n"
-        "over:\n"
-        "}" ::"r"(shared_address(&b)),
-        "r"(parity)
-        : "memory");
+    if constexpr (SCOPE == Scope::Block) {
+        SECATEUR_BOUNDED_WAIT("mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n", b, parity, waiting);
+    } else {
+        SECATEUR_BOUNDED_WAIT("mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n", b, parity, waiting);
+    }
 #else
-    host::mbarrier_wait(&b.state, parity, false);
+    host::mbarrier_wait(&b.state, parity, SCOPE == Scope::Cluster, waiting.kernel, waiting.barrier.word);
 #endif
 }
 

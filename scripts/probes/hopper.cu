@@ -1,6 +1,10 @@
 // Questions to a Hopper GPU that decide how the convolutions on wgmma are built, each with the answer that we expect.
 //
-//   nvcc -std=c++17 -O3 -I kernels -gencode=arch=compute_90a,code=sm_90a scripts/probes/hopper.cu -o hopper && ./hopper > probes.json
+//   nvcc -std=c++17 -O3 -I kernels -gencode=arch=compute_90a,code=sm_90a scripts/probes/hopper.cu -o hopper
+//   ./hopper --list    # names of the questions: a0 ... a7, b0 ... b4, c0 ... c9
+//   ./hopper a0        # the answer, a line of JSON
+//
+// A process answers one question, so that an illegal access, which ends a process's work on the GPU, or a hang loses no other.
 //
 // a. Does an operand that starts some rows of 128 bytes behind a swizzle atom, and whose groups of 8 rows are 1280 bytes apart (a
 //    halo tile of 10 pixels a row), read what it should: with base offset 0, and with the base offset (address >> 7) & 7?
@@ -10,8 +14,8 @@
 // c. Do TMA loads and stores, tiled and im2col, treat boxes and what lies outside the tensor as the host runner does (tma.cuh)?
 //
 // (a) and (c) compare every element, (a) with sums of small integers, which bf16 and f32 hold exactly. (b) runs on normal random
-// numbers, since power limits a Hopper and zeros cost less. Output: JSON, one row a question. Exit code 1 where CUDA fails. Run by
-// scripts/probe-hopper.sh; uses the portable headers of the kernels, so it also proves their descriptors.
+// numbers, since power limits a Hopper and zeros cost less. Exit code 1 where CUDA fails, 2 for a name that is no question, 3 where
+// there is no Hopper. Uses the portable headers of the kernels, so it also proves their descriptors.
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -37,13 +41,9 @@ static void check(cudaError_t error, const char* call) {
     exit(1);
 }
 
-static std::vector<std::string> rows;
 static void report(const std::string& question, double predicted, double measured, const char* unit, bool as_predicted) {
-    char text[768];
-    snprintf(text, sizeof text,
-             "  {\"question\": \"%s\", \"predicted\": %.4g, \"measured\": %.4g, \"unit\": \"%s\", \"verdict\": \"%s\"}",
-             question.c_str(), predicted, measured, unit, as_predicted ? "as predicted" : "NOT AS PREDICTED");
-    rows.push_back(text);
+    printf("{\"question\": \"%s\", \"predicted\": %.4g, \"measured\": %.4g, \"unit\": \"%s\", \"verdict\": \"%s\"}\n",
+           question.c_str(), predicted, measured, unit, as_predicted ? "as predicted" : "NOT AS PREDICTED");
 }
 
 #include "tma.cuh"
@@ -146,21 +146,17 @@ static int right_taps(int pitch, bool offset_of_address) {
     return right;
 }
 
-static void shifted_starts() {
-    for (const bool pixels_are_a : {true, false}) {
-        for (const int pitch : {8, 10}) {
-            for (const bool of_address : {false, true}) {
-                // The hardware swizzles by bits of the address itself, we think: then a base offset only spoils, where it is not 0.
-                int predicted = 0;
-                for (int tap = 0; tap < 9; ++tap) predicted += !of_address || (tap / 3 * pitch + tap % 3) % 8 == 0;
-                const int measured =
-                    pixels_are_a ? right_taps<true>(pitch, of_address) : right_taps<false>(pitch, of_address);
-                report(std::string("a. shifted starts, pixels as ") + (pixels_are_a ? "A" : "B") + ", SBO " +
-                           std::to_string(pitch * 128) + ", base offset " + (of_address ? "(address >> 7) & 7" : "0"),
-                       predicted, measured, "taps of 9 right", predicted == measured);
-            }
-        }
-    }
+constexpr int SHIFTED_STARTS = 8;
+static void shifted_start(int question) {
+    const bool pixels_are_a = question < 4, of_address = question % 2 == 1;
+    const int pitch = question / 2 % 2 == 0 ? 8 : 10;
+    // The hardware swizzles by bits of the address itself, we think: then a base offset only spoils, where it is not 0.
+    int predicted = 0;
+    for (int tap = 0; tap < 9; ++tap) predicted += !of_address || (tap / 3 * pitch + tap % 3) % 8 == 0;
+    const int measured = pixels_are_a ? right_taps<true>(pitch, of_address) : right_taps<false>(pitch, of_address);
+    report(std::string("a. shifted starts, pixels as ") + (pixels_are_a ? "A" : "B") + ", SBO " + std::to_string(pitch * 128) +
+               ", base offset " + (of_address ? "(address >> 7) & 7" : "0"),
+           predicted, measured, "taps of 9 right", predicted == measured);
 }
 
 // ---- b. Rates of resident operands -----------------------------------------------------------------------------------------
@@ -295,35 +291,55 @@ static double rate(int multiprocessors) {
 
 /// Predictions for 132 multiprocessors, scaled to this device. The tensor cores do 2048 multiply-adds of bf16 a clock and
 /// shared memory gives 128 bytes: m64n256k16 takes 128 clocks and reads 80 clocks' worth, m64n64k16 takes 32 and reads 32.
-static void rates(int multiprocessors) {
+constexpr int RATES = 5;
+static void rate_of(int question, int multiprocessors) {
     const auto row = [&](const char* what, double predicted, double measured) {
         predicted *= multiprocessors / 132.0;
         measured /= 1e12;
         report(std::string("b. ") + what, predicted, measured, "TFLOP/s", std::abs(measured / predicted - 1) <= 0.07);
     };
-    row("m64n256k16, weights as A, pixels as B", 790, rate<Kind::Bf16, 256>(multiprocessors));
-    row("m64n128k16", 780, rate<Kind::Bf16, 128>(multiprocessors));
-    row("m64n64k16: shared memory and tensor cores equally busy", 680, rate<Kind::Bf16, 64>(multiprocessors));
-    row("m64n256k16, weights transposed (input gradient)", 790, rate<Kind::Bf16TransposedWeights, 256>(multiprocessors));
-    row("m64n256k32 of e4m3", 1500, rate<Kind::Fp8, 256>(multiprocessors));
+    switch (question) {
+        case 0: return row("m64n256k16, weights as A, pixels as B", 790, rate<Kind::Bf16, 256>(multiprocessors));
+        case 1: return row("m64n128k16", 780, rate<Kind::Bf16, 128>(multiprocessors));
+        case 2: return row("m64n64k16: shared memory and tensor cores equally busy", 680, rate<Kind::Bf16, 64>(multiprocessors));
+        case 3:
+            return row("m64n256k16, weights transposed (input gradient)", 790,
+                       rate<Kind::Bf16TransposedWeights, 256>(multiprocessors));
+        default: return row("m64n256k32 of e4m3", 1500, rate<Kind::Fp8, 256>(multiprocessors));
+    }
 }
 
-int main() {
+int main(int count, char** arguments) {
+    const int questions[3] = {SHIFTED_STARTS, RATES, BOXES};
+    const std::string asked = count == 2 ? arguments[1] : "";
+    int kind = -1, question = -1;
+    for (int k = 0; k < 3; ++k) {
+        for (int q = 0; q < questions[k]; ++q) {
+            const std::string name = "abc"[k] + std::to_string(q);
+            if (asked == "--list") printf("%s\n", name.c_str());
+            if (asked == name) kind = k, question = q;
+        }
+    }
+    if (asked == "--list") return 0;
+    if (question < 0) {
+        fprintf(stderr, "error: '%s' is no question; --list names them\n", asked.c_str());
+        return 2;
+    }
+    int devices = 0;
     cudaDeviceProp device;
-    int driver, runtime;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+        fprintf(stderr, "error: no GPU\n");
+        return 3;
+    }
     CHECK(cudaGetDeviceProperties(&device, 0));
-    CHECK(cudaDriverGetVersion(&driver));
-    CHECK(cudaRuntimeGetVersion(&runtime));
     if (device.major != 9 || device.minor != 0) {
         fprintf(stderr, "error: %s has compute capability %d.%d; these questions are for 9.0\n", device.name, device.major, device.minor);
-        return 1;
+        return 3;
     }
-    shifted_starts();
-    boxes();
-    rates(device.multiProcessorCount);
-    printf("{\n \"device\": \"%s\", \"multiprocessors\": %d, \"cuda_driver\": %d, \"cuda_runtime\": %d,\n \"rows\": [\n", device.name,
-           device.multiProcessorCount, driver, runtime);
-    for (size_t i = 0; i < rows.size(); ++i) printf("%s%s\n", rows[i].c_str(), i + 1 < rows.size() ? "," : "");
-    printf(" ]\n}\n");
+    switch (kind) {
+        case 0: shifted_start(question); break;
+        case 1: rate_of(question, device.multiProcessorCount); break;
+        default: box(question); break;
+    }
     return 0;
 }

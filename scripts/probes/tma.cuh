@@ -216,22 +216,27 @@ static void box_question(const char* what, const ProbeMap& from, Coordinates at,
     report(std::string("c. TMA: ") + what, 0, measured, "elements wrong", measured == 0);
 }
 
-static void boxes() {
+constexpr int BOXES = 10;
+static void box(int question) {
     const ProbeImages small{5, 4, 128}, large{2, 32, 64}, even{5, 8, 64}, middle{3, 8, 64};
+    const ProbeMap halves{small, 1, 0, 0, {4, 16, 6}, 0}, column{middle, 1, 0, 0, {}, 256};
+    const ProbeMap stage{small, 1, 0, 0, {4, 16, 1}, 0}, parity{{5, 8, 128}, 2, 1, 0, {4, 16, 1}, 0};
     const auto load = [](const char* what, const ProbeMap& map, Coordinates at, int offset_w = -1, int offset_h = 0) {
         box_question(what, map, at, offset_w, offset_h, nullptr, {});
     };
-    load("dimensions c, w, n, h; 16 images of a batch of 5, from row and column -1 on", {small, 1, 0, 0, {4, 16, 6}, 0},
-         {{64, -1, 0, -1}});
-    load("ten rows of 32 that end below and right of the image", {large, 1, 0, 0, {32, 1, 10}, 0}, {{0, 1, 1, 23}});
-    load("a box wholly outside, of images 16 to 31 of a batch of 5", {small, 1, 0, 0, {4, 16, 6}, 0}, {{64, 0, 16, 0}});
-    load("every second pixel by strides, from (1, 1) on", {even, 2, 1, 1, {4, 16, 5}, 0}, {{0, -1, 0, -1}});
-    load("im2col, 256 pixels of stride 1 beyond the batch, tap (2, 1)", {middle, 1, 0, 0, {}, 256}, {{0, -1, -1, 0}}, 1, 2);
-    load("im2col, the same from the middle of an image on, tap (0, 2)", {middle, 1, 0, 0, {}, 256}, {{0, 2, 3, 1}}, 2, 0);
-    load("im2col of stride 2, tap (1, 2)", {middle, 2, 0, 0, {}, 256}, {{0, 1, 3, 0}}, 2, 1);
-
-    const ProbeMap stage{small, 1, 0, 0, {4, 16, 1}, 0}, parity{{5, 8, 128}, 2, 1, 0, {4, 16, 1}, 0};
-    box_question("store of 64 pixels, images 5 to 15 clipped", stage, {{0, 0, 0, 2}}, -1, 0, &stage, {{64, 0, 0, 3}});
-    box_question("the same to every second pixel", stage, {{0, 0, 0, 2}}, -1, 0, &parity, {{64, 0, 0, 3}});
-    box_question("store wholly outside", stage, {{0, 0, 0, 2}}, -1, 0, &stage, {{64, 0, 16, 3}});
+    const auto store = [&](const char* what, const ProbeMap& to, Coordinates at) {
+        box_question(what, stage, {{0, 0, 0, 2}}, -1, 0, &to, at);
+    };
+    switch (question) {
+        case 0: return load("dimensions c, w, n, h; 16 images of a batch of 5, from row and column -1 on", halves, {{64, -1, 0, -1}});
+        case 1: return load("ten rows of 32 that end below and right of the image", {large, 1, 0, 0, {32, 1, 10}, 0}, {{0, 1, 1, 23}});
+        case 2: return load("a box wholly outside, of images 16 to 31 of a batch of 5", halves, {{64, 0, 16, 0}});
+        case 3: return load("every second pixel by strides, from (1, 1) on", {even, 2, 1, 1, {4, 16, 5}, 0}, {{0, -1, 0, -1}});
+        case 4: return load("im2col, 256 pixels of stride 1 beyond the batch, tap (2, 1)", column, {{0, -1, -1, 0}}, 1, 2);
+        case 5: return load("im2col, the same from the middle of an image on, tap (0, 2)", column, {{0, 2, 3, 1}}, 2, 0);
+        case 6: return load("im2col of stride 2, tap (1, 2)", {middle, 2, 0, 0, {}, 256}, {{0, 1, 3, 0}}, 2, 1);
+        case 7: return store("store of 64 pixels, images 5 to 15 clipped", stage, {{64, 0, 0, 3}});
+        case 8: return store("the same to every second pixel", parity, {{64, 0, 0, 3}});
+        default: return store("store wholly outside", stage, {{64, 0, 16, 3}});
+    }
 }

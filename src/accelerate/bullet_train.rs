@@ -75,8 +75,8 @@ impl Room {
         Ok(Self { places: engine.alloc("places of a group", len)?, group: Batch::alloc(engine, len)? })
     }
 
-    /// Attacks the samples of `batch` at `places` with `pgd`, compacted; returns how many are still predicted right. All
-    /// are predicted right before it, and their x' is x.
+    /// Attacks the samples of `batch` at `places` with `pgd`, compacted; returns how many are predicted right afterwards. Their
+    /// x' is x before it; one that nothing moves was predicted right.
     fn attack(
         &self,
         engine: &mut dyn Engine,

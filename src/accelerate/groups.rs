@@ -3,7 +3,8 @@
 //! The score is the standard deviation of the clean softmax over the classes, negative where the prediction is wrong.
 //! Negative: outlier. Above the threshold: robust. Between them: boundary. The threshold is the quantile 1 - acc_ref of
 //! the batch's scores, at least 0, where acc_ref follows the adversarial accuracy of the batches before. Formulas: as in
-//! public descendants of the code of the authors (Hua et al., NeurIPS 2021). Called by the adversaries beside this file;
+//! public descendants of the code of the authors (Hua et al., NeurIPS 2021), which have no warm-up; ours is an option.
+//! Called by the adversaries beside this file;
 //! checked by `tests/bullet_train_groups.rs` against a plain count.
 
 use crate::attack::AttackWork;
@@ -12,8 +13,9 @@ use crate::engine::{Engine, Pass, Result, Tensor};
 use crate::model::Weights;
 use crate::recipe::Accelerate;
 
-/// The tensor of a checkpoint.
+/// The tensors of a checkpoint; the last one only where there is a warm-up.
 const ACCURACY: &str = "bullet_train.accuracy";
+const WARM_UP: &str = "bullet_train.warm_up";
 
 /// Places in a batch, each ascending.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,6 +40,11 @@ impl Groups {
             group.push(place as u32);
         }
         groups
+    }
+
+    /// A batch of `len` images that are all attacked in full.
+    pub fn all_boundary(len: usize) -> Self {
+        Self { boundary: (0..len as u32).collect(), ..Self::default() }
     }
 
     /// A batch of these groups, before any step of an attack.
@@ -69,7 +76,18 @@ pub struct Grouping {
     factor: f32,
     /// acc_ref: 0 at the start of a run, so that nothing counts as robust at first.
     accuracy: f32,
+    warm_up: Option<WarmUp>,
     scores: Option<Tensor<f32>>,
+}
+
+/// Full attacks until the network predicts clean images well enough. It ends once for all.
+#[derive(Clone, Copy, Debug)]
+struct WarmUp {
+    /// The clean accuracy that ends it.
+    until: f32,
+    /// The running mean of the clean accuracy of the batches; 0 at the start of a run.
+    accuracy: f32,
+    over: bool,
 }
 
 impl Grouping {
@@ -78,6 +96,11 @@ impl Grouping {
             decay: recipe.accuracy_decay as f32,
             factor: recipe.accuracy_factor as f32,
             accuracy: 0.0,
+            warm_up: (recipe.warmup_accuracy > 0.0).then_some(WarmUp {
+                until: recipe.warmup_accuracy as f32,
+                accuracy: 0.0,
+                over: false,
+            }),
             scores: None,
         }
     }
@@ -105,7 +128,23 @@ impl Grouping {
         let of_batch = scores.slice(0..batch.len());
         engine.signed_deviation(&batch.clean_logits, &batch.labels, &of_batch)?;
         self.scores = Some(scores);
-        Ok(Groups::of_scores(&engine.read(&of_batch)?, self.accuracy))
+        let scores = engine.read(&of_batch)?;
+        if self.warms_up(&scores) {
+            return Ok(Groups::all_boundary(batch.len()));
+        }
+        Ok(Groups::of_scores(&scores, self.accuracy))
+    }
+
+    /// Whether a batch of these scores is still one of the warm-up.
+    fn warms_up(&mut self, scores: &[f32]) -> bool {
+        let decay = self.decay;
+        let Some(warm_up) = self.warm_up.as_mut().filter(|warm_up| !warm_up.over) else { return false };
+        // A score is negative where the prediction is wrong.
+        let right = scores.iter().filter(|&&score| score >= 0.0).count();
+        let met = right as f32 / scores.len() as f32;
+        warm_up.accuracy = decay * warm_up.accuracy + (1.0 - decay) * met;
+        warm_up.over = warm_up.accuracy >= warm_up.until;
+        !warm_up.over
     }
 
     /// Moves acc_ref: of a batch of `of` images, `right` are predicted right after the attack. An outlier's x' is its x,
@@ -119,12 +158,19 @@ impl Grouping {
     pub fn state(&self) -> Weights {
         let mut state = Weights::default();
         state.insert(ACCURACY, &[1], vec![self.accuracy]);
+        if let Some(warm_up) = &self.warm_up {
+            state.insert(WARM_UP, &[2], vec![warm_up.accuracy, f32::from(u8::from(warm_up.over))]);
+        }
         state
     }
 
     /// Takes back what [`Grouping::state`] gave; says why it cannot.
     pub fn restore(&mut self, state: &Weights) -> std::result::Result<(), String> {
         self.accuracy = state.get(ACCURACY, &[1]).map_err(|error| error.to_string())?[0];
+        if let Some(warm_up) = &mut self.warm_up {
+            let kept = state.get(WARM_UP, &[2]).map_err(|error| error.to_string())?;
+            (warm_up.accuracy, warm_up.over) = (kept[0], kept[1] != 0.0);
+        }
         Ok(())
     }
 }

@@ -55,6 +55,11 @@ impl Replays {
         &self.groups.outliers
     }
 
+    /// Indices in the minibatch of the robust samples, where no replay moves them: they carry their perturbation as it is.
+    pub fn unmoved(&self) -> &[u32] {
+        if self.robust_steps == 0 { &self.groups.robust } else { &[] }
+    }
+
     /// Images that move behind replay `replay`, counted from 0.
     pub fn steps(&self, replay: usize) -> u64 {
         let robust = if replay < self.robust_steps { self.groups.robust.len() } else { 0 };

@@ -153,10 +153,18 @@ impl Pgd {
     }
 
     /// The random start alone: `batch.perturbed` from `batch.images`.
+    ///
+    /// A normal start leaves [0, 1], as in the codes of TRADES and MART; the first step returns to it, and where there
+    /// is none the start is clipped.
     pub fn start(&self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<()> {
-        // A radius of zero is the clean image, already in [0, 1].
-        let noise = self.start.unwrap_or(Noise::Uniform { radius: 0.0 });
-        engine.perturb(noise, key, &batch.samples, &batch.images, &batch.perturbed)
+        // A radius of zero adds nothing and clips.
+        let clip = Noise::Uniform { radius: 0.0 };
+        let noise = self.start.unwrap_or(clip);
+        engine.perturb(noise, key, &batch.samples, &batch.images, &batch.perturbed)?;
+        if self.steps == 0 && matches!(noise, Noise::Normal { .. }) {
+            engine.perturb(clip, key, &batch.samples, &batch.perturbed, &batch.perturbed)?;
+        }
+        Ok(())
     }
 
     /// The steps alone, from where `batch.perturbed` stands; the clean logits are there if the ascent needs them.

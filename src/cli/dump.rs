@@ -52,7 +52,7 @@ pub struct Args {
     /// Take the tensor `x_adv` of this safetensors file instead of attacking
     #[arg(long, value_name = "FILE")]
     x_adv: Option<PathBuf>,
-    /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
+    /// auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
     #[arg(long, value_name = "FILE")]

@@ -115,8 +115,8 @@ pub(crate) struct RunFailed {
 
 fn exit_code(error: &anyhow::Error) -> u8 {
     let of_engine = |error: &engine::Error| match error {
-        // Weights that do not fit are bad input, not a fault of the device.
-        engine::Error::Model(_) => 2,
+        // Weights that do not fit, or a setting, are bad input, not a fault of the device.
+        engine::Error::Model(_) | engine::Error::Setting(_) => 2,
         engine::Error::Stopped => EXIT_INTERRUPTED as u8,
         _ => 3,
     };

@@ -82,9 +82,9 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         console.line(command(tool, program.as_os_str(), std::env::args_os().skip(1)));
         return Ok(());
     }
-    if args.device == DeviceChoice::Cpu {
+    if args.device.is_cpu() {
         bail!(
-            "--device cpu: the reference engine has no kernels; use --device emulated or cuda, or secateur bench step"
+            "--device cpu: the CPU engine launches no kernels; use --device emulated or cuda, or secateur bench step"
         );
     }
     let mut files = inputs([name], args.data.as_deref())?;
@@ -105,6 +105,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let mut document =
         Document::new("profile", bench.engine.as_ref(), vec![recipe.name.clone()], recipe.batch, &ceilings);
     document.images = bench.images().to_string();
+    document.finished = true;
     document.kernels = profile::kernels(&record, &ceilings, &bench.engine.device().code);
     for line in document.device_block() {
         console.line(line);

@@ -37,7 +37,7 @@ pub struct Args {
     /// Test images to attack and show for each run; 0 for no pictures
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=i64::from(MAX_IMAGES)))]
     images: u32,
-    /// Where the images are attacked: auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
+    /// Where the images are attacked: auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
 }

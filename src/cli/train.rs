@@ -31,7 +31,7 @@ pub struct Args {
     /// CIFAR files: a folder or an archive, binary or Python version
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
-    /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
+    /// auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
     /// Folder of the run; must be empty or absent [default: the next runs/RECIPE-N]

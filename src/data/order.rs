@@ -8,9 +8,10 @@ use super::{DataError, Images};
 use crate::names::named;
 use crate::philox::{Key, Purpose};
 
-/// Steps of `Purpose::Order`: one for epochs, one for the split, so that the two never share a number.
+/// Steps of `Purpose::Order`, so that no two uses share a number.
 const EPOCH_STEP: u32 = 0;
 const SPLIT_STEP: u32 = 1;
+const RESERVE_STEP: u32 = 2;
 
 named! {
     /// How validation images are taken from the training set.
@@ -29,11 +30,36 @@ pub fn epoch_order(seed: u64, epoch: u32, samples: &[u32]) -> Vec<u32> {
     shuffled(Key { seed, purpose: Purpose::Order, epoch, step: EPOCH_STEP }, samples)
 }
 
-/// Training and validation samples, each ascending: disjoint, and together all of the training set.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Samples by what they are for, each ascending: disjoint, and together all of the training set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Split {
     pub train: Vec<u32>,
+    /// For choosing the best epoch.
     pub validation: Vec<u32>,
+    /// For selections that choose by held-out images: see [`Split::reserve`].
+    pub held_out: Vec<u32>,
+}
+
+impl Split {
+    /// Sets a share of the validation samples apart as `held_out`, of each class in proportion: images that decide what is
+    /// trained on must not choose the best epoch as well. `labels` are those of the training set.
+    pub fn reserve(mut self, labels: &[u32], classes: usize, share: f64, seed: u64) -> Self {
+        let mut counts = vec![0; classes];
+        for &sample in &self.validation {
+            counts[labels[sample as usize] as usize] += 1;
+        }
+        let quota = quotas(&counts, held_out(self.validation.len(), share));
+        let key = Key { seed, purpose: Purpose::Order, epoch: 0, step: RESERVE_STEP };
+        let mut held_out = by_quota(shuffled(key, &self.validation), labels, quota);
+        held_out.sort_unstable();
+        self.validation.retain(|sample| held_out.binary_search(sample).is_err());
+        Self { held_out, ..self }
+    }
+}
+
+/// How many of `validation` samples [`Split::reserve`] sets apart.
+pub fn held_out(validation: usize, share: f64) -> usize {
+    (share * validation as f64).round() as usize
 }
 
 /// Takes `validation` images out of the training set.
@@ -57,20 +83,24 @@ pub fn split(
         ValidationSplit::Last => all[count - validation..].to_vec(),
         ValidationSplit::Random => shuffled(key, &all)[..validation].to_vec(),
         ValidationSplit::Stratified => {
-            let mut quota = quotas(&images.class_counts(classes), validation);
-            let mut order = shuffled(key, &all);
-            order.retain(|&sample| {
-                let left = &mut quota[images.labels[sample as usize] as usize];
-                let take = *left > 0;
-                *left -= usize::from(take);
-                take
-            });
-            order
+            let quota = quotas(&images.class_counts(classes), validation);
+            by_quota(shuffled(key, &all), &images.labels, quota)
         }
     };
     held.sort_unstable();
     let train = all.into_iter().filter(|sample| held.binary_search(sample).is_err()).collect();
-    Ok(Split { train, validation: held })
+    Ok(Split { train, validation: held, held_out: Vec::new() })
+}
+
+/// Of each class the first so many of `order`.
+fn by_quota(mut order: Vec<u32>, labels: &[u32], mut quota: Vec<usize>) -> Vec<u32> {
+    order.retain(|&sample| {
+        let left = &mut quota[labels[sample as usize] as usize];
+        let take = *left > 0;
+        *left -= usize::from(take);
+        take
+    });
+    order
 }
 
 /// Shares of `total` in proportion to `counts`, by largest remainder.
@@ -154,6 +184,27 @@ mod tests {
                         let share = 100.0 * n as f64 / 1003.0;
                         assert!((h as f64 - share).abs() < 1.0, "class {class}: {h} of {n}");
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn reserved_samples_are_disjoint_and_of_each_class() {
+        let images = labelled((0..1000).map(|i| i % 10).collect());
+        for how in [ValidationSplit::Stratified, ValidationSplit::Random, ValidationSplit::Last] {
+            let whole = split(&images, 10, 100, how, 3).unwrap();
+            assert!(whole.held_out.is_empty());
+            for (share, count) in [(0.0, 0), (0.5, 50), (0.73, 73), (1.0, 100)] {
+                let parts = whole.clone().reserve(&images.labels, 10, share, 3);
+                assert_eq!(parts.held_out.len(), count);
+                let mut both = [parts.held_out.clone(), parts.validation.clone()].concat();
+                both.sort_unstable();
+                assert_eq!((both, &parts.train), (whole.validation.clone(), &whole.train));
+                let (all, held) =
+                    (images_of(&images, &whole.validation), images_of(&images, &parts.held_out));
+                for (n, h) in all.class_counts(10).into_iter().zip(held.class_counts(10)) {
+                    assert!((h as f64 - share * n as f64).abs() < 1.0, "{how}, {share}: {h} of {n}");
                 }
             }
         }

@@ -444,7 +444,7 @@ mod tests {
             (b"\x80\x02N", "cut short, at byte 3"),
             (b"\x80\x02N.N", "1 bytes after the end"),
             (b"\x80\x02.", "too few values, at byte 2"),
-            (b"\x80\x02(N.", "too few values"),
+            (b"\x80\x02N(.", "too few values"),
             (b"\x80\x02e.", "no mark"),
             (b"\x80\x02N(e.", "no list"),
             (b"\x80\x02}(Nu.", "a key without a value"),

@@ -29,6 +29,9 @@ pub enum Error {
     Stopped,
     #[error("{tensor}: NaN at position {position}")]
     NotANumber { tensor: &'static str, position: usize },
+    /// A setting of the environment that means nothing.
+    #[error("{0}")]
+    Setting(String),
     #[error(transparent)]
     Model(#[from] crate::model::WeightsError),
 }

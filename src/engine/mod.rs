@@ -25,11 +25,12 @@ mod tensor;
 pub use apgd::{AdaptivePhase, AdaptivePoint, AdaptiveState, AdaptiveStep, AdaptiveSteps};
 pub use attack_loop::{AscentLoss, AttackLoop, AttackSteps, Precision, ascend_step_by_step};
 pub use boundary::{BoundaryState, BoundaryStep, BoundarySteps};
+pub use cuda::driver::{DeviceOptions, WgmmaOff, WgmmaSwitch};
 pub use error::{Error, Result};
 pub use execution::Execution;
 pub use last_layer::{LastLayer, LastLayerGradients, Term};
 pub use margin::{Margin, MarginLosses};
-pub use open::{DeviceChoice, open, open_dry, open_recorded};
+pub use open::{DeviceChoice, open, open_dry, open_recorded, open_recorded_with};
 pub use paired_passes::PairedPasses;
 pub use probes::{LadderStep, Probe, Probes};
 pub use recording::{
@@ -43,6 +44,7 @@ pub use stop::{StopFlag, unless_stopped};
 pub use tensor::{Element, Storage, Tensor, Word};
 
 use crate::model::{ResNet18, Weights};
+use crate::names::named;
 use crate::philox::Key;
 
 /// What a device is, for `environment.json` and the first line of a run.
@@ -60,6 +62,8 @@ pub struct DeviceInfo {
     pub memory: Option<u64>,
     /// Bytes of the cache that all its multiprocessors share, where known.
     pub cache: Option<u64>,
+    /// What SECATEUR_WGMMA switched off of a Hopper's kernels, by name.
+    pub wgmma_off: Vec<&'static str>,
 }
 
 /// A labelled image set, resident on the device.
@@ -72,23 +76,35 @@ pub struct ImageSet {
     pub count: usize,
 }
 
-/// Random crop (32 of 40, zero padding 4) and horizontal flip, drawn by `Purpose::Augment` for each sample.
+/// Random crop (32 of 40, padding 4) and horizontal flip, drawn by `Purpose::Augment` for each sample.
 ///
 /// Word 0 of the sample's first block picks the row offset `word % 9`, word 1 the column offset, bit 0 of word 2
-/// the flip: `x[h][w] = image[h + row - 4][w' + column - 4]`, `w' = flip ? 31 - w : w`, zero outside.
+/// the flip: `x[h][w] = image[h + row - 4][w' + column - 4]`, `w' = flip ? 31 - w : w`, outside what the padding says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Augment {
     pub seed: u64,
     pub epoch: u32,
+    pub padding: Padding,
+}
+
+named! {
+    /// What lies around an image that is cropped.
+    pub enum Padding {
+        /// Black, as torchvision's `RandomCrop(32, padding=4)`.
+        Zero = "zero",
+        /// The image mirrored at its outermost pixels, which are not repeated: `numpy.pad` and PyTorch's "reflect".
+        Reflect = "reflect",
+    }
 }
 
 /// The random start of an attack; element `e` of a sample uses word `e % 4` of block `e / 4`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Noise {
-    /// Uniform on [-radius, radius).
+    /// Uniform on [-radius, radius); the sum with the image is clipped to [0, 1].
     Uniform { radius: f32 },
     /// Normal with this standard deviation: Box-Muller on the word pairs (0, 1) and (2, 3) of a block,
-    /// `sqrt(-2 ln(1 - u0)) * (cos, sin)(2 pi u1)`.
+    /// `sqrt(-2 ln(1 - u0)) * (cos, sin)(2 pi u1)`. The sum is not clipped: TRADES and MART take their first
+    /// gradient there, and the first [`SignStep`] returns to [0, 1].
     Normal { deviation: f32 },
 }
 
@@ -193,7 +209,8 @@ pub trait Engine:
         images: &Tensor<f32>,
         labels: &Tensor<u32>,
     ) -> Result<()>;
-    /// `perturbed = clip01(images + noise)`, the noise of each image keyed by its sample.
+    /// `perturbed = images + noise`, the noise of each image keyed by its sample; clipped as [`Noise`] says. `perturbed`
+    /// may be `images`.
     fn perturb(
         &mut self,
         noise: Noise,

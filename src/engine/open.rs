@@ -1,19 +1,24 @@
 //! From `--device` to an engine.
 
+use std::rc::Rc;
 use std::str::FromStr;
 
-use super::cuda::driver::host::HostDriver;
-use super::{Engine, Error, Recording, Result, cuda, reference};
+use super::cuda::driver::Driver;
+use super::cuda::driver::host::{HostDriver, HostOptions};
+use super::reference::Format;
+use super::{DeviceOptions, Engine, Error, Recording, Result, cuda, reference};
 use crate::model::ResNet18;
 
-/// What `--device` means: `auto`, `cpu`, `cuda`, `cuda:N`, `emulated`, `emulated:sm_90a`.
+/// What `--device` means: `auto`, `cpu`, `cpu:bf16`, `cuda`, `cuda:N`, `emulated`, `emulated:sm_90a`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// A GPU if there is one that this build has code for, else the CPU.
     #[default]
     Auto,
-    /// The reference engine.
+    /// The CPU in f32.
     Cpu,
+    /// The CPU with the numerics of the GPU.
+    CpuBf16,
     /// Our kernels on GPU number N.
     Cuda(usize),
     /// Our kernels on the host runner: those that every GPU from sm_80 on runs.
@@ -22,15 +27,26 @@ pub enum DeviceChoice {
     EmulatedHopper,
 }
 
+impl DeviceChoice {
+    /// Whether it means the CPU engine, which launches no kernels.
+    pub fn is_cpu(self) -> bool {
+        matches!(self, Self::Cpu | Self::CpuBf16)
+    }
+}
+
 impl FromStr for DeviceChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wanted =
-            || format!("device '{text}': expected auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a");
+        let wanted = || {
+            format!(
+                "device '{text}': expected auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a"
+            )
+        };
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
+            "cpu:bf16" => Ok(Self::CpuBf16),
             "emulated" => Ok(Self::Emulated),
             "emulated:sm_90a" => Ok(Self::EmulatedHopper),
             "cuda" => Ok(Self::Cuda(0)),
@@ -45,12 +61,15 @@ impl FromStr for DeviceChoice {
 /// Opens a device for `network`, ready for batches of up to `max_batch` images. Weights are undefined until loaded.
 pub fn open(choice: DeviceChoice, network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
     match choice {
-        DeviceChoice::Cpu => reference::open(network, max_batch),
+        DeviceChoice::Cpu => reference::open(network, max_batch, Format::F32),
+        DeviceChoice::CpuBf16 => reference::open(network, max_batch, Format::Bf16),
         DeviceChoice::Cuda(ordinal) => cuda::open_device(ordinal, network, max_batch),
         DeviceChoice::Emulated => cuda::open_emulated(HostDriver::open(), network, max_batch),
-        DeviceChoice::EmulatedHopper => cuda::open_emulated(HostDriver::hopper(), network, max_batch),
+        DeviceChoice::EmulatedHopper => {
+            cuda::open_emulated(emulated_hopper(DeviceOptions::from_environment()?), network, max_batch)
+        }
         DeviceChoice::Auto => match cuda::open_device(0, network, max_batch) {
-            Err(Error::Unavailable(_)) => reference::open(network, max_batch),
+            Err(Error::Unavailable(_)) => reference::open(network, max_batch, Format::F32),
             opened => opened,
         },
     }
@@ -65,14 +84,24 @@ pub fn open_recorded(
     network: ResNet18,
     max_batch: usize,
 ) -> Result<(Box<dyn Engine>, Recording)> {
+    open_recorded_with(choice, network, max_batch, DeviceOptions::from_environment()?)
+}
+
+/// [`open_recorded`] with these options.
+pub fn open_recorded_with(
+    choice: DeviceChoice,
+    network: ResNet18,
+    max_batch: usize,
+    options: DeviceOptions,
+) -> Result<(Box<dyn Engine>, Recording)> {
     match choice {
-        DeviceChoice::Cpu => Err(Error::Unavailable(
-            "--device cpu: the reference engine has no kernels to record; use cuda or emulated".into(),
+        DeviceChoice::Cpu | DeviceChoice::CpuBf16 => Err(Error::Unavailable(
+            "--device cpu: the CPU engine launches no kernels to record; use cuda or emulated".into(),
         )),
-        DeviceChoice::Cuda(ordinal) => cuda::record_device(ordinal, network, max_batch),
+        DeviceChoice::Cuda(ordinal) => cuda::record_device(ordinal, network, max_batch, options),
         DeviceChoice::Emulated => cuda::record_emulated(HostDriver::open(), network, max_batch),
-        DeviceChoice::EmulatedHopper => cuda::record_emulated(HostDriver::hopper(), network, max_batch),
-        DeviceChoice::Auto => match cuda::record_device(0, network, max_batch) {
+        DeviceChoice::EmulatedHopper => cuda::record_emulated(emulated_hopper(options), network, max_batch),
+        DeviceChoice::Auto => match cuda::record_device(0, network, max_batch, options) {
             Err(Error::Unavailable(_)) => cuda::record_emulated(HostDriver::open(), network, max_batch),
             opened => opened,
         },
@@ -81,5 +110,9 @@ pub fn open_recorded(
 
 /// An engine that runs nothing, with a record of what it would launch; whatever is read from it is zero.
 pub fn open_dry(network: ResNet18, max_batch: usize) -> Result<(Box<dyn Engine>, Recording)> {
-    cuda::record_dry(network, max_batch)
+    cuda::record_dry(network, max_batch, DeviceOptions::from_environment()?)
+}
+
+fn emulated_hopper(device: DeviceOptions) -> Rc<dyn Driver> {
+    HostDriver::with(HostOptions { hopper: true, device, ..HostOptions::default() })
 }

@@ -12,6 +12,12 @@ pub trait PairedPasses {
     /// set, then by the second. What the backward pass needs is kept until the next pair, beside what the train slots keep.
     fn forward_pair(&mut self, images: [&Tensor<f32>; 2], logits: [&Tensor<f32>; 2]) -> Result<()>;
 
+    /// The features of one set of the last [`PairedPasses::forward_pair`], 0 or 1: `batch x features`, what its last layer saw.
+    ///
+    /// # Errors
+    /// Where there was none on the present weights.
+    fn pair_features(&mut self, set: usize, features: &Tensor<f32>) -> Result<()>;
+
     /// Parameter gradients of both passes, added up; what was there before is replaced.
     ///
     /// # Errors

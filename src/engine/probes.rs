@@ -2,7 +2,7 @@
 //!
 //! Called by `measure/ceilings.rs` and `measure/workload.rs`; implemented by both engines; checked by `tests/bench.rs`.
 
-use super::{Error, Result};
+use super::{Error, Launch, Result};
 
 /// Some work, to be run and timed again and again.
 pub struct Probe {
@@ -47,8 +47,13 @@ pub trait Probes {
     /// Every layer of the network on every kind of convolution kernel, `batch` images; memory is taken when a step first runs.
     fn ladder(&self, _batch: usize) -> Result<Vec<LadderStep>> {
         Err(Error::Unavailable(
-            "--device cpu: the reference engine has no kernels; the ladder is for an H100 or H200 and for emulated:sm_90a".into(),
+            "--device cpu: the CPU engine launches no kernels; the ladder is for an H100 or H200 and for emulated:sm_90a".into(),
         ))
+    }
+    /// Seconds that an H200 should take for these launches, where the device is one of its kind, or stands for one; `None` where one
+    /// of them has no model.
+    fn predicted_seconds(&self, _launches: &[Launch]) -> Option<f64> {
+        None
     }
     /// Floating-point operations of all convolutions that this process computed, where the engine counts them itself.
     fn flops_so_far(&self) -> Option<u64>;

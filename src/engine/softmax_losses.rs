@@ -42,19 +42,19 @@ pub struct PairedLoss {
 }
 
 /// The forms of a [`PairedLoss`]; `b` is its factor on the divergence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PairedForm {
-    /// Cross-entropy of the clean logits: `- log p_y + b KL(p||q)`.
+    /// Clean cross-entropy: `- sum t log p + b KL(p||q)`, the target t = (1 - smoothing) e_y + smoothing / classes.
     ///
-    /// `dL/dz = (p - e_y) + b p (log p - log q - KL)`, `dL/dz' = b (q - p)`.
-    CleanCrossEntropy,
+    /// `dL/dz = (p - t) + b p (log p - log q - KL)`, `dL/dz' = b (q - p)`.
+    Trades { smoothing: f32 },
     /// Boosted cross-entropy of the adversarial logits, the divergence weighted by the doubt about the clean image:
     /// `- log q_y - log(1.0001 - q_k + 1e-12) + b w KL(p || q + 1e-12)`, k the wrong class with the largest q (the
-    /// lowest index among equals) and w = 1.0000001 - p_y. Needs two classes.
+    /// lowest index among equals) and w = 1.0000001 - p_y. Needs two classes. The loss is defined by one true class.
     ///
     /// With r = p q / (q + 1e-12): `dL/dz = b [w p (log p - log(q + 1e-12) - KL) - KL p_y (e_y - p)]`,
     /// `dL/dz' = (q - e_y) + q_k / (1.0001 - q_k + 1e-12) (e_k - q) + b w (q sum(r) - r)`.
-    BoostedCrossEntropy,
+    Mart,
 }
 
 /// Where a [`PairedLoss`] writes.

@@ -108,6 +108,14 @@ pub fn compare_documents(
     if first.threads != second.threads {
         notes.push(format!("threads: {} in the first, {} in the second", first.threads, second.threads));
     }
+    for (which, document) in [("first", first), ("second", second)] {
+        if !document.finished {
+            let rows = document.rows.len();
+            notes.push(format!(
+                "the {which} is not finished: its bench was killed or still runs, {rows} rows so far"
+            ));
+        }
+    }
     if first.device != second.device {
         notes.push(format!("device: {} in the first, {} in the second", first.device, second.device));
     }

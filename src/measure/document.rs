@@ -1,6 +1,7 @@
 //! What a measurement writes: the device block, the table, JSON and CSV. The layout is described in [`super`]. Checked by
 //! `tests/bench.rs`.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -20,6 +21,8 @@ use crate::text::command_line;
 
 /// The version of the layout.
 pub const VERSION: u32 = 1;
+/// Seconds that anything can take; quotients and sums of such are finite.
+const TIMES: RangeInclusive<f64> = 1e-12..=1e9;
 
 /// Everything of one measurement.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -32,7 +35,7 @@ pub struct Document {
     /// Version and profile of the program.
     pub build: String,
     pub started_unix_seconds: u64,
-    /// As in environment.json: kind, name, driver, code, memory.
+    /// As in environment.json: kind, name, driver, code, memory, cache, wgmma_off.
     pub device: serde_json::Value,
     pub threads: usize,
     pub recipes: Vec<String>,
@@ -45,6 +48,9 @@ pub struct Document {
     pub ceiling_flops: Option<f64>,
     pub ceiling_bytes: Option<f64>,
     pub ceilings: Vec<String>,
+    /// Whether every row is there: what a bench leaves that was killed has those so far. Older files are whole.
+    #[serde(default = "whole")]
+    pub finished: bool,
     #[serde(default)]
     pub rows: Vec<Row>,
     #[serde(default)]
@@ -75,6 +81,9 @@ pub struct Row {
     /// The least time that the ceilings allow over the median.
     pub ceiling_share: Option<f64>,
     pub bound: Option<String>,
+    /// Seconds that an H200 should take, where all of it has a model.
+    #[serde(default)]
+    pub predicted: Option<f64>,
     /// What the stop rule still wanted when the time was up.
     pub unmet: Option<String>,
 }
@@ -107,8 +116,12 @@ fn generated() -> String {
     SetKind::Generated.to_string()
 }
 
+fn whole() -> bool {
+    true
+}
+
 impl Document {
-    /// An empty one for an engine.
+    /// An empty one for an engine, not finished.
     pub fn new(
         kind: &str,
         engine: &dyn Engine,
@@ -133,6 +146,7 @@ impl Document {
             ceiling_flops: ceilings.flops,
             ceiling_bytes: ceilings.bytes,
             ceilings: ceilings.how.clone(),
+            finished: false,
             rows: Vec::new(),
             kernels: Vec::new(),
         }
@@ -151,10 +165,8 @@ impl Document {
             bail!("layout {}, this build reads {VERSION}", read.secateur_measure);
         }
         for row in &read.rows {
-            if let Some((at, sample)) =
-                row.samples.iter().enumerate().find(|(_, s)| !(s.is_finite() && **s > 0.0))
-            {
-                bail!("{}: sample {at} is {sample} s, expected a time above 0", row.name);
+            if let Some((at, sample)) = row.samples.iter().enumerate().find(|(_, s)| !TIMES.contains(s)) {
+                bail!("{}: sample {at} is {sample} s, expected a time above 0 ({TIMES:?} s)", row.name);
             }
         }
         Ok(read)
@@ -175,7 +187,18 @@ impl Document {
             None => String::new(),
         };
         let driver = self.device["driver"].as_str().map_or(String::new(), |driver| format!(", {driver}"));
-        format!("device   {} ({}, {}{driver}{memory})", text("name"), text("kind"), text("code"))
+        let off: Vec<&str> = self.device["wgmma_off"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|name| name.as_str())
+            .collect();
+        let off = match off[..] {
+            [] => String::new(),
+            ["off"] => ", wgmma off".into(),
+            _ => format!(", wgmma off: {}", off.join(", ")),
+        };
+        format!("device   {} ({}, {}{off}{driver}{memory})", text("name"), text("kind"), text("code"))
     }
 
     /// What it measured.
@@ -248,6 +271,7 @@ impl Row {
             bytes,
             ceiling_share: share.map(|share| share.share),
             bound: share.map(|share| share.bound.into()),
+            predicted: None,
             unmet: samples.unmet,
         })
     }

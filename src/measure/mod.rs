@@ -16,6 +16,7 @@
 //! | `compare` | two files row by row: SAME, FASTER, SLOWER or AMBIGUOUS |
 //! | [`versus`] | two builds in turns, the same verdicts from the ratio within each round |
 //! | `selection` | one selection of training samples, its survey apart from its algorithm |
+//! | `selection_error` | how far the gradients of subsets are from that of all samples |
 //! | [`speedup`] | whole trainings and their controls as a table |
 //! | `table` | columns of text |
 //!
@@ -28,9 +29,10 @@
 //! of one repetition (a step, an attack, an evaluation, a call of a kernel). `rows` holds what was sampled, with every sample,
 //! one object for each name and state of the caches (`cache` is `cold` or `warm`);
 //! `kernels` has one object for each kernel, `{name, calls, seconds, flops, bytes, ...}`, means of one call; `ceiling_flops`
-//! and `ceiling_bytes` are what the device reached, in operations and bytes a second, or null. Unknown keys are to be
-//! ignored; keys are added without a new version, and changed or taken away only with one. `bench speedup` and `bench versus`
-//! have layouts of their own.
+//! and `ceiling_bytes` are what the device reached, in operations and bytes a second, or null. A bench rewrites the file
+//! after each row, and `finished` is false until the last: a bench that is killed leaves the rows so far. Unknown keys are to be
+//! ignored; keys are added without a new version, and changed or taken away only with one. `bench speedup`, `bench versus` and
+//! `bench selection-error` have layouts of their own.
 
 pub mod ceilings;
 pub mod compare;
@@ -42,6 +44,7 @@ pub mod profile;
 pub mod replay;
 mod rows;
 pub mod selection;
+pub mod selection_error;
 pub mod speedup;
 pub mod statistics;
 mod table;

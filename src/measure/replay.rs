@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::ceilings::Ceilings;
 use super::document::Row;
 use super::harness::{Rule, sample};
-use super::workload::{Bench, Cache, Work, WorkError};
+use super::workload::{Bench, Cache, Work};
 use crate::engine::{Launch, Record};
 
 /// Seconds of a batch of launches at least, and launches at most: the events around it then weigh nothing.
@@ -49,14 +49,14 @@ pub struct Plan<'a> {
     pub stop: &'a dyn Fn() -> bool,
 }
 
-/// Rows of the kernels of a step of the recipe that `bench` is open for, and the record of the step; `None` where `plan.stop`
-/// said so. `watch` hears how many of how many rows are done.
+/// Samples the kernels of a step of the recipe that `bench` is open for; returns the record of the step, or `None` where
+/// `plan.stop` returned true. `add` takes each row once it is measured, and how many there will be.
 pub fn kernel_rows(
     bench: &mut Bench,
     plan: &Plan,
     ceilings: &Ceilings,
-    watch: &mut dyn FnMut(usize, usize),
-) -> Result<Option<(Vec<Row>, Record)>, WorkError> {
+    add: &mut dyn FnMut(Row, usize) -> anyhow::Result<()>,
+) -> anyhow::Result<Option<Record>> {
     // Loads code and touches memory.
     bench.run(&Work::Step, 1)?;
     let mut record = bench.record_replayable(&Work::Step, 1)?;
@@ -66,7 +66,6 @@ pub fn kernel_rows(
         shapes(&record).into_iter().filter(|shape| (plan.wanted)(&named(shape))).collect();
     let samplings = shapes.len() * plan.caches.len();
     let rule = Rule { seconds: plan.rule.seconds / samplings.max(1) as f64, ..plan.rule };
-    let mut rows = Vec::new();
     for shape in &shapes {
         for &cache in plan.caches {
             let times = match cache {
@@ -76,13 +75,14 @@ pub fn kernel_rows(
             let mut once = || bench.replay(shape.first, times, cache).map(|seconds| seconds / times as f64);
             let Some(samples) = sample(&rule, plan.stop, &mut once)? else { return Ok(None) };
             let amounts = [shape.launch.flops as f64, shape.launch.bytes as f64];
-            let row = Row::new(named(shape), cache, samples, 0, amounts, ceilings);
-            rows.extend(row.map(|row| Row { calls: shape.calls, ..row }));
-            watch(rows.len(), samplings);
+            if let Some(row) = Row::new(named(shape), cache, samples, 0, amounts, ceilings) {
+                let predicted = bench.engine.predicted_seconds(&[shape.launch]);
+                add(Row { calls: shape.calls, predicted, ..row }, samplings)?;
+            }
         }
     }
     record.launches.retain(|launch| shapes.iter().any(|shape| shape.launch.kernel == launch.kernel));
-    Ok(Some((rows, record)))
+    Ok(Some(record))
 }
 
 /// Launches of a batch whose first took `seconds`.

@@ -15,6 +15,9 @@ pub fn lines(rows: &[Row], kind: &str) -> Vec<String> {
     heading.extend(both.then_some(["batch time", "noise"]).into_iter().flatten());
     heading.extend(images.then_some("images/s"));
     heading.extend([rate, "GB/s", "of ceiling", "bound by"]);
+    let predicted = rows.iter().any(|row| row.predicted.is_some());
+    // Other devices stand for an H200 here.
+    heading.extend(predicted.then_some(if kind == "cuda" { "predicted" } else { "predicted, H200" }));
 
     let cells = |row: &Row| {
         let mut cells = vec![row.name.clone(), row.samples.len().to_string()];
@@ -32,6 +35,9 @@ pub fn lines(rows: &[Row], kind: &str) -> Vec<String> {
         cells.push(number(row.bytes / row.median / 1e9));
         cells.push(percent(row.ceiling_share));
         cells.push(row.bound.clone().unwrap_or("-".into()));
+        if predicted {
+            cells.push(row.predicted.map_or(String::new(), time));
+        }
         cells
     };
     let shown = rows.iter().filter(|row| !both || row.cache == Cache::Cold);
@@ -44,13 +50,13 @@ pub fn lines(rows: &[Row], kind: &str) -> Vec<String> {
 pub fn csv(rows: &[Row]) -> String {
     let mut csv = String::from(
         "name,samples,seconds,first_quartile,third_quartile,noise,images_per_second,flops_per_second,\
-         bytes_per_second,ceiling_share,bound,unmet,cache,calls\n",
+         bytes_per_second,ceiling_share,bound,unmet,cache,calls,predicted_seconds\n",
     );
     let text = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
     for row in rows {
         let rate = |amount: f64| amount / row.median;
         csv += &format!(
-            "{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n",
+            "{},{},{},{},{},{},{},{},{},{},{},{},{},{},{}\n",
             text(&row.name),
             row.samples.len(),
             row.median,
@@ -64,7 +70,8 @@ pub fn csv(rows: &[Row]) -> String {
             row.bound.as_deref().unwrap_or(""),
             row.unmet.as_deref().map_or(String::new(), text),
             if row.cache == Cache::Cold { "cold" } else { "warm" },
-            row.calls
+            row.calls,
+            row.predicted.map_or(String::new(), |seconds| seconds.to_string())
         );
     }
     csv

@@ -12,7 +12,8 @@ use std::time::Instant;
 use super::workload::{Amounts, Bench};
 use crate::attack::AttackWork;
 use crate::batch::Batch;
-use crate::engine::{Engine, Phase, Result, Tensor};
+use crate::data::order::held_out;
+use crate::engine::{Engine, Phase, Result, Tensor, WeightSet};
 use crate::model::Weights;
 use crate::objective::{self, Objective};
 use crate::philox::{Key, Purpose, unit};
@@ -51,7 +52,10 @@ impl Choice {
         let data = &recipe.data;
         let train = data.train_limit.unwrap_or(data.set.sizes().train) - data.validation;
         let held_out = match recipe.selection.method {
-            SelectionMethod::AdvGlister => (data.validation * candidates).div_ceil(train).max(1),
+            SelectionMethod::AdvGlister => {
+                let held_out = held_out(data.validation, recipe.selection.held_out_share());
+                (held_out * candidates).div_ceil(train).max(1)
+            }
             _ => 0,
         };
         Self { candidates, held_out, budget: recipe.selection.budget(candidates) }
@@ -84,6 +88,7 @@ pub fn select(
         held_out,
         budget: choice.budget,
         losses: Some(&losses),
+        scores: None,
         key: key(Purpose::Selection),
     };
     let scratch = Batch::alloc(engine, recipe.batch)?;
@@ -106,6 +111,8 @@ pub fn select(
     let mut survey = Survey {
         set: &bench.set,
         objective: &mut objective,
+        weights: WeightSet::Live,
+        augment: None,
         scratch: &scratch,
         key: key(Purpose::SelectionStart),
         watch: &mut watch,
@@ -124,7 +131,7 @@ pub fn counted(
     choice: Choice,
     watch: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<(Parts, Amounts), PruneError> {
-    bench.counted(|bench| select(bench, choice, watch))
+    bench.counted(|bench| select(bench, choice, watch)).map(|(parts, amounts, _)| (parts, amounts))
 }
 
 /// An objective with a clock on its attack.

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::batch::Batch;
 use crate::data::{DataError, DataSet, SetKind, Split};
 use crate::engine::{
-    self, DeviceChoice, Engine, ImageSet, Mark, Phase, Probe, Record, Recording, WeightSet, open, open_dry,
-    open_recorded,
+    self, DeviceChoice, DeviceOptions, Engine, ImageSet, Mark, Phase, Probe, Record, Recording, WeightSet,
+    open, open_dry, open_recorded_with,
 };
 use crate::evaluate::{Protocol, Subject, evaluate};
 use crate::model::initialise;
@@ -77,11 +77,22 @@ impl Bench {
     /// which it has none of, the emulated device. Where the network has more classes than the generated images, they count
     /// through its classes.
     pub fn open(device: DeviceChoice, kernels: bool, recipe: &Recipe, steps: usize) -> Result<Self> {
+        Self::open_with(device, kernels, recipe, steps, DeviceOptions::from_environment()?)
+    }
+
+    /// [`Bench::open`] with these options of the device.
+    pub fn open_with(
+        device: DeviceChoice,
+        kernels: bool,
+        recipe: &Recipe,
+        steps: usize,
+        options: DeviceOptions,
+    ) -> Result<Self> {
         let network = train::network(recipe);
         let (engine, recording) = match device {
-            DeviceChoice::Cpu => (open(device, network, recipe.batch)?, None),
+            DeviceChoice::Cpu | DeviceChoice::CpuBf16 => (open(device, network, recipe.batch)?, None),
             DeviceChoice::Auto if !kernels => {
-                match open_recorded(DeviceChoice::Cuda(0), network, recipe.batch) {
+                match open_recorded_with(DeviceChoice::Cuda(0), network, recipe.batch, options) {
                     Err(engine::Error::Unavailable(_)) => {
                         (open(DeviceChoice::Cpu, network, recipe.batch)?, None)
                     }
@@ -89,7 +100,7 @@ impl Bench {
                 }
             }
             _ => {
-                let (engine, recording) = open_recorded(device, network, recipe.batch)?;
+                let (engine, recording) = open_recorded_with(device, network, recipe.batch, options)?;
                 (engine, Some(recording))
             }
         };
@@ -116,7 +127,7 @@ impl Bench {
             false => (0..images).map(|image| (image % classes) as u32).collect(),
         };
         let set = engine.upload_images(&data.train.pixels, &labels)?;
-        let split = Split { train: (0..images as u32).collect(), validation: Vec::new() };
+        let split = Split { train: (0..images as u32).collect(), ..Split::default() };
         let batch = Batch::alloc(engine.as_ref(), recipe.batch)?;
         let mut bench = Self {
             engine,
@@ -183,7 +194,7 @@ impl Bench {
         match work {
             Work::Step => {
                 let samples = self.split.train[..recipe.batch * times].to_vec();
-                let split = Split { train: samples, validation: Vec::new() };
+                let split = Split { train: samples, ..Split::default() };
                 // Without `begin_epoch` nothing is selected: every image that there is trains.
                 let batch = self.batch.clone();
                 let mut trainer = Trainer::in_memory_of(batch, engine, recipe, &self.set, &split)?;
@@ -244,9 +255,11 @@ impl Bench {
         }
     }
 
-    /// Does the work once, which also warms the device up, and counts it.
-    pub fn amounts(&mut self, work: &Work) -> Result<Amounts> {
-        self.counted(|bench| bench.run(work, 1)).map(|(_, amounts)| amounts)
+    /// Does the work once, which also warms the device up, and counts it; and the seconds that an H200 should take, where its launches
+    /// have a model.
+    pub fn amounts(&mut self, work: &Work) -> Result<(Amounts, Option<f64>)> {
+        let (_, amounts, record) = self.counted(|bench| bench.run(work, 1))?;
+        Ok((amounts, self.engine.predicted_seconds(&record.launches)))
     }
 
     /// What `work` answers, and its launches.
@@ -266,11 +279,11 @@ impl Bench {
         Ok((done?, record?))
     }
 
-    /// What `work` answers, and its operations and bytes.
+    /// What `work` answers, its operations and bytes, and its launches.
     pub(super) fn counted<T, E: From<engine::Error>>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, E>,
-    ) -> Result<(T, Amounts), E> {
+    ) -> Result<(T, Amounts, Record), E> {
         let before = self.engine.flops_so_far();
         let (done, record) = self.recorded(false, work)?;
         let sum = |of: fn(&engine::Launch) -> u64| record.launches.iter().map(of).sum::<u64>() as f64;
@@ -278,7 +291,7 @@ impl Bench {
             (Some(before), Some(after)) => [(after - before) as f64, 0.0],
             _ => [sum(|launch| launch.flops), sum(|launch| launch.bytes)],
         };
-        Ok((done, amounts))
+        Ok((done, amounts, record))
     }
 }
 

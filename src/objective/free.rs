@@ -2,7 +2,8 @@
 //! weights and the perturbation; L = CE(z', y).
 //!
 //! As in the published code the perturbation belongs to the place in the batch: the next minibatch starts from it, and
-//! checkpoints save it. It crosses to the host once a minibatch, so once in m optimizer steps.
+//! checkpoints save it. In the first replay the sum is not clipped to [0, 1], as the first gradient is taken there; the
+//! step after it returns to [0, 1]. It crosses to the host once a minibatch, so once in m optimizer steps.
 //!
 //! With BulletTrain (`accelerate::Replays`) the place of an outlier sits the minibatch out: its perturbation is neither
 //! added nor moved, and waits for the next minibatch.
@@ -80,8 +81,12 @@ impl Objective for Free {
             let mut images = engine.read(&batch.images)?;
             for place in self.carrying(batch.len()) {
                 for (pixel, moved) in images[place.clone()].iter_mut().zip(&self.perturbation[place]) {
-                    *pixel = (*pixel + moved).clamp(0.0, 1.0);
+                    *pixel += moved;
                 }
+            }
+            for &place in self.moving.as_ref().map_or(&[][..], Replays::unmoved) {
+                let pixels = place as usize * IMAGE_LEN..(place as usize + 1) * IMAGE_LEN;
+                images[pixels].iter_mut().for_each(|pixel| *pixel = pixel.clamp(0.0, 1.0));
             }
             engine.write(&batch.perturbed, &images)?;
         }

@@ -1,6 +1,7 @@
-//! TRADES (Zhang et al., ICML 2019): L = CE(z, y) + beta KL(p || q), its attack ascending KL.
+//! TRADES (Zhang et al., ICML 2019): L = CE(z, t) + beta KL(p || q), its attack ascending KL; the target t is the label,
+//! smoothed if wanted.
 //!
-//! dL/dz = (p - e_y) + beta p (log p - log q - KL), dL/dz' = beta (q - p). The target p of the attack is computed once
+//! dL/dz = (p - t) + beta p (log p - log q - KL), dL/dz' = beta (q - p). The target p of the attack is computed once
 //! a step, under the attack's BatchNorm; the train passes give x and x' batch statistics of their own.
 
 use super::paired::Paired;
@@ -8,7 +9,8 @@ use crate::attack::DivergenceAscent;
 use crate::engine::PairedForm;
 use crate::recipe::Recipe;
 
-/// TRADES with the attack, its acceleration and the beta of a recipe; 6 in the paper.
+/// TRADES with the attack, its acceleration, the smoothing and the beta of a recipe; 6 in the paper.
 pub fn of_recipe(recipe: &Recipe) -> Paired<DivergenceAscent> {
-    Paired::of_recipe(recipe, PairedForm::CleanCrossEntropy, DivergenceAscent)
+    let smoothing = recipe.objective.label_smoothing as f32;
+    Paired::of_recipe(recipe, PairedForm::Trades { smoothing }, DivergenceAscent)
 }

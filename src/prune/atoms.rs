@@ -20,7 +20,7 @@ enum Source {
     Rows(Tensor<f64>),
 }
 
-/// Atoms whose target is their sum.
+/// Atoms whose target is their sum, or the mean of that and of the sums of further draws of the same gradients.
 pub struct DeviceAtoms<'a> {
     engine: &'a mut dyn Engine,
     source: Source,
@@ -45,8 +45,9 @@ impl<'a> DeviceAtoms<'a> {
     pub fn of_samples(
         engine: &'a mut dyn Engine,
         gradients: &LastLayerGradients,
+        further: &[LastLayerGradients],
     ) -> Result<Self, PruneError> {
-        let target = sum(engine, gradients)?;
+        let target = mean_sum(engine, gradients, further)?;
         let products = engine.alloc("correlations with the target", gradients.len)?;
         engine.gradient_products(gradients, &target, &products)?;
         let squares = squares(engine, gradients)?;
@@ -60,9 +61,10 @@ impl<'a> DeviceAtoms<'a> {
     pub fn of_batches(
         engine: &'a mut dyn Engine,
         gradients: &LastLayerGradients,
+        further: &[LastLayerGradients],
         batches: &[&[u32]],
     ) -> Result<Self, PruneError> {
-        let target = sum(engine, gradients)?;
+        let target = mean_sum(engine, gradients, further)?;
         let width = target.len();
         let rows = engine.alloc("gradients of the batches", batches.len() * width)?;
         let mut squares = Vec::with_capacity(batches.len());
@@ -120,6 +122,27 @@ fn sum(engine: &mut dyn Engine, gradients: &LastLayerGradients) -> Result<Tensor
     let sum = engine.alloc("sum of the gradients", network.classes * (network.features() + 1))?;
     engine.gradient_sum(gradients, None, &sum)?;
     Ok(sum)
+}
+
+/// The mean, over `gradients` and `further` draws of them, of their sums.
+fn mean_sum(
+    engine: &mut dyn Engine,
+    gradients: &LastLayerGradients,
+    further: &[LastLayerGradients],
+) -> Result<Tensor<f64>, PruneError> {
+    let first = sum(engine, gradients)?;
+    if further.is_empty() {
+        return Ok(first);
+    }
+    let mut mean = engine.read(&first)?;
+    for draw in further {
+        let of_draw = sum(engine, draw)?;
+        let of_draw = engine.read(&of_draw)?;
+        mean.iter_mut().zip(of_draw).for_each(|(mean, value)| *mean += value);
+    }
+    mean.iter_mut().for_each(|value| *value /= (1 + further.len()) as f64);
+    engine.write(&first, &mean)?;
+    Ok(first)
 }
 
 /// `<g_i, g_i>` of every sample.

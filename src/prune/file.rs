@@ -3,8 +3,9 @@
 //! | tensor | type and shape | what |
 //! |---|---|---|
 //! | `indices` | I64, k | positions in the official order of the training set, ascending |
-//! | `weights` | F32, k | factors on the losses, mean 1 |
-//! | `residuals` | F64, choices | what a pursuit left of its target, as shares of its norm; empty for other methods |
+//! | `weights` | F32, k | factors on the losses: of mean 1, but for InfoBatch's |
+//! | `residuals` | F64, choices | what the pursuits left of their targets, as shares of their norm; empty for other methods |
+//! | each figure of [`Diagnosis`] | F64, 1 | under its name; absent where there is none |
 //!
 //! The factors of the candidates' last-layer gradients, `g_i = sum over terms of dz_i (x) [h_i, 1]`, one or two terms
 //! (`clean` where the objective passes clean images, `adversarial`):
@@ -20,7 +21,7 @@
 
 use safetensors::tensor::{Dtype, TensorView};
 
-use super::{LastLayerView, Subset};
+use super::{Diagnosis, LastLayerView, Subset};
 use crate::engine::{Engine, Result};
 
 /// Tensors of several types, on their way into a file.
@@ -42,6 +43,11 @@ impl Tensors {
         self.insert(name, Dtype::F32, shape, bytes);
     }
 
+    fn insert_f64(&mut self, name: &str, values: &[f64]) {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.insert(name, Dtype::F64, &[values.len()], bytes);
+    }
+
     fn to_bytes(&self) -> Vec<u8> {
         let views = self.0.iter().map(|(name, dtype, shape, bytes)| {
             let view = TensorView::new(*dtype, shape.clone(), bytes);
@@ -52,13 +58,18 @@ impl Tensors {
 }
 
 impl Subset {
-    /// The bytes of a subset's file; the same subset gives the same bytes.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    /// The bytes of a subset's file with its figures; the same subset gives the same bytes.
+    pub fn to_bytes(&self, diagnosis: &Diagnosis) -> Vec<u8> {
         let mut tensors = Tensors::default();
         tensors.insert_i64("indices", &self.samples);
         tensors.insert_f32("weights", &[self.len()], &self.weights);
-        let residuals = self.residuals.iter().flat_map(|value| value.to_le_bytes()).collect();
-        tensors.insert("residuals", Dtype::F64, &[self.residuals.len()], residuals);
+        tensors.insert_f64("residuals", &self.residuals);
+        let figures = serde_json::to_value(diagnosis).expect("plain structs always serialise");
+        for (name, figure) in figures.as_object().into_iter().flatten() {
+            if let Some(figure) = figure.as_f64() {
+                tensors.insert_f64(name, &[figure]);
+            }
+        }
         tensors.to_bytes()
     }
 }

@@ -3,14 +3,20 @@
 //!
 //! With V the held-out images, S the subset, g_i last-layer gradients and theta the last layer, S maximises
 //! `- mean_{j in V} L(theta - eta mean_{i in S} g_i; x_j, x'_j, y_j)`. Greedily: a candidate's gain is the first-order
-//! one, `<g_i, G_V>`, with G_V the mean gradient over V at the step made so far. The step is along the mean of S and not
-//! its sum, which would grow with S until the softmax saturates. Checked by `tests/prune_glister.rs` against the
-//! definition. Called by the table of selections.
+//! one, `<g_i, G_V>`, with G_V the mean gradient over V at the step made so far.
+//!
+//! The published configuration for CIFAR (decile-team/cords) is the stochastic search with the gradients of the bias alone, a
+//! step along the sum of the picked gradients with eta the learning rate, and no noise: `greedy = "stochastic"`, `gradient =
+//! "bias"`, `step_along = "sum"`, `step_size = "learning-rate"`, `temperature = 0`, `class_quotas = false`. Over hundreds of
+//! picks that sum saturates the softmax; the largest gains, along whatever step, collect alike images of few classes. The
+//! defaults differ: the mean, and gains with noise and class quotas (see `top_k`). Checked by `tests/prune_glister.rs`
+//! against the definition and against an independent form of the published configuration.
 
-use super::{Candidates, LastLayerView, PruneError, Selection, Subset, Survey, part};
+use super::top_k::Draw;
+use super::{Candidates, LastLayerView, PruneError, Selection, Subset, Survey, TopK, part, residual};
 use crate::engine::{Engine, LastLayerGradients, Tensor};
 use crate::philox::Key;
-use crate::recipe::Greedy;
+use crate::recipe::{GradientPart, Greedy, StepAlong};
 
 /// The probability that a pool holds none of the k best candidates.
 const MISS: f64 = 0.01;
@@ -21,9 +27,20 @@ pub struct Glister {
     pub greedy: Greedy,
     /// Updates of the held-out gradient with [`Greedy::Rounds`]; 15 in the published code.
     pub rounds: usize,
-    /// The step eta in units of 1 / mean(|h'|^2 + 1) over the candidates, so that one number means the same at any width:
-    /// the curvature of the loss along the last layer grows with the features.
-    pub step_size: f64,
+    /// How the gains become a choice, in each round or pool.
+    pub top_k: TopK,
+    pub gradient: GradientPart,
+    pub step_along: StepAlong,
+    pub step: StepSize,
+}
+
+/// The step eta of the last layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum StepSize {
+    /// In units of 1 / mean(|h'|^2 + 1) over the candidates, so that one number means the same at any width: the curvature
+    /// of the loss along the last layer grows with the features.
+    Relative(f64),
+    Absolute(f64),
 }
 
 impl Selection for Glister {
@@ -37,20 +54,57 @@ impl Selection for Glister {
             return Err(PruneError::Invalid("adv-glister: no held-out images, expected 1 at least".into()));
         }
         let samples = candidates.samples;
-        let budget = candidates.budget.min(samples.len());
-        if budget == 0 {
+        if candidates.budget == 0 || samples.is_empty() {
             return Ok(Subset::default());
         }
         let held_out = survey.last_layer(engine, candidates.held_out)?;
         let gradients = survey.last_layer(engine, samples)?.gradients;
-        let step_size = self.step_size / mean_square(engine, &gradients)?;
-        let mut search = Search::new(engine, step_size, gradients, held_out)?;
-        let chosen = match self.greedy {
-            Greedy::Rounds => search.rounds(engine, survey, samples, budget, self.rounds.max(1))?,
-            Greedy::Stochastic => search.stochastic(engine, survey, samples, budget, candidates.key)?,
-        };
-        Ok(Subset::uniform(chosen.into_iter().map(|place| samples[place as usize]).collect()))
+        let mut subset = self.choose(engine, candidates, survey, gradients.clone(), held_out)?;
+        subset.residual = residual(engine, samples, &gradients, &subset)?;
+        Ok(subset)
     }
+}
+
+impl Glister {
+    /// Chooses by the gradients of the candidates, in their order, and a view of held-out images; `survey` gives the loss of
+    /// the objective.
+    ///
+    /// # Errors
+    /// [`PruneError::Invalid`] for a gain that is not finite; [`PruneError::Stopped`] if the user asks for it; and those of
+    /// the engine.
+    pub fn choose(
+        &self,
+        engine: &mut dyn Engine,
+        candidates: &Candidates,
+        survey: &mut Survey,
+        mut gradients: LastLayerGradients,
+        mut held_out: LastLayerView,
+    ) -> Result<Subset, PruneError> {
+        if self.gradient == GradientPart::Bias {
+            drop_features(engine, &mut gradients)?;
+            drop_features(engine, &mut held_out.gradients)?;
+        }
+        let step_size = match self.step {
+            StepSize::Relative(size) => size / mean_square(engine, &gradients)?,
+            StepSize::Absolute(size) => size,
+        };
+        let mut search = Search::new(engine, step_size, self.step_along, gradients, held_out)?;
+        let mut draw = Draw::new(self.top_k, candidates);
+        let samples = candidates.samples;
+        match self.greedy {
+            Greedy::Rounds => search.rounds(engine, survey, samples, &mut draw, self.rounds.max(1))?,
+            Greedy::Stochastic => search.stochastic(engine, survey, samples, &mut draw, candidates.key)?,
+        };
+        draw.subset()
+    }
+}
+
+/// Leaves the gradients of the bias: those of features that are zero.
+fn drop_features(engine: &mut dyn Engine, gradients: &mut LastLayerGradients) -> Result<(), PruneError> {
+    for term in &mut gradients.terms {
+        term.features = engine.upload("no features", &vec![0.0; term.features.len()])?;
+    }
+    Ok(())
 }
 
 /// The mean of |h'|^2 + 1 over the adversarial images.
@@ -66,6 +120,7 @@ fn mean_square(engine: &mut dyn Engine, gradients: &LastLayerGradients) -> Resul
 struct Search {
     /// eta itself.
     step_size: f64,
+    step_along: StepAlong,
     gradients: LastLayerGradients,
     /// The held-out images at the logits of no step.
     held_out: LastLayerView,
@@ -80,6 +135,7 @@ impl Search {
     fn new(
         engine: &dyn Engine,
         step_size: f64,
+        step_along: StepAlong,
         gradients: LastLayerGradients,
         held_out: LastLayerView,
     ) -> Result<Self, PruneError> {
@@ -87,7 +143,7 @@ impl Search {
         let moved = held_out.logits.iter().map(|logits| engine.alloc("moved logits", logits.len()));
         let moved = LastLayerView { logits: moved.collect::<Result<_, _>>()?, ..held_out.clone() };
         let sum = vec![0.0; network.classes * (network.features() + 1)];
-        Ok(Self { step_size, gradients, held_out, moved, sum, picked: 0 })
+        Ok(Self { step_size, step_along, gradients, held_out, moved, sum, picked: 0 })
     }
 
     /// G_V at the present step, as one vector.
@@ -96,7 +152,11 @@ impl Search {
         engine: &mut dyn Engine,
         survey: &mut Survey,
     ) -> Result<Tensor<f64>, PruneError> {
-        let step: Vec<f64> = self.sum.iter().map(|sum| sum / self.picked.max(1) as f64).collect();
+        let count = match self.step_along {
+            StepAlong::Mean => self.picked.max(1) as f64,
+            StepAlong::Sum => 1.0,
+        };
+        let step: Vec<f64> = self.sum.iter().map(|sum| sum / count).collect();
         let step = engine.upload("step of the last layer", &step)?;
         let terms = self.held_out.gradients.terms.iter().zip(&self.held_out.logits).zip(&self.moved.logits);
         for ((term, logits), moved) in terms {
@@ -152,24 +212,19 @@ impl Search {
         engine: &mut dyn Engine,
         survey: &mut Survey,
         samples: &[u32],
-        budget: usize,
+        draw: &mut Draw,
         rounds: usize,
-    ) -> Result<Vec<u32>, PruneError> {
-        let mut open: Vec<u32> = (0..samples.len() as u32).collect();
-        let mut chosen = Vec::with_capacity(budget);
-        while chosen.len() < budget {
+    ) -> Result<(), PruneError> {
+        let most = draw.left().div_ceil(rounds);
+        while draw.left() > 0 {
             let gradients = self.gradients.clone();
             let gains = self.gains(engine, survey, &gradients, |place| samples[place])?;
-            let wanted = budget.div_ceil(rounds).min(budget - chosen.len());
-            // Equal gains keep the sample that comes first.
-            open.sort_by(|&a, &b| gains[b as usize].total_cmp(&gains[a as usize]).then(a.cmp(&b)));
-            let best: Vec<u32> = open.drain(..wanted).collect();
+            let best = draw.take(&gains, most)?;
             let part = part(engine, &self.gradients, &best)?;
             self.pick(engine, &part)?;
-            chosen.extend(best);
             go_on(survey, samples.len())?;
         }
-        Ok(chosen)
+        Ok(())
     }
 
     fn stochastic(
@@ -177,26 +232,24 @@ impl Search {
         engine: &mut dyn Engine,
         survey: &mut Survey,
         samples: &[u32],
-        budget: usize,
+        draw: &mut Draw,
         key: Key,
-    ) -> Result<Vec<u32>, PruneError> {
-        let pool = (samples.len() as f64 / budget as f64 * (1.0 / MISS).ln()).ceil() as usize;
-        let mut open: Vec<u32> = (0..samples.len() as u32).collect();
-        let mut chosen = Vec::with_capacity(budget);
-        while chosen.len() < budget {
+    ) -> Result<(), PruneError> {
+        let budget = draw.left();
+        // Rounded down as in the published code.
+        let pool = ((samples.len() as f64 / budget as f64 * (1.0 / MISS).ln()) as usize).max(1);
+        while draw.left() > 0 {
+            let mut open: Vec<u32> = draw.open().collect();
             let size = pool.min(open.len());
-            draw_to_front(&mut open, size, key, chosen.len() as u32);
+            draw_to_front(&mut open, size, key, (budget - draw.left()) as u32);
             let places = &open[..size];
             let part = part(engine, &self.gradients, places)?;
             let gains = self.gains(engine, survey, &part, |at| samples[places[at] as usize])?;
-            let best =
-                (0..size).max_by(|&a, &b| gains[a].total_cmp(&gains[b]).then(places[b].cmp(&places[a])));
-            let best = best.expect("a pool of one candidate at least");
+            let best = draw.take_one(places, &gains)?;
             self.pick(engine, &part.rows(best..best + 1))?;
-            chosen.push(open.swap_remove(best));
             go_on(survey, samples.len())?;
         }
-        Ok(chosen)
+        Ok(())
     }
 }
 

@@ -1,8 +1,10 @@
-//! InfoBatch (Qin et al., ICLR 2024): of the easy samples a random part, weighted up, so that the mean gradient stays
-//! unbiased.
+//! InfoBatch (Qin et al., ICLR 2024): of the easy samples a random part, weighted up, so that the gradient summed over an
+//! epoch stays unbiased.
 //!
-//! Easy are the samples whose last loss lies below the mean; the scores come free from training. That nothing is pruned
-//! in the last epochs is the training loop's affair. Checked by `tests/prune_info_batch.rs`. Called by the table of selections.
+//! Easy are the samples whose last loss lies below the mean; the scores come free from training. The weights 1 and 1 / (1 - r)
+//! are not normalised: a minibatch has the plain mean of weight times loss, so fewer and longer steps go as far as an epoch
+//! on all samples. Counts and weights are those of the published code (NUS-HPC-AI-Lab/InfoBatch). That nothing is pruned in
+//! the last epochs is the training loop's affair. Checked by `tests/prune_info_batch.rs`.
 
 use super::{Candidates, PruneError, Selection, Subset, Survey};
 use crate::data::order::shuffled;
@@ -17,7 +19,7 @@ pub struct InfoBatch {
 
 impl Selection for InfoBatch {
     /// Keeps every sample whose last loss is not below the mean of all known losses, or unknown, with weight 1; of the
-    /// n below it, m = round((1 - r) n) drawn at random, at least one, with weight n / m. The budget is not consulted.
+    /// n below it, (1 - r) n rounded down, drawn at random, with weight 1 / (1 - r). The budget is not consulted.
     fn select(
         &self,
         engine: &mut dyn Engine,
@@ -46,9 +48,9 @@ impl Selection for InfoBatch {
             scored().filter(|&(_, &loss)| f64::from(loss) < mean).map(|(&sample, _)| sample).collect();
         let hard = scored().filter(|&(_, &loss)| f64::from(loss) >= mean).map(|(&sample, _)| (sample, 1.0));
 
-        let kept = (((1.0 - self.prune_share) * easy.len() as f64).round() as usize).max(1).min(easy.len());
-        let weight = easy.len() as f64 / kept.max(1) as f64;
-        let drawn = shuffled(candidates.key, &easy);
-        Subset::weighted(hard.chain(drawn[..kept].iter().map(|&sample| (sample, weight))).collect())
+        let keep_share = 1.0 - self.prune_share;
+        let mut drawn = shuffled(candidates.key, &easy);
+        drawn.truncate((keep_share * easy.len() as f64) as usize);
+        Subset::unnormalised(hard.chain(drawn.iter().map(|&sample| (sample, 1.0 / keep_share))).collect())
     }
 }

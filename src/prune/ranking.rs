@@ -1,9 +1,10 @@
-//! Selections by a score of each sample: the k largest, or the k smallest, with weight 1.
+//! Selections by a score of each sample: the largest or the smallest, perturbed or as they are.
 //!
-//! Ranked on the device; equal scores keep the sample that comes first. Checked by `tests/prune_simple.rs`. Called by the
-//! table of selections.
+//! As published the k best are kept, whatever their class: [`TopK::PLAIN`], ranked on the device. The default draws them with
+//! noise and quotas: see `top_k` for why. Checked by `tests/prune_simple.rs`.
 
-use super::{Candidates, PruneError, Selection, Subset, Survey};
+use super::top_k::Draw;
+use super::{Candidates, PruneError, Selection, Subset, Survey, TopK};
 use crate::engine::{CrossEntropy, Engine, Error, LastLayerGradients, Tensor, Term};
 
 /// What samples are ranked by.
@@ -14,7 +15,8 @@ pub enum Score {
     LastLoss,
     /// EL2N (Paul et al., NeurIPS 2021) of the adversarial image, `||q - e_y||`, the largest kept.
     El2n,
-    /// GraNd (same paper) of the last layer, `||q - e_y|| sqrt(1 + |h'|^2)`, the largest kept.
+    /// The norm of the last layer's gradient, `||q - e_y|| sqrt(1 + |h'|^2)`, the largest kept. GraNd (same paper) is the norm
+    /// over all layers: the two correlate by 0.23.
     GraNd,
     /// The norm of the loss gradient with respect to the clean image, the smallest kept (EasyCore).
     InputGradient,
@@ -24,6 +26,7 @@ pub enum Score {
 #[derive(Clone, Copy, Debug)]
 pub struct Ranking {
     pub score: Score,
+    pub top_k: TopK,
 }
 
 impl Selection for Ranking {
@@ -34,6 +37,12 @@ impl Selection for Ranking {
         survey: &mut Survey,
     ) -> Result<Subset, PruneError> {
         let scores = self.scores(engine, candidates, survey)?;
+        if self.top_k != TopK::PLAIN {
+            let scores: Vec<f64> = engine.read(&scores)?.into_iter().map(f64::from).collect();
+            let mut draw = Draw::new(self.top_k, candidates);
+            draw.take(&scores, candidates.budget)?;
+            return draw.subset();
+        }
         let top: Tensor<u32> =
             engine.alloc("chosen places", candidates.budget.min(candidates.samples.len()))?;
         if !top.is_empty() {
@@ -51,14 +60,17 @@ impl Selection for Ranking {
 }
 
 impl Ranking {
-    /// The score of each candidate, the first rank to the largest.
-    fn scores(
+    /// The score of each candidate, the first rank to the largest: its mean over training where the candidates have one.
+    pub fn scores(
         &self,
         engine: &mut dyn Engine,
         candidates: &Candidates,
         survey: &mut Survey,
     ) -> Result<Tensor<f32>, PruneError> {
         let samples = candidates.samples;
+        if let Some(means) = candidates.scores {
+            return Ok(engine.upload("mean scores", means)?);
+        }
         match self.score {
             Score::LastLoss => match candidates.losses {
                 Some(losses) => Ok(losses.clone()),

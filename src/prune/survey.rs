@@ -1,14 +1,14 @@
 //! What a selection can learn about samples: the training attack on each, one forward pass, and what follows from them.
 //!
-//! Images are surveyed as they are, without crop or flip, and attacked afresh, so no perturbation ever meets another
-//! image than its own. BatchNorm is in eval mode. Called by the selections; checked by `tests/prune_survey.rs`.
+//! Images are surveyed as they are, or cropped and flipped where asked for, and attacked afresh, so no perturbation ever
+//! meets another image than its own. BatchNorm is in eval mode. Checked by `tests/prune_survey.rs`.
 
 use std::ops::Range;
 
 use super::PruneError;
 use crate::batch::Batch;
 use crate::engine::{
-    CrossEntropy, Engine, Error, ImageSet, LastLayerGradients, Pass, Phase, Tensor, Term, WeightSet,
+    Augment, CrossEntropy, Engine, Error, ImageSet, LastLayerGradients, Pass, Phase, Tensor, Term, WeightSet,
 };
 use crate::model::layers::IMAGE_LEN;
 use crate::objective::Objective;
@@ -19,6 +19,10 @@ pub struct Survey<'a> {
     pub set: &'a ImageSet,
     /// Its attack and its loss are those of training.
     pub objective: &'a mut dyn Objective,
+    /// Live weights, or their moving average.
+    pub weights: WeightSet,
+    /// Crop and flip of the images whose last layer is asked for; `None` takes them as they are.
+    pub augment: Option<Augment>,
     /// Room for one batch at a time.
     pub scratch: &'a Batch,
     /// Keys the random starts of the attack.
@@ -77,13 +81,13 @@ impl Survey<'_> {
         view: &LastLayerView,
     ) -> Result<(), PruneError> {
         let features = engine.network().features();
-        engine.fold_batch_norm(WeightSet::Live)?;
+        engine.fold_batch_norm(self.weights)?;
         let mut done = 0;
         for chunk in samples.chunks(self.scratch.len()) {
             let range = done..done + chunk.len();
             let batch = view.batch(self.scratch, range.clone());
             engine.write(&batch.samples, chunk)?;
-            engine.gather(self.set, &batch.samples, None, &batch.images, &batch.labels)?;
+            engine.gather(self.set, &batch.samples, self.augment, &batch.images, &batch.labels)?;
             self.objective.attack(engine, self.key, &batch)?;
             engine.phase(Phase::Select);
             let mut start = done;
@@ -107,6 +111,26 @@ impl Survey<'_> {
         Ok(())
     }
 
+    /// How many of `samples` the network classifies correctly, without attack or augmentation.
+    pub fn correct(&mut self, engine: &mut dyn Engine, samples: &[u32]) -> Result<usize, PruneError> {
+        engine.fold_batch_norm(WeightSet::Live)?;
+        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
+        let mut correct = 0;
+        for chunk in samples.chunks(self.scratch.len()) {
+            let batch = self.scratch.rows(0..chunk.len());
+            engine.write(&batch.samples, chunk)?;
+            engine.gather(self.set, &batch.samples, None, &batch.images, &batch.labels)?;
+            for part in batch.parts(engine.micro_batch()) {
+                engine.forward(Pass::Eval, &part.images, &part.logits)?;
+            }
+            engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs())?;
+            let (predictions, labels) = (engine.read(&batch.predictions)?, engine.read(&batch.labels)?);
+            correct +=
+                predictions.iter().zip(&labels).filter(|(predicted, label)| predicted == label).count();
+        }
+        Ok(correct)
+    }
+
     /// The Euclidean norm of the gradient of each sample's clean cross-entropy with respect to its image.
     pub fn input_gradient_norms(
         &mut self,
@@ -115,7 +139,7 @@ impl Survey<'_> {
     ) -> Result<Tensor<f32>, PruneError> {
         let norms = engine.alloc("input-gradient norms", samples.len())?;
         let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
-        engine.fold_batch_norm(WeightSet::Live)?;
+        engine.fold_batch_norm(self.weights)?;
         let mut done = 0;
         for chunk in samples.chunks(self.scratch.len().min(engine.micro_batch())) {
             let batch = self.scratch.rows(0..chunk.len());

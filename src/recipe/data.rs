@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::reader::Section;
 use super::{RecipeError, value};
 use crate::data::{GENERATED_TEST, GENERATED_TRAIN, MAX_GENERATED, SetKind, ValidationSplit};
+use crate::engine::{Augment, Padding};
 
 /// `[data]`
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -23,6 +24,8 @@ pub struct Data {
     pub validation_split: ValidationSplit,
     /// Random crop (padding 4) and horizontal flip.
     pub augment: bool,
+    /// Of the crop; unused without.
+    pub padding: Padding,
 }
 
 impl Data {
@@ -41,8 +44,14 @@ impl Data {
             validation: section.integer("validation", 0..=1_000_000, Some(0))?,
             validation_split: section.name("validation_split", Some(ValidationSplit::Stratified))?,
             augment: section.boolean("augment", true)?,
+            padding: section.name("padding", Some(Padding::Zero))?,
         };
         section.finish()?;
         Ok(data)
+    }
+
+    /// The augmentation of an epoch, where there is any.
+    pub fn augmentation(&self, seed: u64, epoch: u32) -> Option<Augment> {
+        self.augment.then_some(Augment { seed, epoch, padding: self.padding })
     }
 }

@@ -16,6 +16,7 @@ mod overrides;
 mod reader;
 mod schedule;
 mod selection;
+mod source;
 mod spelling;
 mod timeline;
 mod value;
@@ -30,15 +31,18 @@ pub use attack::{Attack, BatchNorm, Phase, Start};
 pub use builtin::{BUILTIN, Builtin};
 pub use data::Data;
 pub use objective::{Method, Objective};
-pub use schedule::{Schedule, Update};
-pub use selection::{AtomMode, Greedy, Selection, SelectionMethod};
+pub use schedule::{Position, Schedule, Update};
+pub use selection::{
+    AtomMode, GradientPart, Greedy, RidgeUnit, Sampling, Scores, Selection, SelectionMethod,
+    SelectionWeights, StepAlong,
+};
 pub use timeline::{Pace, Stage, Timeline};
 pub use value::Fraction;
 
 use crate::data::Sizes;
-use crate::files::{limit, read_text};
 use crate::model::layers::WIDTHS;
 use reader::{Section, above};
+use source::{Chain, Source};
 
 /// A training run. Every field is resolved: nothing below consults a default again.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -92,6 +96,9 @@ pub struct Optimizer {
     /// Decay of the exponential moving average of the weights, if one is kept (and then evaluated).
     #[serde(serialize_with = "value::none")]
     pub average_decay: Option<f64>,
+    /// Whether its decay begins lower, at min(average_decay, (1 + t) / (10 + t)) in optimizer step t: without, a short
+    /// run's average is mostly the untrained network. Unused without an average.
+    pub average_warmup: bool,
 }
 
 /// `[evaluation]` during training.
@@ -144,21 +151,10 @@ pub enum RecipeError {
 }
 
 impl Recipe {
-    /// The built-in recipe of this name, or else the file at this path, with `key=value` overrides applied.
+    /// The built-in recipe of this name, or else the file at this path, on top of what it extends and with `key=value`
+    /// overrides applied.
     pub fn load(name_or_path: impl AsRef<OsStr>, overrides: &[String]) -> Result<Self, RecipeError> {
-        let name_or_path = name_or_path.as_ref();
-        if let Some(builtin) = builtin::find(name_or_path) {
-            return Self::parse(builtin.name, builtin.text, overrides);
-        }
-        let path = Path::new(name_or_path);
-        let text = read_text(path, limit::SETTINGS).map_err(|error| {
-            if error.kind() == std::io::ErrorKind::NotFound {
-                return builtin::not_found(&name_or_path.to_string_lossy());
-            }
-            RecipeError::Io { path: path.into(), reason: error.to_string() }
-        })?;
-        let stem = path.file_stem().unwrap_or(name_or_path).to_string_lossy();
-        Self::parse(&stem, &text, overrides)
+        Self::resolve(Source::named(name_or_path.as_ref())?, overrides)
     }
 
     /// The file that `name_or_path` stands for; none where it is the name of a built-in recipe.
@@ -166,16 +162,23 @@ impl Recipe {
         builtin::find(name_or_path).is_none().then_some(Path::new(name_or_path))
     }
 
-    /// Parses TOML text; `name` stands in messages, and in the recipe where the text has none.
+    /// Parses TOML text, which may extend a built-in recipe; `name` stands in messages, and in the recipe where the text has
+    /// none.
     pub fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Self, RecipeError> {
-        let syntax = |error: toml::de::Error| RecipeError::Syntax {
-            recipe: name.into(),
-            reason: error.to_string().trim_end().into(),
-        };
-        let mut table: toml::Table = text.parse().map_err(syntax)?;
+        Self::resolve(Source::text(name, text), overrides)
+    }
+
+    fn resolve(source: Source, overrides: &[String]) -> Result<Self, RecipeError> {
+        let chain = Chain::read(source)?;
+        let mut table = chain.merged();
+        let mut overridden = Vec::with_capacity(overrides.len());
         for text in overrides {
-            overrides::apply(&mut table, text)?;
+            overridden.push(overrides::apply(&mut table, text)?);
         }
+        Self::from_table(chain.name(), table).map_err(|error| chain.attribute(error, &overridden))
+    }
+
+    fn from_table(name: &str, table: toml::Table) -> Result<Self, RecipeError> {
         let mut root = Section::root(name, table);
         let objective = Objective::read(root.section("objective")?)?;
         let method = objective.method;
@@ -243,10 +246,7 @@ impl Recipe {
             let wanted = format!("at most the {} training images", train - self.data.validation);
             return Err(root.value_error("batch", self.batch, wanted));
         }
-        if self.accelerate.method == Acceleration::BulletTrain && self.attack.batch_norm != BatchNorm::Eval {
-            let wanted = "\"eval\" with bullet-train, which attacks parts of a batch";
-            return Err(root.value_error("attack.batch_norm", "\"train\"", wanted));
-        }
+        self.accelerate.check(self, root)?;
         if self.overfitting.stop && !self.overfitting.check {
             return Err(root.value_error("overfitting.check", false, "true where overfitting.stop is"));
         }
@@ -286,6 +286,7 @@ impl Optimizer {
             momentum: section.number("momentum", 0.0..1.0, Some(0.9))?,
             weight_decay: section.number("weight_decay", 0.0..=1.0, Some(5e-4))?,
             average_decay: section.number_or("average_decay", "none", 0.0..1.0, None)?,
+            average_warmup: section.boolean("average_warmup", true)?,
         };
         section.finish()?;
         Ok(optimizer)

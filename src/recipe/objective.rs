@@ -12,7 +12,7 @@ use crate::names::named;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Objective {
     pub method: Method,
-    /// Target (1 - s) one_hot + s / classes; 0 where the loss compares clean and adversarial predictions.
+    /// Target (1 - s) one_hot + s / classes of the cross-entropy: in TRADES that of the clean images.
     pub label_smoothing: f64,
     /// Factor on the divergence: beta of TRADES, lambda of MART; unused by the others.
     pub beta: f64,
@@ -65,8 +65,8 @@ impl Objective {
             beta: section.number("beta", 0.0..=1000.0, Some(beta))?,
             replays: section.integer("replays", 1..=1000, Some(replays))?,
         };
-        if matches!(method, Method::Trades | Method::Mart) && objective.label_smoothing > 0.0 {
-            let wanted = format!("0: {method} compares predictions, not labels");
+        if method == Method::Mart && objective.label_smoothing > 0.0 {
+            let wanted = "0: mart's margin and its weight 1 - p_y are defined by one true class";
             return Err(section.value_error("label_smoothing", objective.label_smoothing, wanted));
         }
         if method != Method::Free && objective.replays > 1 {

@@ -10,13 +10,16 @@ use super::RecipeError;
 /// Parts of a dotted key; recipes have two.
 const MAX_DEPTH: usize = 8;
 
-/// Applies one `key=value`.
-pub fn apply(table: &mut Table, text: &str) -> Result<(), RecipeError> {
+/// Applies one `key=value` and returns the key.
+pub fn apply<'a>(table: &mut Table, text: &'a str) -> Result<&'a str, RecipeError> {
     let error = |reason: &str| RecipeError::Override { text: text.into(), reason: reason.into() };
     let Some((key, value)) = text.split_once('=') else {
         return Err(error("expected key=value, such as attack.steps=7"));
     };
     let (key, value) = (key.trim(), value.trim());
+    if key == "extends" {
+        return Err(error("a recipe's file says what it extends"));
+    }
     if value.is_empty() {
         return Err(error("the value is empty"));
     }
@@ -41,7 +44,7 @@ pub fn apply(table: &mut Table, text: &str) -> Result<(), RecipeError> {
         return Err(error(&format!("{last} is a section; set one of its keys, {key}.KEY=VALUE")));
     }
     here.insert(last.into(), parse(value));
-    Ok(())
+    Ok(key)
 }
 
 /// The TOML value, or else the text as it stands.

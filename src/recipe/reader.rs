@@ -243,7 +243,7 @@ impl Section {
         let separates = |c: char| matches!(c, '/' | '\\') || c.is_control();
         let reason = match name.len() {
             0 => "an empty name",
-            MAX_NAME_BYTES.. => "a longer one",
+            len if len > MAX_NAME_BYTES => "a longer one",
             _ if name.starts_with('.') => "a name that starts with a dot",
             _ if name.contains(separates) => "a path",
             _ => return Ok(name),
@@ -293,6 +293,7 @@ impl Section {
 
     fn met(&self, key: &str, met: &Value, wanted: impl Into<String>) -> RecipeError {
         let mut wanted = wanted.into();
+        let mut shown = met.to_string();
         let number = match met {
             Value::Float(number) => Some(*number),
             Value::String(text) => Fraction::parse(text).map(|fraction| fraction.value()),
@@ -300,8 +301,11 @@ impl Section {
         };
         if number.is_some_and(vanishes) {
             wanted += "; so small a number is 0 in f32";
+            if let Value::Float(number) = met {
+                shown = format!("{number:e}");
+            }
         }
-        self.value_error(key, met, wanted)
+        self.value_error(key, shown, wanted)
     }
 
     fn missing(&self, key: &str, wanted: impl Into<String>) -> RecipeError {

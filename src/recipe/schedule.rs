@@ -1,4 +1,4 @@
-//! `[schedule]`: how the learning rate changes over a run. The function itself is `train::schedule`.
+//! `[schedule]`: how the learning rate and the momentum change over a run. The function itself is `train::schedule`.
 //!
 //! Checked by tests/recipes.rs. Called by the recipe and by `train::schedule`.
 
@@ -14,8 +14,8 @@ use crate::names::named;
 pub enum Schedule {
     /// The peak throughout, behind a linear warm-up.
     Constant { warmup_epochs: f64 },
-    /// Times `factor` from the start of each epoch in `drops`, epochs counted from 0 (PyTorch's MultiStepLR).
-    Step { drops: Vec<f64>, factor: f64, warmup_epochs: f64 },
+    /// Times `factor` from each epoch in `drops` on, epochs counted from 0 (PyTorch's MultiStepLR).
+    Step { drops: Vec<f64>, factor: f64, position: Position, warmup_epochs: f64 },
     /// Half a cosine from the peak to `floor` times the peak (PyTorch's CosineAnnealingLR), behind the warm-up.
     Cosine { floor: f64, update: Update, warmup_epochs: f64 },
     /// PyTorch's OneCycleLR with cosine annealing: from peak / `initial_divisor` up to the peak over the first
@@ -30,8 +30,24 @@ pub enum Schedule {
         #[serde(serialize_with = "value::none")]
         momentum_range: Option<[f64; 2]>,
     },
-    /// Straight lines from 0 to the peak at the share `peak_at` of the run and back to 0 (fast_adversarial).
-    Cyclic { peak_at: f64 },
+    /// Straight lines from 0 to the peak at the share `peak_at` of the run and back to 0: PyTorch's CyclicLR.
+    Cyclic {
+        peak_at: f64,
+        /// As for `OneCycle`, in straight lines. PyTorch cycles it between 0.8 and 0.9 unless told not to.
+        #[serde(serialize_with = "value::none")]
+        momentum_range: Option<[f64; 2]>,
+    },
+}
+
+named! {
+    /// The point of a step whose epoch decides.
+    pub enum Position {
+        /// Its start, as code that calls `scheduler.step()` after each epoch does.
+        Start = "start",
+        /// Its end, as code that asks for the rate at `epoch + (i + 1) / steps` does: the last step before a drop has it
+        /// already.
+        End = "end",
+    }
 }
 
 named! {
@@ -65,6 +81,7 @@ impl Schedule {
             Kind::Step => Self::Step {
                 drops: section.ascending("drops", above(0.0, 100_000.0), None)?,
                 factor: section.number("factor", above(0.0, 1.0), Some(0.1))?,
+                position: section.name("position", Some(Position::Start))?,
                 warmup_epochs: section.number("warmup_epochs", epochs, Some(0.0))?,
             },
             Kind::Cosine => Self::Cosine {
@@ -79,7 +96,10 @@ impl Schedule {
                 update: section.name("update", Some(Update::Step))?,
                 momentum_range: section.pair_or("momentum_range", "none", 0.0..1.0)?,
             },
-            Kind::Cyclic => Self::Cyclic { peak_at: section.number("peak_at", 0.0..=1.0, Some(0.5))? },
+            Kind::Cyclic => Self::Cyclic {
+                peak_at: section.number("peak_at", 0.0..=1.0, Some(0.5))?,
+                momentum_range: section.pair_or("momentum_range", "none", 0.0..1.0)?,
+            },
         };
         section.finish()?;
         Ok(schedule)

@@ -3,7 +3,8 @@
 //! The learning rate and the phases of the attack follow the schedule of `epochs` epochs. Training on a subset, an epoch
 //! stands for one of the schedule and costs `fraction` of a whole one. The warm start trains on all samples first: of the
 //! schedule's first `kappa * epochs` epochs (to the nearest) it makes `fraction` times as many, rounded up, so that a run
-//! costs `fraction * epochs` whole epochs whatever its kappa (GRAD-MATCH's rule). Without pruning both clocks are one.
+//! costs `fraction * epochs` whole epochs whatever its kappa (GRAD-MATCH's rule). The last `full_share` of the schedule is on
+//! all samples again, epoch by epoch, and costs as much as it is long. Without pruning both clocks are one.
 //! Checked by its own tests and tests/prune_training.rs. Called by `train` and `attack`.
 
 use super::{Recipe, SelectionMethod};
@@ -52,19 +53,21 @@ impl Timeline {
         let span = (selection.warm_start * schedule as f64).round() as usize;
         // A product such as 0.29 * 100 may lie a rounding above its whole number.
         let warm = (selection.fraction * span as f64 - 1e-9).ceil() as usize;
+        // ... and so may 0.875 * 16 lie below its own.
+        let tail = ((1.0 - selection.full_share) * schedule as f64 + 1e-9).floor() as usize;
         let mut timeline = Self {
             schedule,
             warm: warm.max(usize::from(span > 0)),
             span,
             selects: selection.method.selects(),
             every: selection.every,
-            tail: usize::MAX,
+            tail: 0,
         };
         if selection.method == SelectionMethod::InfoBatch {
-            // Its scores come with the first epoch; its last epochs leave nothing out.
+            // Its scores come with the first epoch.
             (timeline.warm, timeline.span) = (1, 1);
-            timeline.tail = ((1.0 - selection.full_share) * schedule as f64 - 1e-9).ceil() as usize;
         }
+        timeline.tail = timeline.first_at(tail);
         timeline
     }
 
@@ -217,8 +220,22 @@ mod tests {
         assert_eq!(pruned, (1..14).collect::<Vec<_>>());
         assert!(pruned.iter().all(|&epoch| info.stage(epoch) == Stage::Subset { select: true }));
         assert_eq!(starts(&info)[16], 16.0);
+        // 0.875 of 12 epochs are 10.5: rounded down.
+        let uneven = timeline(12, "method = 'info-batch'");
+        assert_eq!((uneven.stage(9), uneven.stage(10)), (Stage::Subset { select: true }, Stage::Whole));
         let never = timeline(16, "method = 'info-batch'\nfull_share = 1");
         assert_eq!(never.first_selection(), None);
+    }
+
+    #[test]
+    fn the_last_share_is_on_all_samples() {
+        // kappa 0.5 of 16: 8 of the schedule in 2 epochs; 6 on subsets; the last 2 whole.
+        let selection = "method = 'random-online'\nfraction = 0.25\nwarm_start = 0.5\nfull_share = 0.125";
+        let timeline = timeline(16, selection);
+        assert_eq!(timeline.epochs(), 10);
+        let whole: Vec<u32> = (0..10).filter(|&epoch| timeline.stage(epoch) == Stage::Whole).collect();
+        assert_eq!(whole, [0, 1, 8, 9]);
+        assert_eq!(starts(&timeline)[8..], [14.0, 15.0, 16.0]);
     }
 
     #[test]

@@ -64,6 +64,11 @@ pub fn none<T: Serialize, S: Serializer>(value: &Option<T>, serializer: S) -> Re
     or_word("none", value, serializer)
 }
 
+/// Writes an absent step size as "learning-rate".
+pub fn learning_rate<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    or_word("learning-rate", value, serializer)
+}
+
 fn or_word<T: Serialize, S: Serializer>(
     word: &str,
     value: &Option<T>,

@@ -24,7 +24,7 @@ const fn quantity(field: &'static str, title: &'static str, name: &'static str) 
     Quantity { field, title, name, factor: 1.0, from_zero: true, second: None }
 }
 
-const QUANTITIES: [Quantity; 8] = [
+const QUANTITIES: [Quantity; 9] = [
     Quantity { from_zero: false, ..quantity("train_loss", "Loss in training", "loss") },
     Quantity {
         factor: 100.0,
@@ -35,7 +35,11 @@ const QUANTITIES: [Quantity; 8] = [
     quantity("learning_rate", "Learning rate", "learning rate"),
     quantity("subset_size", "Training images in the subset", "images"),
     quantity("attack_steps_per_sample", "Attack steps an image", "steps"),
-    quantity("residual", "Residual of the pursuit, share of its target", "residual"),
+    quantity("subset_class_entropy", "Class entropy of the subset, 1 is balanced", "entropy"),
+    Quantity {
+        second: Some(("residual_holdout_draw", "on a second draw")),
+        ..quantity("residual", "Error of the subset's gradient (dashed: on a second draw)", "residual")
+    },
     Quantity {
         factor: 100.0,
         ..quantity("co_pgd5_accuracy", "PGD-5 accuracy on a training batch, %", "PGD-5 %")

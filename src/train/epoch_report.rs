@@ -5,12 +5,14 @@
 use super::metrics::{EpochMetrics, Seconds};
 use super::overfitting::Watched;
 use super::{EpochOutcome, Trainer};
-use crate::prune::Subset;
+use crate::prune::{Diagnosis, Subset};
 
 /// What stands behind the training of an epoch.
 pub(super) struct Judged {
     /// Clean and robust accuracy on the validation images, where they were measured.
     pub validated: Option<(f64, f64)>,
+    /// Those of the live weights, where a moving average is kept too.
+    pub live: Option<(f64, f64)>,
     /// Whether the epoch is the best so far.
     pub best: bool,
     pub watched: Watched,
@@ -37,6 +39,8 @@ pub(super) fn metrics(
     }
     let subset = trainer.subset();
     let selection = progress.selection.filter(|_| subset.is_some());
+    let diagnosis = selection.and_then(|last| last.diagnosis);
+    let figure = |figure: fn(Diagnosis) -> Option<f64>| diagnosis.and_then(figure);
     let (attacks, seconds) = (progress.epoch_attacks, progress.epoch_seconds);
     let grouped = attacks.outliers + attacks.boundary + attacks.robust;
     let share = |part: u64| (grouped > 0).then(|| part as f64 / grouped as f64);
@@ -47,11 +51,19 @@ pub(super) fn metrics(
         subset_size: subset.map(Subset::len),
         subset_fraction: subset.map(|subset| subset.len() as f64 / trainer.pruning.candidates().len() as f64),
         selected: selection.is_some_and(|last| last.epoch == progress.epoch),
-        residual: selection.and_then(|last| last.residual),
+        subset_class_entropy: figure(|diagnosis| Some(diagnosis.class_entropy)),
+        subset_missing_classes: diagnosis.map(|diagnosis| diagnosis.missing_classes),
+        subset_effective_size: figure(|diagnosis| Some(diagnosis.effective_size)),
+        subset_wrong: figure(|diagnosis| Some(diagnosis.wrong)),
+        subset_accuracy_gap: figure(|diagnosis| diagnosis.accuracy_gap),
+        residual: figure(|diagnosis| diagnosis.residual),
+        residual_holdout_draw: figure(|diagnosis| diagnosis.residual_holdout_draw),
         train_loss: loss / total,
         train_robust: right / total,
         validation_clean: judged.validated.map(|(clean, _)| clean),
         validation_robust: judged.validated.map(|(_, robust)| robust),
+        validation_live_clean: judged.live.map(|(clean, _)| clean),
+        validation_live_robust: judged.live.map(|(_, robust)| robust),
         attack_steps_per_sample: attacks.steps as f64 / attacks.samples.max(1) as f64,
         outlier_share: share(attacks.outliers),
         boundary_share: share(attacks.boundary),
@@ -67,8 +79,8 @@ pub(super) fn metrics(
     }
 }
 
-/// The console's line of an epoch of `epochs`.
-pub(super) fn line(metrics: &EpochMetrics, epochs: usize) -> String {
+/// The console's line of an epoch of `epochs`; `diagnosis` is that of a subset chosen in it.
+pub(super) fn line(metrics: &EpochMetrics, diagnosis: Option<Diagnosis>, epochs: usize) -> String {
     let mut line = format!(
         "epoch {}/{epochs}: loss {:.4}, training robust {:.1} %",
         metrics.epoch,
@@ -78,7 +90,7 @@ pub(super) fn line(metrics: &EpochMetrics, epochs: usize) -> String {
     if let (Some(size), Some(fraction)) = (metrics.subset_size, metrics.subset_fraction) {
         let new = if metrics.selected { "new " } else { "" };
         line += &format!(" of a {new}subset of {size} ({:.1} %", 100.0 * fraction);
-        line += &metrics.residual.map_or(String::new(), |residual| format!(", residual {residual:.3}"));
+        line += &diagnosis.map_or(String::new(), |diagnosis| format!(", {diagnosis}"));
         line += ")";
     }
     if let (Some(outlier), Some(boundary)) = (metrics.outlier_share, metrics.boundary_share) {
@@ -92,6 +104,9 @@ pub(super) fn line(metrics: &EpochMetrics, epochs: usize) -> String {
     if let (Some(clean), Some(robust)) = (metrics.validation_clean, metrics.validation_robust) {
         let best = if metrics.best { " (best)" } else { "" };
         line += &format!(", validation clean {:.1} %, robust {:.1} %{best}", 100.0 * clean, 100.0 * robust);
+    }
+    if let (Some(clean), Some(robust)) = (metrics.validation_live_clean, metrics.validation_live_robust) {
+        line += &format!(", live weights {:.1} and {:.1} %", 100.0 * clean, 100.0 * robust);
     }
     let seconds = Seconds {
         attack: metrics.seconds_attack,

@@ -69,17 +69,35 @@ pub struct EpochMetrics {
     /// Whether that subset was chosen at the start of this epoch.
     #[serde(default)]
     pub selected: bool,
-    /// What the pursuit that chose it left of its target, as a share of the target's norm.
+    /// Figures of that subset, as it was chosen: see [`crate::prune::Diagnosis`].
+    #[serde(default)]
+    pub subset_class_entropy: Option<f64>,
+    #[serde(default)]
+    pub subset_missing_classes: Option<usize>,
+    #[serde(default)]
+    pub subset_effective_size: Option<f64>,
+    #[serde(default)]
+    pub subset_wrong: Option<f64>,
+    #[serde(default)]
+    pub subset_accuracy_gap: Option<f64>,
     #[serde(default)]
     pub residual: Option<f64>,
+    #[serde(default)]
+    pub residual_holdout_draw: Option<f64>,
     /// Mean loss of the objective over the epoch, each sample with its weight and at the step that trained on it.
     pub train_loss: f64,
     /// Accuracy on the adversarial images of training (of standard training: the clean ones), likewise.
     pub train_robust: f64,
-    /// Accuracy on clean images of the validation split; absent where the epoch was not validated.
+    /// Accuracy on clean images of the validation split, of the moving average where one is kept; absent where the epoch
+    /// was not validated.
     pub validation_clean: Option<f64>,
     /// Accuracy under the recipe's validation protocol.
     pub validation_robust: Option<f64>,
+    /// The same two of the live weights, where a moving average is kept too.
+    #[serde(default)]
+    pub validation_live_clean: Option<f64>,
+    #[serde(default)]
+    pub validation_live_robust: Option<f64>,
     /// Sign steps an image; NaN where the line has none.
     #[serde(default = "unknown", deserialize_with = "or_unknown")]
     pub attack_steps_per_sample: f64,

@@ -13,7 +13,9 @@ mod pruning;
 pub mod result;
 pub mod run_folder;
 pub mod schedule;
+mod scores;
 mod step_clock;
+mod super_batch;
 mod tensorboard;
 mod trainer;
 
@@ -107,7 +109,13 @@ pub fn run(engine: &mut dyn Engine, run: &Run) -> Result<Summary> {
     let set = engine.upload_images(&run.data.train.pixels, &run.data.train.labels)?;
     let kept = &recipe.data;
     let split =
-        split(&run.data.train, run.data.classes, kept.validation, kept.validation_split, recipe.seed)?;
+        split(&run.data.train, run.data.classes, kept.validation, kept.validation_split, recipe.seed)?
+            .reserve(
+                &run.data.train.labels,
+                run.data.classes,
+                recipe.selection.held_out_share(),
+                recipe.seed,
+            );
     engine.load_weights(&initialise(network(recipe), recipe.seed))?;
     let mut trainer = Trainer::new(engine, recipe, &set, &split)?;
     if let Some((path, checkpoint)) = &resumed {
@@ -187,30 +195,17 @@ fn epoch(
         }
     }
 
-    let mut validated = None;
+    let (mut validated, mut live) = (None, None);
     if !validation.is_empty() && timeline.due(recipe.evaluation.every, number) {
         let begin = Instant::now();
-        let subject = Subject {
-            set,
-            samples: validation,
-            weights: judged(recipe),
-            epsilon: recipe.attack.epsilon.as_f32(),
-            seed: recipe.seed,
-        };
-        let clean = judge(run, trainer, subject, &Protocol::Clean, "validation")?;
-        let robust = judge(run, trainer, subject, best_by, "validation")?;
-        let (Some(clean), Some(robust)) = (clean, robust) else { return interrupted(run, trainer) };
-        let count = clean.non_finite.max(robust.non_finite);
-        if count > 0 {
-            console.clear();
-            return Err(TrainError::NonFinite {
-                epoch: number,
-                split: "validation",
-                count,
-                total: validation.len(),
-            });
+        let weights = judged(recipe);
+        validated = validate(run, trainer, set, validation, best_by, weights)?;
+        if validated.is_some() && weights == WeightSet::Average {
+            live = validate(run, trainer, set, validation, best_by, WeightSet::Live)?;
         }
-        validated = Some((clean.accuracy(), robust.accuracy()));
+        if validated.is_none() || (weights == WeightSet::Average && live.is_none()) {
+            return interrupted(run, trainer);
+        }
         let seconds = Seconds { evaluate: begin.elapsed().as_secs_f64(), ..Seconds::default() };
         trainer.progress.epoch_seconds += seconds;
         trainer.progress.run_seconds += seconds;
@@ -224,7 +219,7 @@ fn epoch(
     if let (true, Some((validation_clean, validation_robust))) = (best, validated) {
         progress.best = Some(Best { epoch: number, validation_clean, validation_robust });
     }
-    let judged = Judged { validated, best, watched };
+    let judged = Judged { validated, live, best, watched };
     let metrics = epoch_report::metrics(trainer, &run.data.train.labels, &outcome, &judged);
     let progress = &mut trainer.progress;
     *progress.run_images.get_or_insert(0) += metrics.images as u64;
@@ -233,12 +228,14 @@ fn epoch(
     progress.pgd5_accuracy = watched.accuracy;
     progress.epoch_attacks = AttackWork::default();
     progress.epoch_seconds = Seconds::default();
+    trainer.pruning.learn(&outcome.order, &outcome.samples.scores);
 
     run.folder.append_metrics(&metrics)?;
     if recipe.metrics.tensorboard {
         tensorboard::append(run.folder, &metrics)?;
     }
-    console.line(epoch_report::line(&metrics, epochs));
+    let chosen = trainer.progress.selection.filter(|_| metrics.selected);
+    console.line(epoch_report::line(&metrics, chosen.and_then(|last| last.diagnosis), epochs));
     if let Some((before, after)) = watched.fall {
         console.note(format!(
             "warning: epoch {number}: catastrophic overfitting: PGD-5 accuracy on training images fell from {before:.3} \
@@ -263,8 +260,12 @@ fn select(run: &Run, trainer: &mut Trainer) -> Result<bool> {
         trainer.begin_epoch(&mut run.console.watch(format!("selection for epoch {number}"), run.stop));
     match chosen {
         Ok(chosen) => {
-            if let Some(subset) = trainer.subset().filter(|_| chosen) {
-                run.folder.write_selection(number, subset)?;
+            let diagnosis = trainer.progress.selection.and_then(|last| last.diagnosis);
+            if let (true, Some(subset), Some(diagnosis)) = (chosen, trainer.subset(), diagnosis) {
+                run.folder.write_selection(number, subset, &diagnosis)?;
+                if let Some(warning) = diagnosis.warning() {
+                    run.console.note(format!("warning: selection for epoch {number}: {warning}"));
+                }
             }
             Ok(true)
         }
@@ -283,6 +284,34 @@ fn interrupted<T>(run: &Run, trainer: &Trainer) -> Result<T> {
     run.console.clear();
     save(run, trainer)?;
     Err(TrainError::Interrupted { folder: run.folder.path().into() })
+}
+
+/// Clean and robust accuracy of one set of weights on the validation images; `None` where the user asked to stop.
+fn validate(
+    run: &Run,
+    trainer: &mut Trainer,
+    set: &ImageSet,
+    samples: &[u32],
+    best_by: &Protocol,
+    weights: WeightSet,
+) -> Result<Option<(f64, f64)>> {
+    let (epsilon, seed) = (run.recipe.attack.epsilon.as_f32(), run.recipe.seed);
+    let subject = Subject { set, samples, weights, epsilon, seed };
+    let mut accuracy = |protocol| -> Result<Option<f64>> {
+        let Some(outcome) = judge(run, trainer, subject, protocol, "validation")? else { return Ok(None) };
+        if outcome.non_finite > 0 {
+            run.console.clear();
+            return Err(TrainError::NonFinite {
+                epoch: trainer.progress.epoch + 1,
+                split: "validation",
+                count: outcome.non_finite,
+                total: samples.len(),
+            });
+        }
+        Ok(Some(outcome.accuracy()))
+    };
+    let Some(clean) = accuracy(&Protocol::Clean)? else { return Ok(None) };
+    Ok(accuracy(best_by)?.map(|robust| (clean, robust)))
 }
 
 /// Evaluates under a bar; `None` where the user asked to stop.

@@ -1,16 +1,19 @@
 //! Data pruning in the training loop: when a subset is chosen, what it is chosen from, and what a checkpoint keeps of it.
 //!
 //! The candidates are the training split; the last adversarial loss of each stays on the device, in a table that every
-//! step scatters into. Called by the trainer. Checked by `tests/prune_training.rs`.
+//! step scatters into. Mean scores are kept here, and learn from each finished epoch. Checked by `tests/prune_training.rs`.
 
 use super::checkpoint::SelectionState;
 use crate::batch::Batch;
 use crate::data::order::Split;
-use crate::engine::{self, Engine, ImageSet, Tensor};
+use crate::engine::{self, Engine, ImageSet, Tensor, WeightSet};
 use crate::objective::Objective;
 use crate::philox::{Key, Purpose};
-use crate::prune::{self, Candidates, PruneError, Selection, Subset, Survey};
-use crate::recipe::{Recipe, Stage, Timeline};
+use crate::prune::{
+    self, Candidates, Diagnosis, HoldoutDraw, MeanScores, PruneError, Ranking, Selection, Subset, Survey,
+    TopK,
+};
+use crate::recipe::{Recipe, SelectionWeights, Stage, Timeline};
 
 /// Which samples train now.
 pub(super) struct Pruning<'a> {
@@ -23,6 +26,8 @@ pub(super) struct Pruning<'a> {
     /// The last adversarial loss of each training sample, in the order of the split; infinite at first. Only where the
     /// recipe selects.
     losses: Option<Tensor<f32>>,
+    /// The mean score of each training sample, in the order of the split. Only where the recipe ranks by it.
+    scores: Option<MeanScores>,
 }
 
 impl<'a> Pruning<'a> {
@@ -32,7 +37,8 @@ impl<'a> Pruning<'a> {
         let unknown = vec![f32::INFINITY; split.train.len()];
         let losses = selects.then(|| engine.upload("last losses", &unknown)).transpose()?;
         let method = prune::of_recipe(recipe);
-        Ok(Self { recipe, timeline: recipe.timeline(), method, split, subset: None, losses })
+        let scores = prune::mean_score_of_recipe(recipe).map(|_| MeanScores::new(split.train.len()));
+        Ok(Self { recipe, timeline: recipe.timeline(), method, split, subset: None, losses, scores })
     }
 
     /// Every training sample, pruned or not.
@@ -63,9 +69,9 @@ impl<'a> Pruning<'a> {
         Some((losses.clone(), places(&self.split.train, order).collect()))
     }
 
-    /// Sees to it that the right samples train in an epoch; answers whether they were chosen anew. `selected` is the epoch
-    /// of the last selection: one that was made before an interruption is not made again. `watch` is told how many of how
-    /// many samples are surveyed, and answers whether to go on.
+    /// Sees to it that the right samples train in an epoch; returns the figures of those that were chosen anew. `selected` is
+    /// the epoch of the last selection: one that was made before an interruption is not made again. `watch` is told how many
+    /// of how many samples are surveyed, and returns whether to go on.
     #[expect(clippy::too_many_arguments, reason = "the parts of a trainer, borrowed apart")]
     pub fn begin_epoch(
         &mut self,
@@ -76,27 +82,37 @@ impl<'a> Pruning<'a> {
         epoch: u32,
         selected: Option<u32>,
         watch: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<bool, PruneError> {
+    ) -> Result<Option<Diagnosis>, PruneError> {
         match self.timeline.stage(epoch) {
             Stage::Whole => self.subset = None,
             Stage::Subset { select: true } if selected != Some(epoch) => {
-                self.subset = Some(self.select(engine, objective, set, scratch, epoch, watch)?);
-                return Ok(true);
+                let (subset, diagnosis) = self.select(engine, objective, set, scratch, epoch, watch)?;
+                self.subset = Some(subset);
+                return Ok(Some(diagnosis));
             }
             Stage::Subset { .. } => {}
         }
-        Ok(false)
+        Ok(None)
+    }
+
+    /// Adds the scores of a finished epoch, in its order, to the means.
+    pub fn learn(&mut self, order: &[u32], epoch_scores: &[f32]) {
+        if let Some(scores) = &mut self.scores {
+            for (place, &score) in places(&self.split.train, order).zip(epoch_scores) {
+                scores.add(place as usize, score);
+            }
+        }
     }
 
     fn select(
-        &self,
+        &mut self,
         engine: &mut dyn Engine,
         objective: &mut dyn Objective,
         set: &ImageSet,
         scratch: &Batch,
         epoch: u32,
         watch: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<Subset, PruneError> {
+    ) -> Result<(Subset, Diagnosis), PruneError> {
         let labels = engine.read(&set.labels)?;
         let labels: Vec<u32> = self.split.train.iter().map(|&sample| labels[sample as usize]).collect();
         let key = |purpose| Key { seed: self.recipe.seed, purpose, epoch, step: 0 };
@@ -104,20 +120,46 @@ impl<'a> Pruning<'a> {
             samples: &self.split.train,
             labels: &labels,
             classes: engine.network().classes,
-            held_out: &self.split.validation,
+            held_out: &self.split.held_out,
             budget: self.recipe.selection.budget(self.split.train.len()),
             // Before the first epoch there is nothing to rank by.
             losses: self.losses.as_ref().filter(|_| epoch > 0),
+            scores: None,
             key: key(Purpose::Selection),
         };
-        let mut survey = Survey { set, objective, scratch, key: key(Purpose::SelectionStart), watch };
+        let weights = match self.recipe.selection.weights {
+            // Before the first step there is no average yet.
+            SelectionWeights::Average if epoch > 0 => WeightSet::Average,
+            _ => WeightSet::Live,
+        };
+        let start = key(Purpose::SelectionStart);
+        let mut survey = Survey { set, objective, weights, augment: None, scratch, key: start, watch };
+        let mut scores = self.scores.clone();
+        if let (Some(scores), Some(score)) = (&mut scores, prune::mean_score_of_recipe(self.recipe)) {
+            if !(scores.complete() && self.recipe.selection.scored_by_training()) {
+                let measured =
+                    Ranking { score, top_k: TopK::PLAIN }.scores(engine, &candidates, &mut survey)?;
+                let measured = engine.read(&measured)?;
+                measured.into_iter().enumerate().for_each(|(place, score)| scores.add(place, score));
+            }
+        }
+        let means = scores.as_ref().map(|scores| scores.means.as_slice());
+        let candidates = Candidates { scores: means, ..candidates };
         let subset = self.method.select(engine, &candidates, &mut survey)?;
         if subset.is_empty() {
             let method = self.recipe.selection.method;
             let reason = format!("{method} chose none of {} samples, expected 1 at least", labels.len());
             return Err(PruneError::Invalid(reason));
         }
-        Ok(subset)
+        // The second draw is what training will see of the candidates in this epoch.
+        let Recipe { data, selection, seed, .. } = self.recipe;
+        let augment = data.augmentation(*seed, epoch);
+        let holdout_draw =
+            selection.holdout_draw.then(|| HoldoutDraw { augment, key: key(Purpose::AttackStart) });
+        let validation = &self.split.validation;
+        let diagnosis = Diagnosis::new(engine, &candidates, validation, &mut survey, &subset, holdout_draw)?;
+        self.scores = scores;
+        Ok((subset, diagnosis))
     }
 
     /// What a checkpoint keeps.
@@ -128,6 +170,7 @@ impl<'a> Pruning<'a> {
             samples: subset.samples,
             weights: subset.weights,
             losses: losses.unwrap_or_default(),
+            scores: self.scores.clone().unwrap_or_default(),
         })
     }
 
@@ -138,6 +181,13 @@ impl<'a> Pruning<'a> {
             let met = state.losses.len();
             return Err(format!(
                 "last losses of {met} samples, expected {wanted}; it is of a run that selects otherwise"
+            ));
+        }
+        let wanted = self.scores.as_ref().map_or(0, |scores| scores.means.len());
+        if state.scores.means.len() != wanted {
+            let met = state.scores.means.len();
+            return Err(format!(
+                "mean scores of {met} samples, expected {wanted}; it is of a run that ranks otherwise"
             ));
         }
         if let Some(sample) =
@@ -155,8 +205,9 @@ impl<'a> Pruning<'a> {
         if let Some(losses) = &self.losses {
             engine.write(losses, &state.losses)?;
         }
-        let SelectionState { samples, weights, .. } = state.clone();
-        self.subset = (!samples.is_empty()).then(|| Subset { samples, weights, residuals: Vec::new() });
+        let SelectionState { samples, weights, scores, .. } = state.clone();
+        self.scores = self.scores.is_some().then_some(scores);
+        self.subset = (!samples.is_empty()).then(|| Subset { samples, weights, ..Subset::default() });
         Ok(())
     }
 }

@@ -28,7 +28,7 @@ use serde::Serialize;
 use super::metrics::{self, EpochMetrics, Line, RolledBack};
 use super::{checkpoint, tensorboard};
 use crate::files::{Existing, Folder, How, Lock, Place, UNFINISHED, is_file, is_unfinished, limit};
-use crate::prune::Subset;
+use crate::prune::{Diagnosis, Subset};
 
 /// A run's folder on disk.
 #[derive(Clone, Debug)]
@@ -177,11 +177,11 @@ impl RunFolder {
     }
 
     /// Keeps the subset that was chosen for epoch `epoch`, counted from 1 as in the metrics.
-    pub fn write_selection(&self, epoch: u32, subset: &Subset) -> Result<()> {
+    pub fn write_selection(&self, epoch: u32, subset: &Subset, diagnosis: &Diagnosis) -> Result<()> {
         let folder = self.folder.folder("selection");
         folder.create().map_err(at(folder.path()))?;
         let name = format!("epoch-{epoch:04}.safetensors");
-        let written = folder.write(&name, &subset.to_bytes(), Existing::Replace);
+        let written = folder.write(&name, &subset.to_bytes(diagnosis), Existing::Replace);
         written.map_err(at(&folder.path().join(name)))
     }
 

@@ -1,10 +1,10 @@
-//! The learning rate (and, where it is cycled, the momentum) of each step: a pure function, nothing to save.
+//! The learning rate, the momentum and the decay of the moving average of each step: pure functions, nothing to save.
 //!
-//! Checked by its own tests against the values PyTorch's schedulers give. Called by the training loop.
+//! The tests compare rate and momentum with those that PyTorch's schedulers set (`scripts/make-schedule-fixtures.py`).
 
 use std::f64::consts::PI;
 
-use crate::recipe::{Optimizer, Schedule, Update};
+use crate::recipe::{Optimizer, Position, Schedule, Update};
 
 /// What a schedule decides about one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,8 +42,9 @@ pub fn rates(schedule: &Schedule, optimizer: &Optimizer, horizon: Horizon, step:
     let fixed = |learning_rate| Rates { learning_rate, momentum: optimizer.momentum };
     match schedule {
         Schedule::Constant { warmup_epochs } => fixed(peak * warm_up(*warmup_epochs, horizon, step)),
-        Schedule::Step { drops, factor, warmup_epochs } => {
-            let epoch = (step * horizon.span) as f64 / horizon.steps as f64;
+        Schedule::Step { drops, factor, position, warmup_epochs } => {
+            let at = step + usize::from(*position == Position::End);
+            let epoch = (at * horizon.span) as f64 / horizon.steps as f64;
             let passed = drops.iter().filter(|&&drop| epoch >= drop).count();
             fixed(peak * factor.powi(passed as i32) * warm_up(*warmup_epochs, horizon, step))
         }
@@ -65,13 +66,25 @@ pub fn rates(schedule: &Schedule, optimizer: &Optimizer, horizon: Horizon, step:
             };
             Rates { learning_rate, momentum }
         }
-        Schedule::Cyclic { peak_at } => {
+        Schedule::Cyclic { peak_at, momentum_range } => {
             let share = step as f64 / horizon.end();
             let up = if *peak_at > 0.0 { share / peak_at } else { 1.0 };
             let down = if *peak_at < 1.0 { (1.0 - share) / (1.0 - peak_at) } else { 1.0 };
-            fixed(peak * up.min(down).clamp(0.0, 1.0))
+            let height = up.min(down).clamp(0.0, 1.0);
+            let momentum = match momentum_range {
+                Some([low, high]) => high - (high - low) * height,
+                None => optimizer.momentum,
+            };
+            Rates { learning_rate: peak * height, momentum }
         }
     }
+}
+
+/// Decay of the moving average in optimizer step `step`, counted from 0 over the run; `None` where none is kept.
+pub fn average_decay(optimizer: &Optimizer, step: u64) -> Option<f64> {
+    let decay = optimizer.average_decay?;
+    let first = (1 + step) as f64 / (10 + step) as f64;
+    Some(if optimizer.average_warmup { decay.min(first) } else { decay })
 }
 
 /// Where the run stands and where it ends, in steps or whole epochs.
@@ -102,154 +115,143 @@ fn one_cycle(rise: f64, now: f64, end: f64, values: [f64; 3]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize;
+
     use super::*;
+    use crate::recipe::Recipe;
 
-    const EPOCHS_ONLY: Horizon = Horizon { epochs: 10, steps: 1, span: 1 };
-
-    fn optimizer(learning_rate: f64) -> Optimizer {
-        Optimizer { learning_rate, momentum: 0.9, weight_decay: 0.0, average_decay: None }
+    /// A schedule, and what PyTorch's scheduler of the same arguments set before each step.
+    #[derive(Deserialize)]
+    struct Case {
+        name: String,
+        /// TOML of `[optimizer]` and `[schedule]`.
+        recipe: String,
+        epochs: usize,
+        steps_per_epoch: usize,
+        learning_rate: Vec<f64>,
+        momentum: Vec<f64>,
     }
 
-    fn curve(schedule: &Schedule, peak: f64, horizon: Horizon) -> Vec<Rates> {
-        let steps = horizon.epochs * horizon.steps / horizon.span;
-        (0..steps).map(|step| rates(schedule, &optimizer(peak), horizon, step)).collect()
-    }
-
-    /// Compares with what a PyTorch 2 scheduler of the same arguments set before each step.
-    fn assert_rates(met: &[Rates], wanted: &[f64]) {
-        assert_eq!(met.len(), wanted.len());
-        for (step, (met, wanted)) in met.iter().zip(wanted).enumerate() {
-            let error = (met.learning_rate - wanted).abs();
-            assert!(error < 1e-12, "step {step}: {} instead of {wanted}", met.learning_rate);
-        }
-    }
-
-    #[test]
-    fn step_is_multi_step_lr() {
-        // MultiStepLR(milestones=[3, 5], gamma=0.1), stepped behind each epoch; two steps an epoch.
-        let schedule = Schedule::Step { drops: vec![3.0, 5.0], factor: 0.1, warmup_epochs: 0.0 };
-        let met = curve(&schedule, 0.1, Horizon { epochs: 7, steps: 2, span: 1 });
-        let epochs = [0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001];
-        assert_rates(&met, &epochs.map(|rate| [rate, rate]).concat());
-        assert!(met.iter().all(|rates| rates.momentum == 0.9));
+    fn recipe(epochs: usize, sections: &str) -> Recipe {
+        let text = format!("epochs = {epochs}\nbatch = 50\ndata.set = 'generated'\n{sections}");
+        Recipe::parse("test", &text, &[]).unwrap_or_else(|error| panic!("{error}"))
     }
 
     #[test]
-    fn cosine_is_cosine_annealing_lr() {
-        // CosineAnnealingLR(T_max=10, eta_min=0.001) from 0.1.
-        let wanted = [
-            0.1,
-            0.09757729755661011,
-            0.0905463412215599,
-            0.07959536998847742,
-            0.0657963412215599,
-            0.0505,
-            0.03520365877844011,
-            0.02140463001152259,
-            0.010453658778440109,
-            0.0034227024433899004,
-        ];
-        let schedule = Schedule::Cosine { floor: 0.01, update: Update::Step, warmup_epochs: 0.0 };
-        assert_rates(&curve(&schedule, 0.1, EPOCHS_ONLY), &wanted);
-        let schedule = Schedule::Cosine { floor: 0.01, update: Update::Epoch, warmup_epochs: 0.0 };
-        let met = curve(&schedule, 0.1, Horizon { epochs: 10, steps: 3, span: 1 });
-        assert_rates(&met, &wanted.map(|rate| [rate; 3]).concat());
-    }
-
-    #[test]
-    fn one_cycle_is_one_cycle_lr() {
-        // OneCycleLR(max_lr=0.1, total_steps=10) with its defaults, which cycle the momentum too.
-        let schedule = Schedule::OneCycle {
-            rise: 0.3,
-            initial_divisor: 25.0,
-            final_divisor: 1e4,
-            update: Update::Epoch,
-            momentum_range: Some([0.85, 0.95]),
-        };
-        let wanted = [
-            (0.004, 0.95),
-            (0.052, 0.9),
-            (0.1, 0.85),
-            (0.09504846320134738, 0.854951556604879),
-            (0.0811745653949763, 0.8688255099070633),
-            (0.06112620219362893, 0.8888739533021842),
-            (0.03887419780637107, 0.9111260466978157),
-            (0.0188258346050237, 0.9311744900929366),
-            (0.004951936798652629, 0.945048443395121),
-            (4e-07, 0.95),
-        ];
-        let met = curve(&schedule, 0.1, EPOCHS_ONLY);
-        assert_rates(&met, &wanted.map(|(rate, _)| rate));
-        for (met, (_, momentum)) in met.iter().zip(wanted) {
-            assert!((met.momentum - momentum).abs() < 1e-12, "{} instead of {momentum}", met.momentum);
-        }
-        // total_steps=100, at some of its steps.
-        let met = curve(&schedule, 0.1, Horizon { epochs: 100, steps: 1, span: 1 });
-        let wanted = [
-            (0, 0.004),
-            (1, 0.004281378056590748),
-            (15, 0.05459866761210004),
-            (29, 0.1),
-            (30, 0.09994965352845243),
-            (60, 0.05892800902855288),
-            (99, 4e-07),
-        ];
-        for (step, rate) in wanted {
-            assert_rates(&met[step..=step], &[rate]);
-        }
-    }
-
-    #[test]
-    fn cyclic_is_cyclic_lr() {
-        // CyclicLR(base_lr=0, max_lr=0.2, step_size_up=6, step_size_down=6).
-        let met = curve(&Schedule::Cyclic { peak_at: 0.5 }, 0.2, Horizon { epochs: 3, steps: 4, span: 1 });
-        let thirtieth = |n: i32| 0.2 * f64::from(n) / 6.0;
-        assert_rates(&met, &[0, 1, 2, 3, 4, 5, 6, 5, 4, 3, 2, 1].map(thirtieth));
-        // Peak at either end: no division by zero.
-        for peak_at in [0.0, 1.0] {
-            let met = curve(&Schedule::Cyclic { peak_at }, 0.2, EPOCHS_ONLY);
-            assert!(met.iter().all(|rates| (0.0..=0.2).contains(&rates.learning_rate)), "{met:?}");
-        }
-    }
-
-    #[test]
-    fn warm_up_rises_evenly_to_the_peak() {
-        let horizon = Horizon { epochs: 6, steps: 4, span: 1 };
-        for schedule in [
-            Schedule::Constant { warmup_epochs: 2.0 },
-            Schedule::Step { drops: vec![5.0], factor: 0.1, warmup_epochs: 2.0 },
-        ] {
-            let met = curve(&schedule, 0.8, horizon);
-            assert_rates(&met[..8], &[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8].map(|rate: f64| rate));
-            assert_rates(&met[8..20], &[0.8; 12]);
-        }
-        let schedule = Schedule::Cosine { floor: 0.0, update: Update::Step, warmup_epochs: 2.0 };
-        let met = curve(&schedule, 0.8, horizon);
-        assert_rates(&met[7..9], &[0.8, 0.8]);
-        assert_rates(&met[16..17], &[0.4]);
-        assert_rates(&curve(&Schedule::Constant { warmup_epochs: 0.0 }, 0.8, horizon)[..1], &[0.8]);
-    }
-
-    /// A warm start of 2 epochs that stand for 6 of 12: its steps meet the values that the schedule has at their place.
-    #[test]
-    fn a_warm_start_meets_the_schedule_at_its_place() {
-        let fast = Horizon { epochs: 12, steps: 2 * 5, span: 6 };
-        let slow = Horizon { epochs: 12, steps: 5, span: 1 };
-        let step = Schedule::Step { drops: vec![3.0, 9.0], factor: 0.1, warmup_epochs: 0.0 };
-        let cosine = |update| Schedule::Cosine { floor: 0.0, update, warmup_epochs: 0.0 };
-        let schedules =
-            [step, Schedule::Cyclic { peak_at: 0.4 }, cosine(Update::Step), cosine(Update::Epoch)];
-        for schedule in &schedules {
-            for step in 0..fast.steps {
-                let met = rates(schedule, &optimizer(0.1), fast, step);
-                let wanted = rates(schedule, &optimizer(0.1), slow, 3 * step);
-                let error = (met.learning_rate - wanted.learning_rate).abs();
-                assert!(error < 1e-12, "{schedule:?}, step {step}: {met:?} instead of {wanted:?}");
+    fn rates_and_momenta_are_those_of_pytorch() {
+        let fixture = include_str!("../../tests/fixtures/schedules.json");
+        let cases: Vec<Case> = serde_json::from_str(fixture).unwrap();
+        let mut kinds: Vec<&str> = Vec::new();
+        for case in &cases {
+            let recipe = recipe(case.epochs, &case.recipe);
+            kinds.push(match recipe.schedule {
+                Schedule::Constant { .. } => "constant",
+                Schedule::Step { .. } => "step",
+                Schedule::Cosine { .. } => "cosine",
+                Schedule::OneCycle { .. } => "one-cycle",
+                Schedule::Cyclic { .. } => "cyclic",
+            });
+            let horizon = Horizon { epochs: case.epochs, steps: case.steps_per_epoch, span: 1 };
+            let steps = case.epochs * case.steps_per_epoch;
+            assert_eq!((case.learning_rate.len(), case.momentum.len()), (steps, steps), "{}", case.name);
+            for step in 0..steps {
+                let actual = rates(&recipe.schedule, &recipe.optimizer, horizon, step);
+                for (what, actual, expected) in [
+                    ("learning rate", actual.learning_rate, case.learning_rate[step]),
+                    ("momentum", actual.momentum, case.momentum[step]),
+                ] {
+                    let error = (actual - expected).abs();
+                    assert!(
+                        error < 1e-12,
+                        "{}, step {step}: {what} {actual}, expected {expected}",
+                        case.name
+                    );
+                }
             }
         }
+        for kind in ["constant", "step", "cosine", "one-cycle", "cyclic"] {
+            assert!(kinds.contains(&kind), "no fixture of {kind}");
+        }
+    }
+
+    #[test]
+    fn a_peak_at_either_end_is_no_division_by_zero() {
+        let horizon = Horizon { epochs: 10, steps: 1, span: 1 };
+        for peak_at in [0.0, 1.0] {
+            let cyclic = Schedule::Cyclic { peak_at, momentum_range: Some([0.8, 0.9]) };
+            let one_cycle = Schedule::OneCycle {
+                rise: peak_at,
+                initial_divisor: 25.0,
+                final_divisor: 1e4,
+                update: Update::Step,
+                momentum_range: Some([0.8, 0.9]),
+            };
+            let optimizer = recipe(10, "optimizer.learning_rate = 0.2\nschedule.kind = 'cyclic'").optimizer;
+            for schedule in [cyclic, one_cycle] {
+                for step in 0..10 {
+                    let Rates { learning_rate, momentum } = rates(&schedule, &optimizer, horizon, step);
+                    assert!(
+                        (0.0..=0.2).contains(&learning_rate),
+                        "{schedule:?}, step {step}: {learning_rate}"
+                    );
+                    assert!((0.8..=0.9).contains(&momentum), "{schedule:?}, step {step}: {momentum}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_average_follows_the_weights_closely_at_first() {
+        let text =
+            "optimizer.learning_rate = 0.2\noptimizer.average_decay = 0.999\nschedule.kind = 'constant'";
+        let mut optimizer = recipe(1, text).optimizer;
+        let decays: Vec<f64> =
+            [0, 1, 90, 8_990, 8_991].map(|step| average_decay(&optimizer, step).unwrap()).to_vec();
+        assert_eq!(decays, [0.1, 2.0 / 11.0, 0.91, 8_991.0 / 9_000.0, 0.999]);
+        // What is left of the first weights after 50 steps: nothing, where a plain decay leaves 95 %.
+        let left: f64 = (1..=50).map(|step| average_decay(&optimizer, step).unwrap()).product();
+        assert!(left < 1e-6, "{left}");
+        optimizer.average_warmup = false;
+        assert_eq!(average_decay(&optimizer, 0), Some(0.999));
+        optimizer.average_decay = None;
+        assert_eq!(average_decay(&optimizer, 0), None);
+    }
+
+    /// A warm start of 2 epochs that stand for 6 of 12: its steps have the values of the schedule at their epoch.
+    #[test]
+    fn a_warm_start_has_the_values_of_the_schedule_at_its_epochs() {
+        let fast = Horizon { epochs: 12, steps: 2 * 5, span: 6 };
+        let slow = Horizon { epochs: 12, steps: 5, span: 1 };
+        let at_start = "learning_rate = 0.1\n[schedule]\n";
+        for schedule in [
+            "kind = 'step'\ndrops = [3, 9]",
+            "kind = 'cyclic'\npeak_at = 0.4\nmomentum_range = [0.8, 0.9]",
+            "kind = 'cosine'\nupdate = 'step'",
+            "kind = 'cosine'\nupdate = 'epoch'",
+        ] {
+            let recipe = recipe(12, &format!("[optimizer]\n{at_start}{schedule}"));
+            for step in 0..fast.steps {
+                let actual = rates(&recipe.schedule, &recipe.optimizer, fast, step);
+                let expected = rates(&recipe.schedule, &recipe.optimizer, slow, 3 * step);
+                let error = (actual.learning_rate - expected.learning_rate).abs();
+                assert!(error < 1e-12, "{schedule}, step {step}: {actual:?}, expected {expected:?}");
+                assert!((actual.momentum - expected.momentum).abs() < 1e-12, "{schedule}, step {step}");
+            }
+        }
+        // The end of a fast step lies three slow ones further.
+        let recipe =
+            recipe(12, &format!("[optimizer]\n{at_start}kind = 'step'\ndrops = [3]\nposition = 'end'"));
+        let actual: Vec<f64> =
+            (3..6).map(|step| rates(&recipe.schedule, &recipe.optimizer, fast, step).learning_rate).collect();
+        assert_eq!(actual, [0.1, 0.1 * 0.1, 0.1 * 0.1]);
         // The warm-up of 3 epochs takes 5 of these steps.
-        let warm = Schedule::Constant { warmup_epochs: 3.0 };
-        let met: Vec<_> = (0..6).map(|step| rates(&warm, &optimizer(0.5), fast, step)).collect();
-        assert_rates(&met, &[0.1, 0.2, 0.3, 0.4, 0.5, 0.5]);
+        let warm = self::recipe(
+            12,
+            "optimizer.learning_rate = 0.5\nschedule = {kind = 'constant', warmup_epochs = 3}",
+        );
+        for (step, expected) in [0.1, 0.2, 0.3, 0.4, 0.5, 0.5].into_iter().enumerate() {
+            let actual = rates(&warm.schedule, &warm.optimizer, fast, step).learning_rate;
+            assert!((actual - expected).abs() < 1e-12, "step {step}: {actual}, expected {expected}");
+        }
     }
 }

@@ -18,20 +18,23 @@ pub enum Part {
 
 /// The moments of an epoch's timed steps, a sample of the whole.
 pub struct StepClock {
+    /// Steps that come round together: of a super-batch, the first alone attacks.
+    cycle: usize,
+    /// Every so many cycles are timed.
     interval: usize,
     timed: bool,
     moments: Vec<(Part, Mark)>,
 }
 
 impl StepClock {
-    /// For an epoch of so many steps.
-    pub fn new(steps: usize) -> Self {
-        Self { interval: (steps / TIMED_STEPS).max(1), timed: false, moments: Vec::new() }
+    /// For an epoch of so many steps in cycles of `cycle`.
+    pub fn new(steps: usize, cycle: usize) -> Self {
+        Self { cycle, interval: (steps / TIMED_STEPS.max(cycle)).max(1), timed: false, moments: Vec::new() }
     }
 
     /// Step `number` begins.
     pub fn begin(&mut self, number: usize, engine: &dyn Engine) -> Result<()> {
-        self.timed = number.is_multiple_of(self.interval);
+        self.timed = (number / self.cycle).is_multiple_of(self.interval);
         self.ended(Part::Begin, engine)
     }
 

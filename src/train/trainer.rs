@@ -10,16 +10,17 @@ use std::time::Instant;
 use super::checkpoint::{Checkpoint, LastSelection, Progress, SamplesSoFar};
 use super::metrics::Seconds;
 use super::pruning::Pruning;
-use super::schedule::{Horizon, Rates, rates};
+use super::schedule::{Horizon, Rates, average_decay, rates};
+use super::scores::EpochScores;
 use super::step_clock::{Part, StepClock};
+use super::super_batch::SuperBatch;
 use crate::batch::Batch;
 use crate::data::order::{Split, epoch_order};
-use crate::engine::{
-    Augment, Engine, Error, ImageSet, Phase, Result, Sgd, Tensor, WeightSet, unless_stopped,
-};
+use crate::engine::{Engine, Error, ImageSet, Phase, Result, Sgd, Tensor, WeightSet, unless_stopped};
+use crate::model::layers::IMAGE_LEN;
 use crate::objective::{self, Objective};
 use crate::philox::{Key, Purpose};
-use crate::prune::{PruneError, Subset};
+use crate::prune::{self, PruneError, Subset};
 use crate::recipe::{BatchNorm, Recipe, Timeline};
 
 /// A network in training.
@@ -33,6 +34,10 @@ pub struct Trainer<'a> {
     /// Adversarial loss and prediction of each sample, in the order of the epoch: room for all, pruned or not.
     losses: Tensor<f32>,
     predictions: Tensor<u32>,
+    /// The score of each, where selections rank by a mean that training gives.
+    scores: Option<EpochScores>,
+    /// Where more than one minibatch is attacked at a time.
+    super_batch: Option<SuperBatch>,
     pub(super) progress: Progress,
 }
 
@@ -80,6 +85,10 @@ impl<'a> Trainer<'a> {
         let losses = engine.alloc("epoch losses", split.train.len())?;
         let predictions = engine.alloc("epoch predictions", split.train.len())?;
         let pruning = Pruning::new(engine, recipe, split)?;
+        let score = prune::mean_score_of_recipe(recipe).filter(|_| recipe.selection.scored_by_training());
+        let scores = score.map(|score| EpochScores::new(engine, recipe, score, split.train.len()));
+        let ahead = recipe.accelerate.super_batch;
+        let super_batch = (ahead > 1).then(|| SuperBatch::new(engine, ahead, recipe.batch));
         Ok(Self {
             engine,
             recipe,
@@ -89,6 +98,8 @@ impl<'a> Trainer<'a> {
             batch,
             losses,
             predictions,
+            scores: scores.transpose()?,
+            super_batch: super_batch.transpose()?,
             progress: Progress::default(),
         })
     }
@@ -97,7 +108,9 @@ impl<'a> Trainer<'a> {
     pub fn accepts(&self, checkpoint: &Checkpoint) -> std::result::Result<(), String> {
         let network = self.engine.network();
         checkpoint.weights.check(&network).map_err(|error| error.to_string())?;
-        let averaged = self.recipe.optimizer.average_decay.is_some();
+        // The average begins with the first step; a run may be interrupted before, in a selection.
+        let Progress { epoch, step, .. } = checkpoint.progress;
+        let averaged = self.recipe.optimizer.average_decay.is_some() && (epoch, step) != (0, 0);
         if averaged != checkpoint.optimizer.average.is_some() {
             return Err("it keeps a moving average and the recipe does not, or the other way round".into());
         }
@@ -105,7 +118,6 @@ impl<'a> Trainer<'a> {
         self.pruning.accepts(&checkpoint.selection)?;
         let subset = checkpoint.selection.samples.len();
         let count = if subset > 0 { subset } else { self.pruning.candidates().len() };
-        let Progress { epoch, step, .. } = checkpoint.progress;
         let (epochs, steps) = (self.timeline().epochs(), count.div_ceil(self.recipe.batch));
         if epoch as usize > epochs || step > steps {
             return Err(format!(
@@ -116,6 +128,19 @@ impl<'a> Trainer<'a> {
         if met != wanted {
             return Err(format!("losses of {met} samples, expected {wanted} behind step {step}"));
         }
+        let (met, wanted) = (checkpoint.samples.scores.len(), self.scores.as_ref().map_or(0, |_| wanted));
+        if met != wanted {
+            return Err(format!("scores of {met} samples, expected {wanted} after step {step}"));
+        }
+        let waiting = self.super_batch.as_ref().map_or(0, |ahead| ahead.waiting(step, count));
+        let met = checkpoint.samples.adversarial.len();
+        if met != waiting * IMAGE_LEN {
+            return Err(format!(
+                "{met} pixels of images attacked ahead, expected {} after step {step}; it is of a run with another \
+                 accelerate.super_batch",
+                waiting * IMAGE_LEN
+            ));
+        }
         Ok(())
     }
 
@@ -125,13 +150,23 @@ impl<'a> Trainer<'a> {
         self.engine.load_optimizer(&checkpoint.optimizer)?;
         self.objective.restore(&checkpoint.objective).map_err(Error::Invalid)?;
         self.pruning.restore(self.engine, &checkpoint.selection)?;
-        let SamplesSoFar { losses, predictions } = &checkpoint.samples;
+        let SamplesSoFar { losses, predictions, scores, adversarial } = &checkpoint.samples;
+        if let Some(kept) = &self.scores {
+            kept.restore(self.engine, scores)?;
+        }
+        if let Some(ahead) = &self.super_batch {
+            ahead.restore(self.engine, checkpoint.progress.step, adversarial)?;
+        }
         self.engine.write(&self.losses.slice(0..losses.len()), losses)?;
         self.engine.write(&self.predictions.slice(0..predictions.len()), predictions)?;
         self.progress = checkpoint.progress.clone();
         let whole_epochs = u64::from(self.progress.epoch) * self.pruning.candidates().len() as u64;
         // Checkpoints from before there was data pruning counted nothing: each epoch had all samples.
         self.progress.run_images.get_or_insert(whole_epochs);
+        // What an older checkpoint has trained on, in whole batches.
+        let images = self.progress.run_images.unwrap_or(0) + self.images_after(self.progress.step) as u64;
+        let steps = images.div_ceil(self.recipe.batch as u64) * self.objective.replays() as u64;
+        self.progress.optimizer_steps.get_or_insert(steps);
         Ok(())
     }
 
@@ -196,25 +231,29 @@ impl<'a> Trainer<'a> {
         let objective = self.objective.as_mut();
         let done =
             self.pruning.begin_epoch(self.engine, objective, self.set, &self.batch, epoch, last, watch);
-        if matches!(done, Ok(true) | Err(PruneError::Stopped)) {
+        if matches!(done, Ok(Some(_)) | Err(PruneError::Stopped)) {
             self.engine.synchronize()?;
             let seconds = Seconds { select: begin.elapsed().as_secs_f64(), ..Seconds::default() };
             self.progress.epoch_seconds += seconds;
             self.progress.run_seconds += seconds;
         }
-        let selected = done?;
-        if selected {
-            let residual = self.subset().and_then(|subset| subset.residuals.last().copied());
-            self.progress.selection = Some(LastSelection { epoch, residual });
+        let diagnosis = done?;
+        if diagnosis.is_some() {
+            self.progress.selection = Some(LastSelection { epoch, diagnosis });
         }
-        Ok(selected)
+        Ok(diagnosis.is_some())
     }
 
     fn samples_so_far(&self) -> Result<SamplesSoFar> {
-        let done = self.images_after(self.progress.step);
+        let step = self.progress.step;
+        let (done, all) = (self.images_after(step), self.pruning.samples().len());
+        let scores = self.scores.as_ref().map(|scores| scores.read(self.engine, done)).transpose()?;
+        let ahead = self.super_batch.as_ref().map(|ahead| ahead.read(self.engine, step, all)).transpose()?;
         Ok(SamplesSoFar {
             losses: self.engine.read(&self.losses.slice(0..done))?,
             predictions: self.engine.read(&self.predictions.slice(0..done))?,
+            scores: scores.unwrap_or_default(),
+            adversarial: ahead.unwrap_or_default(),
         })
     }
 
@@ -236,7 +275,7 @@ impl<'a> Trainer<'a> {
             table: table.map(upload_table).transpose()?,
         };
         let steps = self.steps_per_epoch();
-        let mut clock = StepClock::new(steps);
+        let mut clock = StepClock::new(steps, self.recipe.accelerate.super_batch);
         let begin = Instant::now();
         let mut finished = true;
         while self.progress.step < steps {
@@ -275,7 +314,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn whole_step(&mut self, visit: &Visit, clock: &mut StepClock) -> Result<()> {
-        let Progress { epoch, step, .. } = self.progress;
+        let step = self.progress.step;
         let range = self.images_after(step)..self.images_after(step + 1);
         let batch = self.batch.rows(0..range.len()).keeping(
             visit.order.slice(range.clone()),
@@ -283,39 +322,74 @@ impl<'a> Trainer<'a> {
             self.predictions.slice(range.clone()),
         );
         let weights = visit.weights.as_ref().map(|weights| weights.slice(range.clone()));
-        let seed = self.recipe.seed;
 
         self.engine.phase(Phase::Step);
         clock.begin(step, self.engine)?;
         self.engine.phase(Phase::Gather);
-        let augment = self.recipe.data.augment.then_some(Augment { seed, epoch });
-        self.engine.gather(self.set, &batch.samples, augment, &batch.images, &batch.labels)?;
+        self.gather(&batch)?;
         clock.ended(Part::Train, self.engine)?;
 
         for replay in 0..self.objective.replays() {
             self.engine.phase(Phase::Attack);
-            if self.objective.needs_fold() {
-                self.engine.fold_batch_norm(WeightSet::Live)?;
-            }
-            let key = Key { seed, purpose: Purpose::AttackStart, epoch, step: 0 };
-            self.progress.epoch_attacks += self.objective.attack(self.engine, key, &batch)?;
+            self.attack(visit, &batch)?;
             clock.ended(Part::Attack, self.engine)?;
 
             self.engine.phase(Phase::Train);
             self.objective.gradient(self.engine, &batch, weights.as_ref())?;
+            if let Some(scores) = &self.scores {
+                scores.measure(self.engine, &batch, self.objective.has_clean_pass(), range.clone())?;
+            }
             let rates = self.rates(step, replay);
+            let optimizer = &self.recipe.optimizer;
+            let done = self.progress.optimizer_steps.get_or_insert(0);
             self.engine.phase(Phase::Optimizer);
             self.engine.sgd_step(&Sgd {
                 learning_rate: rates.learning_rate as f32,
                 momentum: rates.momentum as f32,
-                weight_decay: self.recipe.optimizer.weight_decay as f32,
-                average_decay: self.recipe.optimizer.average_decay.map(|decay| decay as f32),
+                weight_decay: optimizer.weight_decay as f32,
+                average_decay: average_decay(optimizer, *done).map(|decay| decay as f32),
             })?;
+            *done += 1;
             clock.ended(Part::Train, self.engine)?;
         }
         if let Some((losses, rows)) = &visit.table {
             self.engine.scatter_rows(&batch.losses, &rows.slice(range), 1, losses)?;
         }
+        Ok(())
+    }
+
+    /// The images of a batch as the current epoch crops and flips them, and their labels.
+    fn gather(&mut self, batch: &Batch) -> Result<()> {
+        let (seed, epoch) = (self.recipe.seed, self.progress.epoch);
+        let augment = self.recipe.data.augmentation(seed, epoch);
+        self.engine.gather(self.set, &batch.samples, augment, &batch.images, &batch.labels)
+    }
+
+    /// Makes the adversarial images of a minibatch: by an attack now, or by that on the super-batch it belongs to.
+    fn attack(&mut self, visit: &Visit, minibatch: &Batch) -> Result<()> {
+        let step = self.progress.step;
+        let Some(ahead) = &self.super_batch else { return self.attack_now(minibatch) };
+        if ahead.begins(step) {
+            let range = self.images_after(step)..self.images_after(step + ahead.steps);
+            let all = ahead.of(visit.order.slice(range));
+            self.engine.phase(Phase::Gather);
+            self.gather(&all)?;
+            self.engine.phase(Phase::Attack);
+            self.attack_now(&all)?;
+        }
+        if let Some(ahead) = &self.super_batch {
+            ahead.hand_over(self.engine, step, minibatch)?;
+        }
+        Ok(())
+    }
+
+    fn attack_now(&mut self, batch: &Batch) -> Result<()> {
+        if self.objective.needs_fold() {
+            self.engine.fold_batch_norm(WeightSet::Live)?;
+        }
+        let (seed, epoch) = (self.recipe.seed, self.progress.epoch);
+        let key = Key { seed, purpose: Purpose::AttackStart, epoch, step: 0 };
+        self.progress.epoch_attacks += self.objective.attack(self.engine, key, batch)?;
         Ok(())
     }
 }

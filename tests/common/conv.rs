@@ -31,7 +31,15 @@ pub fn conv_drivers(hopper: bool) -> Vec<(&'static str, Rc<dyn Driver>)> {
             ("hopper, copies early, last warp first", WarpOrder::Reversed, AsyncOrder::Early),
         ];
         all.extend(orders.map(|(name, warp_order, async_order)| {
-            (name, HostDriver::with(HostOptions { warp_order, async_order, hopper: true }))
+            (
+                name,
+                HostDriver::with(HostOptions {
+                    warp_order,
+                    async_order,
+                    hopper: true,
+                    ..HostOptions::default()
+                }),
+            )
         }));
     }
     all

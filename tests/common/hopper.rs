@@ -32,7 +32,7 @@ pub fn hoppers() -> Vec<(String, Rc<dyn Driver>)> {
 }
 
 pub fn runner(warp_order: WarpOrder, async_order: AsyncOrder) -> Rc<dyn Driver> {
-    HostDriver::with(HostOptions { warp_order, async_order, hopper: true })
+    HostDriver::with(HostOptions { warp_order, async_order, hopper: true, ..HostOptions::default() })
 }
 
 pub fn run<P: bytemuck::Pod>(

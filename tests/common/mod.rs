@@ -18,7 +18,7 @@ use secateur::philox::{Key, Purpose, unit};
 pub const SEED: u64 = 20_261_121;
 
 /// The device of the tests that compare the cuda engine as a whole with the reference: the host runner, or what
-/// SECATEUR_TEST_DEVICE names (scripts/qualify-gpu.sh names the GPU).
+/// SECATEUR_TEST_DEVICE names.
 pub fn cuda_engine() -> DeviceChoice {
     match std::env::var("SECATEUR_TEST_DEVICE") {
         Ok(name) => name.parse().expect("SECATEUR_TEST_DEVICE"),

@@ -29,6 +29,12 @@ fn one_hot(c: usize, label: usize) -> f64 {
     if c == label { 1.0 } else { 0.0 }
 }
 
+/// The smoothed label.
+fn target(smoothing: f32, classes: usize, y: usize) -> Vec<f64> {
+    let smoothing = f64::from(smoothing);
+    (0..classes).map(|c| (1.0 - smoothing) * one_hot(c, y) + smoothing / classes as f64).collect()
+}
+
 /// KL(p||q).
 pub fn divergence(target: &[f64], z: &[f64]) -> f64 {
     let (log_p, log_q) = (log_softmax(target), log_softmax(z));
@@ -44,8 +50,11 @@ pub fn divergence_gradient(target: &[f64], z: &[f64]) -> Vec<f64> {
 pub fn paired_loss(form: PairedForm, b: f64, z: &[f64], moved: &[f64], y: usize) -> f64 {
     let (log_p, log_q) = (log_softmax(z), log_softmax(moved));
     match form {
-        PairedForm::CleanCrossEntropy => b * divergence(z, moved) - log_p[y],
-        PairedForm::BoostedCrossEntropy => {
+        PairedForm::Trades { smoothing } => {
+            let t = target(smoothing, z.len(), y);
+            b * divergence(z, moved) - t.iter().zip(&log_p).map(|(t, log_p)| t * log_p).sum::<f64>()
+        }
+        PairedForm::Mart => {
             let (p, q) = (exp(&log_p), exp(&log_q));
             let wrong = argmax(moved, Some(y));
             let floored: f64 = (0..z.len()).map(|c| p[c] * (log_p[c] - (q[c] + 1e-12).ln())).sum();
@@ -66,13 +75,11 @@ pub fn paired_gradients(
     let (p, q) = (exp(&log_p), exp(&log_q));
     let classes = 0..z.len();
     match form {
-        PairedForm::CleanCrossEntropy => {
-            let kl = divergence(z, moved);
-            classes
-                .map(|c| (p[c] - one_hot(c, y) + b * p[c] * (log_p[c] - log_q[c] - kl), b * (q[c] - p[c])))
-                .unzip()
+        PairedForm::Trades { smoothing } => {
+            let (kl, t) = (divergence(z, moved), target(smoothing, z.len(), y));
+            classes.map(|c| (p[c] - t[c] + b * p[c] * (log_p[c] - log_q[c] - kl), b * (q[c] - p[c]))).unzip()
         }
-        PairedForm::BoostedCrossEntropy => {
+        PairedForm::Mart => {
             let log_floored: Vec<f64> = q.iter().map(|q| (q + 1e-12).ln()).collect();
             let kl: f64 = classes.clone().map(|c| p[c] * (log_p[c] - log_floored[c])).sum();
             let r: Vec<f64> = classes.clone().map(|c| p[c] * q[c] / (q[c] + 1e-12)).collect();

@@ -4,7 +4,7 @@
 
 use secateur::batch::Batch;
 use secateur::data::{DataSet, Images};
-use secateur::engine::{DeviceChoice, Engine, ImageSet, open};
+use secateur::engine::{DeviceChoice, Engine, ImageSet, WeightSet, open};
 use secateur::model::initialise;
 use secateur::objective::{self, Objective};
 use secateur::philox::{Key, Purpose};
@@ -33,6 +33,15 @@ const RECIPE: &str = r#"
     [evaluation]
     protocols = ["clean"]
 "#;
+
+/// What a tensor of `tests/fixtures/selection.safetensors`, written by `scripts/make-selection-fixtures.py`, holds.
+pub fn fixture<T: bytemuck::AnyBitPattern>(name: &str) -> Vec<T> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/selection.safetensors");
+    let bytes = std::fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let data = file.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}")).data().to_vec();
+    data.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
+}
 
 /// The key of the draws of a selection.
 pub const DRAWS: Key = Key { seed: 5, purpose: Purpose::Selection, epoch: 0, step: 0 };
@@ -66,6 +75,8 @@ impl Subject {
         let mut survey = Survey {
             set: &self.set,
             objective: &mut *self.objective,
+            weights: WeightSet::Live,
+            augment: None,
             scratch: &self.scratch,
             key: Key { seed: 5, purpose: Purpose::SelectionStart, epoch: 0, step: 0 },
             watch: &mut |_, _| true,
@@ -97,6 +108,7 @@ impl Subject {
                 held_out,
                 budget,
                 losses: losses.as_ref(),
+                scores: None,
                 key: DRAWS,
             };
             selection.select(engine, &candidates, survey)

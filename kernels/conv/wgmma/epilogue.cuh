@@ -107,18 +107,26 @@ DEVICE uint32_t own_channel(const GroupTile& tile) { return tile.channel + tile_
 /// The barrier of one consumer warpgroup.
 DEVICE void group_barrier(uint32_t consumer) { named_barrier_sync(1 + consumer, 128); }
 
+/// Fetches the maps that the consumers use ahead of their first use.
+DEVICE void prefetch_output_maps(const WgmmaPlan& plan, const TensorMap* outputs, const TensorMap& residual, bool has_residual) {
+    if (plan.prefetched == 0 || threadIdx.x != 64) return;
+    prefetch_maps(outputs, plan.phase_count);
+    if (has_residual) prefetch_tensor_map(residual);
+}
+
 /// A warpgroup's way through its staging buffers.
 template <class T>
 struct Stager {
     const TensorMap& residual;
     const WgmmaPlan& plan;
     WgmmaShared<T>& shared;
+    const uint32_t kernel;
     uint32_t consumer;
     bool leader;  // the thread that talks to the copy engine
     uint32_t residual_parity = 0;  // of the first phases of this work's residual
 
-    DEVICE Stager(const TensorMap& residual, const WgmmaPlan& plan, WgmmaShared<T>& shared)
-        : residual(residual), plan(plan), shared(shared), consumer(threadIdx.x / 128 - 1),
+    DEVICE Stager(const TensorMap& residual, const WgmmaPlan& plan, WgmmaShared<T>& shared, uint32_t kernel)
+        : residual(residual), plan(plan), shared(shared), kernel(kernel), consumer(threadIdx.x / 128 - 1),
           leader(threadIdx.x % 128 == 0) {}
 
     DEVICE void load_residual(const GroupTile& tile, uint32_t stage) {
@@ -148,7 +156,8 @@ struct Stager {
         const StageRows rows = stage_rows(staged);
         StageWords more{};
         if (has_residual) {
-            mbarrier_wait(shared.residual_full[consumer][STAGE % 2], residual_parity ^ (STAGE / 2));
+            mbarrier_wait(shared.residual_full[consumer][STAGE % 2], residual_parity ^ (STAGE / 2),
+                          {kernel, "residual_full"});
             ldmatrix_x4<4, true>(more.word, {rows.row[0], rows.row[1], rows.row[2], rows.row[3]});
         } else {
             if (leader) tma_store_wait_read<1>();

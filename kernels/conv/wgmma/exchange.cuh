@@ -41,21 +41,22 @@ DEVICE void prepare_exchange(Exchange<2>& exchange) {
 /// A consumer's way through the exchange, work after work.
 template <int PARTS>
 struct Partner {
-    DEVICE explicit Partner(Exchange<1>&) {}
+    DEVICE Partner(Exchange<1>&, uint32_t) {}
 };
 template <>
 struct Partner<2> {
     Exchange<2>& exchange;
-    const uint32_t rank;
+    const uint32_t kernel, rank;
     uint32_t parity;  // of this work's phases
 
-    DEVICE explicit Partner(Exchange<2>& exchange) : exchange(exchange), rank(cluster_rank()), parity(0) {}
+    DEVICE Partner(Exchange<2>& exchange, uint32_t kernel)
+        : exchange(exchange), kernel(kernel), rank(cluster_rank()), parity(0) {}
 
     /// half = the sums of this block's pixels over the whole reduction.
     DEVICE void add_up(const WgmmaSums& sums, HalfSums& half) {
         const uint32_t thread = threadIdx.x % 128;
         constexpr int HALF = GROUP_PIXELS / 4;
-        mbarrier_wait_cluster(exchange.read, parity ^ 1);
+        mbarrier_wait_cluster(exchange.read, parity ^ 1, {kernel, "read"});
         if (thread == 0) mbarrier_expect_bytes(exchange.sums_full, sizeof exchange.sums);
 #pragma unroll
         for (int v = 0; v < int(HALF_VECTORS); ++v) {
@@ -64,7 +65,7 @@ struct Partner<2> {
             for (int i = 0; i < 4; ++i) four.word[i] = float_bits(rank == 0 ? sums[HALF + 4 * v + i] : sums[4 * v + i]);
             store_remote(exchange.sums[v][thread], four, exchange.sums_full, rank ^ 1);
         }
-        mbarrier_wait_cluster(exchange.sums_full, parity);
+        mbarrier_wait_cluster(exchange.sums_full, parity, {kernel, "sums_full"});
 #pragma unroll
         for (int v = 0; v < int(HALF_VECTORS); ++v) {
             const Bytes16 four = exchange.sums[v][thread];
@@ -89,9 +90,9 @@ DEVICE void send_statistics(Exchange<2>& exchange, uint32_t channel, float first
                  cluster_rank() ^ 1);
 }
 /// All threads of the warpgroup: waits for those of the peer.
-DEVICE void await_statistics(Exchange<2>& exchange, uint32_t parity) {
+DEVICE void await_statistics(Exchange<2>& exchange, uint32_t parity, uint32_t kernel) {
     if (threadIdx.x % 128 == 0) mbarrier_expect_bytes(exchange.statistics_full, sizeof exchange.statistics);
-    mbarrier_wait_cluster(exchange.statistics_full, parity);
+    mbarrier_wait_cluster(exchange.statistics_full, parity, {kernel, "statistics_full"});
 }
 
 }  // namespace secateur

@@ -36,10 +36,11 @@ DEVICE MaskPlace mask_place(const WgmmaForwardParams& p, const GroupTile& tile, 
 }
 
 template <class T>
-DEVICE void conv_forward_relu(const WgmmaForwardParams& p, WgmmaShared<T>& shared) {
-    Stager<T> stager(p.residual, p.plan, shared);
+DEVICE void conv_forward_relu(const WgmmaForwardParams& p, WgmmaShared<T>& shared, uint32_t kernel) {
+    prefetch_output_maps(p.plan, &p.output, p.residual, p.has_residual != 0);
+    Stager<T> stager(p.residual, p.plan, shared, kernel);
     convolve<T, Direction::Forward>(
-        p.operands, p.plan, shared,
+        p.operands, p.plan, shared, kernel,
         [&](const Work& work, uint32_t consumer) {
             if (p.has_residual) stager.begin(group_tile<T>(p.plan, work, consumer));
         },
@@ -71,10 +72,11 @@ DEVICE void conv_forward_relu(const WgmmaForwardParams& p, WgmmaShared<T>& share
 }
 
 template <class T>
-DEVICE void conv_forward_bias(const WgmmaForwardParams& p, WgmmaShared<T>& shared) {
-    Stager<T> stager(p.residual, p.plan, shared);
+DEVICE void conv_forward_bias(const WgmmaForwardParams& p, WgmmaShared<T>& shared, uint32_t kernel) {
+    prefetch_output_maps(p.plan, &p.output, p.residual, p.has_residual != 0);
+    Stager<T> stager(p.residual, p.plan, shared, kernel);
     convolve<T, Direction::Forward>(
-        p.operands, p.plan, shared, [](const Work&, uint32_t) {},
+        p.operands, p.plan, shared, kernel, [](const Work&, uint32_t) {},
         [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
             const float bias[2] = {p.bias[own_channel(tile)], p.bias[own_channel(tile) + 8]};
@@ -127,11 +129,12 @@ DEVICE void store_statistics(const WgmmaForwardParams& p, const GroupTile& tile,
 }
 
 template <class T>
-DEVICE void conv_forward_statistics(const WgmmaForwardParams& p, WgmmaShared<T>& shared) {
-    Stager<T> stager(p.residual, p.plan, shared);
+DEVICE void conv_forward_statistics(const WgmmaForwardParams& p, WgmmaShared<T>& shared, uint32_t kernel) {
+    prefetch_output_maps(p.plan, &p.output, p.residual, p.has_residual != 0);
+    Stager<T> stager(p.residual, p.plan, shared, kernel);
     uint32_t parity = 0;
     convolve<T, Direction::Forward>(
-        p.operands, p.plan, shared, [](const Work&, uint32_t) {},
+        p.operands, p.plan, shared, kernel, [](const Work&, uint32_t) {},
         [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
             const uint32_t pixels = p.plan.batch << (2 * p.plan.log2_side), first = tile.group * GROUP_PIXELS;
@@ -154,7 +157,7 @@ DEVICE void conv_forward_statistics(const WgmmaForwardParams& p, WgmmaShared<T>&
             if constexpr (T::PARTS == 2) {
                 if (block_part<T>() == 1) return;
                 // They were sent before the other block staged its sub-tiles: a short wait.
-                await_statistics(shared.exchange, parity);
+                await_statistics(shared.exchange, parity, kernel);
                 parity ^= 1;
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
@@ -167,11 +170,11 @@ DEVICE void conv_forward_statistics(const WgmmaForwardParams& p, WgmmaShared<T>&
 }
 
 #define CONV_FORWARD_WGMMA(operation, shape, T) \
-    KERNEL_EARLY(operation##_wgmma_##shape, WgmmaForwardParams, T::THREADS, WgmmaShared<T>) { operation<T>(p, shared); }
+    KERNEL_EARLY(operation##_wgmma_##shape, WgmmaForwardParams, T::THREADS, WgmmaShared<T>) { operation<T>(p, shared, kernel); }
 
 #define CONV_FORWARD_WGMMA_SPLIT(operation, shape, T)                                                           \
     KERNEL_CLUSTER_EARLY(operation##_wgmma_##shape, WgmmaForwardParams, T::THREADS, T::PARTS, WgmmaShared<T>) { \
-        operation<T>(p, shared);                                                                                \
+        operation<T>(p, shared, kernel);                                                                                \
     }
 
 CONV_FORWARD_WGMMA(conv_forward_relu, 128x256, Wgmma128x256)

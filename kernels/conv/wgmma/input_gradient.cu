@@ -50,11 +50,12 @@ DEVICE void apply_mask(uint8_t* staged, uint32_t bits) {
 }
 
 template <class T>
-DEVICE void conv_input_gradient(const WgmmaGradientParams& p, WgmmaShared<T>& shared) {
-    Stager<T> stager(p.residual, p.plan, shared);
+DEVICE void conv_input_gradient(const WgmmaGradientParams& p, WgmmaShared<T>& shared, uint32_t kernel) {
+    prefetch_output_maps(p.plan, p.output, p.residual, p.residual_phase < p.plan.phase_count);
+    Stager<T> stager(p.residual, p.plan, shared, kernel);
     uint32_t bits[STAGES<T>] = {};
     convolve<T, Direction::Gradient>(
-        p.operands, p.plan, shared,
+        p.operands, p.plan, shared, kernel,
         [&](const Work& work, uint32_t consumer) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
             if (work.phase_index == p.residual_phase) stager.begin(tile);
@@ -71,20 +72,20 @@ DEVICE void conv_input_gradient(const WgmmaGradientParams& p, WgmmaShared<T>& sh
 }
 
 KERNEL_EARLY(conv_input_gradient_wgmma_128x256, WgmmaGradientParams, Wgmma128x256::THREADS, WgmmaShared<Wgmma128x256>) {
-    conv_input_gradient<Wgmma128x256>(p, shared);
+    conv_input_gradient<Wgmma128x256>(p, shared, kernel);
 }
 KERNEL_EARLY(conv_input_gradient_wgmma_64x512, WgmmaGradientParams, Wgmma64x512::THREADS, WgmmaShared<Wgmma64x512>) {
-    conv_input_gradient<Wgmma64x512>(p, shared);
+    conv_input_gradient<Wgmma64x512>(p, shared, kernel);
 }
 KERNEL_EARLY(conv_input_gradient_wgmma_64x256, WgmmaGradientParams, Wgmma64x256::THREADS, WgmmaShared<Wgmma64x256>) {
-    conv_input_gradient<Wgmma64x256>(p, shared);
+    conv_input_gradient<Wgmma64x256>(p, shared, kernel);
 }
 KERNEL_CLUSTER_EARLY(conv_input_gradient_wgmma_64x256_split, WgmmaGradientParams, Wgmma64x256Split::THREADS,
                      Wgmma64x256Split::PARTS, WgmmaShared<Wgmma64x256Split>) {
-    conv_input_gradient<Wgmma64x256Split>(p, shared);
+    conv_input_gradient<Wgmma64x256Split>(p, shared, kernel);
 }
 KERNEL_EARLY(conv_input_gradient_wgmma_resident, WgmmaGradientParams, WgmmaResident::THREADS, WgmmaShared<WgmmaResident>) {
-    conv_input_gradient<WgmmaResident>(p, shared);
+    conv_input_gradient<WgmmaResident>(p, shared, kernel);
 }
 
 }  // namespace secateur

@@ -133,6 +133,11 @@ struct WgmmaOperands {
     TensorMap weights;  // {input channels, taps, output channels}, boxes of 64 x 1 x 64
 };
 
+/// Fetches tensor maps, which no launch before this one writes, ahead of their first use.
+DEVICE void prefetch_maps(const TensorMap* maps, uint32_t count) {
+    for (uint32_t i = 0; i < count; ++i) prefetch_tensor_map(maps[i]);
+}
+
 /// Whether the channels that the pixels bring are rows of the weights (forward: K-major) or their columns.
 enum class Direction { Forward, Gradient };
 
@@ -156,7 +161,7 @@ DEVICE void load_weights(const WgmmaOperands& maps, WgmmaShared<T>& shared, uint
 
 /// One thread: loads the operands of all work of this block, in the order in which they are multiplied.
 template <class T, Direction DIRECTION>
-DEVICE void produce(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShared<T>& shared) {
+DEVICE void produce(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShared<T>& shared, uint32_t kernel) {
     const Chunks chunks = block_chunks<T>(plan);
     RingPlace pixels, weights;
     uint32_t turn = 0;
@@ -170,7 +175,7 @@ DEVICE void produce(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShare
             for (uint32_t s = 0; s < work.phase.slots; ++s) {
                 const Slot slot = plan.slots[work.phase.first_slot + s];
                 // A slot that was never used is as good as empty: the wait for the phase before the first returns at once.
-                mbarrier_wait(shared.pixels_empty[pixels.slot], pixels.parity ^ 1);
+                mbarrier_wait(shared.pixels_empty[pixels.slot], pixels.parity ^ 1, {kernel, "pixels_empty"});
                 Mbarrier& full = shared.pixels_full[pixels.slot][turn];
                 mbarrier_expect_bytes(full, T::PIXEL_GROUPS * plan.slot_bytes);
 #pragma unroll
@@ -195,7 +200,7 @@ DEVICE void produce(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShare
 
                 if constexpr (!T::RESIDENT) {
                     for (uint32_t t = 0; t < slot.taps; ++t) {
-                        mbarrier_wait(shared.weights_empty[weights.slot], weights.parity ^ 1);
+                        mbarrier_wait(shared.weights_empty[weights.slot], weights.parity ^ 1, {kernel, "weights_empty"});
                         load_weights<T, DIRECTION>(maps, shared, weights.slot, work.channel_tile,
                                                    int32_t(byte_of(slot.weights, t)), depth);
                         weights.advance(T::WEIGHT_SLOTS);
@@ -210,22 +215,23 @@ DEVICE void produce(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShare
 /// Where a consumer stands in the rings.
 template <class T>
 struct ConsumerPlaces {
-    RingPlace pixels, weights;
+    const uint32_t kernel;
+    RingPlace pixels = {}, weights = {};
     uint32_t own_parities = 0;  // bit s: of the next fill of pixel slot s that is for this consumer, where they take turns
 
     /// Waits for the pixels of the slot.
     DEVICE void await_pixels(WgmmaShared<T>& shared, uint32_t consumer) {
         if constexpr (T::TURNS == 1) {
-            mbarrier_wait(shared.pixels_full[pixels.slot][0], pixels.parity);
+            mbarrier_wait(shared.pixels_full[pixels.slot][0], pixels.parity, {kernel, "pixels_full"});
         } else {
-            mbarrier_wait(shared.pixels_full[pixels.slot][consumer], own_parities >> pixels.slot & 1);
+            mbarrier_wait(shared.pixels_full[pixels.slot][consumer], own_parities >> pixels.slot & 1, {kernel, "pixels_full"});
             own_parities ^= 1u << pixels.slot;
         }
     }
     /// The weights of a tap, waited for.
     DEVICE const uint8_t* await_weights(WgmmaShared<T>& shared, uint32_t tap, uint32_t channel_group) const {
         const uint32_t slot = T::RESIDENT ? tap : weights.slot;
-        mbarrier_wait(shared.weights_full[slot], T::RESIDENT ? 0 : weights.parity);
+        mbarrier_wait(shared.weights_full[slot], T::RESIDENT ? 0 : weights.parity, {kernel, "weights_full"});
         return shared.weights[slot][channel_group];
     }
     /// Passes over the pixels of a work that the other consumer has.
@@ -291,8 +297,13 @@ DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t cons
 /// The body of a kernel: warpgroup 0 loads, the others multiply and hand their sums to `finish(work, consumer, sums)`, those of
 /// 256 pixels or of this block's part of them; `begin(work, consumer)` comes before the products of a work.
 template <class T, Direction DIRECTION, class Begin, class Finish>
-DEVICE void convolve(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShared<T>& shared, const Begin& begin,
-                     const Finish& finish) {
+DEVICE void convolve(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShared<T>& shared, uint32_t kernel,
+                     const Begin& begin, const Finish& finish) {
+    // A thread with nothing else to do.
+    if (plan.prefetched > 0 && threadIdx.x == 32) {
+        prefetch_maps(maps.pixels, plan.prefetched);
+        prefetch_tensor_map(maps.weights);
+    }
     prepare_barriers(shared);
     launch_dependents();
     const uint32_t warpgroup = threadIdx.x / 128;
@@ -300,15 +311,15 @@ DEVICE void convolve(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShar
         if constexpr (T::CONSUMERS == 2) lower_registers<40>();
         if (threadIdx.x == 0) {
             wait_for_prerequisites();
-            produce<T, DIRECTION>(maps, plan, shared);
+            produce<T, DIRECTION>(maps, plan, shared, kernel);
         }
     } else {
         if constexpr (T::CONSUMERS == 2) raise_registers<232>();
         wait_for_prerequisites();
         const uint32_t consumer = warpgroup - 1;
-        ConsumerPlaces<T> places;
+        ConsumerPlaces<T> places{kernel};
         WgmmaSums sums;
-        Partner<T::PARTS> partner(shared.exchange);
+        Partner<T::PARTS> partner(shared.exchange, kernel);
         uint32_t turn = 0;
         for (uint32_t tile = first_work<T>(); tile < work_count(plan); tile += work_stride<T>()) {
             const Work work = work_at(plan, tile);

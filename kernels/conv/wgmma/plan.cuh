@@ -58,7 +58,8 @@ struct WgmmaPlan {
     uint32_t batch;             // images
     uint32_t plane_bytes;       // in shared memory: side x images x 128
     uint32_t slot_bytes;        // planes of a slot, all loaded
-    uint32_t im2col;            // 1: slots are single taps, loaded in im2col mode
+    uint32_t im2col;            // the stride where slots are single taps, loaded in im2col mode; else 0
+    uint32_t prefetched;        // maps of pixels to fetch ahead, and with them the others; 0: none
 };
 
 DEVICE uint32_t byte_of(uint32_t word, uint32_t at) { return word >> (8 * at) & 0xFF; }

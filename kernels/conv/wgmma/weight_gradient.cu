@@ -57,11 +57,12 @@ DEVICE WeightWork weight_work(const WgmmaWeightGradientParams& p) {
 }
 
 template <class T>
-DEVICE void produce_weight_operands(const WgmmaWeightGradientParams& p, const WeightWork& work, WeightShared<T>& shared) {
+DEVICE void produce_weight_operands(const WgmmaWeightGradientParams& p, const WeightWork& work, WeightShared<T>& shared,
+                                    uint32_t kernel) {
     RingPlace place;
     for (uint32_t group = work.first_group; group < work.end_group; ++group) {
         const PixelGroup at = pixel_group(p.plan, group);
-        mbarrier_wait(shared.empty[place.slot], place.parity ^ 1);
+        mbarrier_wait(shared.empty[place.slot], place.parity ^ 1, {kernel, "empty"});
         Mbarrier& full = shared.full[place.slot];
         mbarrier_expect_bytes(full, p.plan.slot_bytes + T::CHANNEL_GROUPS * T::GROUP_BYTES);
         tma_load<4>(shared.pixels[place.slot], p.pixels[work.slot.map], full,
@@ -79,7 +80,7 @@ DEVICE void produce_weight_operands(const WgmmaWeightGradientParams& p, const We
 /// The sums of one warpgroup over the block's pixels, for slots of TAPS taps.
 template <class T, int TAPS>
 DEVICE void multiply_weight_operands(const WgmmaWeightGradientParams& p, const WeightWork& work, uint32_t consumer,
-                                     WeightShared<T>& shared) {
+                                     WeightShared<T>& shared, uint32_t kernel) {
     constexpr int N = TAPS * int(DEPTH_CHANNELS);
     constexpr uint32_t PIXELS = GROUP_PIXELS / T::SHARES, STEP_BYTES = 16 * PIXEL_BYTES;
     const uint32_t channel_group = consumer % T::CHANNEL_GROUPS, share = consumer / T::CHANNEL_GROUPS;
@@ -89,7 +90,7 @@ DEVICE void multiply_weight_operands(const WgmmaWeightGradientParams& p, const W
     RingPlace place;
     Mbarrier* used = nullptr;
     for (uint32_t group = work.first_group; group < work.end_group; ++group) {
-        mbarrier_wait(shared.full[place.slot], place.parity);
+        mbarrier_wait(shared.full[place.slot], place.parity, {kernel, "full"});
         const uint8_t* const pixels = shared.pixels[place.slot] + share * PIXELS * PIXEL_BYTES;
         const uint8_t* const gradients = shared.gradients[place.slot][channel_group] + share * PIXELS * PIXEL_BYTES;
         wgmma_pin(sums);
@@ -125,7 +126,11 @@ DEVICE void multiply_weight_operands(const WgmmaWeightGradientParams& p, const W
 }
 
 template <class T>
-DEVICE void conv_weight_gradient(const WgmmaWeightGradientParams& p, WeightShared<T>& shared) {
+DEVICE void conv_weight_gradient(const WgmmaWeightGradientParams& p, WeightShared<T>& shared, uint32_t kernel) {
+    if (p.plan.prefetched > 0 && threadIdx.x == 32) {
+        prefetch_maps(p.pixels, p.plan.prefetched);
+        prefetch_tensor_map(p.output_gradient);
+    }
     if (threadIdx.x == 0) {
         for (int i = 0; i < T::SLOTS; ++i) {
             mbarrier_init(shared.full[i], 1);
@@ -141,24 +146,24 @@ DEVICE void conv_weight_gradient(const WgmmaWeightGradientParams& p, WeightShare
         lower_registers<40>();
         if (threadIdx.x == 0) {
             wait_for_prerequisites();
-            produce_weight_operands<T>(p, work, shared);
+            produce_weight_operands<T>(p, work, shared, kernel);
         }
     } else {
         raise_registers<232>();
         wait_for_prerequisites();
         switch (work.slot.taps) {
-            case 3: multiply_weight_operands<T, 3>(p, work, warpgroup - 1, shared); break;
-            case 2: multiply_weight_operands<T, 2>(p, work, warpgroup - 1, shared); break;
-            default: multiply_weight_operands<T, 1>(p, work, warpgroup - 1, shared); break;
+            case 3: multiply_weight_operands<T, 3>(p, work, warpgroup - 1, shared, kernel); break;
+            case 2: multiply_weight_operands<T, 2>(p, work, warpgroup - 1, shared, kernel); break;
+            default: multiply_weight_operands<T, 1>(p, work, warpgroup - 1, shared, kernel); break;
         }
     }
 }
 
 KERNEL_EARLY(conv_weight_gradient_wgmma_128x192, WgmmaWeightGradientParams, Weight128x192::THREADS, WeightShared<Weight128x192>) {
-    conv_weight_gradient<Weight128x192>(p, shared);
+    conv_weight_gradient<Weight128x192>(p, shared, kernel);
 }
 KERNEL_EARLY(conv_weight_gradient_wgmma_64x192, WgmmaWeightGradientParams, Weight64x192::THREADS, WeightShared<Weight64x192>) {
-    conv_weight_gradient<Weight64x192>(p, shared);
+    conv_weight_gradient<Weight64x192>(p, shared, kernel);
 }
 
 }  // namespace secateur

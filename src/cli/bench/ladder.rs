@@ -84,12 +84,13 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         let amounts = [ladder::flops(step), 0.0];
         let row = Row::new(ladder::name(step), Cache::Warm, samples, 0, amounts, &ceilings);
         measured.push(row.as_ref().map(|row| row.median));
-        document.rows.extend(row);
+        let predicted = step.prediction.map(|(seconds, _)| seconds);
+        tables.add(&mut document, row.map(|row| Row { predicted, ..row }))?;
         console.at(done + 1);
     }
     console.clear();
     for line in ladder::measured_lines(&steps, &measured) {
         console.line(line);
     }
-    tables.write(&document)
+    tables.finish(document)
 }

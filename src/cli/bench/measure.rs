@@ -13,7 +13,7 @@ use regex::Regex;
 use super::super::{Interrupted, catch_interrupts, inputs, recipe_for};
 use super::options::{Caches, Sampling, Tables, filter};
 use crate::console::Console;
-use crate::engine::{DeviceChoice, Record};
+use crate::engine::{DeviceChoice, DeviceOptions, Record};
 use crate::measure::ceilings::Ceilings;
 use crate::measure::document::{Document, Row};
 use crate::measure::harness::sample;
@@ -35,7 +35,7 @@ pub struct Options {
         default_value = "cifar10-pgd-at,cifar10-trades,cifar10-mart"
     )]
     pub recipe: Vec<OsString>,
-    /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
+    /// auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
     /// CIFAR files: a folder or an archive, binary or Python version, for the recipe's own images [default: generated ones]
@@ -62,6 +62,13 @@ pub struct Options {
     /// Let a kernel start while the one before it ends, or not; on a GPU of compute capability 9.0 or later
     #[arg(long, value_name = "on|off", default_value = "on")]
     pub dependent_launch: Switch,
+    /// Fetch tensor maps before the launches before have ended, or when first used; on a GPU of compute capability 9.0
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    pub prefetch_maps: Switch,
+    /// Ask for all the shared memory that a multiprocessor can have in every kernel, or as much as each needs; on a GPU of
+    /// compute capability 9.0
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    pub carve_out: Switch,
     /// Images that the network's first stage takes at a time in attacks and evaluations [default: as many as the cache holds]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub first_stage: Option<u32>,
@@ -77,7 +84,12 @@ impl Options {
 
     /// The device with images for `steps` steps of a recipe; with `kernels` one that has some.
     pub fn open(&self, kernels: bool, recipe: &Recipe, steps: usize) -> anyhow::Result<Bench> {
-        let mut bench = Bench::open(self.device, kernels, recipe, steps)?;
+        let device = DeviceOptions {
+            prefetch_maps: self.prefetch_maps == Switch::On,
+            carve_out: self.carve_out == Switch::On,
+            ..DeviceOptions::from_environment()?
+        };
+        let mut bench = Bench::open_with(self.device, kernels, recipe, steps, device)?;
         bench.engine.replay_graphs(self.graphs == Switch::On);
         bench.engine.start_launches_early(self.dependent_launch == Switch::On);
         if let Some(images) = self.first_stage {
@@ -100,9 +112,9 @@ pub enum Switch {
 /// Measures one kind of work, `step`, `attack`, `eval` or `kernels`.
 pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Result<()> {
     let kernels = kind == "kernels";
-    if kernels && options.device == DeviceChoice::Cpu {
+    if kernels && options.device.is_cpu() {
         bail!(
-            "--device cpu: the reference engine has no kernels; use --device emulated or cuda, or bench step"
+            "--device cpu: the CPU engine launches no kernels; use --device emulated or cuda, or bench step"
         );
     }
     let recipes = options
@@ -145,18 +157,20 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
         console.bar(name.clone(), rule.samples);
         if kernels {
             let plan = Plan { rule, caches, wanted: &|name| options.filter.is_match(name), stop: &stop };
-            let mut watch = |done, of| {
+            let mut done = 0;
+            let mut add = |row, of| {
+                done += 1;
                 if done == 1 {
                     console.bar(name.clone(), of);
                 }
                 console.at(done);
+                tables.add(&mut document, [row])
             };
-            let rows = kernel_rows(&mut bench, &plan, &ceilings, &mut watch)?;
-            let Some((rows, record)) = rows else { bail!(Interrupted(None)) };
-            document.rows.extend(rows);
+            let record = kernel_rows(&mut bench, &plan, &ceilings, &mut add)?;
+            let Some(record) = record else { bail!(Interrupted(None)) };
             all.launches.extend(record.launches);
         } else {
-            let amounts = bench.amounts(&work)?;
+            let (amounts, predicted) = bench.amounts(&work)?;
             for &cache in caches {
                 // Behind the first step of several the caches are warm again.
                 let several = bench.engine.device().kind == "cuda" && cache == Cache::Warm;
@@ -170,7 +184,8 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
                 };
                 let Some(samples) = sample(&rule, &stop, &mut once)? else { bail!(Interrupted(None)) };
                 let images = recipe.batch as u64;
-                document.rows.extend(Row::new(name.clone(), cache, samples, images, amounts, &ceilings));
+                let row = Row::new(name.clone(), cache, samples, images, amounts, &ceilings);
+                tables.add(&mut document, row.map(|row| Row { predicted, ..row }))?;
             }
         }
         console.clear();
@@ -182,7 +197,7 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
     for line in document.row_lines() {
         console.line(line);
     }
-    tables.write(&document)
+    tables.finish(document)
 }
 
 fn row_name(kind: &str, recipe: &Recipe) -> String {

@@ -2,7 +2,7 @@
 //! or two builds, differ.
 //!
 //! The device block first, then a table of medians. `measure` samples, `select` samples selections in parts, `compare` judges two
-//! files and `versus` two builds, `model` predicts without a device, `ladder` climbs from kernel to kernel; `speedup` trains whole
+//! files and `versus` two builds, `selection-error` compares the gradients of subsets, `model` predicts without a device, `ladder` climbs from kernel to kernel; `speedup` trains whole
 //! recipes and their controls. Checked by `tests/bench.rs`, `tests/bench_versus.rs`, `tests/bench_speedup.rs` and
 //! `tests/model_prediction.rs`.
 
@@ -13,6 +13,7 @@ mod measure;
 mod model;
 mod options;
 mod select;
+mod selection_error;
 mod speedup;
 mod versus;
 
@@ -39,6 +40,9 @@ enum What {
     /// One selection of training samples by each recipe or method: attack, gradients and algorithm apart
     #[command(mut_arg("recipe", |arg| arg.default_value(select::RECIPES)))]
     Select(select::Args),
+    /// How far the gradient of each method's subset is from that of all samples, on the images it was chosen by and on fresh
+    /// draws of augmentation and attack
+    SelectionError(selection_error::Args),
     /// Train recipes and their controls under the same seeds: one table of seconds, speed-ups and accuracies
     Speedup(speedup::Args),
     /// The least that a step of each recipe can take, by the roofline, layer by layer; no device is needed
@@ -59,6 +63,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         What::Eval(options) => measure("eval", &options, console),
         What::Kernels(options) => measure("kernels", &options, console),
         What::Select(args) => select::run(&args, console),
+        What::SelectionError(args) => selection_error::run(&args, console),
         What::Speedup(args) => speedup::run(&args, console),
         What::Model(args) => model::run(&args, console),
         What::Ladder(args) => ladder::run(&args, console),

@@ -8,7 +8,7 @@ use regex::Regex;
 
 use super::super::write;
 use crate::files::{Files, Output};
-use crate::measure::document::Document;
+use crate::measure::document::{Document, Row};
 use crate::measure::harness::Rule;
 use crate::measure::workload::Cache;
 
@@ -24,7 +24,7 @@ pub struct Sampling {
     /// Seconds of sampling a row (of kernels: a recipe) at most
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
     timeout: f64,
-    /// Write everything, every sample included, as JSON
+    /// Write everything, every sample included, as JSON; rewritten after each row
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Write the table as CSV
@@ -60,14 +60,25 @@ pub struct Tables {
 }
 
 impl Tables {
-    pub fn write(&self, document: &Document) -> anyhow::Result<()> {
-        if let Some(json) = &self.json {
-            write(json, &document.to_json()?)?;
-        }
+    /// Adds rows to the document, and writes the JSON file with the rows so far.
+    pub fn add(&self, document: &mut Document, rows: impl IntoIterator<Item = Row>) -> anyhow::Result<()> {
+        document.rows.extend(rows);
+        self.write_json(document)
+    }
+
+    /// Writes the files that are asked for; the document has every row.
+    pub fn finish(&self, mut document: Document) -> anyhow::Result<()> {
+        document.finished = true;
+        self.write_json(&document)?;
         if let Some(csv) = &self.csv {
             write(csv, document.to_csv().as_bytes())?;
         }
         Ok(())
+    }
+
+    fn write_json(&self, document: &Document) -> anyhow::Result<()> {
+        let Some(json) = &self.json else { return Ok(()) };
+        write(json, &document.to_json()?)
     }
 }
 

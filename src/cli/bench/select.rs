@@ -18,7 +18,7 @@ use crate::measure::selection::{Choice, Parts, counted, select};
 use crate::measure::workload::Cache;
 use crate::names::Named;
 use crate::prune::PruneError;
-use crate::recipe::{Recipe, SelectionMethod};
+use crate::recipe::{Recipe, Scores, SelectionMethod};
 
 /// The recipes where none is named.
 pub const RECIPES: &str =
@@ -119,21 +119,22 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             bail!(Interrupted(None))
         };
         let images = choice.candidates as u64;
-        document.rows.extend(Row::new(name.clone(), Cache::Warm, whole, images, amounts, &ceilings));
+        let mut rows = Vec::from_iter(Row::new(name.clone(), Cache::Warm, whole, images, amounts, &ceilings));
         for (part, seconds) in PARTS {
             let values: Vec<f64> = parts.iter().map(seconds).collect();
             if values.iter().any(|&seconds| seconds > 0.0) {
                 let samples = Samples { values, unmet: None };
                 let name = format!("{name}: {part}");
-                document.rows.extend(Row::new(name, Cache::Warm, samples, images, [0.0, 0.0], &ceilings));
+                rows.extend(Row::new(name, Cache::Warm, samples, images, [0.0, 0.0], &ceilings));
             }
         }
+        tables.add(&mut document, rows)?;
         console.clear();
     }
     for line in document.row_lines() {
         console.line(line);
     }
-    tables.write(&document)
+    tables.finish(document)
 }
 
 /// The recipe with what the options change; when to select is of no matter here.
@@ -147,7 +148,7 @@ fn recipe(args: &Args, name: &OsStr, method: Option<SelectionMethod>) -> anyhow:
     let mut has_fraction = true;
     if let Some(method) = method {
         overrides.push(format!("selection.method={method}"));
-        overrides.push(format!("selection.every={}", method.default_every()));
+        overrides.push(format!("selection.every={}", method.default_every(Scores::Accumulated)));
         overrides.push("selection.warm_start=0".into());
         has_fraction = method.has_fraction();
         if !has_fraction {

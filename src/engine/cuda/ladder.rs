@@ -9,8 +9,8 @@ use std::cell::OnceCell;
 use std::rc::Rc;
 
 use super::driver::{Buffer, Driver};
-use super::launch::conv::wgmma::predict::{IDLE_BLOCKS, LADDER, predict};
-use super::launch::conv::wgmma::{self, Direction, Planned};
+use super::launch::conv::wgmma::predict::{Epilogue, IDLE_BLOCKS, LADDER, predict};
+use super::launch::conv::wgmma::{self, Direction, Planned, Rung};
 use super::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue};
 use crate::engine::{Error, LadderStep, Probe, Result};
 use crate::model::ResNet18;
@@ -90,19 +90,29 @@ pub fn ladder(driver: &Rc<dyn Driver>, network: ResNet18, batch: usize) -> Resul
             driver.info().name
         )));
     }
+    let off = driver.options().wgmma_off;
     let launches = if driver.info().kind == "cuda" { LAUNCHES } else { 1 };
     let mut steps = Vec::new();
     let mut seen = Vec::new();
     for conv in network.convs() {
         let shape = ConvShape::new(&conv, batch);
-        if seen.contains(&shape) || wgmma::product(&**driver, &shape, Direction::Forward).is_none() {
+        if seen.contains(&shape) || wgmma::planned(&shape, Direction::Forward, Rung::default()).is_err() {
             continue;
         }
         seen.push(shape);
         // Made when the first rung runs.
         let shared: Rc<OnceCell<Operands>> = Rc::default();
-        for (direction, pass) in [(Direction::Forward, "forward"), (Direction::Gradient, "input gradient")] {
-            let served = |(name, rung)| Some((name, Some(wgmma::planned(&shape, direction, rung).ok()?)));
+        // The epilogues of `Operands::run`.
+        let passes = [
+            (Direction::Forward, "forward", Epilogue::Relu { residual: false }),
+            (Direction::Gradient, "input gradient", Epilogue::Gradient { residual: false }),
+        ];
+        for (direction, pass, epilogue) in passes {
+            // Nor does a kernel run here that is switched off.
+            let served = |(name, rung)| {
+                let planned = wgmma::planned(&shape, direction, Rung { off, ..rung }).ok();
+                Some((name, Some(planned.filter(|_| !off.has(direction.switch()))?)))
+            };
             let rungs = LADDER.into_iter().chain(IDLE_BLOCKS).filter_map(served);
             for (name, planned) in std::iter::once(("mma", None)).chain(rungs) {
                 let (shared, driver) = (shared.clone(), driver.clone());
@@ -120,6 +130,7 @@ pub fn ladder(driver: &Rc<dyn Driver>, network: ResNet18, batch: usize) -> Resul
                     driver.synchronize()
                 };
                 let layer = format!("{} {pass}", conv.name);
+                let prediction = planned.map(|planned| predict(&planned, epilogue));
                 steps.push(LadderStep {
                     probe: Probe::new(
                         format!("{layer}, {name}"),
@@ -129,7 +140,7 @@ pub fn ladder(driver: &Rc<dyn Driver>, network: ResNet18, batch: usize) -> Resul
                     launches,
                     layer,
                     rung: name,
-                    prediction: planned.as_ref().map(predict).map(|at| (at.seconds, at.bound)),
+                    prediction: prediction.map(|at| (at.seconds, at.bound)),
                 });
             }
         }

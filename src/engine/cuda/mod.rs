@@ -18,6 +18,7 @@
 //! | `apgd`, `margin` | the traits that attacks of an evaluation add to it |
 //! | `ladder` | every layer on every kind of convolution kernel, for measurements |
 //! | `last_layer` | its part for selections |
+//! | `predict` | how long launches should take on an H200 |
 //! | `probes` | its part for measurements |
 
 mod apgd;
@@ -36,6 +37,7 @@ mod margin;
 mod operands;
 mod paired_passes;
 mod parameters;
+mod predict;
 mod probes;
 mod scratch;
 mod softmax_losses;
@@ -46,8 +48,8 @@ use std::rc::Rc;
 
 use super::{Engine, Recording, Result};
 use crate::model::ResNet18;
-use driver::Driver;
 use driver::record::Recorder;
+use driver::{DeviceOptions, Driver};
 
 /// Opens GPU number `ordinal`.
 pub fn open_device(ordinal: usize, network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
@@ -65,8 +67,9 @@ pub fn record_device(
     ordinal: usize,
     network: ResNet18,
     max_batch: usize,
+    options: DeviceOptions,
 ) -> Result<(Box<dyn Engine>, Recording)> {
-    recorded(driver::device::DeviceDriver::open(ordinal)?, network, max_batch)
+    recorded(driver::device::DeviceDriver::with(ordinal, options)?, network, max_batch)
 }
 
 /// [`open_emulated`], with a record of its launches.
@@ -79,8 +82,12 @@ pub fn record_emulated(
 }
 
 /// What the launches on a GPU would be, of which none is made.
-pub fn record_dry(network: ResNet18, max_batch: usize) -> Result<(Box<dyn Engine>, Recording)> {
-    recorded(driver::dry::DryDriver::open(), network, max_batch)
+pub fn record_dry(
+    network: ResNet18,
+    max_batch: usize,
+    options: DeviceOptions,
+) -> Result<(Box<dyn Engine>, Recording)> {
+    recorded(driver::dry::DryDriver::with(options), network, max_batch)
 }
 
 fn recorded(

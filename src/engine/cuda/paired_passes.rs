@@ -38,6 +38,18 @@ impl PairedPasses for Cuda {
         pair.pass.forward(passes, parameters, &pair.scratch, batch, &images, &logits)
     }
 
+    fn pair_features(&mut self, set: usize, features: &Tensor<f32>) -> Result<()> {
+        let kept = self.pair.as_ref().and_then(|pair| pair.pass.features()).filter(|_| set < 2);
+        let Some((batch, from)) = kept else {
+            return Err(Error::Invalid(format!(
+                "features of set {set} of a pair of train passes: expected 0 or 1, after a forward pass on the present weights"
+            )));
+        };
+        let len = batch * self.parameters.layout.network.features();
+        let to = self.sized(features, len)?;
+        self.driver.copy(from.offset::<f32>(set * len), to, len * size_of::<f32>())
+    }
+
     fn pair_gradient(&mut self, logit_gradients: [&Tensor<f32>; 2]) -> Result<()> {
         let batch = logit_gradients[0].len() / self.parameters.layout.network.classes;
         let gradients = [self.logits(logit_gradients[0], batch)?, self.logits(logit_gradients[1], batch)?];

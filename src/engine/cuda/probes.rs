@@ -5,8 +5,9 @@ use super::driver::Buffer;
 use super::engine::Cuda;
 use super::ladder::{ladder, random};
 use super::launch::conv::{self, ConvShape, ForwardEpilogue};
+use super::predict::predicted_seconds;
 use crate::engine::probes::FLUSH_FACTOR;
-use crate::engine::{LadderStep, Mark, Phase, Phases, Probe, Probes, Result};
+use crate::engine::{LadderStep, Launch, Mark, Phase, Phases, Probe, Probes, Result};
 
 /// A GEMM of 32,768 x 512 x 4,608: 155 GFLOP.
 const SHAPE: ConvShape =
@@ -79,6 +80,11 @@ impl Probes for Cuda {
 
     fn ladder(&self, batch: usize) -> Result<Vec<LadderStep>> {
         ladder(&self.driver, self.parameters.layout.network, batch)
+    }
+
+    fn predicted_seconds(&self, launches: &[Launch]) -> Option<f64> {
+        let network = self.parameters.layout.network;
+        if self.driver().has_wgmma() { predicted_seconds(launches, network) } else { None }
     }
 
     fn flops_so_far(&self) -> Option<u64> {

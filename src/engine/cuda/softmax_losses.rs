@@ -78,6 +78,8 @@ impl SoftmaxLosses for Cuda {
             classes: self.network().classes as u32,
             divergence: loss.divergence,
             scale: loss.scale,
+            smoothing: 0.0,
+            padding: 0,
         };
         loss::paired_loss(self.driver(), loss.form, &params)
     }

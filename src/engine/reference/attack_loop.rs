@@ -2,6 +2,8 @@
 //! and `tests/attack_precision.rs`.
 
 use super::engine::Reference;
+use super::invalid;
+use super::numbers::Format;
 use crate::engine::{AttackLoop, AttackSteps, Pass, Precision, Result, ascend_step_by_step};
 
 impl AttackLoop for Reference {
@@ -21,7 +23,12 @@ impl AttackLoop for Reference {
         Ok(())
     }
 
-    fn check_precision(&self, _precision: Precision) -> Result<()> {
+    fn check_precision(&self, precision: Precision) -> Result<()> {
+        if precision != Precision::Device && self.numbers.format != Format::F32 {
+            return invalid(
+                "attack.precision: rounding to e4m3 is an experiment of --device cpu, not of cpu:bf16",
+            );
+        }
         Ok(())
     }
 }

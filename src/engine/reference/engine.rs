@@ -5,8 +5,10 @@ use super::arena::{Arena, Layout};
 use super::eval::EvalPass;
 use super::loss::Losses;
 use super::memory::{Heap, expect_len};
+use super::numbers::{Format, Numbers};
+use super::tiles::Isa;
 use super::train::{SLOTS, TrainPass, Wanted};
-use super::{gather, invalid, optimizer, perturb, product, ranking, rows};
+use super::{gather, invalid, optimizer, perturb, ranking, rows};
 use crate::engine::{
     Augment, DeviceInfo, Element, Engine, Error, ImageSet, Noise, OptimizerState, Pass, Result, Sgd,
     SignStep, StopFlag, Storage, Tensor, WeightSet,
@@ -29,6 +31,7 @@ struct Model {
 pub struct Reference {
     info: DeviceInfo,
     pub(super) network: ResNet18,
+    pub(super) numbers: Numbers,
     max_batch: usize,
     pub(super) heap: Heap,
     layout: Layout,
@@ -56,7 +59,7 @@ fn no_weights() -> Error {
 
 impl Reference {
     /// See [`super::open`].
-    pub fn new(network: ResNet18, max_batch: usize) -> Result<Self> {
+    pub fn new(network: ResNet18, max_batch: usize, format: Format) -> Result<Self> {
         let ResNet18 { width, classes } = network;
         if width == 0 || !width.is_multiple_of(16) {
             return Err(Error::Invalid(format!(
@@ -69,25 +72,31 @@ impl Reference {
             )));
         }
         let threads = rayon::current_num_threads();
+        let numbers = Numbers { format, isa: Isa::chosen()? };
         Ok(Reference {
             info: DeviceInfo {
-                kind: "cpu",
+                kind: match format {
+                    Format::F32 => "cpu",
+                    Format::Bf16 => "cpu:bf16",
+                },
                 name: format!("{threads} CPU thread{}", if threads == 1 { "" } else { "s" }),
                 driver: None,
-                code: product::instruction_set().into(),
+                code: numbers.isa.name.into(),
                 memory: None,
                 cache: None,
+                wgmma_off: Vec::new(),
             },
             network,
+            numbers,
             max_batch,
             heap: Heap::new(),
             layout: Layout::new(network),
             model: None,
             gradients: None,
-            eval: EvalPass::new(network),
+            eval: EvalPass::new(network, numbers),
             folded: false,
             eval_batch: None,
-            train: TrainPass::new(network),
+            train: TrainPass::new(network, numbers),
             packed: false,
             train_batch: [None; SLOTS],
             pair_batch: None,

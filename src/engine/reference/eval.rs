@@ -9,6 +9,7 @@ use super::arena::{Arena, Layout};
 use super::conv::PackedConv;
 use super::fp8::Rounding;
 use super::memory::Aligned;
+use super::numbers::{Format, Numbers};
 use super::{head, norm};
 use crate::engine::Precision;
 use crate::model::{Block, Conv, ResNet18};
@@ -16,6 +17,7 @@ use crate::model::{Block, Conv, ResNet18};
 /// Folded weights and the state of the last forward pass.
 pub struct EvalPass {
     classes: usize,
+    format: Format,
     blocks: Vec<Block>,
     convs: Vec<PackedConv>,
     biases: Vec<Vec<f32>>,
@@ -32,16 +34,17 @@ pub struct EvalPass {
 }
 
 impl EvalPass {
-    pub fn new(network: ResNet18) -> Self {
+    pub fn new(network: ResNet18, numbers: Numbers) -> Self {
         let convs: Vec<Conv> = network.convs();
         Self {
             classes: network.classes,
+            format: numbers.format,
             blocks: network.blocks(),
             biases: convs.iter().map(|conv| vec![0.0; conv.out_channels]).collect(),
             linear_weight: Vec::new(),
             linear_bias: Vec::new(),
             activations: vec![Aligned::default(); convs.len()],
-            convs: convs.iter().map(PackedConv::new).collect(),
+            convs: convs.iter().map(|conv| PackedConv::new(conv, numbers)).collect(),
             features: Vec::new(),
             gradients: Default::default(),
             rounding: None,
@@ -82,7 +85,8 @@ impl EvalPass {
 
     /// Logits of `batch` images.
     pub fn forward(&mut self, batch: usize, images: &[f32], logits: &mut [f32]) {
-        let Self { blocks, convs, biases, activations, rounding, rounds, .. } = self;
+        let Self { blocks, convs, biases, activations, rounding, rounds, format, .. } = self;
+        let format = *format;
         let mut rounding = rounding.as_mut().filter(|_| *rounds == Precision::E4m3);
         for (conv, activation) in convs.iter().zip(activations.iter_mut()) {
             if conv.conv().kernel == 3 {
@@ -91,7 +95,7 @@ impl EvalPass {
         }
         let plain = |convs: &[PackedConv], at: usize, x: &[f32], out: &mut Aligned| {
             let len = batch * output_len(convs[at].conv());
-            convs[at].forward(x, &mut out[..len], false, |_, out| add_bias(out, &biases[at]));
+            convs[at].forward(x, &mut out[..len], false, |_, out| add_bias(format, out, &biases[at]));
         };
         plain(convs, 0, images, &mut activations[0]);
         let mut input = 0;
@@ -104,19 +108,17 @@ impl EvalPass {
             let (convs1, pixels) = operands(convs, &mut rounding, &x[..in_len], in_len / batch);
             plain(convs1, block.conv1, pixels, middle);
             if let Some(shortcut) = block.shortcut {
-                convs1[shortcut].forward(pixels, out, false, |_, _| {});
+                let bias = &biases[shortcut];
+                convs1[shortcut].forward(pixels, out, false, |_, out| project(format, out, bias));
             }
             let (convs2, pixels) = operands(convs, &mut rounding, &middle[..out.len()], out.len() / batch);
             let (conv, bias) = (&convs2[block.conv2], &biases[block.conv2]);
             match block.shortcut {
                 None => {
-                    let finish = |first: usize, out: &mut [f32]| add_residual(out, bias, &x[first..]);
+                    let finish = |first: usize, out: &mut [f32]| add_residual(format, out, bias, &x[first..]);
                     conv.forward(pixels, out, false, finish);
                 }
-                Some(shortcut) => {
-                    let both: Vec<f32> = bias.iter().zip(&biases[shortcut]).map(|(a, b)| a + b).collect();
-                    conv.forward(pixels, out, true, |_, out| add_bias(out, &both));
-                }
+                Some(_) => conv.forward(pixels, out, true, |_, out| add_bias(format, out, bias)),
             }
             input = block.conv2;
         }
@@ -128,19 +130,21 @@ impl EvalPass {
 
     /// Gradient with respect to the images of the last forward pass.
     pub fn input_gradient(&mut self, batch: usize, dlogits: &[f32], dx: &mut [f32]) {
-        let Self { blocks, convs, activations, gradients, rounding, rounds, .. } = self;
+        let Self { blocks, convs, activations, gradients, rounding, rounds, format, .. } = self;
+        let format = *format;
         let mut rounding = rounding.as_mut().filter(|_| *rounds != Precision::Device);
         let largest = batch * output_len(convs[0].conv());
         gradients.iter_mut().for_each(|gradient| gradient.reserve(largest));
         let [dz, dt, next] = gradients;
         let last = blocks.last().expect("eight blocks").conv2;
         let len = batch * output_len(convs[last].conv());
-        head::input_gradient(dlogits, &self.linear_weight, self.classes, &activations[last], &mut dz[..len]);
+        let linear = &self.linear_weight;
+        head::input_gradient(format, dlogits, linear, self.classes, &activations[last], &mut dz[..len]);
         for (b, block) in blocks.iter().enumerate().rev() {
             let input = if b == 0 { 0 } else { blocks[b - 1].conv2 };
             let masked = |by: usize| {
                 let activations = &activations[by];
-                move |first: usize, out: &mut [f32]| head::mask(out, &activations[first..])
+                move |first: usize, out: &mut [f32]| head::mask(format, out, &activations[first..])
             };
             let in_len = batch * input_len(convs[block.conv1].conv());
             let out_len = batch * output_len(convs[block.conv2].conv());
@@ -149,7 +153,9 @@ impl EvalPass {
             let dx = &mut next[..in_len];
             match block.shortcut {
                 None => dx.copy_from_slice(&dz[..in_len]),
-                Some(shortcut) => convs2[shortcut].input_gradient(pixels, dx, false, |_, _| {}),
+                Some(shortcut) => {
+                    convs2[shortcut].input_gradient(pixels, dx, false, |_, out| format.round_all(out));
+                }
             }
             let (convs1, pixels) = operands(convs, &mut rounding, &dt[..out_len], out_len / batch);
             convs1[block.conv1].input_gradient(pixels, dx, true, masked(input));
@@ -172,17 +178,26 @@ fn operands<'a>(
     }
 }
 
-/// `out = relu(out + bias)`.
-fn add_bias(out: &mut [f32], bias: &[f32]) {
+/// `out = out + bias`.
+fn project(format: Format, out: &mut [f32], bias: &[f32]) {
     for pixel in out.chunks_exact_mut(bias.len()) {
-        pixel.iter_mut().zip(bias).for_each(|(out, bias)| *out = norm::relu(*out + bias));
+        pixel.iter_mut().zip(bias).for_each(|(out, bias)| *out = format.round(*out + bias));
+    }
+}
+
+/// `out = relu(out + bias)`.
+fn add_bias(format: Format, out: &mut [f32], bias: &[f32]) {
+    for pixel in out.chunks_exact_mut(bias.len()) {
+        pixel.iter_mut().zip(bias).for_each(|(out, bias)| *out = format.round(norm::relu(*out + bias)));
     }
 }
 
 /// `out = relu(out + bias + x)`.
-fn add_residual(out: &mut [f32], bias: &[f32], x: &[f32]) {
+fn add_residual(format: Format, out: &mut [f32], bias: &[f32], x: &[f32]) {
     for (out, x) in out.chunks_exact_mut(bias.len()).zip(x.chunks_exact(bias.len())) {
-        out.iter_mut().zip(x).zip(bias).for_each(|((out, x), bias)| *out = norm::relu(*out + bias + x));
+        for ((out, x), bias) in out.iter_mut().zip(x).zip(bias) {
+            *out = format.round(norm::relu(*out + bias + x));
+        }
     }
 }
 

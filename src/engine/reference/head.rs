@@ -4,6 +4,8 @@
 
 use rayon::prelude::*;
 
+use super::numbers::Format;
+
 /// Pixels under the average pool.
 const PIXELS: usize = 16;
 
@@ -51,7 +53,14 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// Gradient before the last ReLU: `dz = [activation > 0] * (dlogits * weight) / 16`.
-pub fn input_gradient(dlogits: &[f32], weight: &[f32], classes: usize, activations: &[f32], dz: &mut [f32]) {
+pub fn input_gradient(
+    format: Format,
+    dlogits: &[f32],
+    weight: &[f32],
+    classes: usize,
+    activations: &[f32],
+    dz: &mut [f32],
+) {
     let channels = weight.len() / classes;
     let image = PIXELS * channels;
     let inputs = dlogits.par_chunks_exact(classes).zip(activations.par_chunks_exact(image));
@@ -65,14 +74,14 @@ pub fn input_gradient(dlogits: &[f32], weight: &[f32], classes: usize, activatio
         for pixel in rest.chunks_exact_mut(channels) {
             pixel.copy_from_slice(first);
         }
-        mask(dz, activations);
+        mask(format, dz, activations);
     });
 }
 
 /// Zeroes a gradient where the ReLU did not pass.
-pub fn mask(gradient: &mut [f32], activations: &[f32]) {
+pub fn mask(format: Format, gradient: &mut [f32], activations: &[f32]) {
     for (g, a) in gradient.iter_mut().zip(activations) {
-        *g = if *a > 0.0 { *g } else { 0.0 };
+        *g = if *a > 0.0 { format.round(*g) } else { 0.0 };
     }
 }
 

@@ -7,6 +7,7 @@
 use rayon::prelude::*;
 
 use super::memory::Aligned;
+use super::numbers::Format;
 use crate::model::layers::{BN_EPSILON, BN_MOMENTUM};
 
 /// Factor and offset of each channel: BatchNorm with fixed statistics is `scale * y + shift`.
@@ -115,8 +116,8 @@ impl BatchNorm {
         norm
     }
 
-    /// `z = relu(norm(y) + residual)`.
-    pub fn apply(&self, y: &[f32], residual: Residual, z: &mut [f32], batch: usize) {
+    /// `z = relu(norm(y) + residual)`, as numbers of the format.
+    pub fn apply(&self, format: Format, y: &[f32], residual: Residual, z: &mut [f32], batch: usize) {
         let image = y.len() / batch;
         let channels = self.scale.len();
         z.par_chunks_exact_mut(image).zip(y.par_chunks_exact(image)).enumerate().for_each(|(n, (z, y))| {
@@ -127,7 +128,7 @@ impl BatchNorm {
                     for (z, y) in lines {
                         for (((z, y), scale), shift) in z.iter_mut().zip(y).zip(&self.scale).zip(&self.shift)
                         {
-                            *z = relu(scale * y + shift);
+                            *z = format.round(relu(scale * y + shift));
                         }
                     }
                 }
@@ -135,7 +136,7 @@ impl BatchNorm {
                     for ((z, y), x) in lines.zip(x[range].chunks_exact(channels)) {
                         let affine = self.scale.iter().zip(&self.shift);
                         for (((z, y), x), (scale, shift)) in z.iter_mut().zip(y).zip(x).zip(affine) {
-                            *z = relu(scale * y + shift + x);
+                            *z = format.round(relu(scale * y + shift + x));
                         }
                     }
                 }
@@ -146,7 +147,7 @@ impl BatchNorm {
                         for ((((z, y), x), (a, b)), (c, d)) in
                             z.iter_mut().zip(y).zip(x).zip(affine).zip(second)
                         {
-                            *z = relu(a * y + b + (c * x + d));
+                            *z = format.round(relu(a * y + b + (c * x + d)));
                         }
                     }
                 }
@@ -154,8 +155,15 @@ impl BatchNorm {
         });
     }
 
-    /// Gradients of weight and bias, and `dy` from `dz`, the gradient behind the normalisation.
-    pub fn backward(&self, y: &[f32], dz: &[f32], dy: &mut [f32], batch: usize) -> (Vec<f32>, Vec<f32>) {
+    /// Gradients of weight and bias, and `dy` from `dz`, the gradient behind the normalisation, as numbers of the format.
+    pub fn backward(
+        &self,
+        format: Format,
+        y: &[f32],
+        dz: &[f32],
+        dy: &mut [f32],
+        batch: usize,
+    ) -> (Vec<f32>, Vec<f32>) {
         let channels = self.scale.len();
         let image = y.len() / batch;
         let pixels = image / channels;
@@ -197,7 +205,7 @@ impl BatchNorm {
                 for (((dy, y), dz), (((scale, slope), mean), offset)) in
                     dy.iter_mut().zip(y).zip(dz).zip(affine)
                 {
-                    *dy = scale * dz + (slope * (y - mean) + offset);
+                    *dy = format.round(scale * dz + (slope * (y - mean) + offset));
                 }
             }
         });

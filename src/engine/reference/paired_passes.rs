@@ -19,6 +19,17 @@ impl PairedPasses for Reference {
         Ok(())
     }
 
+    fn pair_features(&mut self, set: usize, features: &Tensor<f32>) -> Result<()> {
+        let (Some(batch), Some(&slot)) = (self.pair_batch, PAIR.get(set)) else {
+            return invalid(format!(
+                "features of set {set} of a pair of train passes: expected 0 or 1, after a forward pass on the present weights"
+            ));
+        };
+        expect_len(features, batch * self.network.features())?;
+        self.heap.view_mut(features)?.copy_from_slice(self.train.features(slot));
+        Ok(())
+    }
+
     fn pair_gradient(&mut self, logit_gradients: [&Tensor<f32>; 2]) -> Result<()> {
         let Some(batch) = self.pair_batch else {
             return invalid("a pair of train passes: backward without a forward pass on the present weights");

@@ -1,7 +1,7 @@
 //! The two moves of an attack: the random start and the sign step.
 //!
-//! Both end in [0, 1]; the noise of an image depends on its sample alone, not on where it lies in the batch.
-//! Checked by `tests/reference_engine.rs`; called by the engine.
+//! The sign step and the uniform start end in [0, 1]. The noise of an image depends on its sample alone, not on where it
+//! lies in the batch.
 
 use std::f32::consts::TAU;
 
@@ -11,15 +11,18 @@ use crate::engine::{Noise, SignStep};
 use crate::model::layers::IMAGE_LEN;
 use crate::philox::{Key, symmetric, unit};
 
-/// `perturbed = clip01(images + noise)`.
+/// `perturbed = images + noise`, clipped to [0, 1] where the noise is uniform.
 pub fn random_start(noise: Noise, key: Key, samples: &[u32], images: &[f32], perturbed: &mut [f32]) {
     let images = images.par_chunks_exact(IMAGE_LEN).zip(samples);
     perturbed.par_chunks_exact_mut(IMAGE_LEN).zip(images).for_each(|(perturbed, (image, &sample))| {
         let blocks = perturbed.chunks_exact_mut(4).zip(image.chunks_exact(4));
         for (block, (perturbed, image)) in blocks.enumerate() {
-            let noise = draw(noise, key.block(sample, block as u32));
-            for ((out, x), noise) in perturbed.iter_mut().zip(image).zip(noise) {
-                *out = (x + noise).clamp(0.0, 1.0);
+            let drawn = draw(noise, key.block(sample, block as u32));
+            for ((out, x), drawn) in perturbed.iter_mut().zip(image).zip(drawn) {
+                *out = match noise {
+                    Noise::Uniform { .. } => (x + drawn).clamp(0.0, 1.0),
+                    Noise::Normal { .. } => x + drawn,
+                };
             }
         }
     });

@@ -1,17 +1,14 @@
-//! The ceilings of the CPU: the products that convolutions run on, and a copy, on all threads. Checked by `tests/bench.rs`.
+//! The ceilings of the CPU: products between registers, and a copy, on all threads. Checked by `tests/bench.rs`.
 
 use rayon::prelude::*;
 
+use super::conv::flops_so_far;
 use super::engine::Reference;
-use super::memory::Aligned;
-use super::product::{self, Matrix, product};
 use crate::engine::probes::{FLUSH_FACTOR, last_level_cache};
 use crate::engine::{Execution, Phases, Probe, Probes, Result};
 
-/// Rows, columns and depth of a thread's product: its operands stay in a cache near the core.
-const SIDE: usize = 256;
-/// Products of a thread in one run.
-const ROUNDS: usize = 8;
+/// Rounds of products between registers of a thread in one run: about a millisecond.
+const ROUNDS: usize = 200_000;
 /// f32 elements of the copy: far more than any cache.
 const COPIED: usize = 16 << 20;
 
@@ -22,24 +19,16 @@ impl Phases for Reference {}
 impl Probes for Reference {
     fn product_probe(&self) -> Result<Option<Probe>> {
         let threads = rayon::current_num_threads();
-        let operand = |value: f32| {
-            let mut values = Aligned::zeros(SIDE * SIDE);
-            values.iter_mut().enumerate().for_each(|(at, to)| *to = value + (at % 7) as f32);
-            values
-        };
-        let (left, right) = (operand(1.0), operand(0.5));
-        let mut outputs = vec![Aligned::zeros(SIDE * SIDE); threads];
-        let flops = 2 * SIDE * SIDE * SIDE * ROUNDS * threads;
+        let (products, isa) = (self.numbers.products(), self.numbers.isa.name);
+        let multiply_adds = products.peak(ROUNDS);
         let run = move || {
-            outputs.par_iter_mut().for_each(|out| {
-                for _ in 0..ROUNDS {
-                    product(Matrix::new(&left, SIDE), Matrix::new(&right, SIDE), out, false);
-                }
+            (0..threads).into_par_iter().for_each(|_| {
+                products.peak(ROUNDS);
             });
             Ok(())
         };
-        let what = format!("f32 products of {SIDE} x {SIDE} x {SIDE} on {threads} threads");
-        Ok(Some(Probe::new(what, flops as u64, run)))
+        let what = format!("{:?} products between registers, {isa}, {threads} threads", self.numbers.format);
+        Ok(Some(Probe::new(what, 2 * multiply_adds * threads as u64, run)))
     }
 
     fn copy_probe(&self) -> Result<Option<Probe>> {
@@ -69,6 +58,6 @@ impl Probes for Reference {
     }
 
     fn flops_so_far(&self) -> Option<u64> {
-        Some(product::flops_so_far())
+        Some(flops_so_far())
     }
 }

@@ -9,6 +9,7 @@ use super::eval::{input_len, output_len};
 use super::head;
 use super::memory::Aligned;
 use super::norm::{BatchNorm, Residual};
+use super::numbers::Numbers;
 use crate::model::{Block, Conv, ResNet18};
 
 /// What one forward pass keeps.
@@ -39,6 +40,7 @@ pub const PAIR: [usize; 2] = [SLOTS, SLOTS + 1];
 /// Packed weights and the slots.
 pub struct TrainPass {
     classes: usize,
+    numbers: Numbers,
     blocks: Vec<Block>,
     convs: Vec<PackedConv>,
     linear_weight: Vec<f32>,
@@ -50,7 +52,7 @@ pub struct TrainPass {
 }
 
 impl TrainPass {
-    pub fn new(network: ResNet18) -> Self {
+    pub fn new(network: ResNet18, numbers: Numbers) -> Self {
         let convs: Vec<Conv> = network.convs();
         let slot = |_| Slot {
             outputs: vec![Aligned::default(); convs.len()],
@@ -60,8 +62,9 @@ impl TrainPass {
         };
         Self {
             classes: network.classes,
+            numbers,
             blocks: network.blocks(),
-            convs: convs.iter().map(PackedConv::new).collect(),
+            convs: convs.iter().map(|conv| PackedConv::new(conv, numbers)).collect(),
             linear_weight: Vec::new(),
             linear_bias: Vec::new(),
             slots: std::array::from_fn(slot),
@@ -94,7 +97,8 @@ impl TrainPass {
         images: &[f32],
         logits: &mut [f32],
     ) {
-        let Self { blocks, convs, .. } = self;
+        let Self { blocks, convs, numbers, .. } = self;
+        let format = numbers.format;
         let slot = &mut self.slots[slot];
         slot.images.reserve(images.len());
         slot.images[..images.len()].copy_from_slice(images);
@@ -108,7 +112,7 @@ impl TrainPass {
         let Slot { outputs, activations, norms, .. } = slot;
         let mut convolve = |at: usize, x: &[f32], y: &mut Aligned| {
             let y = &mut y[..batch * output_len(convs[at].conv())];
-            convs[at].forward(x, y, false, |_, _| {});
+            convs[at].forward(x, y, false, |_, y| format.round_all(y));
             let place = &layout.convs[at];
             let Arena { parameters, statistics } = &mut *arena;
             // The two running tensors of a convolution are neighbours.
@@ -119,7 +123,7 @@ impl TrainPass {
         };
         let apply = |norm: &BatchNorm, at: usize, y: &Aligned, residual: Residual, z: &mut Aligned| {
             let len = batch * output_len(convs[at].conv());
-            norm.apply(&y[..len], residual, &mut z[..len], batch);
+            norm.apply(format, &y[..len], residual, &mut z[..len], batch);
         };
         norms[0] = convolve(0, images, &mut outputs[0]);
         apply(&norms[0], 0, &outputs[0], Residual::None, &mut activations[0]);
@@ -156,7 +160,8 @@ impl TrainPass {
         dlogits: &[f32],
         mut wanted: Wanted,
     ) {
-        let Self { blocks, convs, gradients, partials, .. } = self;
+        let Self { numbers, blocks, convs, gradients, partials, .. } = self;
+        let (numbers, format) = (*numbers, numbers.format);
         let Slot { images, outputs, activations, norms, features } = &self.slots[slot];
         let largest = batch * output_len(convs[0].conv());
         gradients.iter_mut().for_each(|gradient| gradient.reserve(largest));
@@ -169,25 +174,26 @@ impl TrainPass {
                 (&mut front[layout.linear_weight.clone()], &mut back[..layout.linear_bias.len()]);
             head::parameter_gradient(dlogits, features, weight, bias, *accumulate);
         }
-        head::input_gradient(dlogits, &self.linear_weight, self.classes, &activations[last], &mut dz[..len]);
+        let linear = &self.linear_weight;
+        head::input_gradient(format, dlogits, linear, self.classes, &activations[last], &mut dz[..len]);
 
         // From the gradient behind a BatchNorm to the one before it; parameter gradients on the way.
         let mut through_norm = |at: usize, x: &[f32], dz: &[f32], dy: &mut Aligned| {
             let conv = convs[at].conv();
             let len = batch * output_len(conv);
             let dy = &mut dy[..len];
-            let (weight, bias) = norms[at].backward(&outputs[at][..len], &dz[..len], dy, batch);
+            let (weight, bias) = norms[at].backward(format, &outputs[at][..len], &dz[..len], dy, batch);
             if let Some((gradients, accumulate)) = &mut wanted.parameters {
                 let place = &layout.convs[at];
                 set_or_add(&mut gradients[place.bn_weight.clone()], &weight, *accumulate);
                 set_or_add(&mut gradients[place.bn_bias.clone()], &bias, *accumulate);
                 let gradient = &mut gradients[place.weight.clone()];
-                weight_gradient(conv, batch, x, dy, partials, gradient, *accumulate);
+                weight_gradient(conv, numbers, batch, x, dy, partials, gradient, *accumulate);
             }
         };
         let masked = |by: usize| {
             let activations = &activations[by];
-            move |first: usize, out: &mut [f32]| head::mask(out, &activations[first..])
+            move |first: usize, out: &mut [f32]| head::mask(format, out, &activations[first..])
         };
         for (b, &Block { conv1, conv2, shortcut }) in blocks.iter().enumerate().rev() {
             let input = if b == 0 { 0 } else { blocks[b - 1].conv2 };
@@ -201,7 +207,7 @@ impl TrainPass {
                 None => dx.copy_from_slice(&dz[..in_len]),
                 Some(at) => {
                     through_norm(at, x, dz, dy);
-                    convs[at].input_gradient(&dy[..out_len], dx, false, |_, _| {});
+                    convs[at].input_gradient(&dy[..out_len], dx, false, |_, dx| format.round_all(dx));
                 }
             }
             through_norm(conv1, x, dt, dy);

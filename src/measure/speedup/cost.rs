@@ -8,7 +8,7 @@
 //! | a sign step | 2; 0 for Free-AT, whose steps come with its train passes |
 //! | the clean forward before the attack | 1, where TRADES needs its target or BulletTrain its scores |
 //! | BulletTrain's look at what it attacked | 1 for each attacked image; 0 for Free-AT and standard training |
-//! | a selection that attacks its candidates | for each (and each held-out image of Adv-GLISTER) the attack, and a forward of what the loss passes: 1 or 2 |
+//! | a selection that attacks its candidates | for each (and each held-out image of Adv-GLISTER) the attack, and a forward of what the loss passes: 1 or 2; times the draws of Adv-GRAD-MATCH's target |
 //! | a selection by input gradients | 2 for each candidate |
 //! | any other selection | 0 |
 //!
@@ -18,6 +18,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::attack::ScheduledPgd;
+use crate::data::order::held_out;
 use crate::recipe::{Acceleration, Method, Recipe, SelectionMethod, Stage};
 use crate::train::metrics::EpochMetrics;
 
@@ -169,10 +170,16 @@ impl Prices {
 fn selection(recipe: &Recipe, scored: bool, attack: f64, forwards: f64) -> f64 {
     let method = recipe.selection.method;
     let candidates = training_samples(recipe) as f64;
-    let held_out = if method == SelectionMethod::AdvGlister { recipe.data.validation as f64 } else { 0.0 };
+    let held_out = held_out(recipe.data.validation, recipe.selection.held_out_share()) as f64;
     match method {
         SelectionMethod::EasyCore => 2.0 * candidates,
-        method if method.attacks_candidates(scored) => (candidates + held_out) * (attack + forwards),
+        _ if recipe.selection.attacks_candidates(scored) => {
+            let draws = match method {
+                SelectionMethod::AdvGradMatch => recipe.selection.target_draws as f64,
+                _ => 1.0,
+            };
+            (candidates + held_out) * (attack + forwards) * draws
+        }
         _ => 0.0,
     }
 }

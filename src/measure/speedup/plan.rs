@@ -5,7 +5,7 @@
 //! | `full` | without selection and acceleration: what every speed-up is counted against |
 //! | `short` | all samples, for the share of the epochs that the subsets are of the samples, under the same learning-rate shape |
 //! | `random` | a random subset as large, drawn once |
-//! | `random-online` | the same, drawn again for every epoch |
+//! | `random-online` | the same, for every epoch the next stretch of one permutation |
 //!
 //! The last three keep the acceleration, so that they differ by the choice of the samples alone. A control that several recipes
 //! share is one row; a recipe that is the control of another is that row. Recipes whose own selection is random or `short` have
@@ -14,7 +14,7 @@
 
 use super::cost::Cost;
 use crate::names::named;
-use crate::recipe::{Acceleration, Recipe, RecipeError, Schedule, SelectionMethod};
+use crate::recipe::{self, Acceleration, Recipe, RecipeError, Schedule, SelectionMethod};
 
 named! {
     /// Why a row is in the table.
@@ -164,7 +164,7 @@ fn controls(recipe: &Recipe) -> &'static [Role] {
 fn control(recipe: &Recipe, role: Role) -> Result<Recipe, RecipeError> {
     let mut table: toml::Table = recipe.to_toml().parse().expect("a recipe's own TOML");
     table.remove("selection");
-    let (fraction, warm_start) = (recipe.selection.fraction, recipe.selection.warm_start);
+    let recipe::Selection { fraction, warm_start, full_share, .. } = recipe.selection;
     let mut overrides = vec![format!("name={}.{role}", recipe.name)];
     match role {
         Role::Recipe => return Ok(recipe.clone()),
@@ -176,6 +176,7 @@ fn control(recipe: &Recipe, role: Role) -> Result<Recipe, RecipeError> {
             overrides.push(format!("selection.fraction={fraction:?}"));
             if role != Role::Short {
                 overrides.push(format!("selection.warm_start={warm_start:?}"));
+                overrides.push(format!("selection.full_share={full_share:?}"));
             }
         }
     }

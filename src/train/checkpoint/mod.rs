@@ -18,6 +18,7 @@ use crate::attack::AttackWork;
 use crate::engine::OptimizerState;
 use crate::files::Folder;
 use crate::model::{Weights, WeightsError};
+use crate::prune::{Diagnosis, MeanScores};
 use manifest::{MANIFEST, Writer, json};
 
 const PROGRESS: &str = "progress.json";
@@ -66,6 +67,9 @@ pub struct Progress {
     pub epoch_seconds: Seconds,
     /// Time spent in the whole run, unfinished epoch included.
     pub run_seconds: Seconds,
+    /// Optimizer steps of the whole run; absent in checkpoints from before they were counted.
+    #[serde(default)]
+    pub optimizer_steps: Option<u64>,
     /// Images trained on in the finished epochs; absent in checkpoints from before there was data pruning.
     #[serde(default)]
     pub run_images: Option<u64>,
@@ -74,14 +78,14 @@ pub struct Progress {
     pub selection: Option<LastSelection>,
 }
 
-/// When samples were selected last.
+/// When samples were selected last, and what was measured of them. Older checkpoints have another residual instead, which
+/// is ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct LastSelection {
     /// The epoch that it was made for, counted from 0.
     pub epoch: u32,
-    /// What a pursuit left of its target, as a share of the target's norm.
-    pub residual: Option<f64>,
+    #[serde(default)]
+    pub diagnosis: Option<Diagnosis>,
 }
 
 /// Adversarial loss and prediction of each sample of the unfinished epoch, in the epoch's order.
@@ -89,6 +93,10 @@ pub struct LastSelection {
 pub struct SamplesSoFar {
     pub losses: Vec<f32>,
     pub predictions: Vec<u32>,
+    /// The score of each, where selections rank by their mean; else none.
+    pub scores: Vec<f32>,
+    /// Pixels of the images that were attacked and not trained on yet, in the middle of a super-batch; else none.
+    pub adversarial: Vec<f32>,
 }
 
 /// The subset in training and what the next selection is made from; all empty where the recipe selects nothing.
@@ -100,6 +108,8 @@ pub struct SelectionState {
     pub weights: Vec<f32>,
     /// The last adversarial loss of each training sample, in the order of the split; infinite where there is none.
     pub losses: Vec<f32>,
+    /// The mean score of each over training, where selections rank by it.
+    pub scores: MeanScores,
 }
 
 /// Why a checkpoint cannot be written or is not whole.
@@ -304,6 +314,8 @@ fn samples_to(samples: &SamplesSoFar) -> Weights {
     let predictions: Vec<f32> = samples.predictions.iter().map(|&class| class as f32).collect();
     tensors.insert("losses", &[samples.losses.len()], samples.losses.clone());
     tensors.insert("predictions", &[predictions.len()], predictions);
+    insert_some(&mut tensors, "scores", &samples.scores);
+    insert_some(&mut tensors, "adversarial", &samples.adversarial);
     tensors
 }
 
@@ -314,7 +326,18 @@ fn samples_from(tensors: &Weights) -> Result<SamplesSoFar, String> {
     if losses.len() != predictions.len() {
         return Err(format!("{} losses but {} predictions", losses.len(), predictions.len()));
     }
-    Ok(SamplesSoFar { losses, predictions })
+    let (scores, adversarial) = (values_or_none(tensors, "scores"), values_or_none(tensors, "adversarial"));
+    Ok(SamplesSoFar { losses, predictions, scores, adversarial })
+}
+
+fn insert_some(tensors: &mut Weights, name: &str, values: &[f32]) {
+    if !values.is_empty() {
+        tensors.insert(name, &[values.len()], values.into());
+    }
+}
+
+fn values_or_none(tensors: &Weights, name: &str) -> Vec<f32> {
+    tensors.tensors.get(name).map_or(Vec::new(), |tensor| tensor.values.clone())
 }
 
 fn selection_to(selection: &SelectionState) -> Weights {
@@ -324,6 +347,8 @@ fn selection_to(selection: &SelectionState) -> Weights {
     tensors.insert("samples", &[samples.len()], samples);
     tensors.insert("weights", &[selection.weights.len()], selection.weights.clone());
     tensors.insert("losses", &[selection.losses.len()], selection.losses.clone());
+    insert_some(&mut tensors, "scores", &selection.scores.means);
+    insert_some(&mut tensors, "score_counts", &selection.scores.counts);
     tensors
 }
 
@@ -337,5 +362,9 @@ fn selection_from(tensors: &Weights) -> Result<SelectionState, String> {
     if !samples.is_sorted_by(|a, b| a < b) {
         return Err("its samples do not ascend".into());
     }
-    Ok(SelectionState { samples, weights, losses })
+    let (means, counts) = (values_or_none(tensors, "scores"), values_or_none(tensors, "score_counts"));
+    if means.len() != counts.len() {
+        return Err(format!("{} scores but {} counts of them", means.len(), counts.len()));
+    }
+    Ok(SelectionState { samples, weights, losses, scores: MeanScores { means, counts } })
 }

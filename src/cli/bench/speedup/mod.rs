@@ -23,7 +23,8 @@ use crate::measure::speedup::document::Document;
 use crate::measure::speedup::plan::{Plan, with_epochs};
 use crate::recipe::Recipe;
 use crate::train::run_folder::RunFolder;
-use one_run::{Work, standing};
+use one_run::Work;
+pub(super) use one_run::{Standing, standing};
 
 /// The table's files in --out.
 const JSON: &str = "speedup.json";
@@ -49,7 +50,7 @@ pub struct Args {
     /// Folder of the runs and of the table; the same command goes on in it
     #[arg(long, value_name = "DIR", default_value = "runs/speedup")]
     out: PathBuf,
-    /// auto, cpu, cuda, cuda:N, emulated or emulated:sm_90a
+    /// auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
     /// Change a value of every recipe: --set data.train_limit=2000

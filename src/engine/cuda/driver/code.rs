@@ -1,7 +1,5 @@
 //! The GPU code that `build.rs` embedded, and which of it a GPU gets.
 
-use crate::engine::{Error, Result};
-
 /// One kernel file compiled for one target.
 pub struct Image {
     /// Its source, `kernels/conv/forward.cu`.
@@ -70,15 +68,6 @@ fn parse(target: &str) -> Option<(u32, u32, bool)> {
 /// for a GPU that has no such wait. The twin of what `kernels/portable/launch_order.h` asks of `__CUDA_ARCH__`.
 pub fn waits(target: &str) -> bool {
     parse(target).is_some_and(|(major, ..)| major >= 9)
-}
-
-/// Whether kernels for sm_90a alone are used where `target` was chosen; `asked` is SECATEUR_WGMMA.
-pub fn uses_wgmma(target: &str, asked: Option<&str>) -> Result<bool> {
-    match asked {
-        None | Some("" | "on") => Ok(target == "sm_90a"),
-        Some("off") => Ok(false),
-        Some(other) => Err(Error::Invalid(format!("SECATEUR_WGMMA={other}: expected on or off"))),
-    }
 }
 
 /// Why the driver cannot run code of CUDA `release`; `None` where it can. `driver` is its CUDA version, 1000 * major +
@@ -154,14 +143,6 @@ mod tests {
     fn code_for_later_gpus_waits() {
         let waiting: Vec<&str> = ALL.into_iter().filter(|target| waits(target)).collect();
         assert_eq!(waiting, ["sm_90a", "sm_120"]);
-    }
-
-    #[test]
-    fn wgmma_can_be_switched_off() {
-        assert!(uses_wgmma("sm_90a", None).unwrap() && uses_wgmma("sm_90a", Some("on")).unwrap());
-        assert!(!uses_wgmma("sm_90a", Some("off")).unwrap() && !uses_wgmma("sm_80", Some("on")).unwrap());
-        let message = uses_wgmma("sm_90a", Some("no")).unwrap_err().to_string();
-        assert_eq!(message, "SECATEUR_WGMMA=no: expected on or off");
     }
 
     #[test]

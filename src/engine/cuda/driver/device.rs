@@ -22,7 +22,7 @@ use super::failure::{described, failed, of_a_kernel};
 use super::gpu::Gpu;
 use super::graph::Capture;
 use super::nvtx::PhaseRanges;
-use super::{Address, Cost, Driver, Graph, Kernel, MapSpec, Mark, TensorMap, aligned};
+use super::{Address, Cost, DeviceOptions, Driver, Graph, Kernel, MapSpec, Mark, TensorMap, aligned};
 use crate::engine::{DeviceInfo, Error, Phase, Result};
 
 /// A GPU and the stream of its work.
@@ -49,7 +49,12 @@ const EARLY_STARTS: u32 = 12_030;
 impl DeviceDriver {
     /// Opens GPU number `ordinal`. Everything that keeps it from being used is an [`Error::Unavailable`] that says what to do.
     pub fn open(ordinal: usize) -> Result<Rc<dyn Driver>> {
-        let gpu = Gpu::open(ordinal)?;
+        Self::with(ordinal, DeviceOptions::from_environment()?)
+    }
+
+    /// [`DeviceDriver::open`] with these options, whatever the environment says.
+    pub fn with(ordinal: usize, options: DeviceOptions) -> Result<Rc<dyn Driver>> {
+        let gpu = Gpu::open(ordinal, options)?;
         let stream = gpu.context.new_stream().map_err(failed("cuStreamCreate"))?;
         Ok(Rc::new(Self {
             gpu,
@@ -74,6 +79,9 @@ impl DeviceDriver {
         let last = self.last.get();
         move |error| {
             let of_a_kernel = of_a_kernel(&error);
+            if let (true, Some(error)) = (of_a_kernel, self.gpu.loader.waits.error()) {
+                return error;
+            }
             match failed(call)(error) {
                 Error::Driver { message, .. } if of_a_kernel && !last.is_empty() => Error::Kernel {
                     kernel: last.into(),
@@ -247,6 +255,10 @@ impl Driver for DeviceDriver {
 
     fn has_wgmma(&self) -> bool {
         self.gpu.wgmma
+    }
+
+    fn options(&self) -> DeviceOptions {
+        self.gpu.options
     }
 
     fn start_early(&self, on: bool) {

@@ -6,11 +6,12 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use super::{Address, Cost, Driver, Kernel, MapSpec, TensorMap};
+use super::{Address, Cost, DeviceOptions, Driver, Kernel, MapSpec, TensorMap, WgmmaSwitch};
 use crate::engine::{DeviceInfo, Result};
 
 /// Nothing is here; addresses count up from one that no pointer has.
 pub struct DryDriver {
+    options: DeviceOptions,
     next: Cell<u64>,
     splits: Cell<bool>,
 }
@@ -23,7 +24,10 @@ const ALIGNMENT: u64 = 256;
 
 impl DryDriver {
     pub fn open() -> Rc<dyn Driver> {
-        Rc::new(Self { next: Cell::new(ALIGNMENT), splits: Cell::new(false) })
+        Self::with(DeviceOptions::default())
+    }
+    pub fn with(options: DeviceOptions) -> Rc<dyn Driver> {
+        Rc::new(Self { options, next: Cell::new(ALIGNMENT), splits: Cell::new(false) })
     }
 }
 
@@ -36,6 +40,7 @@ impl Driver for DryDriver {
             code: "none".into(),
             memory: None,
             cache: Some(CACHE_BYTES),
+            wgmma_off: self.options.wgmma_off.names(),
         }
     }
     fn alloc(&self, _name: &'static str, bytes: usize) -> Result<Address> {
@@ -69,7 +74,10 @@ impl Driver for DryDriver {
     }
     /// The devices whose rates a prediction takes are Hoppers.
     fn has_wgmma(&self) -> bool {
-        true
+        !self.options.wgmma_off.has(WgmmaSwitch::All)
+    }
+    fn options(&self) -> DeviceOptions {
+        self.options
     }
     fn split_sums(&self, on: bool) {
         self.splits.set(on);

@@ -1,8 +1,7 @@
 //! The GPUs of this machine: whether one can be used, what it is, and its context.
 //!
 //! What decides without a GPU (which code, which errors) is in `code` and tested there. Drivers of one GPU share its context, which
-//! stays open: to make one takes a third of a second. SECATEUR_WGMMA=off keeps to the kernels that every GPU runs. Called by
-//! device.rs.
+//! stays open: to make one takes a third of a second. Called by device.rs.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +12,8 @@ use cudarc::driver::{CudaContext, DriverError, result, sys};
 use super::code::{self, RELEASE};
 use super::failure::{failed, unavailable};
 use super::loader::{self, Loader};
+use super::wait_report::WaitReport;
+use super::{DeviceOptions, WgmmaSwitch};
 use crate::engine::{DeviceInfo, Error, Result};
 
 /// A GPU that can be used.
@@ -20,7 +21,8 @@ pub struct Gpu {
     pub context: Arc<CudaContext>,
     pub info: DeviceInfo,
     pub loader: Loader,
-    /// Whether kernels for sm_90a alone are used.
+    pub options: DeviceOptions,
+    /// Whether kernels for sm_90a alone are used, but for those that are switched off.
     pub wgmma: bool,
     /// CUDA release of the driver: 1000 * major + 10 * minor.
     pub version: u32,
@@ -31,7 +33,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::Unavailable`] for everything that keeps it from being used; it says what to do.
-    pub fn open(ordinal: usize) -> Result<Self> {
+    pub fn open(ordinal: usize, options: DeviceOptions) -> Result<Self> {
         // SAFETY: looks for the library by the names that the system knows it by.
         let library = unsafe { sys::is_culib_present() };
         let (true, Some(release)) = (library, RELEASE) else {
@@ -57,7 +59,8 @@ impl Gpu {
         if let Some(message) = code::driver_too_old(version as u32, release, target) {
             return Err(Error::Unavailable(message));
         }
-        let wgmma = code::uses_wgmma(target, std::env::var("SECATEUR_WGMMA").ok().as_deref())?;
+        let hopper = target == "sm_90a";
+        let wgmma = hopper && !options.wgmma_off.has(WgmmaSwitch::All);
         let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared_limit = context.attribute(attribute).map_err(failed("cuDeviceGetAttribute"))?;
         let cache = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
@@ -65,12 +68,17 @@ impl Gpu {
             kind: "cuda",
             name,
             driver: Some(format!("CUDA {}.{}", version / 1000, version % 1000 / 10)),
-            code: if wgmma || target != "sm_90a" { target.into() } else { format!("{target} without wgmma") },
+            code: target.into(),
             memory: context.total_mem().ok().map(|bytes| bytes as u64),
             cache: cache.ok().and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0),
+            wgmma_off: if hopper { options.wgmma_off.names() } else { Vec::new() },
         };
-        let loader = Loader::new(info.name.clone(), capability, shared_limit as u32);
-        Ok(Self { context, info, loader, wgmma, version: version as u32 })
+        // Another thread may have opened it.
+        context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
+        let waits = WaitReport::new().map_err(failed("cuMemHostAlloc"))?;
+        let carve_out = wgmma && options.carve_out;
+        let loader = Loader::new(info.name.clone(), capability, shared_limit as u32, carve_out, waits);
+        Ok(Self { context, info, loader, options, wgmma, version: version as u32 })
     }
 }
 

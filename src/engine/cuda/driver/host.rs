@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::graph::Capture;
 use super::kernel::Entry;
 use super::nvtx::PhaseRanges;
-use super::{Address, Cost, Driver, Graph, Kernel, MapSpec, TensorMap, aligned};
+use super::{Address, Cost, DeviceOptions, Driver, Graph, Kernel, MapSpec, TensorMap, WgmmaSwitch, aligned};
 use crate::engine::{DeviceInfo, Error, Phase, Result};
 
 // kernels/host/library.h
@@ -63,6 +63,7 @@ pub struct HostOptions {
     pub async_order: AsyncOrder,
     /// Whether [`Driver::has_wgmma`] says yes, so that the launches choose the kernels for Hopper.
     pub hopper: bool,
+    pub device: DeviceOptions,
 }
 
 /// Runs kernels on the CPU.
@@ -159,6 +160,10 @@ impl Driver for HostDriver {
             code: "host".into(),
             memory: None,
             cache: None,
+            wgmma_off: match self.options.hopper {
+                true => self.options.device.wgmma_off.names(),
+                false => Vec::new(),
+            },
         }
     }
 
@@ -272,6 +277,9 @@ impl Driver for HostDriver {
     }
 
     fn has_wgmma(&self) -> bool {
-        self.options.hopper
+        self.options.hopper && !self.options.device.wgmma_off.has(WgmmaSwitch::All)
+    }
+    fn options(&self) -> DeviceOptions {
+        self.options.device
     }
 }

@@ -14,6 +14,7 @@ pub(super) struct Entry {
     cluster_blocks: u32,
     shared_bytes: u32,
     params_bytes: u32,
+    id: u32,
     invoke: Option<unsafe extern "C" fn(*const c_void, *mut c_void)>,
     next: *const Entry,
 }
@@ -59,6 +60,10 @@ impl Kernel {
     /// Size of the parameter struct.
     pub fn params_bytes(&self) -> usize {
         self.entry.params_bytes as usize
+    }
+    /// What a kernel calls itself where a wait of its does not end.
+    pub(super) fn id(&self) -> u32 {
+        self.entry.id
     }
     pub(super) fn entry(&self) -> &'static Entry {
         self.entry
@@ -108,5 +113,15 @@ mod tests {
         assert_eq!((kernel.threads(), kernel.shared_bytes(), kernel.params_bytes()), (256, 0, 24));
         let error = Kernel::named("no_such_kernel").unwrap_err().to_string();
         assert!(error.contains("no_such_kernel"), "{error}");
+    }
+
+    #[test]
+    fn no_two_kernels_have_one_id() {
+        let ids: std::collections::HashSet<u32> = kernels().values().map(Kernel::id).collect();
+        assert_eq!(ids.len(), kernels().len());
+        assert!(!ids.contains(&0), "0 is none");
+        // FNV-1a of "test_scale", 32 bits.
+        let fnv = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(16_777_619);
+        assert_eq!(Kernel::named("test_scale").unwrap().id(), b"test_scale".iter().fold(2_166_136_261, fnv));
     }
 }

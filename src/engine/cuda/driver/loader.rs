@@ -12,10 +12,14 @@ use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule};
 use super::Kernel;
 use super::code::{self, IMAGES, Image};
 use super::failure::described;
+use super::wait_report::WaitReport;
 use crate::engine::{Error, Result};
 
 /// Dynamic shared memory that a kernel has without asking for more.
 const SHARED_BYTES: u32 = 48 * 1024;
+
+/// Percent of the memory that a multiprocessor divides between shared memory and cache.
+const WHOLE_CARVE_OUT: i32 = 100;
 
 /// A kernel on this GPU.
 #[derive(Clone, Copy)]
@@ -31,6 +35,10 @@ pub struct Loader {
     capability: (u32, u32),
     /// Largest dynamic shared memory of a block, after opting in.
     shared_limit: u32,
+    /// Whether kernels ask for all the shared memory that there can be: [`super::DeviceOptions::carve_out`].
+    carve_out: bool,
+    /// Where kernels say which wait did not end.
+    pub waits: WaitReport,
     /// Kernels used so far.
     functions: RefCell<HashMap<&'static str, Function>>,
     /// Files loaded so far, by address of their code.
@@ -38,8 +46,15 @@ pub struct Loader {
 }
 
 impl Loader {
-    pub fn new(gpu: String, capability: (u32, u32), shared_limit: u32) -> Self {
-        Self { gpu, capability, shared_limit, functions: RefCell::default(), modules: RefCell::default() }
+    pub fn new(
+        gpu: String,
+        capability: (u32, u32),
+        shared_limit: u32,
+        carve_out: bool,
+        waits: WaitReport,
+    ) -> Self {
+        let (functions, modules) = (RefCell::default(), RefCell::default());
+        Self { gpu, capability, shared_limit, carve_out, waits, functions, modules }
     }
 
     /// The kernel on this GPU; loads its file at the first use.
@@ -71,19 +86,19 @@ impl Loader {
         let function = unsafe { result::module::get_function(module, name) }.map_err(|error| {
             fault(format!("cuModuleGetFunction in {}: {}", image.file, described(&error)))
         })?;
-        if kernel.shared_bytes() > SHARED_BYTES {
-            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        use CUfunction_attribute::{
+            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as BYTES,
+            CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as CARVE_OUT,
+        };
+        let bytes = kernel.shared_bytes() as i32;
+        let bytes =
+            (kernel.shared_bytes() > SHARED_BYTES).then_some((BYTES, bytes, "bytes of shared memory"));
+        let share = self.carve_out.then_some((CARVE_OUT, WHOLE_CARVE_OUT, "percent of shared memory"));
+        for (attribute, value, what) in bytes.into_iter().chain(share) {
             // SAFETY: the function was just found.
-            unsafe {
-                result::function::set_function_attribute(function, attribute, kernel.shared_bytes() as i32)
-            }
-            .map_err(|error| {
-                fault(format!(
-                    "cuFuncSetAttribute, {} bytes of shared memory: {}",
-                    kernel.shared_bytes(),
-                    described(&error)
-                ))
-            })?;
+            unsafe { result::function::set_function_attribute(function, attribute, value) }.map_err(
+                |error| fault(format!("cuFuncSetAttribute, {value} {what}: {}", described(&error))),
+            )?;
         }
         let function = Function { handle: function, waits: code::waits(target) };
         self.functions.borrow_mut().insert(kernel.name(), function);
@@ -104,6 +119,10 @@ impl Loader {
                 message: format!("{} for {}: {}", image.file, image.target, described(&error)),
             })?;
         self.modules.borrow_mut().insert(image.code.as_ptr(), module);
+        self.waits.install(module).map_err(|error| Error::Driver {
+            call: "cuModuleGetGlobal",
+            message: format!("{} for {}: {}", image.file, image.target, described(&error)),
+        })?;
         Ok(module)
     }
 

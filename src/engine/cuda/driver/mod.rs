@@ -20,8 +20,10 @@ mod kernel;
 mod loader;
 pub mod nvtx;
 mod occupancy;
+mod options;
 pub mod record;
 mod tensor_map;
+mod wait_report;
 
 pub use buffer::Buffer;
 pub use call::Call;
@@ -30,6 +32,7 @@ pub use cost::Cost;
 pub use graph::{Captured, Graph};
 pub use kernel::{Kernel, kernels};
 pub use occupancy::{Occupancy, occupancy};
+pub use options::{DeviceOptions, WgmmaOff, WgmmaSwitch};
 pub use tensor_map::{Im2colMap, MapSpec, Swizzle, TensorMap, TiledMap};
 
 use std::ops::Add;
@@ -86,6 +89,10 @@ pub trait Driver {
     fn tensor_map(&self, spec: &MapSpec) -> Result<TensorMap>;
     /// Whether kernels that say `// Targets: sm_90a` run here: TMA, wgmma and their like.
     fn has_wgmma(&self) -> bool;
+    /// What it was opened with.
+    fn options(&self) -> DeviceOptions {
+        DeviceOptions::default()
+    }
 
     /// Whether launches may start before those before them have ended (programmatic dependent launch), on a GPU that can:
     /// compute capability 9.0. They may unless this says otherwise; what is recorded stays as it was. See

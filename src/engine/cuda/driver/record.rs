@@ -10,7 +10,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::{Address, Buffer, Call, Cost, Driver, Graph, Kernel, MapSpec, Mark, TensorMap};
+use super::{Address, Buffer, Call, Cost, DeviceOptions, Driver, Graph, Kernel, MapSpec, Mark, TensorMap};
 use crate::engine::probes::FLUSH_FACTOR;
 use crate::engine::{DeviceInfo, Error, Launch, Phase, Record, Result};
 
@@ -223,6 +223,9 @@ impl Driver for Recorder {
     }
     fn has_wgmma(&self) -> bool {
         self.inner.has_wgmma()
+    }
+    fn options(&self) -> DeviceOptions {
+        self.inner.options()
     }
     fn mark(&self) -> Result<Mark> {
         self.inner.mark()

@@ -18,8 +18,8 @@ struct PerturbParams {
     size: f32,
 }
 
-/// `perturbed = clip01(images + noise)` for `batch` images (f32), the noise keyed by `samples` (u32). `perturbed` may
-/// be `images`.
+/// `perturbed = images + noise` for `batch` images (f32), the noise keyed by `samples` (u32); clipped as [`Noise`] says.
+/// `perturbed` may be `images`.
 pub fn perturb(
     driver: &dyn Driver,
     noise: Noise,

@@ -2,7 +2,7 @@
 
 use super::{Cost, F32, Philox, U32, run};
 use crate::engine::cuda::driver::{Address, Driver, Kernel};
-use crate::engine::{Augment, Result};
+use crate::engine::{Augment, Padding, Result};
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::philox::{Key, Purpose};
 
@@ -17,6 +17,8 @@ struct GatherParams {
     random: Philox,
     count: u32,
     augment: u32,
+    reflect: u32,
+    unused: u32,
 }
 
 /// A data set of `count` images, and where `batch` of them go.
@@ -38,7 +40,7 @@ pub struct Gather {
 
 /// Writes (augmented) images and labels. A sample that the set does not have becomes NaN with label `u32::MAX`.
 pub fn gather_images(driver: &dyn Driver, augment: Option<Augment>, gather: &Gather) -> Result<()> {
-    let drawn = augment.unwrap_or(Augment { seed: 0, epoch: 0 });
+    let drawn = augment.unwrap_or(Augment { seed: 0, epoch: 0, padding: Padding::Zero });
     let key = Key { seed: drawn.seed, purpose: Purpose::Augment, epoch: drawn.epoch, step: 0 };
     let params = GatherParams {
         set: gather.set,
@@ -49,6 +51,8 @@ pub fn gather_images(driver: &dyn Driver, augment: Option<Augment>, gather: &Gat
         random: key.into(),
         count: gather.count as u32,
         augment: augment.is_some().into(),
+        reflect: (drawn.padding == Padding::Reflect).into(),
+        unused: 0,
     };
     let name = "gather_images";
     let blocks = (IMAGE_SIDE * IMAGE_SIDE) as u32 / Kernel::named(name)?.threads();

@@ -86,14 +86,18 @@ pub struct PairedLossParams {
     /// Factor on the divergence.
     pub divergence: f32,
     pub scale: f32,
+    /// Set by [`paired_loss`] from the form.
+    pub smoothing: f32,
+    pub padding: u32,
 }
 
 /// Loss, prediction and both logit gradients of each sample.
 pub fn paired_loss(driver: &dyn Driver, form: PairedForm, params: &PairedLossParams) -> Result<()> {
-    let name = match form {
-        PairedForm::CleanCrossEntropy => "paired_loss_clean_cross_entropy",
-        PairedForm::BoostedCrossEntropy => "paired_loss_boosted_cross_entropy",
+    let (name, smoothing) = match form {
+        PairedForm::Trades { smoothing } => ("paired_loss_clean_cross_entropy", smoothing),
+        PairedForm::Mart => ("paired_loss_boosted_cross_entropy", 0.0),
     };
+    let params = &PairedLossParams { smoothing, ..*params };
     require(params.classes >= 2, name, "classes: 2 to 128", params.classes)?;
     // The same and a second gradient.
     let words = if params.weights == Address::NULL { 3 } else { 4 };

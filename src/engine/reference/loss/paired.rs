@@ -37,10 +37,10 @@ pub fn paired_loss(
     log_softmax(clean, clean_gradient);
     log_softmax(adversarial, adversarial_gradient);
     let value = match loss.form {
-        PairedForm::CleanCrossEntropy => {
-            clean_cross_entropy(loss.divergence, label, clean_gradient, adversarial_gradient)
+        PairedForm::Trades { smoothing } => {
+            clean_cross_entropy(loss.divergence, smoothing, label, clean_gradient, adversarial_gradient)
         }
-        PairedForm::BoostedCrossEntropy => {
+        PairedForm::Mart => {
             boosted_cross_entropy(loss.divergence, label, clean_gradient, adversarial_gradient)
         }
     };
@@ -68,12 +68,19 @@ fn kl(log_p: &[f32], log_q: impl Fn(usize) -> f32) -> (f32, Vec<f32>) {
 }
 
 /// From log p and log q to the gradients in their place; returns the loss.
-fn clean_cross_entropy(b: f32, label: usize, clean: &mut [f32], adversarial: &mut [f32]) -> f32 {
+fn clean_cross_entropy(
+    b: f32,
+    smoothing: f32,
+    label: usize,
+    clean: &mut [f32],
+    adversarial: &mut [f32],
+) -> f32 {
     let (divergence, gradient) = kl(clean, |c| adversarial[c]);
-    let loss = b * divergence - clean[label];
+    let (sure, uniform) = (1.0 - smoothing, smoothing / clean.len() as f32);
+    let loss = b * divergence - (sure * clean[label] + uniform * clean.iter().sum::<f32>());
     for (c, (clean, adversarial)) in clean.iter_mut().zip(adversarial).enumerate() {
         let (p, q) = (clean.exp(), adversarial.exp());
-        *clean = p - one_hot(c, label) + b * gradient[c];
+        *clean = p - (sure * one_hot(c, label) + uniform) + b * gradient[c];
         *adversarial = b * (q - p);
     }
     loss

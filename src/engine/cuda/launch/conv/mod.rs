@@ -17,10 +17,8 @@ mod tile;
 mod weight_gradient;
 pub mod wgmma;
 
-pub use cost::flops;
-use cost::{
-    forward_cost, image_gradient_cost, input_gradient_cost, weight_gradient_cost, weight_reduce_cost,
-};
+pub use cost::{flops, forward_cost, input_gradient_cost};
+use cost::{image_gradient_cost, weight_gradient_cost, weight_reduce_cost};
 pub use forward::{
     ForwardEpilogue, SetStatistics, forward, forward_on_mma, forward_tiled, statistics_partials,
     statistics_tile_rows,

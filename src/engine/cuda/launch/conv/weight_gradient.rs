@@ -1,7 +1,7 @@
 //! Launch of the weight gradient and its reduction: `kernels/conv/weight_gradient.cu`.
 
 use super::params::{WeightGradientParams, WeightReduceParams};
-use super::wgmma::{self, Direction};
+use super::wgmma;
 use super::{ConvShape, weight_gradient_cost, weight_reduce_cost};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
@@ -58,7 +58,7 @@ pub fn weight_gradient(
     accumulate: bool,
 ) -> Result<()> {
     shape.check()?;
-    let parts = match wgmma::product(driver, shape, Direction::Forward) {
+    let parts = match wgmma::weight_product(driver, shape) {
         Some(planned) => {
             wgmma::weight_gradient_parts(driver, &planned, shape, input, output_gradient, workspace)?
         }

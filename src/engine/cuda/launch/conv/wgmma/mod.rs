@@ -18,12 +18,12 @@ mod weight_gradient;
 use bytemuck::Zeroable;
 
 use super::{ConvShape, ForwardEpilogue, InputGradientEpilogue, forward_cost, input_gradient_cost};
-use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
+use crate::engine::cuda::driver::{Address, Driver, Kernel, WgmmaOff, WgmmaSwitch, launch};
 use crate::engine::{Error, Result};
 use maps::Images;
 use params::{ForwardParams, GradientParams, Operands};
-use plan::{BLOCKS, GROUP_PIXELS, PARITIES, plan};
-pub use plan::{Block, Direction, Loads, Planned};
+pub use plan::{BLOCKS, Block, Direction, Loads, Planned};
+use plan::{GROUP_PIXELS, PARITIES, Plan, plan};
 pub use weight_gradient::{most_parts as weight_gradient_parts_at_most, weight_gradient_parts};
 
 /// Output pixels whose statistics are one partial result.
@@ -39,11 +39,13 @@ pub struct Rung {
     pub block: Option<Block>,
     /// Whether that may be [`Block::Split`]: [`Driver::splits_sums`].
     pub splits: bool,
+    /// Blocks that it may not be: those that the device was opened without.
+    pub off: WgmmaOff,
 }
 
 impl Default for Rung {
     fn default() -> Self {
-        Self { loads: Loads::Planes, blocks: Some(BLOCKS), block: None, splits: false }
+        Self { loads: Loads::Planes, blocks: Some(BLOCKS), block: None, splits: false, off: WgmmaOff::NONE }
     }
 }
 
@@ -55,10 +57,23 @@ impl Rung {
     }
 }
 
-/// How the product computes a convolution of this shape here; `None` where the driver or the shape is not for these kernels.
+/// How the product computes a convolution of this shape here; `None` where the driver or the shape is not for these kernels, or
+/// those that serve it are switched off.
 pub fn product(driver: &dyn Driver, shape: &ConvShape, direction: Direction) -> Option<Planned> {
-    let rung = Rung { splits: driver.splits_sums(), ..Rung::default() };
-    if driver.has_wgmma() { plan(shape, direction, rung) } else { None }
+    let off = driver.options().wgmma_off;
+    let rung = Rung { splits: driver.splits_sums(), off, ..Rung::default() };
+    if driver.has_wgmma() && !off.has(direction.switch()) { plan(shape, direction, rung) } else { None }
+}
+
+/// The same for its weight gradient, which takes slots and groups of the forward plan and no block of it.
+pub fn weight_product(driver: &dyn Driver, shape: &ConvShape) -> Option<Planned> {
+    let used = driver.has_wgmma() && !driver.options().wgmma_off.has(WgmmaSwitch::WeightGradient);
+    if used { plan(shape, Direction::Forward, Rung::default()) } else { None }
+}
+
+/// A plan as a launch hands it over, with so many maps of pixels.
+fn launched(driver: &dyn Driver, planned: &Planned, maps: usize) -> Plan {
+    Plan { prefetched: if driver.options().prefetch_maps { maps as u32 } else { 0 }, ..planned.plan }
 }
 
 /// How it is computed on a given rung.
@@ -93,6 +108,7 @@ pub fn forward(
             Loads::Im2col => images.stage_in_order(driver),
         }
     };
+    let pixel_maps = if rung.loads == Loads::Planes { shape.stride * shape.stride } else { 1 };
     let mut params = ForwardParams {
         operands: Operands {
             pixels: match rung.loads {
@@ -103,7 +119,7 @@ pub fn forward(
         },
         output: like_output(output)?,
         log2_out_channels: channels.ilog2(),
-        plan: planned.plan,
+        plan: launched(driver, planned, pixel_maps),
         ..Zeroable::zeroed()
     };
     match *epilogue {
@@ -156,7 +172,7 @@ pub fn input_gradient(
         residual_phase: 4,
         log2_in_channels: channels.ilog2(),
         log2_stride: every as u32 - 1,
-        plan: planned.plan,
+        plan: launched(driver, planned, 1),
         ..Zeroable::zeroed()
     };
     for (phase, parity) in parities.into_iter().enumerate().take(phases) {

@@ -24,7 +24,7 @@ pub struct ForwardParams {
     pub has_residual: u32,
     pub log2_out_channels: u32,
     pub plan: Plan,
-    pub unused: [u32; 2],
+    pub unused: u32,
 }
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -41,7 +41,7 @@ pub struct GradientParams {
     /// Bits 2 phase + 1 and 2 phase: parity of row and column.
     pub parities: u32,
     pub plan: Plan,
-    pub unused: [u32; 4],
+    pub unused: [u32; 3],
 }
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -58,5 +58,5 @@ pub struct WeightGradientParams {
     pub groups_a_part: u32,
     pub unused: u32,
     pub plan: Plan,
-    pub padding: [u32; 2],
+    pub padding: u32,
 }

@@ -6,6 +6,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::super::ConvShape;
 use super::Rung;
+use crate::engine::cuda::driver::WgmmaSwitch;
 
 /// Output pixels that a warpgroup computes, and channels.
 pub const GROUP_PIXELS: usize = 256;
@@ -64,6 +65,8 @@ pub struct Plan {
     pub slot_bytes: u32,
     /// 0 for planes; the stride where single taps are loaded in im2col mode.
     pub im2col: u32,
+    /// Maps of pixels that a kernel fetches ahead, and with them the others; 0 for none. Said by each launch.
+    pub prefetched: u32,
 }
 
 /// Which convolution.
@@ -75,6 +78,14 @@ pub enum Direction {
 
 impl Direction {
     pub const ALL: [Self; 2] = [Self::Forward, Self::Gradient];
+
+    /// What switches it off.
+    pub fn switch(self) -> WgmmaSwitch {
+        match self {
+            Self::Forward => WgmmaSwitch::Forward,
+            Self::Gradient => WgmmaSwitch::InputGradient,
+        }
+    }
 }
 
 /// How pixels come to shared memory.
@@ -118,6 +129,16 @@ impl Block {
             Self::Small => "64x256",
             Self::Split => "64x256_split",
             Self::Resident => "resident",
+        }
+    }
+    /// What switches it off.
+    fn switch(self) -> WgmmaSwitch {
+        match self {
+            Self::Wide => WgmmaSwitch::Block128x256,
+            Self::Long => WgmmaSwitch::Block64x512,
+            Self::Small => WgmmaSwitch::Block64x256,
+            Self::Split => WgmmaSwitch::Split,
+            Self::Resident => WgmmaSwitch::Resident,
         }
     }
     /// Groups of 64 channels, and of 256 pixels, of a tile.
@@ -194,7 +215,7 @@ fn group(side: usize) -> (usize, usize) {
 
 /// Plans a convolution on a rung; `None` where these kernels do not serve it.
 pub fn plan(shape: &ConvShape, direction: Direction, rung: Rung) -> Option<Planned> {
-    let Rung { loads, block, splits, .. } = rung;
+    let Rung { loads, block, splits, off, .. } = rung;
     let (columns, reduction) = match direction {
         Direction::Forward => (shape.out_channels, shape.in_channels),
         Direction::Gradient => (shape.in_channels, shape.out_channels),
@@ -219,6 +240,7 @@ pub fn plan(shape: &ConvShape, direction: Direction, rung: Rung) -> Option<Plann
     let fitting = Block::ALL.into_iter().filter(|block| block.fits(columns, chunks, slot_bytes, can_reside));
     let block = fitting
         .filter(|fitting| block.map_or(splits || *fitting != Block::Split, |block| block == *fitting))
+        .filter(|fitting| !off.has(fitting.switch()))
         .min_by(|a, b| cost(a).total_cmp(&cost(b)))?;
     let channel_tiles = columns / (GROUP_CHANNELS * block.groups().0);
     let phase_tiles = block.tiles(columns, groups);

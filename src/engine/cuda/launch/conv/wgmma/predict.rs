@@ -1,24 +1,45 @@
-//! How long a convolution on wgmma should take: clocks of its tensor cores, its second-level cache and its shared memory.
+//! How long a convolution on wgmma should take on an H200: its products, what follows them in each tile, and the ends of a launch.
 //!
-//! Rates are those of an H100 or H200, a multiprocessor and clock: 4,096 bf16 operations, about 35 bytes from the second-level
-//! cache where all read at once and up to 64 where others are idle, 128 bytes of shared memory. A block's products take as long
-//! as the slowest of the three. A measurement that beats this is a finding about these numbers. Called by the ladder's bench,
-//! which prints it beside what it measures; checked here against the figures that one can work out by hand.
+//! A block's products take as long as the slowest of three streams of a multiprocessor: 4,096 bf16 operations a clock, about 35
+//! bytes from the second-level cache where all read at once and up to 64 where others are idle, 128 bytes of shared memory. What
+//! follows them was read in the machine code; what no code tells is a guess and says so. A measurement that beats this is a
+//! finding about these numbers.
 
+use super::super::ConvShape;
 use super::Rung;
-use super::plan::{BLOCKS, Block, EXCHANGE_CLOCKS, GROUP_CHANNELS, GROUP_PIXELS, Loads, Planned};
+use super::plan::{
+    BLOCKS, Block, DEPTH_CHANNELS, EXCHANGE_CLOCKS, GROUP_CHANNELS, GROUP_PIXELS, Loads, Planned, TAP_CLOCKS,
+};
+use super::weight_gradient::Split;
+use crate::engine::cuda::driver::WgmmaOff;
 
+/// Of a multiprocessor: operations and bytes a clock.
 const FLOPS_A_CLOCK: f64 = 4096.0;
-const CACHE_BYTES_A_CLOCK: f64 = 35.0;
+pub const CACHE_BYTES_A_CLOCK: f64 = 35.0;
 const MOST_CACHE_BYTES_A_CLOCK: f64 = 64.0;
 const SHARED_BYTES_A_CLOCK: f64 = 128.0;
 /// Clocks a second under load: an H200 holds about this with its tensor cores busy.
-const CLOCK: f64 = 1.6e9;
-/// From the first load to the first product, and from the last product to the last store.
+pub const CLOCK: f64 = 1.6e9;
+/// Clocks of a launch before its first product and after its last: barriers, maps and the first loads, then the last stores and the
+/// end of the grid (desk audit of the sm_90a machine code, 2026-11-28).
+pub const LAUNCH: f64 = 3_500.0;
+/// The same of a block that does not start its grid: its first loads find maps and code in place. A guess.
 const FILL: f64 = 1_000.0;
-const EPILOGUE: f64 = 2_400.0;
+/// Share of the tensor rate that a loop of products reaches, by 69 instructions between two taps of 512 clocks: 95 to 98 % (the
+/// same audit). One warpgroup alone leaves the pauses at its barriers empty: a guess.
+const LOOP_SHARE: f64 = 0.965;
+const LONE_LOOP_SHARE: f64 = 0.9;
+/// Clocks that an epilogue takes for each clock of its stall sum: 3,450 to 3,900 where that is 2,700 (the same audit).
+const WAITS: f64 = 1.37;
+/// Clocks in which the residual of the second half of a tile, asked for one sub-tile too late, is not there yet: 1,200 to 1,400
+/// (the same audit).
+const LATE_RESIDUAL: f64 = 1_300.0;
+/// Clocks of an input gradient before its first product, in which it asks for its masks (the same audit).
+const MASKS: f64 = 577.0;
 /// Bytes that m64n256k16 reads: 64 and 256 rows of 16 bf16.
 const PRODUCT_BYTES: usize = (64 + 256) * 16 * 2;
+/// Bytes of 64 channels of 256 pixels in bf16.
+const GROUP_BYTES: usize = GROUP_CHANNELS * GROUP_PIXELS * 2;
 
 /// What bounds the products of a tile.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,8 +49,53 @@ pub struct Prediction {
     pub bound: &'static str,
 }
 
-/// Clocks of the products that one block has of a tile: tensor cores, second-level cache, shared memory.
-fn tile_clocks(planned: &Planned, phase: usize) -> [f64; 3] {
+/// What a kernel does with the sums of a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Epilogue {
+    Relu { residual: bool },
+    Bias,
+    Statistics,
+    Gradient { residual: bool },
+}
+
+impl Epilogue {
+    fn residual(self) -> bool {
+        matches!(self, Self::Relu { residual: true } | Self::Gradient { residual: true })
+    }
+
+    /// Stall sum of what follows the last product of a tile: the clocks that ptxas wrote into the control words of those instructions
+    /// that run where no wait is a long one (cuobjdump 13.2.86 on the sm_90a cubins of CUDA 13.0.88, 2026-11-30). The blocks
+    /// differ by less than 3 %, but for the split one, which finishes half a tile and adds up sums.
+    fn stall_sum(self, block: Block) -> f64 {
+        match (self, block) {
+            (Self::Relu { .. }, Block::Split) => 1_900.0,
+            (Self::Bias, Block::Split) => 1_180.0,
+            (Self::Statistics, Block::Split) => 3_800.0,
+            (Self::Gradient { .. }, Block::Split) => 1_680.0,
+            (Self::Relu { .. }, _) => 2_800.0,
+            (Self::Bias, _) => 1_040.0,
+            (Self::Statistics, _) => 5_650.0,
+            (Self::Gradient { .. }, _) => 2_280.0,
+        }
+    }
+
+    /// Clocks around the products of a tile in which its warpgroup multiplies nothing; `residuals` of its sub-tiles have one.
+    fn around(self, block: Block, residuals: f64) -> f64 {
+        let masks = if matches!(self, Self::Gradient { .. }) { MASKS } else { 0.0 };
+        // The two sub-tiles of a split tile are both asked for before the products.
+        let late = if block == Block::Split { 0.0 } else { residuals * LATE_RESIDUAL };
+        let exchange = if block == Block::Split { EXCHANGE_CLOCKS } else { 0.0 };
+        masks + WAITS * self.stall_sum(block) + late + exchange
+    }
+}
+
+/// Bytes a clock that one of `blocks` blocks gets from the second-level cache.
+fn cache_rate(blocks: usize) -> f64 {
+    (CACHE_BYTES_A_CLOCK * BLOCKS as f64 / blocks.min(BLOCKS) as f64).min(MOST_CACHE_BYTES_A_CLOCK)
+}
+
+/// What one block loads for the products of a tile, and their clocks: tensor cores, second-level cache, shared memory.
+fn tile_clocks(planned: &Planned, phase: usize) -> (f64, [f64; 3]) {
     let phase = planned.plan.phases[phase];
     let slots = &planned.plan.slots[phase.first_slot as usize..(phase.first_slot + phase.slots) as usize];
     let taps: usize = slots.iter().map(|slot| usize::from(slot.taps)).sum();
@@ -45,48 +111,89 @@ fn tile_clocks(planned: &Planned, phase: usize) -> [f64; 3] {
         _ => chunks * taps * channel_groups * GROUP_CHANNELS * 128,
     };
     let loaded = (pixels + weights) as f64;
-    let busy = (planned.tiles * planned.block.parts()).min(BLOCKS) as f64 / BLOCKS as f64;
-    [
-        flops as f64 / FLOPS_A_CLOCK,
-        loaded / (CACHE_BYTES_A_CLOCK / busy).min(MOST_CACHE_BYTES_A_CLOCK),
+    let share = if groups == 1 && planned.block != Block::Resident { LONE_LOOP_SHARE } else { LOOP_SHARE };
+    let clocks = [
+        flops as f64 / FLOPS_A_CLOCK / share,
+        loaded / cache_rate(planned.tiles * planned.block.parts()),
         (products as f64 * PRODUCT_BYTES as f64 + loaded) / SHARED_BYTES_A_CLOCK,
-    ]
+    ];
+    (loaded, clocks)
+}
+
+fn most(clocks: &[f64; 3]) -> f64 {
+    clocks.iter().copied().fold(0.0, f64::max)
 }
 
 /// Predicts a forward convolution or an input gradient.
-pub fn predict(planned: &Planned) -> Prediction {
-    // A persistent block loads the next tile behind the products of the last, and two warpgroups that take turns hide what
-    // follows the products as well.
-    let around = match (planned.block, planned.rung.blocks.is_some()) {
-        (Block::Resident, true) => 0.0,
-        (Block::Split, true) => EXCHANGE_CLOCKS + EPILOGUE / 2.0,
-        (Block::Split, false) => FILL + EXCHANGE_CLOCKS + EPILOGUE / 2.0,
-        (_, true) => EPILOGUE,
-        (_, false) => FILL + EPILOGUE,
-    };
-    let rounds = (planned.tiles * planned.block.parts()).div_ceil(BLOCKS) as f64;
+pub fn predict(planned: &Planned, epilogue: Epilogue) -> Prediction {
+    let block = planned.block;
+    let blocks = planned.tiles * block.parts();
     let phases = planned.plan.phase_count as usize;
+    let (channel_groups, pixel_groups) = block.groups();
+    let stored = (channel_groups * pixel_groups * GROUP_BYTES / block.parts()) as f64;
+    // The residual of a strided gradient belongs to one of its phases.
+    let residuals = if epilogue.residual() { 1.0 / phases as f64 } else { 0.0 };
+    let around = epilogue.around(block, residuals) + if planned.rung.blocks.is_none() { FILL } else { 0.0 };
+    // Two warpgroups of a persistent block take turns, and the products of one hide what is around those of the other, but for the
+    // last.
+    let takes_turns = block == Block::Resident && planned.rung.blocks.is_some();
+    let tile = |(loaded, clocks): &(f64, [f64; 3])| {
+        let products = most(clocks);
+        let alone = if takes_turns { products.max((products + around) / 2.0) } else { products + around };
+        // What is stored, and a residual, share the cache with the loads.
+        alone.max((loaded + stored * (1.0 + residuals)) / cache_rate(blocks))
+    };
+    let last = if takes_turns { around } else { 0.0 };
     // Phases differ in their taps; a round has its share of each.
-    let clocks: Vec<[f64; 3]> = (0..phases).map(|phase| tile_clocks(planned, phase)).collect();
-    let slowest = |clocks: &[f64; 3]| clocks.iter().copied().fold(0.0, f64::max);
-    let mean = clocks.iter().map(slowest).sum::<f64>() / phases as f64;
-    let sums: [f64; 3] = std::array::from_fn(|at| clocks.iter().map(|clocks| clocks[at]).sum());
-    let bound = match sums.iter().copied().fold(0.0, f64::max) {
+    let streams: Vec<(f64, [f64; 3])> = (0..phases).map(|phase| tile_clocks(planned, phase)).collect();
+    let mean = streams.iter().map(tile).sum::<f64>() / phases as f64;
+    let sums: [f64; 3] = std::array::from_fn(|at| streams.iter().map(|(_, clocks)| clocks[at]).sum());
+    let bound = match most(&sums) {
         most if most == sums[0] => "tensor",
         most if most == sums[1] => "cache",
         _ => "shared",
     };
-    Prediction { seconds: (rounds * (mean + around) + FILL) / CLOCK, bound }
+    let rounds = blocks.div_ceil(BLOCKS) as f64;
+    Prediction { seconds: (rounds * mean + last + LAUNCH) / CLOCK, bound }
+}
+
+/// Predicts the first kernel of a weight gradient, by the same constants; its blocks make one round, and the one with most taps
+/// ends last. `planned` is that of [`super::weight_product`].
+pub fn predict_weight_gradient(shape: &ConvShape, planned: &Planned) -> f64 {
+    /// Stall sum of the stores after the last product, read like those of [`Epilogue`].
+    const STALL_SUM: f64 = 1_090.0;
+    let split = Split::new(shape, planned);
+    let taps = planned.plan.slots.iter().map(|slot| usize::from(slot.taps)).max().unwrap_or(0);
+    // A tap of 64 channels and 256 pixels takes a warpgroup what one of a forward convolution takes.
+    let tensor = taps as f64 * split.channel_groups as f64 * TAP_CLOCKS / LOOP_SHARE;
+    let loaded = (planned.plan.slot_bytes as usize + split.channel_groups * GROUP_BYTES) as f64;
+    let stored = (2 * GROUP_CHANNELS * taps * DEPTH_CHANNELS * 4) as f64;
+    let [across, down] = split.blocks_a_part;
+    let rate = cache_rate(across * down * split.blocks());
+    let groups = split.groups_a_part as f64;
+    (groups * tensor.max(loaded / rate) + WAITS * STALL_SUM + stored / rate + LAUNCH) / CLOCK
 }
 
 /// A rung whose block is the one that should be fastest.
 const fn rung(loads: Loads, persistent: bool) -> Rung {
-    Rung { loads, blocks: if persistent { Some(BLOCKS) } else { None }, block: None, splits: false }
+    Rung {
+        loads,
+        blocks: if persistent { Some(BLOCKS) } else { None },
+        block: None,
+        splits: false,
+        off: WgmmaOff::NONE,
+    }
 }
 
 /// The product in a block of its own.
 const fn in_block(block: Block) -> Rung {
-    Rung { loads: Loads::Planes, blocks: Some(BLOCKS), block: Some(block), splits: false }
+    Rung {
+        loads: Loads::Planes,
+        blocks: Some(BLOCKS),
+        block: Some(block),
+        splits: false,
+        off: WgmmaOff::NONE,
+    }
 }
 
 /// Every rung, lowest first, and what it is called.
@@ -105,7 +212,8 @@ pub const IDLE_BLOCKS: [(&str, Rung); 2] =
 mod tests {
     use super::super::plan::{Direction, plan};
     use super::*;
-    use crate::engine::cuda::launch::conv::ConvShape;
+
+    const RELU: Epilogue = Epilogue::Relu { residual: false };
 
     fn layer(side: usize, channels: usize) -> ConvShape {
         ConvShape {
@@ -122,7 +230,7 @@ mod tests {
     fn im2col_is_bound_by_the_cache_and_planes_by_the_tensor_cores() {
         for (side, channels) in [(32, 64), (16, 128), (8, 256), (4, 512)] {
             let shape = layer(side, channels);
-            let of = |rung| predict(&plan(&shape, Direction::Forward, rung).unwrap());
+            let of = |rung| predict(&plan(&shape, Direction::Forward, rung).unwrap(), RELU);
             assert_eq!(of(LADDER[0].1).bound, "cache", "{side}");
             assert_eq!(of(LADDER[3].1).bound, "tensor", "{side}");
             let seconds: Vec<f64> = LADDER.iter().map(|(_, rung)| of(*rung).seconds).collect();
@@ -135,7 +243,7 @@ mod tests {
         let [whole, split] = IDLE_BLOCKS.map(|(_, rung)| {
             let of = |batch| {
                 let shape = ConvShape { batch, ..layer(4, 512) };
-                predict(&plan(&shape, Direction::Forward, rung).unwrap()).seconds
+                predict(&plan(&shape, Direction::Forward, rung).unwrap(), RELU).seconds
             };
             [of(128), of(256)]
         });
@@ -145,10 +253,29 @@ mod tests {
     #[test]
     fn a_tile_of_the_first_stage_takes_what_one_works_out_by_hand() {
         let planned = plan(&layer(32, 64), Direction::Forward, Rung::default()).unwrap();
-        let [tensor, cache, shared] = tile_clocks(&planned, 0);
+        let (loaded, [tensor, cache, shared]) = tile_clocks(&planned, 0);
         // 36 products of 128 clocks; three slots of ten planes of 4 KiB; 36 times 10 KiB, and the loads.
-        assert_eq!(tensor, 36.0 * 128.0);
+        assert_eq!(tensor, 36.0 * 128.0 / LOOP_SHARE);
+        assert_eq!(loaded, 3.0 * 40_960.0);
         assert_eq!(cache, 3.0 * 40_960.0 / 35.0);
         assert_eq!(shared, (36.0 * 10_240.0 + 3.0 * 40_960.0) / 128.0);
+    }
+
+    #[test]
+    fn what_follows_the_products_tells_the_kernels_apart() {
+        let planned = plan(&layer(16, 128), Direction::Forward, Rung::default()).unwrap();
+        let seconds = [Epilogue::Bias, RELU, Epilogue::Relu { residual: true }, Epilogue::Statistics]
+            .map(|epilogue| predict(&planned, epilogue).seconds);
+        assert!(seconds.is_sorted_by(|a, b| a < b), "{seconds:?}");
+        // Four rounds, in each of which a residual is late.
+        let late = (seconds[2] - seconds[1]) * CLOCK;
+        assert!((late - 4.0 * LATE_RESIDUAL).abs() < 1.0, "{late}");
+        // The products of one warpgroup of the first stage hide what follows those of the other, but the last time, and until it is
+        // longer than they are.
+        let planned = plan(&layer(32, 64), Direction::Forward, Rung::default()).unwrap();
+        let [bias, relu, statistics] = [Epilogue::Bias, RELU, Epilogue::Statistics]
+            .map(|epilogue| predict(&planned, epilogue).seconds * CLOCK);
+        assert!((relu - bias - WAITS * (2_800.0 - 1_040.0)).abs() < 1.0, "{bias} {relu}");
+        assert!(statistics - relu > 2.0 * WAITS * (5_650.0 - 2_800.0), "{relu} {statistics}");
     }
 }

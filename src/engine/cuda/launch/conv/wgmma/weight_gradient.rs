@@ -2,27 +2,27 @@
 
 use bytemuck::Zeroable;
 
-use super::Rung;
 use super::maps::Images;
 use super::params::WeightGradientParams;
 use super::plan::{BLOCKS, DEPTH_CHANNELS, Direction, GROUP_CHANNELS, Planned, plan};
+use super::{Rung, launched};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
 use crate::engine::cuda::launch::conv::{ConvShape, weight_gradient_cost};
 
 /// How the reduction over pixels is divided.
-struct Split {
+pub(super) struct Split {
     /// Groups of 256 pixels, and how many of them one block adds up.
     groups: usize,
-    groups_a_part: usize,
-    blocks_a_part: [usize; 2],
-    channel_groups: usize,
+    pub groups_a_part: usize,
+    pub blocks_a_part: [usize; 2],
+    pub channel_groups: usize,
     /// Warpgroups of a block that make a part of their own.
     shares: usize,
 }
 
 impl Split {
-    fn new(shape: &ConvShape, planned: &Planned) -> Self {
+    pub fn new(shape: &ConvShape, planned: &Planned) -> Self {
         let groups = planned.groups;
         // Two warpgroups a block: 64 output channels each, or half of the pixels each.
         let channel_groups = if shape.out_channels.is_multiple_of(2 * GROUP_CHANNELS) { 2 } else { 1 };
@@ -40,7 +40,7 @@ impl Split {
         }
     }
 
-    fn blocks(&self) -> usize {
+    pub fn blocks(&self) -> usize {
         self.groups.div_ceil(self.groups_a_part)
     }
 
@@ -57,7 +57,7 @@ pub fn most_parts(shape: &ConvShape) -> Option<usize> {
     Some((BLOCKS / (across * down)).clamp(1, groups) * shares)
 }
 
-/// Writes the parts to `workspace`, and says how many they are; `planned` is the plan of the forward convolution.
+/// Writes the parts to `workspace`, and says how many they are; `planned` is that of [`super::weight_product`].
 pub fn weight_gradient_parts(
     driver: &dyn Driver,
     planned: &Planned,
@@ -80,7 +80,7 @@ pub fn weight_gradient_parts(
         log2_out_channels: shape.out_channels.ilog2(),
         groups: split.groups as u32,
         groups_a_part: split.groups_a_part as u32,
-        plan: planned.plan,
+        plan: launched(driver, planned, shape.stride * shape.stride),
         ..Zeroable::zeroed()
     };
     let name = format!("conv_weight_gradient_wgmma_{}x192", split.channel_groups * GROUP_CHANNELS);

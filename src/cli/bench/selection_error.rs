@@ -1,0 +1,270 @@
+//! `secateur bench selection-error`: how far the gradient of each method's subset is from that of all samples, as a table.
+//!
+//! The network is a weights file, or trained by the recipe on all samples first, in a run folder of its own. The table is
+//! written behind each row, and the same command goes on where it was broken off. What is measured is
+//! `measure::selection_error`'s.
+
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow, bail};
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+
+use super::super::train::begin_session;
+use super::super::{Interrupted, at, catch_interrupts, images_of, inputs, or_set, weights_for};
+use super::options::filter;
+use super::speedup::{Standing, standing};
+use crate::console::Console;
+use crate::data::DataSet;
+use crate::data::order::split;
+use crate::digest::sha256;
+use crate::engine::{DeviceChoice, open};
+use crate::files::{Existing, Folder, limit, read};
+use crate::measure::selection_error::{RULES, Row, Rule, Subject, lines};
+use crate::prune::PruneError;
+use crate::recipe::Recipe;
+use crate::train::run_folder::RunFolder;
+use crate::train::{self, TrainError};
+
+/// The version of the JSON.
+const VERSION: u32 = 1;
+const JSON: &str = "selection-error.json";
+/// Locked while the command works.
+const LOCK: &str = ".lock";
+const NETWORK: &str = "network";
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A built-in recipe's name or a TOML file: images, objective and attack, and the training of the network
+    #[arg(long, value_name = "NAME|FILE", default_value = "cifar10-selection-error")]
+    recipe: OsString,
+    /// Change a value of the recipe: --set attack.steps=3
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// CIFAR files: a folder or an archive, binary or Python version; not needed by generated images
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// The network whose gradients are compared [default: trained by the recipe on all samples]
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
+    /// Share of the samples that a subset holds, where its method does not decide
+    #[arg(long, value_name = "SHARE", default_value_t = 0.263)]
+    fraction: f64,
+    /// Fresh draws of augmentation and attack, each of which attacks every sample, and selections of a random rule that looks at
+    /// the samples
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    draws: u32,
+    /// Only rows whose name this regular expression finds
+    #[arg(long, value_name = "REGEX", default_value = "", value_parser = filter)]
+    filter: Regex,
+    /// Folder of the network and the table; the same command goes on in it
+    #[arg(long, value_name = "DIR", default_value = "runs/selection-error")]
+    out: PathBuf,
+    /// auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+}
+
+/// Everything of one table.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Document {
+    /// [`VERSION`].
+    secateur_selection_error: u32,
+    command: Vec<String>,
+    /// Version and profile of the program.
+    build: String,
+    /// As in environment.json.
+    device: serde_json::Value,
+    threads: usize,
+    subject: About,
+    rows: Vec<Row>,
+}
+
+/// What the rows are of: a table goes on where all of it is the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct About {
+    /// Resolved.
+    recipe: String,
+    /// SHA-256 of the images and labels.
+    data: String,
+    /// SHA-256 of the weights' file.
+    weights: String,
+    width: usize,
+    candidates: usize,
+    held_out: usize,
+    fraction: f64,
+    draws: u32,
+}
+
+pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
+    let recipe = network_recipe(args)?;
+    let rows = RULES
+        .iter()
+        .map(|rule| Ok((rule, rule.recipe(&args.recipe, &args.set, args.fraction)?)))
+        .collect::<Result<Vec<(&Rule, Recipe)>, String>>()
+        .map_err(anyhow::Error::msg)?;
+    // Whatever the filter, every row has the same samples: what the others validate with, Adv-GLISTER divides.
+    let held_out_share = rows.iter().map(|(_, recipe)| recipe.selection.held_out_share()).fold(0.0, f64::max);
+    let rows: Vec<_> = rows.into_iter().filter(|(rule, _)| args.filter.is_match(rule.name)).collect();
+    if rows.is_empty() {
+        bail!("--filter {}: matches no row", args.filter);
+    }
+    for (rule, recipe) in &rows {
+        if let Some(refusal) = recipe.selection.attack_refused(recipe, false) {
+            bail!("{}: {} = \"{}\", expected {}", rule.name, refusal.key, refusal.met, refusal.wanted);
+        }
+    }
+    let mut files = inputs([&args.recipe], args.data.as_deref())?;
+    if let Some(weights) = &args.weights {
+        files.reads("--weights", weights)?;
+    }
+    let data = images_of(&recipe, args.data.as_deref()).map_err(or_set)?;
+    at(&args.out, std::fs::create_dir_all(&args.out))?;
+    let out = at(&args.out, Folder::from(&args.out).hold())?;
+    let _lock = out.lock(LOCK).map_err(|error| match error.kind() {
+        ErrorKind::ResourceBusy => {
+            anyhow!("{}: {error} works in it; wait until it has ended", args.out.display())
+        }
+        _ => anyhow!("{}: {error}", args.out.join(LOCK).display()),
+    })?;
+    let interrupt = catch_interrupts()?;
+    let stop = || interrupt.requested();
+
+    let weights = match &args.weights {
+        Some(path) => path.clone(),
+        None => trained(args, &recipe, &data, console, &stop)?,
+    };
+    let (network, tensors) = weights_for(&recipe, &weights)?;
+    let kept = &recipe.data;
+    let split = split(&data.train, data.classes, kept.validation, kept.validation_split, recipe.seed)?
+        .reserve(&data.train.labels, data.classes, held_out_share, recipe.seed);
+    let labels = bytemuck::cast_slice::<u32, u8>(&data.train.labels);
+    let about = About {
+        recipe: recipe.to_toml(),
+        data: sha256([sha256(&data.train.pixels), sha256(labels)].concat().as_bytes()),
+        weights: sha256(&at(&weights, read(&weights, limit::TENSORS))?),
+        width: network.width,
+        candidates: split.train.len(),
+        held_out: split.held_out.len(),
+        fraction: args.fraction,
+        draws: args.draws,
+    };
+    let mut engine = open(args.device, network, recipe.batch)?;
+    engine.load_weights(&tensors)?;
+    let device = serde_json::json!(engine.device());
+    let known = known(&out, &about, &device)?;
+    let missing = rows.iter().any(|(rule, _)| known.iter().all(|row| row.name != rule.name));
+    let mut document = Document {
+        secateur_selection_error: VERSION,
+        command: std::env::args().collect(),
+        build: format!("secateur {}", env!("CARGO_PKG_VERSION")),
+        device,
+        threads: rayon::current_num_threads(),
+        subject: about,
+        rows: known,
+    };
+    if missing {
+        let watch = &mut console.watch("attacks on the candidates".into(), stop);
+        let mut subject = Subject::new(engine.as_mut(), &recipe, &data, &split, args.draws, watch)
+            .map_err(|error| failed(error, args))?;
+        for (rule, recipe) in &rows {
+            if document.rows.iter().any(|row| row.name == rule.name) {
+                continue;
+            }
+            let watch = &mut console.watch(rule.name.into(), stop);
+            let row = subject.row(rule, recipe, watch).map_err(|error| failed(error, args))?;
+            document.rows.push(row);
+            let place = |row: &Row| RULES.iter().position(|rule| rule.name == row.name);
+            document.rows.sort_by_key(place);
+            let mut bytes = serde_json::to_vec_pretty(&document)?;
+            bytes.push(b'\n');
+            at(&args.out.join(JSON), out.write(JSON, &bytes, Existing::Replace))?;
+        }
+        console.clear();
+    }
+    let About { candidates, width, draws, .. } = document.subject;
+    console.line(format!(
+        "error of the subset's gradient, relative to that of all {candidates} images, width {width}; mean and standard \
+         deviation over {draws} fresh draws and the selections of random rules"
+    ));
+    let shown: Vec<Row> = document.rows.into_iter().filter(|row| args.filter.is_match(&row.name)).collect();
+    for line in lines(&shown) {
+        console.line(line);
+    }
+    Ok(())
+}
+
+/// The recipe without its selection.
+fn network_recipe(args: &Args) -> anyhow::Result<Recipe> {
+    let whole = ["method=full", "fraction=1", "every=0", "warm_start=0"];
+    let whole = whole.iter().map(|set| format!("selection.{set}"));
+    let set: Vec<String> = args.set.iter().cloned().chain(whole).collect();
+    Ok(Recipe::load(&args.recipe, &set)?)
+}
+
+/// The weights of the last epoch of a training on all samples, in the run folder of this table.
+fn trained(
+    args: &Args,
+    recipe: &Recipe,
+    data: &DataSet,
+    console: &Console,
+    stop: &dyn Fn() -> bool,
+) -> anyhow::Result<PathBuf> {
+    let path = args.out.join(NETWORK);
+    let standing = standing(&path, recipe)?;
+    if standing != Standing::Finished {
+        console.line(format!(
+            "{}: {} epochs on all samples, in {}",
+            recipe.name,
+            recipe.timeline().epochs(),
+            path.display()
+        ));
+        let folder = match standing {
+            Standing::Fresh => RunFolder::create(&path)?,
+            _ => RunFolder::open(&path),
+        };
+        let folder = folder.claim()?;
+        if standing == Standing::Fresh {
+            folder.start(&recipe.to_toml())?;
+        }
+        let mut engine = open(args.device, train::network(recipe), recipe.batch)?;
+        begin_session(&folder, args.data.as_deref(), data, engine.as_ref(), console)?;
+        match train::run(engine.as_mut(), &train::Run { recipe, data, folder: &folder, console, stop }) {
+            Err(TrainError::Interrupted { .. }) => bail!(interrupted(args)),
+            done => done.map(drop)?,
+        }
+    }
+    Ok(path.join("last.safetensors"))
+}
+
+/// The rows of a table of the same subject; refuses another one's.
+fn known(out: &Folder, about: &About, device: &serde_json::Value) -> anyhow::Result<Vec<Row>> {
+    let path = out.path().join(JSON);
+    if !at(&path, out.has(JSON))? {
+        return Ok(Vec::new());
+    }
+    let bytes = at(&path, out.read(JSON, limit::JSON))?;
+    let found: Document = serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
+    if found.secateur_selection_error != VERSION || found.subject != *about || found.device != *device {
+        bail!(
+            "{}: a table of another recipe, network, device or number of draws; give the same options, or another --out",
+            path.display()
+        );
+    }
+    Ok(found.rows)
+}
+
+fn interrupted(args: &Args) -> Interrupted {
+    let out = args.out.display();
+    Interrupted(Some(format!("what is done is kept in {out}; the same command goes on there")))
+}
+
+fn failed(error: PruneError, args: &Args) -> anyhow::Error {
+    match error {
+        PruneError::Engine(error) => error.into(),
+        PruneError::Stopped => interrupted(args).into(),
+        PruneError::Invalid(reason) => anyhow::anyhow!("selection: {reason}"),
+    }
+}

@@ -1,0 +1,100 @@
+//! How long launches should take on an H200, one after the other: what a bench prints next to what it measures.
+//!
+//! Convolutions on wgmma have a model of their own ([`wgmma::predict`]). Those on mma.sync are bound by what their blocks gather from
+//! the second-level cache or by the tensor cores, everything else by the bytes that it declares. Every launch has a beginning and
+//! an end in which a multiprocessor does nothing else.
+
+use super::driver::Address;
+use super::launch::conv::wgmma::predict::{
+    CACHE_BYTES_A_CLOCK, CLOCK, Epilogue, LAUNCH, predict, predict_weight_gradient,
+};
+use super::launch::conv::wgmma::{self, BLOCKS, Block, Direction, Rung};
+use super::launch::conv::{
+    ConvShape, ForwardEpilogue, InputGradientEpilogue, flops, forward_cost, input_gradient_cost,
+};
+use crate::engine::Launch;
+use crate::model::{Conv, ResNet18};
+
+/// Bytes a clock of all multiprocessors that copies of 16 bytes gather (cp.async): so many that the stem and the image gradient of a
+/// step of 512 images take the 160 to 180 us that the desk audit of the sm_90a machine code (2026-11-28) counts.
+const GATHERED_A_CLOCK: f64 = 30.0 * BLOCKS as f64;
+/// Operations a clock of all multiprocessors through mma.sync, which reaches 65 % of a Hopper's tensor rate.
+const MMA_FLOPS_A_CLOCK: f64 = 0.65 * 4_096.0 * BLOCKS as f64;
+/// Bytes of the second-level cache, and bytes a second of the memory (a copy, measured on an H200).
+const CACHE: f64 = 60e6;
+const MEMORY_RATE: f64 = 4.3e12;
+/// Bytes a second of the second-level cache.
+const CACHE_RATE: f64 = CACHE_BYTES_A_CLOCK * BLOCKS as f64 * CLOCK;
+
+/// Seconds of all of them; `None` for none, and where one has no model.
+pub fn predicted_seconds(launches: &[Launch], network: ResNet18) -> Option<f64> {
+    let convs = network.convs();
+    let seconds: Option<Vec<f64>> = launches.iter().map(|launch| launch_seconds(launch, &convs)).collect();
+    seconds.filter(|seconds| !seconds.is_empty()).map(|seconds| seconds.iter().sum())
+}
+
+fn launch_seconds(launch: &Launch, convs: &[Conv]) -> Option<f64> {
+    // What does not fit in the cache comes from memory, and goes there.
+    let bytes = launch.bytes as f64;
+    let moved = bytes / if bytes > CACHE { MEMORY_RATE } else { CACHE_RATE } + LAUNCH / CLOCK;
+    if !launch.kernel.starts_with("conv_") || launch.kernel.contains("_reduce") {
+        return (launch.bytes > 0).then_some(moved);
+    }
+    let shape = conv_shape(launch, convs)?;
+    let computed = match (launch.kernel.split_once("_wgmma_"), launch.kernel.split_once("_mma_")) {
+        (Some((operation, block)), _) => on_wgmma(launch, &shape, operation, block),
+        (_, Some((_, tile))) => on_mma(launch, &shape, tile),
+        _ => None,
+    };
+    computed.map(|computed| computed.max(moved))
+}
+
+/// The convolution of a launch: that of its layer, with as many images as its operations are for.
+fn conv_shape(launch: &Launch, convs: &[Conv]) -> Option<ConvShape> {
+    let one = ConvShape::new(convs.get(launch.layer?)?, 1);
+    Some(ConvShape { batch: (launch.flops / flops(&one)) as usize, ..one })
+}
+
+fn on_wgmma(launch: &Launch, shape: &ConvShape, operation: &str, block: &str) -> Option<f64> {
+    let planned = |direction, block| {
+        wgmma::planned(shape, direction, Rung { block, splits: true, ..Rung::default() }).ok()
+    };
+    if operation == "conv_weight_gradient" {
+        return Some(predict_weight_gradient(shape, &planned(Direction::Forward, None)?));
+    }
+    let (direction, epilogue) = match operation {
+        "conv_forward_bias" => (Direction::Forward, Epilogue::Bias),
+        "conv_forward_statistics" => (Direction::Forward, Epilogue::Statistics),
+        "conv_forward_relu" => {
+            let plain = ForwardEpilogue::Relu { bias: Address::NULL, residual: None, mask: Address::NULL };
+            let residual = launch.bytes > forward_cost(shape, &plain).bytes;
+            (Direction::Forward, Epilogue::Relu { residual })
+        }
+        "conv_input_gradient" => {
+            // A mask is a sixteenth of what is written, a residual at least a quarter.
+            let plain = input_gradient_cost(shape, &InputGradientEpilogue::default()).bytes;
+            let written = 2 * (shape.input_len() as u64);
+            (Direction::Gradient, Epilogue::Gradient { residual: launch.bytes > plain + written / 8 })
+        }
+        _ => return None,
+    };
+    let block = Block::ALL.into_iter().find(|known| known.name() == block)?;
+    Some(predict(&planned(direction, Some(block))?, epilogue).seconds)
+}
+
+/// A grid of tiles of `rows` x `columns` sums, each over its depth.
+fn on_mma(launch: &Launch, shape: &ConvShape, tile: &str) -> Option<f64> {
+    let (rows, columns) = tile.split_once('x')?;
+    let (rows, columns): (usize, usize) = (rows.parse().ok()?, columns.parse().ok()?);
+    let [x, y, z] = launch.grid.map(|blocks| blocks as usize);
+    let depth = match launch.kernel {
+        kernel if kernel.contains("weight_gradient") => shape.output_rows() / z,
+        kernel if kernel.contains("forward") => shape.taps() * shape.in_channels,
+        // The phases of a strided gradient share its taps.
+        _ => shape.taps() * shape.out_channels / z,
+    };
+    let blocks = (x * y * z) as f64;
+    let gathered = blocks * ((rows + columns) * depth * 2) as f64 + launch.bytes as f64;
+    let products = blocks * (2 * rows * columns * depth) as f64;
+    Some(((gathered / GATHERED_A_CLOCK).max(products / MMA_FLOPS_A_CLOCK) + LAUNCH) / CLOCK)
+}
