@@ -193,7 +193,7 @@ fn a_broken_run_in_super_batches_resumes_to_the_same_bits() {
         "accelerate.warmup_accuracy=0.12",
         "optimizer.average_decay=0.9",
         "selection.method=adv-grad-match",
-        "selection.fraction=0.7",
+        "selection.fraction=0.3",
         "selection.weights=average",
         "selection.random_share=0.3",
         "selection.target_draws=2",
