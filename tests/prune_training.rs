@@ -503,7 +503,7 @@ fn mean_scores_are_those_of_every_train_pass() {
         run(&recipe, folder.path(), None).unwrap();
         let state = |epoch: u32| {
             let name = checkpoint::name(epoch, 0);
-            checkpoint::load(&RunFolder::open(folder.path()).checkpoints().folder(name))
+            checkpoint::load(RunFolder::open(folder.path()).checkpoints().folder(name))
                 .unwrap()
                 .selection
                 .scores
@@ -619,7 +619,7 @@ fn a_selection_may_judge_by_the_moving_average() {
         let recipe = recipe(&[&set[..], &[&format!("selection.weights={weights}")]].concat());
         run(&recipe, folder.path(), None).unwrap();
         let checkpoints = RunFolder::open(folder.path()).checkpoints();
-        let state = checkpoint::load(&checkpoints.folder(checkpoint::name(1, 0))).unwrap();
+        let state = checkpoint::load(checkpoints.folder(checkpoint::name(1, 0))).unwrap();
         let (data, split) = (data(&recipe), split_of(&recipe));
         let mut engine = open(DeviceChoice::Cpu, train::network(&recipe), TRAINED).unwrap();
         let engine = engine.as_mut();

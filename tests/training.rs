@@ -338,7 +338,7 @@ fn a_stop_within_a_step_costs_that_step() {
     let run_of = Run { recipe: &recipe, data: &data, folder: &run_folder, console: &console, stop: &ask };
     let error = train::run(engine.as_mut(), &run_of).unwrap_err();
     assert!(matches!(error, TrainError::Interrupted { .. }), "{error}");
-    let newest = checkpoint::load_newest(&run_folder.checkpoints(), &mut |error| panic!("{error}"));
+    let newest = checkpoint::load_newest(run_folder.checkpoints(), &mut |error| panic!("{error}"));
     let progress = newest.unwrap().unwrap().1.progress;
     assert_eq!((progress.epoch, progress.step, asked.get()), (0, 2, 2));
     run(&recipe, folder.path(), None).unwrap();
