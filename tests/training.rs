@@ -292,7 +292,7 @@ fn a_resumed_run_keeps_the_lines_that_are_there() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     // In the second epoch.
-    run(&recipe(), path, Some(STEPS_PER_EPOCH + 2 + 1)).unwrap_err();
+    run(&recipe(), path, Some(STEPS_PER_EPOCH + VALIDATION + 1)).unwrap_err();
     let file = path.join("metrics.jsonl");
     let line = fs::read_to_string(&file).unwrap();
     let rate = line.split("\"images_per_second\":").nth(1).unwrap().trim_end();
