@@ -495,6 +495,8 @@ fn mean_scores_are_those_of_every_train_pass() {
             "epochs=4",
             "selection.fraction=0.5",
             "selection.warm_start=0.5",
+            "selection.temperature=0",
+            "selection.class_quotas=false",
             "schedule.kind=constant",
             "checkpoint.keep=9",
         ];
@@ -610,6 +612,8 @@ fn a_selection_may_judge_by_the_moving_average() {
         "optimizer.learning_rate=0.1",
         "selection.method=easy-core",
         "selection.scores=snapshot",
+        "selection.temperature=0",
+        "selection.class_quotas=false",
         "selection.fraction=0.3",
         "selection.warm_start=0.5",
     ];
