@@ -51,7 +51,7 @@ pub fn recognise(bytes: &[u8]) -> Option<&'static str> {
 /// share goes, as do batch counters; `fc` is `linear`, `downsample` is `shortcut`. What then is not exactly one network is refused.
 pub fn convert(bytes: &[u8]) -> Result<Converted, WeightsError> {
     let file = super::weights::parse(bytes)?;
-    let tensors: Vec<(&str, TensorView)> = file.iter().collect();
+    let tensors = super::weights::by_name(&file);
     let names: Vec<&str> = tensors.iter().map(|(name, _)| *name).collect();
     let prefix = prefix(&names);
     let (mut weights, mut counts) = (Weights::default(), [0; 3]);

@@ -67,6 +67,13 @@ pub(super) fn parse(bytes: &[u8]) -> Result<SafeTensors<'_>, WeightsError> {
     })
 }
 
+/// The tensors by name. The library has them in another order at every run, and with it the first that is refused.
+pub(super) fn by_name<'a>(file: &'a SafeTensors) -> Vec<(&'a str, TensorView<'a>)> {
+    let mut tensors: Vec<_> = file.iter().collect();
+    tensors.sort_unstable_by_key(|(name, _)| *name);
+    tensors
+}
+
 fn widths() -> String {
     WIDTHS.map(|width| width.to_string()).join(" or ")
 }
@@ -196,7 +203,7 @@ impl Weights {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, WeightsError> {
         let file = parse(bytes)?;
         let mut weights = Self::default();
-        for (name, view) in file.iter() {
+        for (name, view) in by_name(&file) {
             if name.ends_with(IGNORED_SUFFIX) {
                 continue;
             }
