@@ -1,6 +1,6 @@
-//! Times the passes of the reference engine, one line of JSON each; `benches/peers/cpu_step.py` sets them beside PyTorch.
+//! Times the passes of the CPU engine, one line of JSON each; `benches/peers/cpu_step.py` sets them beside PyTorch.
 //!
-//! `cargo bench --bench cpu_step -- WIDTH BATCH` reads commands from standard input, one a line: `step` (train-mode
+//! `cargo bench --bench cpu_step -- WIDTH BATCH cpu|cpu:bf16` reads commands from standard input, one a line: `step` (train-mode
 //! forward, loss, parameter gradients, SGD) or `attack` (eval-mode forward, loss, input gradient and sign step).
 //! For each it answers with the seconds of its parts and their GFLOP (2 x multiply-adds, convolutions alone).
 
@@ -15,13 +15,15 @@ use secateur::recipe::Recipe;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Cargo adds `--bench`.
-    let numbers: Vec<usize> = std::env::args().skip(1).filter_map(|arg| arg.parse().ok()).collect();
-    let &[width, images] = numbers.as_slice() else {
-        println!("usage: cpu_step WIDTH BATCH, then lines `step` or `attack` on standard input");
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let [width, images, device] = args.as_slice() else {
+        println!("usage: cpu_step WIDTH BATCH cpu|cpu:bf16, then lines `step` or `attack` on standard input");
         return Ok(());
     };
+    let (width, images, device): (usize, usize, DeviceChoice) =
+        (width.parse()?, images.parse()?, device.parse()?);
     let overrides = [format!("model.width={width}"), format!("batch={images}")];
-    let mut bench = Bench::open(DeviceChoice::Cpu, false, &Recipe::load("cifar10-pgd-at", &overrides)?, 1)?;
+    let mut bench = Bench::open(device, false, &Recipe::load("cifar10-pgd-at", &overrides)?, 1)?;
     let batch = bench.first_batch()?;
     let engine = bench.engine.as_mut();
     let key = Key { seed: 1, purpose: Purpose::AttackStart, epoch: 0, step: 0 };

@@ -342,7 +342,7 @@ fn mistakes_are_one_line() {
     for (args, part) in [
         (&["--recipes=nothing-such"][..], "no recipe 'nothing-such'"),
         (&["--recipes=cifar10-trades"], "cifar10 needs its files: give --data DIR"),
-        (&["--recipes=tiny.toml", "--data=."], "reads no files"),
+        (&["--recipes=tiny.toml", "--data=."], "which are in no files"),
         (&["--recipes=tiny.toml", "--protocol=clean,pgd"], "protocol 'pgd': expected clean"),
         (&["--recipes=tiny.toml", "--protocol=clean,clean"], "--protocol clean: named twice"),
         (&["--recipes=tiny.toml", "--seeds="], "--seeds"),

@@ -469,7 +469,8 @@ fn twenty_training_steps_stay_together() {
 /// An ordinary network of this size is chaotic on batches of eight: a flipped sign moves a pixel by a whole step, and
 /// after a few steps the weights of two runs have little in common. What both learn is compared, five steps at a time. Eight runs
 /// of the reference itself, from weights nudged at random by up to 2^-9 of each, were up to 0.010, 0.025, 0.093 and 0.195 from
-/// the run without: bounds are two to three times these distances. The emulated engine gives the same bits every time, so there
+/// the run without, and sixteen up to 0.0128 in the first step, whose attack has moved by then: bounds are two to three times
+/// these distances. The emulated engine gives the same bits every time, so there
 /// no distance is more than a tenth.
 #[test]
 fn twenty_training_steps_learn_alike() {
@@ -478,7 +479,7 @@ fn twenty_training_steps_learn_alike() {
     println!("emulated:  {:.3?}\nreference: {:.3?}", met.losses, wanted.losses);
     let mut comparison = Comparison::default();
     let first = (met.losses[0] / wanted.losses[0] - 1.0).abs();
-    comparison.at_most("loss of the first step, relative", first.into(), 0.01);
+    comparison.at_most("loss of the first step, relative", first.into(), 0.03);
     let fives = met.losses.chunks(5).zip(wanted.losses.chunks(5));
     let most = if common::cuda_engine() == DeviceChoice::Emulated { 0.1f64 } else { 1.0 };
     for (number, ((met, wanted), bound)) in

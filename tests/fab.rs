@@ -239,10 +239,10 @@ fn passes_are_counted_for_the_images_that_are_left() {
     let images = right.len() as u64;
     // Nothing breaks in a ball of no size: every image meets every target. In one without end all break on the first.
     for (epsilon, met, broken) in [(0.0, 3, false), (f32::INFINITY, 1, true)] {
-        let fab = Fab { iterations: 8, targets: 3, ..Fab::standard(epsilon) };
+        let fab = Fab { iterations: 20, targets: 3, ..Fab::standard(epsilon) };
         let (found, perturbed) = search(&mut judged, fab, &right);
         assert_eq!(found.broken, vec![broken; right.len()], "epsilon {epsilon}");
-        let cost = Cost { forwards: images + 2 * 8 * met * images, backwards: 8 * met * images };
+        let cost = Cost { forwards: images + 2 * 20 * met * images, backwards: 20 * met * images };
         assert_eq!(found.cost, cost, "epsilon {epsilon}");
         if !broken {
             let batch = judged.gather(&right);

@@ -188,7 +188,7 @@ fn arguments_are_bounded() {
         "--protocol pgd2: named twice (place 3)",
     );
     let twice = "evaluation.protocols=['clean','clean']";
-    refused(path, &["train", "--out", "run", "--set", twice], 2, "evaluation.protocols: clean: named twice");
+    refused(path, &["train", "--out", "run", "--set", twice], 2, "evaluation.protocols");
     let speedup = ["bench", "speedup", "--recipes", "quick", "--dry-run", "--protocol", "aa,aa"];
     refused(path, &speedup, 2, "--protocol aa: named twice");
 }

@@ -51,7 +51,7 @@ fn every_rung_runs_on_the_emulated_hopper() {
 fn what_has_no_ladder_says_so() {
     for (args, wanted, exit) in [
         (vec!["--device", "emulated"], "no wgmma", 3),
-        (vec!["--device", "cpu"], "CPU engine", 3),
+        (vec!["--device", "cpu"], "launches no kernels", 3),
         (vec!["--dry-run", "--width", "32"], "width 32", 2),
         (vec!["--dry-run", "--filter", "layer9"], "matches no row", 2),
     ] {

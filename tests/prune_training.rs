@@ -193,7 +193,7 @@ fn a_broken_run_in_super_batches_resumes_to_the_same_bits() {
         "accelerate.warmup_accuracy=0.12",
         "optimizer.average_decay=0.9",
         "selection.method=adv-grad-match",
-        "selection.fraction=0.7",
+        "selection.fraction=0.3",
         "selection.weights=average",
         "selection.random_share=0.3",
         "selection.target_draws=2",
@@ -495,6 +495,8 @@ fn mean_scores_are_those_of_every_train_pass() {
             "epochs=4",
             "selection.fraction=0.5",
             "selection.warm_start=0.5",
+            "selection.temperature=0",
+            "selection.class_quotas=false",
             "schedule.kind=constant",
             "checkpoint.keep=9",
         ];
@@ -503,7 +505,7 @@ fn mean_scores_are_those_of_every_train_pass() {
         run(&recipe, folder.path(), None).unwrap();
         let state = |epoch: u32| {
             let name = checkpoint::name(epoch, 0);
-            checkpoint::load(&RunFolder::open(folder.path()).checkpoints().folder(name))
+            checkpoint::load(RunFolder::open(folder.path()).checkpoints().folder(name))
                 .unwrap()
                 .selection
                 .scores
@@ -610,6 +612,8 @@ fn a_selection_may_judge_by_the_moving_average() {
         "optimizer.learning_rate=0.1",
         "selection.method=easy-core",
         "selection.scores=snapshot",
+        "selection.temperature=0",
+        "selection.class_quotas=false",
         "selection.fraction=0.3",
         "selection.warm_start=0.5",
     ];
@@ -619,7 +623,7 @@ fn a_selection_may_judge_by_the_moving_average() {
         let recipe = recipe(&[&set[..], &[&format!("selection.weights={weights}")]].concat());
         run(&recipe, folder.path(), None).unwrap();
         let checkpoints = RunFolder::open(folder.path()).checkpoints();
-        let state = checkpoint::load(&checkpoints.folder(checkpoint::name(1, 0))).unwrap();
+        let state = checkpoint::load(checkpoints.folder(checkpoint::name(1, 0))).unwrap();
         let (data, split) = (data(&recipe), split_of(&recipe));
         let mut engine = open(DeviceChoice::Cpu, train::network(&recipe), TRAINED).unwrap();
         let engine = engine.as_mut();

@@ -122,7 +122,7 @@ fn finite_logits(file: &Path, network: ResNet18, weights: &Weights) -> anyhow::R
     let mut engine = open(DeviceChoice::Cpu, network, PROBED)?;
     engine.load_weights(weights)?;
     let images = generated::images(generated::Part::Test, PROBED);
-    let set = engine.upload_images(&images.pixels, &vec![0; PROBED])?;
+    let set = engine.upload_images(&images.pixels, &[0; PROBED])?;
     let samples: Vec<u32> = (0..PROBED as u32).collect();
     let subject = Subject { set: &set, samples: &samples, weights: WeightSet::Live, epsilon: 0.0, seed: 0 };
     let scratch = Batch::alloc(engine.as_ref(), PROBED)?;

@@ -71,7 +71,7 @@ pub enum Outcome {
 #[derive(Debug, thiserror::Error)]
 pub enum DownloadError {
     #[error("{} is in the way: {source}; move it elsewhere and run again", folder.display())]
-    InTheWay { folder: PathBuf, source: DataError },
+    InTheWay { folder: PathBuf, source: Box<DataError> },
     #[error(
         "{url}: {reason}; {kept} of {wanted} bytes are kept in {}, run the same command again to continue", part.display()
     )]
@@ -118,7 +118,7 @@ pub fn fetch(
             Ok(false) => Ok(Outcome::Unverified(folder)),
             // It may be whole.
             Err(error @ DataError::Io { .. }) => Err(error.into()),
-            Err(source) => Err(DownloadError::InTheWay { folder, source }),
+            Err(source) => Err(DownloadError::InTheWay { folder, source: source.into() }),
         };
     }
     let place = Folder::from(out);

@@ -222,7 +222,10 @@ impl Machine<'_> {
                     return Err(format!("protocol {protocol}, expected 2 to 5"));
                 }
             }
-            0x95 => drop(self.take(8)?),
+            // The length of a frame.
+            0x95 => {
+                self.take(8)?;
+            }
             b'.' => return self.pop().map(Some),
             // Constants and numbers.
             b'N' => self.push(Value::None),

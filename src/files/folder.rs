@@ -278,8 +278,9 @@ fn open_file(folder: &OwnedFd, name: &OsStr, flags: OFlags) -> io::Result<File> 
 fn link_or(folder: &OwnedFd, name: &OsStr, error: Errno) -> io::Error {
     let is = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW);
     match is.is_ok_and(|is| file_type(&is) == FileType::Symlink) {
+        // What it points to may be whole: no damage, as a folder in its place would be.
         true => io::Error::new(
-            io::ErrorKind::InvalidInput,
+            io::ErrorKind::Unsupported,
             "a symbolic link, and secateur follows none under a name of its own; replace it by what it points to",
         ),
         false => error.into(),

@@ -194,6 +194,8 @@ impl Way {
             is => Some(is?),
         };
         if let Some(is) = is {
+            // The fields of `Stat` have other types on other systems.
+            #[allow(clippy::unnecessary_cast)]
             let open = |is: &Metadata, file: &dyn AsFd| {
                 rustix::fs::fstat(file.as_fd())
                     .is_ok_and(|file| (file.st_dev as u64, file.st_ino as u64) == (is.dev(), is.ino()))

@@ -251,7 +251,7 @@ impl Bench {
     pub fn replay(&mut self, at: usize, times: usize, cache: Cache) -> Result<f64> {
         match &mut self.recording {
             Some(recording) => Ok(recording.replay(at, times, cache == Cache::Cold)?),
-            None => Err(engine::Error::Unavailable("the reference engine has no kernels".into()).into()),
+            None => Err(engine::Error::Unavailable("the CPU engine launches no kernels".into()).into()),
         }
     }
 

@@ -138,10 +138,10 @@ impl Weights {
                 return Err(WeightsError::Value { name, index, value, wanted });
             }
         }
-        if self.tensors.len() > parameters.len() {
-            if let Some(name) = self.tensors.keys().find(unknown) {
-                return Err(WeightsError::Unknown { name: name.clone(), network: *network });
-            }
+        if self.tensors.len() > parameters.len()
+            && let Some(name) = self.tensors.keys().find(unknown)
+        {
+            return Err(WeightsError::Unknown { name: name.clone(), network: *network });
         }
         Ok(())
     }

@@ -57,13 +57,13 @@ impl Subset {
         }
     }
 
-    /// The same with further `samples` of weight 1, none of which it holds.
+    /// The same with further `samples` of weight 1, none of which it holds; the residual was that of another gradient.
     pub fn with(self, samples: &[u32]) -> Self {
         let own = self.samples.iter().copied().zip(self.weights.iter().copied());
         let mut all: Vec<(u32, f32)> = own.chain(samples.iter().map(|&sample| (sample, 1.0))).collect();
         all.sort_unstable_by_key(|&(sample, _)| sample);
         let (samples, weights) = all.into_iter().unzip();
-        Self { samples, weights, ..self }
+        Self { samples, weights, scale: None, residual: None, residuals: self.residuals }
     }
 
     pub fn len(&self) -> usize {
@@ -100,6 +100,7 @@ mod tests {
         assert_eq!(Subset::uniform(vec![3, 1, 2]).samples, [1, 2, 3]);
         let mixed = subset.with(&[5, 0]);
         assert_eq!((mixed.samples, mixed.weights), (vec![0, 1, 5, 9], vec![1.0, 1.5, 1.0, 0.5]));
+        assert_eq!((mixed.scale, mixed.residual), (None, None));
         assert!(Subset::normalised(Vec::new()).unwrap().is_empty());
     }
 

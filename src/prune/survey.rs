@@ -113,7 +113,7 @@ impl Survey<'_> {
 
     /// How many of `samples` the network classifies correctly, without attack or augmentation.
     pub fn correct(&mut self, engine: &mut dyn Engine, samples: &[u32]) -> Result<usize, PruneError> {
-        engine.fold_batch_norm(WeightSet::Live)?;
+        engine.fold_batch_norm(self.weights)?;
         let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
         let mut correct = 0;
         for chunk in samples.chunks(self.scratch.len()) {

@@ -276,7 +276,7 @@ fn select(run: &Run, trainer: &mut Trainer) -> Result<bool> {
 }
 
 fn save(run: &Run, trainer: &Trainer) -> Result<()> {
-    checkpoint::save(&run.folder.checkpoints(), &trainer.checkpoint()?, run.recipe.checkpoint.keep)?;
+    checkpoint::save(run.folder.checkpoints(), &trainer.checkpoint()?, run.recipe.checkpoint.keep)?;
     Ok(())
 }
 

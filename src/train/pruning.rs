@@ -135,13 +135,12 @@ impl<'a> Pruning<'a> {
         let start = key(Purpose::SelectionStart);
         let mut survey = Survey { set, objective, weights, augment: None, scratch, key: start, watch };
         let mut scores = self.scores.clone();
-        if let (Some(scores), Some(score)) = (&mut scores, prune::mean_score_of_recipe(self.recipe)) {
-            if !(scores.complete() && self.recipe.selection.scored_by_training()) {
-                let measured =
-                    Ranking { score, top_k: TopK::PLAIN }.scores(engine, &candidates, &mut survey)?;
-                let measured = engine.read(&measured)?;
-                measured.into_iter().enumerate().for_each(|(place, score)| scores.add(place, score));
-            }
+        if let (Some(scores), Some(score)) = (&mut scores, prune::mean_score_of_recipe(self.recipe))
+            && !(scores.complete() && self.recipe.selection.scored_by_training())
+        {
+            let measured = Ranking { score, top_k: TopK::PLAIN }.scores(engine, &candidates, &mut survey)?;
+            let measured = engine.read(&measured)?;
+            measured.into_iter().enumerate().for_each(|(place, score)| scores.add(place, score));
         }
         let means = scores.as_ref().map(|scores| scores.means.as_slice());
         let candidates = Candidates { scores: means, ..candidates };

@@ -145,7 +145,9 @@ fn move_to_boundary(step: &BoundaryStep, difference: f64, w: &[f32], x: &[f32], 
         let mixed =
             (1.0 - share) * (from[i] + overshoot * way[i]) + share * (x[i] + overshoot * way_from_x[i]);
         // Not `clamp`: a way that is NaN ends in the range, as on the other devices.
-        *out = mixed.max(0.0).min(1.0) as f32;
+        #[allow(clippy::manual_clamp)]
+        let inside = mixed.max(0.0).min(1.0);
+        *out = inside as f32;
     }
 }
 

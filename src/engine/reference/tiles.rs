@@ -3,6 +3,9 @@
 //! [`Products`] holds both for one instruction set and one kind of words; the best that the CPU has is found once, and
 //! `SECATEUR_CPU` names another. Sums stay in registers over all products; each adds them in the order of its runs.
 
+// Indices stand for registers: every loop over them unrolls.
+#![allow(clippy::needless_range_loop)]
+
 #[cfg(target_arch = "aarch64")]
 use super::vector::Neon;
 #[cfg(target_arch = "x86_64")]

@@ -203,7 +203,7 @@ pub fn load_newest(
     let folder = folder.into();
     let candidates = list(&folder)?;
     for name in &candidates {
-        match load(&folder.folder(name)) {
+        match load(folder.folder(name)) {
             Ok(checkpoint) => return Ok(Some((folder.path().join(name), checkpoint))),
             Err(error @ CheckpointError::Io { .. }) => return Err(error),
             Err(error) => warn(&error),
