@@ -15,8 +15,9 @@ build() {
         echo "probe-hopper.sh: no ${NVCC:-nvcc}: name it in NVCC, or install it (scripts/install-nvcc.sh)" >&2
         exit 1
     }
-    # The packages of scripts/install-nvcc.sh have their libraries in lib, where nvcc does not look.
-    "$nvcc" -std=c++17 -O3 -Xptxas -warn-spills -I kernels "-L$(dirname "$(readlink -f "$nvcc")")/../lib" \
+    # The packages of scripts/install-nvcc.sh have their libraries in lib, where nvcc does not look. Whole programs need no device
+    # linker, which writes its folders into them.
+    "$nvcc" -std=c++17 -O3 -nodlink -Xptxas -warn-spills -I kernels "-L$(dirname "$(readlink -f "$nvcc")")/../lib" \
         -gencode=arch=compute_90a,code=sm_90a scripts/probes/hopper.cu "$@"
 }
 
