@@ -2,7 +2,7 @@
 //!
 //! Bars appear only where stderr is a terminal; in a pipe there are plain lines alone. `NO_COLOR` is respected. A
 //! closed pipe ends the output, never the work. All that reaches the terminal passes here: text of others is made plain, and in
-//! messages short. Checked by `tests/cli.rs` and `tests/hostile_files.rs`. Used by every command.
+//! messages short.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IsTerminal, Write};

@@ -366,7 +366,7 @@ fn the_command_reports_dumps_and_resumes() {
     assert!(x_adv.iter().all(|x| (0.0..=1.0).contains(x)));
 }
 
-/// An engine hears a stop between two passes: each of these attacks has one batch and takes far longer than the wait.
+/// An engine checks for a stop between two passes: each of these attacks has one batch and takes far longer than the wait.
 #[test]
 fn a_stop_is_heard_within_every_attack() {
     println!("seed {SEED}");

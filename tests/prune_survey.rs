@@ -152,7 +152,7 @@ fn a_survey_can_be_stopped() {
     });
 }
 
-/// And so does one whose engine hears a stop in the attack on its first batch.
+/// And so does one whose engine stops in the attack on its first batch.
 #[test]
 fn a_survey_can_be_stopped_within_a_batch() {
     let mut subject = Subject::new(DeviceChoice::Cpu, &[]);

@@ -314,7 +314,7 @@ fn a_resumed_run_keeps_the_lines_that_are_there() {
     assert!(first.images_per_second.is_nan() && first.train_loss > 0.0);
 }
 
-/// The engine hears a stop within the attack of a step: the step is done again, with the same bits.
+/// The engine stops within the attack of a step: the step is done again, with the same bits.
 #[test]
 fn a_stop_within_a_step_costs_that_step() {
     let folder = tempfile::tempdir().unwrap();

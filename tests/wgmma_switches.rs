@@ -34,8 +34,8 @@ fn convolve(driver: &Rc<dyn Driver>, shape: &ConvShape) -> [Vec<f64>; 3] {
     let dw = poisoned::<f32>(driver, "dw", shape.weight_len());
     let (x, w, dy) = (x.address(), w.address(), dy.address());
     driver.split_sums(true);
-    let ending = ForwardEpilogue::Bias { bias: bias.address() };
-    conv::forward(&**driver, shape, x, w, &ending, y.address()).unwrap();
+    let epilogue = ForwardEpilogue::Bias { bias: bias.address() };
+    conv::forward(&**driver, shape, x, w, &epilogue, y.address()).unwrap();
     conv::input_gradient(&**driver, shape, dy, w, &InputGradientEpilogue::default(), dx.address()).unwrap();
     conv::weight_gradient(&**driver, shape, x, dy, workspace.address(), dw.address(), false).unwrap();
     let halves = |buffer: &secateur::engine::cuda::driver::Buffer| from_halves(&buffer.to_vec().unwrap());
@@ -75,8 +75,8 @@ fn launched(options: DeviceOptions) -> Vec<&'static str> {
 fn convolve_dry(driver: &Rc<dyn Driver>, shape: &ConvShape) {
     let any = driver.alloc("any", 1 << 30).unwrap();
     driver.split_sums(true);
-    let ending = ForwardEpilogue::Statistics { partials: any };
-    conv::forward(&**driver, shape, any, any, &ending, any).unwrap();
+    let epilogue = ForwardEpilogue::Statistics { partials: any };
+    conv::forward(&**driver, shape, any, any, &epilogue, any).unwrap();
     conv::input_gradient(&**driver, shape, any, any, &InputGradientEpilogue::default(), any).unwrap();
     conv::weight_gradient(&**driver, shape, any, any, any, any, false).unwrap();
 }
@@ -167,8 +167,8 @@ fn a_wait_of_a_convolution_that_does_not_end_names_kernel_barrier_and_block() {
             let (x, w, to) = (x.address(), w.address(), to.address());
             let done = match direction {
                 Direction::Forward => {
-                    let ending = ForwardEpilogue::Bias { bias: bias.address() };
-                    wgmma::forward(&*driver, &planned, &shape, x, w, &ending, to)
+                    let epilogue = ForwardEpilogue::Bias { bias: bias.address() };
+                    wgmma::forward(&*driver, &planned, &shape, x, w, &epilogue, to)
                 }
                 Direction::Gradient => wgmma::input_gradient(
                     &*driver,

@@ -1,7 +1,7 @@
 """What a training step costs, without PyTorch: operations of a forward pass and units of work a sample of each method.
 
 A unit is a forward pass, an input gradient or a weight gradient. PGD-10 is 20 units, TRADES's attack one more for its clean
-forward pass, each train pass 3. Checked by check_step.py.
+forward pass, each train pass 3.
 """
 
 UNITS = {"pgd-at": 23, "trades": 27, "mart": 26}

@@ -4,8 +4,6 @@
 //! Negative: outlier. Above the threshold: robust. Between them: boundary. The threshold is the quantile 1 - acc_ref of
 //! the batch's scores, at least 0, where acc_ref follows the adversarial accuracy of the batches before. Formulas: as in
 //! public descendants of the code of the authors (Hua et al., NeurIPS 2021), which have no warm-up; ours is an option.
-//! Called by the adversaries beside this file;
-//! checked by `tests/bullet_train_groups.rs` against a plain count.
 
 use crate::attack::AttackWork;
 use crate::batch::Batch;

@@ -186,7 +186,7 @@ pub trait Engine:
 
     /// From now on a forward or backward pass of evaluation ([`Pass::Eval`]) begins only while this stop is not requested, and
     /// ends with [`Error::Stopped`] otherwise. Train passes, which move the running statistics, are never cut off. Returns what was
-    /// there before. [`AttackLoop::ascend`] on a GPU is heard out, and on the emulator hears it between two steps.
+    /// there before. [`AttackLoop::ascend`] on a GPU is finished first; on the emulator it stops between two steps.
     fn stop_on(&mut self, stop: Option<StopFlag>) -> Option<StopFlag>;
 
     // Weights and optimizer.

@@ -1,4 +1,4 @@
-//! A request to stop, which an engine hears between two passes of the network: an attack of thousands of passes is one call.
+//! A request to stop, which an engine checks between two passes of the network: an attack of thousands of passes is one call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

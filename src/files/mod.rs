@@ -7,8 +7,6 @@
 //! | `place` | a file in such a folder, replaced atomically |
 //! | `lock` | one process at a time |
 //! | `outputs` | what a command reads and writes, declared before its work: no output destroys anything else |
-//!
-//! Checked by the tests in each, by `tests/outputs.rs` and by `tests/hostile_files.rs`.
 
 mod folder;
 mod lock;

@@ -279,7 +279,7 @@ impl Bench {
         Ok((done?, record?))
     }
 
-    /// What `work` answers, its operations and bytes, and its launches.
+    /// What `work` returns, its operations and bytes, and its launches.
     pub(super) fn counted<T, E: From<engine::Error>>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, E>,

@@ -9,8 +9,7 @@
 //! step along the sum of the picked gradients with eta the learning rate, and no noise: `greedy = "stochastic"`, `gradient =
 //! "bias"`, `step_along = "sum"`, `step_size = "learning-rate"`, `temperature = 0`, `class_quotas = false`. Over hundreds of
 //! picks that sum saturates the softmax; the largest gains, along whatever step, collect alike images of few classes. The
-//! defaults differ: the mean, and gains with noise and class quotas (see `top_k`). Checked by `tests/prune_glister.rs`
-//! against the definition and against an independent form of the published configuration.
+//! defaults differ: the mean, and gains with noise and class quotas (see `top_k`).
 
 use super::top_k::Draw;
 use super::{Candidates, LastLayerView, PruneError, Selection, Subset, Survey, TopK, part, residual};

@@ -7,7 +7,6 @@
 //! scaled by a number scales all weights by it, and [`Subset::normalised`] makes their mean 1, so sum or mean is the same
 //! choice. lambda is `ridge` times the mean squared norm of the atoms of the pursuit, so that one `ridge` means the same for
 //! any width, loss or kind of atom; or `ridge` itself, as in the public code, which adds a plain number to the Gram matrix.
-//! Checked by `tests/prune_grad_match.rs`.
 //!
 //! GRAD-MATCH's 0.5 as a plain number is about 0.05 of the mean squared norm for TRADES at width 16; 0.5 of it makes the
 //! weights nearly uniform. Relative error of the subset's gradient, per class, 710 of 2,700 images (`secateur bench

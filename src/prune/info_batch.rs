@@ -4,7 +4,7 @@
 //! Easy are the samples whose last loss lies below the mean; the scores come free from training. The weights 1 and 1 / (1 - r)
 //! are not normalised: a minibatch has the plain mean of weight times loss, so fewer and longer steps go as far as an epoch
 //! on all samples. Counts and weights are those of the published code (NUS-HPC-AI-Lab/InfoBatch). That nothing is pruned in
-//! the last epochs is the training loop's affair. Checked by `tests/prune_info_batch.rs`.
+//! the last epochs is the training loop's affair.
 
 use super::{Candidates, PruneError, Selection, Subset, Survey};
 use crate::data::order::shuffled;

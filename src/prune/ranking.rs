@@ -1,7 +1,7 @@
 //! Selections by a score of each sample: the largest or the smallest, perturbed or as they are.
 //!
 //! As published the k best are kept, whatever their class: [`TopK::PLAIN`], ranked on the device. The default draws them with
-//! noise and quotas: see `top_k` for why. Checked by `tests/prune_simple.rs`.
+//! noise and quotas: see `top_k` for why.
 
 use super::top_k::Draw;
 use super::{Candidates, PruneError, Selection, Subset, Survey, TopK};

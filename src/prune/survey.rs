@@ -1,7 +1,7 @@
 //! What a selection can learn about samples: the training attack on each, one forward pass, and what follows from them.
 //!
 //! Images are surveyed as they are, or cropped and flipped where asked for, and attacked afresh, so no perturbation ever
-//! meets another image than its own. BatchNorm is in eval mode. Checked by `tests/prune_survey.rs`.
+//! meets another image than its own. BatchNorm is in eval mode.
 
 use std::ops::Range;
 

@@ -1,7 +1,7 @@
 //! Data pruning in the training loop: when a subset is chosen, what it is chosen from, and what a checkpoint keeps of it.
 //!
 //! The candidates are the training split; the last adversarial loss of each stays on the device, in a table that every
-//! step scatters into. Mean scores are kept here, and learn from each finished epoch. Checked by `tests/prune_training.rs`.
+//! step scatters into. Mean scores are kept here, and learn from each finished epoch.
 
 use super::checkpoint::SelectionState;
 use crate::batch::Batch;

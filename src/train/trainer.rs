@@ -257,9 +257,9 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Runs the rest of the current epoch. `go_on` hears of each finished step and may end the epoch behind it, as a stop of
-    /// the engine ([`Engine::stop_on`]) may during an attack: then the answer is `None`, and the state is that between two
-    /// steps.
+    /// Runs the rest of the current epoch. `go_on` is called after each finished step and returns `false` to stop there; a stop of
+    /// the engine ([`Engine::stop_on`]) may come during an attack. Either way the result is `None`, and the state is that
+    /// between two steps.
     pub fn epoch(&mut self, go_on: &mut dyn FnMut(usize) -> bool) -> Result<Option<EpochOutcome>> {
         self.engine.split_sums(true);
         let order = epoch_order(self.recipe.seed, self.progress.epoch, self.pruning.samples());

@@ -1,7 +1,7 @@
 //! The reference engine behind the [`Engine`] trait: checks lengths, ownership and order of calls, and hands plain slices to
 //! the operations. Checked by `tests/reference_pytorch.rs` and `tests/reference_engine.rs`.
 
-use super::arena::{Arena, Layout};
+use super::arena::{Layout, Model};
 use super::eval::EvalPass;
 use super::loss::Losses;
 use super::memory::{Heap, expect_len};
@@ -19,13 +19,6 @@ use crate::philox::Key;
 
 /// Images of an attack's micro-batch: enough work for many cores, activations that stay in a shared cache.
 const MICRO_BATCH: usize = 64;
-
-/// Weights and what the optimizer carries.
-struct Model {
-    live: Arena,
-    velocity: Vec<f32>,
-    average: Option<Arena>,
-}
 
 /// One ResNet-18 on the CPU.
 pub struct Reference {
@@ -492,16 +485,5 @@ impl Engine for Reference {
         to: &Tensor<u32>,
     ) -> Result<()> {
         rows::scatter(&self.heap, from, rows, row_len, to)
-    }
-}
-
-impl Model {
-    fn arena(&self, set: WeightSet) -> Result<&Arena> {
-        match set {
-            WeightSet::Live => Ok(&self.live),
-            WeightSet::Average => self.average.as_ref().ok_or_else(|| {
-                Error::Invalid("no moving average: sgd_step with average_decay starts one".into())
-            }),
-        }
     }
 }

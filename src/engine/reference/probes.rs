@@ -1,4 +1,4 @@
-//! The ceilings of the CPU: products between registers, and a copy, on all threads. Checked by `tests/bench.rs`.
+//! The ceilings of the CPU: products between registers, and a copy, on all threads.
 
 use rayon::prelude::*;
 

@@ -192,7 +192,7 @@ pub fn save(
     Ok(path)
 }
 
-/// The newest whole checkpoint; `None` where there is none at all. `warn` is told of each damaged one passed over.
+/// The newest whole checkpoint; `None` where there is none at all. `warn` gets each damaged one that is passed over.
 ///
 /// # Errors
 /// [`CheckpointError::Io`] for one that cannot be read: it may be whole.

@@ -1,7 +1,7 @@
 //! The GPUs of this machine: whether one can be used, what it is, and its context.
 //!
 //! What decides without a GPU (which code, which errors) is in `code` and tested there. Drivers of one GPU share its context, which
-//! stays open: to make one takes a third of a second. Called by device.rs.
+//! stays open: to make one takes a third of a second.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

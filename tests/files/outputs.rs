@@ -1,5 +1,4 @@
 //! Inputs and outputs of real commands: nothing is destroyed, links are not followed under names of ours, one process at a time.
-#![cfg(unix)]
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, Permissions};
@@ -7,35 +6,17 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use secateur::files::Place;
 use tempfile::TempDir;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_secateur");
+use super::{Done, command, secateur};
 
 /// A run of seconds: 60 images, two steps an epoch.
 const TINY: &str = "--set=data.train_limit=60 --set=data.test_limit=20 --set=data.validation=10 --set=batch=25 \
     --set=epochs=2 --set=attack.steps=1 --set=evaluation.every=1 --set=evaluation.samples=20 \
     --set=evaluation.best_by=pgd1 --set=evaluation.protocols=['clean'] --set=checkpoint.every=1 --device=cpu";
-
-struct Done {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-fn command(folder: &Path, words: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.current_dir(folder).args(words).stdin(Stdio::null());
-    command
-}
-
-fn secateur(folder: &Path, words: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Done {
-    let output = command(folder, words).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Done { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
-}
 
 fn run(folder: &Path, line: &str) -> Done {
     secateur(folder, line.split(' '))

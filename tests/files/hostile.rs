@@ -1,10 +1,8 @@
 //! Files and arguments made to harm: what they say does not reach the terminal as it is, and nothing is read or made without bound.
-#![cfg(unix)]
 
-use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use proptest::prelude::*;
 use secateur::files::{Existing, Place};
@@ -12,21 +10,10 @@ use secateur::model::{ResNet18, Weights, initialise};
 use secateur::report::{Page, read_runs};
 use tempfile::TempDir;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_secateur");
+use super::{Done, PROGRAM, secateur};
+
 /// Moves the cursor, turns the text, rings, and is a control character of its own.
 const HOSTILE: &str = "\u{1b}[2J\u{202e}evil\u{2066}\u{7}\u{9b}31m\u{200f}";
-
-struct Done {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-fn secateur(folder: &Path, words: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Done {
-    let output = Command::new(PROGRAM).current_dir(folder).args(words).stdin(Stdio::null()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Done { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
-}
 
 /// Nothing that a terminal acts on, and no line without end.
 fn is_plain(what: &str, text: &str) {
