@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::fp8::{Scale, largest};
 use super::memory::{Aligned, with_scratch};
 use super::numbers::{Format, Numbers, bf16, high_and_low, pair};
-use super::tiles::{Pixel, Run};
+use super::tiles::{LANES, Pixel, Run};
 use crate::model::Conv;
 
 /// Operations of all convolutions of this process.
@@ -151,8 +151,8 @@ impl PackedConv {
     }
 }
 
-/// Input channels from which on the input gradient is summed channel by channel.
-const LEAST: usize = 16;
+/// Input channels from which on they are summed in vectors and, in bf16, in pairs; an image has fewer.
+pub const LEAST: usize = LANES;
 
 /// One direction of a convolution, from images of `inputs` channels to images of `outputs`.
 #[derive(Clone)]

@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::conv::{count_flops, framed_len, in_frame};
+use super::conv::{LEAST, count_flops, framed_len, in_frame};
 use super::memory::{Aligned, with_scratch};
 use super::numbers::{Format, Numbers, pair};
 use super::tiles::Pixel;
@@ -75,7 +75,7 @@ pub fn weight_gradient(
 fn add_products(conv: &Conv, numbers: Numbers, x: &[f32], dy: &[f32], columns: usize, partial: &mut [f32]) {
     let Conv { in_channels, out_channels, kernel, stride, in_side, .. } = *conv;
     // An image is not made of bf16 numbers.
-    let format = if in_channels < 16 { Format::F32 } else { numbers.format };
+    let format = if in_channels < LEAST { Format::F32 } else { numbers.format };
     let products = Numbers { format, ..numbers }.products();
     let (frame, out_side, per_word) = (conv.padding(), conv.out_side(), format.per_word());
     let image = framed_len(in_side, frame, in_channels);
