@@ -1,8 +1,8 @@
 //! secateur: data-pruned adversarial training of ResNet-18 on CIFAR, through hand-written CUDA kernels.
 //!
-//! # The map of the house
+//! # Module overview
 //!
-//! Imports run downward only. Nothing above `engine` says CUDA; nothing in `engine` names a training method.
+//! Imports run downward only. Nothing above `ops` says CUDA; nothing in `engine` names a training method.
 //!
 //! | module | what lives there |
 //! |---|---|
@@ -17,7 +17,8 @@
 //! | [`attack`] | the inner maximisation: random starts and sign steps over micro-batches; evaluation's searches |
 //! | [`recipe`] | TOML to a typed, fully resolved recipe; unknown keys are refused |
 //! | [`batch`] | the tensors of one batch: images, adversarial images, the outputs of a loss |
-//! | [`engine`] | the operations of a device: the trait, the CPU reference, and the CUDA kernels behind two drivers |
+//! | [`ops`] | the operations of a device, one a file: contract, check, CPU form, kernel launch |
+//! | [`engine`] | one network on one device: memory, weights, optimizer, passes; the CPU, and CUDA behind three drivers |
 //! | [`clock`] | the time of day, and a moment as a date |
 //! | [`console`] | what a user sees while a command works |
 //! | [`model`] | ResNet-18: layer table, parameter names, initialisation, weights files |
@@ -46,6 +47,7 @@ pub mod measure;
 pub mod model;
 pub mod names;
 pub mod objective;
+pub mod ops;
 pub mod philox;
 pub mod prune;
 pub mod recipe;

@@ -8,7 +8,7 @@
 // image and a thread two of its features, whose mask it keeps in a register. Checked by tests/kernel_head_ascent.rs; called by
 // the steps of an attack (eval.rs).
 
-#include "loss/softmax.h"
+#include "ops/softmax.h"
 
 namespace secateur {
 

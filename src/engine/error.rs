@@ -3,7 +3,7 @@
 /// Result of an engine call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An engine's error: names the thing, the value met and the value wanted.
+/// An engine's error: names the thing, the actual and the expected value.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The device cannot be used at all: no driver, no GPU, no code for it. The text says what to do.
@@ -11,8 +11,8 @@ pub enum Error {
     Unavailable(String),
     #[error("out of device memory: {what} needs {bytes} bytes")]
     OutOfMemory { what: String, bytes: usize },
-    #[error("{tensor}: {met} elements, expected {wanted}")]
-    Length { tensor: &'static str, met: usize, wanted: usize },
+    #[error("{tensor}: {actual} elements, expected {expected}")]
+    Length { tensor: &'static str, actual: usize, expected: usize },
     #[error("{tensor}: memory of another engine")]
     ForeignTensor { tensor: &'static str },
     /// A kernel failed: an out-of-bounds access, a barrier that cannot be met, a launch error.

@@ -1,56 +1,47 @@
-//! An engine: the small set of operations on a device from which everything above is written once.
+//! An engine: one network on one device, its memory, its passes, and any operation of [`crate::ops`].
 //!
-//! Two engines exist. [`mod@reference`] computes in f32 on the CPU and is the oracle for every kernel. [`cuda`] runs
-//! our kernels in bf16 with f32 accumulation, through one of two drivers: a real GPU, or the host runner that
-//! executes the same kernel sources on the CPU. Callers choose by [`open()`] and see only the trait.
+//! Two backends exist. [`mod@reference`] computes on the CPU; in f32 it is the oracle for every kernel. [`cuda`] runs
+//! our kernels in bf16 with f32 accumulation, through a driver: a real GPU, or the emulator that executes the same
+//! kernel sources on the CPU. What a call may be given and when is checked here, once, for both.
 
-mod apgd;
-mod attack_loop;
-mod boundary;
+pub(crate) mod backend;
 pub mod cuda;
 mod error;
-mod execution;
-mod last_layer;
-mod margin;
+mod life_cycle;
 mod open;
-mod paired_passes;
+mod operands;
+mod passes;
 mod probes;
 mod recording;
 pub mod reference;
-mod softmax_losses;
-mod square;
 mod stop;
 mod tensor;
 
-pub use apgd::{AdaptivePhase, AdaptivePoint, AdaptiveState, AdaptiveStep, AdaptiveSteps};
-pub use attack_loop::{AscentLoss, AttackLoop, AttackSteps, Precision, ascend_step_by_step};
-pub use boundary::{BoundaryState, BoundaryStep, BoundarySteps};
 pub use cuda::driver::{DeviceOptions, WgmmaOff, WgmmaSwitch};
 pub use error::{Error, Result};
-pub use execution::Execution;
-pub use last_layer::{LastLayer, LastLayerGradients, Term};
-pub use margin::{Margin, MarginLosses};
-pub use open::{DeviceChoice, open, open_dry, open_recorded, open_recorded_with};
-pub use paired_passes::PairedPasses;
+pub use open::{DeviceChoice, open, open_dry, open_recorded, open_recorded_with, open_with};
+pub use operands::Operands;
+pub use passes::{GradRequest, ImageGradient, ParameterGradient, Pass, Sets, SignStep};
 pub use probes::{LadderStep, Probe, Probes};
 pub use recording::{
-    KernelUsage, Launch, Mark, Phase, Phases, Record, Recording, kernel_usage, register_target,
+    KernelUsage, Launch, Mark, Phase, Record, Recording, kernel_usage, register_target,
 };
-pub use softmax_losses::{
-    CrossEntropy, LossOutputs, NO_CLASS, PairedForm, PairedLoss, PairedLossOutputs, SoftmaxLosses,
-};
-pub use square::{Pattern, Query, RandomSquares, SearchState};
 pub use stop::{StopFlag, unless_stopped};
-pub use tensor::{Element, Storage, Tensor, Word};
+pub use tensor::{Element, Storage, Tensor, View, Word};
 
-use crate::model::{ResNet18, Weights};
-use crate::names::named;
-use crate::philox::Key;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use backend::Backend;
+use life_cycle::LifeCycle;
+
+use crate::model::layers::IMAGE_LEN;
+use crate::model::{ParameterKind, ResNet18, Weights};
+use crate::ops::Op;
 
 /// What a device is, for `environment.json` and the first line of a run.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct DeviceInfo {
-    /// `cpu`, `cuda` or `emulated`.
+    /// `cpu`, `cpu:bf16`, `cuda` or `emulated`.
     pub kind: &'static str,
     /// Product name: "NVIDIA H200", "8 CPU threads".
     pub name: String,
@@ -66,70 +57,17 @@ pub struct DeviceInfo {
     pub wgmma_off: Vec<&'static str>,
 }
 
-/// A labelled image set, resident on the device.
-#[derive(Clone, Debug)]
-pub struct ImageSet {
-    /// `count` x 3 x 32 x 32 bytes, the planar layout of the CIFAR files.
-    pub images: Tensor<u8>,
-    /// `count` class indices.
-    pub labels: Tensor<u32>,
-    pub count: usize,
-}
-
-/// Random crop (32 of 40, padding 4) and horizontal flip, drawn by `Purpose::Augment` for each sample.
-///
-/// Word 0 of the sample's first block picks the row offset `word % 9`, word 1 the column offset, bit 0 of word 2
-/// the flip: `x[h][w] = image[h + row - 4][w' + column - 4]`, `w' = flip ? 31 - w : w`, outside what the padding says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Augment {
-    pub seed: u64,
-    pub epoch: u32,
-    pub padding: Padding,
-}
-
-named! {
-    /// What lies around an image that is cropped.
-    pub enum Padding {
-        /// Black, as torchvision's `RandomCrop(32, padding=4)`.
-        Zero = "zero",
-        /// The image mirrored at its outermost pixels, which are not repeated: `numpy.pad` and PyTorch's "reflect".
-        Reflect = "reflect",
-    }
-}
-
-/// The random start of an attack; element `e` of a sample uses word `e % 4` of block `e / 4`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Noise {
-    /// Uniform on [-radius, radius); the sum with the image is clipped to [0, 1].
-    Uniform { radius: f32 },
-    /// Normal with this standard deviation: Box-Muller on the word pairs (0, 1) and (2, 3) of a block,
-    /// `sqrt(-2 ln(1 - u0)) * (cos, sin)(2 pi u1)`. The sum is not clipped: TRADES and MART take their first
-    /// gradient there, and the first [`SignStep`] returns to [0, 1].
-    Normal { deviation: f32 },
-}
-
-/// One ascent step: `x' <- clip01(proj(x' + step_size * sign(gradient)))`, proj onto the L-inf ball around x.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SignStep {
-    pub step_size: f32,
-    /// Radius of the ball; `f32::INFINITY` projects onto [0, 1] only.
-    pub epsilon: f32,
-}
-
-/// Which activations a network pass uses and keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pass {
-    /// Running statistics, folded into the weights by [`Engine::fold_batch_norm`].
-    Eval,
-    /// Batch statistics; updates the running statistics. Slot 0 or 1: two train passes may be kept at a time.
-    Train { slot: usize },
-}
-
-/// Live weights, or their exponential moving average.
+/// A set of values that an engine keeps of every parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightSet {
+    /// What is trained, with the running statistics.
     Live,
+    /// The exponential moving average of the live ones.
     Average,
+    /// The optimizer's velocity, of trainable parameters.
+    Momentum,
+    /// Of the last backward passes, of trainable parameters.
+    Gradients,
 }
 
 /// SGD as in PyTorch: `g += weight_decay * w; v = momentum * v + g; w -= learning_rate * v`, on every parameter.
@@ -152,195 +90,347 @@ pub struct OptimizerState {
     pub average: Option<Weights>,
 }
 
-/// A device that holds one ResNet-18 and runs the operations of adversarial training on it.
+/// A device that holds one network.
 ///
 /// Images are f32 in [0, 1], NHWC (`batch x 32 x 32 x 3`); logits are f32 (`batch x classes`). The batch of a call
 /// is read off the length of its tensors; any batch from 1 up to the `max_batch` given to [`open()`] works. A call
 /// either succeeds or reports an [`Error`]; work may be asynchronous until a `read` or [`Engine::synchronize`].
-/// Operations that serve one purpose are traits of their own files, all part of this one.
-pub trait Engine:
-    SoftmaxLosses
-    + AttackLoop
-    + PairedPasses
-    + LastLayer
-    + MarginLosses
-    + AdaptiveSteps
-    + RandomSquares
-    + BoundarySteps
-    + Execution
-    + Phases
-    + Probes
-{
-    fn device(&self) -> &DeviceInfo;
-    fn network(&self) -> ResNet18;
-    /// Images a micro-batch of the attack should hold, so that its activations stay in cache.
-    fn micro_batch(&self) -> usize;
-
-    // Memory. The typed forms `alloc`, `upload`, `write` and `read` are below.
-    /// Uninitialised storage; `name` appears in error messages.
-    fn alloc_bytes(&self, name: &'static str, bytes: usize) -> Result<Storage>;
-    fn write_bytes(&self, storage: &Storage, offset: usize, bytes: &[u8]) -> Result<()>;
-    fn read_bytes(&self, storage: &Storage, offset: usize, bytes: &mut [u8]) -> Result<()>;
-    /// Waits for all work; reports an error that happened on the way.
-    fn synchronize(&self) -> Result<()>;
-
-    /// From now on a forward or backward pass of evaluation ([`Pass::Eval`]) begins only while this stop is not requested, and
-    /// ends with [`Error::Stopped`] otherwise. Train passes, which move the running statistics, are never cut off. Returns what was
-    /// there before. [`AttackLoop::ascend`] on a GPU is finished first; on the emulator it stops between two steps.
-    fn stop_on(&mut self, stop: Option<StopFlag>) -> Option<StopFlag>;
-
-    // Weights and optimizer.
-    /// Sets live weights and running statistics; clears momentum and average.
-    fn load_weights(&mut self, weights: &Weights) -> Result<()>;
-    fn weights(&self, set: WeightSet) -> Result<Weights>;
-    fn load_optimizer(&mut self, state: &OptimizerState) -> Result<()>;
-    fn optimizer(&self) -> Result<OptimizerState>;
-    /// Gradients of the last [`Engine::parameter_gradient`], one tensor a trainable parameter.
-    fn gradients(&self) -> Result<Weights>;
-    fn sgd_step(&mut self, sgd: &Sgd) -> Result<()>;
-
-    // Data.
-    /// Writes the (augmented) images and labels of `samples`.
-    fn gather(
-        &mut self,
-        set: &ImageSet,
-        samples: &Tensor<u32>,
-        augment: Option<Augment>,
-        images: &Tensor<f32>,
-        labels: &Tensor<u32>,
-    ) -> Result<()>;
-    /// `perturbed = images + noise`, the noise of each image keyed by its sample; clipped as [`Noise`] says. `perturbed`
-    /// may be `images`.
-    fn perturb(
-        &mut self,
-        noise: Noise,
-        key: Key,
-        samples: &Tensor<u32>,
-        images: &Tensor<f32>,
-        perturbed: &Tensor<f32>,
-    ) -> Result<()>;
-
-    // The network.
-    /// Prepares [`Pass::Eval`] from the current weights; needed again after [`Engine::sgd_step`] or a train pass.
-    fn fold_batch_norm(&mut self, set: WeightSet) -> Result<()>;
-    /// Logits of `images`; the pass keeps what its backward needs until its next forward.
-    fn forward(&mut self, pass: Pass, images: &Tensor<f32>, logits: &Tensor<f32>) -> Result<()>;
-    /// Gradient with respect to the images of the pass's last forward.
-    fn input_gradient(
-        &mut self,
-        pass: Pass,
-        logit_gradient: &Tensor<f32>,
-        gradient: &Tensor<f32>,
-    ) -> Result<()>;
-    /// Input gradient and [`SignStep`] in one: moves `perturbed`, the images of the pass's last forward.
-    fn attack_step(
-        &mut self,
-        pass: Pass,
-        logit_gradient: &Tensor<f32>,
-        step: &SignStep,
-        images: &Tensor<f32>,
-        perturbed: &Tensor<f32>,
-    ) -> Result<()>;
-    /// Parameter gradients of a train pass; `accumulate` adds to those already there.
-    fn parameter_gradient(
-        &mut self,
-        pass: Pass,
-        logit_gradient: &Tensor<f32>,
-        accumulate: bool,
-    ) -> Result<()>;
-
-    /// [`Engine::parameter_gradient`], set and not added, and [`Engine::attack_step`] of a train pass, from one backward
-    /// pass.
-    fn parameter_gradient_and_attack_step(
-        &mut self,
-        pass: Pass,
-        logit_gradient: &Tensor<f32>,
-        step: &SignStep,
-        images: &Tensor<f32>,
-        perturbed: &Tensor<f32>,
-    ) -> Result<()>;
-
-    // Ranking.
-    /// Positions of the `top.len()` largest values, ascending by position; equal values keep the lowest position.
-    /// NaN is an error.
-    fn top_k(&mut self, values: &Tensor<f32>, top: &Tensor<u32>) -> Result<()>;
-    /// Positions of all values `>= threshold`, ascending, at the front of `positions`; returns how many. NaN is an error.
-    fn at_least(&mut self, values: &Tensor<f32>, threshold: f32, positions: &Tensor<u32>) -> Result<usize>;
-
-    // Rows: a batch compacted to some of its samples, and back. The typed forms `gather_rows` and `scatter_rows` are below.
-    // A row that is not there is an error where the engine reads `rows`; a GPU does not: it gathers words of ones (NaN, an
-    // impossible label), so that the next loss shows it, and scatters nothing.
-    /// `to[i] = from[rows[i]]`, rows of `row_len` words; `from` and `to` are different storage.
-    fn gather_words(
-        &mut self,
-        from: &Tensor<u32>,
-        rows: &Tensor<u32>,
-        row_len: usize,
-        to: &Tensor<u32>,
-    ) -> Result<()>;
-    /// `to[rows[i]] = from[i]`, rows of `row_len` words, no row named twice; the other rows of `to` stay as they are.
-    fn scatter_words(
-        &mut self,
-        from: &Tensor<u32>,
-        rows: &Tensor<u32>,
-        row_len: usize,
-        to: &Tensor<u32>,
-    ) -> Result<()>;
+pub struct Engine {
+    id: u64,
+    network: ResNet18,
+    max_batch: usize,
+    device: Device,
+    life: LifeCycle,
+    stop: Option<StopFlag>,
 }
 
-/// Typed calls, the same for every engine.
-impl dyn Engine + '_ {
-    /// Uninitialised tensor of `len` elements.
-    pub fn alloc<T: Element>(&self, name: &'static str, len: usize) -> Result<Tensor<T>> {
-        Ok(Tensor::new(self.alloc_bytes(name, len * size_of::<T>())?, len))
+/// The backends.
+pub(crate) enum Device {
+    Cpu(Box<reference::Cpu>),
+    Cuda(Box<cuda::Cuda>),
+}
+
+impl Device {
+    fn backend(&self) -> &dyn Backend {
+        match self {
+            Self::Cpu(cpu) => &**cpu,
+            Self::Cuda(cuda) => &**cuda,
+        }
     }
+    fn backend_mut(&mut self) -> &mut dyn Backend {
+        match self {
+            Self::Cpu(cpu) => &mut **cpu,
+            Self::Cuda(cuda) => &mut **cuda,
+        }
+    }
+}
+
+impl Engine {
+    pub(crate) fn new(device: Device, network: ResNet18, max_batch: usize) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            network,
+            max_batch,
+            device,
+            life: LifeCycle::default(),
+            stop: None,
+        }
+    }
+
+    pub fn device(&self) -> &DeviceInfo {
+        self.device.backend().info()
+    }
+    pub fn network(&self) -> ResNet18 {
+        self.network
+    }
+    /// Images that an attack should take at a time, so that its activations stay in cache.
+    pub fn micro_batch(&self) -> usize {
+        self.device.backend().micro_batch().min(self.max_batch)
+    }
+
+    /// Uninitialised tensor of `len` elements; `name` appears in error messages.
+    pub fn alloc<T: Element>(&self, name: &'static str, len: usize) -> Result<Tensor<T>> {
+        let bytes = len * size_of::<T>();
+        let memory = self.device.backend().alloc(name, bytes)?;
+        Ok(Tensor::new(Storage::new(name, bytes, self.id, memory), len))
+    }
+
     /// New tensor with these values.
     pub fn upload<T: Element>(&self, name: &'static str, values: &[T]) -> Result<Tensor<T>> {
         let tensor = self.alloc(name, values.len())?;
         self.write(&tensor, values)?;
         Ok(tensor)
     }
+
     /// Overwrites a whole tensor.
     pub fn write<T: Element>(&self, tensor: &Tensor<T>, values: &[T]) -> Result<()> {
-        if tensor.len() != values.len() {
-            return Err(Error::Length { tensor: tensor.name(), met: values.len(), wanted: tensor.len() });
-        }
-        self.write_bytes(tensor.storage(), tensor.byte_offset(), bytemuck::cast_slice(values))
+        let mut operands = self.operands();
+        operands.writes(tensor, values.len())?;
+        let backend = self.device.backend();
+        backend.written(&operands.finish()?);
+        backend.write(tensor.storage(), tensor.byte_offset(), bytemuck::cast_slice(values))
     }
+
     /// Copies a whole tensor back.
     pub fn read<T: Element>(&self, tensor: &Tensor<T>) -> Result<Vec<T>> {
+        self.operands().reads(tensor, tensor.len())?;
         let mut values = vec![T::zeroed(); tensor.len()];
         let bytes = bytemuck::cast_slice_mut(&mut values);
-        self.read_bytes(tensor.storage(), tensor.byte_offset(), bytes)?;
+        self.device.backend().read(tensor.storage(), tensor.byte_offset(), bytes)?;
         Ok(values)
     }
-    /// Rows `rows` of `from`, one behind the other: `to[i] = from[rows[i]]`. A row has `row_len` elements; `from` and `to`
-    /// are different storage.
-    pub fn gather_rows<T: Word>(
+
+    /// Waits for all work; reports an error that happened on the way.
+    pub fn synchronize(&self) -> Result<()> {
+        self.device.backend().synchronize()
+    }
+
+    /// Sets live weights and running statistics; clears momentum and average.
+    pub fn load_weights(&mut self, weights: &Weights) -> Result<()> {
+        self.expect_tensors(weights, |_| true)?;
+        self.device.backend_mut().load(WeightSet::Live, Some(weights))?;
+        self.life.loaded();
+        Ok(())
+    }
+
+    /// Sets momentum and average.
+    ///
+    /// # Errors
+    /// Where no weights are loaded; where a tensor is missing or has another shape, and then nothing is set.
+    pub fn load_optimizer(&mut self, state: &OptimizerState) -> Result<()> {
+        self.life.expect_weights()?;
+        self.expect_tensors(&state.momentum, ParameterKind::trainable)?;
+        state.average.iter().try_for_each(|average| self.expect_tensors(average, |_| true))?;
+        let backend = self.device.backend_mut();
+        backend.load(WeightSet::Average, state.average.as_ref())?;
+        backend.load(WeightSet::Momentum, Some(&state.momentum))?;
+        self.life.average_loaded(state.average.is_some());
+        Ok(())
+    }
+
+    /// One set of values by name, in file layout.
+    ///
+    /// # Errors
+    /// Where there are none.
+    pub fn weights(&self, set: WeightSet) -> Result<Weights> {
+        self.life.expect_set(set)?;
+        self.device.backend().weights(set)
+    }
+
+    /// Momentum and average.
+    pub fn optimizer(&self) -> Result<OptimizerState> {
+        let average = self.life.has_average().then(|| self.weights(WeightSet::Average)).transpose()?;
+        Ok(OptimizerState { momentum: self.weights(WeightSet::Momentum)?, average })
+    }
+
+    /// One step of the optimizer by the gradients of the last backward passes.
+    ///
+    /// # Errors
+    /// Where there are no gradients.
+    pub fn step(&mut self, sgd: &Sgd) -> Result<()> {
+        self.life.expect_set(WeightSet::Gradients)?;
+        self.device.backend_mut().step(sgd)?;
+        self.life.stepped(sgd.average_decay.is_some());
+        Ok(())
+    }
+
+    /// Prepares [`Pass::Eval`] from a set of weights; needed again after [`Engine::step`] or a train pass.
+    pub fn fold_batch_norm(&mut self, set: WeightSet) -> Result<()> {
+        if !matches!(set, WeightSet::Live | WeightSet::Average) {
+            return Err(Error::Invalid(format!("{set:?} are no weights to evaluate: expected Live or Average")));
+        }
+        self.life.expect_set(set)?;
+        self.device.backend_mut().fold(set)?;
+        self.life.folded();
+        Ok(())
+    }
+
+    /// Logits of `images`; the pass keeps what its backward needs until its next forward.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] for an evaluation pass where a stop is requested ([`Engine::stop_on`]).
+    pub fn forward<'a>(
         &mut self,
-        from: &Tensor<T>,
-        rows: &Tensor<u32>,
-        row_len: usize,
-        to: &Tensor<T>,
+        pass: Pass,
+        images: impl Into<Sets<'a>>,
+        logits: impl Into<Sets<'a>>,
     ) -> Result<()> {
-        self.gather_words(&from.words(), rows, row_len, &to.words())
+        let (images, logits) = (images.into(), logits.into());
+        let (images, logits) = (expect_sets(pass, &images)?, expect_sets(pass, &logits)?);
+        let batch = self.batch_of(images[0])?;
+        let mut operands = self.operands();
+        for (images, logits) in images.iter().zip(logits) {
+            operands.reads(images, batch * IMAGE_LEN)?;
+            operands.writes(logits, batch * self.network.classes)?;
+        }
+        self.life.expect_ready(pass)?;
+        self.begin(pass, operands)?;
+        self.life.forget(pass);
+        self.device.backend_mut().forward(pass, images, logits)?;
+        self.life.forwarded(pass, batch);
+        Ok(())
     }
-    /// The way back: `to[rows[i]] = from[i]`, no row named twice; the other rows of `to` stay as they are.
-    pub fn scatter_rows<T: Word>(
+
+    /// From the gradient of the logits of the pass's last forward to what is requested.
+    ///
+    /// # Errors
+    /// Where the pass has no forward on the present weights, or cannot compute what is requested.
+    pub fn backward<'a>(
         &mut self,
-        from: &Tensor<T>,
-        rows: &Tensor<u32>,
-        row_len: usize,
-        to: &Tensor<T>,
+        pass: Pass,
+        logit_gradients: impl Into<Sets<'a>>,
+        request: GradRequest,
     ) -> Result<()> {
-        self.scatter_words(&from.words(), rows, row_len, &to.words())
+        let logit_gradients = logit_gradients.into();
+        let logit_gradients = expect_sets(pass, &logit_gradients)?;
+        let batch = self.life.expect_forward(pass)?;
+        let mut operands = self.operands();
+        for gradient in logit_gradients {
+            operands.reads(gradient, batch * self.network.classes)?;
+        }
+        match request.images {
+            _ if pass == Pass::Pair && request.images.is_some() => {
+                return Err(Error::Invalid(format!("{pass}: no gradient of the images, expected one train pass")));
+            }
+            None => {}
+            Some(ImageGradient::Write(gradient)) => operands.writes(gradient, batch * IMAGE_LEN)?,
+            Some(ImageGradient::Step { images, perturbed, .. }) => {
+                operands.maps(images, perturbed, batch * IMAGE_LEN)?;
+            }
+        }
+        match request.parameters {
+            Some(_) if pass.is_eval() => {
+                return Err(Error::Invalid(format!("{pass}: no parameter gradients, expected a train pass")));
+            }
+            Some(ParameterGradient::Add) => self.life.expect_set(WeightSet::Gradients)?,
+            _ => {}
+        }
+        self.begin(pass, operands)?;
+        self.device.backend_mut().backward(pass, logit_gradients, &request)?;
+        if request.parameters.is_some() {
+            self.life.has_gradients();
+        }
+        Ok(())
     }
-    /// Makes an image set resident: `images` is `labels.len()` x 3 x 32 x 32 bytes.
-    pub fn upload_images(&self, images: &[u8], labels: &[u32]) -> Result<ImageSet> {
-        Ok(ImageSet {
-            images: self.upload("data set images", images)?,
-            labels: self.upload("data set labels", labels)?,
-            count: labels.len(),
-        })
+
+    /// The features of the pass's last forward, `batch x features`: what its last layer saw.
+    pub fn features<'a>(&mut self, pass: Pass, features: impl Into<Sets<'a>>) -> Result<()> {
+        let features = features.into();
+        let features = expect_sets(pass, &features)?;
+        let batch = self.life.expect_forward(pass)?;
+        let mut operands = self.operands();
+        for features in features {
+            operands.writes(features, batch * self.network.features())?;
+        }
+        self.begin(pass, operands)?;
+        self.device.backend_mut().features(pass, features)
     }
+
+    /// One operation.
+    ///
+    /// # Errors
+    /// Where its operands are not what its contract says; then nothing was written.
+    pub fn run<O: Op>(&mut self, op: &O) -> Result<O::Output> {
+        let mut operands = self.operands();
+        op.check(&mut operands)?;
+        if let Some((pass, batch)) = op.passes() {
+            expect_set_count(pass, 1)?;
+            self.expect_batch("images", batch)?;
+            self.life.expect_ready(pass)?;
+            self.life.forget(pass);
+        }
+        self.device.backend().written(&operands.finish()?);
+        match &mut self.device {
+            Device::Cpu(cpu) => op.cpu(cpu),
+            Device::Cuda(cuda) => op.cuda(cuda),
+        }
+    }
+
+    /// From now on a forward or backward pass of evaluation begins only while this stop is not requested, and ends with
+    /// [`Error::Stopped`] otherwise. Train passes, which move the running statistics, are never cut off. Returns the former request. A
+    /// replayed attack on a GPU is finished first.
+    pub fn stop_on(&mut self, stop: Option<StopFlag>) -> Option<StopFlag> {
+        self.device.backend_mut().stop_on(stop.clone());
+        std::mem::replace(&mut self.stop, stop)
+    }
+
+    /// Work of a known size on this device.
+    pub fn probes(&self) -> &dyn Probes {
+        match &self.device {
+            Device::Cpu(cpu) => &**cpu,
+            Device::Cuda(cuda) => &**cuda,
+        }
+    }
+
+    /// The part of a training step that begins, for records of launches and for profilers.
+    pub fn phase(&self, phase: Phase) {
+        if let Some(driver) = self.device.backend().driver() {
+            driver.phase(phase);
+        }
+    }
+    /// A moment between what was asked for before and after, by the device's own clock where it has one; nobody waits.
+    pub fn mark(&self) -> Result<Mark> {
+        self.device.backend().driver().map_or_else(|| Ok(Mark::now()), |driver| driver.mark())
+    }
+    /// Seconds from one moment to a later one, which has come: see [`Engine::synchronize`].
+    pub fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
+        match self.device.backend().driver() {
+            Some(driver) => driver.seconds(from, to),
+            None => from.clock_seconds(to),
+        }
+    }
+
+    /// Refuses weights that lack one of the tensors, or have it in another shape.
+    fn expect_tensors(&self, weights: &Weights, which: impl Fn(ParameterKind) -> bool) -> Result<()> {
+        for parameter in self.network.parameters().iter().filter(|parameter| which(parameter.kind)) {
+            weights.get(&parameter.name, &parameter.shape)?;
+        }
+        Ok(())
+    }
+
+    fn operands(&self) -> Operands {
+        Operands::new(self.id, self.network)
+    }
+
+    /// The last look before a pass: operands that overlap, a stop; tells the backend what is written.
+    fn begin(&self, pass: Pass, operands: Operands) -> Result<()> {
+        let written = operands.finish()?;
+        if pass.is_eval() {
+            self.stop.iter().try_for_each(StopFlag::check)?;
+        }
+        self.device.backend().written(&written);
+        Ok(())
+    }
+
+    fn batch_of(&self, images: &Tensor<f32>) -> Result<usize> {
+        let batch = images.len() / IMAGE_LEN;
+        self.expect_batch(images.name(), batch)?;
+        Ok(batch)
+    }
+
+    fn expect_batch(&self, name: &str, batch: usize) -> Result<()> {
+        if (1..=self.max_batch).contains(&batch) {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "{name}: a batch of {batch} images, expected 1 to {}: what the engine was opened for",
+            self.max_batch
+        )))
+    }
+}
+
+/// The tensors of a pass, of which it takes so many.
+fn expect_sets<'s, 'a>(pass: Pass, sets: &'s Sets<'a>) -> Result<&'s [&'a Tensor<f32>]> {
+    let slice = sets.as_slice();
+    expect_set_count(pass, slice.len())?;
+    Ok(slice)
+}
+
+fn expect_set_count(pass: Pass, sets: usize) -> Result<()> {
+    pass.check()?;
+    if sets == pass.sets() {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!("{pass}: {sets} sets of images, expected {}", pass.sets())))
 }

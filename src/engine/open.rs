@@ -4,6 +4,8 @@ use std::rc::Rc;
 use std::str::FromStr;
 
 use super::cuda::driver::Driver;
+use super::cuda::driver::device::DeviceDriver;
+use super::cuda::driver::dry::DryDriver;
 use super::cuda::driver::host::{HostDriver, HostOptions};
 use super::reference::Format;
 use super::{DeviceOptions, Engine, Error, Recording, Result, cuda, reference};
@@ -59,16 +61,25 @@ impl FromStr for DeviceChoice {
 }
 
 /// Opens a device for `network`, ready for batches of up to `max_batch` images. Weights are undefined until loaded.
-pub fn open(choice: DeviceChoice, network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
+pub fn open(choice: DeviceChoice, network: ResNet18, max_batch: usize) -> Result<Engine> {
+    open_with(choice, network, max_batch, DeviceOptions::from_environment()?)
+}
+
+/// [`open`] with these options, of which the CPU has none.
+pub fn open_with(
+    choice: DeviceChoice,
+    network: ResNet18,
+    max_batch: usize,
+    options: DeviceOptions,
+) -> Result<Engine> {
+    expect_batch(max_batch)?;
     match choice {
         DeviceChoice::Cpu => reference::open(network, max_batch, Format::F32),
         DeviceChoice::CpuBf16 => reference::open(network, max_batch, Format::Bf16),
-        DeviceChoice::Cuda(ordinal) => cuda::open_device(ordinal, network, max_batch),
-        DeviceChoice::Emulated => cuda::open_emulated(HostDriver::open(), network, max_batch),
-        DeviceChoice::EmulatedHopper => {
-            cuda::open_emulated(emulated_hopper(DeviceOptions::from_environment()?), network, max_batch)
-        }
-        DeviceChoice::Auto => match cuda::open_device(0, network, max_batch) {
+        DeviceChoice::Cuda(ordinal) => cuda::open_device(ordinal, network, max_batch, options),
+        DeviceChoice::Emulated => cuda::open(emulator(false, options), network, max_batch),
+        DeviceChoice::EmulatedHopper => cuda::open(emulator(true, options), network, max_batch),
+        DeviceChoice::Auto => match cuda::open_device(0, network, max_batch, options) {
             Err(Error::Unavailable(_)) => reference::open(network, max_batch, Format::F32),
             opened => opened,
         },
@@ -83,7 +94,7 @@ pub fn open_recorded(
     choice: DeviceChoice,
     network: ResNet18,
     max_batch: usize,
-) -> Result<(Box<dyn Engine>, Recording)> {
+) -> Result<(Engine, Recording)> {
     open_recorded_with(choice, network, max_batch, DeviceOptions::from_environment()?)
 }
 
@@ -93,26 +104,37 @@ pub fn open_recorded_with(
     network: ResNet18,
     max_batch: usize,
     options: DeviceOptions,
-) -> Result<(Box<dyn Engine>, Recording)> {
-    match choice {
-        DeviceChoice::Cpu | DeviceChoice::CpuBf16 => Err(Error::Unavailable(
-            "--device cpu: the CPU engine launches no kernels to record; use cuda or emulated".into(),
-        )),
-        DeviceChoice::Cuda(ordinal) => cuda::record_device(ordinal, network, max_batch, options),
-        DeviceChoice::Emulated => cuda::record_emulated(HostDriver::open(), network, max_batch),
-        DeviceChoice::EmulatedHopper => cuda::record_emulated(emulated_hopper(options), network, max_batch),
-        DeviceChoice::Auto => match cuda::record_device(0, network, max_batch, options) {
-            Err(Error::Unavailable(_)) => cuda::record_emulated(HostDriver::open(), network, max_batch),
-            opened => opened,
+) -> Result<(Engine, Recording)> {
+    expect_batch(max_batch)?;
+    let driver = match choice {
+        DeviceChoice::Cpu | DeviceChoice::CpuBf16 => {
+            return Err(Error::Unavailable(
+                "--device cpu: the CPU engine launches no kernels to record; use cuda or emulated".into(),
+            ));
+        }
+        DeviceChoice::Cuda(ordinal) => DeviceDriver::with(ordinal, options)?,
+        DeviceChoice::Emulated => emulator(false, options),
+        DeviceChoice::EmulatedHopper => emulator(true, options),
+        DeviceChoice::Auto => match DeviceDriver::with(0, options) {
+            Err(Error::Unavailable(_)) => emulator(false, options),
+            opened => opened?,
         },
-    }
+    };
+    cuda::open_recorded(driver, network, max_batch)
 }
 
 /// An engine that runs nothing, with a record of what it would launch; whatever is read from it is zero.
-pub fn open_dry(network: ResNet18, max_batch: usize) -> Result<(Box<dyn Engine>, Recording)> {
-    cuda::record_dry(network, max_batch, DeviceOptions::from_environment()?)
+pub fn open_dry(network: ResNet18, max_batch: usize) -> Result<(Engine, Recording)> {
+    cuda::open_recorded(DryDriver::with(DeviceOptions::from_environment()?), network, max_batch)
 }
 
-fn emulated_hopper(device: DeviceOptions) -> Rc<dyn Driver> {
-    HostDriver::with(HostOptions { hopper: true, device, ..HostOptions::default() })
+fn emulator(hopper: bool, device: DeviceOptions) -> Rc<dyn Driver> {
+    HostDriver::with(HostOptions { hopper, device, ..HostOptions::default() })
+}
+
+fn expect_batch(max_batch: usize) -> Result<()> {
+    if max_batch > 0 {
+        return Ok(());
+    }
+    Err(Error::Invalid("batches of 0 images, expected 1 at least".into()))
 }

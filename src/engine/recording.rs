@@ -1,9 +1,8 @@
 //! What a device did, launch by launch, and which part of a training step asked for it.
 //!
-//! The loop says where a part of a step begins ([`Phases`]); an engine from [`super::open_recorded`] keeps every launch of a
-//! kernel with its time and cost. Called by `measure`; checked by `tests/profile.rs`.
+//! The loop says where a part of a step begins ([`super::Engine::phase`]); an engine from [`super::open_recorded`] keeps every launch of
+//! a kernel with its time and cost.
 
-use super::Result;
 pub use super::cuda::driver::Mark;
 pub use super::cuda::driver::record::Recording;
 use super::cuda::driver::{Kernel, Occupancy, occupancy, static_table};
@@ -52,19 +51,6 @@ impl Phase {
             Self::Gather | Self::Attack | Self::Train | Self::Optimizer => 1,
             Self::AttackStep(_) => 2,
         }
-    }
-}
-
-/// Hears which part of a step begins, and tells when; nothing is computed.
-pub trait Phases {
-    fn phase(&mut self, _phase: Phase) {}
-    /// A moment between what was asked for before and after, by the device's own clock where it has one; nobody waits.
-    fn mark(&self) -> Result<Mark> {
-        Ok(Mark::now())
-    }
-    /// Seconds from one moment to a later one, which has come: see [`super::Engine::synchronize`].
-    fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
-        from.clock_seconds(to)
     }
 }
 

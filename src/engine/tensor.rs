@@ -5,6 +5,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::rc::Rc;
 
+use super::{Error, Result};
+
 /// Element types of tensors.
 pub trait Element: bytemuck::Pod {}
 impl Element for f32 {}
@@ -17,23 +19,56 @@ pub trait Word: Element {}
 impl Word for f32 {}
 impl Word for u32 {}
 
-/// Memory of some engine, freed when the last view of it is dropped.
+/// Memory of one engine, freed when the last view of it is dropped.
 #[derive(Clone)]
 pub struct Storage {
     memory: Rc<dyn Any>,
     name: &'static str,
+    bytes: usize,
+    engine: u64,
 }
 
 impl Storage {
-    pub fn new<M: Any>(name: &'static str, memory: M) -> Self {
-        Self { memory: Rc::new(memory), name }
+    pub(super) fn new(name: &'static str, bytes: usize, engine: u64, memory: Rc<dyn Any>) -> Self {
+        Self { memory, name, bytes, engine }
     }
-    /// The engine's own memory type; `None` where another engine made it.
-    pub fn memory<M: Any>(&self) -> Option<&M> {
-        self.memory.downcast_ref()
+    /// The memory as its backend made it.
+    ///
+    /// # Errors
+    /// [`Error::ForeignTensor`] where another backend made it.
+    pub(crate) fn memory<M: Any>(&self) -> Result<&M> {
+        self.memory.downcast_ref().ok_or(Error::ForeignTensor { tensor: self.name })
     }
     pub fn name(&self) -> &'static str {
         self.name
+    }
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+    /// The engine that it belongs to.
+    pub(super) fn engine(&self) -> u64 {
+        self.engine
+    }
+    /// The same for every view of one allocation.
+    pub(crate) fn id(&self) -> usize {
+        Rc::as_ptr(&self.memory).cast::<()>() as usize
+    }
+}
+
+/// Bytes of one allocation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// [`Storage::id`].
+    pub(crate) storage: usize,
+    pub(crate) bytes: Range<usize>,
+    pub(crate) name: &'static str,
+}
+
+impl View {
+    /// Whether they share a byte.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.storage == other.storage
+            && self.bytes.start.max(other.bytes.start) < self.bytes.end.min(other.bytes.end)
     }
 }
 
@@ -68,6 +103,15 @@ impl<T: Element> Tensor<T> {
     }
     pub fn byte_offset(&self) -> usize {
         self.offset * size_of::<T>()
+    }
+    /// The bytes that it covers.
+    pub(crate) fn view(&self) -> View {
+        let start = self.byte_offset();
+        View {
+            storage: self.storage.id(),
+            bytes: start..start + self.len * size_of::<T>(),
+            name: self.name(),
+        }
     }
     /// The same memory, narrowed to `range`.
     ///

@@ -1,100 +1,62 @@
 //! The cuda engine: our kernels in bf16 with f32 accumulation, on a GPU or on the host runner.
 //!
-//! | file | what lives there |
+//! | file | what it holds |
 //! |---|---|
-//! | `driver/` | memory and launches, on a GPU or on the host runner; the only unsafe code |
-//! | `launch/` | for each kernel its parameter struct and its grid |
-//! | `layout` | where every tensor lies in the flat arenas |
+//! | `driver/` | memory and launches, on a GPU or on the emulator; the only unsafe code |
+//! | `launch/` | for each kernel of a pass its parameter struct and its grid |
+//! | `layout` | offsets of every tensor in the flat arenas |
 //! | `parameters` | the arenas: weights, gradients, optimizer state, folded copies |
-//! | `eval`, `train` | the two passes over the network, forward and back |
+//! | `eval`, `train`, `pair` | passes over the network, forward and backward |
 //! | `scratch` | gradients on their way back |
-//! | `operands` | from tensors to addresses |
-//! | `engine` | the [`Engine`] trait on top of these |
-//! | `paired_passes` | both train passes of a step as one |
-//! | `attack_loop` | the steps of an attack as one piece of work |
-//! | `graphs`, `execution` | attacks and passes recorded and replayed, and whether that is done |
-//! | `softmax_losses` | its part for the losses of training and of most attacks |
-//! | `square` | its part for random searches |
-//! | `apgd`, `margin` | the traits that attacks of an evaluation add to it |
-//! | `ladder` | every layer on every kind of convolution kernel, for measurements |
-//! | `last_layer` | its part for selections |
-//! | `predict` | how long launches should take on an H200 |
-//! | `probes` | its part for measurements |
+//! | `engine` | the backend on top of these |
+//! | `graphs` | attacks and passes recorded and replayed |
+//! | `ladder`, `predict`, `probes` | measurements |
 
-mod apgd;
-mod attack_loop;
-mod boundary;
 pub mod driver;
 mod engine;
-mod eval;
-mod execution;
+pub(crate) mod eval;
 mod graphs;
 mod ladder;
-mod last_layer;
 pub mod launch;
 pub mod layout;
-mod margin;
-mod operands;
-mod paired_passes;
+mod pair;
 mod parameters;
 mod predict;
 mod probes;
 mod scratch;
-mod softmax_losses;
-mod square;
 mod train;
 
 use std::rc::Rc;
 
-use super::{Engine, Recording, Result};
+use super::{Device, Engine, Recording, Result};
 use crate::model::ResNet18;
 use driver::record::Recorder;
 use driver::{DeviceOptions, Driver};
 
+pub use engine::Cuda;
+
 /// Opens GPU number `ordinal`.
-pub fn open_device(ordinal: usize, network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
-    let driver = driver::device::DeviceDriver::open(ordinal)?;
-    Ok(Box::new(engine::Cuda::new(driver, network, max_batch)?))
-}
-
-/// Opens a host runner: the same kernels, launches and grids on the CPU.
-pub fn open_emulated(host: Rc<dyn Driver>, network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
-    Ok(Box::new(engine::Cuda::new(host, network, max_batch)?))
-}
-
-/// [`open_device`], with a record of its launches.
-pub fn record_device(
+pub fn open_device(
     ordinal: usize,
     network: ResNet18,
     max_batch: usize,
     options: DeviceOptions,
-) -> Result<(Box<dyn Engine>, Recording)> {
-    recorded(driver::device::DeviceDriver::with(ordinal, options)?, network, max_batch)
+) -> Result<Engine> {
+    open(driver::device::DeviceDriver::with(ordinal, options)?, network, max_batch)
 }
 
-/// [`open_emulated`], with a record of its launches.
-pub fn record_emulated(
-    host: Rc<dyn Driver>,
-    network: ResNet18,
-    max_batch: usize,
-) -> Result<(Box<dyn Engine>, Recording)> {
-    recorded(host, network, max_batch)
+/// Opens a driver.
+pub fn open(driver: Rc<dyn Driver>, network: ResNet18, max_batch: usize) -> Result<Engine> {
+    let cuda = Cuda::new(driver, network, max_batch)?;
+    Ok(Engine::new(Device::Cuda(Box::new(cuda)), network, max_batch))
 }
 
-/// What the launches on a GPU would be, of which none is made.
-pub fn record_dry(
-    network: ResNet18,
-    max_batch: usize,
-    options: DeviceOptions,
-) -> Result<(Box<dyn Engine>, Recording)> {
-    recorded(driver::dry::DryDriver::with(options), network, max_batch)
-}
-
-fn recorded(
+/// [`open`], with a record of its launches.
+pub fn open_recorded(
     driver: Rc<dyn Driver>,
     network: ResNet18,
     max_batch: usize,
-) -> Result<(Box<dyn Engine>, Recording)> {
+) -> Result<(Engine, Recording)> {
     let (driver, recording) = Recorder::wrap(driver);
-    Ok((Box::new(engine::Cuda::new(driver, network, max_batch)?), recording))
+    Ok((open(driver, network, max_batch)?, recording))
 }

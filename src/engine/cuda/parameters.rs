@@ -8,7 +8,7 @@ use super::driver::{Address, Buffer, Driver};
 use super::launch::norm::{self, FoldParams};
 use super::launch::optimizer::{self, SgdParams, arena_room};
 use super::layout::Layout;
-use crate::engine::{Error, OptimizerState, Result, Sgd, WeightSet};
+use crate::engine::{Error, Result, Sgd, WeightSet};
 use crate::model::Weights;
 use crate::model::layers::BN_EPSILON;
 
@@ -51,55 +51,39 @@ impl Parameters {
         })
     }
 
-    /// Replaces live weights and statistics; momentum starts from zero and no average is kept.
-    pub fn load(&mut self, weights: &Weights) -> Result<()> {
-        let mut arena = vec![0.0; self.layout.total];
+    /// Replaces a set of weights: live ones start momentum from zero and keep no average; `None` drops the average.
+    pub fn load(&mut self, set: WeightSet, weights: Option<&Weights>) -> Result<()> {
+        let Some(weights) = weights else {
+            self.average = None;
+            return Ok(());
+        };
+        let trainable = set == WeightSet::Momentum;
+        let mut arena = vec![0.0; if trainable { self.layout.trainable } else { self.layout.total }];
         self.layout.pack(weights, &mut arena)?;
-        self.driver.write(self.live.address(), bytemuck::cast_slice(&arena))?;
-        self.driver.fill(self.velocity.address(), 0, self.velocity.bytes())?;
-        self.average = None;
-        self.folded_set = None;
-        let extents = (&self.layout).into();
-        optimizer::weights_to_bf16(&*self.driver, extents, self.live.address(), self.copies.address())
+        if set == WeightSet::Average && self.average.is_none() {
+            self.average = Some(Buffer::new(&self.driver, "average", self.live.bytes())?);
+        }
+        self.driver.write(self.arena(set)?.address(), bytemuck::cast_slice(&arena))?;
+        if set == WeightSet::Live {
+            self.driver.fill(self.velocity.address(), 0, self.velocity.bytes())?;
+            self.average = None;
+            let (live, copies) = (self.live.address(), self.copies.address());
+            optimizer::weights_to_bf16(&*self.driver, (&self.layout).into(), live, copies)?;
+        }
+        Ok(())
     }
 
     pub fn read(&self, set: WeightSet) -> Result<Weights> {
-        Ok(self.layout.unpack(&self.arena(set)?.to_vec::<f32>()?[..self.layout.total]))
-    }
-
-    pub fn read_gradients(&self) -> Result<Weights> {
-        Ok(self.layout.unpack(&self.gradients.to_vec::<f32>()?[..self.layout.trainable]))
-    }
-
-    pub fn optimizer(&self) -> Result<OptimizerState> {
-        let average = self.average.as_ref().map(|_| self.read(WeightSet::Average)).transpose()?;
-        let velocity = self.velocity.to_vec::<f32>()?;
-        Ok(OptimizerState { momentum: self.layout.unpack(&velocity[..self.layout.trainable]), average })
-    }
-
-    pub fn load_optimizer(&mut self, state: &OptimizerState) -> Result<()> {
-        let mut velocity = vec![0.0; self.layout.trainable];
-        self.layout.pack(&state.momentum, &mut velocity)?;
-        let average = match &state.average {
-            Some(weights) => {
-                let mut arena = vec![0.0; self.layout.total];
-                self.layout.pack(weights, &mut arena)?;
-                let average = Buffer::new(&self.driver, "average", self.live.bytes())?;
-                self.driver.write(average.address(), bytemuck::cast_slice(&arena))?;
-                Some(average)
-            }
-            None => None,
+        let elements = match set {
+            WeightSet::Live | WeightSet::Average => self.layout.total,
+            WeightSet::Momentum | WeightSet::Gradients => self.layout.trainable,
         };
-        self.driver.write(self.velocity.address(), bytemuck::cast_slice(&velocity))?;
-        self.average = average;
-        self.folded_set = None;
-        Ok(())
+        Ok(self.layout.unpack(&self.arena(set)?.to_vec::<f32>()?[..elements]))
     }
 
     /// One optimizer step from `gradients`. The average starts as a copy of the weights after the first step that keeps
     /// one, as PyTorch's `AveragedModel` does.
     pub fn step(&mut self, sgd: &Sgd) -> Result<()> {
-        self.folded_set = None;
         let average = self.average.as_ref().filter(|_| sgd.average_decay.is_some());
         let params = SgdParams {
             weights: self.live.address(),
@@ -143,11 +127,6 @@ impl Parameters {
         Ok(())
     }
 
-    /// The running statistics changed: evaluation passes need a new fold.
-    pub fn unfold(&mut self) {
-        self.folded_set = None;
-    }
-
     /// The linear layer that belongs to the folded convolutions: weight and bias.
     pub fn folded_linear(&self) -> Result<(Address, Address)> {
         let set = self.folded_set.ok_or_else(|| {
@@ -169,10 +148,11 @@ impl Parameters {
     fn arena(&self, set: WeightSet) -> Result<&Buffer> {
         match set {
             WeightSet::Live => Ok(&self.live),
-            WeightSet::Average => self
-                .average
-                .as_ref()
-                .ok_or_else(|| Error::Invalid("no moving average of the weights is kept".into())),
+            WeightSet::Average => {
+                self.average.as_ref().ok_or_else(|| Error::Invalid("no moving average on the device".into()))
+            }
+            WeightSet::Momentum => Ok(&self.velocity),
+            WeightSet::Gradients => Ok(&self.gradients),
         }
     }
 }

@@ -7,7 +7,7 @@ use super::ladder::{ladder, random};
 use super::launch::conv::{self, ConvShape, ForwardEpilogue};
 use super::predict::predicted_seconds;
 use crate::engine::probes::FLUSH_FACTOR;
-use crate::engine::{LadderStep, Launch, Mark, Phase, Phases, Probe, Probes, Result};
+use crate::engine::{LadderStep, Launch, Probe, Probes, Result};
 
 /// A GEMM of 32,768 x 512 x 4,608: 155 GFLOP.
 const SHAPE: ConvShape =
@@ -16,21 +16,9 @@ const SHAPE: ConvShape =
 const ROUNDS: usize = 16;
 const COPIED: usize = 512 << 20;
 
-impl Phases for Cuda {
-    fn phase(&mut self, phase: Phase) {
-        self.driver().phase(phase);
-    }
-    fn mark(&self) -> Result<Mark> {
-        self.driver().mark()
-    }
-    fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
-        self.driver().seconds(from, to)
-    }
-}
-
 impl Probes for Cuda {
     fn product_probe(&self) -> Result<Option<Probe>> {
-        let driver = self.shared_driver();
+        let driver = self.driver.clone();
         if driver.info().kind != "cuda" {
             return Ok(None);
         }
@@ -52,7 +40,7 @@ impl Probes for Cuda {
     }
 
     fn copy_probe(&self) -> Result<Option<Probe>> {
-        let driver = self.shared_driver();
+        let driver = self.driver.clone();
         if driver.info().kind != "cuda" {
             return Ok(None);
         }
@@ -68,7 +56,7 @@ impl Probes for Cuda {
     }
 
     fn flush_probe(&self) -> Result<Probe> {
-        let driver = self.shared_driver();
+        let driver = self.driver.clone();
         let bytes = FLUSH_FACTOR * driver.cache_bytes();
         let buffer = Buffer::new(&driver, "flush of the cache", bytes)?;
         let run = move || {
@@ -84,7 +72,7 @@ impl Probes for Cuda {
 
     fn predicted_seconds(&self, launches: &[Launch]) -> Option<f64> {
         let network = self.parameters.layout.network;
-        if self.driver().has_wgmma() { predicted_seconds(launches, network) } else { None }
+        if self.driver.has_wgmma() { predicted_seconds(launches, network) } else { None }
     }
 
     fn flops_so_far(&self) -> Option<u64> {

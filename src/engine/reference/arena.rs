@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::engine::{Error, Result, WeightSet};
+use crate::engine::Result;
 use crate::model::{Parameter, ParameterKind, ResNet18, Weights};
 
 /// Where the tensors of one convolution and its BatchNorm lie.
@@ -112,16 +112,4 @@ pub struct Model {
     pub live: Arena,
     pub velocity: Vec<f32>,
     pub average: Option<Arena>,
-}
-
-impl Model {
-    /// One set of weights, if there is such a one.
-    pub fn arena(&self, set: WeightSet) -> Result<&Arena> {
-        match set {
-            WeightSet::Live => Ok(&self.live),
-            WeightSet::Average => self.average.as_ref().ok_or_else(|| {
-                Error::Invalid("no moving average: sgd_step with average_decay starts one".into())
-            }),
-        }
-    }
 }

@@ -1,72 +1,61 @@
-//! The reference engine behind the [`Engine`] trait: checks lengths, ownership and order of calls, and hands plain slices to
-//! the operations. Checked by `tests/reference_pytorch.rs` and `tests/reference_engine.rs`.
+//! The CPU as a backend: memory, weights and passes.
+
+use std::any::Any;
+use std::cell::RefMut;
+use std::rc::Rc;
 
 use super::arena::{Layout, Model};
 use super::eval::EvalPass;
-use super::loss::Losses;
-use super::memory::{Heap, expect_len};
+use super::memory::{Heap, Input};
 use super::numbers::{Format, Numbers};
+use super::sign_step::sign_step;
 use super::tiles::Isa;
-use super::train::{SLOTS, TrainPass, Wanted};
-use super::{gather, invalid, optimizer, perturb, ranking, rows};
+use super::train::{PAIR, TrainPass, Wanted};
+use super::optimizer;
+use crate::engine::backend::Backend;
+use crate::engine::cuda::driver::Driver;
 use crate::engine::{
-    Augment, DeviceInfo, Element, Engine, Error, ImageSet, Noise, OptimizerState, Pass, Result, Sgd,
-    SignStep, StopFlag, Storage, Tensor, WeightSet,
+    DeviceInfo, Element, Error, GradRequest, ImageGradient, ParameterGradient, Pass, Result, Sgd, StopFlag,
+    Storage, Tensor, View, WeightSet,
 };
 use crate::model::layers::IMAGE_LEN;
 use crate::model::{ResNet18, Weights};
-use crate::philox::Key;
 
 /// Images of an attack's micro-batch: enough work for many cores, activations that stay in a shared cache.
 const MICRO_BATCH: usize = 64;
 
-/// One ResNet-18 on the CPU.
-pub struct Reference {
+/// One network on the CPU.
+pub struct Cpu {
     info: DeviceInfo,
-    pub(super) network: ResNet18,
-    pub(super) numbers: Numbers,
-    max_batch: usize,
-    pub(super) heap: Heap,
+    network: ResNet18,
+    numbers: Numbers,
+    heap: Heap,
     layout: Layout,
     /// `None` until weights are loaded.
     model: Option<Model>,
-    /// Of the last [`Engine::parameter_gradient`].
     gradients: Option<Vec<f32>>,
-    pub(super) eval: EvalPass,
-    /// Whether `eval` holds the present weights.
-    folded: bool,
-    /// Batch of the last forward pass that can still go backward.
-    pub(super) eval_batch: Option<usize>,
-    pub(super) train: TrainPass,
+    eval: EvalPass,
+    train: TrainPass,
     /// Whether `train` holds the present weights.
     packed: bool,
-    pub(super) train_batch: [Option<usize>; SLOTS],
-    /// The same of a pair.
-    pub(super) pair_batch: Option<usize>,
     stop: Option<StopFlag>,
 }
 
-fn no_weights() -> Error {
-    Error::Invalid("no weights: call load_weights first".into())
-}
-
-impl Reference {
+impl Cpu {
     /// See [`super::open`].
-    pub fn new(network: ResNet18, max_batch: usize, format: Format) -> Result<Self> {
+    pub fn new(network: ResNet18, format: Format) -> Result<Self> {
         let ResNet18 { width, classes } = network;
         if width == 0 || !width.is_multiple_of(16) {
             return Err(Error::Invalid(format!(
                 "network width {width}: expected a multiple of 16 (16 and 64 are tested)"
             )));
         }
-        if classes == 0 || max_batch == 0 {
-            return Err(Error::Invalid(format!(
-                "{classes} classes, batches up to {max_batch}: both must be at least 1"
-            )));
+        if classes == 0 {
+            return Err(Error::Invalid("0 classes, expected 1 at least".into()));
         }
         let threads = rayon::current_num_threads();
         let numbers = Numbers { format, isa: Isa::chosen()? };
-        Ok(Reference {
+        Ok(Self {
             info: DeviceInfo {
                 kind: match format {
                     Format::F32 => "cpu",
@@ -81,409 +70,198 @@ impl Reference {
             },
             network,
             numbers,
-            max_batch,
-            heap: Heap::new(),
+            heap: Heap::default(),
             layout: Layout::new(network),
             model: None,
             gradients: None,
             eval: EvalPass::new(network, numbers),
-            folded: false,
-            eval_batch: None,
             train: TrainPass::new(network, numbers),
             packed: false,
-            train_batch: [None; SLOTS],
-            pair_batch: None,
             stop: None,
         })
     }
 
-    /// Number of rows in a tensor of rows, at least one and at most `max_batch`.
-    fn batch_of<T: Element>(&self, tensor: &Tensor<T>, row: usize) -> Result<usize> {
-        let batch = tensor.len() / row;
-        if batch == 0 || batch * row != tensor.len() {
-            let wanted = batch.max(1) * row;
-            return Err(Error::Length { tensor: tensor.name(), met: tensor.len(), wanted });
-        }
-        if batch > self.max_batch {
-            let name = tensor.name();
-            return invalid(format!(
-                "{name}: a batch of {batch}, but the engine was opened for at most {}",
-                self.max_batch
-            ));
-        }
-        Ok(batch)
+    pub fn network(&self) -> ResNet18 {
+        self.network
+    }
+    pub fn classes(&self) -> usize {
+        self.network.classes
+    }
+    pub fn numbers(&self) -> Numbers {
+        self.numbers
     }
 
-    pub(super) fn heap(&self) -> &Heap {
-        &self.heap
+    /// What an operation reads.
+    pub fn input<'a, T: Element>(&self, tensor: &'a Tensor<T>) -> Result<Input<'a, T>> {
+        self.heap.input(tensor)
     }
-
-    pub(super) fn losses(&self) -> Losses<'_> {
-        Losses { heap: &self.heap, classes: self.network.classes }
+    /// What it writes.
+    pub fn output<'a, T: Element>(&self, tensor: &'a Tensor<T>) -> Result<RefMut<'a, [T]>> {
+        self.heap.output(tensor)
+    }
+    /// # Errors
+    /// [`Error::Stopped`] where a stop is requested.
+    pub fn check_stop(&self) -> Result<()> {
+        self.stop.iter().try_for_each(StopFlag::check)
     }
 
     fn model(&self) -> Result<&Model> {
-        self.model.as_ref().ok_or_else(no_weights)
-    }
-
-    /// Batch of the pass's last forward, against which a backward call is checked.
-    fn forward_batch(&self, pass: Pass, logit_gradient: &Tensor<f32>) -> Result<usize> {
-        let last = match pass {
-            Pass::Eval => self.eval_batch,
-            Pass::Train { slot } => *self.train_batch.get(slot).ok_or_else(|| bad_slot(slot))?,
-        };
-        let Some(batch) = last else {
-            return invalid(format!("{pass:?}: backward without a forward pass on the present weights"));
-        };
-        expect_len(logit_gradient, batch * self.network.classes)?;
-        Ok(batch)
-    }
-
-    /// The gradient of the images of the pass's last forward.
-    fn image_gradient(
-        &mut self,
-        pass: Pass,
-        logit_gradient: &Tensor<f32>,
-        images: &Tensor<f32>,
-    ) -> Result<Vec<f32>> {
-        let batch = self.forward_batch(pass, logit_gradient)?;
-        expect_len(images, batch * IMAGE_LEN)?;
-        let dlogits = self.heap.copy(logit_gradient)?;
-        let mut gradient = vec![0.0; batch * IMAGE_LEN];
-        match pass {
-            Pass::Eval => {
-                self.stop.iter().try_for_each(StopFlag::check)?;
-                self.eval.input_gradient(batch, &dlogits, &mut gradient)
-            }
-            Pass::Train { slot } => {
-                let wanted = Wanted { parameters: None, images: Some(&mut gradient) };
-                self.train.backward(slot, &self.layout, batch, &dlogits, wanted);
-            }
-        }
-        Ok(gradient)
-    }
-
-    /// Weights changed: folded and packed copies are stale, and no forward pass can go backward any more.
-    fn weights_changed(&mut self) {
-        (self.folded, self.packed) = (false, false);
-        self.eval_batch = None;
-        self.train_batch = [None; SLOTS];
-        self.pair_batch = None;
-    }
-
-    /// A train pass in one of the slots of `train`; says how many images it is of.
-    pub(super) fn train_forward(
-        &mut self,
-        slot: usize,
-        images: &Tensor<f32>,
-        logits: &Tensor<f32>,
-    ) -> Result<usize> {
-        let batch = self.batch_of(images, IMAGE_LEN)?;
-        expect_len(logits, batch * self.network.classes)?;
-        let model = self.model.as_mut().ok_or_else(no_weights)?;
-        let images = self.heap.copy(images)?;
-        let mut logits = self.heap.view_mut(logits)?;
-        if !self.packed {
-            self.train.pack(&self.layout, &model.live);
-            self.packed = true;
-        }
-        self.train.forward(slot, &self.layout, &mut model.live, batch, &images, &mut logits);
-        // The running statistics moved. An eval pass may still go backward: its folded weights stand.
-        self.folded = false;
-        Ok(batch)
-    }
-
-    /// Parameter gradients of the pass of `batch` images in one of the slots of `train`, and where there is room the images'.
-    pub(super) fn train_gradient(
-        &mut self,
-        slot: usize,
-        batch: usize,
-        logit_gradient: &Tensor<f32>,
-        accumulate: bool,
-        images: Option<&mut [f32]>,
-    ) -> Result<()> {
-        let dlogits = self.heap.copy(logit_gradient)?;
-        let gradients = self.gradients.get_or_insert_with(|| vec![0.0; self.layout.trainable]);
-        let wanted = Wanted { parameters: Some((gradients, accumulate)), images };
-        self.train.backward(slot, &self.layout, batch, &dlogits, wanted);
-        Ok(())
-    }
-
-    /// Values to rank, none of them NaN.
-    fn ranked(&self, values: &Tensor<f32>) -> Result<Vec<f32>> {
-        let copy = self.heap.copy(values)?;
-        match ranking::first_nan(&copy) {
-            Some(position) => Err(Error::NotANumber { tensor: values.name(), position }),
-            None => Ok(copy),
-        }
+        self.model.as_ref().ok_or_else(missing)
     }
 }
 
-fn bad_slot(slot: usize) -> Error {
-    Error::Invalid(format!("train slot {slot}: expected 0 or 1"))
+/// The engine above refuses calls before there are weights or gradients.
+fn missing() -> Error {
+    Error::Invalid("no weights or gradients on the CPU".into())
 }
 
-impl Engine for Reference {
-    fn device(&self) -> &DeviceInfo {
+/// Slots of [`TrainPass`] that a pass takes.
+fn slots(pass: Pass) -> [usize; 2] {
+    match pass {
+        Pass::Train { slot } => [slot; 2],
+        _ => PAIR,
+    }
+}
+
+impl Backend for Cpu {
+    fn info(&self) -> &DeviceInfo {
         &self.info
     }
-
-    fn network(&self) -> ResNet18 {
-        self.network
-    }
-
     fn micro_batch(&self) -> usize {
-        MICRO_BATCH.min(self.max_batch)
+        MICRO_BATCH
     }
 
-    fn alloc_bytes(&self, name: &'static str, bytes: usize) -> Result<Storage> {
+    fn alloc(&self, name: &'static str, bytes: usize) -> Result<Rc<dyn Any>> {
         self.heap.alloc(name, bytes)
     }
-
-    fn write_bytes(&self, storage: &Storage, offset: usize, bytes: &[u8]) -> Result<()> {
+    fn write(&self, storage: &Storage, offset: usize, bytes: &[u8]) -> Result<()> {
         self.heap.write(storage, offset, bytes)
     }
-
-    fn read_bytes(&self, storage: &Storage, offset: usize, bytes: &mut [u8]) -> Result<()> {
+    fn read(&self, storage: &Storage, offset: usize, bytes: &mut [u8]) -> Result<()> {
         self.heap.read(storage, offset, bytes)
     }
-
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
-
-    fn stop_on(&mut self, stop: Option<StopFlag>) -> Option<StopFlag> {
-        std::mem::replace(&mut self.stop, stop)
+    fn written(&self, views: &[View]) {
+        self.heap.begin(views);
     }
 
-    fn load_weights(&mut self, weights: &Weights) -> Result<()> {
-        let live = self.layout.arena_from(weights)?;
-        self.model = Some(Model { live, velocity: vec![0.0; self.layout.trainable], average: None });
-        self.gradients = None;
-        self.weights_changed();
+    fn load(&mut self, set: WeightSet, weights: Option<&Weights>) -> Result<()> {
+        match (set, weights) {
+            (WeightSet::Live, Some(weights)) => {
+                let live = self.layout.arena_from(weights)?;
+                self.model = Some(Model { live, velocity: vec![0.0; self.layout.trainable], average: None });
+                self.packed = false;
+            }
+            (WeightSet::Average, weights) => {
+                let average = weights.map(|weights| self.layout.arena_from(weights)).transpose()?;
+                self.model.as_mut().ok_or_else(missing)?.average = average;
+            }
+            (WeightSet::Momentum, Some(weights)) => {
+                let velocity = self.layout.parameters_from(weights)?;
+                self.model.as_mut().ok_or_else(missing)?.velocity = velocity;
+            }
+            (set, _) => return Err(Error::Invalid(format!("{set:?}: a set that cannot be loaded"))),
+        }
         Ok(())
     }
 
     fn weights(&self, set: WeightSet) -> Result<Weights> {
-        Ok(self.layout.arena_to_weights(self.model()?.arena(set)?))
-    }
-
-    fn load_optimizer(&mut self, state: &OptimizerState) -> Result<()> {
-        let velocity = self.layout.parameters_from(&state.momentum)?;
-        let average = state.average.as_ref().map(|average| self.layout.arena_from(average)).transpose()?;
-        let model = self.model.as_mut().ok_or_else(no_weights)?;
-        (model.velocity, model.average) = (velocity, average);
-        Ok(())
-    }
-
-    fn optimizer(&self) -> Result<OptimizerState> {
         let model = self.model()?;
-        Ok(OptimizerState {
-            momentum: self.layout.parameters_to_weights(&model.velocity),
-            average: model.average.as_ref().map(|average| self.layout.arena_to_weights(average)),
+        Ok(match set {
+            WeightSet::Live => self.layout.arena_to_weights(&model.live),
+            WeightSet::Average => self.layout.arena_to_weights(model.average.as_ref().ok_or_else(missing)?),
+            WeightSet::Momentum => self.layout.parameters_to_weights(&model.velocity),
+            WeightSet::Gradients => {
+                self.layout.parameters_to_weights(self.gradients.as_ref().ok_or_else(missing)?)
+            }
         })
     }
 
-    fn gradients(&self) -> Result<Weights> {
-        match &self.gradients {
-            Some(gradients) => Ok(self.layout.parameters_to_weights(gradients)),
-            None => invalid("no gradients: call parameter_gradient first"),
-        }
-    }
-
-    fn sgd_step(&mut self, sgd: &Sgd) -> Result<()> {
-        let Some(gradients) = &self.gradients else {
-            return invalid("sgd_step without gradients: call parameter_gradient first");
-        };
-        let Model { live, velocity, average } = self.model.as_mut().ok_or_else(no_weights)?;
+    fn step(&mut self, sgd: &Sgd) -> Result<()> {
+        let (Some(model), Some(gradients)) = (&mut self.model, &self.gradients) else { return Err(missing()) };
+        let Model { live, velocity, average } = model;
         optimizer::step(sgd, live, velocity, gradients, average);
-        self.weights_changed();
+        self.packed = false;
         Ok(())
     }
 
-    fn gather(
-        &mut self,
-        set: &ImageSet,
-        samples: &Tensor<u32>,
-        augment: Option<Augment>,
-        images: &Tensor<f32>,
-        labels: &Tensor<u32>,
-    ) -> Result<()> {
-        expect_len(&set.images, set.count * IMAGE_LEN)?;
-        expect_len(&set.labels, set.count)?;
-        expect_len(images, samples.len() * IMAGE_LEN)?;
-        expect_len(labels, samples.len())?;
-        let indices = self.heap.copy(samples)?;
-        if let Some(at) = indices.iter().position(|&sample| sample as usize >= set.count) {
-            let (name, sample, count) = (samples.name(), indices[at], set.count);
-            return invalid(format!(
-                "{name}: sample {sample} at position {at}, but the set has {count} images"
-            ));
-        }
-        let all_labels = self.heap.view(&set.labels)?;
-        let chosen: Vec<u32> = indices.iter().map(|&sample| all_labels[sample as usize]).collect();
-        drop(all_labels);
-        self.heap.view_mut(labels)?.copy_from_slice(&chosen);
-        gather::gather(&self.heap.view(&set.images)?, &indices, augment, &mut self.heap.view_mut(images)?);
+    fn fold(&mut self, set: WeightSet) -> Result<()> {
+        let Some(model) = &self.model else { return Err(missing()) };
+        let arena = match set {
+            WeightSet::Average => model.average.as_ref().ok_or_else(missing)?,
+            _ => &model.live,
+        };
+        self.eval.fold(&self.layout, arena);
         Ok(())
     }
 
-    fn perturb(
-        &mut self,
-        noise: Noise,
-        key: Key,
-        samples: &Tensor<u32>,
-        images: &Tensor<f32>,
-        perturbed: &Tensor<f32>,
-    ) -> Result<()> {
-        expect_len(images, samples.len() * IMAGE_LEN)?;
-        expect_len(perturbed, images.len())?;
-        let (samples, images) = (self.heap.copy(samples)?, self.heap.copy(images)?);
-        perturb::random_start(noise, key, &samples, &images, &mut self.heap.view_mut(perturbed)?);
-        Ok(())
-    }
-
-    fn fold_batch_norm(&mut self, set: WeightSet) -> Result<()> {
-        let model = self.model.as_ref().ok_or_else(no_weights)?;
-        self.eval.fold(&self.layout, model.arena(set)?);
-        (self.folded, self.eval_batch) = (true, None);
-        Ok(())
-    }
-
-    fn forward(&mut self, pass: Pass, images: &Tensor<f32>, logits: &Tensor<f32>) -> Result<()> {
-        if let Pass::Train { slot } = pass {
-            if slot >= SLOTS {
-                return Err(bad_slot(slot));
-            }
-            self.train_batch[slot] = Some(self.train_forward(slot, images, logits)?);
+    fn forward(&mut self, pass: Pass, images: &[&Tensor<f32>], logits: &[&Tensor<f32>]) -> Result<()> {
+        let batch = images[0].len() / IMAGE_LEN;
+        if pass.is_eval() {
+            self.eval.forward(batch, &self.heap.input(images[0])?, &mut self.heap.output(logits[0])?);
             return Ok(());
         }
-        let batch = self.batch_of(images, IMAGE_LEN)?;
-        expect_len(logits, batch * self.network.classes)?;
-        if self.model.is_none() {
-            return Err(no_weights());
+        let model = self.model.as_mut().ok_or_else(missing)?;
+        if !self.packed {
+            self.train.pack(&self.layout, &model.live);
+            self.packed = true;
         }
-        if !self.folded {
-            return invalid("Eval: the weights or running statistics changed; call fold_batch_norm first");
+        for ((images, logits), slot) in images.iter().zip(logits).zip(slots(pass)) {
+            let (images, mut logits) = (self.heap.input(images)?, self.heap.output(logits)?);
+            self.train.forward(slot, &self.layout, &mut model.live, batch, &images, &mut logits);
         }
-        self.stop.iter().try_for_each(StopFlag::check)?;
-        self.eval.forward(batch, &self.heap.copy(images)?, &mut self.heap.view_mut(logits)?);
-        self.eval_batch = Some(batch);
         Ok(())
     }
 
-    fn input_gradient(
+    fn backward(
         &mut self,
         pass: Pass,
-        logit_gradient: &Tensor<f32>,
-        gradient: &Tensor<f32>,
+        logit_gradients: &[&Tensor<f32>],
+        request: &GradRequest,
     ) -> Result<()> {
-        let values = self.image_gradient(pass, logit_gradient, gradient)?;
-        self.heap.view_mut(gradient)?.copy_from_slice(&values);
-        Ok(())
-    }
-
-    fn attack_step(
-        &mut self,
-        pass: Pass,
-        logit_gradient: &Tensor<f32>,
-        step: &SignStep,
-        images: &Tensor<f32>,
-        perturbed: &Tensor<f32>,
-    ) -> Result<()> {
-        expect_len(perturbed, images.len())?;
-        let gradient = self.image_gradient(pass, logit_gradient, images)?;
-        let images = self.heap.copy(images)?;
-        perturb::sign_step(step, &images, &gradient, &mut self.heap.view_mut(perturbed)?);
-        Ok(())
-    }
-
-    fn parameter_gradient(
-        &mut self,
-        pass: Pass,
-        logit_gradient: &Tensor<f32>,
-        accumulate: bool,
-    ) -> Result<()> {
-        let Pass::Train { slot } = pass else {
-            return invalid("Eval: parameter gradients need a train pass");
-        };
-        let batch = self.forward_batch(pass, logit_gradient)?;
-        if accumulate && self.gradients.is_none() {
-            return invalid(
-                "parameter_gradient: nothing to accumulate to; make the first call with accumulate = false",
-            );
-        }
-        self.train_gradient(slot, batch, logit_gradient, accumulate, None)
-    }
-
-    fn parameter_gradient_and_attack_step(
-        &mut self,
-        pass: Pass,
-        logit_gradient: &Tensor<f32>,
-        step: &SignStep,
-        images: &Tensor<f32>,
-        perturbed: &Tensor<f32>,
-    ) -> Result<()> {
-        let Pass::Train { slot } = pass else {
-            return invalid("Eval: parameter gradients need a train pass");
-        };
-        let batch = self.forward_batch(pass, logit_gradient)?;
-        expect_len(images, batch * IMAGE_LEN)?;
-        expect_len(perturbed, images.len())?;
-        let mut gradient = vec![0.0; batch * IMAGE_LEN];
-        self.train_gradient(slot, batch, logit_gradient, false, Some(&mut gradient))?;
-        let images = self.heap.copy(images)?;
-        perturb::sign_step(step, &images, &gradient, &mut self.heap.view_mut(perturbed)?);
-        Ok(())
-    }
-
-    fn top_k(&mut self, values: &Tensor<f32>, top: &Tensor<u32>) -> Result<()> {
-        if top.len() > values.len() {
-            return Err(Error::Length { tensor: top.name(), met: top.len(), wanted: values.len() });
-        }
-        let positions = ranking::top_k(&self.ranked(values)?, top.len());
-        self.heap.view_mut(top)?.copy_from_slice(&positions);
-        Ok(())
-    }
-
-    fn at_least(&mut self, values: &Tensor<f32>, threshold: f32, positions: &Tensor<u32>) -> Result<usize> {
-        if threshold.is_nan() {
-            return invalid(format!("{}: the threshold is NaN", values.name()));
-        }
-        if positions.len() < values.len() {
-            return Err(Error::Length {
-                tensor: positions.name(),
-                met: positions.len(),
-                wanted: values.len(),
+        let batch = logit_gradients[0].len() / self.network.classes;
+        let mut image_gradient = request.images.map(|_| vec![0.0; batch * IMAGE_LEN]);
+        for ((logit_gradient, slot), set) in logit_gradients.iter().zip(slots(pass)).zip(0..) {
+            let dlogits = self.heap.input(logit_gradient)?;
+            if let (true, Some(images)) = (pass.is_eval(), &mut image_gradient) {
+                self.eval.input_gradient(batch, &dlogits, images);
+                continue;
+            }
+            let trainable = self.layout.trainable;
+            let parameters = request.parameters.map(|what| {
+                let gradients = self.gradients.get_or_insert_with(|| vec![0.0; trainable]);
+                (&mut gradients[..], what == ParameterGradient::Add || set > 0)
             });
+            let wanted = Wanted { parameters, images: image_gradient.as_deref_mut() };
+            self.train.backward(slot, &self.layout, batch, &dlogits, wanted);
         }
-        let values = self.ranked(values)?;
-        let mut positions = self.heap.view_mut(positions)?;
-        let mut count = 0;
-        for (slot, position) in positions.iter_mut().zip(ranking::at_least(&values, threshold)) {
-            *slot = position;
-            count += 1;
+        match (request.images, image_gradient) {
+            (Some(ImageGradient::Write(tensor)), Some(values)) => {
+                self.heap.output(tensor)?.copy_from_slice(&values);
+            }
+            (Some(ImageGradient::Step { step, images, perturbed }), Some(values)) => {
+                let images = self.heap.input(images)?;
+                sign_step(&step, &images, &values, &mut self.heap.output(perturbed)?);
+            }
+            _ => {}
         }
-        Ok(count)
+        Ok(())
     }
 
-    fn gather_words(
-        &mut self,
-        from: &Tensor<u32>,
-        rows: &Tensor<u32>,
-        row_len: usize,
-        to: &Tensor<u32>,
-    ) -> Result<()> {
-        rows::gather(&self.heap, from, rows, row_len, to)
+    fn features(&mut self, pass: Pass, features: &[&Tensor<f32>]) -> Result<()> {
+        for (tensor, slot) in features.iter().zip(slots(pass)) {
+            let kept = if pass.is_eval() { self.eval.features() } else { self.train.features(slot) };
+            self.heap.output(tensor)?.copy_from_slice(kept);
+        }
+        Ok(())
     }
 
-    fn scatter_words(
-        &mut self,
-        from: &Tensor<u32>,
-        rows: &Tensor<u32>,
-        row_len: usize,
-        to: &Tensor<u32>,
-    ) -> Result<()> {
-        rows::scatter(&self.heap, from, rows, row_len, to)
+    fn stop_on(&mut self, stop: Option<StopFlag>) {
+        self.stop = stop;
+    }
+    fn driver(&self) -> Option<&Rc<dyn Driver>> {
+        None
     }
 }

@@ -3,23 +3,19 @@
 use rayon::prelude::*;
 
 use super::conv::flops_so_far;
-use super::engine::Reference;
+use super::engine::Cpu;
 use crate::engine::probes::{FLUSH_FACTOR, last_level_cache};
-use crate::engine::{Execution, Phases, Probe, Probes, Result};
+use crate::engine::{Probe, Probes, Result};
 
 /// Rounds of products between registers of a thread in one run: about a millisecond.
 const ROUNDS: usize = 200_000;
 /// f32 elements of the copy: far more than any cache.
 const COPIED: usize = 16 << 20;
 
-impl Execution for Reference {}
-
-impl Phases for Reference {}
-
-impl Probes for Reference {
+impl Probes for Cpu {
     fn product_probe(&self) -> Result<Option<Probe>> {
         let threads = rayon::current_num_threads();
-        let (products, isa) = (self.numbers.products(), self.numbers.isa.name);
+        let (products, isa) = (self.numbers().products(), self.numbers().isa.name);
         let multiply_adds = products.peak(ROUNDS);
         let run = move || {
             (0..threads).into_par_iter().for_each(|_| {
@@ -27,7 +23,7 @@ impl Probes for Reference {
             });
             Ok(())
         };
-        let what = format!("{:?} products between registers, {isa}, {threads} threads", self.numbers.format);
+        let what = format!("{:?} products between registers, {isa}, {threads} threads", self.numbers().format);
         Ok(Some(Probe::new(what, 2 * multiply_adds * threads as u64, run)))
     }
 

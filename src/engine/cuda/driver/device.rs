@@ -33,8 +33,6 @@ pub struct DeviceDriver {
     allocations: RefCell<BTreeMap<u64, (usize, &'static str)>>,
     /// The newest launch, for errors that show up later.
     last: Cell<&'static str>,
-    /// Whether launches may start before those before them have ended.
-    early: Cell<bool>,
     splits: Cell<bool>,
     capture: Capture,
     /// The phases under way, for Nsight.
@@ -61,7 +59,6 @@ impl DeviceDriver {
             stream,
             allocations: RefCell::default(),
             last: Cell::new(""),
-            early: Cell::new(true),
             splits: Cell::new(false),
             capture: Capture::default(),
             ranges: RefCell::default(),
@@ -193,7 +190,7 @@ impl Driver for DeviceDriver {
             pad: [0; 4],
             value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        let may_start_early = self.early.get() && function.waits && self.gpu.version >= EARLY_STARTS;
+        let may_start_early = self.gpu.options.dependent_launch && function.waits && self.gpu.version >= EARLY_STARTS;
         let config = CUlaunchConfig {
             gridDimX: grid[0],
             gridDimY: grid[1],
@@ -259,10 +256,6 @@ impl Driver for DeviceDriver {
 
     fn options(&self) -> DeviceOptions {
         self.gpu.options
-    }
-
-    fn start_early(&self, on: bool) {
-        self.early.set(on);
     }
 
     fn split_sums(&self, on: bool) {

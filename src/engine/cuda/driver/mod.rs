@@ -94,11 +94,6 @@ pub trait Driver {
         DeviceOptions::default()
     }
 
-    /// Whether launches may start before those before them have ended (programmatic dependent launch), on a GPU that can:
-    /// compute capability 9.0. They may unless this says otherwise; what is recorded stays as it was. See
-    /// `kernels/portable/launch_order.h`.
-    fn start_early(&self, _on: bool) {}
-
     /// Whether a long sum may be cut into parts, which blocks of a cluster take, where a batch leaves multiprocessors idle. The
     /// bits of an element then depend on the size of the batch. None is unless this says so.
     fn split_sums(&self, _on: bool) {}

@@ -2,6 +2,7 @@
 //! f32, whose order the kernels differ in.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 
 use crate::engine::{Error, Result};
 
@@ -15,11 +16,25 @@ pub struct DeviceOptions {
     /// Whether every kernel asks for the largest share of a multiprocessor's memory that can be shared memory, on a Hopper. Kernels
     /// that ask for different shares cannot run on one multiprocessor at a time, so none starts while another ends.
     pub carve_out: bool,
+    /// Whether a launch may start before the one before it has ended, where the device can (programmatic dependent launch).
+    pub dependent_launch: bool,
+    /// Whether an attack or a pass that comes again may be replayed as one recorded piece of work, where the device can (CUDA
+    /// graphs).
+    pub graphs: bool,
+    /// Images that the first stage takes at a time in evaluation passes; as many as the device's cache holds where `None`.
+    pub first_stage_images: Option<NonZeroUsize>,
 }
 
 impl Default for DeviceOptions {
     fn default() -> Self {
-        Self { wgmma_off: WgmmaOff::NONE, prefetch_maps: true, carve_out: true }
+        Self {
+            wgmma_off: WgmmaOff::NONE,
+            prefetch_maps: true,
+            carve_out: true,
+            dependent_launch: true,
+            graphs: true,
+            first_stage_images: None,
+        }
     }
 }
 

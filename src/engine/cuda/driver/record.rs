@@ -194,9 +194,6 @@ impl Driver for Recorder {
     fn splits_sums(&self) -> bool {
         self.inner.splits_sums()
     }
-    fn start_early(&self, on: bool) {
-        self.inner.start_early(on);
-    }
     fn fill(&self, address: Address, byte: u8, count: usize) -> Result<()> {
         self.inner.fill(address, byte, count)
     }

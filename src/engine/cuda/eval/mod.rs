@@ -7,6 +7,7 @@
 mod micro_batch;
 mod walk;
 
+use std::num::NonZeroUsize;
 use std::rc::Rc;
 
 pub use micro_batch::{in_cache, micro_batch};
@@ -63,7 +64,10 @@ impl EvalPass {
                 .map(|block| mask("eval inner mask", block.conv1))
                 .collect::<Result<_>>()?,
             pooled: Buffer::new(driver, "eval features", max_batch * layout.network.features() * 4)?,
-            part: in_cache(layout.network, driver.info().cache),
+            part: driver
+                .options()
+                .first_stage_images
+                .map_or_else(|| in_cache(layout.network, driver.info().cache), NonZeroUsize::get),
             driver: driver.clone(),
             blocks,
             batch: None,
@@ -73,11 +77,6 @@ impl EvalPass {
     /// Images of the last forward pass, and what its last layer saw: f32, `batch x features`.
     pub fn features(&self) -> Option<(usize, Address)> {
         self.batch.map(|batch| (batch, self.pooled.address()))
-    }
-
-    /// Lets the first stage take so many images at a time.
-    pub fn first_stage_images(&mut self, images: usize) {
-        self.part = images;
     }
 
     /// The last forward pass is of other weights or images.

@@ -2,22 +2,14 @@
 //!
 //! A parameter struct mirrors the C++ one of the same name, field by field, and is itself the request: fill it in and
 //! call the function that is named after the kernel. Optional operands are `Address::NULL`. What a kernel computes
-//! and the shapes of its operands stand at the head of its file. With each launch goes its [`Cost`]. Called by the engine
-//! and by `tests/kernel_*.rs`.
+//! and the shapes of its operands stand at the head of its file. With each launch goes its [`Cost`]. Launches of operations are
+//! in [`crate::ops`].
 
-pub mod adaptive;
 pub mod attack;
-pub mod boundary;
 pub mod conv;
-pub mod data;
 pub mod head;
-pub mod last_layer;
-pub mod loss;
 pub mod norm;
 pub mod optimizer;
-pub mod rows;
-pub mod select;
-pub mod square;
 
 pub use super::driver::Cost;
 
@@ -47,12 +39,12 @@ impl From<Key> for Philox {
 }
 
 /// Bytes of an element.
-const F32: usize = 4;
-const U32: usize = 4;
-const BF16: usize = 2;
+pub const F32: usize = 4;
+pub const U32: usize = 4;
+pub const BF16: usize = 2;
 
 /// Launches the kernel called `name`, which costs `cost`.
-fn run<P: bytemuck::Pod>(
+pub fn run<P: bytemuck::Pod>(
     driver: &dyn Driver,
     name: &str,
     grid: [u32; 3],
@@ -63,7 +55,7 @@ fn run<P: bytemuck::Pod>(
 }
 
 /// Launches the kernel called `name` with at least `threads` threads in all.
-fn run_flat<P: bytemuck::Pod>(
+pub fn run_flat<P: bytemuck::Pod>(
     driver: &dyn Driver,
     name: &str,
     threads: u32,
@@ -75,7 +67,7 @@ fn run_flat<P: bytemuck::Pod>(
 }
 
 /// Refuses a shape that a kernel is not made for.
-fn require(holds: bool, kernel: &str, what: &str, met: u32) -> Result<()> {
+pub fn require(holds: bool, kernel: &str, what: &str, met: u32) -> Result<()> {
     if holds {
         return Ok(());
     }

@@ -131,7 +131,7 @@ impl TrainPass {
     pub fn forward(
         &mut self,
         graphs: &mut Graphs<PassKey>,
-        parameters: &mut Parameters,
+        parameters: &Parameters,
         scratch: &Scratch,
         batch: usize,
         images: &[Address],
@@ -139,7 +139,6 @@ impl TrainPass {
     ) -> Result<()> {
         let _range = Range::new("forward");
         self.batch = None;
-        parameters.unfold();
         let key = self.key(batch, [images, logits].concat(), None);
         graphs.run(&*self.driver, key, || self.launch_forward(parameters, scratch, batch, images, logits))?;
         self.batch = Some(batch);
