@@ -88,20 +88,19 @@ impl EvalPass {
             let (x, middle, out) = (&before[input], &mut middle[0], &mut after[0]);
             let out = &mut out[..batch * output_len(convs[block.conv2].conv())];
             let in_len = batch * input_len(convs[block.conv1].conv());
-            let pixels = &x[..in_len];
-            plain(convs, block.conv1, pixels, middle);
+            plain(convs, block.conv1, &x[..in_len], middle);
             if let Some(shortcut) = block.shortcut {
                 let bias = &biases[shortcut];
-                convs[shortcut].forward(pixels, out, false, |_, out| project(format, out, bias));
+                convs[shortcut].forward(&x[..in_len], out, false, |_, out| project(format, out, bias));
             }
-            let pixels = &middle[..out.len()];
             let (conv, bias) = (&convs[block.conv2], &biases[block.conv2]);
+            let middle = &middle[..out.len()];
             match block.shortcut {
                 None => {
                     let finish = |first: usize, out: &mut [f32]| add_residual(format, out, bias, &x[first..]);
-                    conv.forward(pixels, out, false, finish);
+                    conv.forward(middle, out, false, finish);
                 }
-                Some(_) => conv.forward(pixels, out, true, |_, out| add_bias(format, out, bias)),
+                Some(_) => conv.forward(middle, out, true, |_, out| add_bias(format, out, bias)),
             }
             input = block.conv2;
         }
@@ -130,17 +129,15 @@ impl EvalPass {
             };
             let in_len = batch * input_len(convs[block.conv1].conv());
             let out_len = batch * output_len(convs[block.conv2].conv());
-            let pixels = &dz[..out_len];
-            convs[block.conv2].input_gradient(pixels, &mut dt[..out_len], false, masked(block.conv1));
+            convs[block.conv2].input_gradient(&dz[..out_len], &mut dt[..out_len], false, masked(block.conv1));
             let dx = &mut next[..in_len];
             match block.shortcut {
                 None => dx.copy_from_slice(&dz[..in_len]),
                 Some(shortcut) => {
-                    convs[shortcut].input_gradient(pixels, dx, false, |_, out| format.round_all(out));
+                    convs[shortcut].input_gradient(&dz[..out_len], dx, false, |_, out| format.round_all(out));
                 }
             }
-            let pixels = &dt[..out_len];
-            convs[block.conv1].input_gradient(pixels, dx, true, masked(input));
+            convs[block.conv1].input_gradient(&dt[..out_len], dx, true, masked(input));
             std::mem::swap(dz, next);
         }
         convs[0].input_gradient(&dz[..largest], dx, false, |_, _| {});
