@@ -5,8 +5,9 @@
 
 use std::ops::Range;
 
-use crate::engine::{Engine, LossOutputs, PairedLossOutputs, Result, Tensor};
+use crate::engine::{Engine, Result, Tensor};
 use crate::model::layers::IMAGE_LEN;
+use crate::ops::{LossOutputs, PairedLossOutputs};
 
 /// The tensors of one batch, or (as views of the same memory) of a part of one.
 #[derive(Clone, Debug)]
@@ -33,7 +34,7 @@ pub struct Batch {
 
 impl Batch {
     /// Room for `len` images of the engine's network.
-    pub fn alloc(engine: &dyn Engine, len: usize) -> Result<Self> {
+    pub fn alloc(engine: &Engine, len: usize) -> Result<Self> {
         let classes = engine.network().classes;
         Ok(Self {
             samples: engine.alloc("batch samples", len)?,

@@ -13,9 +13,10 @@
 use super::{Grouping, Groups};
 use crate::attack::{Adversary, Ascent, AttackWork, Pgd, ScheduledPgd};
 use crate::batch::Batch;
-use crate::engine::{CrossEntropy, Engine, Noise, Pass, Result, Tensor};
+use crate::engine::{Engine, Pass, Result, Tensor};
 use crate::model::Weights;
 use crate::model::layers::IMAGE_LEN;
+use crate::ops::{CrossEntropy, GatherRows, Noise, Perturb, ScatterRows};
 use crate::philox::Key;
 use crate::recipe::Accelerate;
 
@@ -71,7 +72,7 @@ impl BulletTrain {
 }
 
 impl Room {
-    fn alloc(engine: &dyn Engine, len: usize) -> Result<Self> {
+    fn alloc(engine: &Engine, len: usize) -> Result<Self> {
         Ok(Self { places: engine.alloc("places of a group", len)?, group: Batch::alloc(engine, len)? })
     }
 
@@ -79,7 +80,7 @@ impl Room {
     /// x' is x before it; one that nothing moves was predicted right.
     fn attack(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         ascent: &mut dyn Ascent,
         pgd: &Pgd,
         key: Key,
@@ -92,22 +93,43 @@ impl Room {
         let rows = self.places.slice(0..places.len());
         engine.write(&rows, places)?;
         let group = self.group.rows(0..places.len());
-        engine.gather_rows(&batch.samples, &rows, 1, &group.samples)?;
-        engine.gather_rows(&batch.labels, &rows, 1, &group.labels)?;
-        engine.gather_rows(&batch.images, &rows, IMAGE_LEN, &group.images)?;
+        engine.run(&GatherRows { from: &batch.samples, rows: &rows, row_len: 1, to: &group.samples })?;
+        engine.run(&GatherRows { from: &batch.labels, rows: &rows, row_len: 1, to: &group.labels })?;
+        engine.run(&GatherRows {
+            from: &batch.images,
+            rows: &rows,
+            row_len: IMAGE_LEN,
+            to: &group.images,
+        })?;
         if ascent.needs_clean_logits() {
-            engine.gather_rows(&batch.clean_logits, &rows, batch.classes(), &group.clean_logits)?;
+            engine.run(&GatherRows {
+                from: &batch.clean_logits,
+                rows: &rows,
+                row_len: batch.classes(),
+                to: &group.clean_logits,
+            })?;
         }
 
         // The start is keyed by the sample, so it is the one that the sample would have had in the whole batch.
         pgd.start(engine, key, &group)?;
         pgd.ascend(engine, ascent, &group)?;
-        engine.scatter_rows(&group.perturbed, &rows, IMAGE_LEN, &batch.perturbed)?;
+        engine.run(&ScatterRows {
+            from: &group.perturbed,
+            rows: &rows,
+            row_len: IMAGE_LEN,
+            to: &batch.perturbed,
+        })?;
 
-        let verdict = CrossEntropy { smoothing: 0.0, scale: 1.0 };
         for part in group.parts(engine.micro_batch()) {
-            engine.forward(Pass::Eval, &part.perturbed, &part.logits)?;
-            engine.cross_entropy(&verdict, &part.logits, &part.labels, None, part.outputs())?;
+            engine.forward(Pass::EvalSplit, &part.perturbed, &part.logits)?;
+            engine.run(&CrossEntropy {
+                smoothing: 0.0,
+                scale: 1.0,
+                logits: &part.logits,
+                labels: &part.labels,
+                weights: None,
+                outputs: part.outputs(),
+            })?;
         }
         let (predictions, labels) = (engine.read(&group.predictions)?, engine.read(&group.labels)?);
         Ok(predictions.iter().zip(&labels).filter(|(prediction, label)| prediction == label).count())
@@ -121,7 +143,7 @@ impl Adversary for BulletTrain {
 
     fn perturb(
         &mut self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         ascent: &mut dyn Ascent,
         key: Key,
         batch: &Batch,
@@ -136,7 +158,13 @@ impl Adversary for BulletTrain {
 
         // x' = x to begin with, which is all that an outlier gets; a radius of zero copies.
         let nothing = Noise::Uniform { radius: 0.0 };
-        engine.perturb(nothing, key, &batch.samples, &batch.images, &batch.perturbed)?;
+        engine.run(&Perturb {
+            noise: nothing,
+            key,
+            samples: &batch.samples,
+            images: &batch.images,
+            perturbed: &batch.perturbed,
+        })?;
         let full = self.full.at(key.epoch);
         let brief = self.brief(&full);
         work.steps = (boundary.len() * full.steps + robust.len() * brief.steps) as u64;

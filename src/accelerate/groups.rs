@@ -9,6 +9,7 @@ use crate::attack::AttackWork;
 use crate::batch::Batch;
 use crate::engine::{Engine, Pass, Result, Tensor};
 use crate::model::Weights;
+use crate::ops::BulletTrainScore;
 use crate::recipe::Accelerate;
 
 /// The tensors of a checkpoint; the last one only where there is a warm-up.
@@ -115,16 +116,20 @@ impl Grouping {
 
     /// The groups of a batch, from one forward of its clean images with folded BatchNorm; leaves their logits in
     /// `batch.clean_logits`.
-    pub fn divide(&mut self, engine: &mut dyn Engine, batch: &Batch) -> Result<Groups> {
+    pub fn divide(&mut self, engine: &mut Engine, batch: &Batch) -> Result<Groups> {
         for part in batch.parts(engine.micro_batch()) {
-            engine.forward(Pass::Eval, &part.images, &part.clean_logits)?;
+            engine.forward(Pass::EvalSplit, &part.images, &part.clean_logits)?;
         }
         let scores = match self.scores.take() {
             Some(scores) if scores.len() >= batch.len() => scores,
             _ => engine.alloc("sample scores", batch.len())?,
         };
         let of_batch = scores.slice(0..batch.len());
-        engine.signed_deviation(&batch.clean_logits, &batch.labels, &of_batch)?;
+        engine.run(&BulletTrainScore {
+            logits: &batch.clean_logits,
+            labels: &batch.labels,
+            scores: &of_batch,
+        })?;
         self.scores = Some(scores);
         let scores = engine.read(&of_batch)?;
         if self.warms_up(&scores) {

@@ -14,6 +14,7 @@ use crate::batch::Batch;
 use crate::engine::{Engine, Result, Tensor};
 use crate::model::Weights;
 use crate::model::layers::IMAGE_LEN;
+use crate::ops::{GatherRows, ScatterRows};
 use crate::recipe::Accelerate;
 
 /// The groups of the current minibatch, and what keeps images still.
@@ -45,7 +46,7 @@ impl Replays {
     }
 
     /// Divides a new minibatch; needs [`Engine::fold_batch_norm`] after the last change of the weights.
-    pub fn divide(&mut self, engine: &mut dyn Engine, batch: &Batch) -> Result<AttackWork> {
+    pub fn divide(&mut self, engine: &mut Engine, batch: &Batch) -> Result<AttackWork> {
         self.groups = self.grouping.divide(engine, batch)?;
         Ok(self.groups.work())
     }
@@ -69,10 +70,10 @@ impl Replays {
     /// Takes a step that moves all of `batch.perturbed`, and puts back the images that stay behind replay `replay`.
     pub fn step(
         &mut self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         batch: &Batch,
         replay: usize,
-        step: impl FnOnce(&mut dyn Engine) -> Result<()>,
+        step: impl FnOnce(&mut Engine) -> Result<()>,
     ) -> Result<()> {
         let mut still = self.groups.outliers.clone();
         if replay >= self.robust_steps {
@@ -91,15 +92,20 @@ impl Replays {
         let (places, images) =
             (room.places.slice(0..still.len()), room.images.rows(0..still.len(), IMAGE_LEN));
         engine.write(&places, &still)?;
-        engine.gather_rows(&batch.perturbed, &places, IMAGE_LEN, &images)?;
+        engine.run(&GatherRows { from: &batch.perturbed, rows: &places, row_len: IMAGE_LEN, to: &images })?;
         step(engine)?;
-        engine.scatter_rows(&images, &places, IMAGE_LEN, &batch.perturbed)?;
+        engine.run(&ScatterRows {
+            from: &images,
+            rows: &places,
+            row_len: IMAGE_LEN,
+            to: &batch.perturbed,
+        })?;
         self.room = Some(room);
         Ok(())
     }
 
     /// Learns from `batch.predictions` of the last replay.
-    pub fn learn(&mut self, engine: &dyn Engine, batch: &Batch) -> Result<()> {
+    pub fn learn(&mut self, engine: &Engine, batch: &Batch) -> Result<()> {
         let (predictions, labels) = (engine.read(&batch.predictions)?, engine.read(&batch.labels)?);
         let Groups { boundary, robust, .. } = &self.groups;
         let right = |&&place: &&u32| predictions[place as usize] == labels[place as usize];

@@ -7,11 +7,12 @@
 
 use super::{Cost, Found, Search};
 use crate::batch::Batch;
-use crate::engine::{
-    AdaptivePhase, AdaptivePoint, AdaptiveState, AdaptiveStep, CrossEntropy, Engine, Margin, Noise, Pass,
-    Result, Tensor,
-};
+use crate::engine::{Engine, GradRequest, Pass, Result, Tensor};
 use crate::model::layers::IMAGE_LEN;
+use crate::ops::{
+    ApgdPhase, ApgdPoint, ApgdStart, ApgdState, ApgdStep, CrossEntropy, GatherRows, Margin, MarginLoss,
+    Noise, Perturb, ScatterRows, TargetClass,
+};
 use crate::philox::{Key, Purpose};
 
 /// Iterations of AutoAttack's standard version.
@@ -30,7 +31,7 @@ pub struct Apgd {
 
 /// Tensors that outlive a batch.
 struct Room {
-    state: AdaptiveState,
+    state: ApgdState,
     /// The images still to fool, compacted.
     group: Batch,
     places: Tensor<u32>,
@@ -45,18 +46,18 @@ fn windows(iterations: usize) -> impl Iterator<Item = usize> {
 }
 
 /// The phase of each step of an attack: the network sees the start and `iterations` more points.
-pub fn phases(iterations: usize) -> Vec<AdaptivePhase> {
-    let mut phases = vec![AdaptivePhase::Within; iterations + 1];
+pub fn phases(iterations: usize) -> Vec<ApgdPhase> {
+    let mut phases = vec![ApgdPhase::Within; iterations + 1];
     let mut end = 0;
     for window in windows(iterations) {
         end += window;
         if end >= iterations {
             break;
         }
-        phases[end] = AdaptivePhase::Checkpoint { window: window as u32 };
+        phases[end] = ApgdPhase::Checkpoint { window: window as u32 };
     }
-    phases[0] = AdaptivePhase::First;
-    phases[iterations] = AdaptivePhase::Last;
+    phases[0] = ApgdPhase::First;
+    phases[iterations] = ApgdPhase::Last;
     phases
 }
 
@@ -76,11 +77,11 @@ impl Apgd {
         Self { iterations: iterations.max(1), ..self }
     }
 
-    fn room(&mut self, engine: &dyn Engine, len: usize) -> Result<Room> {
+    fn room(&mut self, engine: &Engine, len: usize) -> Result<Room> {
         match self.room.take() {
             Some(room) if room.state.len() >= len => Ok(room),
             _ => Ok(Room {
-                state: AdaptiveState::alloc(engine, len)?,
+                state: ApgdState::alloc(engine, len)?,
                 group: Batch::alloc(engine, len)?,
                 places: engine.alloc("places of images to fool", len)?,
                 targets: engine.alloc("APGD targets", len)?,
@@ -91,21 +92,27 @@ impl Apgd {
     /// One attack on every image of `batch`: where each is fooled.
     fn run(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         key: Key,
         batch: &Batch,
         targets: Option<&Tensor<u32>>,
-        state: &AdaptiveState,
+        state: &ApgdState,
     ) -> Result<Vec<bool>> {
         let key = Key { purpose: Purpose::AdaptiveStart, ..key };
-        engine.adaptive_start(self.epsilon, key, &batch.samples, &batch.images, &batch.perturbed)?;
+        engine.run(&ApgdStart {
+            epsilon: self.epsilon,
+            key,
+            samples: &batch.samples,
+            images: &batch.images,
+            perturbed: &batch.perturbed,
+        })?;
         let phases = phases(self.iterations);
         let (len, size) = (batch.len(), engine.micro_batch());
         for start in (0..len).step_by(size) {
             let range = start..len.min(start + size);
             let (part, state) = (batch.rows(range.clone()), state.rows(range.clone()));
             let targets = targets.map(|targets| targets.slice(range));
-            let point = AdaptivePoint {
+            let point = ApgdPoint {
                 images: &part.images,
                 labels: &part.labels,
                 losses: &part.losses,
@@ -117,18 +124,33 @@ impl Apgd {
                 match &targets {
                     None => {
                         // Scale 1: only the gradient's sign matters.
-                        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
-                        engine.cross_entropy(&loss, &part.logits, &part.labels, None, part.outputs())?;
+                        engine.run(&CrossEntropy {
+                            smoothing: 0.0,
+                            scale: 1.0,
+                            logits: &part.logits,
+                            labels: &part.labels,
+                            weights: None,
+                            outputs: part.outputs(),
+                        })?;
                     }
                     Some(targets) => {
                         let margin = Margin::TargetedDlr { targets };
-                        engine.margin_loss(margin, &part.logits, &part.labels, part.outputs())?;
+                        engine.run(&MarginLoss {
+                            margin,
+                            logits: &part.logits,
+                            labels: &part.labels,
+                            outputs: part.outputs(),
+                        })?;
                     }
                 }
-                if phase != AdaptivePhase::Last {
-                    engine.input_gradient(Pass::Eval, &part.logit_gradient, &state.gradient)?;
+                if phase != ApgdPhase::Last {
+                    engine.backward(
+                        Pass::Eval,
+                        &part.logit_gradient,
+                        GradRequest::images(&state.gradient),
+                    )?;
                 }
-                engine.adaptive_step(&AdaptiveStep { epsilon: self.epsilon, phase }, point, &state)?;
+                engine.run(&ApgdStep { epsilon: self.epsilon, phase, point, state: &state })?;
             }
         }
         Ok(engine.read(&state.broken.slice(0..len))?.into_iter().map(|broken| broken != 0).collect())
@@ -142,7 +164,7 @@ impl Apgd {
     /// Target after target, each on the images not fooled yet. The starts of the targets differ in `key.step`.
     fn search_targets(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         key: Key,
         batch: &Batch,
         targets: usize,
@@ -150,7 +172,13 @@ impl Apgd {
     ) -> Result<Found> {
         // x' = x to begin with: a radius of zero copies.
         let nothing = Noise::Uniform { radius: 0.0 };
-        engine.perturb(nothing, key, &batch.samples, &batch.images, &batch.perturbed)?;
+        engine.run(&Perturb {
+            noise: nothing,
+            key,
+            samples: &batch.samples,
+            images: &batch.images,
+            perturbed: &batch.perturbed,
+        })?;
         for part in batch.parts(engine.micro_batch()) {
             engine.forward(Pass::Eval, &part.images, &part.clean_logits)?;
         }
@@ -167,16 +195,41 @@ impl Apgd {
             let group = room.group.rows(0..left.len());
             let places = room.places.slice(0..left.len());
             engine.write(&places, &left)?;
-            engine.gather_rows(&batch.samples, &places, 1, &group.samples)?;
-            engine.gather_rows(&batch.labels, &places, 1, &group.labels)?;
-            engine.gather_rows(&batch.images, &places, IMAGE_LEN, &group.images)?;
-            engine.gather_rows(&batch.clean_logits, &places, batch.classes(), &group.clean_logits)?;
+            engine.run(&GatherRows {
+                from: &batch.samples,
+                rows: &places,
+                row_len: 1,
+                to: &group.samples,
+            })?;
+            engine.run(&GatherRows { from: &batch.labels, rows: &places, row_len: 1, to: &group.labels })?;
+            engine.run(&GatherRows {
+                from: &batch.images,
+                rows: &places,
+                row_len: IMAGE_LEN,
+                to: &group.images,
+            })?;
+            engine.run(&GatherRows {
+                from: &batch.clean_logits,
+                rows: &places,
+                row_len: batch.classes(),
+                to: &group.clean_logits,
+            })?;
             let aims = room.targets.slice(0..left.len());
-            engine.wrong_class(rank, &group.clean_logits, &group.labels, &aims)?;
+            engine.run(&TargetClass {
+                rank,
+                logits: &group.clean_logits,
+                labels: &group.labels,
+                targets: &aims,
+            })?;
 
             let key = Key { step: key.step * TARGETS as u32 + (rank as u32 - 1), ..key };
             let broken = self.run(engine, key, &group, Some(&aims), &room.state.rows(0..left.len()))?;
-            engine.scatter_rows(&group.perturbed, &places, IMAGE_LEN, &batch.perturbed)?;
+            engine.run(&ScatterRows {
+                from: &group.perturbed,
+                rows: &places,
+                row_len: IMAGE_LEN,
+                to: &batch.perturbed,
+            })?;
             found.cost += self.cost(left.len());
             for (place, broken) in left.into_iter().zip(broken) {
                 found.broken[place as usize] = broken;
@@ -187,7 +240,7 @@ impl Apgd {
 }
 
 impl Search for Apgd {
-    fn search(&mut self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<Found> {
+    fn search(&mut self, engine: &mut Engine, key: Key, batch: &Batch) -> Result<Found> {
         let room = self.room(engine, batch.len())?;
         let found = match self.targets {
             None => Found {
@@ -210,7 +263,7 @@ mod tests {
         let checks = |iterations| -> Vec<(usize, u32)> {
             let numbered = phases(iterations).into_iter().enumerate();
             let check = |(at, phase)| match phase {
-                AdaptivePhase::Checkpoint { window } => Some((at, window)),
+                ApgdPhase::Checkpoint { window } => Some((at, window)),
                 _ => None,
             };
             numbered.filter_map(check).collect()
@@ -218,7 +271,7 @@ mod tests {
         let standard = [(22, 22), (41, 19), (57, 16), (70, 13), (80, 10), (87, 7), (93, 6), (99, 6)];
         assert_eq!(checks(100), standard);
         assert_eq!(checks(10), [(2, 2), (3, 1), (4, 1), (5, 1), (6, 1), (7, 1), (8, 1), (9, 1)]);
-        assert_eq!(phases(1), [AdaptivePhase::First, AdaptivePhase::Last]);
-        assert_eq!((phases(100).len(), phases(100)[100]), (101, AdaptivePhase::Last));
+        assert_eq!(phases(1), [ApgdPhase::First, ApgdPhase::Last]);
+        assert_eq!((phases(100).len(), phases(100)[100]), (101, ApgdPhase::Last));
     }
 }

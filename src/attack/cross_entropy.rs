@@ -2,7 +2,7 @@
 
 use super::Ascent;
 use crate::batch::Batch;
-use crate::engine::AscentLoss;
+use crate::ops::AscentLoss;
 
 /// Ascends the cross-entropy of the adversarial logits; hard labels, as in the original code of PGD-AT, also where
 /// the training loss smooths them.

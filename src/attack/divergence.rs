@@ -2,7 +2,7 @@
 
 use super::Ascent;
 use crate::batch::Batch;
-use crate::engine::AscentLoss;
+use crate::ops::AscentLoss;
 
 /// Ascends the divergence of the adversarial prediction from the clean one. The clean logits are computed once a
 /// step; the official code computes them again at each step of the attack, with the same result.

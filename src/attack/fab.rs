@@ -8,8 +8,9 @@
 
 use super::{Cost, Found, Search};
 use crate::batch::Batch;
-use crate::engine::{BoundaryState, BoundaryStep, Engine, Pass, Result, Tensor};
+use crate::engine::{Engine, GradRequest, Pass, Result, Tensor};
 use crate::model::layers::IMAGE_LEN;
+use crate::ops::{ClassDifference, FabKeep, FabState, FabStep, GatherRows, ScatterRows, TargetClass};
 use crate::philox::Key;
 
 /// The attack and its budget.
@@ -21,8 +22,10 @@ pub struct Fab {
     pub iterations: u32,
     /// Target classes: the wrong ones with the largest clean logits. Fewer where the network has fewer.
     pub targets: usize,
-    /// How far a step overshoots, and how much the clean image may draw it.
-    pub step: BoundaryStep,
+    /// The most that the way from the clean image weighs in a step: `alpha_max`.
+    pub largest_share: f32,
+    /// How far a step overshoots: `eta`.
+    pub overshoot: f32,
     /// Share of the way from the clean image that is left behind a find: `beta`.
     pub backward: f32,
 }
@@ -30,18 +33,12 @@ pub struct Fab {
 impl Fab {
     /// As AutoAttack's standard version runs it: 9 targets, 100 iterations, alpha_max 0.1, eta 1.05, beta 0.9.
     pub fn standard(epsilon: f32) -> Self {
-        Self {
-            epsilon,
-            iterations: 100,
-            targets: 9,
-            step: BoundaryStep { largest_share: 0.1, overshoot: 1.05 },
-            backward: 0.9,
-        }
+        Self { epsilon, iterations: 100, targets: 9, largest_share: 0.1, overshoot: 1.05, backward: 0.9 }
     }
 
     /// For each image of `batch` the distance, in the maximum norm, of the closest wrongly predicted image that any of the
     /// targets leads to; infinity for none. `batch.perturbed` is that image, and the clean one where there is none.
-    pub fn closest(&self, engine: &mut dyn Engine, batch: &Batch) -> Result<Vec<f32>> {
+    pub fn closest(&self, engine: &mut Engine, batch: &Batch) -> Result<Vec<f32>> {
         let mut distances = vec![f32::INFINITY; batch.len()];
         self.run(engine, batch, &mut |position, distance| {
             let closer = distance < distances[position];
@@ -58,7 +55,7 @@ impl Fab {
     /// target.
     fn run(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         batch: &Batch,
         judge: &mut dyn FnMut(usize, f32) -> Verdict,
     ) -> Result<Cost> {
@@ -73,7 +70,12 @@ impl Fab {
         cost.forwards += batch.len() as u64;
         let mut left: Vec<u32> = (0..batch.len() as u32).collect();
         let all = engine.upload("FAB rows", &left)?;
-        engine.gather_rows(&batch.images, &all, IMAGE_LEN, &batch.perturbed)?;
+        engine.run(&GatherRows {
+            from: &batch.images,
+            rows: &all,
+            row_len: IMAGE_LEN,
+            to: &batch.perturbed,
+        })?;
 
         let scratch = Scratch::alloc(engine, largest, batch.classes())?;
         for rank in 1..=self.targets.min(batch.classes().saturating_sub(1)) {
@@ -103,8 +105,18 @@ impl Fab {
                     let images = scratch.current.rows(0..found.len(), IMAGE_LEN);
                     let (found, kept) =
                         (engine.upload("FAB finds", &found)?, engine.upload("FAB rows", &kept)?);
-                    engine.gather_rows(&scratch.closest, &found, IMAGE_LEN, &images)?;
-                    engine.scatter_rows(&images, &kept, IMAGE_LEN, &batch.perturbed)?;
+                    engine.run(&GatherRows {
+                        from: &scratch.closest,
+                        rows: &found,
+                        row_len: IMAGE_LEN,
+                        to: &images,
+                    })?;
+                    engine.run(&ScatterRows {
+                        from: &images,
+                        rows: &kept,
+                        row_len: IMAGE_LEN,
+                        to: &batch.perturbed,
+                    })?;
                 }
             }
             let passes = left.len() as u64 * u64::from(self.iterations);
@@ -118,7 +130,7 @@ impl Fab {
     /// are `scratch.closest`.
     fn approach(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         batch: &Batch,
         rows: &[u32],
         rank: usize,
@@ -127,22 +139,33 @@ impl Fab {
         let Scratch { labels, targets, images, current, closest, distances, logits, .. } = scratch;
         let rows = engine.upload("FAB rows", rows)?;
         for copy in [images, current, closest] {
-            engine.gather_rows(&batch.images, &rows, IMAGE_LEN, copy)?;
+            engine.run(&GatherRows { from: &batch.images, rows: &rows, row_len: IMAGE_LEN, to: copy })?;
         }
-        engine.gather_rows(&batch.labels, &rows, 1, labels)?;
-        engine.gather_rows(&batch.clean_logits, &rows, batch.classes(), logits)?;
+        engine.run(&GatherRows { from: &batch.labels, rows: &rows, row_len: 1, to: labels })?;
+        engine.run(&GatherRows {
+            from: &batch.clean_logits,
+            rows: &rows,
+            row_len: batch.classes(),
+            to: logits,
+        })?;
         engine.write(distances, &vec![f32::INFINITY; rows.len()])?;
-        engine.ranked_targets(logits, labels, rank, targets)?;
+        engine.run(&TargetClass { logits, labels, rank, targets })?;
         // The same at every step: the gradient of a difference of logits with respect to logits.
-        engine.class_difference(labels, targets, &scratch.logit_gradient)?;
+        engine.run(&ClassDifference { labels, targets, logit_gradient: &scratch.logit_gradient })?;
 
-        let state = BoundaryState { labels, targets, images, current, closest, distances };
+        let state = FabState { labels, targets, images, current, closest, distances };
         for _ in 0..self.iterations {
             engine.forward(Pass::Eval, current, logits)?;
-            engine.input_gradient(Pass::Eval, &scratch.logit_gradient, &scratch.gradient)?;
-            engine.boundary_step(&self.step, logits, &scratch.gradient, &state)?;
+            engine.backward(Pass::Eval, &scratch.logit_gradient, GradRequest::images(&scratch.gradient))?;
+            engine.run(&FabStep {
+                largest_share: self.largest_share,
+                overshoot: self.overshoot,
+                logits,
+                gradient: &scratch.gradient,
+                state,
+            })?;
             engine.forward(Pass::Eval, current, logits)?;
-            engine.boundary_keep(self.backward, logits, &state)?;
+            engine.run(&FabKeep { backward: self.backward, logits, state })?;
         }
         engine.read(distances)
     }
@@ -151,7 +174,7 @@ impl Fab {
 impl Search for Fab {
     /// An image is broken if its closest find is no farther than epsilon, as f32 subtraction has it; then it meets no
     /// further target. `key` is not used: nothing is random.
-    fn search(&mut self, engine: &mut dyn Engine, _key: Key, batch: &Batch) -> Result<Found> {
+    fn search(&mut self, engine: &mut Engine, _key: Key, batch: &Batch) -> Result<Found> {
         let mut broken = vec![false; batch.len()];
         let cost = self.run(engine, batch, &mut |position, distance| {
             broken[position] = distance <= self.epsilon;
@@ -167,7 +190,7 @@ struct Verdict {
     go_on: bool,
 }
 
-/// Tensors of a part of a batch: those of a [`BoundaryState`], and what the passes write.
+/// Tensors of a part of a batch: those of a [`FabState`], and what the passes write.
 struct Scratch {
     labels: Tensor<u32>,
     targets: Tensor<u32>,
@@ -181,7 +204,7 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn alloc(engine: &dyn Engine, len: usize, classes: usize) -> Result<Self> {
+    fn alloc(engine: &Engine, len: usize, classes: usize) -> Result<Self> {
         Ok(Self {
             labels: engine.alloc("FAB labels", len)?,
             targets: engine.alloc("FAB targets", len)?,

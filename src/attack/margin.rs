@@ -2,7 +2,7 @@
 
 use super::Ascent;
 use crate::batch::Batch;
-use crate::engine::AscentLoss;
+use crate::ops::AscentLoss;
 
 /// Ascends the margin loss of Carlini and Wagner (2017), unclipped, as robustness papers do under the name CW-inf.
 #[derive(Clone, Copy, Debug, Default)]

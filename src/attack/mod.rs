@@ -28,8 +28,9 @@ use std::ops::AddAssign;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
-use crate::engine::{AscentLoss, AttackSteps, Engine, Noise, Pass, Result, SignStep};
+use crate::engine::{Engine, Pass, Result, SignStep};
 use crate::model::Weights;
+use crate::ops::{AscentLoss, AttackSteps, Noise, Perturb};
 use crate::philox::Key;
 use crate::recipe::{self, BatchNorm, Start};
 
@@ -41,9 +42,9 @@ pub struct Pgd {
     /// Radius of the ball and length of a step, in units of [0, 1] pixels.
     pub step: SignStep,
     pub steps: usize,
-    /// Statistics that BatchNorm uses while attacking; `Train` also moves the running statistics, as in the first
+    /// Statistics that BatchNorm uses while attacking; a train pass also moves the running statistics, as in the first
     /// PGD-AT code.
-    pub batch_norm: BatchNorm,
+    pub pass: Pass,
 }
 
 /// What an attack ascends.
@@ -66,7 +67,7 @@ pub trait Adversary {
     /// losses and predictions of the batch are overwritten.
     fn perturb(
         &mut self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         ascent: &mut dyn Ascent,
         key: Key,
         batch: &Batch,
@@ -120,7 +121,10 @@ impl Pgd {
             },
             step: SignStep { step_size: attack.step_size.as_f32(), epsilon },
             steps: attack.steps,
-            batch_norm: attack.batch_norm,
+            pass: match attack.batch_norm {
+                BatchNorm::Eval => Pass::EvalSplit,
+                BatchNorm::Train => Pass::Train { slot: 0 },
+            },
         }
     }
 
@@ -131,20 +135,19 @@ impl Pgd {
 
     /// Moves `batch.perturbed` from a start keyed by `key` and each sample, for `self.steps` steps.
     ///
-    /// [`BatchNorm::Eval`] needs [`Engine::fold_batch_norm`] after the last change of the weights. The logits,
+    /// An evaluation pass needs [`Engine::fold_batch_norm`] after the last change of the weights. The logits,
     /// losses and predictions of the batch are overwritten.
     pub fn perturb(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         ascent: &mut dyn Ascent,
         key: Key,
         batch: &Batch,
     ) -> Result<()> {
         self.start(engine, key, batch)?;
         if self.steps > 0 && ascent.needs_clean_logits() {
-            let (pass, size) = self.pass_and_size(engine, batch);
-            for part in batch.parts(size) {
-                engine.forward(pass, &part.images, &part.clean_logits)?;
+            for part in batch.parts(self.size(engine, batch)) {
+                engine.forward(self.pass, &part.images, &part.clean_logits)?;
             }
         }
         self.ascend(engine, ascent, batch)
@@ -154,23 +157,34 @@ impl Pgd {
     ///
     /// A normal start leaves [0, 1], as in the codes of TRADES and MART; the first step returns to it, and where there
     /// is none the start is clipped.
-    pub fn start(&self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<()> {
+    pub fn start(&self, engine: &mut Engine, key: Key, batch: &Batch) -> Result<()> {
         // A radius of zero adds nothing and clips.
         let clip = Noise::Uniform { radius: 0.0 };
         let noise = self.start.unwrap_or(clip);
-        engine.perturb(noise, key, &batch.samples, &batch.images, &batch.perturbed)?;
+        engine.run(&Perturb {
+            noise,
+            key,
+            samples: &batch.samples,
+            images: &batch.images,
+            perturbed: &batch.perturbed,
+        })?;
         if self.steps == 0 && matches!(noise, Noise::Normal { .. }) {
-            engine.perturb(clip, key, &batch.samples, &batch.perturbed, &batch.perturbed)?;
+            engine.run(&Perturb {
+                noise: clip,
+                key,
+                samples: &batch.samples,
+                images: &batch.perturbed,
+                perturbed: &batch.perturbed,
+            })?;
         }
         Ok(())
     }
 
     /// The steps alone, from where `batch.perturbed` stands; the clean logits are there if the ascent needs them.
-    pub fn ascend(&self, engine: &mut dyn Engine, ascent: &mut dyn Ascent, batch: &Batch) -> Result<()> {
-        let (pass, size) = self.pass_and_size(engine, batch);
-        for part in batch.parts(size) {
-            engine.ascend(&AttackSteps {
-                pass,
+    pub fn ascend(&self, engine: &mut Engine, ascent: &mut dyn Ascent, batch: &Batch) -> Result<()> {
+        for part in batch.parts(self.size(engine, batch)) {
+            engine.run(&AttackSteps {
+                pass: self.pass,
                 loss: ascent.loss(&part),
                 step: self.step,
                 steps: self.steps as u32,
@@ -183,11 +197,8 @@ impl Pgd {
         Ok(())
     }
 
-    /// Batch statistics are those of the whole batch, so only folded BatchNorm may be cut into parts.
-    fn pass_and_size(&self, engine: &dyn Engine, batch: &Batch) -> (Pass, usize) {
-        match self.batch_norm {
-            BatchNorm::Eval => (Pass::Eval, engine.micro_batch()),
-            BatchNorm::Train => (Pass::Train { slot: 0 }, batch.len()),
-        }
+    /// Batch statistics are those of the whole batch, so only folded BatchNorm may be cut into micro-batches.
+    fn size(&self, engine: &Engine, batch: &Batch) -> usize {
+        if self.pass.is_eval() { engine.micro_batch() } else { batch.len() }
     }
 }

@@ -6,7 +6,7 @@ use super::{Adversary, Ascent, AttackWork, Pgd};
 use crate::batch::Batch;
 use crate::engine::{Engine, Result};
 use crate::philox::Key;
-use crate::recipe::{BatchNorm, Recipe};
+use crate::recipe::Recipe;
 
 /// The attack of each epoch.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,12 +46,12 @@ impl Adversary for ScheduledPgd {
     fn needs_fold(&self) -> bool {
         // Without steps it never asks the network.
         let steps = self.first.steps > 0 || self.later.iter().any(|(_, pgd)| pgd.steps > 0);
-        steps && self.first.batch_norm == BatchNorm::Eval
+        steps && self.first.pass.is_eval()
     }
 
     fn perturb(
         &mut self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         ascent: &mut dyn Ascent,
         key: Key,
         batch: &Batch,

@@ -17,7 +17,7 @@ pub trait Search {
     /// `batch.images`, `batch.labels` and `batch.samples` are given; the clean images are predicted right. Behind it
     /// `batch.perturbed` holds a wrongly predicted image where one was found and some image of the ball elsewhere.
     /// Random numbers are keyed by `key` and each sample, so what is found does not depend on the rest of the batch.
-    fn search(&mut self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<Found>;
+    fn search(&mut self, engine: &mut Engine, key: Key, batch: &Batch) -> Result<Found>;
 }
 
 /// What a [`Search`] found and what it cost.

@@ -9,8 +9,9 @@
 
 use super::{Cost, Found, Search};
 use crate::batch::Batch;
-use crate::engine::{Engine, Pass, Pattern, Query, Result, SearchState};
+use crate::engine::{Engine, Pass, Result};
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
+use crate::ops::{Pattern, Query, SearchState, SelectAtLeast, SquareAccept, SquarePropose};
 use crate::philox::{Key, Purpose};
 
 /// Queries between two looks at how many images are left. What an image finds does not depend on it: one that is broken
@@ -54,7 +55,7 @@ impl Square {
 
 impl Search for Square {
     /// Queries are counted for each image until it is predicted wrongly.
-    fn search(&mut self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<Found> {
+    fn search(&mut self, engine: &mut Engine, key: Key, batch: &Batch) -> Result<Found> {
         if batch.is_empty() {
             return Ok(Found::default());
         }
@@ -88,12 +89,12 @@ impl Search for Square {
                 let rows = rows.slice(start..end);
                 let candidates = candidates.rows(0..end - start, IMAGE_LEN);
                 let logits = batch.logits.rows(start..end, classes);
-                engine.square_propose(&query, &rows, &state, &candidates)?;
+                engine.run(&SquarePropose { query, rows: &rows, state, candidates: &candidates })?;
                 engine.forward(Pass::Eval, &candidates, &logits)?;
-                engine.square_accept(&rows, &logits, &candidates, &state)?;
+                engine.run(&SquareAccept { rows: &rows, logits: &logits, candidates: &candidates, state })?;
             }
             if number.is_multiple_of(LOOK) || number == self.iterations {
-                left = engine.at_least(&margins, 0.0, &rows)?;
+                left = engine.run(&SelectAtLeast { values: &margins, threshold: 0.0, positions: &rows })?;
                 if left == 0 {
                     break;
                 }

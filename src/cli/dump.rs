@@ -28,6 +28,7 @@ use crate::engine::{DeviceChoice, Engine, Pass, WeightSet, open};
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::model::{ParameterKind, Weights};
 use crate::objective;
+use crate::ops::{GatherImages, ImageSet};
 use crate::philox::{Key, Purpose};
 use crate::recipe::{BatchNorm, Recipe};
 
@@ -83,13 +84,19 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let given = args.x_adv.as_deref().map(|path| given_images(path, range.len())).transpose()?;
 
     let mut engine = open(args.device, network, range.len())?;
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     engine.load_weights(&weights)?;
-    let set = engine.upload_images(&data.train.pixels, &data.train.labels)?;
+    let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels)?;
     let batch = Batch::alloc(engine, range.len())?;
     let samples: Vec<u32> = range.clone().map(|sample| sample as u32).collect();
     engine.write(&batch.samples, &samples)?;
-    engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels)?;
+    engine.run(&GatherImages {
+        set: &set,
+        samples: &batch.samples,
+        augment: None,
+        images: &batch.images,
+        labels: &batch.labels,
+    })?;
     let step = step(engine, &recipe, given.as_deref(), &batch)?;
 
     write(&out, &step.to_bytes())?;
@@ -109,7 +116,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
 
 /// One step on the gathered batch; everything that it computes, by the names of the table above.
 fn step(
-    engine: &mut dyn Engine,
+    engine: &mut Engine,
     recipe: &Recipe,
     given: Option<&[f32]>,
     batch: &Batch,
@@ -148,7 +155,7 @@ fn step(
     let mean = losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / count as f64;
     step.insert("losses", &[count], losses);
     step.insert("loss", &[1], vec![mean as f32]);
-    for (name, gradient) in engine.gradients()?.tensors {
+    for (name, gradient) in engine.weights(WeightSet::Gradients)?.tensors {
         step.insert(format!("grad.{name}"), &gradient.shape, gradient.values);
     }
     let after = engine.weights(WeightSet::Live)?;

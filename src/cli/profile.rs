@@ -98,12 +98,12 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     if bench.engine.device().kind == "cuda" {
         bench.run(&Work::Step, 1)?;
     }
-    let ceilings = Ceilings::measure(bench.engine.as_mut())?;
+    let ceilings = Ceilings::measure(&mut bench.engine)?;
     let mut record = bench.record(&Work::Step, steps)?;
     record.launches.retain(|launch| launch.kernel.contains(&args.kernel));
 
     let mut document =
-        Document::new("profile", bench.engine.as_ref(), vec![recipe.name.clone()], recipe.batch, &ceilings);
+        Document::new("profile", &bench.engine, vec![recipe.name.clone()], recipe.batch, &ceilings);
     document.images = bench.images().to_string();
     document.finished = true;
     document.kernels = profile::kernels(&record, &ceilings, &bench.engine.device().code);

@@ -112,7 +112,7 @@ fn pictures(
     engine.load_weights(&weights)?;
     let protocol = PgdProtocol { steps: ATTACK_STEPS, restarts: 1, step_size: StepSize::TwoLevels };
     let epsilon = &recipe.attack.epsilon;
-    gallery.attacked = attack(engine.as_mut(), &data, &protocol, epsilon.as_f32(), recipe.seed, count)?;
+    gallery.attacked = attack(&mut engine, &data, &protocol, epsilon.as_f32(), recipe.seed, count)?;
     gallery.attack = format!(
         "PGD-{ATTACK_STEPS}, eps {epsilon}, step {}, on {}.",
         protocol.step_size.text(),

@@ -16,6 +16,7 @@ use crate::data::order::split;
 use crate::engine::{DeviceChoice, WeightSet, open};
 use crate::names::Named;
 use crate::objective;
+use crate::ops::ImageSet;
 use crate::philox::{Key, Purpose};
 use crate::prune::{self, Candidates, Diagnosis, HoldoutDraw, PruneError, Survey};
 use crate::recipe::{Recipe, Scores, SelectionMethod};
@@ -80,11 +81,11 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         .reserve(&data.train.labels, data.classes, recipe.selection.held_out_share(), recipe.seed);
 
     let mut engine = open(args.device, network, recipe.batch)?;
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     let interrupt = catch_interrupts()?;
     engine.stop_on(Some(interrupt.flag()));
     engine.load_weights(&weights)?;
-    let set = engine.upload_images(&data.train.pixels, &data.train.labels)?;
+    let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels)?;
     let scratch = Batch::alloc(engine, recipe.batch)?;
     let labels: Vec<u32> = split.train.iter().map(|&sample| data.train.labels[sample as usize]).collect();
     // The split stays that of the recipe's seed, whatever the draws.

@@ -72,7 +72,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     if !resumed {
         folder.start(&recipe.to_toml())?;
     }
-    begin_session(&folder, args.data.as_deref(), &data, engine.as_ref(), console)?;
+    begin_session(&folder, args.data.as_deref(), &data, &engine, console)?;
     console.line(format!(
         "{} on {} ({}): {} images of {}, {} epochs, into {}",
         recipe.name,
@@ -86,7 +86,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
 
     let stop = || interrupt.requested();
     let run = Run { recipe: &recipe, data: &data, folder: &folder, console, stop: &stop };
-    let summary = train::run(engine.as_mut(), &run)?;
+    let summary = train::run(&mut engine, &run)?;
     for line in summary_lines(&summary) {
         console.line(line);
     }
@@ -135,7 +135,7 @@ pub(super) fn begin_session(
     folder: &RunFolder,
     path: Option<&Path>,
     data: &DataSet,
-    engine: &dyn Engine,
+    engine: &Engine,
     console: &Console,
 ) -> anyhow::Result<()> {
     let device: &DeviceInfo = engine.device();

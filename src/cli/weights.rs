@@ -17,6 +17,7 @@ use crate::files::{Files, Output};
 use crate::model::foreign::Converted;
 use crate::model::layers::WIDTHS;
 use crate::model::{ParameterKind, ResNet18, Weights, WeightsError, initialise};
+use crate::ops::ImageSet;
 
 /// Make a weights file, or check and describe one (safetensors, with PyTorch's names)
 #[derive(clap::Args)]
@@ -122,11 +123,11 @@ fn finite_logits(file: &Path, network: ResNet18, weights: &Weights) -> anyhow::R
     let mut engine = open(DeviceChoice::Cpu, network, PROBED)?;
     engine.load_weights(weights)?;
     let images = generated::images(generated::Part::Test, PROBED);
-    let set = engine.upload_images(&images.pixels, &[0; PROBED])?;
+    let set = ImageSet::upload(&engine, &images.pixels, &[0; PROBED])?;
     let samples: Vec<u32> = (0..PROBED as u32).collect();
     let subject = Subject { set: &set, samples: &samples, weights: WeightSet::Live, epsilon: 0.0, seed: 0 };
-    let scratch = Batch::alloc(engine.as_ref(), PROBED)?;
-    let outcome = evaluate(engine.as_mut(), subject, &Protocol::Clean, &scratch, &mut |_, _| true)?;
+    let scratch = Batch::alloc(&engine, PROBED)?;
+    let outcome = evaluate(&mut engine, subject, &Protocol::Clean, &scratch, &mut |_, _| true)?;
     match outcome.map_or(0, |outcome| outcome.non_finite) {
         0 => Ok(()),
         count => bail!(CheckFailed(format!(

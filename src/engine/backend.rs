@@ -4,9 +4,7 @@ use std::any::Any;
 use std::rc::Rc;
 
 use super::cuda::driver::Driver;
-use super::{
-    DeviceInfo, GradRequest, Pass, Result, Sgd, StopFlag, Storage, Tensor, View, WeightSet,
-};
+use super::{DeviceInfo, GradRequest, Pass, Result, Sgd, StopFlag, Storage, Tensor, View, WeightSet};
 use crate::model::Weights;
 
 /// One network on one device. [`Engine`](super::Engine) has checked every argument and the order of the calls.
@@ -33,13 +31,9 @@ pub(crate) trait Backend {
 
     fn fold(&mut self, set: WeightSet) -> Result<()>;
     fn forward(&mut self, pass: Pass, images: &[&Tensor<f32>], logits: &[&Tensor<f32>]) -> Result<()>;
-    fn backward(
-        &mut self,
-        pass: Pass,
-        logit_gradients: &[&Tensor<f32>],
-        request: &GradRequest,
-    ) -> Result<()>;
-    fn features(&mut self, pass: Pass, features: &[&Tensor<f32>]) -> Result<()>;
+    fn backward(&mut self, pass: Pass, logit_gradients: &[&Tensor<f32>], request: &GradRequest)
+    -> Result<()>;
+    fn features(&mut self, pass: Pass, set: usize, features: &Tensor<f32>) -> Result<()>;
     /// A request that attacks of many passes check between two of them.
     fn stop_on(&mut self, stop: Option<StopFlag>);
     /// What launches are made through; `None` for the CPU.

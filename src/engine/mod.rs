@@ -23,9 +23,7 @@ pub use open::{DeviceChoice, open, open_dry, open_recorded, open_recorded_with, 
 pub use operands::Operands;
 pub use passes::{GradRequest, ImageGradient, ParameterGradient, Pass, Sets, SignStep};
 pub use probes::{LadderStep, Probe, Probes};
-pub use recording::{
-    KernelUsage, Launch, Mark, Phase, Record, Recording, kernel_usage, register_target,
-};
+pub use recording::{KernelUsage, Launch, Mark, Phase, Record, Recording, kernel_usage, register_target};
 pub use stop::{StopFlag, unless_stopped};
 pub use tensor::{Element, Storage, Tensor, View, Word};
 
@@ -238,7 +236,9 @@ impl Engine {
     /// Prepares [`Pass::Eval`] from a set of weights; needed again after [`Engine::step`] or a train pass.
     pub fn fold_batch_norm(&mut self, set: WeightSet) -> Result<()> {
         if !matches!(set, WeightSet::Live | WeightSet::Average) {
-            return Err(Error::Invalid(format!("{set:?} are no weights to evaluate: expected Live or Average")));
+            return Err(Error::Invalid(format!(
+                "{set:?} are no weights to evaluate: expected Live or Average"
+            )));
         }
         self.life.expect_set(set)?;
         self.device.backend_mut().fold(set)?;
@@ -291,7 +291,9 @@ impl Engine {
         }
         match request.images {
             _ if pass == Pass::Pair && request.images.is_some() => {
-                return Err(Error::Invalid(format!("{pass}: no gradient of the images, expected one train pass")));
+                return Err(Error::Invalid(format!(
+                    "{pass}: no gradient of the images, expected one train pass"
+                )));
             }
             None => {}
             Some(ImageGradient::Write(gradient)) => operands.writes(gradient, batch * IMAGE_LEN)?,
@@ -314,17 +316,20 @@ impl Engine {
         Ok(())
     }
 
-    /// The features of the pass's last forward, `batch x features`: what its last layer saw.
-    pub fn features<'a>(&mut self, pass: Pass, features: impl Into<Sets<'a>>) -> Result<()> {
-        let features = features.into();
-        let features = expect_sets(pass, &features)?;
+    /// The features of one set of the pass's last forward, `batch x features`: what its last layer saw.
+    ///
+    /// # Errors
+    /// Where the pass has no forward on the present weights, or not so many sets.
+    pub fn features(&mut self, pass: Pass, set: usize, features: &Tensor<f32>) -> Result<()> {
+        pass.check()?;
+        if set >= pass.sets() {
+            return Err(Error::Invalid(format!("{pass}: set {set} of {}", pass.sets())));
+        }
         let batch = self.life.expect_forward(pass)?;
         let mut operands = self.operands();
-        for features in features {
-            operands.writes(features, batch * self.network.features())?;
-        }
-        self.begin(pass, operands)?;
-        self.device.backend_mut().features(pass, features)
+        operands.writes(features, batch * self.network.features())?;
+        self.device.backend().written(&operands.finish()?);
+        self.device.backend_mut().features(pass, set, features)
     }
 
     /// One operation.

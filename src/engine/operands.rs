@@ -62,7 +62,10 @@ impl Operands {
     /// Where `row_len` is 0 or does not divide the tensor.
     pub fn rows_of<T: Element>(&self, tensor: &Tensor<T>, row_len: usize) -> Result<usize> {
         if row_len == 0 {
-            return Err(Error::Invalid(format!("{}: rows of 0 elements, expected 1 at least", tensor.name())));
+            return Err(Error::Invalid(format!(
+                "{}: rows of 0 elements, expected 1 at least",
+                tensor.name()
+            )));
         }
         let rows = tensor.len() / row_len;
         expect_len(tensor, rows * row_len)?;

@@ -15,8 +15,9 @@ use super::sanity::{Checks, Extent};
 use super::{Outcome, Part, Subject, gathered, predict};
 use crate::attack::{Cost, Search};
 use crate::batch::Batch;
-use crate::engine::{self, Engine, NO_CLASS, unless_stopped};
+use crate::engine::{self, Engine, unless_stopped};
 use crate::model::layers::IMAGE_LEN;
+use crate::ops::NO_CLASS;
 use crate::philox::{Key, Purpose};
 
 /// What is known of an image.
@@ -149,7 +150,7 @@ impl Progress {
 /// stop, or the engine was in the middle of a batch ([`Engine::stop_on`]), which is then done again. Replaces the engine's
 /// folded weights.
 pub fn run(
-    engine: &mut dyn Engine,
+    engine: &mut Engine,
     subject: Subject,
     progress: &mut Progress,
     scratch: &Batch,
@@ -159,13 +160,12 @@ pub fn run(
 }
 
 fn stages(
-    engine: &mut dyn Engine,
+    engine: &mut Engine,
     subject: Subject,
     progress: &mut Progress,
     scratch: &Batch,
     listener: &mut dyn Listener,
 ) -> engine::Result<bool> {
-    engine.split_sums(false);
     engine.fold_batch_norm(subject.weights)?;
     let mut search: Option<(Part, Box<dyn Search>)> = None;
     while let Some(at) = progress.stage() {
@@ -229,7 +229,7 @@ fn stages(
 /// One part on one batch: its verdicts, each looked at once more.
 #[allow(clippy::too_many_arguments)]
 fn attacked(
-    engine: &mut dyn Engine,
+    engine: &mut Engine,
     subject: Subject,
     part: Part,
     attack: &mut dyn Search,

@@ -23,8 +23,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::attack::{Ascent, Cost, CrossEntropyAscent, MarginAscent, Pgd};
 use crate::batch::Batch;
-use crate::engine::{self, Engine, ImageSet, NO_CLASS, Pass, Phase, WeightSet, unless_stopped};
+use crate::engine::{self, Engine, Pass, Phase, WeightSet, unless_stopped};
 use crate::model::layers::IMAGE_LEN;
+use crate::ops::{CrossEntropy, GatherImages, ImageSet, NO_CLASS};
 use crate::philox::{Key, Purpose};
 
 /// What is evaluated, besides the protocol.
@@ -76,7 +77,7 @@ pub type Watch<'a> = &'a mut dyn FnMut(usize, usize) -> bool;
 /// An image withstands PGD if the prediction at the end point of every restart is right; later restarts visit only
 /// the images that are still right, which changes no verdict. Replaces the engine's folded weights.
 pub fn evaluate(
-    engine: &mut dyn Engine,
+    engine: &mut Engine,
     subject: Subject,
     protocol: &Protocol,
     scratch: &Batch,
@@ -93,15 +94,13 @@ pub fn evaluate(
 
 /// A protocol that looks at the end point of each start: clean images, FGSM, PGD and CW.
 fn end_points(
-    engine: &mut dyn Engine,
+    engine: &mut Engine,
     subject: Subject,
     protocol: &Protocol,
     scratch: &Batch,
     watch: Watch,
 ) -> engine::Result<Option<Outcome>> {
     let begin = Instant::now();
-    // An image's verdict must not depend on those beside it.
-    engine.split_sums(false);
     engine.fold_batch_norm(subject.weights)?;
     let attack = protocol.pgd(subject.epsilon);
     let restarts = protocol.restarts().max(1);
@@ -147,39 +146,46 @@ fn end_points(
 }
 
 /// The first rows of `scratch`, filled with `samples` (at most so many) of the set.
-fn gathered(
-    engine: &mut dyn Engine,
-    set: &ImageSet,
-    samples: &[u32],
-    scratch: &Batch,
-) -> engine::Result<Batch> {
+fn gathered(engine: &mut Engine, set: &ImageSet, samples: &[u32], scratch: &Batch) -> engine::Result<Batch> {
     let batch = scratch.rows(0..samples.len());
     engine.write(&batch.samples, samples)?;
-    engine.gather(set, &batch.samples, None, &batch.images, &batch.labels)?;
+    engine.run(&GatherImages {
+        set,
+        samples: &batch.samples,
+        augment: None,
+        images: &batch.images,
+        labels: &batch.labels,
+    })?;
     Ok(batch)
 }
 
 /// Predicts the images of a batch, or its perturbed ones; fills `batch.logits` and `batch.logit_gradient` (of the
 /// cross-entropy) as well.
-fn predict(engine: &mut dyn Engine, batch: &Batch, perturbed: bool) -> engine::Result<Vec<u32>> {
+fn predict(engine: &mut Engine, batch: &Batch, perturbed: bool) -> engine::Result<Vec<u32>> {
     engine.phase(Phase::Evaluate);
     for part in batch.parts(engine.micro_batch()) {
         let images = if perturbed { &part.perturbed } else { &part.images };
         engine.forward(Pass::Eval, images, &part.logits)?;
-        let loss = engine::CrossEntropy { smoothing: 0.0, scale: 1.0 };
-        engine.cross_entropy(&loss, &part.logits, &part.labels, None, part.outputs())?;
+        engine.run(&CrossEntropy {
+            smoothing: 0.0,
+            scale: 1.0,
+            logits: &part.logits,
+            labels: &part.labels,
+            weights: None,
+            outputs: part.outputs(),
+        })?;
     }
     engine.read(&batch.predictions)
 }
 
 /// Whether each image of a batch is predicted right.
-fn right(engine: &mut dyn Engine, batch: &Batch, predictions: &[u32]) -> engine::Result<Vec<bool>> {
+fn right(engine: &mut Engine, batch: &Batch, predictions: &[u32]) -> engine::Result<Vec<bool>> {
     let labels = engine.read(&batch.labels)?;
     Ok(predictions.iter().zip(&labels).map(|(prediction, label)| prediction == label).collect())
 }
 
 /// Whether each image of a gathered batch withstands a sign-step attack, by its end point.
-fn withstands(engine: &mut dyn Engine, batch: &Batch, pgd: &Pgd, key: Key) -> engine::Result<Vec<bool>> {
+fn withstands(engine: &mut Engine, batch: &Batch, pgd: &Pgd, key: Key) -> engine::Result<Vec<bool>> {
     pgd.perturb(engine, &mut CrossEntropyAscent, key, batch)?;
     let predictions = predict(engine, batch, true)?;
     right(engine, batch, &predictions)
@@ -187,13 +193,7 @@ fn withstands(engine: &mut dyn Engine, batch: &Batch, pgd: &Pgd, key: Key) -> en
 
 /// How many of the images in `right` lie where the attack started: a gradient that is zero everywhere moves nothing, in the first
 /// step or in any later one. Takes no pass through the network; replaces `batch.perturbed` by the starts.
-fn still(
-    engine: &mut dyn Engine,
-    batch: &Batch,
-    pgd: &Pgd,
-    key: Key,
-    right: &[bool],
-) -> engine::Result<usize> {
+fn still(engine: &mut Engine, batch: &Batch, pgd: &Pgd, key: Key, right: &[bool]) -> engine::Result<usize> {
     if !right.contains(&true) {
         return Ok(0);
     }

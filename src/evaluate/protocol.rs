@@ -19,8 +19,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::attack::{Apgd, Fab, Pgd, Search, Square};
-use crate::engine::{Noise, SignStep};
-use crate::recipe::BatchNorm;
+use crate::engine::{Pass, SignStep};
+use crate::ops::Noise;
 
 /// How accuracy is measured.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,7 +92,7 @@ impl PgdProtocol {
             start: Some(Noise::Uniform { radius: epsilon }),
             step: SignStep { step_size: self.step_size.value(), epsilon },
             steps: self.steps,
-            batch_norm: BatchNorm::Eval,
+            pass: Pass::Eval,
         }
     }
 }

@@ -14,8 +14,9 @@ use super::autoattack::{Progress, Verdict};
 use super::{Outcome, Part, PgdProtocol, Protocol, StepSize, Subject, gathered, predict, withstands};
 use crate::attack::Cost;
 use crate::batch::Batch;
-use crate::engine::{self, Engine, Pass};
+use crate::engine::{self, Engine, GradRequest, Pass};
 use crate::model::layers::IMAGE_LEN;
+use crate::ops::CrossEntropy;
 use crate::philox::{Key, Purpose};
 
 /// A weak attack must break more than this share of all images beyond a strong one before it raises the alarm; the share
@@ -105,7 +106,7 @@ impl Extent {
 impl Checks {
     /// Looks at the images that `verdicts` calls robust.
     pub fn run(
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         subject: Subject,
         verdicts: &[Verdict],
         scratch: &Batch,
@@ -138,9 +139,19 @@ impl Checks {
                 let range = start..batch.len().min(start + size);
                 let part = batch.rows(range.clone());
                 engine.forward(Pass::Eval, &part.images, &part.logits)?;
-                let loss = engine::CrossEntropy { smoothing: 0.0, scale: 1.0 };
-                engine.cross_entropy(&loss, &part.logits, &part.labels, None, part.outputs())?;
-                engine.input_gradient(Pass::Eval, &part.logit_gradient, &gradient.rows(range, IMAGE_LEN))?;
+                engine.run(&CrossEntropy {
+                    smoothing: 0.0,
+                    scale: 1.0,
+                    logits: &part.logits,
+                    labels: &part.labels,
+                    weights: None,
+                    outputs: part.outputs(),
+                })?;
+                engine.backward(
+                    Pass::Eval,
+                    &part.logit_gradient,
+                    GradRequest::images(&gradient.rows(range, IMAGE_LEN)),
+                )?;
             }
             let gradient = engine.read(&gradient)?;
             let zero = |image: &&[f32]| image.iter().all(|g| *g == 0.0);
@@ -155,7 +166,7 @@ impl Checks {
     }
 
     /// Five passes over one batch.
-    fn repeat(&mut self, engine: &mut dyn Engine, batch: &Batch) -> engine::Result<()> {
+    fn repeat(&mut self, engine: &mut Engine, batch: &Batch) -> engine::Result<()> {
         let mut passes = Vec::new();
         for _ in 0..5 {
             predict(engine, batch, false)?;

@@ -26,14 +26,14 @@ pub struct Share {
 
 impl Ceilings {
     /// Measures both ceilings of an engine.
-    pub fn measure(engine: &mut dyn Engine) -> Result<Self> {
+    pub fn measure(engine: &mut Engine) -> Result<Self> {
         engine.synchronize()?;
         let mut ceilings = Self::default();
-        if let Some(probe) = engine.product_probe()? {
+        if let Some(probe) = engine.probes().product_probe()? {
             let rate = ceilings.rate(probe)?;
             ceilings.flops = Some(rate);
         }
-        if let Some(probe) = engine.copy_probe()? {
+        if let Some(probe) = engine.probes().copy_probe()? {
             let rate = ceilings.rate(probe)?;
             ceilings.bytes = Some(rate);
         }

@@ -122,13 +122,7 @@ fn whole() -> bool {
 
 impl Document {
     /// An empty one for an engine, not finished.
-    pub fn new(
-        kind: &str,
-        engine: &dyn Engine,
-        recipes: Vec<String>,
-        batch: usize,
-        ceilings: &Ceilings,
-    ) -> Self {
+    pub fn new(kind: &str, engine: &Engine, recipes: Vec<String>, batch: usize, ceilings: &Ceilings) -> Self {
         let device: &DeviceInfo = engine.device();
         let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
         Self {

@@ -76,7 +76,7 @@ pub fn kernel_rows(
             let Some(samples) = sample(&rule, plan.stop, &mut once)? else { return Ok(None) };
             let amounts = [shape.launch.flops as f64, shape.launch.bytes as f64];
             if let Some(row) = Row::new(named(shape), cache, samples, 0, amounts, ceilings) {
-                let predicted = bench.engine.predicted_seconds(&[shape.launch]);
+                let predicted = bench.engine.probes().predicted_seconds(&[shape.launch]);
                 add(Row { calls: shape.calls, predicted, ..row }, samplings)?;
             }
         }

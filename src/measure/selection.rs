@@ -74,7 +74,7 @@ pub fn select(
     watch: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Parts, PruneError> {
     let recipe = bench.recipe().clone();
-    let engine = bench.engine.as_mut();
+    let engine = &mut bench.engine;
     let all: Vec<u32> = (0..(choice.candidates + choice.held_out) as u32).collect();
     let (samples, held_out) = all.split_at(choice.candidates);
     let labels = engine.read(&bench.set.labels)?;
@@ -158,7 +158,7 @@ impl Objective for Timed {
         self.objective.has_clean_pass()
     }
 
-    fn attack(&mut self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
+    fn attack(&mut self, engine: &mut Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
         engine.synchronize()?;
         let begin = Instant::now();
         let work = self.objective.attack(engine, key, batch)?;
@@ -168,18 +168,13 @@ impl Objective for Timed {
         Ok(work)
     }
 
-    fn gradient(
-        &mut self,
-        engine: &mut dyn Engine,
-        batch: &Batch,
-        weights: Option<&Tensor<f32>>,
-    ) -> Result<()> {
+    fn gradient(&mut self, engine: &mut Engine, batch: &Batch, weights: Option<&Tensor<f32>>) -> Result<()> {
         self.objective.gradient(engine, batch, weights)
     }
 
     fn loss(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         batch: &Batch,
         scale: f32,
         weights: Option<&Tensor<f32>>,

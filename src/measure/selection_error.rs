@@ -17,9 +17,10 @@ use crate::attack::AttackWork;
 use crate::batch::Batch;
 use crate::data::DataSet;
 use crate::data::order::Split;
-use crate::engine::{Engine, ImageSet, Result, Tensor, WeightSet};
+use crate::engine::{Engine, Result, Tensor, WeightSet};
 use crate::model::Weights;
 use crate::objective::{self, Objective};
+use crate::ops::ImageSet;
 use crate::philox::{Key, Purpose};
 use crate::prune::{self, Candidates, Diagnosis, LastLayerView, PruneError, Subset, Survey, residual};
 use crate::recipe::Recipe;
@@ -150,7 +151,7 @@ pub fn lines(rows: &[Row]) -> Vec<String> {
 
 /// The network, the images, and the gradients of all candidates.
 pub struct Subject<'a> {
-    engine: &'a mut dyn Engine,
+    engine: &'a mut Engine,
     data: &'a DataSet,
     split: &'a Split,
     set: ImageSet,
@@ -170,14 +171,14 @@ impl<'a> Subject<'a> {
     /// # Errors
     /// [`PruneError::Stopped`] where it does not; those of the engine.
     pub fn new(
-        engine: &'a mut dyn Engine,
+        engine: &'a mut Engine,
         recipe: &Recipe,
         data: &'a DataSet,
         split: &'a Split,
         draws: u32,
         watch: &mut dyn FnMut(usize, usize) -> bool,
     ) -> std::result::Result<Self, PruneError> {
-        let set = engine.upload_images(&data.train.pixels, &data.train.labels)?;
+        let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels)?;
         let scratch = Batch::alloc(engine, recipe.batch)?;
         let mut objective = Remembering { objective: objective::of_recipe(recipe), known: HashMap::new() };
         let seed = recipe.seed;
@@ -263,7 +264,7 @@ fn start(seed: u64) -> Key {
 }
 
 fn error(
-    engine: &mut dyn Engine,
+    engine: &mut Engine,
     samples: &[u32],
     view: &LastLayerView,
     subset: &Subset,
@@ -287,7 +288,7 @@ impl Objective for Remembering {
         self.objective.has_clean_pass()
     }
 
-    fn attack(&mut self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
+    fn attack(&mut self, engine: &mut Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
         let which = (key.purpose as u32, key.epoch, engine.read(&batch.samples)?);
         if let Some(perturbed) = self.known.get(&which) {
             engine.write(&batch.perturbed, perturbed)?;
@@ -298,18 +299,13 @@ impl Objective for Remembering {
         Ok(work)
     }
 
-    fn gradient(
-        &mut self,
-        engine: &mut dyn Engine,
-        batch: &Batch,
-        weights: Option<&Tensor<f32>>,
-    ) -> Result<()> {
+    fn gradient(&mut self, engine: &mut Engine, batch: &Batch, weights: Option<&Tensor<f32>>) -> Result<()> {
         self.objective.gradient(engine, batch, weights)
     }
 
     fn loss(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         batch: &Batch,
         scale: f32,
         weights: Option<&Tensor<f32>>,

@@ -11,12 +11,13 @@ use serde::{Deserialize, Serialize};
 use crate::batch::Batch;
 use crate::data::{DataError, DataSet, SetKind, Split};
 use crate::engine::{
-    self, DeviceChoice, DeviceOptions, Engine, ImageSet, Mark, Phase, Probe, Record, Recording, WeightSet,
-    open, open_dry, open_recorded_with,
+    self, DeviceChoice, DeviceOptions, Engine, Mark, Phase, Probe, Record, Recording, WeightSet, open,
+    open_dry, open_recorded_with,
 };
 use crate::evaluate::{Protocol, Subject, evaluate};
 use crate::model::initialise;
 use crate::objective;
+use crate::ops::{GatherImages, ImageSet};
 use crate::philox::{Key, Purpose};
 use crate::recipe::Recipe;
 use crate::train::{self, Trainer};
@@ -56,7 +57,7 @@ pub enum Cache {
 
 /// An engine with a recipe's network and images for some steps.
 pub struct Bench {
-    pub engine: Box<dyn Engine>,
+    pub engine: Engine,
     /// Of the kernels, where the engine has some.
     recording: Option<Recording>,
     /// Made when first used.
@@ -113,12 +114,7 @@ impl Bench {
         Self::with(engine, Some(recording), recipe, 1)
     }
 
-    fn with(
-        engine: Box<dyn Engine>,
-        recording: Option<Recording>,
-        recipe: &Recipe,
-        steps: usize,
-    ) -> Result<Self> {
+    fn with(engine: Engine, recording: Option<Recording>, recipe: &Recipe, steps: usize) -> Result<Self> {
         let images = recipe.batch * steps;
         let data = DataSet::open(SetKind::Generated, None, Some(images), Some(1))?;
         let classes = engine.network().classes;
@@ -126,9 +122,9 @@ impl Bench {
             true => data.train.labels,
             false => (0..images).map(|image| (image % classes) as u32).collect(),
         };
-        let set = engine.upload_images(&data.train.pixels, &labels)?;
+        let set = ImageSet::upload(&engine, &data.train.pixels, &labels)?;
         let split = Split { train: (0..images as u32).collect(), ..Split::default() };
-        let batch = Batch::alloc(engine.as_ref(), recipe.batch)?;
+        let batch = Batch::alloc(&engine, recipe.batch)?;
         let mut bench = Self {
             engine,
             recording,
@@ -149,7 +145,7 @@ impl Bench {
     pub fn use_images(&mut self, folder: &Path) -> Result<()> {
         self.images = self.recipe.data.set;
         let data = DataSet::open(self.images, Some(folder), Some(self.split.train.len()), Some(1))?;
-        self.set = self.engine.upload_images(&data.train.pixels, &data.train.labels)?;
+        self.set = ImageSet::upload(&self.engine, &data.train.pixels, &data.train.labels)?;
         Ok(())
     }
 
@@ -169,7 +165,7 @@ impl Bench {
 
     /// The recipe's first batch: its images and labels, the rest uninitialised.
     pub fn first_batch(&mut self) -> Result<Batch> {
-        let (engine, len) = (self.engine.as_mut(), self.recipe.batch);
+        let (engine, len) = (&mut self.engine, self.recipe.batch);
         first_batch(engine, &self.set, &self.split.train[..len])
     }
 
@@ -177,7 +173,7 @@ impl Bench {
     pub fn sample(&mut self, work: &Work, times: usize, cache: Cache) -> Result<f64> {
         if cache == Cache::Cold {
             if self.flush.is_none() {
-                self.flush = Some(self.engine.flush_probe()?);
+                self.flush = Some(self.engine.probes().flush_probe()?);
             }
             self.flush.as_mut().map_or(Ok(()), Probe::run)?;
         }
@@ -187,7 +183,7 @@ impl Bench {
     /// Does the work `times` times (of steps, [`Bench::steps`] at most), and answers its seconds, by the device's own clock
     /// where it has one.
     pub fn run(&mut self, work: &Work, times: usize) -> Result<f64> {
-        let (recipe, engine) = (&self.recipe, self.engine.as_mut());
+        let (recipe, engine) = (&self.recipe, &mut self.engine);
         let clock = Clock(self.recording.as_ref());
         engine.synchronize()?;
         let first = &self.split.train[..recipe.batch];
@@ -204,9 +200,14 @@ impl Bench {
             }
             Work::Attack => {
                 let batch = &self.batch;
-                engine.split_sums(true);
                 engine.write(&batch.samples, first)?;
-                engine.gather(&self.set, &batch.samples, None, &batch.images, &batch.labels)?;
+                engine.run(&GatherImages {
+                    set: &self.set,
+                    samples: &batch.samples,
+                    augment: None,
+                    images: &batch.images,
+                    labels: &batch.labels,
+                })?;
                 let mut objective = objective::of_recipe(recipe);
                 let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
                 engine.synchronize()?;
@@ -259,7 +260,7 @@ impl Bench {
     /// have a model.
     pub fn amounts(&mut self, work: &Work) -> Result<(Amounts, Option<f64>)> {
         let (_, amounts, record) = self.counted(|bench| bench.run(work, 1))?;
-        Ok((amounts, self.engine.predicted_seconds(&record.launches)))
+        Ok((amounts, self.engine.probes().predicted_seconds(&record.launches)))
     }
 
     /// What `work` answers, and its launches.
@@ -284,10 +285,10 @@ impl Bench {
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, E>,
     ) -> Result<(T, Amounts, Record), E> {
-        let before = self.engine.flops_so_far();
+        let before = self.engine.probes().flops_so_far();
         let (done, record) = self.recorded(false, work)?;
         let sum = |of: fn(&engine::Launch) -> u64| record.launches.iter().map(of).sum::<u64>() as f64;
-        let amounts = match (before, self.engine.flops_so_far()) {
+        let amounts = match (before, self.engine.probes().flops_so_far()) {
             (Some(before), Some(after)) => [(after - before) as f64, 0.0],
             _ => [sum(|launch| launch.flops), sum(|launch| launch.bytes)],
         };
@@ -295,10 +296,16 @@ impl Bench {
     }
 }
 
-fn first_batch(engine: &mut dyn Engine, set: &ImageSet, samples: &[u32]) -> Result<Batch> {
+fn first_batch(engine: &mut Engine, set: &ImageSet, samples: &[u32]) -> Result<Batch> {
     let batch = Batch::alloc(engine, samples.len())?;
     engine.write(&batch.samples, samples)?;
-    engine.gather(set, &batch.samples, None, &batch.images, &batch.labels)?;
+    engine.run(&GatherImages {
+        set,
+        samples: &batch.samples,
+        augment: None,
+        images: &batch.images,
+        labels: &batch.labels,
+    })?;
     Ok(batch)
 }
 

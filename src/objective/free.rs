@@ -14,7 +14,7 @@ use super::{Objective, passes};
 use crate::accelerate::{self, Replays};
 use crate::attack::{AttackWork, ScheduledPgd};
 use crate::batch::Batch;
-use crate::engine::{Engine, Result, Tensor};
+use crate::engine::{Engine, GradRequest, Result, Tensor};
 use crate::model::Weights;
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::philox::Key;
@@ -70,7 +70,7 @@ impl Objective for Free {
         self.replays
     }
 
-    fn attack(&mut self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
+    fn attack(&mut self, engine: &mut Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
         self.epoch = key.epoch;
         let mut work = AttackWork::default();
         if self.done == 0 {
@@ -98,17 +98,16 @@ impl Objective for Free {
         Ok(work)
     }
 
-    fn gradient(
-        &mut self,
-        engine: &mut dyn Engine,
-        batch: &Batch,
-        weights: Option<&Tensor<f32>>,
-    ) -> Result<()> {
+    fn gradient(&mut self, engine: &mut Engine, batch: &Batch, weights: Option<&Tensor<f32>>) -> Result<()> {
         passes::cross_entropy_forward(engine, batch, self.smoothing, weights)?;
         let (images, perturbed, gradient) = (&batch.images, &batch.perturbed, &batch.logit_gradient);
         let step = self.attack.at(self.epoch).step;
-        let move_on = |engine: &mut dyn Engine| {
-            engine.parameter_gradient_and_attack_step(passes::ONLY, gradient, &step, images, perturbed)
+        let move_on = |engine: &mut Engine| {
+            engine.backward(
+                passes::ONLY,
+                gradient,
+                GradRequest::step(step, images, perturbed).and_parameters(),
+            )
         };
         match &mut self.moving {
             Some(moving) => moving.step(engine, batch, self.done, move_on)?,
@@ -132,7 +131,7 @@ impl Objective for Free {
 
     fn loss(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         batch: &Batch,
         scale: f32,
         weights: Option<&Tensor<f32>>,

@@ -6,7 +6,7 @@
 
 use super::paired::Paired;
 use crate::attack::CrossEntropyAscent;
-use crate::engine::PairedForm;
+use crate::ops::PairedForm;
 use crate::recipe::Recipe;
 
 /// Misclassification-aware adversarial training with the attack, its acceleration and the lambda of a recipe

@@ -41,22 +41,17 @@ pub trait Objective {
     }
 
     /// Makes `batch.perturbed` from `batch.images`.
-    fn attack(&mut self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<AttackWork>;
+    fn attack(&mut self, engine: &mut Engine, key: Key, batch: &Batch) -> Result<AttackWork>;
 
     /// Train passes, losses and backward: leaves the gradient of the mean loss in the engine, the loss and the
     /// prediction of each adversarial image in the batch. `weights` are factors on the samples, 1 where absent.
-    fn gradient(
-        &mut self,
-        engine: &mut dyn Engine,
-        batch: &Batch,
-        weights: Option<&Tensor<f32>>,
-    ) -> Result<()>;
+    fn gradient(&mut self, engine: &mut Engine, batch: &Batch, weights: Option<&Tensor<f32>>) -> Result<()>;
 
     /// The loss alone: per-sample losses, predictions and logit gradients (times `scale`) of the logits that the batch
     /// holds, of the clean images too where [`Objective::has_clean_pass`].
     fn loss(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         batch: &Batch,
         scale: f32,
         weights: Option<&Tensor<f32>>,

@@ -6,8 +6,9 @@ use super::{Objective, passes};
 use crate::accelerate;
 use crate::attack::{Adversary, Ascent, AttackWork};
 use crate::batch::Batch;
-use crate::engine::{Engine, PairedForm, Result, Tensor};
+use crate::engine::{Engine, Result, Tensor};
 use crate::model::Weights;
+use crate::ops::PairedForm;
 use crate::philox::Key;
 use crate::recipe::Recipe;
 
@@ -41,22 +42,17 @@ impl<A: Ascent> Objective for Paired<A> {
         true
     }
 
-    fn attack(&mut self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
+    fn attack(&mut self, engine: &mut Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
         self.adversary.perturb(engine, &mut self.ascent, key, batch)
     }
 
-    fn gradient(
-        &mut self,
-        engine: &mut dyn Engine,
-        batch: &Batch,
-        weights: Option<&Tensor<f32>>,
-    ) -> Result<()> {
+    fn gradient(&mut self, engine: &mut Engine, batch: &Batch, weights: Option<&Tensor<f32>>) -> Result<()> {
         passes::paired(engine, batch, self.form, self.divergence, weights)
     }
 
     fn loss(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         batch: &Batch,
         scale: f32,
         weights: Option<&Tensor<f32>>,

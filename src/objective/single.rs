@@ -33,22 +33,17 @@ impl Objective for Single {
         self.adversary.needs_fold()
     }
 
-    fn attack(&mut self, engine: &mut dyn Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
+    fn attack(&mut self, engine: &mut Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
         self.adversary.perturb(engine, &mut CrossEntropyAscent, key, batch)
     }
 
-    fn gradient(
-        &mut self,
-        engine: &mut dyn Engine,
-        batch: &Batch,
-        weights: Option<&Tensor<f32>>,
-    ) -> Result<()> {
+    fn gradient(&mut self, engine: &mut Engine, batch: &Batch, weights: Option<&Tensor<f32>>) -> Result<()> {
         passes::cross_entropy(engine, batch, self.smoothing, weights)
     }
 
     fn loss(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         batch: &Batch,
         scale: f32,
         weights: Option<&Tensor<f32>>,

@@ -6,7 +6,7 @@
 
 use super::paired::Paired;
 use crate::attack::DivergenceAscent;
-use crate::engine::PairedForm;
+use crate::ops::PairedForm;
 use crate::recipe::Recipe;
 
 /// TRADES with the attack, its acceleration, the smoothing and the beta of a recipe; 6 in the paper.

@@ -163,13 +163,14 @@ impl Op for ApgdStart<'_> {
     fn cpu(&self, cpu: &mut Cpu) -> Result<()> {
         let (samples, images) = (cpu.input(self.samples)?, cpu.input(self.images)?);
         let mut perturbed = cpu.output(self.perturbed)?;
+        let (epsilon, key) = (self.epsilon, self.key);
         let rows = images.par_chunks_exact(IMAGE_LEN).zip(&samples[..]);
         perturbed.par_chunks_exact_mut(IMAGE_LEN).zip(rows).for_each(|(perturbed, (image, &sample))| {
-            let blocks = (0..IMAGE_LEN as u32 / 4).flat_map(|block| self.key.block(sample, block));
+            let blocks = (0..IMAGE_LEN as u32 / 4).flat_map(|block| key.block(sample, block));
             let noise: Vec<f32> = blocks.map(|word| symmetric(word, 1.0)).collect();
             let largest = noise.iter().fold(0.0f32, |largest, t| largest.max(t.abs()));
             for ((out, x), t) in perturbed.iter_mut().zip(image).zip(noise) {
-                *out = (x + self.epsilon * (t / largest)).clamp(0.0, 1.0);
+                *out = (x + epsilon * (t / largest)).clamp(0.0, 1.0);
             }
         });
         Ok(())
@@ -223,7 +224,8 @@ impl Op for ApgdStep<'_> {
             ApgdPhase::Checkpoint { window } => Some(window),
             _ => None,
         };
-        let mut images = if first { vec![ImageState::default(); state.len()] } else { ImageState::read(cpu, state)? };
+        let mut images =
+            if first { vec![ImageState::default(); state.len()] } else { ImageState::read(cpu, state)? };
         let orders: Vec<Orders> = images
             .iter_mut()
             .zip(&*losses)
@@ -247,7 +249,7 @@ impl Op for ApgdStep<'_> {
         let points = perturbed.par_chunks_exact_mut(IMAGE_LEN).zip(previous.par_chunks_exact_mut(IMAGE_LEN));
         let bests = best.par_chunks_exact_mut(IMAGE_LEN).zip(best_gradient.par_chunks_exact_mut(IMAGE_LEN));
         let rest = bests.zip(adversarial.par_chunks_exact_mut(IMAGE_LEN));
-        let decided = images.par_iter().zip(&orders);
+        let (decided, epsilon) = (images.par_iter().zip(&orders), self.epsilon);
         fixed.zip(points).zip(rest).zip(decided).for_each(
             |(
                 (((x, gradient), (point, previous)), ((best, best_gradient), adversarial)),
@@ -255,7 +257,7 @@ impl Op for ApgdStep<'_> {
             )| {
                 let mut points = Points { x, gradient, point, previous, best, best_gradient, adversarial };
                 points.follow(*orders);
-                points.step(self.epsilon, image.step_size, first, orders.back);
+                points.step(epsilon, image.step_size, first, orders.back);
             },
         );
         Ok(())

@@ -8,13 +8,11 @@
 use super::{CrossEntropy, Divergence, LossOutputs, Margin, MarginLoss, Op};
 use crate::engine::backend::Backend;
 use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::{Address, Driver};
+use crate::engine::cuda::driver::Address;
 use crate::engine::cuda::eval::Ascent;
 use crate::engine::cuda::launch::head::Ascended;
 use crate::engine::reference::Cpu;
-use crate::engine::{
-    GradRequest, ImageGradient, Operands, Pass, Phase, Result, SignStep, StopFlag, Tensor,
-};
+use crate::engine::{GradRequest, ImageGradient, Operands, Pass, Phase, Result, SignStep, StopFlag, Tensor};
 use crate::model::layers::IMAGE_LEN;
 
 /// What an attack ascends: a loss of the logits z' of the moved images. A positive factor would change no step.
@@ -145,11 +143,15 @@ impl Op for AttackSteps<'_> {
             return Ok(());
         }
         if !self.pass.is_eval() {
-            return self.one_by_one(cuda, |_| Ok(()), |cuda| match self.loss {
-                AscentLoss::CrossEntropy { labels } => self.cross_entropy(labels).cuda(cuda),
-                AscentLoss::Divergence { target_logits } => self.divergence(target_logits).cuda(cuda),
-                AscentLoss::Margin { labels } => self.margin(labels).cuda(cuda),
-            });
+            return self.one_by_one(
+                cuda,
+                |_| Ok(()),
+                |cuda| match self.loss {
+                    AscentLoss::CrossEntropy { labels } => self.cross_entropy(labels).cuda(cuda),
+                    AscentLoss::Divergence { target_logits } => self.divergence(target_logits).cuda(cuda),
+                    AscentLoss::Margin { labels } => self.margin(labels).cuda(cuda),
+                },
+            );
         }
         let (ascended, operand) = match self.loss {
             AscentLoss::CrossEntropy { labels } => (Ascended::CrossEntropy, cuda.address(labels)?),

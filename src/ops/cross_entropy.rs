@@ -36,12 +36,12 @@ impl Op for CrossEntropy<'_> {
     fn cpu(&self, cpu: &mut Cpu) -> Result<()> {
         let (logits, labels) = (cpu.input(self.logits)?, cpu.input(self.labels)?);
         let weights = self.weights.map(|weights| cpu.input(weights)).transpose()?;
-        let (classes, smoothing) = (cpu.classes(), self.smoothing);
+        let (classes, smoothing, scale) = (cpu.classes(), self.smoothing, self.scale);
         let uniform = smoothing / classes as f32;
         let (logits, labels, weights) = (&logits[..], &labels[..], weights.as_deref());
         self.outputs.fill(cpu, |sample, gradient| {
             let (logits, label) = (&logits[sample * classes..][..classes], labels[sample]);
-            let factor = self.scale * weights.map_or(1.0, |weights| weights[sample]);
+            let factor = scale * weights.map_or(1.0, |weights| weights[sample]);
             // The gradient holds log p first.
             log_softmax(logits, gradient);
             let at_label = at_class(gradient, label);

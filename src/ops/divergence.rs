@@ -32,7 +32,7 @@ impl Op for Divergence<'_> {
 
     fn cpu(&self, cpu: &mut Cpu) -> Result<()> {
         let (targets, logits) = (cpu.input(self.target_logits)?, cpu.input(self.logits)?);
-        let (classes, targets, logits) = (cpu.classes(), &targets[..], &logits[..]);
+        let (classes, scale, targets, logits) = (cpu.classes(), self.scale, &targets[..], &logits[..]);
         self.outputs.fill(cpu, |sample, log_q| {
             let row = sample * classes..(sample + 1) * classes;
             let (target, logits) = (&targets[row.clone()], &logits[row]);
@@ -43,7 +43,7 @@ impl Op for Divergence<'_> {
             for (slot, &log_p) in log_q.iter_mut().zip(&log_p) {
                 let (p, log_q) = (log_p.exp(), *slot);
                 loss += p * (log_p - log_q);
-                *slot = self.scale * (log_q.exp() - p);
+                *slot = scale * (log_q.exp() - p);
             }
             (loss, prediction(logits))
         })

@@ -130,12 +130,13 @@ impl Op for FabStep<'_> {
         let images = cpu.input(self.state.images)?;
         let mut current = cpu.output(self.state.current)?;
         let (classes, logits, labels, targets) = (cpu.classes(), &logits[..], &labels[..], &targets[..]);
+        let shares = [self.largest_share, self.overshoot];
         let images = images.par_chunks_exact(IMAGE_LEN).zip(gradient.par_chunks_exact(IMAGE_LEN));
         current.par_chunks_exact_mut(IMAGE_LEN).zip(images).enumerate().for_each(|(i, (current, (x, w)))| {
             let (z, label, target) = (&logits[i * classes..(i + 1) * classes], labels[i], targets[i]);
             if (label.max(target) as usize) < classes {
                 let difference = f64::from(at_class(z, target)) - f64::from(at_class(z, label));
-                move_to_boundary(self, difference, w, x, current);
+                move_to_boundary(shares, difference, w, x, current);
             }
         });
         Ok(())
@@ -207,15 +208,21 @@ impl Op for FabKeep<'_> {
 }
 
 /// The mixture of the ways from `current` and from `x` to where `difference + w . (t - current)` is zero.
-fn move_to_boundary(step: &FabStep, difference: f64, w: &[f32], x: &[f32], current: &mut [f32]) {
+fn move_to_boundary(
+    [largest_share, overshoot]: [f32; 2],
+    difference: f64,
+    w: &[f32],
+    x: &[f32],
+    current: &mut [f32],
+) {
     let [w, x, from] =
         [w, x, &*current].map(|values| values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
     let difference_at_x =
         difference + w.iter().zip(&x).zip(&from).map(|((w, x), t)| w * (x - t)).sum::<f64>();
     let (way, way_from_x) = (shortest_way(&w, &from, difference), shortest_way(&w, &x, difference_at_x));
     let norm = |way: &[f64]| way.iter().fold(1e-8, |most: f64, d| most.max(d.abs()));
-    let share = (norm(&way) / (norm(&way) + norm(&way_from_x))).min(f64::from(step.largest_share));
-    let overshoot = f64::from(step.overshoot);
+    let share = (norm(&way) / (norm(&way) + norm(&way_from_x))).min(f64::from(largest_share));
+    let overshoot = f64::from(overshoot);
     for (i, out) in current.iter_mut().enumerate() {
         let mixed =
             (1.0 - share) * (from[i] + overshoot * way[i]) + share * (x[i] + overshoot * way_from_x[i]);

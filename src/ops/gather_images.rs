@@ -85,10 +85,10 @@ impl Op for GatherImages<'_> {
         for (label, &sample) in labels.iter_mut().zip(&*samples) {
             *label = set_labels.get(sample as usize).copied().unwrap_or(NO_CLASS);
         }
-        let set: &[u8] = &set;
+        let (set, augment): (&[u8], _) = (&set, self.augment);
         images.par_chunks_exact_mut(IMAGE_LEN).zip(&samples[..]).for_each(|(out, &sample)| {
             match set.get(sample as usize * IMAGE_LEN..(sample as usize + 1) * IMAGE_LEN) {
-                Some(image) => crop(image, sample, self.augment, out),
+                Some(image) => crop(image, sample, augment, out),
                 None => out.fill(f32::NAN),
             }
         });
@@ -118,9 +118,8 @@ fn crop(image: &[u8], sample: u32, augment: Option<Augment>, out: &mut [f32]) {
             let w = if flip { IMAGE_SIDE - 1 - w } else { w };
             let source = source(padding, h + row).zip(source(padding, w + column));
             for (c, value) in pixel.iter_mut().enumerate() {
-                *value = source.map_or(0.0, |(y, x)| {
-                    f32::from(image[(c * IMAGE_SIDE + y) * IMAGE_SIDE + x]) / 255.0
-                });
+                *value = source
+                    .map_or(0.0, |(y, x)| f32::from(image[(c * IMAGE_SIDE + y) * IMAGE_SIDE + x]) / 255.0);
             }
         }
     }

@@ -62,7 +62,8 @@ impl Op for MarginLoss<'_> {
             Margin::BestWrong => None,
             Margin::TargetedDlr { targets } => Some(cpu.input(targets)?),
         };
-        let (classes, logits, labels, targets) = (cpu.classes(), &logits[..], &labels[..], targets.as_deref());
+        let (classes, logits, labels, targets) =
+            (cpu.classes(), &logits[..], &labels[..], targets.as_deref());
         self.outputs.fill(cpu, |sample, gradient| {
             let (logits, label) = (&logits[sample * classes..][..classes], labels[sample]);
             let loss = match targets {

@@ -29,14 +29,14 @@ pub use divergence::Divergence;
 pub use fab::{ClassDifference, FabKeep, FabState, FabStep};
 pub use gather_images::{Augment, GatherImages, ImageSet, Padding};
 pub use last_layer::{
-    GradientColumn, GradientProducts, GradientSquares, GradientSum, LastLayerGradients, RowNorms, RowProducts,
-    StepLogits, SubtractRows, Term,
+    GradientColumn, GradientProducts, GradientSquares, GradientSum, LastLayerGradients, RowNorms,
+    RowProducts, StepLogits, SubtractRows, Term,
 };
 pub use margin_loss::{Margin, MarginLoss};
 pub use paired_loss::{PairedForm, PairedLoss, PairedLossOutputs};
 pub use perturb::{Noise, Perturb};
 pub use rows::{GatherRows, ScatterRows};
-pub use select::{AtLeast, TopK};
+pub use select::{SelectAtLeast, SelectTopK};
 pub use softmax::{LossOutputs, NO_CLASS};
 pub use square::{Pattern, Query, SearchState, SquareAccept, SquarePropose};
 pub use target_class::TargetClass;

@@ -85,14 +85,16 @@ impl Op for PairedLoss<'_> {
         let mut of_adversarial = cpu.output(self.outputs.adversarial_gradient)?;
         let classes = cpu.classes();
         let (labels, weights) = (&labels[..], weights.as_deref());
+        let PairedLoss { form, divergence, scale, .. } = *self;
         let logits = clean.par_chunks_exact(classes).zip(adversarial.par_chunks_exact(classes));
         let gradients =
             of_clean.par_chunks_exact_mut(classes).zip(of_adversarial.par_chunks_exact_mut(classes));
         let results = losses.par_iter_mut().zip(predictions.par_iter_mut());
         logits.zip(gradients).zip(results).enumerate().for_each(
-            |(sample, (((clean, adversarial), gradients), (loss, predicted)))| {
-                let factor = self.scale * weights.map_or(1.0, |weights| weights[sample]);
-                *loss = self.row(factor, [clean, adversarial], labels[sample], gradients.into());
+            |(sample, (((clean, adversarial), (of_clean, of_adversarial)), (loss, predicted)))| {
+                let factor = scale * weights.map_or(1.0, |weights| weights[sample]);
+                *loss = row(form, divergence, [clean, adversarial], labels[sample], of_clean, of_adversarial);
+                of_clean.iter_mut().chain(of_adversarial).for_each(|slot| *slot *= factor);
                 *predicted = prediction(adversarial);
             },
         );
@@ -120,28 +122,21 @@ impl Op for PairedLoss<'_> {
     }
 }
 
-impl PairedLoss<'_> {
-    /// The loss of one sample; writes both gradients.
-    fn row(
-        &self,
-        factor: f32,
-        [clean, adversarial]: [&[f32]; 2],
-        label: u32,
-        [clean_gradient, adversarial_gradient]: [&mut [f32]; 2],
-    ) -> f32 {
-        // Each gradient holds its row's log probabilities first.
-        log_softmax(clean, clean_gradient);
-        log_softmax(adversarial, adversarial_gradient);
-        let loss = match self.form {
-            PairedForm::Trades { smoothing } => {
-                trades(self.divergence, smoothing, label, clean_gradient, adversarial_gradient)
-            }
-            PairedForm::Mart => mart(self.divergence, label, clean_gradient, adversarial_gradient),
-        };
-        for slot in clean_gradient.iter_mut().chain(adversarial_gradient) {
-            *slot *= factor;
-        }
-        loss
+/// The loss of one sample; writes both gradients.
+fn row(
+    form: PairedForm,
+    b: f32,
+    [clean, adversarial]: [&[f32]; 2],
+    label: u32,
+    clean_gradient: &mut [f32],
+    adversarial_gradient: &mut [f32],
+) -> f32 {
+    // Each gradient holds its row's log probabilities first.
+    log_softmax(clean, clean_gradient);
+    log_softmax(adversarial, adversarial_gradient);
+    match form {
+        PairedForm::Trades { smoothing } => trades(b, smoothing, label, clean_gradient, adversarial_gradient),
+        PairedForm::Mart => mart(b, label, clean_gradient, adversarial_gradient),
     }
 }
 

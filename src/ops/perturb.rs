@@ -48,13 +48,14 @@ impl Op for Perturb<'_> {
     fn cpu(&self, cpu: &mut Cpu) -> Result<()> {
         let (samples, images) = (cpu.input(self.samples)?, cpu.input(self.images)?);
         let mut perturbed = cpu.output(self.perturbed)?;
+        let (noise, key) = (self.noise, self.key);
         let images = images.par_chunks_exact(IMAGE_LEN).zip(&samples[..]);
         perturbed.par_chunks_exact_mut(IMAGE_LEN).zip(images).for_each(|(perturbed, (image, &sample))| {
             let blocks = perturbed.chunks_exact_mut(4).zip(image.chunks_exact(4));
             for (block, (perturbed, image)) in blocks.enumerate() {
-                let drawn = draw(self.noise, self.key.block(sample, block as u32));
+                let drawn = draw(noise, key.block(sample, block as u32));
                 for ((out, x), drawn) in perturbed.iter_mut().zip(image).zip(drawn) {
-                    *out = match self.noise {
+                    *out = match noise {
                         Noise::Uniform { .. } => (x + drawn).clamp(0.0, 1.0),
                         Noise::Normal { .. } => x + drawn,
                     };

@@ -16,7 +16,7 @@ use crate::engine::{Error, Operands, Result, Tensor};
 /// # Errors
 /// [`Error::NotANumber`].
 #[derive(Clone, Copy, Debug)]
-pub struct TopK<'a> {
+pub struct SelectTopK<'a> {
     pub values: &'a Tensor<f32>,
     /// At most as many as there are values.
     pub top: &'a Tensor<u32>,
@@ -27,14 +27,14 @@ pub struct TopK<'a> {
 /// # Errors
 /// [`Error::NotANumber`].
 #[derive(Clone, Copy, Debug)]
-pub struct AtLeast<'a> {
+pub struct SelectAtLeast<'a> {
     pub values: &'a Tensor<f32>,
     pub threshold: f32,
     /// As many as there are values.
     pub positions: &'a Tensor<u32>,
 }
 
-impl Op for TopK<'_> {
+impl Op for SelectTopK<'_> {
     type Output = ();
 
     fn check(&self, operands: &mut Operands) -> Result<()> {
@@ -67,7 +67,7 @@ impl Op for TopK<'_> {
     }
 }
 
-impl Op for AtLeast<'_> {
+impl Op for SelectAtLeast<'_> {
     type Output = usize;
 
     fn check(&self, operands: &mut Operands) -> Result<()> {

@@ -75,7 +75,7 @@ pub struct SquarePropose<'a> {
 
 /// Counts a query of every image of `rows` whose margin is not negative yet, and where the candidate's margin (by
 /// row `i` of `logits`) is lower makes it the best. A logit that is NaN or infinite is a wrong prediction, of margin -infinity. A
-/// label that is no class is kept as a margin of NaN, so that [`AtLeast`](super::AtLeast) over the margins reports it. A row that is
+/// label that is no class is kept as a margin of NaN, so that [`SelectAtLeast`](super::SelectAtLeast) over the margins reports it. A row that is
 /// not there is left out.
 #[derive(Clone, Copy, Debug)]
 pub struct SquareAccept<'a> {
@@ -119,11 +119,12 @@ impl Op for SquarePropose<'_> {
         let (rows, samples) = (cpu.input(self.rows)?, cpu.input(self.state.samples)?);
         let (images, best) = (cpu.input(self.state.images)?, cpu.input(self.state.best)?);
         let (samples, images, best) = (&samples[..], &images[..], &best[..]);
+        let query = self.query;
         let mut candidates = cpu.output(self.candidates)?;
         candidates.par_chunks_exact_mut(IMAGE_LEN).zip(&rows[..]).for_each(|(candidate, &row)| {
             let of = row as usize * IMAGE_LEN..(row as usize + 1) * IMAGE_LEN;
             match samples.get(row as usize) {
-                Some(&sample) => propose(&self.query, sample, &images[of.clone()], &best[of], candidate),
+                Some(&sample) => propose(&query, sample, &images[of.clone()], &best[of], candidate),
                 None => candidate.fill(f32::NAN),
             }
         });

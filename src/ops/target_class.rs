@@ -42,7 +42,8 @@ impl Op for TargetClass<'_> {
     fn cpu(&self, cpu: &mut Cpu) -> Result<()> {
         let (logits, labels) = (cpu.input(self.logits)?, cpu.input(self.labels)?);
         let mut targets = cpu.output(self.targets)?;
-        for ((target, z), &label) in targets.iter_mut().zip(logits.chunks_exact(cpu.classes())).zip(&*labels) {
+        for ((target, z), &label) in targets.iter_mut().zip(logits.chunks_exact(cpu.classes())).zip(&*labels)
+        {
             let mut wrong: Vec<usize> = (0..z.len()).filter(|&c| c != label as usize).collect();
             // A stable sort: the lowest index stays first among equals.
             wrong.sort_by(|&a, &b| z[b].partial_cmp(&z[a]).unwrap_or(Ordering::Equal));

@@ -7,7 +7,11 @@
 use super::cholesky::dot;
 use super::pursuit::Atoms;
 use super::{PruneError, part};
-use crate::engine::{Engine, LastLayerGradients, Tensor};
+use crate::engine::{Engine, Tensor};
+use crate::ops::{
+    GradientColumn, GradientProducts, GradientSquares, GradientSum, LastLayerGradients, RowProducts,
+    SubtractRows,
+};
 
 /// Numbers of a block of columns, at least (32 MiB).
 const BLOCK: usize = 1 << 22;
@@ -22,7 +26,7 @@ enum Source {
 
 /// Atoms whose target is their sum, or the mean of that and of the sums of further draws of the same gradients.
 pub struct DeviceAtoms<'a> {
-    engine: &'a mut dyn Engine,
+    engine: &'a mut Engine,
     source: Source,
     /// `<b, b>`.
     target_square: f64,
@@ -43,13 +47,13 @@ impl<'a> DeviceAtoms<'a> {
     /// # Errors
     /// Those of the engine.
     pub fn of_samples(
-        engine: &'a mut dyn Engine,
+        engine: &'a mut Engine,
         gradients: &LastLayerGradients,
         further: &[LastLayerGradients],
     ) -> Result<Self, PruneError> {
         let target = mean_sum(engine, gradients, further)?;
         let products = engine.alloc("correlations with the target", gradients.len)?;
-        engine.gradient_products(gradients, &target, &products)?;
+        engine.run(&GradientProducts { gradients, vector: &target, products: &products })?;
         let squares = squares(engine, gradients)?;
         Self::new(engine, Source::Samples(gradients.clone()), &target, products, squares)
     }
@@ -59,7 +63,7 @@ impl<'a> DeviceAtoms<'a> {
     /// # Errors
     /// Those of the engine.
     pub fn of_batches(
-        engine: &'a mut dyn Engine,
+        engine: &'a mut Engine,
         gradients: &LastLayerGradients,
         further: &[LastLayerGradients],
         batches: &[&[u32]],
@@ -71,17 +75,17 @@ impl<'a> DeviceAtoms<'a> {
         for (position, places) in batches.iter().enumerate() {
             let batch = part(engine, gradients, places)?;
             let row = rows.rows(position..position + 1, width);
-            engine.gradient_sum(&batch, None, &row)?;
+            engine.run(&GradientSum { gradients: &batch, weights: None, sum: &row })?;
             let values = engine.read(&row)?;
             squares.push(dot(&values, &values));
         }
         let products = engine.alloc("correlations with the target", batches.len())?;
-        engine.row_products(&rows, &target, &products)?;
+        engine.run(&RowProducts { rows: &rows, vector: &target, products: &products })?;
         Self::new(engine, Source::Rows(rows), &target, products, squares)
     }
 
     fn new(
-        engine: &'a mut dyn Engine,
+        engine: &'a mut Engine,
         source: Source,
         target: &Tensor<f64>,
         products: Tensor<f64>,
@@ -117,16 +121,16 @@ impl<'a> DeviceAtoms<'a> {
 }
 
 /// `sum_i g_i` as one vector.
-fn sum(engine: &mut dyn Engine, gradients: &LastLayerGradients) -> Result<Tensor<f64>, PruneError> {
+fn sum(engine: &mut Engine, gradients: &LastLayerGradients) -> Result<Tensor<f64>, PruneError> {
     let network = engine.network();
     let sum = engine.alloc("sum of the gradients", network.classes * (network.features() + 1))?;
-    engine.gradient_sum(gradients, None, &sum)?;
+    engine.run(&GradientSum { gradients, weights: None, sum: &sum })?;
     Ok(sum)
 }
 
 /// The mean, over `gradients` and `further` draws of them, of their sums.
 fn mean_sum(
-    engine: &mut dyn Engine,
+    engine: &mut Engine,
     gradients: &LastLayerGradients,
     further: &[LastLayerGradients],
 ) -> Result<Tensor<f64>, PruneError> {
@@ -146,9 +150,9 @@ fn mean_sum(
 }
 
 /// `<g_i, g_i>` of every sample.
-pub fn squares(engine: &mut dyn Engine, gradients: &LastLayerGradients) -> Result<Vec<f64>, PruneError> {
+pub fn squares(engine: &mut Engine, gradients: &LastLayerGradients) -> Result<Vec<f64>, PruneError> {
     let squares = engine.alloc("squares of the gradients", gradients.len)?;
-    engine.gradient_squares(gradients, &squares)?;
+    engine.run(&GradientSquares { gradients, squares: &squares })?;
     Ok(engine.read(&squares)?)
 }
 
@@ -177,10 +181,16 @@ impl Atoms for DeviceAtoms<'_> {
         }
         let column = self.blocks[block].rows(row..row + 1, count);
         match &self.source {
-            Source::Samples(gradients) => self.engine.gradient_column(gradients, atom, &column)?,
+            Source::Samples(gradients) => {
+                self.engine.run(&GradientColumn { gradients, sample: atom, column: &column })?
+            }
             Source::Rows(rows) => {
                 let width = rows.len() / count;
-                self.engine.row_products(rows, &rows.rows(atom..atom + 1, width), &column)?;
+                self.engine.run(&RowProducts {
+                    rows,
+                    vector: &rows.rows(atom..atom + 1, width),
+                    products: &column,
+                })?;
             }
         }
         Ok(self.engine.read(&column)?)
@@ -194,7 +204,7 @@ impl Atoms for DeviceAtoms<'_> {
             let factors = weights.slice(start..weights.len().min(start + self.rows));
             let columns = self.blocks[block].rows(0..factors.len(), count);
             let to = self.rooms[block % 2].clone();
-            self.engine.subtract_rows(&columns, &factors, &from, &to)?;
+            self.engine.run(&SubtractRows { rows: &columns, factors: &factors, from: &from, to: &to })?;
             from = to;
         }
         Ok(self.engine.read(&from)?)

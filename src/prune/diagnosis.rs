@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Candidates, PruneError, Subset, Survey};
 use crate::data::order::shuffled;
-use crate::engine::{Augment, Engine, LastLayerGradients, Tensor};
+use crate::engine::{Engine, Tensor};
+use crate::ops::{Augment, GradientSum, LastLayerGradients};
 use crate::philox::Key;
 
 /// Images that an accuracy is measured on, at most: a random part of larger sets, with a standard error of 1.6 points.
@@ -53,7 +54,7 @@ impl Diagnosis {
     /// # Errors
     /// Those of the engine.
     pub fn new(
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         candidates: &Candidates,
         held_out: &[u32],
         survey: &mut Survey,
@@ -153,7 +154,7 @@ fn balance(counts: &[usize], all: &[usize]) -> f64 {
 /// # Errors
 /// Those of the engine.
 pub fn residual(
-    engine: &mut dyn Engine,
+    engine: &mut Engine,
     samples: &[u32],
     gradients: &LastLayerGradients,
     subset: &Subset,
@@ -172,7 +173,7 @@ pub fn residual(
     let sum: Tensor<f64> = engine.alloc("sum of gradients", network.classes * (network.features() + 1))?;
     let excess = engine.upload("weights less 1", &excess)?;
     let mut norm = |weights: Option<&Tensor<f64>>| -> Result<f64, PruneError> {
-        engine.gradient_sum(gradients, weights, &sum)?;
+        engine.run(&GradientSum { gradients, weights, sum: &sum })?;
         Ok(engine.read(&sum)?.iter().map(|value| value * value).sum::<f64>().sqrt())
     };
     let (all, left) = (norm(None)?, norm(Some(&excess))?);

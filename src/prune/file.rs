@@ -76,7 +76,7 @@ impl Subset {
 
 impl LastLayerView {
     /// The bytes of the factors' file; `samples` are the positions that the view was made of.
-    pub fn to_bytes(&self, engine: &dyn Engine, samples: &[u32]) -> Result<Vec<u8>> {
+    pub fn to_bytes(&self, engine: &Engine, samples: &[u32]) -> Result<Vec<u8>> {
         let mut tensors = Tensors::default();
         tensors.insert_i64("indices", samples);
         tensors.insert_i64("labels", &engine.read(&self.labels)?);

@@ -13,7 +13,8 @@
 
 use super::top_k::Draw;
 use super::{Candidates, LastLayerView, PruneError, Selection, Subset, Survey, TopK, part, residual};
-use crate::engine::{Engine, LastLayerGradients, Tensor};
+use crate::engine::{Engine, Tensor};
+use crate::ops::{GradientProducts, GradientSum, LastLayerGradients, RowNorms, StepLogits};
 use crate::philox::Key;
 use crate::recipe::{GradientPart, Greedy, StepAlong};
 
@@ -45,7 +46,7 @@ pub enum StepSize {
 impl Selection for Glister {
     fn select(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         candidates: &Candidates,
         survey: &mut Survey,
     ) -> Result<Subset, PruneError> {
@@ -73,7 +74,7 @@ impl Glister {
     /// the engine.
     pub fn choose(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         candidates: &Candidates,
         survey: &mut Survey,
         mut gradients: LastLayerGradients,
@@ -99,7 +100,7 @@ impl Glister {
 }
 
 /// Leaves the gradients of the bias: those of features that are zero.
-fn drop_features(engine: &mut dyn Engine, gradients: &mut LastLayerGradients) -> Result<(), PruneError> {
+fn drop_features(engine: &mut Engine, gradients: &mut LastLayerGradients) -> Result<(), PruneError> {
     for term in &mut gradients.terms {
         term.features = engine.upload("no features", &vec![0.0; term.features.len()])?;
     }
@@ -107,10 +108,10 @@ fn drop_features(engine: &mut dyn Engine, gradients: &mut LastLayerGradients) ->
 }
 
 /// The mean of |h'|^2 + 1 over the adversarial images.
-fn mean_square(engine: &mut dyn Engine, gradients: &LastLayerGradients) -> Result<f64, PruneError> {
+fn mean_square(engine: &mut Engine, gradients: &LastLayerGradients) -> Result<f64, PruneError> {
     let features = &gradients.terms[gradients.terms.len() - 1].features;
     let norms = engine.alloc("feature norms", gradients.len)?;
-    engine.row_norms(features, features.len() / gradients.len, &norms)?;
+    engine.run(&RowNorms { values: features, row_len: features.len() / gradients.len, norms: &norms })?;
     let squares = engine.read(&norms)?.into_iter().map(|norm| f64::from(norm).powi(2));
     Ok(1.0 + squares.sum::<f64>() / gradients.len as f64)
 }
@@ -132,7 +133,7 @@ struct Search {
 
 impl Search {
     fn new(
-        engine: &dyn Engine,
+        engine: &Engine,
         step_size: f64,
         step_along: StepAlong,
         gradients: LastLayerGradients,
@@ -146,11 +147,7 @@ impl Search {
     }
 
     /// G_V at the present step, as one vector.
-    fn held_out_gradient(
-        &self,
-        engine: &mut dyn Engine,
-        survey: &mut Survey,
-    ) -> Result<Tensor<f64>, PruneError> {
+    fn held_out_gradient(&self, engine: &mut Engine, survey: &mut Survey) -> Result<Tensor<f64>, PruneError> {
         let count = match self.step_along {
             StepAlong::Mean => self.picked.max(1) as f64,
             StepAlong::Sum => 1.0,
@@ -159,7 +156,13 @@ impl Search {
         let step = engine.upload("step of the last layer", &step)?;
         let terms = self.held_out.gradients.terms.iter().zip(&self.held_out.logits).zip(&self.moved.logits);
         for ((term, logits), moved) in terms {
-            engine.step_logits(&term.features, &step, self.step_size, logits, moved)?;
+            engine.run(&StepLogits {
+                features: &term.features,
+                vector: &step,
+                rate: self.step_size,
+                logits,
+                moved,
+            })?;
         }
         let len = self.moved.gradients.len;
         let mut start = 0;
@@ -169,21 +172,21 @@ impl Search {
             start += batch.len();
         }
         let gradient = engine.alloc("held-out gradient", self.sum.len())?;
-        engine.gradient_sum(&self.moved.gradients, None, &gradient)?;
+        engine.run(&GradientSum { gradients: &self.moved.gradients, weights: None, sum: &gradient })?;
         Ok(gradient)
     }
 
     /// The gain of each candidate of `gradients`; a NaN is refused by the name of its image.
     fn gains(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         survey: &mut Survey,
         gradients: &LastLayerGradients,
         name: impl Fn(usize) -> u32,
     ) -> Result<Vec<f64>, PruneError> {
         let target = self.held_out_gradient(engine, survey)?;
         let gains = engine.alloc("gains", gradients.len)?;
-        engine.gradient_products(gradients, &target, &gains)?;
+        engine.run(&GradientProducts { gradients, vector: &target, products: &gains })?;
         let gains = engine.read(&gains)?;
         match gains.iter().position(|gain| !gain.is_finite()) {
             None => Ok(gains),
@@ -196,9 +199,9 @@ impl Search {
     }
 
     /// Takes the candidates of `part` into the step.
-    fn pick(&mut self, engine: &mut dyn Engine, part: &LastLayerGradients) -> Result<(), PruneError> {
+    fn pick(&mut self, engine: &mut Engine, part: &LastLayerGradients) -> Result<(), PruneError> {
         let sum = engine.alloc("sum of the picked gradients", self.sum.len())?;
-        engine.gradient_sum(part, None, &sum)?;
+        engine.run(&GradientSum { gradients: part, weights: None, sum: &sum })?;
         for (total, part) in self.sum.iter_mut().zip(engine.read(&sum)?) {
             *total += part;
         }
@@ -208,7 +211,7 @@ impl Search {
 
     fn rounds(
         &mut self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         survey: &mut Survey,
         samples: &[u32],
         draw: &mut Draw,
@@ -228,7 +231,7 @@ impl Search {
 
     fn stochastic(
         &mut self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         survey: &mut Survey,
         samples: &[u32],
         draw: &mut Draw,

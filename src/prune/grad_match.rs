@@ -23,7 +23,8 @@ use super::atoms::{DeviceAtoms, squares};
 use super::pursuit::{Atoms, Limits, Pursuit, pursue};
 use super::{Candidates, PruneError, Selection, Subset, Survey, part, residual};
 use crate::data::order::shuffled;
-use crate::engine::{Augment, Engine, LastLayerGradients};
+use crate::engine::Engine;
+use crate::ops::{Augment, LastLayerGradients};
 use crate::philox::Key;
 use crate::recipe::{AtomMode, RidgeUnit};
 
@@ -49,7 +50,7 @@ impl Selection for GradMatch {
     /// a later epoch, and an attack of its own.
     fn select(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         candidates: &Candidates,
         survey: &mut Survey,
     ) -> Result<Subset, PruneError> {
@@ -92,7 +93,7 @@ impl GradMatch {
     /// [`PruneError::Stopped`] if `go_on` says so; and those of the engine.
     pub fn choose(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         candidates: &Candidates,
         gradients: &LastLayerGradients,
         further: &[LastLayerGradients],

@@ -22,7 +22,7 @@ impl Selection for InfoBatch {
     /// n below it, (1 - r) n rounded down, drawn at random, with weight 1 / (1 - r). The budget is not consulted.
     fn select(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         candidates: &Candidates,
         survey: &mut Survey,
     ) -> Result<Subset, PruneError> {

@@ -43,7 +43,8 @@ pub use survey::{LastLayerView, Survey};
 pub use top_k::TopK;
 
 use crate::data::order::quotas;
-use crate::engine::{self, Engine, LastLayerGradients, Tensor, Term};
+use crate::engine::{self, Engine, Tensor};
+use crate::ops::{GatherRows, LastLayerGradients, Term};
 use crate::philox::Key;
 use crate::recipe::{Recipe, Sampling, Scores, SelectionMethod};
 
@@ -52,7 +53,7 @@ pub trait Selection {
     /// Chooses among `candidates`.
     fn select(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         candidates: &Candidates,
         survey: &mut Survey,
     ) -> Result<Subset, PruneError>;
@@ -156,7 +157,7 @@ impl Candidates<'_> {
 
 /// The gradients at `places`, compacted.
 fn part(
-    engine: &mut dyn Engine,
+    engine: &mut Engine,
     gradients: &LastLayerGradients,
     places: &[u32],
 ) -> Result<LastLayerGradients, PruneError> {
@@ -164,7 +165,7 @@ fn part(
     let mut compact = |from: &Tensor<f32>| {
         let row = from.len() / gradients.len;
         let to = engine.alloc("factors of some candidates", places.len() * row)?;
-        engine.gather_rows(from, &rows, row, &to).map(|()| to)
+        engine.run(&GatherRows { from, rows: &rows, row_len: row, to: &to }).map(|()| to)
     };
     let terms = gradients.terms.iter().map(|term| {
         Ok(Term { logit_gradient: compact(&term.logit_gradient)?, features: compact(&term.features)? })

@@ -24,23 +24,13 @@ pub struct Random {
 }
 
 impl Selection for All {
-    fn select(
-        &self,
-        _: &mut dyn Engine,
-        candidates: &Candidates,
-        _: &mut Survey,
-    ) -> Result<Subset, PruneError> {
+    fn select(&self, _: &mut Engine, candidates: &Candidates, _: &mut Survey) -> Result<Subset, PruneError> {
         Ok(Subset::uniform(candidates.samples.to_vec()))
     }
 }
 
 impl Selection for Random {
-    fn select(
-        &self,
-        _: &mut dyn Engine,
-        candidates: &Candidates,
-        _: &mut Survey,
-    ) -> Result<Subset, PruneError> {
+    fn select(&self, _: &mut Engine, candidates: &Candidates, _: &mut Survey) -> Result<Subset, PruneError> {
         let mut order = shuffled(candidates.key, candidates.samples);
         if self.class_balanced {
             let mut left = candidates.class_budgets();
@@ -69,12 +59,7 @@ pub struct Walk {
 }
 
 impl Selection for Walk {
-    fn select(
-        &self,
-        _: &mut dyn Engine,
-        candidates: &Candidates,
-        _: &mut Survey,
-    ) -> Result<Subset, PruneError> {
+    fn select(&self, _: &mut Engine, candidates: &Candidates, _: &mut Survey) -> Result<Subset, PruneError> {
         let order = shuffled(Key { epoch: self.first, ..candidates.key }, candidates.samples);
         let budget = candidates.budget.min(order.len());
         let before = (candidates.key.epoch.saturating_sub(self.first) / self.every.max(1)) as usize;
@@ -93,7 +78,7 @@ pub struct PartlyRandom {
 impl Selection for PartlyRandom {
     fn select(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         candidates: &Candidates,
         survey: &mut Survey,
     ) -> Result<Subset, PruneError> {

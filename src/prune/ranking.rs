@@ -5,7 +5,8 @@
 
 use super::top_k::Draw;
 use super::{Candidates, PruneError, Selection, Subset, Survey, TopK};
-use crate::engine::{CrossEntropy, Engine, Error, LastLayerGradients, Tensor, Term};
+use crate::engine::{Engine, Error, Tensor};
+use crate::ops::{CrossEntropy, GradientSquares, LastLayerGradients, RowNorms, SelectTopK, Term};
 
 /// What samples are ranked by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub struct Ranking {
 impl Selection for Ranking {
     fn select(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         candidates: &Candidates,
         survey: &mut Survey,
     ) -> Result<Subset, PruneError> {
@@ -46,7 +47,7 @@ impl Selection for Ranking {
         let top: Tensor<u32> =
             engine.alloc("chosen places", candidates.budget.min(candidates.samples.len()))?;
         if !top.is_empty() {
-            engine.top_k(&scores, &top).map_err(|error| match error {
+            engine.run(&SelectTopK { values: &scores, top: &top }).map_err(|error| match error {
                 Error::NotANumber { position, .. } => PruneError::Invalid(format!(
                     "training image {}: its score is NaN, expected a number: training has diverged",
                     candidates.samples[position]
@@ -63,7 +64,7 @@ impl Ranking {
     /// The score of each candidate, the first rank to the largest: its mean over training where the candidates have one.
     pub fn scores(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         candidates: &Candidates,
         survey: &mut Survey,
     ) -> Result<Tensor<f32>, PruneError> {
@@ -85,24 +86,30 @@ impl Ranking {
                 let view = survey.last_layer(engine, samples)?;
                 let classes = engine.network().classes;
                 // Both are norms of the plain cross-entropy's gradient, whatever the objective.
-                let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
                 let mut start = 0;
                 while start < samples.len() {
                     let batch =
                         view.batch(survey.scratch, start..samples.len().min(start + survey.scratch.len()));
-                    engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs())?;
+                    engine.run(&CrossEntropy {
+                        smoothing: 0.0,
+                        scale: 1.0,
+                        logits: &batch.logits,
+                        labels: &batch.labels,
+                        weights: None,
+                        outputs: batch.outputs(),
+                    })?;
                     start += batch.len();
                 }
                 let Term { logit_gradient, features } = view.terms().1.clone();
                 if self.score == Score::El2n {
                     let norms = engine.alloc("EL2N scores", samples.len())?;
-                    engine.row_norms(&logit_gradient, classes, &norms)?;
+                    engine.run(&RowNorms { values: &logit_gradient, row_len: classes, norms: &norms })?;
                     return Ok(norms);
                 }
                 let gradients =
                     LastLayerGradients { terms: vec![Term { logit_gradient, features }], len: samples.len() };
                 let squares = engine.alloc("GraNd squares", samples.len())?;
-                engine.gradient_squares(&gradients, &squares)?;
+                engine.run(&GradientSquares { gradients: &gradients, squares: &squares })?;
                 let norms: Vec<f32> =
                     engine.read(&squares)?.iter().map(|square| square.sqrt() as f32).collect();
                 Ok(engine.upload("GraNd scores", &norms)?)

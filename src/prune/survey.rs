@@ -7,11 +7,10 @@ use std::ops::Range;
 
 use super::PruneError;
 use crate::batch::Batch;
-use crate::engine::{
-    Augment, CrossEntropy, Engine, Error, ImageSet, LastLayerGradients, Pass, Phase, Tensor, Term, WeightSet,
-};
+use crate::engine::{Engine, Error, GradRequest, Pass, Phase, Tensor, WeightSet};
 use crate::model::layers::IMAGE_LEN;
 use crate::objective::Objective;
+use crate::ops::{Augment, CrossEntropy, GatherImages, ImageSet, LastLayerGradients, RowNorms, Term};
 use crate::philox::Key;
 
 /// The means to look at samples of an image set with the present weights.
@@ -45,13 +44,9 @@ pub struct LastLayerView {
 
 impl Survey<'_> {
     /// Attacks `samples` as in training, passes them forward, and takes the gradients of the last layer.
-    pub fn last_layer(
-        &mut self,
-        engine: &mut dyn Engine,
-        samples: &[u32],
-    ) -> Result<LastLayerView, PruneError> {
+    pub fn last_layer(&mut self, engine: &mut Engine, samples: &[u32]) -> Result<LastLayerView, PruneError> {
         let (classes, features) = (engine.network().classes, engine.network().features());
-        let term = |engine: &dyn Engine| -> Result<_, Error> {
+        let term = |engine: &Engine| -> Result<_, Error> {
             let logit_gradient =
                 engine.alloc("logit gradients of the candidates", samples.len() * classes)?;
             let features = engine.alloc("features of the candidates", samples.len() * features)?;
@@ -74,12 +69,7 @@ impl Survey<'_> {
         done.map(|()| view)
     }
 
-    fn fill(
-        &mut self,
-        engine: &mut dyn Engine,
-        samples: &[u32],
-        view: &LastLayerView,
-    ) -> Result<(), PruneError> {
+    fn fill(&mut self, engine: &mut Engine, samples: &[u32], view: &LastLayerView) -> Result<(), PruneError> {
         let features = engine.network().features();
         engine.fold_batch_norm(self.weights)?;
         let mut done = 0;
@@ -87,7 +77,13 @@ impl Survey<'_> {
             let range = done..done + chunk.len();
             let batch = view.batch(self.scratch, range.clone());
             engine.write(&batch.samples, chunk)?;
-            engine.gather(self.set, &batch.samples, self.augment, &batch.images, &batch.labels)?;
+            engine.run(&GatherImages {
+                set: self.set,
+                samples: &batch.samples,
+                augment: self.augment,
+                images: &batch.images,
+                labels: &batch.labels,
+            })?;
             self.objective.attack(engine, self.key, &batch)?;
             engine.phase(Phase::Select);
             let mut start = done;
@@ -96,10 +92,10 @@ impl Survey<'_> {
                 let (clean, adversarial) = view.terms();
                 if let Some(clean) = clean {
                     engine.forward(Pass::Eval, &part.images, &part.clean_logits)?;
-                    engine.features(Pass::Eval, &clean.features.rows(rows.clone(), features))?;
+                    engine.features(Pass::Eval, 0, &clean.features.rows(rows.clone(), features))?;
                 }
                 engine.forward(Pass::Eval, &part.perturbed, &part.logits)?;
-                engine.features(Pass::Eval, &adversarial.features.rows(rows.clone(), features))?;
+                engine.features(Pass::Eval, 0, &adversarial.features.rows(rows.clone(), features))?;
                 start = rows.end;
             }
             self.objective.loss(engine, &batch, 1.0, None)?;
@@ -112,18 +108,30 @@ impl Survey<'_> {
     }
 
     /// How many of `samples` the network classifies correctly, without attack or augmentation.
-    pub fn correct(&mut self, engine: &mut dyn Engine, samples: &[u32]) -> Result<usize, PruneError> {
+    pub fn correct(&mut self, engine: &mut Engine, samples: &[u32]) -> Result<usize, PruneError> {
         engine.fold_batch_norm(self.weights)?;
-        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
         let mut correct = 0;
         for chunk in samples.chunks(self.scratch.len()) {
             let batch = self.scratch.rows(0..chunk.len());
             engine.write(&batch.samples, chunk)?;
-            engine.gather(self.set, &batch.samples, None, &batch.images, &batch.labels)?;
+            engine.run(&GatherImages {
+                set: self.set,
+                samples: &batch.samples,
+                augment: None,
+                images: &batch.images,
+                labels: &batch.labels,
+            })?;
             for part in batch.parts(engine.micro_batch()) {
                 engine.forward(Pass::Eval, &part.images, &part.logits)?;
             }
-            engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs())?;
+            engine.run(&CrossEntropy {
+                smoothing: 0.0,
+                scale: 1.0,
+                logits: &batch.logits,
+                labels: &batch.labels,
+                weights: None,
+                outputs: batch.outputs(),
+            })?;
             let (predictions, labels) = (engine.read(&batch.predictions)?, engine.read(&batch.labels)?);
             correct +=
                 predictions.iter().zip(&labels).filter(|(predicted, label)| predicted == label).count();
@@ -134,22 +142,34 @@ impl Survey<'_> {
     /// The Euclidean norm of the gradient of each sample's clean cross-entropy with respect to its image.
     pub fn input_gradient_norms(
         &mut self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         samples: &[u32],
     ) -> Result<Tensor<f32>, PruneError> {
         let norms = engine.alloc("input-gradient norms", samples.len())?;
-        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
         engine.fold_batch_norm(self.weights)?;
         let mut done = 0;
         for chunk in samples.chunks(self.scratch.len().min(engine.micro_batch())) {
             let batch = self.scratch.rows(0..chunk.len());
             engine.write(&batch.samples, chunk)?;
-            engine.gather(self.set, &batch.samples, None, &batch.images, &batch.labels)?;
+            engine.run(&GatherImages {
+                set: self.set,
+                samples: &batch.samples,
+                augment: None,
+                images: &batch.images,
+                labels: &batch.labels,
+            })?;
             engine.forward(Pass::Eval, &batch.images, &batch.logits)?;
-            engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs())?;
-            engine.input_gradient(Pass::Eval, &batch.logit_gradient, &batch.perturbed)?;
+            engine.run(&CrossEntropy {
+                smoothing: 0.0,
+                scale: 1.0,
+                logits: &batch.logits,
+                labels: &batch.labels,
+                weights: None,
+                outputs: batch.outputs(),
+            })?;
+            engine.backward(Pass::Eval, &batch.logit_gradient, GradRequest::images(&batch.perturbed))?;
             let norms = norms.slice(done..done + chunk.len());
-            engine.row_norms(&batch.perturbed, IMAGE_LEN, &norms)?;
+            engine.run(&RowNorms { values: &batch.perturbed, row_len: IMAGE_LEN, norms: &norms })?;
             done += chunk.len();
             if !(self.watch)(done, samples.len()) {
                 return Err(PruneError::Stopped);

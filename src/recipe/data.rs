@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::reader::Section;
 use super::{RecipeError, value};
 use crate::data::{GENERATED_TEST, GENERATED_TRAIN, MAX_GENERATED, SetKind, ValidationSplit};
-use crate::engine::{Augment, Padding};
+use crate::ops::{Augment, Padding};
 
 /// `[data]`
 #[derive(Clone, Debug, PartialEq, Serialize)]

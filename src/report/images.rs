@@ -10,9 +10,10 @@ use super::read::Chosen;
 use crate::attack::CrossEntropyAscent;
 use crate::batch::Batch;
 use crate::data::{DataSet, Images};
-use crate::engine::{self, CrossEntropy, Engine, NO_CLASS, Pass, WeightSet};
+use crate::engine::{self, Engine, Pass, WeightSet};
 use crate::evaluate::PgdProtocol;
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
+use crate::ops::{CrossEntropy, GatherImages, ImageSet, NO_CLASS};
 use crate::philox::{Key, Purpose};
 
 /// One image and what the attack made of it.
@@ -40,7 +41,7 @@ pub struct Example {
 
 /// Attacks the first `count` test images with the engine's weights.
 pub fn attack(
-    engine: &mut dyn Engine,
+    engine: &mut Engine,
     data: &DataSet,
     protocol: &PgdProtocol,
     epsilon: f32,
@@ -49,18 +50,30 @@ pub fn attack(
 ) -> engine::Result<Vec<Attacked>> {
     let mut test = data.test.clone();
     test.truncate(count.min(data.test.len()));
-    let set = engine.upload_images(&test.pixels, &test.labels)?;
+    let set = ImageSet::upload(&engine, &test.pixels, &test.labels)?;
     let batch = Batch::alloc(engine, test.len())?;
     let samples: Vec<u32> = (0..test.len() as u32).collect();
     engine.write(&batch.samples, &samples)?;
-    engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels)?;
+    engine.run(&GatherImages {
+        set: &set,
+        samples: &batch.samples,
+        augment: None,
+        images: &batch.images,
+        labels: &batch.labels,
+    })?;
     engine.fold_batch_norm(WeightSet::Live)?;
-    let predictions = |engine: &mut dyn Engine, adversarial: bool| -> engine::Result<Vec<u32>> {
-        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
+    let predictions = |engine: &mut Engine, adversarial: bool| -> engine::Result<Vec<u32>> {
         for part in batch.parts(engine.micro_batch()) {
             let images = if adversarial { &part.perturbed } else { &part.images };
             engine.forward(Pass::Eval, images, &part.logits)?;
-            engine.cross_entropy(&loss, &part.logits, &part.labels, None, part.outputs())?;
+            engine.run(&CrossEntropy {
+                smoothing: 0.0,
+                scale: 1.0,
+                logits: &part.logits,
+                labels: &part.labels,
+                weights: None,
+                outputs: part.outputs(),
+            })?;
         }
         engine.read(&batch.predictions)
     };

@@ -27,10 +27,11 @@ use std::time::Instant;
 use crate::attack::AttackWork;
 use crate::console::Console;
 use crate::data::{DataError, DataSet, order::split};
-use crate::engine::{self, Engine, ImageSet, WeightSet};
+use crate::engine::{self, Engine, WeightSet};
 use crate::evaluate::state::StateError;
 use crate::evaluate::{Outcome, Protocol, Subject, evaluate};
 use crate::model::{ResNet18, WeightsError, initialise};
+use crate::ops::ImageSet;
 use crate::prune::PruneError;
 use crate::recipe::Recipe;
 use checkpoint::CheckpointError;
@@ -96,7 +97,7 @@ pub fn network(recipe: &Recipe) -> ResNet18 {
 }
 
 /// Trains to the end of the recipe, from the newest whole checkpoint of the folder if it has any.
-pub fn run(engine: &mut dyn Engine, run: &Run) -> Result<Summary> {
+pub fn run(engine: &mut Engine, run: &Run) -> Result<Summary> {
     let recipe = run.recipe;
     let protocols = Protocols::of_recipe(recipe)?;
 
@@ -106,7 +107,7 @@ pub fn run(engine: &mut dyn Engine, run: &Run) -> Result<Summary> {
     };
     let resumed = checkpoint::load_newest(&checkpoints, warn)?;
 
-    let set = engine.upload_images(&run.data.train.pixels, &run.data.train.labels)?;
+    let set = ImageSet::upload(&engine, &run.data.train.pixels, &run.data.train.labels)?;
     let kept = &recipe.data;
     let split =
         split(&run.data.train, run.data.classes, kept.validation, kept.validation_split, recipe.seed)?

@@ -9,8 +9,9 @@ use std::time::Instant;
 
 use super::metrics::Seconds;
 use super::{Run, Trainer, judge};
-use crate::engine::{ImageSet, Result, WeightSet};
+use crate::engine::{Result, WeightSet};
 use crate::evaluate::{PgdProtocol, Protocol, StepSize, Subject};
+use crate::ops::ImageSet;
 
 /// What was seen behind an epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -6,8 +6,9 @@
 use super::checkpoint::SelectionState;
 use crate::batch::Batch;
 use crate::data::order::Split;
-use crate::engine::{self, Engine, ImageSet, Tensor, WeightSet};
+use crate::engine::{self, Engine, Tensor, WeightSet};
 use crate::objective::Objective;
+use crate::ops::ImageSet;
 use crate::philox::{Key, Purpose};
 use crate::prune::{
     self, Candidates, Diagnosis, HoldoutDraw, MeanScores, PruneError, Ranking, Selection, Subset, Survey,
@@ -32,7 +33,7 @@ pub(super) struct Pruning<'a> {
 
 impl<'a> Pruning<'a> {
     /// The pruning of a recipe, at the start of a run.
-    pub fn new(engine: &dyn Engine, recipe: &'a Recipe, split: &'a Split) -> engine::Result<Self> {
+    pub fn new(engine: &Engine, recipe: &'a Recipe, split: &'a Split) -> engine::Result<Self> {
         let selects = recipe.selection.method.selects();
         let unknown = vec![f32::INFINITY; split.train.len()];
         let losses = selects.then(|| engine.upload("last losses", &unknown)).transpose()?;
@@ -75,7 +76,7 @@ impl<'a> Pruning<'a> {
     #[expect(clippy::too_many_arguments, reason = "the parts of a trainer, borrowed apart")]
     pub fn begin_epoch(
         &mut self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         objective: &mut dyn Objective,
         set: &ImageSet,
         scratch: &Batch,
@@ -106,7 +107,7 @@ impl<'a> Pruning<'a> {
 
     fn select(
         &mut self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         objective: &mut dyn Objective,
         set: &ImageSet,
         scratch: &Batch,
@@ -162,7 +163,7 @@ impl<'a> Pruning<'a> {
     }
 
     /// What a checkpoint keeps.
-    pub fn state(&self, engine: &dyn Engine) -> engine::Result<SelectionState> {
+    pub fn state(&self, engine: &Engine) -> engine::Result<SelectionState> {
         let subset = self.subset.clone().unwrap_or_default();
         let losses = self.losses.as_ref().map(|losses| engine.read(losses)).transpose()?;
         Ok(SelectionState {
@@ -200,7 +201,7 @@ impl<'a> Pruning<'a> {
     }
 
     /// Takes back what [`Pruning::state`] gave.
-    pub fn restore(&mut self, engine: &dyn Engine, state: &SelectionState) -> engine::Result<()> {
+    pub fn restore(&mut self, engine: &Engine, state: &SelectionState) -> engine::Result<()> {
         if let Some(losses) = &self.losses {
             engine.write(losses, &state.losses)?;
         }

@@ -15,6 +15,7 @@ use crate::evaluate::state::{Finished, Settings, State, StateError, device_name}
 use crate::evaluate::{Protocol, Subject, sanity};
 use crate::files::Place;
 use crate::model::Weights;
+use crate::ops::ImageSet;
 
 /// The end of a run; written as `result.json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -136,7 +137,7 @@ fn test(
     candidates: &[Candidate],
 ) -> Result<Vec<TestAccuracy>> {
     let recipe = run.recipe;
-    let set = trainer.engine.upload_images(&run.data.test.pixels, &run.data.test.labels)?;
+    let set = ImageSet::upload(&trainer.engine, &run.data.test.pixels, &run.data.test.labels)?;
     let count = recipe.evaluation.samples.map_or(set.count, |samples| samples.min(set.count));
     let samples: Vec<u32> = (0..count as u32).collect();
     let mut rows: Vec<TestAccuracy> = Vec::new();

@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use crate::batch::Batch;
-use crate::engine::{CrossEntropy, Engine, LossOutputs, Pass, Result, Tensor};
+use crate::engine::{Engine, Pass, Result, Tensor};
+use crate::ops::{CrossEntropy, LossOutputs, RowNorms};
 use crate::prune::Score;
 use crate::recipe::Recipe;
 
@@ -23,7 +24,7 @@ pub(super) struct EpochScores {
 
 impl EpochScores {
     /// For epochs of up to `samples` samples.
-    pub fn new(engine: &dyn Engine, recipe: &Recipe, score: Score, samples: usize) -> Result<Self> {
+    pub fn new(engine: &Engine, recipe: &Recipe, score: Score, samples: usize) -> Result<Self> {
         let (batch, network) = (recipe.batch, engine.network());
         let norms = (score == Score::GraNd).then(|| engine.alloc("epoch feature norms", samples));
         Ok(Self {
@@ -40,7 +41,7 @@ impl EpochScores {
     /// `paired` says whether it passed clean images too.
     pub fn measure(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         batch: &Batch,
         paired: bool,
         range: Range<usize>,
@@ -53,22 +54,36 @@ impl EpochScores {
             predictions: &self.predictions.slice(0..len),
             logit_gradient: &logit_gradient,
         };
-        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
-        engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, outputs)?;
-        engine.row_norms(&logit_gradient, network.classes, &self.errors.slice(range.clone()))?;
+        engine.run(&CrossEntropy {
+            smoothing: 0.0,
+            scale: 1.0,
+            logits: &batch.logits,
+            labels: &batch.labels,
+            weights: None,
+            outputs,
+        })?;
+        engine.run(&RowNorms {
+            values: &logit_gradient,
+            row_len: network.classes,
+            norms: &self.errors.slice(range.clone()),
+        })?;
         if let Some(norms) = &self.feature_norms {
             let features = self.features.rows(0..len, network.features());
             match paired {
-                true => engine.pair_features(1, &features)?,
-                false => engine.features(Pass::Train { slot: 0 }, &features)?,
+                true => engine.features(Pass::Pair, 1, &features)?,
+                false => engine.features(Pass::Train { slot: 0 }, 0, &features)?,
             }
-            engine.row_norms(&features, network.features(), &norms.slice(range))?;
+            engine.run(&RowNorms {
+                values: &features,
+                row_len: network.features(),
+                norms: &norms.slice(range),
+            })?;
         }
         Ok(())
     }
 
     /// The scores of the first `done` samples.
-    pub fn read(&self, engine: &dyn Engine, done: usize) -> Result<Vec<f32>> {
+    pub fn read(&self, engine: &Engine, done: usize) -> Result<Vec<f32>> {
         let mut scores = engine.read(&self.errors.slice(0..done))?;
         if let Some(norms) = &self.feature_norms {
             let norms = engine.read(&norms.slice(0..done))?;
@@ -78,7 +93,7 @@ impl EpochScores {
     }
 
     /// Takes back what [`EpochScores::read`] gave, to the bit: a feature norm of 0 is a factor of 1.
-    pub fn restore(&self, engine: &dyn Engine, scores: &[f32]) -> Result<()> {
+    pub fn restore(&self, engine: &Engine, scores: &[f32]) -> Result<()> {
         engine.write(&self.errors.slice(0..scores.len()), scores)?;
         match &self.feature_norms {
             Some(norms) => engine.write(&norms.slice(0..scores.len()), &vec![0.0; scores.len()]),

@@ -33,13 +33,13 @@ impl StepClock {
     }
 
     /// Step `number` begins.
-    pub fn begin(&mut self, number: usize, engine: &dyn Engine) -> Result<()> {
+    pub fn begin(&mut self, number: usize, engine: &Engine) -> Result<()> {
         self.timed = (number / self.cycle).is_multiple_of(self.interval);
         self.ended(Part::Begin, engine)
     }
 
     /// What was done since the moment before was this.
-    pub fn ended(&mut self, part: Part, engine: &dyn Engine) -> Result<()> {
+    pub fn ended(&mut self, part: Part, engine: &Engine) -> Result<()> {
         if self.timed {
             self.moments.push((part, engine.mark()?));
         }
@@ -47,7 +47,7 @@ impl StepClock {
     }
 
     /// `seconds` of wall clock, divided as the timed steps were.
-    pub fn divide(&self, seconds: f64, engine: &dyn Engine) -> Result<Seconds> {
+    pub fn divide(&self, seconds: f64, engine: &Engine) -> Result<Seconds> {
         let (mut attack, mut train) = (0.0, 0.0);
         for pair in self.moments.windows(2) {
             let lap = engine.seconds(&pair[0].1, &pair[1].1)?;

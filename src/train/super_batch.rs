@@ -9,6 +9,7 @@ use std::ops::Range;
 use crate::batch::Batch;
 use crate::engine::{Engine, Result, Tensor};
 use crate::model::layers::IMAGE_LEN;
+use crate::ops::GatherRows;
 
 /// Memory for one super-batch, whose adversarial images wait for their steps.
 pub(super) struct SuperBatch {
@@ -23,7 +24,7 @@ pub(super) struct SuperBatch {
 
 impl SuperBatch {
     /// Of `steps` minibatches of up to `minibatch` images.
-    pub fn new(engine: &dyn Engine, steps: usize, minibatch: usize) -> Result<Self> {
+    pub fn new(engine: &Engine, steps: usize, minibatch: usize) -> Result<Self> {
         let places: Vec<u32> = (0..(steps * minibatch) as u32).collect();
         let places = engine.upload("places in a super-batch", &places)?;
         Ok(Self { steps, minibatch, batch: Batch::alloc(engine, steps * minibatch)?, places })
@@ -47,10 +48,15 @@ impl SuperBatch {
     }
 
     /// Copies the adversarial images of step `step` to its minibatch.
-    pub fn hand_over(&self, engine: &mut dyn Engine, step: usize, minibatch: &Batch) -> Result<()> {
+    pub fn hand_over(&self, engine: &mut Engine, step: usize, minibatch: &Batch) -> Result<()> {
         let start = self.place(step) * self.minibatch;
         let places = self.places.slice(start..start + minibatch.len());
-        engine.gather_rows(&self.batch.perturbed, &places, IMAGE_LEN, &minibatch.perturbed)
+        engine.run(&GatherRows {
+            from: &self.batch.perturbed,
+            rows: &places,
+            row_len: IMAGE_LEN,
+            to: &minibatch.perturbed,
+        })
     }
 
     /// Images that were attacked before step `step` and not trained on yet, of an epoch of `images`.
@@ -71,7 +77,7 @@ impl SuperBatch {
     }
 
     /// Those images, for a checkpoint.
-    pub fn read(&self, engine: &dyn Engine, step: usize, images: usize) -> Result<Vec<f32>> {
+    pub fn read(&self, engine: &Engine, step: usize, images: usize) -> Result<Vec<f32>> {
         match self.waiting(step, images) {
             0 => Ok(Vec::new()),
             count => engine.read(&self.waiting_images(step, count)),
@@ -79,7 +85,7 @@ impl SuperBatch {
     }
 
     /// Takes back what [`SuperBatch::read`] gave.
-    pub fn restore(&self, engine: &dyn Engine, step: usize, adversarial: &[f32]) -> Result<()> {
+    pub fn restore(&self, engine: &Engine, step: usize, adversarial: &[f32]) -> Result<()> {
         match adversarial.len() / IMAGE_LEN {
             0 => Ok(()),
             count => engine.write(&self.waiting_images(step, count), adversarial),

@@ -16,16 +16,17 @@ use super::step_clock::{Part, StepClock};
 use super::super_batch::SuperBatch;
 use crate::batch::Batch;
 use crate::data::order::{Split, epoch_order};
-use crate::engine::{Engine, Error, ImageSet, Phase, Result, Sgd, Tensor, WeightSet, unless_stopped};
+use crate::engine::{Engine, Error, Phase, Result, Sgd, Tensor, WeightSet, unless_stopped};
 use crate::model::layers::IMAGE_LEN;
 use crate::objective::{self, Objective};
+use crate::ops::{GatherImages, ImageSet, ScatterRows};
 use crate::philox::{Key, Purpose};
 use crate::prune::{self, PruneError, Subset};
 use crate::recipe::{BatchNorm, Recipe, Timeline};
 
 /// A network in training.
 pub struct Trainer<'a> {
-    pub(super) engine: &'a mut dyn Engine,
+    pub(super) engine: &'a mut Engine,
     recipe: &'a Recipe,
     objective: Box<dyn Objective>,
     set: &'a ImageSet,
@@ -65,7 +66,7 @@ struct Visit {
 impl<'a> Trainer<'a> {
     /// Training from the engine's current weights, at the first step: on `split.train`, or what the recipe selects of it.
     pub fn new(
-        engine: &'a mut dyn Engine,
+        engine: &'a mut Engine,
         recipe: &'a Recipe,
         set: &'a ImageSet,
         split: &'a Split,
@@ -77,7 +78,7 @@ impl<'a> Trainer<'a> {
     /// The same in the memory of a batch that is there: an engine finds what it recorded of work on it.
     pub fn in_memory_of(
         batch: Batch,
-        engine: &'a mut dyn Engine,
+        engine: &'a mut Engine,
         recipe: &'a Recipe,
         set: &'a ImageSet,
         split: &'a Split,
@@ -224,7 +225,6 @@ impl<'a> Trainer<'a> {
         watch: &mut dyn FnMut(usize, usize) -> bool,
     ) -> std::result::Result<bool, PruneError> {
         let begin = Instant::now();
-        self.engine.split_sums(true);
         let epoch = self.progress.epoch;
         let last = self.progress.selection.map(|last| last.epoch);
         self.engine.phase(Phase::Select);
@@ -261,7 +261,6 @@ impl<'a> Trainer<'a> {
     /// the engine ([`Engine::stop_on`]) may come during an attack. Either way the result is `None`, and the state is that
     /// between two steps.
     pub fn epoch(&mut self, go_on: &mut dyn FnMut(usize) -> bool) -> Result<Option<EpochOutcome>> {
-        self.engine.split_sums(true);
         let order = epoch_order(self.recipe.seed, self.progress.epoch, self.pruning.samples());
         let weights = self.pruning.weights(&order);
         let upload = |weights: &Vec<f32>| self.engine.upload("epoch weights", weights);
@@ -343,7 +342,7 @@ impl<'a> Trainer<'a> {
             let optimizer = &self.recipe.optimizer;
             let done = self.progress.optimizer_steps.get_or_insert(0);
             self.engine.phase(Phase::Optimizer);
-            self.engine.sgd_step(&Sgd {
+            self.engine.step(&Sgd {
                 learning_rate: rates.learning_rate as f32,
                 momentum: rates.momentum as f32,
                 weight_decay: optimizer.weight_decay as f32,
@@ -353,7 +352,12 @@ impl<'a> Trainer<'a> {
             clock.ended(Part::Train, self.engine)?;
         }
         if let Some((losses, rows)) = &visit.table {
-            self.engine.scatter_rows(&batch.losses, &rows.slice(range), 1, losses)?;
+            self.engine.run(&ScatterRows {
+                from: &batch.losses,
+                rows: &rows.slice(range),
+                row_len: 1,
+                to: losses,
+            })?;
         }
         Ok(())
     }
@@ -362,7 +366,13 @@ impl<'a> Trainer<'a> {
     fn gather(&mut self, batch: &Batch) -> Result<()> {
         let (seed, epoch) = (self.recipe.seed, self.progress.epoch);
         let augment = self.recipe.data.augmentation(seed, epoch);
-        self.engine.gather(self.set, &batch.samples, augment, &batch.images, &batch.labels)
+        self.engine.run(&GatherImages {
+            set: self.set,
+            samples: &batch.samples,
+            augment,
+            images: &batch.images,
+            labels: &batch.labels,
+        })
     }
 
     /// Makes the adversarial images of a minibatch: by an attack now, or by that on the super-batch it belongs to.

@@ -51,7 +51,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         true => open_dry(network, 1)?.0,
         false => open(args.device, network, 1)?,
     };
-    let mut steps = engine.ladder(args.batch as usize)?;
+    let mut steps = engine.probes().ladder(args.batch as usize)?;
     steps.retain(|step| args.filter.is_match(&ladder::name(step)));
     if steps.is_empty() {
         bail!("--filter {}: matches no row", args.filter);
@@ -68,9 +68,9 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
 
     let interrupt = catch_interrupts()?;
     let stop = || interrupt.requested();
-    let ceilings = Ceilings::measure(engine.as_mut())?;
+    let ceilings = Ceilings::measure(&mut engine)?;
     let batch = args.batch as usize;
-    let mut document = Document::new("bench ladder", engine.as_ref(), Vec::new(), batch, &ceilings);
+    let mut document = Document::new("bench ladder", &engine, Vec::new(), batch, &ceilings);
     for line in document.device_block() {
         console.line(line);
     }

@@ -5,6 +5,7 @@
 //! convolutions. Checked by `tests/bench.rs`.
 
 use std::ffi::OsString;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::bail;
@@ -87,14 +88,12 @@ impl Options {
         let device = DeviceOptions {
             prefetch_maps: self.prefetch_maps == Switch::On,
             carve_out: self.carve_out == Switch::On,
+            graphs: self.graphs == Switch::On,
+            dependent_launch: self.dependent_launch == Switch::On,
+            first_stage_images: self.first_stage.and_then(|images| NonZeroUsize::new(images as usize)),
             ..DeviceOptions::from_environment()?
         };
         let mut bench = Bench::open_with(self.device, kernels, recipe, steps, device)?;
-        bench.engine.replay_graphs(self.graphs == Switch::On);
-        bench.engine.start_launches_early(self.dependent_launch == Switch::On);
-        if let Some(images) = self.first_stage {
-            bench.engine.first_stage_images(images as usize)?;
-        }
         if let Some(folder) = &self.data {
             bench.use_images(folder)?;
         }
@@ -138,10 +137,10 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
 
     let open = |recipe: &Recipe| options.open(kernels, recipe, STEPS_A_SAMPLE);
     let mut bench = open(first)?;
-    let ceilings = Ceilings::measure(bench.engine.as_mut())?;
+    let ceilings = Ceilings::measure(&mut bench.engine)?;
     let names = recipes.iter().map(|recipe| recipe.name.clone()).collect();
     let mut document =
-        Document::new(&format!("bench {kind}"), bench.engine.as_ref(), names, options.batch, &ceilings);
+        Document::new(&format!("bench {kind}"), &bench.engine, names, options.batch, &ceilings);
     document.images = bench.images().to_string();
     for line in document.device_block() {
         console.line(line);

@@ -90,9 +90,9 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
 
     let mut bench = options.open(false, first, choice.batches(first.batch))?;
     bench.engine.stop_on(Some(interrupt.flag()));
-    let ceilings = Ceilings::measure(bench.engine.as_mut())?;
+    let ceilings = Ceilings::measure(&mut bench.engine)?;
     let names = options.recipe.iter().map(|name| name.to_string_lossy().into_owned()).collect();
-    let mut document = Document::new("bench select", bench.engine.as_ref(), names, options.batch, &ceilings);
+    let mut document = Document::new("bench select", &bench.engine, names, options.batch, &ceilings);
     document.images = bench.images().to_string();
     for line in document.device_block() {
         console.line(line);

@@ -167,7 +167,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     };
     if missing {
         let watch = &mut console.watch("attacks on the candidates".into(), stop);
-        let mut subject = Subject::new(engine.as_mut(), &recipe, &data, &split, args.draws, watch)
+        let mut subject = Subject::new(&mut engine, &recipe, &data, &split, args.draws, watch)
             .map_err(|error| failed(error, args))?;
         for (rule, recipe) in &rows {
             if document.rows.iter().any(|row| row.name == rule.name) {
@@ -230,8 +230,8 @@ fn trained(
             folder.start(&recipe.to_toml())?;
         }
         let mut engine = open(args.device, train::network(recipe), recipe.batch)?;
-        begin_session(&folder, args.data.as_deref(), data, engine.as_ref(), console)?;
-        match train::run(engine.as_mut(), &train::Run { recipe, data, folder: &folder, console, stop }) {
+        begin_session(&folder, args.data.as_deref(), data, &engine, console)?;
+        match train::run(&mut engine, &train::Run { recipe, data, folder: &folder, console, stop }) {
             Err(TrainError::Interrupted { .. }) => bail!(interrupted(args)),
             done => done.map(drop)?,
         }

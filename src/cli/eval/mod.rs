@@ -18,6 +18,7 @@ use crate::engine::{DeviceChoice, WeightSet, open};
 use crate::evaluate::state::{Settings, device_name};
 use crate::evaluate::{Part, Protocol, Subject, evaluate, sanity};
 use crate::files::{Files, LOCK_SUFFIX, Output, OutputError, Place};
+use crate::ops::ImageSet;
 use crate::recipe::Fraction;
 use crate::train::run_folder;
 use session::{IMAGES_SUFFIX, Session};
@@ -138,11 +139,11 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
 
     let batch = (args.batch as usize).min(total);
     let mut engine = open(args.device, network, batch)?;
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     let interrupt = catch_interrupts()?;
     engine.stop_on(Some(interrupt.flag()));
     engine.load_weights(&weights)?;
-    let set = engine.upload_images(&split.pixels, &split.labels)?;
+    let set = ImageSet::upload(&engine, &split.pixels, &split.labels)?;
     let scratch = Batch::alloc(engine, batch)?;
     let samples: Vec<u32> = (0..total as u32).collect();
 

@@ -9,12 +9,13 @@ use super::super::{at, dump};
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::data::{IMAGE_BYTES, Images as Pictures};
-use crate::engine::{Engine, NO_CLASS};
+use crate::engine::Engine;
 use crate::evaluate::autoattack::{self, Listener, Progress, Verdict};
 use crate::evaluate::state::{Finished, Images, Settings, State, StateError};
 use crate::evaluate::{Outcome, Protocol, Subject};
 use crate::files::{LOCK_SUFFIX, Lock, Place};
 use crate::model::layers::IMAGE_SIDE;
+use crate::ops::NO_CLASS;
 use crate::train::interrupt::Interrupt;
 
 pub struct Session {
@@ -98,7 +99,7 @@ impl Session {
     /// Runs a protocol made of parts of AutoAttack from where it stands; `None` where the user asked to stop.
     pub fn search(
         &mut self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         subject: Subject,
         protocol: &Protocol,
         scratch: &Batch,

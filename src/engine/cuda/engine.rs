@@ -7,9 +7,9 @@ use std::rc::Rc;
 use super::driver::{Address, Buffer, Driver};
 use super::eval::{self, EvalPass};
 use super::graphs::Graphs;
-use super::layout::{Layout, STEM_CHANNELS};
 use super::launch::attack::image_pack;
 use super::launch::conv::ImageEpilogue;
+use super::layout::{Layout, STEM_CHANNELS};
 use super::pair::Pair;
 use super::parameters::Parameters;
 use super::scratch::Scratch;
@@ -237,7 +237,10 @@ impl Backend for Cuda {
                 let wanted = Wanted { parameters: parameters_wanted, image };
                 let (train, scratch) = match pass {
                     Pass::Train { slot } => (self.train[slot].as_ref(), &*scratch),
-                    _ => (self.pair.as_ref().map(|pair| &pair.pass), self.pair.as_ref().map_or(&*scratch, |pair| &pair.scratch)),
+                    _ => (
+                        self.pair.as_ref().map(|pair| &pair.pass),
+                        self.pair.as_ref().map_or(&*scratch, |pair| &pair.scratch),
+                    ),
                 };
                 let train = train.ok_or_else(|| missing(pass))?;
                 train.backward(passes, parameters, scratch, batch, &gradients, &wanted)?;
@@ -249,18 +252,15 @@ impl Backend for Cuda {
         Ok(())
     }
 
-    fn features(&mut self, pass: Pass, features: &[&Tensor<f32>]) -> Result<()> {
+    fn features(&mut self, pass: Pass, set: usize, features: &Tensor<f32>) -> Result<()> {
         let kept = match pass {
             Pass::Eval | Pass::EvalSplit => self.eval.features(),
             Pass::Train { slot } => self.train[slot].as_ref().and_then(TrainPass::features),
             Pass::Pair => self.pair.as_ref().and_then(|pair| pair.pass.features()),
         };
         let (_, from) = kept.ok_or_else(|| missing(pass))?;
-        for (set, tensor) in features.iter().enumerate() {
-            let (from, to) = (from.offset::<f32>(set * tensor.len()), self.address(tensor)?);
-            self.driver.copy(from, to, tensor.len() * size_of::<f32>())?;
-        }
-        Ok(())
+        let (from, to) = (from.offset::<f32>(set * features.len()), self.address(features)?);
+        self.driver.copy(from, to, features.len() * size_of::<f32>())
     }
 
     fn stop_on(&mut self, stop: Option<StopFlag>) {

@@ -8,10 +8,10 @@ use super::arena::{Layout, Model};
 use super::eval::EvalPass;
 use super::memory::{Heap, Input};
 use super::numbers::{Format, Numbers};
+use super::optimizer;
 use super::sign_step::sign_step;
 use super::tiles::Isa;
 use super::train::{PAIR, TrainPass, Wanted};
-use super::optimizer;
 use crate::engine::backend::Backend;
 use crate::engine::cuda::driver::Driver;
 use crate::engine::{
@@ -180,7 +180,9 @@ impl Backend for Cpu {
     }
 
     fn step(&mut self, sgd: &Sgd) -> Result<()> {
-        let (Some(model), Some(gradients)) = (&mut self.model, &self.gradients) else { return Err(missing()) };
+        let (Some(model), Some(gradients)) = (&mut self.model, &self.gradients) else {
+            return Err(missing());
+        };
         let Model { live, velocity, average } = model;
         optimizer::step(sgd, live, velocity, gradients, average);
         self.packed = false;
@@ -250,11 +252,9 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn features(&mut self, pass: Pass, features: &[&Tensor<f32>]) -> Result<()> {
-        for (tensor, slot) in features.iter().zip(slots(pass)) {
-            let kept = if pass.is_eval() { self.eval.features() } else { self.train.features(slot) };
-            self.heap.output(tensor)?.copy_from_slice(kept);
-        }
+    fn features(&mut self, pass: Pass, set: usize, features: &Tensor<f32>) -> Result<()> {
+        let kept = if pass.is_eval() { self.eval.features() } else { self.train.features(slots(pass)[set]) };
+        self.heap.output(features)?.copy_from_slice(kept);
         Ok(())
     }
 

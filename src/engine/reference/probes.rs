@@ -23,7 +23,8 @@ impl Probes for Cpu {
             });
             Ok(())
         };
-        let what = format!("{:?} products between registers, {isa}, {threads} threads", self.numbers().format);
+        let what =
+            format!("{:?} products between registers, {isa}, {threads} threads", self.numbers().format);
         Ok(Some(Probe::new(what, 2 * multiply_adds * threads as u64, run)))
     }
 

@@ -10,12 +10,13 @@ use std::path::PathBuf;
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::digest::sha256;
-use crate::engine::{self, Engine, ImageSet, WeightSet};
+use crate::engine::{self, Engine, WeightSet};
 use crate::evaluate::autoattack::{self, Listener, Progress};
 use crate::evaluate::state::{Finished, Settings, State, StateError};
 use crate::evaluate::{Outcome, Protocol, Subject, evaluate};
 use crate::files::{Place, limit};
 use crate::model::{Weights, WeightsError};
+use crate::ops::ImageSet;
 use crate::recipe::Recipe;
 use crate::train::result::TestAccuracy;
 use crate::train::run_folder::{RunFolder, RunFolderError};
@@ -84,7 +85,7 @@ impl Court<'_> {
     /// the user asked to stop.
     pub fn judge(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         set: &ImageSet,
         scratch: &Batch,
     ) -> Result<Option<Vec<TestAccuracy>>> {
@@ -194,7 +195,7 @@ impl Court<'_> {
     /// Makes one verdict; the engine holds the weights.
     fn one(
         &self,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
         set: &ImageSet,
         scratch: &Batch,
         candidate: &Candidate,

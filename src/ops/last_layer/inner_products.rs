@@ -42,7 +42,8 @@ impl Op for GradientColumn<'_> {
     }
 
     fn cpu(&self, cpu: &mut Cpu) -> Result<()> {
-        fill(cpu, self.gradients, self.column, |sample| (sample, self.sample))
+        let column = self.sample;
+        fill(cpu, self.gradients, self.column, |sample| (sample, column))
     }
 
     fn cuda(&self, cuda: &mut Cuda) -> Result<()> {

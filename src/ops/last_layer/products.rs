@@ -2,7 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::{F64, Factors, Gradients, LastLayerGradients, TILE_CLASSES, TILE_SAMPLES, check_features, count, dot, elements, vector_len};
+use super::{
+    F64, Factors, Gradients, LastLayerGradients, TILE_CLASSES, TILE_SAMPLES, check_features, count, dot,
+    elements, vector_len,
+};
 use crate::engine::cuda::Cuda;
 use crate::engine::cuda::driver::{Address, Driver};
 use crate::engine::cuda::launch::{Cost, F32, run};
@@ -88,12 +91,12 @@ impl Op for StepLogits<'_> {
         let (classes, row) = (cpu.classes(), cpu.network().features() + 1);
         let (features, vector) = (cpu.input(self.features)?, cpu.input(self.vector)?);
         let (logits, mut moved) = (cpu.input(self.logits)?, cpu.output(self.moved)?);
-        let vector: &[f64] = &vector;
+        let (vector, rate): (&[f64], _) = (&vector, self.rate);
         let samples = logits.par_chunks_exact(classes).zip(features.par_chunks_exact(row - 1));
         moved.par_chunks_exact_mut(classes).zip(samples).for_each(|(moved, (logits, features))| {
             for ((moved, &logit), row) in moved.iter_mut().zip(logits).zip(vector.chunks_exact(row)) {
                 let step = dot(features, &row[..features.len()]) + row[features.len()];
-                *moved = (f64::from(logit) - self.rate * step) as f32;
+                *moved = (f64::from(logit) - rate * step) as f32;
             }
         });
         Ok(())

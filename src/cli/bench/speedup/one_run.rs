@@ -18,6 +18,7 @@ use crate::files::is_file;
 use crate::measure::speedup::document::Run;
 use crate::measure::speedup::judge::{Court, JudgeError};
 use crate::measure::speedup::plan::Entry;
+use crate::ops::ImageSet;
 use crate::recipe::Recipe;
 use crate::train::interrupt::Interrupt;
 use crate::train::result::TestAccuracy;
@@ -83,7 +84,7 @@ impl Work<'_> {
         let folder = folder.claim()?;
         if standing != Standing::Finished {
             let engine = engine.insert(self.open(&recipe)?);
-            self.train(&recipe, &folder, standing, data, engine.as_mut())?;
+            self.train(&recipe, &folder, standing, data, engine)?;
         }
         let judged = self.judge(&recipe, &folder, data, engine)?;
         let best = judged.iter().find(|row| row.weights == "best").map(|row| row.epoch);
@@ -100,7 +101,7 @@ impl Work<'_> {
         folder: &RunFolder,
         standing: Standing,
         data: &DataSet,
-        engine: &mut dyn Engine,
+        engine: &mut Engine,
     ) -> anyhow::Result<()> {
         if standing == Standing::Fresh {
             folder.start(&recipe.to_toml())?;
@@ -123,7 +124,7 @@ impl Work<'_> {
         recipe: &Recipe,
         folder: &RunFolder,
         data: &DataSet,
-        engine: Option<Box<dyn Engine>>,
+        engine: Option<Engine>,
     ) -> anyhow::Result<Vec<TestAccuracy>> {
         let samples = self.args.samples.map_or(data.test.len(), |samples| samples as usize);
         let session = folder.sessions()?;
@@ -153,9 +154,9 @@ impl Work<'_> {
             Some(engine) => engine,
             None => self.open(recipe)?,
         };
-        let engine = engine.as_mut();
+        let engine = &mut engine;
         let device = device_name(engine.device().kind, &engine.device().code);
-        let set = engine.upload_images(&data.test.pixels, &data.test.labels)?;
+        let set = ImageSet::upload(&engine, &data.test.pixels, &data.test.labels)?;
         let scratch = Batch::alloc(engine, recipe.batch)?;
         let Some(judged) = court(device).judge(engine, &set, &scratch).map_err(of_judge)? else {
             bail!(self.interrupted())
@@ -173,7 +174,7 @@ impl Work<'_> {
         finite(recipe, judged)
     }
 
-    fn open(&self, recipe: &Recipe) -> anyhow::Result<Box<dyn Engine>> {
+    fn open(&self, recipe: &Recipe) -> anyhow::Result<Engine> {
         let mut engine = open(self.args.device, train::network(recipe), recipe.batch)?;
         engine.stop_on(Some(self.interrupt.flag()));
         Ok(engine)

@@ -190,7 +190,8 @@ impl Driver for DeviceDriver {
             pad: [0; 4],
             value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        let may_start_early = self.gpu.options.dependent_launch && function.waits && self.gpu.version >= EARLY_STARTS;
+        let may_start_early =
+            self.gpu.options.dependent_launch && function.waits && self.gpu.version >= EARLY_STARTS;
         let config = CUlaunchConfig {
             gridDimX: grid[0],
             gridDimY: grid[1],
