@@ -1,14 +1,14 @@
 //! What `build.rs` decides: targets, compilers, and what ptxas output means. The output under `tests/ptxas` is nvcc 13.0's.
 
-#[path = "../build/ptxas.rs"]
+#[path = "../../build/ptxas.rs"]
 mod ptxas;
-#[path = "../build/targets.rs"]
+#[path = "../../build/targets.rs"]
 mod targets;
 
 use std::path::Path;
 
-const SPILLS: &str = include_str!("ptxas/spills.txt");
-const SERIALISED: &str = include_str!("ptxas/serialised-wgmma.txt");
+const SPILLS: &str = include_str!("../ptxas/spills.txt");
+const SERIALISED: &str = include_str!("../ptxas/serialised-wgmma.txt");
 
 #[test]
 fn the_usage_of_each_kernel_is_read() {

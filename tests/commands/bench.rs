@@ -1,6 +1,5 @@
 //! `secateur bench`: statistics and verdicts on planted samples, the stop rule, and the commands on a tiny network.
 
-use assert_cmd::Command;
 use secateur::engine::{DeviceChoice, WeightSet};
 use secateur::measure::ceilings::Ceilings;
 use secateur::measure::compare::{Change, compare};
@@ -11,6 +10,8 @@ use secateur::model::ResNet18;
 use secateur::philox::{Key, Purpose, unit};
 use secateur::recipe::Recipe;
 use tempfile::TempDir;
+
+use crate::common::program;
 
 const SEED: u64 = 20_261_121;
 
@@ -112,10 +113,7 @@ fn work_is_bound_by_the_nearer_ceiling() {
 
 /// Exit code, stdout, stderr.
 fn secateur(folder: &TempDir, args: &[&str]) -> (Option<i32>, String, String) {
-    let output =
-        Command::cargo_bin("secateur").unwrap().current_dir(folder.path()).args(args).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    program::secateur(folder.path(), args).parts()
 }
 
 fn json(folder: &TempDir, name: &str) -> serde_json::Value {
@@ -197,16 +195,15 @@ fn a_step_is_measured_on_the_cpu() {
 #[test]
 fn a_bench_that_is_killed_leaves_its_rows() {
     let folder = TempDir::new().unwrap();
-    let recipe = include_str!("../recipes/cifar10-pgd-at.toml");
+    let recipe = include_str!("../../recipes/cifar10-pgd-at.toml");
     let endless = recipe.replace("steps = 10", "steps = 1000").replace("cifar10-pgd-at", "endless");
     std::fs::write(folder.path().join("endless.toml"), endless).unwrap();
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_secateur"))
-        .current_dir(folder.path())
-        .args(["bench", "attack", "--device=cpu", "--recipe=quick,endless.toml", "--width=16", "--batch=64"])
-        .args(["--samples=1", "--timeout=0", "--json=a.json"])
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child =
+        program::command(folder.path(), ["bench", "attack", "--device=cpu", "--recipe=quick,endless.toml"])
+            .args(["--width=16", "--batch=64", "--samples=1", "--timeout=0", "--json=a.json"])
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
     while !folder.path().join("a.json").exists() {
         assert!(child.try_wait().unwrap().is_none(), "it ended without a row");
         std::thread::sleep(std::time::Duration::from_millis(20));

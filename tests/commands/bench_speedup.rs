@@ -4,7 +4,6 @@
 use std::fs;
 use std::path::Path;
 
-use assert_cmd::Command;
 use secateur::measure::speedup::cost::Cost;
 use secateur::measure::speedup::document::{Document, Statistic};
 use secateur::measure::speedup::plan::{Plan, Role, with_epochs};
@@ -12,6 +11,8 @@ use secateur::model::ResNet18;
 use secateur::recipe::{Acceleration, Recipe, Schedule, SelectionMethod};
 use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::common::program;
 
 /// 24 training images in batches of 8, 2 epochs: on half of them, chosen before each.
 const TINY: &str = r#"
@@ -41,9 +42,7 @@ const TINY: &str = r#"
 
 /// Exit code, stdout, stderr.
 fn secateur(folder: &Path, args: &[&str]) -> (Option<i32>, String, String) {
-    let output = Command::cargo_bin("secateur").unwrap().current_dir(folder).args(args).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    program::secateur(folder, args).parts()
 }
 
 fn speedup(folder: &Path, more: &[&str]) -> (Option<i32>, String, String) {

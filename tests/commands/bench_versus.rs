@@ -10,6 +10,8 @@ use secateur::philox::{Key, Purpose, unit};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::common::program::{self, Done};
+
 const SEED: u64 = 20_261_127;
 const TOLERANCE: f64 = 0.03;
 
@@ -215,14 +217,12 @@ fn rounds_hold_what_both_measured() {
 
 /// Exit code, stdout, stderr of `secateur bench versus`.
 fn secateur(folder: &Path, args: &[&str]) -> (Option<i32>, String, String) {
-    let mut command = assert_cmd::Command::cargo_bin("secateur").unwrap();
     // Where temporary folders go.
     std::fs::create_dir_all(folder.join("temporary")).unwrap();
-    command.current_dir(folder).env("TMPDIR", folder.join("temporary"));
-    let output = command.args(["bench", "versus"]).args(args).output().unwrap();
+    let mut command = program::command(folder, ["bench", "versus"]);
+    let output = command.args(args).env("TMPDIR", folder.join("temporary")).output().unwrap();
     assert_eq!(std::fs::read_dir(folder.join("temporary")).unwrap().count(), 0, "temporary files are left");
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    Done::from(output).parts()
 }
 
 /// A stand-in for a build: a shell script, its name in a comment so that no two are the same.
@@ -348,7 +348,7 @@ fn what_cannot_be_compared_is_one_clear_error() {
 #[test]
 fn a_build_is_measured_against_itself() {
     let folder = TempDir::new().unwrap();
-    let own = env!("CARGO_BIN_EXE_secateur");
+    let own = program::PROGRAM;
     let step = [
         "step",
         "--device=cpu",
@@ -390,14 +390,9 @@ fn an_interrupt_ends_the_run_and_leaves_nothing() {
     let script = "echo run >> slow-runs; while [ \"$1\" != --json ]; do shift; done; cp quick.json \"$2\"\n\
                   [ $(wc -l < slow-runs) -lt 3 ] && exit 0\necho $$ > pid.new && mv pid.new pid && exec sleep 100000";
     stand_in(path, "slow", script);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_secateur"));
-    command
-        .current_dir(path)
-        .env("TMPDIR", path.join("temporary"))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child =
-        command.args(["bench", "versus", "quick", "slow", "--json=v.json", "--", "step"]).spawn().unwrap();
+    let mut command = program::command(path, "bench versus quick slow --json=v.json -- step".split(' '));
+    command.env("TMPDIR", path.join("temporary")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
     let pid = loop {
         std::thread::sleep(std::time::Duration::from_millis(10));
         match std::fs::read_to_string(path.join("pid")) {

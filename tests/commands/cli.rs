@@ -5,7 +5,6 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command as Process, Stdio};
 
-use assert_cmd::Command;
 use safetensors::SafeTensors;
 use secateur::model::{ResNet18, Weights, initialise};
 use secateur::names::Named;
@@ -13,7 +12,7 @@ use secateur::recipe::SelectionMethod;
 use secateur::train::run_folder::RunFolder;
 use tempfile::TempDir;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_secateur");
+use crate::common::program::{Done, PROGRAM, secateur};
 
 /// A run of seconds: 60 images, two steps an epoch.
 const TINY: [&str; 12] = [
@@ -30,19 +29,6 @@ const TINY: [&str; 12] = [
     "--set=checkpoint.every=1",
     "--device=cpu",
 ];
-
-/// What a command left: exit code, lines of stdout and of stderr.
-struct Done {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-fn secateur(folder: &Path, args: &[&str]) -> Done {
-    let output = Command::new(PROGRAM).current_dir(folder).args(args).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Done { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
-}
 
 fn tiny_run(folder: &Path, more: &[&str]) -> Done {
     secateur(folder, &[&["train", "--out", "run"], &TINY[..], more].concat())
@@ -301,14 +287,9 @@ fn a_limit_on_file_sizes_is_an_error_and_nothing_is_lost() {
     let folder = TempDir::new().unwrap();
     let path = folder.path();
     let limited = |blocks: u32, args: &[&str]| {
-        let output = Process::new("sh")
-            .current_dir(path)
-            .args(["-c", &format!("ulimit -f {blocks}; exec \"$0\" \"$@\""), PROGRAM])
-            .args(args)
-            .output()
-            .unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        Done { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        let mut command = Process::new("sh");
+        command.args(["-c", &format!("ulimit -f {blocks}; exec \"$0\" \"$@\""), PROGRAM]).args(args);
+        Done::from(command.current_dir(path).output().unwrap())
     };
     let done = limited(64, &[&["train", "--out", "run"], &TINY[..]].concat());
     assert_eq!(done.code, Some(2), "{}", done.stderr);

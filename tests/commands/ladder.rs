@@ -1,12 +1,12 @@
 //! `secateur bench ladder`: predictions without a device, and every rung run on the emulated Hopper.
 
-use assert_cmd::Command;
+use std::path::Path;
+
+use crate::common::program;
 
 fn ladder(args: &[&str]) -> (String, String, i32) {
-    let mut command = Command::cargo_bin("secateur").unwrap();
-    let output = command.args(["bench", "ladder"]).args(args).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (text(output.stdout), text(output.stderr), output.status.code().unwrap())
+    let done = program::secateur(Path::new("."), ["bench", "ladder"].iter().chain(args));
+    (done.stdout, done.stderr, done.code.unwrap())
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use crate::common::program::PROGRAM;
+
 /// Compiles the tool with the compiler that the build needs anyway.
 fn injection(folder: &Path) -> PathBuf {
     let library = folder.join("libinjection.so");
@@ -21,7 +23,7 @@ fn injection(folder: &Path) -> PathBuf {
 
 /// A profile of a step of two attack steps; whether it went well.
 fn step(folder: &Path, library: &Path, environment: &[(&str, &str)]) -> bool {
-    Command::new(env!("CARGO_BIN_EXE_secateur"))
+    Command::new(PROGRAM)
         .args(["profile", "--recipe=cifar10-pgd-at", "--width=16", "--batch=1", "--set=attack.steps=2"])
         .arg("--device=emulated")
         .current_dir(folder)

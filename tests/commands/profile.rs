@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use assert_cmd::Command;
 use secateur::engine::{DeviceChoice, Phase, Record};
 use secateur::measure::ceilings::Ceilings;
 use secateur::measure::profile;
@@ -12,12 +11,11 @@ use secateur::model::ResNet18;
 use secateur::recipe::Recipe;
 use tempfile::TempDir;
 
+use crate::common::program;
+
 /// Exit code, stdout, stderr.
 fn secateur(folder: &TempDir, args: &[&str]) -> (Option<i32>, String, String) {
-    let output =
-        Command::cargo_bin("secateur").unwrap().current_dir(folder.path()).args(args).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    program::secateur(folder.path(), args).parts()
 }
 
 #[test]

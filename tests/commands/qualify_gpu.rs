@@ -1,7 +1,6 @@
 //! `scripts/qualify-gpu.py` with stand-ins for the GPU, its tools, the program, its tests and the peer: what runs under which
 //! switches, what a hang, a failure, a missing tool and a kill leave behind, and what the summary says. And the program of
 //! `scripts/probe-hopper.sh` compiles where nvcc is.
-#![cfg(target_os = "linux")]
 
 use std::fs;
 use std::io::Read;
@@ -15,6 +14,8 @@ use flate2::read::GzDecoder;
 use secateur::measure::workload::{Bench, Work};
 use secateur::recipe::Recipe;
 use tempfile::TempDir;
+
+use crate::common::program::PROGRAM;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -753,11 +754,7 @@ print(json.dumps([command[command.index(stages.PROGRAM) + 1:] for command in com
     let commands: Vec<Vec<String>> = serde_json::from_slice(&output.stdout).unwrap();
     assert!(commands.len() > 20, "{}", String::from_utf8_lossy(&output.stderr));
     for command in commands {
-        let output = Command::new(env!("CARGO_BIN_EXE_secateur"))
-            .current_dir(folder.path())
-            .args(&command)
-            .output()
-            .unwrap();
+        let output = Command::new(PROGRAM).current_dir(folder.path()).args(&command).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         // All that it says is that there is no such GPU.
         assert!(output.status.code() == Some(3), "{command:?}: {:?}\n{stderr}", output.status.code());

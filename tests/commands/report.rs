@@ -1,14 +1,9 @@
 //! `secateur report`: the page is whole, says what the files of the runs say, and bad input is named.
 
-#[path = "common/page.rs"]
-mod page;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use assert_cmd::Command;
-use page::{attributes, check_well_formed, texts};
 use secateur::data::{DataSet, SetKind};
 use secateur::engine::{DeviceChoice, open};
 use secateur::evaluate::Protocol;
@@ -16,6 +11,9 @@ use secateur::model::{ResNet18, initialise};
 use secateur::report::{Page, attack, read_runs};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::common::page::{attributes, check_well_formed, texts};
+use crate::common::program::secateur;
 
 /// A run of seconds: 60 generated images, two epochs.
 const TINY: [&str; 13] = [
@@ -33,19 +31,6 @@ const TINY: [&str; 13] = [
     "--set=metrics.tensorboard=true",
     "--device=cpu",
 ];
-
-struct Done {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-fn secateur(folder: &Path, args: &[&str]) -> Done {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_secateur")).current_dir(folder).args(args).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Done { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
-}
 
 /// Two real runs, `full` and `bullet`, and the page of both, `report.html`.
 fn real() -> &'static Path {
@@ -294,7 +279,7 @@ fn what_is_missing_or_damaged_is_left_out_and_named() {
     let html = page();
     assert!(!html.contains("<h2>Notes</h2>") && html.contains("run: epoch 3, loss 1.8"));
     // The metrics of a build that knew fewer fields.
-    let older = include_bytes!("../results/cifar10-demo/metrics.jsonl");
+    let older = include_bytes!("../../results/cifar10-demo/metrics.jsonl");
     fs::write(path.join("metrics.jsonl"), older).unwrap();
     assert!(!page().contains("<h2>Notes</h2>"));
 }

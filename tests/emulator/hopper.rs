@@ -2,14 +2,13 @@
 //! plain loops, on the host runner with warps and asynchronous copies in every order that it has, and on a Hopper where there is
 //! one. The kernels are in `kernels/platform/hopper.cu`; planted faults are in `hopper_faults.rs`.
 
-mod common;
-
 use bytemuck::{Pod, Zeroable};
-use common::hopper::{hoppers, matrix_map, product, run};
-use common::{Bound, Output, Random, SEED, assert_close, input};
 use half::bf16;
 use secateur::engine::cuda::driver::host::HostDriver;
 use secateur::engine::cuda::driver::{Address, Im2colMap, MapSpec, Swizzle, TensorMap, TiledMap};
+
+use crate::common::hopper::{hoppers, matrix_map, product, run};
+use crate::common::{Bound, Output, Random, SEED, assert_close, input};
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]

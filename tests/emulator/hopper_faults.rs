@@ -1,15 +1,14 @@
 //! Each fault of an asynchronous kernel that the host runner promises to catch, planted: as an error that names it, or as a wrong
 //! result in the order that brings it out. The kernels are in `kernels/host/hopper_faults.cu`.
 
-mod common;
-
 use std::rc::Rc;
 
 use bytemuck::{Pod, Zeroable};
-use common::hopper::{matrix_map, product, run, runner, runners};
-use common::{Bound, Output, Random, assert_close, input};
 use secateur::engine::cuda::driver::host::{AsyncOrder, WarpOrder};
 use secateur::engine::cuda::driver::{Address, Driver, Swizzle, TensorMap, TiledMap};
+
+use crate::common::hopper::{matrix_map, product, run, runner, runners};
+use crate::common::{Bound, Output, Random, assert_close, input};
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]

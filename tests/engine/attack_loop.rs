@@ -1,8 +1,6 @@
 //! The steps of an attack as one operation, on both engines: the same bits as by the operations that they are made of, whether
 //! they are launched, recorded or replayed.
 
-mod common;
-
 use secateur::batch::Batch;
 use secateur::engine::{
     AscentLoss, AttackSteps, DeviceChoice, Engine, Pass, Precision, SignStep, WeightSet, ascend_step_by_step,
@@ -10,6 +8,8 @@ use secateur::engine::{
 };
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, initialise};
+
+use crate::common;
 
 const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
 const BATCH: usize = 3;

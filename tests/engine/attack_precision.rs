@@ -1,9 +1,6 @@
 //! Attacks whose products are rounded to fp8: that rounding happens where it is asked for and nowhere else, and how little it
 //! changes. The rounding itself is tested beside it, in src/engine/reference/fp8.rs.
 
-mod common;
-
-use common::{SEED, cuda_engine};
 use secateur::attack::{CrossEntropyAscent, Pgd};
 use secateur::batch::Batch;
 use secateur::engine::{DeviceChoice, Engine, Noise, Precision, SignStep, WeightSet, open};
@@ -11,6 +8,8 @@ use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, initialise};
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::{BatchNorm, Recipe};
+
+use crate::common::{self, SEED, cuda_engine};
 
 const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
 const BATCH: usize = 6;

@@ -7,8 +7,6 @@
 //! away from zero, tightly; and an ordinary one by direction. What is exact in both engines (data, uniform starts) is
 //! compared bit for bit. Every test prints what it met.
 
-mod common;
-
 use std::collections::BTreeMap;
 
 use secateur::engine::{
@@ -18,6 +16,8 @@ use secateur::engine::{
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ParameterKind, ResNet18, Weights};
 use secateur::philox::{Key, Purpose, unit};
+
+use crate::common;
 
 const SEED: u64 = 20_261_121;
 const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };

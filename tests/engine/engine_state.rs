@@ -1,11 +1,11 @@
 //! What the cuda engine keeps and what it refuses: weights and optimizer state there and back, and calls in the wrong
 //! order or of the wrong size, each an error that names the matter.
 
-mod common;
-
 use secateur::engine::{CrossEntropy, Engine, Error, LossOutputs, Pass, Sgd, SignStep, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, initialise};
+
+use crate::common;
 
 const SEED: u64 = 20_261_121;
 const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };

@@ -1,12 +1,11 @@
 //! The first stage of an evaluation pass, taken part by part: the same bits as in one piece.
 
-mod common;
-
-use common::{Random, SEED, cuda_engine};
 use secateur::batch::Batch;
 use secateur::engine::{AscentLoss, AttackSteps, DeviceChoice, Pass, Precision, SignStep, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, initialise};
+
+use crate::common::{Random, SEED, cuda_engine};
 
 /// Two parts of the size that is tried most, and one that is shorter.
 const BATCH: usize = 5;

@@ -2,11 +2,8 @@
 //!
 //! When an engine records and what it keeps is tested beside the cache, in src/engine/cuda/graphs.rs.
 
-mod common;
-
 use std::rc::Rc;
 
-use common::*;
 use secateur::attack::{CrossEntropyAscent, Pgd};
 use secateur::batch::Batch;
 use secateur::data::{DataSet, SetKind};
@@ -19,6 +16,8 @@ use secateur::engine::{
 use secateur::model::{ResNet18, Weights, initialise};
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::BatchNorm;
+
+use crate::common::*;
 
 /// Launches a copy of four words; a kernel that runs on every driver.
 fn copy(driver: &dyn Driver, from: &Buffer, to: Address, first: &Buffer) {

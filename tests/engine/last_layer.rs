@@ -1,15 +1,14 @@
 //! Last-layer gradients in factored form (`engine::LastLayer`): both engines against gradients built in full, in f64, and
 //! against each other; against the gradient that the backward pass gives; and what is refused, in the same words.
 
-mod common;
-
-use common::{Bound, F32, Random, SEED, assert_close};
 use secateur::engine::{
     CrossEntropy, DeviceChoice, Engine, Error, LastLayerGradients, LossOutputs, Pass, Sgd, Tensor, Term,
     WeightSet, open,
 };
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, initialise};
+
+use crate::common::{self, Bound, F32, Random, SEED, assert_close};
 
 const NETWORKS: [ResNet18; 4] = [
     ResNet18 { width: 16, classes: 10 },

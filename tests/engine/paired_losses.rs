@@ -3,20 +3,17 @@
 //!
 //! The fixture is written by `scripts/make-loss-fixtures.py`: PyTorch's autograd of the published codes, in f64.
 
-mod common;
-#[path = "common/pairs.rs"]
-mod pairs;
-
 use std::path::Path;
 
-use common::{Bound, Random, SEED, assert_close};
-use pairs::{Pairs, check};
 use safetensors::SafeTensors;
 use secateur::engine::{
     CrossEntropy, DeviceChoice, Engine, Error, LossOutputs, Margin, NO_CLASS, PairedForm, PairedLoss,
     PairedLossOutputs, Tensor, open,
 };
 use secateur::model::ResNet18;
+
+use crate::common::pairs::{self, Pairs, check};
+use crate::common::{Bound, Random, SEED, assert_close};
 
 /// What the fixture script multiplies all gradients by.
 const SCALE: f32 = 0.125;

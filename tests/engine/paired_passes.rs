@@ -5,11 +5,8 @@
 //! convolutions' weights, whose sums are cut by the number of images. A Hopper may choose other tiles for twice the images, which
 //! moves the last bits of a statistic.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{Random, SEED, cuda_engine};
 use secateur::batch::Batch;
 use secateur::engine::{
     DeviceChoice, Engine, Error, Pass, Record, Recording, Result, Sgd, WeightSet, open, open_dry,
@@ -17,6 +14,8 @@ use secateur::engine::{
 };
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ParameterKind, ResNet18, Weights, initialise};
+
+use crate::common::{Random, SEED, cuda_engine};
 
 const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
 const MAX_BATCH: usize = 16;

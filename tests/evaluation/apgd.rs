@@ -1,8 +1,6 @@
 //! APGD step by step against an f64 re-implementation of the published algorithm (scripts/make-apgd-fixtures.py), margin
 //! losses against PyTorch's autograd, on the reference engine and on the cuda engine; and APGD on a trained network.
 
-mod common;
-
 use safetensors::SafeTensors;
 use secateur::attack::{Apgd, Found, Search, adaptive_phases};
 use secateur::batch::Batch;
@@ -14,6 +12,8 @@ use secateur::engine::{
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, initialise};
 use secateur::philox::{Key, Purpose, unit};
+
+use crate::common;
 
 const SEED: u64 = 20_261_121;
 const EPSILON: f32 = 8.0 / 255.0;

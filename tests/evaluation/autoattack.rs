@@ -6,7 +6,6 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command as Process, Stdio};
 
-use assert_cmd::Command;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use secateur::batch::Batch;
@@ -23,9 +22,10 @@ use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, Weights, initialise};
 use tempfile::TempDir;
 
+use crate::common::program::{Done, PROGRAM, secateur};
+
 const SEED: u64 = 20_261_121;
 const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
-const PROGRAM: &str = env!("CARGO_BIN_EXE_secateur");
 
 /// Initial weights with BatchNorm statistics that fit generated images.
 fn weights() -> Weights {
@@ -204,18 +204,9 @@ fn subject_of_noise() -> (Box<dyn Engine>, ImageSet, Vec<u32>) {
     (engine, set, samples)
 }
 
-struct Done {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
 fn eval(folder: &Path, line: &str) -> Done {
     let args = ["eval", "--weights", "w.safetensors", "--device", "cpu"];
-    let args = args.into_iter().chain(line.split_whitespace());
-    let output = Command::new(PROGRAM).current_dir(folder).args(args).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Done { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    secateur(folder, args.into_iter().chain(line.split_whitespace()))
 }
 
 fn json(path: &Path) -> serde_json::Value {
@@ -506,19 +497,12 @@ fn weights_are_read_once() {
     let folder = TempDir::new().unwrap();
     let path = folder.path();
     let bytes = initialise(NETWORK, SEED).to_bytes();
-    let mut command = Command::new(PROGRAM);
-    command.current_dir(path).args([
-        "eval",
-        "--weights",
-        "/dev/stdin",
-        "--device",
-        "cpu",
-        "--protocol",
-        "clean",
-    ]);
-    let output =
-        command.args(["--samples", "3", "--out", "r.json"]).write_stdin(bytes.clone()).output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    fs::write(path.join("w"), &bytes).unwrap();
+    let line = "eval --weights /dev/stdin --device cpu --protocol clean --samples 3 --out r.json";
+    let mut command = Process::new("sh");
+    command.current_dir(path).args(["-c", "cat w | exec \"$0\" \"$@\"", PROGRAM]).args(line.split(' '));
+    let done = Done::from(command.output().unwrap());
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
     assert_eq!(json(&path.join("r.json"))["weights_sha256"], sha256(&bytes));
 }
 
@@ -558,12 +542,7 @@ fn mistakes_are_named() {
     for (line, part) in cases {
         let done = match line.contains("--weights") {
             false => eval(path, line),
-            true => {
-                let args = ["eval", "--device", "cpu"].into_iter().chain(line.split(' '));
-                let output = Command::new(PROGRAM).current_dir(path).args(args).output().unwrap();
-                let text = |bytes| String::from_utf8(bytes).unwrap();
-                Done { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
-            }
+            true => secateur(path, ["eval", "--device", "cpu"].into_iter().chain(line.split(' '))),
         };
         assert_eq!((done.code, done.stdout.as_str()), (Some(2), ""), "{line}: {}", done.stderr);
         assert_eq!(done.stderr.lines().count(), 1, "{line}: {}", done.stderr);

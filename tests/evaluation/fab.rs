@@ -2,20 +2,16 @@
 //!
 //! The fixture is written by `scripts/make-projection-fixtures.py`.
 
-#[path = "common/boundary.rs"]
-mod boundary;
-mod common;
-#[path = "common/judged.rs"]
-mod judged;
-
-use boundary::{STEPS, cases};
-use judged::{EPSILON, Judged};
 use safetensors::SafeTensors;
 use secateur::attack::{Cost, Fab, Found, Search};
 use secateur::engine::{BoundaryState, BoundaryStep, DeviceChoice, Engine, Tensor, open};
 use secateur::model::ResNet18;
 use secateur::model::layers::IMAGE_LEN;
 use secateur::philox::{Key, Purpose};
+
+use crate::common;
+use crate::common::boundary::{self, STEPS, cases};
+use crate::common::judged::{EPSILON, Judged};
 
 const KEY: Key = Key { seed: common::SEED, purpose: Purpose::EvaluationStart, epoch: 0, step: 0 };
 const CLASSES: usize = 10;

@@ -1,16 +1,13 @@
 //! Square: the published schedule, the counts of queries, the images it finds, and the same from both engines.
 
-mod common;
-#[path = "common/judged.rs"]
-mod judged;
-
-use common::Random;
-use judged::{EPSILON, Judged};
 use secateur::attack::{Found, Search, Square};
 use secateur::engine::{DeviceChoice, Engine, Pattern, Query, SearchState, Tensor, WeightSet, open};
 use secateur::model::ResNet18;
 use secateur::model::layers::IMAGE_LEN;
 use secateur::philox::{Key, Purpose};
+
+use crate::common::judged::{EPSILON, Judged};
+use crate::common::{self, Random};
 
 const KEY: Key = Key { seed: common::SEED, purpose: Purpose::EvaluationStart, epoch: 0, step: 0 };
 

@@ -13,6 +13,8 @@ use secateur::data::{DataSet, SetKind};
 use secateur::digest::sha256;
 use secateur::files::Place;
 
+use crate::common::program::{self, Done};
+
 /// How the server treats one request; the last entry serves all further ones.
 #[derive(Clone, Copy, Debug)]
 enum Behaviour {
@@ -283,11 +285,11 @@ fn wrong_answers_are_named() {
 fn the_command_ends_with_code_2_and_one_line() {
     let out = tempfile::tempdir().unwrap();
     let server = Server::start(&FILE, &[Behaviour::Status(503)]);
-    let mut command = assert_cmd::Command::cargo_bin("secateur").unwrap();
-    command.args(["data", "download", "cifar10", "--url", server.url.trim_end_matches("/sets/"), "--out"]);
-    let output = command.arg(out.path()).output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    let error = String::from_utf8(output.stderr).unwrap();
+    let url = server.url.trim_end_matches("/sets/");
+    let mut command =
+        program::command(Path::new("."), ["data", "download", "cifar10", "--url", url, "--out"]);
+    let (code, _, error) = Done::from(command.arg(out.path()).output().unwrap()).parts();
+    assert_eq!(code, Some(2));
     let line = error.lines().last().unwrap();
     assert!(
         line.starts_with("error: http://127.0.0.1:") && line.contains("the server answers 503"),
@@ -325,10 +327,8 @@ fn what_is_on_disk_is_never_destroyed() {
 fn zeros_and_damage_are_not_called_whole() {
     let server = Server::start(&FILE, &[Behaviour::Good]);
     let info = |out: &Path| {
-        let mut command = assert_cmd::Command::cargo_bin("secateur").unwrap();
-        let output = command.args(["data", "info", "cifar10", "--data"]).arg(out).output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (output.status.code(), text(output.stdout), text(output.stderr))
+        let mut command = program::command(Path::new("."), ["data", "info", "cifar10", "--data"]);
+        Done::from(command.arg(out).output().unwrap()).parts()
     };
     let out = tempfile::tempdir().unwrap();
     let folder = out.path().join("cifar-10-batches-bin");

@@ -11,6 +11,8 @@ use safetensors::tensor::{Dtype, TensorView};
 use secateur::files::Existing;
 use secateur::model::{ResNet18, Weights, WeightsError, initialise};
 
+use crate::common::program;
+
 const SEED: u64 = 5;
 const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
 static GOOD: LazyLock<(Weights, Vec<u8>)> = LazyLock::new(|| {
@@ -163,10 +165,8 @@ fn malformed_files_are_refused() {
 
 /// Runs `secateur weights` and gives exit code, stdout and stderr.
 fn weights_command(args: &[&str]) -> (i32, String, String) {
-    let mut command = assert_cmd::Command::cargo_bin("secateur").unwrap();
-    let output = command.arg("weights").args(args).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    let done = program::secateur(Path::new("."), ["weights"].iter().chain(args));
+    (done.code.unwrap(), done.stdout, done.stderr)
 }
 
 #[test]

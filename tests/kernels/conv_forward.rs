@@ -1,11 +1,7 @@
 //! Forward convolution kernels against an f64 oracle: every shape of the network, every epilogue, every tile, every driver.
 
-#[path = "common/conv.rs"]
-mod common;
-
 use std::rc::Rc;
 
-use common::*;
 use half::bf16;
 use secateur::engine::Error;
 use secateur::engine::cuda::driver::Driver;
@@ -15,6 +11,8 @@ use secateur::engine::cuda::launch::conv::{
     ConvShape, ForwardEpilogue, Tile, forward as launch_forward, forward_tiled, statistics_partials,
     statistics_tile_rows,
 };
+
+use crate::common::conv::*;
 
 /// What a call wrote.
 #[derive(PartialEq)]

@@ -1,12 +1,10 @@
 //! The stem's input gradient, and the attack step that ends in it, against an f64 oracle and exact f32 arithmetic.
 
-#[path = "common/conv.rs"]
-mod common;
-
-use common::*;
 use half::bf16;
 use secateur::engine::SignStep;
 use secateur::engine::cuda::launch::conv::{ConvShape, ImageEpilogue, image_gradient};
+
+use crate::common::conv::*;
 
 const BATCH: usize = 3;
 

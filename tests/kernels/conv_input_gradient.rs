@@ -1,11 +1,7 @@
 //! Input gradient kernels against an f64 oracle: every shape of the network, every epilogue, every tile, every driver.
 
-#[path = "common/conv.rs"]
-mod common;
-
 use std::rc::Rc;
 
-use common::*;
 use half::bf16;
 use secateur::engine::Error;
 use secateur::engine::cuda::driver::Driver;
@@ -14,6 +10,8 @@ use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Direction, Loads,
 use secateur::engine::cuda::launch::conv::{
     ConvShape, InputGradientEpilogue, Tile, input_gradient as launch_input_gradient, input_gradient_tiled,
 };
+
+use crate::common::conv::*;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Ending {

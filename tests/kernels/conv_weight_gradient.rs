@@ -1,11 +1,7 @@
 //! Weight gradient kernels and their reduction against an f64 oracle: every shape of the network, every driver.
 
-#[path = "common/conv.rs"]
-mod common;
-
 use std::rc::Rc;
 
-use common::*;
 use half::bf16;
 use secateur::engine::cuda::driver::Driver;
 use secateur::engine::cuda::driver::host::HostDriver;
@@ -13,6 +9,8 @@ use secateur::engine::cuda::launch::conv::wgmma::{self, Direction, Rung};
 use secateur::engine::cuda::launch::conv::{
     ConvShape, weight_gradient as launch_weight_gradient, weight_gradient_workspace,
 };
+
+use crate::common::conv::*;
 
 struct Case {
     shape: ConvShape,

@@ -1,13 +1,12 @@
 //! The kernels of APGD against the rules written out for one image at a time: every number bit for bit, in every phase, both
 //! orders of warps, with poisoned outputs.
 
-mod common;
-
-use common::*;
 use secateur::engine::cuda::launch::adaptive::*;
 use secateur::engine::{AdaptivePhase, AdaptiveStep};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::philox::{Key, Purpose, unit};
+
+use crate::common::*;
 
 const EPSILON: f32 = 8.0 / 255.0;
 

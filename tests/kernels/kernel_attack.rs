@@ -1,13 +1,12 @@
 //! Random starts and the stem's packed input.
 
-mod common;
-
-use common::*;
 use half::bf16;
 use secateur::engine::Noise;
 use secateur::engine::cuda::launch::attack::*;
 use secateur::model::layers::IMAGE_LEN;
 use secateur::philox::{Key, Purpose, symmetric, unit};
+
+use crate::common::*;
 
 const SAMPLES: [u32; 3] = [7, 49_999, 0];
 

@@ -1,13 +1,10 @@
 //! Steps to decision boundaries (`kernels/attack/boundary.cu`) against bisection in f64, and their bookkeeping exactly.
 
-#[path = "common/boundary.rs"]
-mod boundary;
-mod common;
-
-use boundary::{Case, STEPS, cases};
-use common::*;
 use secateur::engine::cuda::launch::boundary::*;
 use secateur::model::layers::IMAGE_LEN;
+
+use crate::common::boundary::{Case, STEPS, cases};
+use crate::common::*;
 
 #[test]
 fn targets_are_ranked_with_the_lowest_index_first() {

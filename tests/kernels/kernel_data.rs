@@ -2,14 +2,13 @@
 //!
 //! The fixture is written by `scripts/make-padding-fixtures.py`.
 
-mod common;
-
-use common::*;
 use secateur::engine::cuda::launch::data::*;
 use secateur::engine::{Augment, DeviceChoice, Padding, open};
 use secateur::model::ResNet18;
 use secateur::model::layers::IMAGE_LEN;
 use secateur::philox::{Key, Purpose};
+
+use crate::common::*;
 
 const COUNT: usize = 9;
 const SAMPLES: [u32; 64] = {

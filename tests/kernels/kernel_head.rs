@@ -1,11 +1,10 @@
 //! Average pool and linear layer, forward and backward, against f64 oracles at widths 16 and 64, 10 and 100 classes.
 
-mod common;
-
-use common::*;
 use half::bf16;
 use secateur::engine::cuda::launch::head::*;
 use secateur::model::layers::WIDTHS;
+
+use crate::common::*;
 
 /// Batch, features, classes.
 fn shapes() -> Vec<(usize, usize, usize)> {

@@ -1,16 +1,15 @@
 //! The head of an attack in one kernel: against an f64 oracle, and bit by bit against the three kernels that it stands for, at
 //! widths 16 and 64, 10 and 100 classes, for every loss.
 
-mod common;
-
 use std::rc::Rc;
 
-use common::*;
 use half::bf16;
 use secateur::engine::cuda::driver::{Address, Driver};
 use secateur::engine::cuda::launch::head::*;
 use secateur::engine::cuda::launch::loss::*;
 use secateur::model::layers::WIDTHS;
+
+use crate::common::*;
 
 /// A batch of heads; `batch` x 16 x `features` activations.
 struct Case {

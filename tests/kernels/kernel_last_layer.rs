@@ -2,14 +2,13 @@
 //! `inner_products.cu`, `rows.cu`): the shapes of ResNet-18 at width 16 and 64, CIFAR-10 and -100, and sizes around the edges
 //! of blocks. Bounds are near the rounding of f64.
 
-mod common;
-
 use std::rc::Rc;
 
-use common::*;
 use secateur::engine::Error;
 use secateur::engine::cuda::driver::{Address, Buffer, Driver};
 use secateur::engine::cuda::launch::last_layer::*;
+
+use crate::common::*;
 
 /// Samples, classes, features, terms.
 const SHAPES: [[usize; 4]; 8] = [

@@ -1,11 +1,10 @@
 //! Cross-entropy against an f64 oracle and against finite differences of it, for 10 and 100 classes.
 
-mod common;
-
-use common::*;
 use secateur::engine::NO_CLASS;
 use secateur::engine::cuda::driver::Address;
 use secateur::engine::cuda::launch::loss::*;
+
+use crate::common::*;
 
 /// Loss of one row of logits.
 fn loss(logits: &[f64], label: usize, smoothing: f64) -> f64 {

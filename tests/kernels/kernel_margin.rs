@@ -1,11 +1,10 @@
 //! Margin losses and the ranking of wrong classes against an f64 oracle and finite differences of it.
 
-mod common;
-
-use common::*;
 use secateur::engine::NO_CLASS;
 use secateur::engine::cuda::driver::Address;
 use secateur::engine::cuda::launch::loss::*;
+
+use crate::common::*;
 
 /// Classes by falling logit, the highest index first among equals.
 fn ranking(row: &[f64]) -> Vec<usize> {

@@ -1,15 +1,14 @@
 //! BatchNorm kernels against f64 oracles, over every shape of the network at widths 16 and 64, in one and in two sets of
 //! images.
 
-mod common;
-
-use common::*;
 use half::bf16;
 use secateur::engine::cuda::driver::Address;
 use secateur::engine::cuda::launch::norm::*;
 use secateur::engine::cuda::layout::{Layout, STEM_CHANNELS};
 use secateur::model::ResNet18;
 use secateur::model::layers::{BN_EPSILON, BN_MOMENTUM, WIDTHS};
+
+use crate::common::*;
 
 /// Rows of a set from which the reductions over its tiles, and over its [`SHORT_BLOCK`]s of rows, go round and round, as those of a
 /// batch of 128 and more do.

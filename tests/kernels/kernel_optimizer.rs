@@ -1,13 +1,12 @@
 //! The optimizer step over the whole arena against an f64 oracle, at widths 16 and 64, 10 and 100 classes.
 
-mod common;
-
-use common::*;
 use half::bf16;
 use secateur::engine::cuda::driver::Address;
 use secateur::engine::cuda::launch::optimizer::*;
 use secateur::engine::cuda::layout::{Layout, STEM_CHANNELS};
 use secateur::model::ResNet18;
+
+use crate::common::*;
 
 /// An arena with its room: zero behind the last element.
 fn arena(mut values: Vec<f32>) -> Vec<f32> {

@@ -2,17 +2,14 @@
 //!
 //! Samples are of seven kinds (`Pairs::draw`): ordinary ones, logits of +-50, ties, rows that are all equal or hardly differ.
 
-mod common;
-#[path = "common/pairs.rs"]
-mod pairs;
-
-use common::{Bound, Output, Random, assert_close, input, on_every_driver, words};
-use pairs::{Pairs, check};
 use secateur::engine::PairedForm;
 use secateur::engine::cuda::driver::Address;
 use secateur::engine::cuda::launch::loss::{
     DivergenceParams, PairedLossParams, SignedDeviationParams, divergence, paired_loss, signed_deviation,
 };
+
+use crate::common::pairs::{self, Pairs, check};
+use crate::common::{self, Bound, Output, Random, assert_close, input, on_every_driver, words};
 
 const SCALE: f32 = 0.125;
 /// Class counts of the data sets, the smallest, the largest and those beside a full warp, with batches that leave warps idle.

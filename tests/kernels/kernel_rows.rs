@@ -1,9 +1,8 @@
 //! Rows by index (`kernels/data/rows.cu`): every word must be where plain indexing puts it.
 
-mod common;
-
-use common::{Output, Random, input, on_every_driver};
 use secateur::engine::cuda::launch::rows::{Rows, gather_rows, scatter_rows};
+
+use crate::common::{Output, Random, input, on_every_driver};
 
 /// Row lengths of labels, logits of two data sets and images, and one just beside a wide one.
 const ROW_LENS: [usize; 5] = [1, 10, 100, 3072, 3071];

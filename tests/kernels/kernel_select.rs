@@ -1,12 +1,11 @@
 //! Selection against sorting: any length, ties, signs, infinities and NaN.
 
-mod common;
-
 use std::rc::Rc;
 
-use common::*;
 use secateur::engine::cuda::driver::Driver;
 use secateur::engine::cuda::launch::select::*;
+
+use crate::common::*;
 
 /// Lengths around the block, the warp, and the training set.
 const LENGTHS: [usize; 9] = [1, 2, 31, 32, 511, 512, 513, 5_000, 50_000];

@@ -1,13 +1,12 @@
 //! Random search over squares (`kernels/attack/square.cu`): candidates bit for bit as specified, acceptance by the margin.
 
-mod common;
-
-use common::*;
 use secateur::engine::cuda::driver::Address;
 use secateur::engine::cuda::launch::square::*;
 use secateur::engine::{Pattern, Query};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::philox::{Key, Purpose};
+
+use crate::common::*;
 
 const SAMPLES: [u32; 5] = [7, 49_999, 0, 123, 4_000];
 /// Those that take part, in an order of their own; the last is not there.

@@ -1,13 +1,9 @@
 //! What is switched off of the kernels for Hopper is not launched, what takes over is right, and every bench says so; and a wait of
 //! theirs that does not end is an error that says where.
 
-#[path = "common/conv.rs"]
-mod common;
-
+use std::path::Path;
 use std::rc::Rc;
 
-use assert_cmd::Command;
-use common::*;
 use secateur::engine::cuda::driver::Driver;
 use secateur::engine::cuda::driver::dry::DryDriver;
 use secateur::engine::cuda::driver::host::{HostDriver, HostOptions};
@@ -17,6 +13,9 @@ use secateur::engine::cuda::launch::conv::{
     self, ConvShape, ForwardEpilogue, InputGradientEpilogue, weight_gradient_workspace,
 };
 use secateur::engine::{DeviceOptions, Error, WgmmaOff, WgmmaSwitch};
+
+use crate::common::conv::*;
+use crate::common::program::{self, Done};
 
 fn without(switch: Option<WgmmaSwitch>) -> DeviceOptions {
     let wgmma_off = switch.map_or(WgmmaOff::NONE, |switch| WgmmaOff::NONE.with(switch));
@@ -201,10 +200,8 @@ fn a_wait_of_a_convolution_that_does_not_end_names_kernel_barrier_and_block() {
 }
 
 fn secateur(switches: &str, args: &[&str]) -> (Option<i32>, String, String) {
-    let mut command = Command::cargo_bin("secateur").unwrap();
-    let output = command.args(args).env("SECATEUR_WGMMA", switches).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    let mut command = program::command(Path::new("."), args);
+    Done::from(command.env("SECATEUR_WGMMA", switches).output().unwrap()).parts()
 }
 
 #[test]

@@ -1,9 +1,6 @@
 //! BulletTrain: each group gets the attack that its objective has for it, in PGD training and TRADES, the single-step
 //! methods, Free-AT and standard training. How groups are formed: tests/bullet_train_groups.rs; whole runs: tests/methods.rs.
 
-#[path = "common/tiny.rs"]
-mod tiny;
-
 use std::ops::Range;
 
 use secateur::accelerate::{BulletTrain, Groups};
@@ -18,7 +15,8 @@ use secateur::objective::{self, Objective};
 use secateur::philox::{Key, Purpose, unit};
 use secateur::recipe::{Method, Recipe};
 use secateur::train::{self, Trainer};
-use tiny::{BATCH, Bench, ROUNDING, of_method, softmax};
+
+use crate::common::tiny::{self, BATCH, Bench, ROUNDING, of_method, softmax};
 
 const BULLET: &str = "accelerate.method=bullet-train";
 const ACCURACY: &str = "bullet_train.accuracy";

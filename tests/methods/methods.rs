@@ -1,9 +1,6 @@
 //! Every training method on tiny generated images: it learns, its images stay where its rules say, its gradient is that
 //! of the published formula, and what it carries from step to step survives an interruption to the bit.
 
-#[path = "common/tiny.rs"]
-mod tiny;
-
 use std::fs;
 use std::path::Path;
 
@@ -16,7 +13,8 @@ use secateur::recipe::Method;
 use secateur::train::metrics::EpochMetrics;
 use secateur::train::run_folder::RunFolder;
 use secateur::train::{TrainError, checkpoint};
-use tiny::{BATCH, Bench, METHODS, ROUNDING, of_method, run, softmax};
+
+use crate::common::tiny::{BATCH, Bench, METHODS, ROUNDING, of_method, run, softmax};
 
 /// Norm of the difference over the norm of what is wanted, and the largest single difference over the largest value.
 fn distances(met: &Weights, wanted: &Weights) -> (f64, f64) {

@@ -4,8 +4,6 @@
 //! The network is a steady one (BatchNorm biases keep pre-activations away from zero), so that bf16 flips no ReLU and what
 //! remains is rounding; tests/engine_agreement.rs says why. The gradient is taken on the same adversarial images.
 
-mod common;
-
 use secateur::attack::AttackWork;
 use secateur::batch::Batch;
 use secateur::data::DataSet;
@@ -15,6 +13,8 @@ use secateur::objective;
 use secateur::philox::{Key, Purpose, unit};
 use secateur::recipe::{Method, Recipe};
 use secateur::train;
+
+use crate::common;
 
 const BATCH: usize = 8;
 const RECIPE: &str = r#"

@@ -1,15 +1,12 @@
 //! Adv-GLISTER against its definition, the gain of each candidate by finite differences of the held-out loss in f64, and its
 //! published configuration against an independent form of it.
 
-mod common;
-#[path = "common/survey.rs"]
-mod survey;
-
-use common::SEED;
 use secateur::engine::{DeviceChoice, LastLayerGradients, Term};
 use secateur::prune::{Candidates, Glister, LastLayerView, PruneError, StepSize, Subset, TopK};
 use secateur::recipe::{GradientPart, Greedy, StepAlong};
-use survey::{DRAWS, Subject, fixture};
+
+use crate::common::SEED;
+use crate::common::survey::{DRAWS, Subject, fixture};
 
 const CLASSES: usize = 10;
 /// The largest gains along the mean of both parameters' gradients.

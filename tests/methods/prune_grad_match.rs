@@ -1,22 +1,17 @@
 //! Adv-GRAD-MATCH on a small network: each kind of atom against a pursuit over explicit gradients, and the faults of public
 //! code that it must not have.
 
-mod common;
-#[path = "common/matrix.rs"]
-mod matrix;
-#[path = "common/survey.rs"]
-mod survey;
-
 use std::collections::BTreeSet;
 
-use common::{Random, SEED};
-use matrix::{Matrix, dot};
 use secateur::data::order::{epoch_order, shuffled};
 use secateur::engine::{Augment, DeviceChoice, Engine, LastLayerGradients, Padding, Term, open};
 use secateur::model::ResNet18;
 use secateur::prune::{Candidates, GradMatch, PruneError, Subset};
 use secateur::recipe::{AtomMode, RidgeUnit};
-use survey::{DRAWS, Subject};
+
+use crate::common::matrix::{Matrix, dot};
+use crate::common::survey::{DRAWS, Subject};
+use crate::common::{Random, SEED};
 
 const CLASSES: usize = 10;
 const MODES: [AtomMode; 3] = [AtomMode::PerBatch, AtomMode::PerClass, AtomMode::PerSample];

@@ -1,15 +1,12 @@
 //! InfoBatch: an epoch on its weighted subsets goes as far, and in the same direction, as one on all samples in expectation,
 //! and every end of its rule is defined.
 
-mod common;
-#[path = "common/survey.rs"]
-mod survey;
-
-use common::SEED;
 use secateur::engine::DeviceChoice;
 use secateur::philox::{Key, Purpose};
 use secateur::prune::{Candidates, InfoBatch, PruneError, Selection, Subset};
-use survey::{Subject, fixture};
+
+use crate::common::SEED;
+use crate::common::survey::{Subject, fixture};
 
 const COUNT: u32 = 80;
 

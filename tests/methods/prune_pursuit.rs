@@ -3,19 +3,16 @@
 //!
 //! The fixture is written by `scripts/make-pursuit-fixtures.py`.
 
-mod common;
-#[path = "common/matrix.rs"]
-mod matrix;
-
 use std::path::Path;
 
-use common::{Random, SEED};
-use matrix::{Matrix, dot};
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
 use safetensors::SafeTensors;
 use secateur::prune::PruneError;
 use secateur::prune::pursuit::{End, Limits, Pursuit, pursue};
+
+use crate::common::matrix::{Matrix, dot};
+use crate::common::{Random, SEED};
 
 fn norm(vector: &[f64]) -> f64 {
     dot(vector, vector).sqrt()

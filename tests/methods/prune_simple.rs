@@ -1,10 +1,6 @@
 //! The selections that need no gradient algebra: exact sizes and quotas, ranks as a plain sort has them, and every end
 //! defined.
 
-mod common;
-#[path = "common/survey.rs"]
-mod survey;
-
 use std::cell::RefCell;
 
 use proptest::prelude::*;
@@ -16,7 +12,8 @@ use secateur::prune::{
     All, Candidates, PartlyRandom, PruneError, Random, Ranking, Score, Selection, Subset, TopK, Walk,
 };
 use secateur::recipe::Recipe;
-use survey::{DRAWS, Subject};
+
+use crate::common::survey::{DRAWS, Subject};
 
 thread_local! {
     static SUBJECT: RefCell<Subject> = RefCell::new(Subject::new(DeviceChoice::Cpu, &[]));

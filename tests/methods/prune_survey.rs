@@ -1,14 +1,11 @@
 //! What a survey says about samples, against the passes that it stands for.
 
-mod common;
-#[path = "common/survey.rs"]
-mod survey;
-
-use common::{Bound, assert_close};
 use secateur::engine::{DeviceChoice, Engine, Pass, StopFlag, Term};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::prune::{PruneError, Survey};
-use survey::Subject;
+
+use crate::common::survey::Subject;
+use crate::common::{Bound, assert_close};
 
 const SAMPLES: [u32; 21] = [1, 2, 3, 5, 8, 13, 21, 22, 23, 24, 25, 34, 35, 36, 40, 41, 55, 60, 70, 80, 89];
 
