@@ -84,7 +84,7 @@ pub fn compile(units: Vec<Unit>) -> Result<Vec<Compiled>, String> {
 fn compile_one(unit: &Unit) -> Result<Compiled, String> {
     let beside = |extension: &str| unit.output.with_suffix(extension);
     let (call, depends, log) = (beside("call"), beside("d"), beside("log"));
-    let described = format!("{:?}", unit.command);
+    let described = described(&unit.command);
     let fresh = fs::read_to_string(&call).is_ok_and(|c| c == described) && is_fresh(&unit.output, &depends);
     if !fresh {
         let _ = fs::remove_file(&call);
@@ -112,6 +112,16 @@ fn compile_one(unit: &Unit) -> Result<Compiled, String> {
     }
     let log = fs::read_to_string(&log).unwrap_or_default();
     Ok(Compiled { output: unit.output.clone(), log })
+}
+
+/// What decides the output beside the sources: program and arguments, quoted. The environment stays out, since it differs from
+/// shell to shell; what of it the compiler crate reads (`CXX`, `CXXFLAGS`) is in the arguments.
+fn described(command: &Command) -> String {
+    std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| format!("{word:?}"))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Whether `output` is newer than every file that the dependency list names.

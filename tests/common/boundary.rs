@@ -1,10 +1,9 @@
 //! Steps to a linearised decision boundary in f64, by bisection: the oracle of kernels and engines, and images to try it on.
-#![allow(dead_code)] // each test binary uses a part
 
 use secateur::engine::BoundaryStep;
 use secateur::model::layers::IMAGE_LEN;
 
-use crate::common::Random;
+use super::Random;
 
 /// The shortest way from a point to a hyperplane inside of the box.
 pub struct Way {

@@ -2,7 +2,6 @@
 //!
 //! The oracle takes the bf16 values that the kernels take, and beside each sum of products returns the sum of their absolute
 //! values, from which the bound of every single element follows.
-#![allow(dead_code)] // each test file uses a part
 
 use std::rc::Rc;
 
@@ -15,9 +14,7 @@ use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Direction, Planne
 use secateur::model::ResNet18;
 use secateur::philox::{Key, Purpose, symmetric};
 
-#[path = "mod.rs"]
-mod kernels;
-pub use kernels::{SEED, drivers};
+pub use super::{SEED, drivers};
 
 /// [`drivers`], and where `hopper` the host runner as a Hopper in every order that it knows. The first word of a name is its
 /// family: its members must agree to the bit.

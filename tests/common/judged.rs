@@ -1,5 +1,4 @@
 //! What the tests of evaluation attacks share: a briefly trained network on some engine, and a judge of images.
-#![allow(dead_code)] // each test binary uses a part
 
 use std::sync::OnceLock;
 
@@ -22,7 +21,7 @@ fn weights() -> &'static Weights {
     WEIGHTS.get_or_init(|| {
         let mut engine = open(DeviceChoice::Cpu, NETWORK, MINIBATCH).unwrap();
         let engine = engine.as_mut();
-        engine.load_weights(&initialise(NETWORK, crate::common::SEED)).unwrap();
+        engine.load_weights(&initialise(NETWORK, super::SEED)).unwrap();
         let train = generated::images(Part::Train, TRAINED);
         let set = engine.upload_images(&train.pixels, &train.labels).unwrap();
         let batch = Batch::alloc(engine, MINIBATCH).unwrap();

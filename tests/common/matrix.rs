@@ -1,7 +1,5 @@
 //! Explicit atoms: the columns of a matrix, with every inner product written out.
 
-#![allow(dead_code)] // each test binary uses a part
-
 use secateur::prune::PruneError;
 use secateur::prune::pursuit::{Atoms, Limits, Pursuit, pursue};
 

@@ -1,10 +1,19 @@
-//! What the kernel tests share: drivers, random numbers, guarded buffers, and bounds on errors.
+//! What tests share. Here: drivers, random numbers, guarded buffers, and bounds on errors.
 //!
 //! An oracle computes in f64 from the very operands that the kernel reads. A comparison bounds the error of every element
 //! and of the tensor as a whole: the first finds a few wrong elements, the second a small error everywhere.
-#![allow(dead_code)] // each test binary uses a part
+#![allow(dead_code)] // each executable uses a part
 
+pub mod boundary;
+pub mod conv;
 pub mod hopper;
+pub mod judged;
+pub mod matrix;
+pub mod page;
+pub mod pairs;
+pub mod program;
+pub mod survey;
+pub mod tiny;
 
 use std::rc::Rc;
 

@@ -2,11 +2,10 @@
 //!
 //! Nothing is shifted or rearranged for small numbers here but softmax itself: f64 has digits to spare. The gradients are held
 //! against finite differences of the losses by `tests/paired_losses.rs`.
-#![allow(dead_code)] // each test binary uses a part
 
 use secateur::engine::PairedForm;
 
-use crate::common::{Bound, assert_close};
+use super::{Bound, assert_close};
 
 /// Log probabilities of one row.
 pub fn log_softmax(z: &[f64]) -> Vec<f64> {

@@ -1,7 +1,5 @@
 //! What the tests of selections share: a small untrained network, its images, and a survey of them.
 
-#![allow(dead_code)] // each test binary uses a part
-
 use secateur::batch::Batch;
 use secateur::data::{DataSet, Images};
 use secateur::engine::{DeviceChoice, Engine, ImageSet, WeightSet, open};

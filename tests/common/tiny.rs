@@ -1,5 +1,4 @@
 //! Tiny trainings on generated images, for the tests of methods: a recipe, a whole run, and one batch on an engine.
-#![allow(dead_code)] // each test binary uses a part
 
 use std::cell::Cell;
 use std::path::Path;

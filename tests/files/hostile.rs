@@ -10,7 +10,7 @@ use secateur::model::{ResNet18, Weights, initialise};
 use secateur::report::{Page, read_runs};
 use tempfile::TempDir;
 
-use super::{Done, PROGRAM, secateur};
+use crate::common::program::{Done, PROGRAM, secateur};
 
 /// Moves the cursor, turns the text, rings, and is a control character of its own.
 const HOSTILE: &str = "\u{1b}[2J\u{202e}evil\u{2066}\u{7}\u{9b}31m\u{200f}";

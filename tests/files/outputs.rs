@@ -11,7 +11,7 @@ use std::process::{Child, Stdio};
 use secateur::files::Place;
 use tempfile::TempDir;
 
-use super::{Done, command, secateur};
+use crate::common::program::{Done, command, secateur};
 
 /// A run of seconds: 60 images, two steps an epoch.
 const TINY: &str = "--set=data.train_limit=60 --set=data.test_limit=20 --set=data.validation=10 --set=batch=25 \

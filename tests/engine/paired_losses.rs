@@ -1,0 +1,341 @@
+//! The paired losses, the divergence, the confidence score and rows by index, through the engine: against PyTorch, against
+//! f64 formulas, and those formulas against finite differences.
+//!
+//! The fixture is written by `scripts/make-loss-fixtures.py`: PyTorch's autograd of the published codes, in f64.
+
+use std::path::Path;
+
+use safetensors::SafeTensors;
+use secateur::engine::{
+    CrossEntropy, DeviceChoice, Engine, Error, LossOutputs, Margin, NO_CLASS, PairedForm, PairedLoss,
+    PairedLossOutputs, Tensor, open,
+};
+use secateur::model::ResNet18;
+
+use crate::common::pairs::{self, Pairs, check};
+use crate::common::{Bound, Random, SEED, assert_close};
+
+/// What the fixture script multiplies all gradients by.
+const SCALE: f32 = 0.125;
+const FORMS: [(PairedForm, f32, &str); 3] = [
+    (PairedForm::Trades { smoothing: 0.0 }, 6.0, "trades"),
+    (PairedForm::Trades { smoothing: 0.1 }, 6.0, "smoothed_trades"),
+    (PairedForm::Mart, 5.0, "mart"),
+];
+const MAX_BATCH: usize = 32;
+const DEVICES: [DeviceChoice; 2] = [DeviceChoice::Cpu, DeviceChoice::Emulated];
+
+fn engine(device: DeviceChoice, classes: usize) -> Box<dyn Engine> {
+    open(device, ResNet18 { width: 16, classes }, MAX_BATCH).unwrap()
+}
+
+/// What the losses write, NaN before.
+struct Outputs {
+    losses: Tensor<f32>,
+    predictions: Tensor<u32>,
+    clean_gradient: Tensor<f32>,
+    adversarial_gradient: Tensor<f32>,
+}
+
+impl Outputs {
+    fn new(engine: &dyn Engine, batch: usize) -> Self {
+        let logits = vec![f32::NAN; batch * engine.network().classes];
+        Self {
+            losses: engine.upload("losses", &vec![f32::NAN; batch]).unwrap(),
+            predictions: engine.upload("predictions", &vec![u32::MAX; batch]).unwrap(),
+            clean_gradient: engine.upload("clean gradient", &logits).unwrap(),
+            adversarial_gradient: engine.upload("adversarial gradient", &logits).unwrap(),
+        }
+    }
+    fn paired(&self) -> PairedLossOutputs<'_> {
+        PairedLossOutputs {
+            losses: &self.losses,
+            predictions: &self.predictions,
+            clean_gradient: &self.clean_gradient,
+            adversarial_gradient: &self.adversarial_gradient,
+        }
+    }
+    fn single(&self) -> LossOutputs<'_> {
+        LossOutputs {
+            losses: &self.losses,
+            predictions: &self.predictions,
+            logit_gradient: &self.adversarial_gradient,
+        }
+    }
+}
+
+/// The tensors of the fixture, by name.
+struct Fixture(Vec<u8>);
+
+impl Fixture {
+    fn load() -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/losses.safetensors");
+        Self(std::fs::read(path).unwrap())
+    }
+    fn bytes(&self, name: &str) -> Vec<u8> {
+        SafeTensors::deserialize(&self.0).unwrap().tensor(name).unwrap().data().to_vec()
+    }
+    fn f32s(&self, name: &str) -> Vec<f32> {
+        self.bytes(name).chunks_exact(4).map(bytemuck::pod_read_unaligned).collect()
+    }
+    fn u32s(&self, name: &str) -> Vec<u32> {
+        self.bytes(name).chunks_exact(4).map(bytemuck::pod_read_unaligned).collect()
+    }
+    fn f64s(&self, name: &str) -> Vec<f64> {
+        self.f32s(name).into_iter().map(f64::from).collect()
+    }
+}
+
+/// 1e-5 of each element, as far as f32 logits of +-50 (the last kind of sample in the fixture) have so many digits.
+const PYTORCH: Bound = Bound { absolute: 5e-6, relative: 1e-5, whole: 1e-6 };
+
+#[test]
+fn losses_and_gradients_are_those_of_pytorch() {
+    let fixture = Fixture::load();
+    for (device, classes) in DEVICES.iter().flat_map(|device| [10, 100].map(|classes| (*device, classes))) {
+        let mut engine = engine(device, classes);
+        let of = |name: &str| format!("{classes}.{name}");
+        let what = |name: &str| format!("{device:?}, {classes} classes, {name}");
+        let clean = engine.upload("clean", &fixture.f32s(&of("clean"))).unwrap();
+        let adversarial = engine.upload("adversarial", &fixture.f32s(&of("adversarial"))).unwrap();
+        let labels = engine.upload("labels", &fixture.u32s(&of("labels"))).unwrap();
+        let weights = engine.upload("weights", &fixture.f32s(&of("weights"))).unwrap();
+        for (form, divergence, name) in FORMS {
+            let outputs = Outputs::new(&*engine, labels.len());
+            let loss = PairedLoss { form, divergence, scale: SCALE };
+            engine
+                .paired_loss(&loss, &clean, &adversarial, &labels, Some(&weights), outputs.paired())
+                .unwrap();
+            for (part, met) in [
+                ("losses", &outputs.losses),
+                ("clean_gradient", &outputs.clean_gradient),
+                ("adversarial_gradient", &outputs.adversarial_gradient),
+            ] {
+                let part = format!("{name}.{part}");
+                assert_close(&what(&part), &engine.read(met).unwrap(), &fixture.f64s(&of(&part)), PYTORCH);
+            }
+        }
+        let outputs = Outputs::new(&*engine, labels.len());
+        engine.divergence(&clean, &adversarial, SCALE, outputs.single()).unwrap();
+        for (part, met) in
+            [("losses", &outputs.losses), ("adversarial_gradient", &outputs.adversarial_gradient)]
+        {
+            let part = format!("divergence.{part}");
+            assert_close(&what(&part), &engine.read(met).unwrap(), &fixture.f64s(&of(&part)), PYTORCH);
+        }
+        engine.signed_deviation(&clean, &labels, &outputs.losses).unwrap();
+        let (scores, wanted) = (engine.read(&outputs.losses).unwrap(), fixture.f64s(&of("signed_deviation")));
+        assert_close(&what("signed deviation"), &scores, &wanted, PYTORCH);
+        assert!(wanted.iter().any(|s| *s > 0.0) && wanted.iter().any(|s| *s < 0.0), "one sign only");
+    }
+}
+
+fn draw(classes: usize, rows: usize) -> Pairs {
+    println!("seed {SEED}");
+    let mut random = Random::new((classes * 1000 + rows) as u32);
+    Pairs::draw(classes, rows, |low, high| random.uniform(low, high))
+}
+
+#[test]
+fn engines_agree_with_the_formulas_on_extreme_logits_and_ties() {
+    for (device, classes) in DEVICES.iter().flat_map(|device| [10, 100].map(|classes| (*device, classes))) {
+        let (pairs, mut engine) = (draw(classes, 28), engine(device, classes));
+        let clean = engine.upload("clean", &pairs.clean).unwrap();
+        let adversarial = engine.upload("adversarial", &pairs.adversarial).unwrap();
+        let labels = engine.upload("labels", &pairs.labels).unwrap();
+        for (form, divergence, name) in FORMS {
+            let what = |part: &str| format!("{device:?}, {name}, {classes} classes, {part}");
+            let outputs = Outputs::new(&*engine, labels.len());
+            let loss = PairedLoss { form, divergence, scale: SCALE };
+            engine.paired_loss(&loss, &clean, &adversarial, &labels, None, outputs.paired()).unwrap();
+            let b = f64::from(divergence);
+            let (mut losses, mut of_clean, mut of_adversarial) = (Vec::new(), Vec::new(), Vec::new());
+            for (z, moved, y) in pairs.rows() {
+                losses.push(pairs::paired_loss(form, b, &z, &moved, y));
+                let (clean, adversarial) = pairs::paired_gradients(form, b, &z, &moved, y);
+                of_clean.extend(clean.iter().map(|g| f64::from(SCALE) * g));
+                of_adversarial.extend(adversarial.iter().map(|g| f64::from(SCALE) * g));
+            }
+            check(&what("losses"), 1, &engine.read(&outputs.losses).unwrap(), &losses);
+            check(&what("clean"), classes, &engine.read(&outputs.clean_gradient).unwrap(), &of_clean);
+            let met = engine.read(&outputs.adversarial_gradient).unwrap();
+            check(&what("adversarial"), classes, &met, &of_adversarial);
+            assert_eq!(engine.read(&outputs.predictions).unwrap(), pairs.predictions(), "{}", what("argmax"));
+        }
+        let outputs = Outputs::new(&*engine, labels.len());
+        engine.divergence(&clean, &adversarial, SCALE, outputs.single()).unwrap();
+        let losses: Vec<f64> = pairs.rows().map(|(z, moved, _)| pairs::divergence(&z, &moved)).collect();
+        let gradient: Vec<f64> =
+            pairs.rows().flat_map(|(z, moved, _)| pairs::divergence_gradient(&z, &moved)).collect();
+        let gradient: Vec<f64> = gradient.iter().map(|g| f64::from(SCALE) * g).collect();
+        let what = |part: &str| format!("{device:?}, divergence, {classes} classes, {part}");
+        check(&what("losses"), 1, &engine.read(&outputs.losses).unwrap(), &losses);
+        let met = engine.read(&outputs.adversarial_gradient).unwrap();
+        check(&what("gradient"), classes, &met, &gradient);
+        assert_eq!(engine.read(&outputs.predictions).unwrap(), pairs.predictions(), "{}", what("argmax"));
+
+        engine.signed_deviation(&clean, &labels, &outputs.losses).unwrap();
+        let scores: Vec<f64> = pairs.rows().map(|(z, _, y)| pairs::signed_deviation(&z, y)).collect();
+        check(&what("signed deviation"), 1, &engine.read(&outputs.losses).unwrap(), &scores);
+    }
+}
+
+#[test]
+fn the_formulas_agree_with_finite_differences() {
+    let step = 1e-5;
+    for classes in [3, 10] {
+        let pairs = draw(classes, 21);
+        // With ties the best wrong class changes within a step; logits of +-50 leave nothing to differ.
+        let smooth = pairs.rows().enumerate().filter(|(row, _)| row % 7 < 4);
+        for (row, (z, moved, y)) in smooth {
+            // Surely wrong: 1.0001 - q_k is 1e-4, and a loss from it has an error of 1e-12 to divide by the step.
+            let absolute = if row % 7 == 3 { 5e-7 } else { 2e-9 };
+            for (form, b, name) in FORMS {
+                let b = f64::from(b);
+                let (clean, adversarial) = pairs::paired_gradients(form, b, &z, &moved, y);
+                for c in 0..classes {
+                    let shifted = |values: &[f64], by: f64| {
+                        let mut values = values.to_vec();
+                        values[c] += by;
+                        values
+                    };
+                    let slope = |loss: &dyn Fn(f64) -> f64| (loss(step) - loss(-step)) / (2.0 * step);
+                    let of_clean = slope(&|h| pairs::paired_loss(form, b, &shifted(&z, h), &moved, y));
+                    let of_moved = slope(&|h| pairs::paired_loss(form, b, &z, &shifted(&moved, h), y));
+                    for (met, wanted) in [(clean[c], of_clean), (adversarial[c], of_moved)] {
+                        let error = (met - wanted).abs();
+                        assert!(
+                            error < absolute + 2e-8 * wanted.abs(),
+                            "{name}, {classes} classes, row {row}, class {c}: {met}, {wanted} by differences"
+                        );
+                    }
+                    let of_divergence = slope(&|h| pairs::divergence(&z, &shifted(&moved, h)));
+                    let error = (pairs::divergence_gradient(&z, &moved)[c] - of_divergence).abs();
+                    assert!(error < 2e-9, "divergence, row {row}, class {c}: error {error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_go_out_and_come_back() {
+    for device in DEVICES {
+        let mut engine = engine(device, 10);
+        let all: Vec<f32> = (0..7 * 5).map(|v| v as f32).collect();
+        let from = engine.upload("images", &all).unwrap();
+        let rows = engine.upload("rows", &[6u32, 0, 3]).unwrap();
+        let part = engine.alloc::<f32>("part", 15).unwrap();
+        engine.gather_rows(&from, &rows, 5, &part).unwrap();
+        let gathered = engine.read(&part).unwrap();
+        assert_eq!(gathered, [&all[30..], &all[..5], &all[15..20]].concat(), "{device:?}");
+
+        let doubled: Vec<f32> = gathered.iter().map(|v| 2.0 * v).collect();
+        engine.write(&part, &doubled).unwrap();
+        engine.scatter_rows(&part, &rows, 5, &from).unwrap();
+        let moved = |i: usize| [0, 3, 6].contains(&(i / 5));
+        let wanted: Vec<f32> =
+            all.iter().enumerate().map(|(i, v)| if moved(i) { 2.0 * v } else { *v }).collect();
+        assert_eq!(engine.read(&from).unwrap(), wanted, "{device:?}");
+
+        // Views that start inside their storage, of labels.
+        let labels = engine.upload("labels", &[1u32, 2, 3, 4, 5]).unwrap();
+        let rows = engine.upload("rows", &[3u32, 1]).unwrap();
+        let some = engine.upload("some", &[9u32; 4]).unwrap();
+        engine.gather_rows(&labels.slice(1..5), &rows, 1, &some.slice(1..3)).unwrap();
+        assert_eq!(engine.read(&some).unwrap(), [9, 5, 3, 9], "{device:?}");
+    }
+}
+
+#[test]
+fn wrong_operands_are_named() {
+    for device in DEVICES {
+        let mut engine = engine(device, 10);
+        let logits = engine.upload("logits", &[0.0f32; 20]).unwrap();
+        let labels = engine.upload("labels", &[3u32, 4]).unwrap();
+        let outputs = Outputs::new(&*engine, 2);
+        let loss = PairedLoss { form: PairedForm::Trades { smoothing: 0.0 }, divergence: 6.0, scale: 1.0 };
+        let three = engine.upload("three weights", &[1.0f32; 3]).unwrap();
+        let result = engine.paired_loss(&loss, &logits, &logits, &labels, Some(&three), outputs.paired());
+        let met = result.unwrap_err().to_string();
+        assert_eq!(met, "three weights: 3 elements, expected 2", "{device:?}");
+        let short = logits.slice(0..10);
+        let result = engine.divergence(&short, &logits, 1.0, outputs.single());
+        assert!(matches!(result, Err(Error::Length { tensor: "logits", met: 10, wanted: 20 })), "{result:?}");
+        let result = engine.signed_deviation(&logits, &labels, &three);
+        assert!(matches!(result, Err(Error::Length { tensor: "three weights", met: 3, wanted: 2 })));
+
+        let rows = engine.upload("rows", &[0u32, 1]).unwrap();
+        let to = engine.alloc::<f32>("to", 20).unwrap();
+        let result = engine.gather_rows(&logits, &rows, 5, &to);
+        assert!(matches!(result, Err(Error::Length { tensor: "to", met: 20, wanted: 10 })), "{result:?}");
+        let result = engine.gather_rows(&logits, &rows, 9, &to);
+        assert!(matches!(result, Err(Error::Length { tensor: "logits", met: 20, wanted: 18 })), "{result:?}");
+        let message = engine.gather_rows(&logits, &rows, 0, &to).unwrap_err().to_string();
+        assert!(message.contains("logits: rows of 0 elements"), "{message}");
+        let message = engine.scatter_rows(&logits, &rows, 10, &logits).unwrap_err().to_string();
+        assert!(message.contains("logits"), "{message}");
+    }
+}
+
+#[test]
+fn the_reference_engine_names_a_label_or_a_row_that_is_not_there() {
+    let mut engine = engine(DeviceChoice::Cpu, 10);
+    let logits = engine.upload("logits", &[0.0f32; 20]).unwrap();
+    let labels = engine.upload("labels", &[3u32, 10]).unwrap();
+    let outputs = Outputs::new(&*engine, 2);
+    let loss = PairedLoss { form: PairedForm::Mart, divergence: 5.0, scale: 1.0 };
+    let result = engine.paired_loss(&loss, &logits, &logits, &labels, None, outputs.paired());
+    let message = result.unwrap_err().to_string();
+    assert_eq!(message, "labels: label 10 at position 1, expected less than 10");
+    let rows = engine.upload("rows", &[1u32, 2]).unwrap();
+    let to = engine.alloc::<f32>("to", 20).unwrap();
+    let message = engine.gather_rows(&logits, &rows, 10, &to).unwrap_err().to_string();
+    assert_eq!(message, "rows: row 2 at position 1, but logits has 2 rows");
+}
+
+#[test]
+fn logits_that_are_not_finite_predict_nothing() {
+    let (nan, inf) = (f32::NAN, f32::INFINITY);
+    // A row that is right, then the label's and another logit NaN, infinite and infinitely low.
+    let rows = [
+        [3.0f32, 1.0, 2.0],
+        [nan, 1.0, 2.0],
+        [3.0, nan, 2.0],
+        [inf, 1.0, 2.0],
+        [3.0, -inf, 2.0],
+        [3.0, inf, 2.0],
+    ];
+    for device in DEVICES {
+        let mut engine = engine(device, 3);
+        let engine = engine.as_mut();
+        let logits = engine.upload("logits", rows.as_flattened()).unwrap();
+        let sound = engine.upload("clean logits", &[3.0f32, 1.0, 2.0].repeat(rows.len())).unwrap();
+        let labels = engine.upload("labels", &[0u32; 6]).unwrap();
+        let outputs = Outputs::new(engine, rows.len());
+        let wanted = [0, NO_CLASS, NO_CLASS, NO_CLASS, NO_CLASS, NO_CLASS];
+        let check = |engine: &dyn Engine, what: &str| {
+            assert_eq!(engine.read(&outputs.predictions).unwrap(), wanted, "{device:?}: {what}");
+            engine.write(&outputs.predictions, &[7; 6]).unwrap();
+        };
+        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
+        engine.cross_entropy(&loss, &logits, &labels, None, outputs.single()).unwrap();
+        check(engine, "cross-entropy");
+        engine.divergence(&sound, &logits, 1.0, outputs.single()).unwrap();
+        check(engine, "divergence");
+        engine.margin_loss(Margin::BestWrong, &logits, &labels, outputs.single()).unwrap();
+        check(engine, "margin");
+        for (form, divergence, _) in FORMS {
+            let loss = PairedLoss { form, divergence, scale: 1.0 };
+            engine.paired_loss(&loss, &sound, &logits, &labels, None, outputs.paired()).unwrap();
+            check(engine, &format!("{form:?}"));
+        }
+        let scores = engine.upload("scores", &[7.0f32; 6]).unwrap();
+        engine.signed_deviation(&logits, &labels, &scores).unwrap();
+        let scores = engine.read(&scores).unwrap();
+        assert!(
+            scores[0] > 0.0 && scores[1..].iter().all(|score| score.is_nan() || *score <= 0.0),
+            "{device:?}: {scores:?}"
+        );
+    }
+}

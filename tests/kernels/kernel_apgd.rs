@@ -1,0 +1,288 @@
+//! The kernels of APGD against the rules written out for one image at a time: every number bit for bit, in every phase, both
+//! orders of warps, with poisoned outputs.
+
+use secateur::engine::cuda::launch::adaptive::*;
+use secateur::engine::{AdaptivePhase, AdaptiveStep};
+use secateur::model::layers::IMAGE_LEN;
+use secateur::philox::{Key, Purpose, unit};
+
+use crate::common::*;
+
+const EPSILON: f32 = 8.0 / 255.0;
+
+#[test]
+fn the_start_reaches_the_surface_of_the_ball() {
+    let samples = [3u32, 9_999, 0];
+    let images: Vec<f32> =
+        Random::new(1).uniforms(3 * IMAGE_LEN, -0.2, 1.2).iter().map(|v| v.clamp(0.0, 1.0)).collect();
+    let key = Key { seed: SEED << 20 | 5, purpose: Purpose::AdaptiveStart, epoch: 2, step: 8 };
+    on_every_driver("start of APGD", |driver| {
+        let (samples_at, images_at) = (input(driver, "samples", &samples), input(driver, "images", &images));
+        let perturbed = Output::new::<f32>(driver, "perturbed", images.len());
+        let (from, to) = (images_at.address(), perturbed.address());
+        adaptive_start(&**driver, EPSILON, key, 3, samples_at.address(), from, to).unwrap();
+        let met = perturbed.read::<f32>();
+        for (n, &sample) in samples.iter().enumerate() {
+            let noise = |e: usize| 2.0 * unit(key.block(sample, e as u32 / 4)[e % 4]) - 1.0;
+            let largest = (0..IMAGE_LEN).map(|e| noise(e).abs()).fold(0.0, f32::max);
+            for e in 0..IMAGE_LEN {
+                let (x, met) = (images[n * IMAGE_LEN + e], met[n * IMAGE_LEN + e]);
+                let wanted = (x + EPSILON * (noise(e) / largest)).clamp(0.0, 1.0);
+                assert_eq!(
+                    met.to_bits(),
+                    wanted.to_bits(),
+                    "image {n}, element {e}, seed {SEED}: {met}, {wanted}"
+                );
+            }
+        }
+        words(&met)
+    });
+}
+
+/// One image's books and points.
+#[derive(Clone, Debug)]
+struct Image {
+    x: Vec<f32>,
+    label: u32,
+    prediction: u32,
+    loss: f32,
+    step_size: f32,
+    best_loss: f32,
+    checked_loss: f32,
+    last_loss: f32,
+    increases: u32,
+    halved: u32,
+    broken: u32,
+    gradient: Vec<f32>,
+    perturbed: Vec<f32>,
+    previous: Vec<f32>,
+    best: Vec<f32>,
+    best_gradient: Vec<f32>,
+    adversarial: Vec<f32>,
+}
+
+fn project(moved: f32, x: f32) -> f32 {
+    moved.max(x - EPSILON).min(x + EPSILON).clamp(0.0, 1.0)
+}
+
+impl Image {
+    /// What the trait's documentation says.
+    fn step(&mut self, phase: AdaptivePhase) {
+        let wrong = self.prediction != self.label;
+        if phase == AdaptivePhase::Last {
+            match (wrong, self.broken) {
+                (true, _) => self.broken = 1,
+                (false, 0) => {}
+                (false, _) => self.perturbed = self.adversarial.clone(),
+            }
+            return;
+        }
+        let first = phase == AdaptivePhase::First;
+        if first {
+            (self.step_size, self.best_loss, self.checked_loss) = (2.0 * EPSILON, self.loss, self.loss);
+            (self.last_loss, self.increases, self.halved, self.broken) = (0.0, 0, 1, 0);
+        } else {
+            self.increases += u32::from(self.loss > self.last_loss);
+            self.last_loss = self.loss;
+        }
+        if wrong {
+            self.broken = 1;
+            self.adversarial = self.perturbed.clone();
+        }
+        if first || self.loss > self.best_loss {
+            self.best_loss = self.loss;
+            (self.best, self.best_gradient) = (self.perturbed.clone(), self.gradient.clone());
+        }
+        let (mut point, mut gradient) = (self.perturbed.clone(), self.gradient.clone());
+        if let AdaptivePhase::Checkpoint { window } = phase {
+            let oscillates = 4 * self.increases <= 3 * window;
+            let stuck = self.halved == 0 && self.checked_loss >= self.best_loss;
+            self.halved = u32::from(oscillates || stuck);
+            self.checked_loss = self.best_loss;
+            self.increases = 0;
+            if self.halved == 1 {
+                self.step_size /= 2.0;
+                (point, gradient) = (self.best.clone(), self.best_gradient.clone());
+            }
+        }
+        for i in 0..IMAGE_LEN {
+            let sign = if gradient[i] > 0.0 {
+                1.0
+            } else if gradient[i] < 0.0 {
+                -1.0
+            } else {
+                0.0
+            };
+            let target = project(point[i] + self.step_size * sign, self.x[i]);
+            let moved = match first {
+                true => target,
+                false => point[i] + (target - point[i]) * 0.75 + (point[i] - self.previous[i]) * 0.25,
+            };
+            // The first step is written as the others are: point + (target - point), which rounds.
+            let moved = if first { point[i] + (moved - point[i]) } else { moved };
+            self.perturbed[i] = project(moved, self.x[i]);
+        }
+        self.previous = point;
+    }
+}
+
+/// Images whose books stand at every side of every rule.
+fn images() -> Vec<Image> {
+    let mut images = Vec::new();
+    let mut random = Random::new(2);
+    for (loss, best_loss, checked_loss) in
+        [(0.5, 0.7, 0.7), (0.5, 0.7, 0.6), (0.9, 0.7, 0.7), (-0.3, -0.3, -0.3)]
+    {
+        for (increases, halved) in [(16, 0), (16, 1), (15, 0), (17, 0), (17, 1), (0, 1)] {
+            let wrong = random.word() % 2;
+            let x: Vec<f32> =
+                random.uniforms(IMAGE_LEN, -0.1, 1.1).iter().map(|v| v.clamp(0.0, 1.0)).collect();
+            let near = |random: &mut Random| -> Vec<f32> {
+                x.iter().map(|x| (x + random.uniform(-EPSILON, EPSILON)).clamp(0.0, 1.0)).collect()
+            };
+            let perturbed = near(&mut random);
+            let previous = near(&mut random);
+            let (best, adversarial) = (near(&mut random), near(&mut random));
+            let mut gradient = random.normals(IMAGE_LEN, 1e-3);
+            gradient[5] = 0.0;
+            images.push(Image {
+                x: x.clone(),
+                label: 3,
+                prediction: 3 + wrong,
+                loss,
+                step_size: EPSILON / 2.0,
+                best_loss,
+                checked_loss,
+                last_loss: if random.word().is_multiple_of(2) { loss - 0.1 } else { loss },
+                increases,
+                halved,
+                broken: random.word() % 2,
+                gradient,
+                perturbed,
+                previous,
+                best,
+                best_gradient: random.normals(IMAGE_LEN, 1e-3),
+                adversarial,
+            });
+        }
+    }
+    images
+}
+
+#[test]
+fn every_phase_follows_the_rules() {
+    let phases = [
+        AdaptivePhase::First,
+        AdaptivePhase::Within,
+        AdaptivePhase::Checkpoint { window: 22 },
+        AdaptivePhase::Checkpoint { window: 7 },
+        AdaptivePhase::Last,
+    ];
+    for phase in phases {
+        let given = images();
+        let mut wanted = given.clone();
+        for image in &mut wanted {
+            image.step(phase);
+        }
+        if phase == (AdaptivePhase::Checkpoint { window: 22 }) {
+            let halved = wanted.iter().filter(|image| image.halved == 1).count();
+            assert!((4..wanted.len() - 3).contains(&halved), "{halved} of {} halved", wanted.len());
+        }
+        let floats = |of: fn(&Image) -> f32| given.iter().map(of).collect::<Vec<_>>();
+        let counts = |of: fn(&Image) -> u32| given.iter().map(of).collect::<Vec<_>>();
+        let points = |of: fn(&Image) -> &Vec<f32>| {
+            given.iter().flat_map(|image| of(image).clone()).collect::<Vec<_>>()
+        };
+        on_every_driver(&format!("{phase:?}"), |driver| {
+            let first = phase == AdaptivePhase::First;
+            // The first phase must not read what is not there yet.
+            let book = |name, values: Vec<f32>| match first {
+                true => Output::new::<f32>(driver, name, values.len()),
+                false => Output::holding(driver, name, &values),
+            };
+            let count = |name, values: Vec<u32>| match first {
+                true => Output::new::<u32>(driver, name, values.len()),
+                false => Output::holding(driver, name, &values),
+            };
+            let images_at = input(driver, "images", &points(|image| &image.x));
+            let labels = input(driver, "labels", &counts(|image| image.label));
+            let predictions = input(driver, "predictions", &counts(|image| image.prediction));
+            let losses = input(driver, "losses", &floats(|image| image.loss));
+            let gradient = input(driver, "gradient", &points(|image| &image.gradient));
+            let books = [
+                book("step sizes", floats(|image| image.step_size)),
+                book("best losses", floats(|image| image.best_loss)),
+                book("checked losses", floats(|image| image.checked_loss)),
+                book("last losses", floats(|image| image.last_loss)),
+            ];
+            let flags = [
+                count("increases", counts(|image| image.increases)),
+                count("halved", counts(|image| image.halved)),
+                count("broken", counts(|image| image.broken)),
+            ];
+            let perturbed = Output::holding(driver, "perturbed", &points(|image| &image.perturbed));
+            let kept = [
+                book("previous", points(|image| &image.previous)),
+                book("best", points(|image| &image.best)),
+                book("best gradient", points(|image| &image.best_gradient)),
+                book("adversarial", points(|image| &image.adversarial)),
+            ];
+            let operands = AdaptiveOperands {
+                images: images_at.address(),
+                labels: labels.address(),
+                losses: losses.address(),
+                predictions: predictions.address(),
+                step_size: books[0].address(),
+                best_loss: books[1].address(),
+                checked_loss: books[2].address(),
+                last_loss: books[3].address(),
+                increases: flags[0].address(),
+                halved: flags[1].address(),
+                broken: flags[2].address(),
+                gradient: gradient.address(),
+                perturbed: perturbed.address(),
+                previous: kept[0].address(),
+                best: kept[1].address(),
+                best_gradient: kept[2].address(),
+                adversarial: kept[3].address(),
+            };
+            let step = AdaptiveStep { epsilon: EPSILON, phase };
+            adaptive_step(&**driver, &step, given.len(), &operands).unwrap();
+
+            let mut bits = Vec::new();
+            let mut same = |name: &str, met: Vec<u32>, wanted: Vec<u32>| {
+                let differs = met.iter().zip(&wanted).position(|(met, wanted)| met != wanted);
+                assert_eq!(differs, None, "{phase:?}: {name} differs at this element, seed {SEED}");
+                bits.extend(met);
+            };
+            let of =
+                |of: fn(&Image) -> f32| wanted.iter().map(|image| of(image).to_bits()).collect::<Vec<_>>();
+            same("step sizes", books[0].read(), of(|image| image.step_size));
+            same("best losses", books[1].read(), of(|image| image.best_loss));
+            same("checked losses", books[2].read(), of(|image| image.checked_loss));
+            same("last losses", books[3].read(), of(|image| image.last_loss));
+            let of = |of: fn(&Image) -> u32| wanted.iter().map(of).collect::<Vec<_>>();
+            same("increases", flags[0].read(), of(|image| image.increases));
+            same("halved", flags[1].read(), of(|image| image.halved));
+            same("broken", flags[2].read(), of(|image| image.broken));
+            let of = |of: fn(&Image) -> &Vec<f32>| {
+                wanted.iter().flat_map(|image| words(of(image))).collect::<Vec<u32>>()
+            };
+            same("perturbed", perturbed.read(), of(|image| &image.perturbed));
+            if phase != AdaptivePhase::Last {
+                same("previous", kept[0].read(), of(|image| &image.previous));
+                same("best", kept[1].read(), of(|image| &image.best));
+                same("best gradient", kept[2].read(), of(|image| &image.best_gradient));
+                let met: Vec<u32> = kept[3].read();
+                for (n, image) in
+                    wanted.iter().enumerate().filter(|(_, image)| image.prediction != image.label)
+                {
+                    let met = &met[n * IMAGE_LEN..][..IMAGE_LEN];
+                    assert_eq!(met, words(&image.adversarial), "{phase:?}: adversarial {n}, seed {SEED}");
+                }
+                bits.extend(met);
+            }
+            bits
+        });
+    }
+}

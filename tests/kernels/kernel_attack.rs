@@ -1,0 +1,107 @@
+//! Random starts and the stem's packed input.
+
+use half::bf16;
+use secateur::engine::Noise;
+use secateur::engine::cuda::launch::attack::*;
+use secateur::model::layers::IMAGE_LEN;
+use secateur::philox::{Key, Purpose, symmetric, unit};
+
+use crate::common::*;
+
+const SAMPLES: [u32; 3] = [7, 49_999, 0];
+
+fn key() -> Key {
+    Key { seed: SEED << 20 | 5, purpose: Purpose::AttackStart, epoch: 3, step: 17 }
+}
+
+/// Images that reach both ends of [0, 1].
+fn images() -> Vec<f32> {
+    Random::new(1).uniforms(SAMPLES.len() * IMAGE_LEN, -0.2, 1.2).iter().map(|v| v.clamp(0.0, 1.0)).collect()
+}
+
+#[test]
+fn a_uniform_start_has_the_bits_of_the_specification() {
+    let (images, radius) = (images(), 8.0 / 255.0);
+    for in_place in [false, true] {
+        on_every_driver(&format!("uniform start, in place {in_place}"), |driver| {
+            let (samples, clean) = (input(driver, "samples", &SAMPLES), input(driver, "images", &images));
+            let perturbed = Output::holding(driver, "perturbed", &images);
+            let from = if in_place { perturbed.address() } else { clean.address() };
+            let noise = Noise::Uniform { radius };
+            perturb(&**driver, noise, key(), 3, samples.address(), from, perturbed.address()).unwrap();
+
+            let met = perturbed.read::<f32>();
+            for (i, (met, clean)) in met.iter().zip(&images).enumerate() {
+                let (sample, element) = (SAMPLES[i / IMAGE_LEN], (i % IMAGE_LEN) as u32);
+                let word = key().block(sample, element / 4)[element as usize % 4];
+                let wanted = (clean + symmetric(word, radius)).clamp(0.0, 1.0);
+                assert_eq!(
+                    met.to_bits(),
+                    wanted.to_bits(),
+                    "element {i}: {met}, expected {wanted}, seed {SEED}"
+                );
+                assert!((met - clean).abs() <= radius + 1e-7, "element {i} left the ball");
+            }
+            words(&met)
+        });
+    }
+}
+
+#[test]
+fn a_normal_start_is_box_muller() {
+    // Black, grey and white: the sum with the noise is not clipped.
+    let images: Vec<f32> = (0..SAMPLES.len() * IMAGE_LEN).map(|i| (i % 3) as f32 / 2.0).collect();
+    let deviation = 0.001;
+    on_every_driver("normal start", |driver| {
+        let (samples, clean) = (input(driver, "samples", &SAMPLES), input(driver, "images", &images));
+        let perturbed = Output::new::<f32>(driver, "perturbed", images.len());
+        let noise = Noise::Normal { deviation };
+        perturb(&**driver, noise, key(), 3, samples.address(), clean.address(), perturbed.address()).unwrap();
+
+        let met = perturbed.read::<f32>();
+        let wanted: Vec<f64> = (0..met.len())
+            .map(|i| {
+                let (sample, element) = (SAMPLES[i / IMAGE_LEN], i % IMAGE_LEN);
+                let words = key().block(sample, element as u32 / 4);
+                let pair = element % 4 / 2 * 2;
+                let [u, v] = [pair, pair + 1].map(|word| f64::from(unit(words[word])));
+                let radius = (-2.0 * (1.0 - u).ln()).sqrt();
+                let angle = std::f64::consts::TAU * v;
+                let normal = radius * if element % 2 == 0 { angle.cos() } else { angle.sin() };
+                f64::from(images[i]) + f64::from(deviation) * normal
+            })
+            .collect();
+        assert_close("perturbed", &met, &wanted, Bound { absolute: 1.3e-7, relative: 0.0, whole: 6e-8 });
+        let count = met.len() as f64;
+        let moved: Vec<f64> = met.iter().zip(&images).map(|(v, x)| f64::from(*v) - f64::from(*x)).collect();
+        let mean = moved.iter().sum::<f64>() / count;
+        let spread = (moved.iter().map(|v| v.powi(2)).sum::<f64>() / count).sqrt();
+        // Five standard errors of 9,216 draws.
+        assert!(mean.abs() < 5.0 * 0.001 / count.sqrt(), "mean {mean}, seed {SEED}");
+        assert!((spread / 0.001 - 1.0).abs() < 5.0 / (2.0 * count).sqrt(), "deviation {spread}, seed {SEED}");
+        words(&met)
+    });
+}
+
+#[test]
+fn packed_images_keep_sixteen_bits() {
+    let images = images();
+    on_every_driver("pack", |driver| {
+        let clean = input(driver, "images", &images);
+        let packed = Output::new::<bf16>(driver, "packed", images.len() / 3 * 8);
+        image_pack(&**driver, SAMPLES.len(), clean.address(), packed.address()).unwrap();
+        let packed = packed.read::<bf16>();
+        for (pixel, lanes) in packed.chunks_exact(8).enumerate() {
+            for c in 0..3 {
+                let x = images[pixel * 3 + c];
+                let hi = bf16::from_f32(x);
+                let lo = bf16::from_f32(x - hi.to_f32());
+                assert_eq!([lanes[c], lanes[c + 3]], [hi, lo], "pixel {pixel}, channel {c}, seed {SEED}");
+                let error = (hi.to_f32() + lo.to_f32() - x).abs();
+                assert!(error <= x * 2f32.powi(-16), "pixel {pixel}, channel {c}: {error} of {x}");
+            }
+            assert_eq!(lanes[6..], [bf16::ZERO; 2], "padding of pixel {pixel}");
+        }
+        words(&packed)
+    });
+}

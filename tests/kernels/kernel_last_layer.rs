@@ -1,0 +1,388 @@
+//! Last-layer gradients and explicit rows against explicit gradients in f64 (`kernels/prune/`: `sum.cu`, `products.cu`,
+//! `inner_products.cu`, `rows.cu`): the shapes of ResNet-18 at width 16 and 64, CIFAR-10 and -100, and sizes around the edges
+//! of blocks. Bounds are near the rounding of f64.
+
+use std::rc::Rc;
+
+use secateur::engine::Error;
+use secateur::engine::cuda::driver::{Address, Buffer, Driver};
+use secateur::engine::cuda::launch::last_layer::*;
+
+use crate::common::*;
+
+/// Samples, classes, features, terms.
+const SHAPES: [[usize; 4]; 8] = [
+    [1, 10, 128, 1],
+    [63, 10, 512, 2],
+    [64, 100, 128, 1],
+    [65, 100, 512, 2],
+    [33, 7, 128, 2],
+    [130, 11, 512, 1],
+    [385, 10, 512, 1],
+    [5_003, 10, 128, 2],
+];
+
+/// Near the rounding of f64 sums: per element of the tensor's root mean square, and for the tensor.
+fn f64_bound(wanted: &[f64]) -> Bound {
+    let square = wanted.iter().map(|v| v * v).sum::<f64>() / wanted.len().max(1) as f64;
+    Bound { absolute: 1e-13 * square.sqrt(), relative: 1e-13, whole: 2e-14 }
+}
+
+/// f64 arithmetic, then one rounding to f32.
+const ROUNDED_TO_F32: Bound = Bound { absolute: 1e-11, relative: 6.0e-8, whole: 6.0e-8 };
+
+fn widened(values: Vec<f32>) -> Vec<f64> {
+    // More bits than an f32 has, so that a kernel which narrows somewhere is caught.
+    values.into_iter().map(|v| f64::from(v) * std::f64::consts::FRAC_1_SQRT_2).collect()
+}
+
+/// Random gradients in factored form and in full.
+struct Case {
+    len: usize,
+    classes: usize,
+    width: usize,
+    /// (logit gradient, features) of each term.
+    terms: Vec<(Vec<f32>, Vec<f32>)>,
+    /// `len` vectors of `classes x (width + 1)`.
+    explicit: Vec<Vec<f64>>,
+    random: Random,
+}
+
+impl Case {
+    fn new([len, classes, width, terms]: [usize; 4]) -> Self {
+        let mut random = Random::new((len * 131 + classes * 17 + width + terms) as u32);
+        // Features behind a ReLU and an average are positive; logit gradients are small and of both signs.
+        let mut term = || (random.normals(len * classes, 0.1), random.uniforms(len * width, 0.0, 2.0));
+        let terms: Vec<_> = (0..terms).map(|_| term()).collect();
+        let gradient = |i: usize| {
+            let mut vector = vec![0.0; classes * (width + 1)];
+            for (dz, h) in &terms {
+                let h = &h[i * width..][..width];
+                for (row, dz) in vector.chunks_exact_mut(width + 1).zip(&dz[i * classes..]) {
+                    for (sum, h) in row.iter_mut().zip(h.iter().chain(&[1.0])) {
+                        *sum += f64::from(*dz) * f64::from(*h);
+                    }
+                }
+            }
+            vector
+        };
+        let explicit = (0..len).map(gradient).collect();
+        Self { len, classes, width, terms, explicit, random }
+    }
+
+    fn vector_len(&self) -> usize {
+        self.classes * (self.width + 1)
+    }
+
+    /// The factors on a device, and what the kernels are told of them.
+    fn upload(&self, driver: &Rc<dyn Driver>) -> (Vec<[Buffer; 2]>, Gradients) {
+        let upload = |(dz, h): &(Vec<f32>, Vec<f32>)| {
+            [input(driver, "logit gradient", dz), input(driver, "features", h)]
+        };
+        let buffers: Vec<[Buffer; 2]> = self.terms.iter().map(upload).collect();
+        let at = |operand: usize| {
+            let mut addresses = [Address::NULL; 2];
+            for (address, term) in addresses.iter_mut().zip(&buffers) {
+                *address = term[operand].address();
+            }
+            addresses
+        };
+        let gradients = Gradients {
+            logit_gradient: at(0),
+            features: at(1),
+            len: self.len as u32,
+            terms: self.terms.len() as u32,
+            classes: self.classes as u32,
+            width: self.width as u32,
+        };
+        (buffers, gradients)
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// Sums of four rounds of 32 samples in a part, which take turns in two buffers; and of 261 parts, each of the sixteen warps that
+/// add them up taking more than two rounds of eight rows.
+const LONG_SUMS: [[usize; 4]; 2] = [[127, 10, 512, 2], [25_003, 1, 128, 2]];
+
+#[test]
+fn sums_over_samples() {
+    for shape in SHAPES.into_iter().chain(LONG_SUMS) {
+        let mut case = Case::new(shape);
+        let weights = widened(case.random.uniforms(case.len, 0.0, 3.0));
+        for weights in [None, Some(&weights)] {
+            let mut wanted = vec![0.0; case.vector_len()];
+            for (i, gradient) in case.explicit.iter().enumerate() {
+                let weight = weights.map_or(1.0, |weights| weights[i]);
+                wanted.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += weight * g);
+            }
+            on_every_driver(&format!("sum of {shape:?}, weights: {}", weights.is_some()), |driver| {
+                let (_factors, gradients) = case.upload(driver);
+                let weights = weights.map(|weights| input(driver, "weights", weights));
+                let weights_at = weights.as_ref().map_or(Address::NULL, Buffer::address);
+                let Gradients { len, classes, width, .. } = gradients;
+                let workspace =
+                    Output::new::<f64>(driver, "workspace", gradient_sum_workspace(len, classes, width));
+                let sum = Output::new::<f64>(driver, "sum", case.vector_len());
+                gradient_sum(&**driver, &gradients, weights_at, workspace.address(), sum.address()).unwrap();
+                let met = sum.read::<f64>();
+                assert_close(&format!("sum of {shape:?}"), &met, &wanted, f64_bound(&wanted));
+                let parts = workspace.read::<f64>();
+                assert!(parts.iter().all(|v| v.is_finite()), "{shape:?}: every part is written whole");
+                words(&met)
+            });
+        }
+    }
+}
+
+#[test]
+fn the_sum_of_nothing_is_zero_and_parts_follow_the_shape() {
+    let case = Case::new([0, 10, 128, 1]);
+    on_every_driver("sum of nothing", |driver| {
+        let (_factors, gradients) = case.upload(driver);
+        let sum = Output::new::<f64>(driver, "sum", case.vector_len());
+        gradient_sum(&**driver, &gradients, Address::NULL, Address::NULL, sum.address()).unwrap();
+        let met = sum.read::<f64>();
+        assert!(met.iter().all(|v| v.to_bits() == 0), "{met:?}");
+        words(&met)
+    });
+    // One part needs no room; the largest sums of the two networks stay within a few megabytes.
+    assert_eq!(gradient_sum_workspace(64, 10, 512), 0);
+    for (classes, width) in [(10, 128), (10, 512), (100, 128), (100, 512)] {
+        let room = gradient_sum_workspace(50_000, classes, width);
+        let vector = classes as usize * (width as usize + 1);
+        let parts = room / vector;
+        assert_eq!(room, parts * vector);
+        let blocks = parts * (width as usize / 128) * (classes as usize).div_ceil(10);
+        assert!((264..=528).contains(&blocks), "{classes} classes, {width} features: {blocks} blocks");
+    }
+}
+
+#[test]
+fn products_with_a_vector() {
+    for shape in SHAPES {
+        let mut case = Case::new(shape);
+        let vector = widened(case.random.normals(case.vector_len(), 1.0));
+        let wanted: Vec<f64> = case.explicit.iter().map(|gradient| dot(gradient, &vector)).collect();
+        on_every_driver(&format!("products of {shape:?}"), |driver| {
+            let (_factors, gradients) = case.upload(driver);
+            let vector = input(driver, "vector", &vector);
+            let products = Output::new::<f64>(driver, "products", case.len);
+            gradient_products(&**driver, &gradients, vector.address(), products.address()).unwrap();
+            let met = products.read::<f64>();
+            assert_close(&format!("products of {shape:?}"), &met, &wanted, f64_bound(&wanted));
+            words(&met)
+        });
+    }
+}
+
+#[test]
+fn columns_of_the_gram_matrix_and_its_diagonal() {
+    for shape in SHAPES {
+        let case = Case::new(shape);
+        let squares: Vec<f64> = case.explicit.iter().map(|g| dot(g, g)).collect();
+        let samples = [0, case.len / 2, case.len - 1];
+        let columns =
+            samples.map(|j| case.explicit.iter().map(|g| dot(g, &case.explicit[j])).collect::<Vec<f64>>());
+        on_every_driver(&format!("Gram matrix of {shape:?}"), |driver| {
+            let (_factors, gradients) = case.upload(driver);
+            let diagonal = Output::new::<f64>(driver, "squares", case.len);
+            gradient_squares(&**driver, &gradients, diagonal.address()).unwrap();
+            let diagonal = diagonal.read::<f64>();
+            assert_close(&format!("squares of {shape:?}"), &diagonal, &squares, f64_bound(&squares));
+            let mut seen = words(&diagonal);
+            for (sample, wanted) in samples.iter().zip(&columns) {
+                let column = Output::new::<f64>(driver, "column", case.len);
+                gradient_column(&**driver, &gradients, *sample as u32, column.address()).unwrap();
+                let met = column.read::<f64>();
+                let what = format!("column {sample} of {shape:?}");
+                assert_close(&what, &met, wanted, f64_bound(wanted));
+                assert_eq!(
+                    met[*sample], diagonal[*sample],
+                    "{what}: its own place is the square, to the bit"
+                );
+                seen.extend(words(&met));
+            }
+            seen
+        });
+    }
+}
+
+#[test]
+fn steps_of_the_last_layer() {
+    for [len, classes, width, _] in SHAPES {
+        let mut case = Case::new([len, classes, width, 1]);
+        let vector = widened(case.random.normals(case.vector_len(), 0.2));
+        let logits = case.random.normals(len * classes, 3.0);
+        let rate = 0.1;
+        let features = &case.terms[0].1;
+        let at = |i: usize| {
+            let row = &vector[i % classes * (width + 1)..][..width + 1];
+            let h = &features[i / classes * width..][..width];
+            let step: f64 = row.iter().zip(h.iter().chain(&[1.0])).map(|(v, h)| v * f64::from(*h)).sum();
+            f64::from(logits[i]) - rate * step
+        };
+        let wanted: Vec<f64> = (0..logits.len()).map(at).collect();
+        for in_place in [false, true] {
+            let what = format!("step of {len} x {classes}, {width} features, in place: {in_place}");
+            on_every_driver(&what, |driver| {
+                let (features, vector) = (input(driver, "h", features), input(driver, "vector", &vector));
+                let logits = Output::holding(driver, "logits", &logits);
+                let other = Output::new::<f32>(driver, "moved", len * classes);
+                let moved = if in_place { &logits } else { &other };
+                let params = StepLogitsParams {
+                    features: features.address(),
+                    vector: vector.address(),
+                    logits: logits.address(),
+                    moved: moved.address(),
+                    rate,
+                    len: len as u32,
+                    classes: classes as u32,
+                    width: width as u32,
+                    padding: 0,
+                };
+                step_logits(&**driver, &params).unwrap();
+                let met = moved.read::<f32>();
+                assert_close(&what, &met, &wanted, ROUNDED_TO_F32);
+                words(&met)
+            });
+        }
+    }
+}
+
+/// (rows, row length) of sums of rows: around warps and rounds of rows, around blocks of columns, narrow and wide.
+const ROWS: [(usize, usize); 12] = [
+    (0, 5_000),
+    (1, 1),
+    (15, 31),
+    (16, 32),
+    (17, 33),
+    (127, 64),
+    (129, 5_003),
+    (300, 257),
+    (0, 16_384),
+    (129, 16_386),
+    (5, 16_387),
+    (3, 51_300),
+];
+
+#[test]
+fn rows_are_subtracted() {
+    for (count, len) in ROWS {
+        let mut random = Random::new((count * 7 + len) as u32);
+        // One number more than needed: a second run starts beside 16 bytes.
+        let rows = widened(random.uniforms(count * len + 1, -1.0, 1.0));
+        let factors = widened(random.uniforms(count, -2.0, 2.0));
+        let from = widened(random.uniforms(len, -1.0, 1.0));
+        for skipped in [0, 1] {
+            let rows = &rows[skipped..][..count * len];
+            let at = |i: usize| from[i] - (0..count).map(|s| factors[s] * rows[s * len + i]).sum::<f64>();
+            let wanted: Vec<f64> = (0..len).map(at).collect();
+            for in_place in [false, true] {
+                let what = format!("{count} rows of {len}, {skipped} skipped, in place: {in_place}");
+                on_every_driver(&what, |driver| {
+                    let all = input(driver, "rows", &[&vec![f64::NAN; skipped], rows].concat());
+                    let factors = input(driver, "factors", &factors);
+                    let from = Output::holding(driver, "from", &from);
+                    let other = Output::new::<f64>(driver, "to", len);
+                    let to = if in_place { &from } else { &other };
+                    let params = CombineRowsParams {
+                        rows: all.address() + skipped * 8,
+                        factors: factors.address(),
+                        from: from.address(),
+                        to: to.address(),
+                        count: count as u32,
+                        len: len as u32,
+                    };
+                    subtract_rows(&**driver, &params).unwrap();
+                    let met = to.read::<f64>();
+                    if count == 0 {
+                        assert_eq!(met, wanted, "{what}: a copy");
+                    }
+                    assert_close(&what, &met, &wanted, f64_bound(&wanted));
+                    words(&met)
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_rows() {
+    for (count, len) in [(1, 1), (3, 2), (4, 255), (2, 513), (391, 514), (7, 5_130), (2, 51_300), (3, 0)] {
+        let mut random = Random::new((count * 7 + len) as u32);
+        let rows = widened(random.normals(count * len, 1.0));
+        let vector = widened(random.normals(len, 1.0));
+        let wanted: Vec<f64> = (0..count).map(|i| dot(&rows[i * len..][..len], &vector)).collect();
+        for skipped in [0, 1] {
+            let what = format!("products of {count} rows of {len}, {skipped} skipped");
+            on_every_driver(&what, |driver| {
+                let all = input(driver, "rows", &[&vec![f64::NAN; skipped], &rows[..]].concat());
+                let vector = input(driver, "vector", &vector);
+                let products = Output::new::<f64>(driver, "products", count);
+                let params = RowProductsParams {
+                    rows: all.address() + skipped * 8,
+                    vector: vector.address(),
+                    products: products.address(),
+                    len: len as u32,
+                    padding: 0,
+                };
+                row_products(&**driver, count as u32, &params).unwrap();
+                let met = products.read::<f64>();
+                assert_close(&what, &met, &wanted, f64_bound(&wanted));
+                words(&met)
+            });
+        }
+    }
+}
+
+#[test]
+fn norms_of_rows() {
+    for (count, len) in [(1, 1), (7, 3), (8, 10), (9, 100), (50, 128), (17, 512), (5, 3_072), (3, 3_073)] {
+        let mut random = Random::new((count * 7 + len) as u32);
+        let mut values = random.normals(count * len, 2.0);
+        // A row whose squares f32 cannot hold.
+        values[..len].iter_mut().for_each(|v| *v *= 1e25);
+        let norm = |row: &[f32]| row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+        let wanted: Vec<f64> = values.chunks_exact(len).map(norm).collect();
+        for skipped in [0, 1] {
+            let what = format!("norms of {count} rows of {len}, {skipped} skipped");
+            on_every_driver(&what, |driver| {
+                let all = input(driver, "values", &[&vec![f32::NAN; skipped], &values[..]].concat());
+                let norms = Output::new::<f32>(driver, "norms", count);
+                let params = RowNormsParams {
+                    values: all.address() + skipped * 4,
+                    norms: norms.address(),
+                    rows: count as u32,
+                    len: len as u32,
+                };
+                row_norms(&**driver, &params).unwrap();
+                let met = norms.read::<f32>();
+                assert_close(&what, &met, &wanted, ROUNDED_TO_F32);
+                words(&met)
+            });
+        }
+    }
+}
+
+#[test]
+fn what_the_kernels_cannot_do_is_refused() {
+    let case = Case::new([4, 10, 128, 1]);
+    for (kind, driver) in drivers() {
+        let (_factors, gradients) = case.upload(&driver);
+        let out = Output::new::<f64>(&driver, "out", case.vector_len());
+        let refused = |what: &str, result: Result<(), Error>| match result {
+            Err(Error::Kernel { message, .. }) => assert!(message.contains(what), "{kind}: {message}"),
+            other => panic!("{kind}, {what}: {other:?}"),
+        };
+        let squares = |gradients| gradient_squares(&*driver, &gradients, out.address());
+        refused("terms", squares(Gradients { terms: 3, ..gradients }));
+        refused("terms", squares(Gradients { terms: 0, ..gradients }));
+        refused("multiple of 128", squares(Gradients { width: 64, ..gradients }));
+        let beside = [gradients.features[0] + 4, Address::NULL];
+        refused("16 bytes", squares(Gradients { features: beside, ..gradients }));
+        refused("sample", gradient_column(&*driver, &gradients, 4, out.address()));
+    }
+}

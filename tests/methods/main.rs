@@ -1,0 +1,18 @@
+//! Training methods, selections and whole runs.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bullet_train;
+mod bullet_train_groups;
+mod checkpoints;
+mod methods;
+mod methods_emulated;
+mod prune_glister;
+mod prune_grad_match;
+mod prune_info_batch;
+mod prune_pursuit;
+mod prune_simple;
+mod prune_survey;
+mod prune_training;
+mod training;
