@@ -12,8 +12,9 @@ use std::time::Instant;
 
 use secateur::accelerate::BulletTrain;
 use secateur::attack::{Adversary, CrossEntropyAscent, Pgd, ScheduledPgd};
-use secateur::engine::{CrossEntropy, DeviceChoice, Engine, Pass, WeightSet};
+use secateur::engine::{DeviceChoice, Engine, Pass, WeightSet};
 use secateur::measure::workload::Bench;
+use secateur::ops::CrossEntropy;
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::Recipe;
 
@@ -32,7 +33,7 @@ fn cpu_seconds() -> Option<f64> {
 }
 
 /// The least seconds of some runs of `work`, which leaves the device idle.
-fn seconds(engine: &mut dyn Engine, mut work: impl FnMut(&mut dyn Engine)) -> f64 {
+fn seconds(engine: &mut Engine, mut work: impl FnMut(&mut Engine)) -> f64 {
     let host = engine.device().kind != "cuda";
     let mut least = f64::INFINITY;
     for _ in 0..ROUNDS {
@@ -63,14 +64,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let recipe = Recipe::load("cifar10-pgd-at-bullet", &overrides)?;
     let mut bench = Bench::open(device, false, &recipe, 1)?;
     let batch = bench.first_batch()?;
-    let engine = bench.engine.as_mut();
+    let engine = &mut bench.engine;
     engine.fold_batch_norm(WeightSet::Live)?;
-    let clean = |engine: &mut dyn Engine| {
-        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
+    let clean = |engine: &mut Engine| {
         for part in batch.parts(engine.micro_batch()) {
             engine.forward(Pass::Eval, &part.images, &part.logits).expect("a forward pass");
             engine
-                .cross_entropy(&loss, &part.logits, &part.labels, None, part.outputs())
+                .run(&CrossEntropy {
+                    smoothing: 0.0,
+                    scale: 1.0,
+                    logits: &part.logits,
+                    labels: &part.labels,
+                    weights: None,
+                    outputs: part.outputs(),
+                })
                 .expect("a cross-entropy");
         }
     };

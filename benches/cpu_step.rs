@@ -7,9 +7,10 @@
 use std::io::BufRead;
 use std::time::Instant;
 
-use secateur::engine::{CrossEntropy, DeviceChoice, Noise, Pass, Sgd, SignStep, WeightSet};
+use secateur::engine::{DeviceChoice, GradRequest, Pass, Sgd, SignStep, WeightSet};
 use secateur::measure::workload::Bench;
 use secateur::model::Conv;
+use secateur::ops::{CrossEntropy, Noise, Perturb};
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::Recipe;
 
@@ -25,10 +26,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let overrides = [format!("model.width={width}"), format!("batch={images}")];
     let mut bench = Bench::open(device, false, &Recipe::load("cifar10-pgd-at", &overrides)?, 1)?;
     let batch = bench.first_batch()?;
-    let engine = bench.engine.as_mut();
+    let engine = &mut bench.engine;
     let key = Key { seed: 1, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
-    engine.perturb(Noise::Uniform { radius: 0.0 }, key, &batch.samples, &batch.images, &batch.perturbed)?;
-    let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 / images as f32 };
+    engine.run(&Perturb {
+        noise: Noise::Uniform { radius: 0.0 },
+        key,
+        samples: &batch.samples,
+        images: &batch.images,
+        perturbed: &batch.perturbed,
+    })?;
     let sgd = Sgd { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4, average_decay: None };
     let sign = SignStep { step_size: 2.0 / 255.0, epsilon: 8.0 / 255.0 };
     let convs = engine.network().convs();
@@ -47,10 +53,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "step" => {
                 engine.forward(Pass::Train { slot: 0 }, &batch.images, &batch.logits)?;
                 let forward = lap();
-                engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs())?;
-                engine.parameter_gradient(Pass::Train { slot: 0 }, &batch.logit_gradient, false)?;
+                engine.run(&CrossEntropy {
+                    smoothing: 0.0,
+                    scale: 1.0 / images as f32,
+                    logits: &batch.logits,
+                    labels: &batch.labels,
+                    weights: None,
+                    outputs: batch.outputs(),
+                })?;
+                engine.backward(Pass::Train { slot: 0 }, &batch.logit_gradient, GradRequest::PARAMETERS)?;
                 let backward = lap();
-                engine.sgd_step(&sgd)?;
+                engine.step(&sgd)?;
                 serde_json::json!({ "forward": forward, "backward": backward, "sgd": lap() })
             }
             "attack" => {
@@ -58,13 +71,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 let fold = lap();
                 engine.forward(Pass::Eval, &batch.perturbed, &batch.logits)?;
                 let forward = lap();
-                engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs())?;
-                engine.attack_step(
+                engine.run(&CrossEntropy {
+                    smoothing: 0.0,
+                    scale: 1.0 / images as f32,
+                    logits: &batch.logits,
+                    labels: &batch.labels,
+                    weights: None,
+                    outputs: batch.outputs(),
+                })?;
+                engine.backward(
                     Pass::Eval,
                     &batch.logit_gradient,
-                    &sign,
-                    &batch.images,
-                    &batch.perturbed,
+                    GradRequest::step(sign, &batch.images, &batch.perturbed),
                 )?;
                 serde_json::json!({ "fold": fold, "forward": forward, "backward": lap() })
             }

@@ -9,9 +9,10 @@
 
 use std::time::Instant;
 
-use secateur::engine::{DeviceChoice, LastLayerGradients, Term, open};
+use secateur::engine::{DeviceChoice, open};
 use secateur::model::ResNet18;
 use secateur::names::Named;
+use secateur::ops::{LastLayerGradients, Term};
 use secateur::philox::{Key, Purpose, unit};
 use secateur::prune::{Candidates, GradMatch};
 use secateur::recipe::{AtomMode, RidgeUnit};
@@ -84,7 +85,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let device: DeviceChoice = option("--device", "cpu".to_string())?.parse()?;
     let network = ResNet18 { width: option("--width", 64)?, classes };
     let mut engine = open(device, network, 1)?;
-    let engine = engine.as_mut();
+    let engine = &mut engine;
 
     let labels: Vec<u32> = (0..samples).map(|sample| (sample % classes) as u32).collect();
     let clean = probabilities(2, &labels, classes, 4.0);

@@ -3,7 +3,7 @@
 // A block takes one image, a thread twelve of its 3,072 elements. Every thread reads the image's books and comes to the same
 // decisions; the first one writes them behind a barrier. Formulas: src/engine/apgd.rs. Products are rounded by themselves, so
 // the points have the same bits on every device.
-// Checked by tests/kernel_apgd.rs; called by Engine::{adaptive_start, adaptive_step}.
+//
 
 #include "portable/portable.h"
 
@@ -19,7 +19,7 @@ DEVICE int64_t quad_of(int i) {
     return (int64_t(blockIdx.x) * IMAGE_QUADS + uint32_t(i) * ADAPTIVE_THREADS + threadIdx.x) * 4;
 }
 
-struct AdaptiveStartParams {
+struct ApgdStartParams {
     Global<const uint32_t> samples;
     Global<const float> images;  // batch x 3072
     Global<float> perturbed;
@@ -32,7 +32,7 @@ struct AdaptiveStartShared {
     float largest[ADAPTIVE_THREADS / 32];
 };
 
-KERNEL(adaptive_start, AdaptiveStartParams, 256, AdaptiveStartShared) {
+KERNEL(apgd_start, ApgdStartParams, 256, AdaptiveStartShared) {
     const uint32_t sample = p.samples[blockIdx.x];
     Float4 t[QUADS_PER_THREAD];
     float largest = 0.0f;
@@ -60,7 +60,7 @@ KERNEL(adaptive_start, AdaptiveStartParams, 256, AdaptiveStartShared) {
 
 enum AdaptivePhase : uint32_t { FIRST = 0, WITHIN = 1, LAST = 2 };
 
-struct AdaptiveStepParams {
+struct ApgdStepParams {
     Global<const float> images;          // batch x 3072
     Global<const uint32_t> labels;       // batch, as all up to the images below
     Global<const float> losses;
@@ -102,7 +102,7 @@ struct AdaptiveMove {
 };
 
 /// Closes the books: the moved image becomes the last wrongly predicted one.
-DEVICE void adaptive_last(const AdaptiveStepParams& p, bool wrong) {
+DEVICE void apgd_last(const ApgdStepParams& p, bool wrong) {
     const bool broken = p.broken[blockIdx.x] != 0;
     syncthreads();
     if (threadIdx.x == 0 && wrong) p.broken[blockIdx.x] = 1;
@@ -113,11 +113,11 @@ DEVICE void adaptive_last(const AdaptiveStepParams& p, bool wrong) {
     }
 }
 
-KERNEL(adaptive_step, AdaptiveStepParams, 256, NoShared) {
+KERNEL(apgd_step, ApgdStepParams, 256, NoShared) {
     const uint32_t n = blockIdx.x;
     const bool wrong = p.predictions[n] != p.labels[n];
     if (p.phase == LAST) {
-        adaptive_last(p, wrong);
+        apgd_last(p, wrong);
         return;
     }
     const bool first = p.phase == FIRST;

@@ -2,13 +2,13 @@
 // largest logit is not the label's.
 //
 // The mean of a softmax is one over the classes, so one pass will do. A warp takes one sample. A label outside of the classes
-// counts as a wrong prediction. Checked by tests/kernel_paired_loss.rs; called by Engine::signed_deviation.
+// counts as a wrong prediction.
 
 #include "ops/softmax.h"
 
 namespace secateur {
 
-struct SignedDeviationParams {
+struct BulletTrainScoreParams {
     Global<const float> logits;     // batch x classes
     Global<const uint32_t> labels;  // batch
     Global<float> scores;           // batch
@@ -16,7 +16,7 @@ struct SignedDeviationParams {
     uint32_t classes;  // 2 to 128
 };
 
-KERNEL(signed_deviation, SignedDeviationParams, 128, NoShared) {
+KERNEL(bullet_train_score, BulletTrainScoreParams, 128, NoShared) {
     // Without a sample the last warps work on the last one again and write nothing: collectives want full warps.
     const uint32_t warp = blockIdx.x * (blockDim.x / 32) + warp_index();
     const uint32_t sample = warp < p.batch ? warp : p.batch - 1;

@@ -3,8 +3,7 @@
 //   target = (1 - smoothing) * one_hot + smoothing / classes, loss = - sum target * log q
 //   logit gradient = scale * weight * (q - target)
 //
-// A warp takes one sample. A label outside of the classes gives a NaN loss. Checked by tests/kernel_loss.rs; called by
-// Engine::cross_entropy.
+// A warp takes one sample. A label outside of the classes gives a NaN loss.
 
 #include "ops/softmax.h"
 

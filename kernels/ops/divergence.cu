@@ -3,7 +3,7 @@
 //   p = softmax(target logits), q = softmax(logits), loss = KL(p||q) = sum p (log p - log q)
 //   logit gradient = scale * (q - p)
 //
-// A warp takes one sample. Checked by tests/kernel_paired_loss.rs; called by Engine::divergence.
+// A warp takes one sample.
 
 #include "ops/softmax.h"
 

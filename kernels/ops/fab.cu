@@ -109,7 +109,7 @@ DEVICE float longest(const Own& w, const Own& t, float excess, float length, Bou
     return block_max<THREADS>(most, shared.sums);
 }
 
-struct BoundaryStepParams {
+struct FabStepParams {
     Global<const float> logits;      // batch x classes, of x'
     Global<const float> gradient;    // batch x 3072: of z_target - z_label at x'
     Global<const uint32_t> labels;   // batch
@@ -123,7 +123,7 @@ struct BoundaryStepParams {
 };
 
 // A block takes one image.
-KERNEL(boundary_step, BoundaryStepParams, THREADS, BoundaryShared) {
+KERNEL(fab_step, FabStepParams, THREADS, BoundaryShared) {
     const int64_t image = int64_t(blockIdx.x) * IMAGE;
     const uint32_t label = p.labels[blockIdx.x], target = p.targets[blockIdx.x];
     if (label >= p.classes || target >= p.classes) return;
@@ -155,7 +155,7 @@ KERNEL(boundary_step, BoundaryStepParams, THREADS, BoundaryShared) {
     store_own(p.current + image, next);
 }
 
-struct BoundaryKeepParams {
+struct FabKeepParams {
     Global<const float> logits;     // batch x classes, of x'
     Global<const uint32_t> labels;  // batch
     Global<const float> images;     // batch x 3072: x
@@ -167,7 +167,7 @@ struct BoundaryKeepParams {
 };
 
 // A block takes one image; each of its warps finds the margin.
-KERNEL(boundary_keep, BoundaryKeepParams, THREADS, BoundaryShared) {
+KERNEL(fab_keep, FabKeepParams, THREADS, BoundaryShared) {
     const int64_t image = int64_t(blockIdx.x) * IMAGE;
     const float margin =
         margin_of(p.logits + int64_t(blockIdx.x) * p.classes, p.classes, p.labels[blockIdx.x]);

@@ -7,7 +7,7 @@
 // The gradients are written out at PairedForm in src/engine/softmax_losses.rs. Differences from one are taken through expm1 of a log
 // probability: the small constants would otherwise drown in its rounding.
 //
-// A warp takes one sample. Checked by tests/kernel_paired_loss.rs; called by Engine::paired_loss.
+// A warp takes one sample.
 
 #include "ops/softmax.h"
 
@@ -140,7 +140,7 @@ DEVICE void paired_loss(const PairedLossParams& p) {
     }
 }
 
-KERNEL(paired_loss_clean_cross_entropy, PairedLossParams, 128, NoShared) { paired_loss<false>(p); }
-KERNEL(paired_loss_boosted_cross_entropy, PairedLossParams, 128, NoShared) { paired_loss<true>(p); }
+KERNEL(trades_loss, PairedLossParams, 128, NoShared) { paired_loss<false>(p); }
+KERNEL(mart_loss, PairedLossParams, 128, NoShared) { paired_loss<true>(p); }
 
 }  // namespace secateur

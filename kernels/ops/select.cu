@@ -5,7 +5,7 @@
 // value four bits at a time: each thread counts its values by digit in registers, the block adds up. Then every thread owns
 // a run of neighbouring positions, a scan over the runs gives each its place in the output, and equal values are taken from
 // the lowest position on. Integers only: the result is exact and the same on every run.
-// Checked by tests/kernel_select.rs; called by Engine::top_k and Engine::at_least.
+//
 
 #include "portable/portable.h"
 

@@ -14,7 +14,7 @@ mod schedule;
 mod search;
 mod square;
 
-pub use apgd::{Apgd, phases as adaptive_phases};
+pub use apgd::{Apgd, phases as apgd_phases};
 pub use cross_entropy::CrossEntropyAscent;
 pub use divergence::DivergenceAscent;
 pub use fab::Fab;

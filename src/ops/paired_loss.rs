@@ -238,8 +238,8 @@ pub struct PairedLossParams {
 /// Loss, prediction and both logit gradients of each sample.
 pub fn paired_loss(driver: &dyn Driver, form: PairedForm, params: &PairedLossParams) -> Result<()> {
     let (name, smoothing) = match form {
-        PairedForm::Trades { smoothing } => ("paired_loss_clean_cross_entropy", smoothing),
-        PairedForm::Mart => ("paired_loss_boosted_cross_entropy", 0.0),
+        PairedForm::Trades { smoothing } => ("trades_loss", smoothing),
+        PairedForm::Mart => ("mart_loss", 0.0),
     };
     let params = &PairedLossParams { smoothing, ..*params };
     require(params.classes >= 2, name, "classes: 2 to 128", params.classes)?;

@@ -317,7 +317,7 @@ fn a_replayed_launch_computes_what_it_computed() {
         assert!(bench.replay(at, 1, cache).unwrap() > 0.0);
     }
     let momentum = bench.engine.optimizer().unwrap().momentum;
-    assert!(weights(&bench) != before && momentum != bench.engine.gradients().unwrap());
+    assert!(weights(&bench) != before && momentum != bench.engine.weights(WeightSet::Gradients).unwrap());
     // Parameters of every launch still name memory, that of the batch included.
     for at in 0..record.launches.len() {
         bench.replay(at, 1, Cache::Warm).unwrap();

@@ -422,7 +422,7 @@ fn pictures_show_an_attack_within_its_ball() {
     let mut engine = open(DeviceChoice::Cpu, network, 4).unwrap();
     engine.load_weights(&initialise(network, 3)).unwrap();
     let Protocol::Pgd(pgd) = "pgd5".parse().unwrap() else { panic!("not PGD") };
-    let pictures = attack(engine.as_mut(), &data, &pgd, 8.0 / 255.0, 1, 4).unwrap();
+    let pictures = attack(&mut engine, &data, &pgd, 8.0 / 255.0, 1, 4).unwrap();
     assert_eq!(pictures.len(), 4);
     let decode = |file: &[u8]| {
         let mut reader = png::Decoder::new(std::io::Cursor::new(file)).read_info().unwrap();

@@ -1,6 +1,5 @@
 //! Steps to a linearised decision boundary in f64, by bisection: the oracle of kernels and engines, and images to try it on.
 
-use secateur::engine::BoundaryStep;
 use secateur::model::layers::IMAGE_LEN;
 
 use super::Random;
@@ -97,7 +96,7 @@ pub fn cases() -> Vec<Case> {
 
 impl Case {
     /// Where the step ends, and how far an f32 result may be off.
-    pub fn step(&self, step: &BoundaryStep) -> (Vec<f64>, f64) {
+    pub fn step(&self, step: &Shares) -> (Vec<f64>, f64) {
         let [w, x, from] = [&self.gradient, &self.clean, &self.current]
             .map(|v| v.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
         let difference = f64::from(self.difference);
@@ -118,7 +117,7 @@ impl Case {
     }
 
     /// Panics unless `met` is where the step ends.
-    pub fn check(&self, step: &BoundaryStep, met: &[f32]) {
+    pub fn check(&self, step: &Shares, met: &[f32]) {
         let (wanted, error) = self.step(step);
         assert!(error < 1e-4, "{}: a bound of {error} shows nothing", self.what);
         for (i, (met, wanted)) in met.iter().zip(wanted).enumerate() {
@@ -132,9 +131,16 @@ impl Case {
     }
 }
 
+/// `largest_share` and `overshoot` of a FAB step.
+#[derive(Clone, Copy, Debug)]
+pub struct Shares {
+    pub largest_share: f32,
+    pub overshoot: f32,
+}
+
 /// Steps with and without overshoot and mixture.
-pub const STEPS: [BoundaryStep; 3] = [
-    BoundaryStep { largest_share: 0.0, overshoot: 1.0 },
-    BoundaryStep { largest_share: 0.1, overshoot: 1.05 },
-    BoundaryStep { largest_share: 1.0, overshoot: 1.0 },
+pub const STEPS: [Shares; 3] = [
+    Shares { largest_share: 0.0, overshoot: 1.0 },
+    Shares { largest_share: 0.1, overshoot: 1.05 },
+    Shares { largest_share: 1.0, overshoot: 1.0 },
 ];

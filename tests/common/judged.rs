@@ -4,9 +4,10 @@ use std::sync::OnceLock;
 
 use secateur::batch::Batch;
 use secateur::data::generated::{self, Part};
-use secateur::engine::{CrossEntropy, DeviceChoice, Engine, ImageSet, Pass, Sgd, WeightSet, open};
+use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, Weights, initialise};
+use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
 
 pub const EPSILON: f32 = 8.0 / 255.0;
 const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
@@ -20,10 +21,10 @@ fn weights() -> &'static Weights {
     static WEIGHTS: OnceLock<Weights> = OnceLock::new();
     WEIGHTS.get_or_init(|| {
         let mut engine = open(DeviceChoice::Cpu, NETWORK, MINIBATCH).unwrap();
-        let engine = engine.as_mut();
+        let engine = &mut engine;
         engine.load_weights(&initialise(NETWORK, super::SEED)).unwrap();
         let train = generated::images(Part::Train, TRAINED);
-        let set = engine.upload_images(&train.pixels, &train.labels).unwrap();
+        let set = ImageSet::upload(&engine, &train.pixels, &train.labels).unwrap();
         let batch = Batch::alloc(engine, MINIBATCH).unwrap();
         let pass = Pass::Train { slot: 0 };
         for step in 0..STEPS {
@@ -31,13 +32,29 @@ fn weights() -> &'static Weights {
             let sample = |i: usize| ((step * MINIBATCH + i) * 7 % TRAINED) as u32;
             let samples: Vec<u32> = (0..MINIBATCH).map(sample).collect();
             engine.write(&batch.samples, &samples).unwrap();
-            engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
+            engine
+                .run(&GatherImages {
+                    set: &set,
+                    samples: &batch.samples,
+                    augment: None,
+                    images: &batch.images,
+                    labels: &batch.labels,
+                })
+                .unwrap();
             engine.forward(pass, &batch.images, &batch.logits).unwrap();
-            let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 / MINIBATCH as f32 };
-            engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
-            engine.parameter_gradient(pass, &batch.logit_gradient, false).unwrap();
+            engine
+                .run(&CrossEntropy {
+                    smoothing: 0.0,
+                    scale: 1.0 / MINIBATCH as f32,
+                    logits: &batch.logits,
+                    labels: &batch.labels,
+                    weights: None,
+                    outputs: batch.outputs(),
+                })
+                .unwrap();
+            engine.backward(pass, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
             let sgd = Sgd { learning_rate: 0.05, momentum: 0.9, weight_decay: 5e-4, average_decay: None };
-            engine.sgd_step(&sgd).unwrap();
+            engine.step(&sgd).unwrap();
         }
         engine.weights(WeightSet::Live).unwrap()
     })
@@ -45,7 +62,7 @@ fn weights() -> &'static Weights {
 
 /// The trained network, ready for evaluation, and test images.
 pub struct Judged {
-    pub engine: Box<dyn Engine>,
+    pub engine: Engine,
     pub labels: Vec<u32>,
     /// Positions of the images that the network predicts right.
     pub right: Vec<u32>,
@@ -59,7 +76,7 @@ impl Judged {
         engine.load_weights(weights()).unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
         let test = generated::images(Part::Test, count);
-        let set = engine.upload_images(&test.pixels, &test.labels).unwrap();
+        let set = ImageSet::upload(&engine, &test.pixels, &test.labels).unwrap();
         let mut judged = Self { engine, labels: test.labels, right: Vec::new(), set };
         let all: Vec<u32> = (0..count as u32).collect();
         let batch = judged.gather(&all);
@@ -73,17 +90,25 @@ impl Judged {
 
     /// A batch of these images; its adversarial images are NaN.
     pub fn gather(&mut self, positions: &[u32]) -> Batch {
-        let engine = self.engine.as_mut();
+        let engine = &mut self.engine;
         let batch = Batch::alloc(engine, positions.len()).unwrap();
         engine.write(&batch.samples, positions).unwrap();
-        engine.gather(&self.set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
+        engine
+            .run(&GatherImages {
+                set: &self.set,
+                samples: &batch.samples,
+                augment: None,
+                images: &batch.images,
+                labels: &batch.labels,
+            })
+            .unwrap();
         engine.write(&batch.perturbed, &vec![f32::NAN; batch.perturbed.len()]).unwrap();
         batch
     }
 
     /// For each image, made from that at its position: the label's logit less the largest other one.
     pub fn margins(&mut self, positions: &[u32], images: &[f32]) -> Vec<f32> {
-        let engine = self.engine.as_mut();
+        let engine = &mut self.engine;
         let images = engine.upload("images", images).unwrap();
         let logits = engine.alloc("logits", positions.len() * NETWORK.classes).unwrap();
         engine.forward(Pass::Eval, &images, &logits).unwrap();

@@ -3,7 +3,7 @@
 //! Nothing is shifted or rearranged for small numbers here but softmax itself: f64 has digits to spare. The gradients are held
 //! against finite differences of the losses by `tests/paired_losses.rs`.
 
-use secateur::engine::PairedForm;
+use secateur::ops::PairedForm;
 
 use super::{Bound, assert_close};
 

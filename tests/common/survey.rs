@@ -2,9 +2,10 @@
 
 use secateur::batch::Batch;
 use secateur::data::{DataSet, Images};
-use secateur::engine::{DeviceChoice, Engine, ImageSet, WeightSet, open};
+use secateur::engine::{DeviceChoice, Engine, WeightSet, open};
 use secateur::model::initialise;
 use secateur::objective::{self, Objective};
+use secateur::ops::ImageSet;
 use secateur::philox::{Key, Purpose};
 use secateur::prune::{Candidates, PruneError, Selection, Subset, Survey};
 use secateur::recipe::Recipe;
@@ -46,7 +47,7 @@ pub const DRAWS: Key = Key { seed: 5, purpose: Purpose::Selection, epoch: 0, ste
 
 /// A network on a device, images, and an objective.
 pub struct Subject {
-    pub engine: Box<dyn Engine>,
+    pub engine: Engine,
     pub set: ImageSet,
     pub images: Images,
     pub objective: Box<dyn Objective>,
@@ -63,13 +64,13 @@ impl Subject {
             DataSet::open(recipe.data.set, None, recipe.data.train_limit, recipe.data.test_limit).unwrap();
         let mut engine = open(device, train::network(&recipe), recipe.batch).unwrap();
         engine.load_weights(&initialise(train::network(&recipe), recipe.seed)).unwrap();
-        let set = engine.upload_images(&data.train.pixels, &data.train.labels).unwrap();
-        let scratch = Batch::alloc(&*engine, recipe.batch).unwrap();
+        let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
+        let scratch = Batch::alloc(&engine, recipe.batch).unwrap();
         Self { engine, set, images: data.train, objective: objective::of_recipe(&recipe), scratch }
     }
 
     /// Calls `task` with the engine and a survey.
-    pub fn survey<R>(&mut self, task: impl FnOnce(&mut dyn Engine, &mut Survey) -> R) -> R {
+    pub fn survey<R>(&mut self, task: impl FnOnce(&mut Engine, &mut Survey) -> R) -> R {
         let mut survey = Survey {
             set: &self.set,
             objective: &mut *self.objective,
@@ -79,7 +80,7 @@ impl Subject {
             key: Key { seed: 5, purpose: Purpose::SelectionStart, epoch: 0, step: 0 },
             watch: &mut |_, _| true,
         };
-        task(&mut *self.engine, &mut survey)
+        task(&mut self.engine, &mut survey)
     }
 
     /// The classes of `samples`.

@@ -6,8 +6,9 @@ use std::path::Path;
 use secateur::batch::Batch;
 use secateur::console::Console;
 use secateur::data::DataSet;
-use secateur::engine::{CrossEntropy, DeviceChoice, Engine, ImageSet, Pass, Sgd, Tensor, WeightSet, open};
+use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, Tensor, WeightSet, open};
 use secateur::model::initialise;
+use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::{Method, Recipe};
 use secateur::train::metrics::EpochMetrics;
@@ -80,13 +81,13 @@ pub fn run(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Ve
     };
     folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
     let run = Run { recipe, data: &data, folder: &folder, console: &Console::silent(), stop: &stop };
-    train::run(engine.as_mut(), &run)?;
+    train::run(&mut engine, &run)?;
     Ok(folder.read_metrics()?)
 }
 
 /// An engine with the weights of a short training, the recipe's images, and the first batch of them.
 pub struct Bench {
-    pub engine: Box<dyn Engine>,
+    pub engine: Engine,
     pub batch: Batch,
     pub labels: Vec<u32>,
     pub key: Key,
@@ -96,38 +97,62 @@ impl Bench {
     pub fn new(recipe: &Recipe) -> Self {
         let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
         let data = DataSet::open(recipe.data.set, None, recipe.data.train_limit, Some(1)).unwrap();
-        let engine_ref = engine.as_mut();
-        engine_ref.load_weights(&initialise(train::network(recipe), recipe.seed)).unwrap();
-        let set: ImageSet = engine_ref.upload_images(&data.train.pixels, &data.train.labels).unwrap();
-        let batch = Batch::alloc(engine_ref, BATCH).unwrap();
+        engine.load_weights(&initialise(train::network(recipe), recipe.seed)).unwrap();
+        let set: ImageSet = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
+        let batch = Batch::alloc(&engine, BATCH).unwrap();
         let samples: Vec<u32> = (0..BATCH as u32).collect();
-        engine_ref.write(&batch.samples, &samples).unwrap();
-        engine_ref.gather(&set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
-        let labels = engine_ref.read(&batch.labels).unwrap();
+        engine.write(&batch.samples, &samples).unwrap();
+        engine
+            .run(&GatherImages {
+                set: &set,
+                samples: &batch.samples,
+                augment: None,
+                images: &batch.images,
+                labels: &batch.labels,
+            })
+            .unwrap();
+        let labels = engine.read(&batch.labels).unwrap();
         // Trained until most of these very images are right under the running statistics, and some are not.
         let sgd = Sgd { learning_rate: 0.02, momentum: 0.5, weight_decay: 0.0, average_decay: None };
-        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 / BATCH as f32 };
         for _ in 0..100 {
-            engine_ref.fold_batch_norm(WeightSet::Live).unwrap();
-            engine_ref.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
-            engine_ref.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
-            let met = engine_ref.read(&batch.predictions).unwrap();
+            engine.fold_batch_norm(WeightSet::Live).unwrap();
+            engine.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
+            engine
+                .run(&CrossEntropy {
+                    smoothing: 0.0,
+                    scale: 1.0 / BATCH as f32,
+                    logits: &batch.logits,
+                    labels: &batch.labels,
+                    weights: None,
+                    outputs: batch.outputs(),
+                })
+                .unwrap();
+            let met = engine.read(&batch.predictions).unwrap();
             if met.iter().zip(&labels).filter(|(met, label)| met == label).count() >= 10 {
                 break;
             }
             let pass = Pass::Train { slot: 0 };
-            engine_ref.forward(pass, &batch.images, &batch.logits).unwrap();
-            engine_ref.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
-            engine_ref.parameter_gradient(pass, &batch.logit_gradient, false).unwrap();
-            engine_ref.sgd_step(&sgd).unwrap();
+            engine.forward(pass, &batch.images, &batch.logits).unwrap();
+            engine
+                .run(&CrossEntropy {
+                    smoothing: 0.0,
+                    scale: 1.0 / BATCH as f32,
+                    logits: &batch.logits,
+                    labels: &batch.labels,
+                    weights: None,
+                    outputs: batch.outputs(),
+                })
+                .unwrap();
+            engine.backward(pass, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
+            engine.step(&sgd).unwrap();
         }
-        engine_ref.fold_batch_norm(WeightSet::Live).unwrap();
+        engine.fold_batch_norm(WeightSet::Live).unwrap();
         let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
         Self { engine, batch, labels, key }
     }
 
     pub fn read(&self, tensor: &Tensor<f32>) -> Vec<f32> {
-        self.engine.as_ref().read(tensor).unwrap()
+        self.engine.read(tensor).unwrap()
     }
 }
 

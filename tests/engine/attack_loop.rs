@@ -3,10 +3,11 @@
 
 use secateur::batch::Batch;
 use secateur::engine::{
-    AscentLoss, AttackSteps, DeviceChoice, Engine, Pass, SignStep, WeightSet, ascend_step_by_step, open,
+    DeviceChoice, DeviceOptions, Engine, GradRequest, Pass, SignStep, WeightSet, open_with,
 };
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, initialise};
+use secateur::ops::{AscentLoss, AttackSteps, CrossEntropy, Divergence, Margin, MarginLoss};
 
 use crate::common;
 
@@ -14,11 +15,16 @@ const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
 const BATCH: usize = 3;
 
 /// An engine with weights, and a batch with everything that a loss may ask for.
-fn ready(device: DeviceChoice) -> (Box<dyn Engine>, Batch) {
-    let mut engine = open(device, NETWORK, BATCH).unwrap();
+fn ready(device: DeviceChoice) -> (Engine, Batch) {
+    ready_with(device, true)
+}
+
+fn ready_with(device: DeviceChoice, graphs: bool) -> (Engine, Batch) {
+    let options = DeviceOptions { graphs, ..DeviceOptions::default() };
+    let mut engine = open_with(device, NETWORK, BATCH, options).unwrap();
     engine.load_weights(&initialise(NETWORK, common::SEED)).unwrap();
     engine.fold_batch_norm(WeightSet::Live).unwrap();
-    let batch = Batch::alloc(engine.as_ref(), BATCH).unwrap();
+    let batch = Batch::alloc(&engine, BATCH).unwrap();
     let mut random = common::Random::new(1);
     engine.write(&batch.images, &random.uniforms(BATCH * IMAGE_LEN, 0.0, 1.0)).unwrap();
     engine.write(&batch.labels, &(0..BATCH).map(|_| random.word() % 10).collect::<Vec<_>>()).unwrap();
@@ -39,6 +45,32 @@ fn steps<'a>(pass: Pass, loss: AscentLoss<'a>, batch: &'a Batch) -> AttackSteps<
     }
 }
 
+/// The same by passes and losses, one after another.
+fn one_by_one(engine: &mut Engine, attack: &AttackSteps) -> secateur::engine::Result<()> {
+    let AttackSteps { pass, loss, step, steps, images, perturbed, logits, outputs } = *attack;
+    for _ in 0..steps {
+        engine.forward(pass, perturbed, logits)?;
+        match loss {
+            AscentLoss::CrossEntropy { labels } => engine.run(&CrossEntropy {
+                smoothing: 0.0,
+                scale: 1.0,
+                logits,
+                labels,
+                weights: None,
+                outputs,
+            })?,
+            AscentLoss::Divergence { target_logits } => {
+                engine.run(&Divergence { scale: 1.0, target_logits, logits, outputs })?;
+            }
+            AscentLoss::Margin { labels } => {
+                engine.run(&MarginLoss { margin: Margin::BestWrong, logits, labels, outputs })?;
+            }
+        }
+        engine.backward(pass, outputs.logit_gradient, GradRequest::step(step, images, perturbed))?;
+    }
+    Ok(())
+}
+
 fn losses(batch: &Batch) -> [AscentLoss<'_>; 3] {
     [
         AscentLoss::CrossEntropy { labels: &batch.labels },
@@ -49,9 +81,9 @@ fn losses(batch: &Batch) -> [AscentLoss<'_>; 3] {
 
 /// The images after the steps, as bits, from a start that differs from the clean images.
 fn moved(
-    engine: &mut dyn Engine,
+    engine: &mut Engine,
     batch: &Batch,
-    ascend: impl FnOnce(&mut dyn Engine) -> secateur::engine::Result<()>,
+    ascend: impl FnOnce(&mut Engine) -> secateur::engine::Result<()>,
 ) -> Vec<u32> {
     let clean = engine.read(&batch.images).unwrap();
     let start: Vec<f32> = clean.iter().map(|x| (x + 0.01).min(1.0)).collect();
@@ -64,22 +96,24 @@ fn moved(
 
 #[test]
 fn one_operation_gives_the_bits_of_its_parts() {
-    for device in [common::cuda_engine(), DeviceChoice::Cpu] {
-        let (mut engine, batch) = ready(device);
-        let engine = engine.as_mut();
+    for (device, graphs) in
+        [(common::cuda_engine(), true), (common::cuda_engine(), false), (DeviceChoice::Cpu, true)]
+    {
+        let (mut engine, batch) = ready_with(device, graphs);
+        let engine = &mut engine;
         // The whole batch, and a part of it that does not start where its tensors do.
         let part = batch.rows(1..BATCH);
         let whole = losses(&batch).map(|loss| (&batch, loss));
         for (batch, loss) in whole.into_iter().chain([(&part, losses(&part)[0])]) {
             let attack = steps(Pass::Eval, loss, batch);
-            let wanted = moved(engine, batch, |engine| ascend_step_by_step(engine, &attack));
-            engine.replay_graphs(true);
-            for time in 0..4 {
-                if time == 3 {
-                    engine.replay_graphs(false);
-                }
-                let met = moved(engine, batch, |engine| engine.ascend(&attack));
-                assert!(met == wanted, "{device:?}, {loss:?}, {} images, time {time}", batch.len());
+            let wanted = moved(engine, batch, |engine| one_by_one(engine, &attack));
+            for time in 0..3 {
+                let met = moved(engine, batch, |engine| engine.run(&attack));
+                assert!(
+                    met == wanted,
+                    "{device:?}, graphs {graphs}, {loss:?}, {} images, time {time}",
+                    batch.len()
+                );
             }
         }
     }
@@ -92,9 +126,9 @@ fn batch_statistics_are_those_of_the_parts_too() {
         let by_parts = |one: bool| {
             let (mut engine, batch) = ready(device);
             let attack = steps(pass, AscentLoss::CrossEntropy { labels: &batch.labels }, &batch);
-            let images = moved(engine.as_mut(), &batch, |engine| match one {
-                true => engine.ascend(&attack),
-                false => ascend_step_by_step(engine, &attack),
+            let images = moved(&mut engine, &batch, |engine| match one {
+                true => engine.run(&attack),
+                false => one_by_one(engine, &attack),
             });
             (images, engine.weights(WeightSet::Live).unwrap())
         };
@@ -108,8 +142,11 @@ fn what_an_attack_leaves_cannot_go_backward_and_is_seen_by_the_next_forward() {
         let (mut engine, batch) = ready(device);
         for pass in [Pass::Eval, Pass::Train { slot: 1 }] {
             let attack = steps(pass, AscentLoss::Margin { labels: &batch.labels }, &batch);
-            moved(engine.as_mut(), &batch, |engine| engine.ascend(&attack));
-            assert!(engine.input_gradient(pass, &batch.logit_gradient, &batch.images).is_err(), "{device:?}");
+            moved(&mut engine, &batch, |engine| engine.run(&attack));
+            assert!(
+                engine.backward(pass, &batch.logit_gradient, GradRequest::images(&batch.images)).is_err(),
+                "{device:?}"
+            );
             engine.fold_batch_norm(WeightSet::Live).unwrap();
             engine.forward(Pass::Eval, &batch.perturbed, &batch.logits).unwrap();
             let met = engine.read(&batch.logits).unwrap();
@@ -124,7 +161,7 @@ fn what_an_attack_leaves_cannot_go_backward_and_is_seen_by_the_next_forward() {
 fn what_cannot_be_is_refused() {
     for device in [common::cuda_engine(), DeviceChoice::Cpu] {
         let (mut engine, batch) = ready(device);
-        let mut refused = |attack: &AttackSteps| engine.ascend(attack).unwrap_err().to_string();
+        let mut refused = |attack: &AttackSteps| engine.run(attack).unwrap_err().to_string();
         let part = batch.rows(0..2);
         let labels = AscentLoss::CrossEntropy { labels: &part.labels };
         let error = refused(&steps(Pass::Eval, labels, &batch));
@@ -138,9 +175,9 @@ fn what_cannot_be_is_refused() {
             average_decay: None,
         };
         engine.forward(Pass::Train { slot: 0 }, &batch.images, &batch.logits).unwrap();
-        engine.parameter_gradient(Pass::Train { slot: 0 }, &batch.clean_logits, false).unwrap();
-        engine.sgd_step(&sgd).unwrap();
-        let error = engine.ascend(&attack).unwrap_err().to_string();
+        engine.backward(Pass::Train { slot: 0 }, &batch.clean_logits, GradRequest::PARAMETERS).unwrap();
+        engine.step(&sgd).unwrap();
+        let error = engine.run(&attack).unwrap_err().to_string();
         assert!(error.contains("fold_batch_norm"), "{device:?}: {error}");
     }
 }

@@ -9,12 +9,10 @@
 
 use std::collections::BTreeMap;
 
-use secateur::engine::{
-    Augment, CrossEntropy, DeviceChoice, Engine, LossOutputs, Noise, Padding, Pass, Sgd, SignStep, Tensor,
-    WeightSet, open,
-};
+use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, SignStep, Tensor, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ParameterKind, ResNet18, Weights};
+use secateur::ops::{Augment, CrossEntropy, GatherImages, ImageSet, LossOutputs, Noise, Padding, Perturb};
 use secateur::philox::{Key, Purpose, unit};
 
 use crate::common;
@@ -24,7 +22,7 @@ const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
 const BATCH: usize = 8;
 const EPSILON: f32 = 8.0 / 255.0;
 
-type Device = Box<dyn Engine>;
+type Device = Engine;
 
 fn emulated() -> Device {
     open(common::cuda_engine(), NETWORK, BATCH).unwrap()
@@ -143,13 +141,21 @@ impl Bench {
     }
     /// Loss and logit gradient of the last forward pass.
     fn loss(&mut self) {
-        let loss = CrossEntropy { smoothing: 0.1, scale: 1.0 / BATCH as f32 };
         let outputs = LossOutputs {
             losses: &self.losses,
             predictions: &self.predictions,
             logit_gradient: &self.logit_gradient,
         };
-        self.engine.cross_entropy(&loss, &self.logits, &self.labels, None, outputs).unwrap();
+        self.engine
+            .run(&CrossEntropy {
+                smoothing: 0.1,
+                scale: 1.0 / BATCH as f32,
+                logits: &self.logits,
+                labels: &self.labels,
+                weights: None,
+                outputs,
+            })
+            .unwrap();
     }
     /// The logit gradient that the reference would use, so that a comparison starts from the same numbers.
     fn take_logit_gradient(&mut self, from: &Bench) {
@@ -157,7 +163,7 @@ impl Bench {
         self.engine.write(&self.logit_gradient, &values).unwrap();
     }
     fn input_gradient(&mut self, pass: Pass) -> Vec<f32> {
-        self.engine.input_gradient(pass, &self.logit_gradient, &self.gradient).unwrap();
+        self.engine.backward(pass, &self.logit_gradient, GradRequest::images(&self.gradient)).unwrap();
         self.engine.read(&self.gradient).unwrap()
     }
     fn read_logits(&self) -> Vec<f32> {
@@ -286,7 +292,6 @@ fn train_pass(device: DeviceChoice) {
     for kind in [Kind::Ordinary, Kind::Steady] {
         let (mut met, mut wanted) = pair(device, kind);
         for bench in [&mut met, &mut wanted] {
-            bench.engine.split_sums(true);
             bench.forward(pass, &bench.images.clone());
             bench.loss();
         }
@@ -303,8 +308,8 @@ fn train_pass(device: DeviceChoice) {
         }
 
         let [met_gradients, wanted_gradients] = [&mut met, &mut wanted].map(|bench| {
-            bench.engine.parameter_gradient(pass, &bench.logit_gradient, false).unwrap();
-            bench.engine.gradients().unwrap().tensors
+            bench.engine.backward(pass, &bench.logit_gradient, GradRequest::PARAMETERS).unwrap();
+            bench.engine.weights(WeightSet::Gradients).unwrap().tensors
         });
         assert_eq!(met_gradients.keys().collect::<Vec<_>>(), wanted_gradients.keys().collect::<Vec<_>>());
         assert_eq!(met_gradients.len(), 62);
@@ -337,24 +342,48 @@ fn data_and_random_starts_have_the_same_bits() {
     println!("seed {SEED}");
     let (set, set_labels) = data(20);
     let results = [emulated(), reference()].map(|mut engine| {
-        let set = engine.upload_images(&set, &set_labels).unwrap();
+        let set = ImageSet::upload(&engine, &set, &set_labels).unwrap();
         let samples = engine.upload("samples", &[3u32, 19, 0, 3, 7, 11, 2, 5]).unwrap();
         let images = engine.alloc("images", BATCH * IMAGE_LEN).unwrap();
         let labels = engine.alloc("labels", BATCH).unwrap();
         let mut bits: BTreeMap<String, Vec<u32>> = BTreeMap::new();
         let augment = |padding| Some(Augment { seed: SEED, epoch: 4, padding });
         for augment in [None, augment(Padding::Zero), augment(Padding::Reflect)] {
-            engine.gather(&set, &samples, augment, &images, &labels).unwrap();
+            engine
+                .run(&GatherImages {
+                    set: &set,
+                    samples: &samples,
+                    augment,
+                    images: &images,
+                    labels: &labels,
+                })
+                .unwrap();
             let gathered: Vec<f32> = engine.read(&images).unwrap();
             bits.insert(format!("images, {augment:?}"), gathered.iter().map(|v| v.to_bits()).collect());
             bits.insert(format!("labels, {augment:?}"), engine.read(&labels).unwrap());
         }
         let perturbed = engine.alloc("perturbed", BATCH * IMAGE_LEN).unwrap();
         let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 2, step: 1 };
-        engine.perturb(Noise::Uniform { radius: EPSILON }, key, &samples, &images, &perturbed).unwrap();
+        engine
+            .run(&Perturb {
+                noise: Noise::Uniform { radius: EPSILON },
+                key,
+                samples: &samples,
+                images: &images,
+                perturbed: &perturbed,
+            })
+            .unwrap();
         let started: Vec<f32> = engine.read(&perturbed).unwrap();
         bits.insert("uniform start".into(), started.iter().map(|v| v.to_bits()).collect());
-        engine.perturb(Noise::Normal { deviation: 0.001 }, key, &samples, &images, &perturbed).unwrap();
+        engine
+            .run(&Perturb {
+                noise: Noise::Normal { deviation: 0.001 },
+                key,
+                samples: &samples,
+                images: &images,
+                perturbed: &perturbed,
+            })
+            .unwrap();
         let normal: Vec<f32> = engine.read(&perturbed).unwrap();
         (bits, normal)
     });
@@ -378,12 +407,24 @@ fn attack(
 ) -> Vec<f32> {
     let step = SignStep { step_size: 2.0 / 255.0, epsilon: EPSILON };
     let clean: Vec<f32> = bench.engine.read(&bench.images).unwrap();
-    bench.engine.perturb(Noise::Uniform { radius: EPSILON }, key, samples, &bench.images, perturbed).unwrap();
+    bench
+        .engine
+        .run(&Perturb {
+            noise: Noise::Uniform { radius: EPSILON },
+            key,
+            samples,
+            images: &bench.images,
+            perturbed,
+        })
+        .unwrap();
     let mut moved = Vec::new();
     for _ in 0..steps {
         bench.forward(Pass::Eval, perturbed);
         bench.loss();
-        bench.engine.attack_step(Pass::Eval, &bench.logit_gradient, &step, &bench.images, perturbed).unwrap();
+        bench
+            .engine
+            .backward(Pass::Eval, &bench.logit_gradient, GradRequest::step(step, &bench.images, perturbed))
+            .unwrap();
         moved = bench.engine.read(perturbed).unwrap();
         for (i, (moved, clean)) in moved.iter().zip(&clean).enumerate() {
             assert!((0.0..=1.0).contains(moved), "element {i} is {moved}, seed {SEED}");
@@ -403,24 +444,32 @@ struct Run {
 fn train(engine: Device, start: &Weights, learning_rate: f32) -> Run {
     let (set, set_labels) = data(40);
     let mut bench = Bench::ready(engine, start);
-    bench.engine.split_sums(true);
-    let set = bench.engine.upload_images(&set, &set_labels).unwrap();
+    let set = ImageSet::upload(&bench.engine, &set, &set_labels).unwrap();
     let perturbed = bench.engine.alloc("perturbed", BATCH * IMAGE_LEN).unwrap();
     let mut losses = Vec::new();
     for step in 0..20u32 {
         let ids: Vec<u32> = (0..BATCH as u32).map(|i| (step * BATCH as u32 + i) % 40).collect();
         let samples = bench.engine.upload("samples", &ids).unwrap();
         let augment = Some(Augment { seed: SEED, epoch: step / 5, padding: Padding::Reflect });
-        bench.engine.gather(&set, &samples, augment, &bench.images, &bench.labels).unwrap();
+        bench
+            .engine
+            .run(&GatherImages {
+                set: &set,
+                samples: &samples,
+                augment,
+                images: &bench.images,
+                labels: &bench.labels,
+            })
+            .unwrap();
         bench.engine.fold_batch_norm(WeightSet::Live).unwrap();
         let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step };
         attack(&mut bench, 2, key, &samples, &perturbed);
         let pass = Pass::Train { slot: 0 };
         bench.forward(pass, &perturbed);
         bench.loss();
-        bench.engine.parameter_gradient(pass, &bench.logit_gradient, false).unwrap();
+        bench.engine.backward(pass, &bench.logit_gradient, GradRequest::PARAMETERS).unwrap();
         let sgd = Sgd { learning_rate, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9) };
-        bench.engine.sgd_step(&sgd).unwrap();
+        bench.engine.step(&sgd).unwrap();
         let sample_losses: Vec<f32> = bench.engine.read(&bench.losses).unwrap();
         losses.push(sample_losses.iter().sum::<f32>() / BATCH as f32);
     }
@@ -509,7 +558,10 @@ fn an_attack_step_is_the_sign_of_the_input_gradient() {
         bench.forward(pass, &perturbed);
         bench.loss();
         let gradient = bench.input_gradient(pass);
-        bench.engine.attack_step(pass, &bench.logit_gradient, &step, &bench.images, &perturbed).unwrap();
+        bench
+            .engine
+            .backward(pass, &bench.logit_gradient, GradRequest::step(step, &bench.images, &perturbed))
+            .unwrap();
         let moved: Vec<f32> = bench.engine.read(&perturbed).unwrap();
         for (i, ((moved, clean), gradient)) in moved.iter().zip(&clean).zip(&gradient).enumerate() {
             let sign = if *gradient == 0.0 { 0.0 } else { gradient.signum() };
@@ -540,20 +592,24 @@ fn gradients_accumulate_and_slots_do_not_mix() {
 
     bench.forward(slots[0], &bench.images.clone());
     bench.loss();
-    bench.engine.parameter_gradient(slots[0], &bench.logit_gradient, false).unwrap();
-    let once = bench.engine.gradients().unwrap();
-    bench.engine.parameter_gradient(slots[0], &bench.logit_gradient, true).unwrap();
-    let twice = bench.engine.gradients().unwrap();
+    bench.engine.backward(slots[0], &bench.logit_gradient, GradRequest::PARAMETERS).unwrap();
+    let once = bench.engine.weights(WeightSet::Gradients).unwrap();
+    bench.engine.backward(slots[0], &bench.logit_gradient, GradRequest::ADD_PARAMETERS).unwrap();
+    let twice = bench.engine.weights(WeightSet::Gradients).unwrap();
     for (name, once) in &once.tensors {
         let doubled: Vec<f32> = once.values.iter().map(|v| v + v).collect();
         assert_eq!(twice.tensors[name].values, doubled, "{name}: accumulated, seed {SEED}");
     }
 
     bench.forward(slots[1], &other);
-    bench.engine.parameter_gradient(slots[0], &bench.logit_gradient, false).unwrap();
-    assert_eq!(bench.engine.gradients().unwrap(), once, "slot 0 after a pass in slot 1, seed {SEED}");
-    bench.engine.parameter_gradient(slots[1], &bench.logit_gradient, false).unwrap();
-    assert_ne!(bench.engine.gradients().unwrap(), once, "slot 1 has its own images");
+    bench.engine.backward(slots[0], &bench.logit_gradient, GradRequest::PARAMETERS).unwrap();
+    assert_eq!(
+        bench.engine.weights(WeightSet::Gradients).unwrap(),
+        once,
+        "slot 0 after a pass in slot 1, seed {SEED}"
+    );
+    bench.engine.backward(slots[1], &bench.logit_gradient, GradRequest::PARAMETERS).unwrap();
+    assert_ne!(bench.engine.weights(WeightSet::Gradients).unwrap(), once, "slot 1 has its own images");
 }
 
 #[test]
@@ -572,7 +628,7 @@ fn part_of_the_batch(device: DeviceChoice) {
         let logit_gradient = bench.logit_gradient.rows(range.clone(), NETWORK.classes);
         let part = bench.gradient.rows(range.clone(), IMAGE_LEN);
         bench.engine.forward(Pass::Eval, &images, &logits).unwrap();
-        bench.engine.input_gradient(Pass::Eval, &logit_gradient, &part).unwrap();
+        bench.engine.backward(Pass::Eval, &logit_gradient, GradRequest::images(&part)).unwrap();
         let met: Vec<f32> = bench.engine.read(&logits).unwrap();
         assert_eq!(met, whole[range.start * 10..range.end * 10], "logits of {range:?}, seed {SEED}");
         let met: Vec<f32> = bench.engine.read(&part).unwrap();
@@ -602,8 +658,8 @@ fn everything(choice: DeviceChoice, kind: Kind) -> Vec<(String, Vec<f32>)> {
         bench.loss();
         found.push(("training, logits".into(), bench.read_logits()));
         found.push(("training, input gradient".into(), bench.input_gradient(pass)));
-        bench.engine.parameter_gradient(pass, &bench.logit_gradient, false).unwrap();
-        let gradients = bench.engine.gradients().unwrap().tensors;
+        bench.engine.backward(pass, &bench.logit_gradient, GradRequest::PARAMETERS).unwrap();
+        let gradients = bench.engine.weights(WeightSet::Gradients).unwrap().tensors;
         let all = gradients.into_values().flat_map(|tensor| tensor.values).collect();
         found.push(("parameter gradients".into(), all));
     }

@@ -1,9 +1,10 @@
 //! What the cuda engine keeps and what it refuses: weights and optimizer state there and back, and calls in the wrong
 //! order or of the wrong size, each an error that names the matter.
 
-use secateur::engine::{CrossEntropy, Engine, Error, LossOutputs, Pass, Sgd, SignStep, WeightSet, open};
+use secateur::engine::{Engine, Error, GradRequest, Pass, Sgd, SignStep, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, initialise};
+use secateur::ops::{CrossEntropy, LossOutputs, SelectTopK};
 
 use crate::common;
 
@@ -12,12 +13,12 @@ const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
 const BATCH: usize = 2;
 const SGD: Sgd = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9) };
 
-fn emulated() -> Box<dyn Engine> {
+fn emulated() -> Engine {
     open(common::cuda_engine(), NETWORK, BATCH).unwrap()
 }
 
 /// One training step on grey images.
-fn train(engine: &mut dyn Engine) {
+fn train(engine: &mut Engine) {
     let images = engine.upload("images", &[0.25f32; BATCH * IMAGE_LEN]).unwrap();
     let labels = engine.upload("labels", &[3u32, 8]).unwrap();
     let logits = engine.alloc("logits", BATCH * 10).unwrap();
@@ -27,10 +28,18 @@ fn train(engine: &mut dyn Engine) {
     let pass = Pass::Train { slot: 0 };
     engine.forward(pass, &images, &logits).unwrap();
     let outputs = LossOutputs { losses: &losses, predictions: &predictions, logit_gradient: &logit_gradient };
-    let loss = CrossEntropy { smoothing: 0.0, scale: 0.5 };
-    engine.cross_entropy(&loss, &logits, &labels, None, outputs).unwrap();
-    engine.parameter_gradient(pass, &logit_gradient, false).unwrap();
-    engine.sgd_step(&SGD).unwrap();
+    engine
+        .run(&CrossEntropy {
+            smoothing: 0.0,
+            scale: 0.5,
+            logits: &logits,
+            labels: &labels,
+            weights: None,
+            outputs,
+        })
+        .unwrap();
+    engine.backward(pass, &logit_gradient, GradRequest::PARAMETERS).unwrap();
+    engine.step(&SGD).unwrap();
 }
 
 #[test]
@@ -45,7 +54,7 @@ fn state_goes_there_and_back() {
     assert!(fresh.momentum.tensors.values().all(|tensor| tensor.values.iter().all(|v| *v == 0.0)));
 
     // A run that stops after one step and goes on in another engine has the same bits as one that never stopped.
-    train(&mut *engine);
+    train(&mut engine);
     let (live, state) = (engine.weights(WeightSet::Live).unwrap(), engine.optimizer().unwrap());
     assert_ne!(live, weights);
     assert_eq!(state.average.as_ref(), Some(&engine.weights(WeightSet::Average).unwrap()));
@@ -53,7 +62,7 @@ fn state_goes_there_and_back() {
     resumed.load_weights(&live).unwrap();
     resumed.load_optimizer(&state).unwrap();
     for engine in [&mut engine, &mut resumed] {
-        train(&mut **engine);
+        train(&mut *engine);
     }
     assert_eq!(engine.weights(WeightSet::Live).unwrap(), resumed.weights(WeightSet::Live).unwrap());
     assert_eq!(engine.optimizer().unwrap(), resumed.optimizer().unwrap());
@@ -82,15 +91,18 @@ fn calls_in_the_wrong_order_are_refused() {
     invalid("evaluation without a fold", engine.forward(Pass::Eval, &images, &logits));
     invalid("the average without one", engine.fold_batch_norm(WeightSet::Average));
     engine.fold_batch_norm(WeightSet::Live).unwrap();
-    invalid("backward before forward", engine.input_gradient(Pass::Eval, &dz, &gradient));
-    invalid("a step before forward", engine.attack_step(Pass::Eval, &dz, &step, &images, &gradient));
-    invalid("train backward before forward", engine.parameter_gradient(train, &dz, false));
+    invalid("backward before forward", engine.backward(Pass::Eval, &dz, GradRequest::images(&gradient)));
+    invalid(
+        "a step before forward",
+        engine.backward(Pass::Eval, &dz, GradRequest::step(step, &images, &gradient)),
+    );
+    invalid("train backward before forward", engine.backward(train, &dz, GradRequest::PARAMETERS));
     invalid("a third slot", engine.forward(Pass::Train { slot: 2 }, &images, &logits));
 
     engine.forward(Pass::Eval, &images, &logits).unwrap();
-    invalid("parameter gradients in evaluation", engine.parameter_gradient(Pass::Eval, &dz, false));
+    invalid("parameter gradients in evaluation", engine.backward(Pass::Eval, &dz, GradRequest::PARAMETERS));
     let (one, one_dz) = (gradient.rows(0..1, IMAGE_LEN), dz.rows(0..1, 10));
-    invalid("backward of another batch", engine.input_gradient(Pass::Eval, &one_dz, &one));
+    invalid("backward of another batch", engine.backward(Pass::Eval, &one_dz, GradRequest::images(&one)));
     engine.forward(train, &images, &logits).unwrap();
     invalid("a fold that the train pass outdated", engine.forward(Pass::Eval, &images, &logits));
 }
@@ -105,7 +117,7 @@ fn wrong_sizes_and_foreign_tensors_are_refused() {
 
     let short = engine.alloc("short logits", BATCH * 10 - 1).unwrap();
     let error = engine.forward(Pass::Eval, &images, &short).unwrap_err();
-    assert!(matches!(error, Error::Length { tensor: "short logits", met: 19, wanted: 20 }), "{error}");
+    assert!(matches!(error, Error::Length { tensor: "short logits", actual: 19, expected: 20 }), "{error}");
     let many = engine.alloc("many images", (BATCH + 1) * IMAGE_LEN).unwrap();
     let error = engine.forward(Pass::Eval, &many, &logits).unwrap_err();
     assert!(error.to_string().contains("many images"), "{error}");
@@ -117,10 +129,10 @@ fn wrong_sizes_and_foreign_tensors_are_refused() {
 
     let values = engine.upload("values", &[1.0f32, f32::NAN, 2.0]).unwrap();
     let top = engine.alloc("top", 2).unwrap();
-    let error = engine.top_k(&values, &top).unwrap_err();
+    let error = engine.run(&SelectTopK { values: &values, top: &top }).unwrap_err();
     assert!(matches!(error, Error::NotANumber { tensor: "values", position: 1 }), "{error}");
     let too_many = engine.alloc("top", 4).unwrap();
-    assert!(engine.top_k(&values, &too_many).is_err());
+    assert!(engine.run(&SelectTopK { values: &values, top: &too_many }).is_err());
 
     let Err(error) = open(common::cuda_engine(), ResNet18 { width: 32, classes: 10 }, 4) else {
         panic!("width 32 has no kernels");

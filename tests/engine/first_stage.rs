@@ -1,9 +1,12 @@
 //! The first stage of an evaluation pass, taken part by part: the same bits as in one piece.
 
+use std::num::NonZeroUsize;
+
 use secateur::batch::Batch;
-use secateur::engine::{AscentLoss, AttackSteps, DeviceChoice, Pass, SignStep, WeightSet, open};
+use secateur::engine::{DeviceChoice, DeviceOptions, GradRequest, Pass, SignStep, WeightSet, open_with};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, initialise};
+use secateur::ops::{AscentLoss, AttackSteps};
 
 use crate::common::{Random, SEED, cuda_engine};
 
@@ -12,9 +15,9 @@ const BATCH: usize = 5;
 
 /// Logits, input gradients and images after `steps` steps of an attack, as bits.
 fn results(device: DeviceChoice, network: ResNet18, part: usize, steps: u32) -> [Vec<u32>; 3] {
-    let mut engine = open(device, network, BATCH).unwrap();
-    let engine = engine.as_mut();
-    engine.first_stage_images(part).unwrap();
+    let options = DeviceOptions { first_stage_images: NonZeroUsize::new(part), ..DeviceOptions::default() };
+    let mut engine = open_with(device, network, BATCH, options).unwrap();
+    let engine = &mut engine;
     engine.load_weights(&initialise(network, SEED)).unwrap();
     engine.fold_batch_norm(WeightSet::Live).unwrap();
     let batch = Batch::alloc(engine, BATCH).unwrap();
@@ -27,7 +30,7 @@ fn results(device: DeviceChoice, network: ResNet18, part: usize, steps: u32) -> 
     engine.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
     let logits = engine.read(&batch.logits).unwrap();
     engine.write(&batch.perturbed, &vec![f32::NAN; BATCH * IMAGE_LEN]).unwrap();
-    engine.input_gradient(Pass::Eval, &batch.logit_gradient, &batch.perturbed).unwrap();
+    engine.backward(Pass::Eval, &batch.logit_gradient, GradRequest::images(&batch.perturbed)).unwrap();
     let gradient = engine.read(&batch.perturbed).unwrap();
     engine.write(&batch.perturbed, &images).unwrap();
     let attack = AttackSteps {
@@ -40,7 +43,7 @@ fn results(device: DeviceChoice, network: ResNet18, part: usize, steps: u32) -> 
         logits: &batch.logits,
         outputs: batch.outputs(),
     };
-    engine.ascend(&attack).unwrap();
+    engine.run(&attack).unwrap();
     let moved = engine.read(&batch.perturbed).unwrap();
     assert_ne!(moved, images);
     [logits, gradient, moved].map(|values| values.iter().map(|value| value.to_bits()).collect())
@@ -70,11 +73,4 @@ fn parts_give_the_bits_of_the_whole_on_wgmma() {
         device => device,
     };
     agree(device, ResNet18 { width: 64, classes: 10 }, &[2], 1);
-}
-
-#[test]
-fn parts_of_no_images_are_refused() {
-    let mut engine = open(cuda_engine(), ResNet18 { width: 16, classes: 10 }, BATCH).unwrap();
-    let error = engine.first_stage_images(0).unwrap_err().to_string();
-    assert!(error.contains("0 images"), "{error}");
 }

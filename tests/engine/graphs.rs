@@ -9,13 +9,11 @@ use secateur::batch::Batch;
 use secateur::data::{DataSet, SetKind};
 use secateur::engine::cuda::driver::record::Recorder;
 use secateur::engine::cuda::driver::{Address, Buffer, Driver, Kernel};
-use secateur::engine::cuda::launch::rows::{self, Rows};
-use secateur::engine::{
-    CrossEntropy, Noise, PairedForm, PairedLoss, Pass, Phase, Sgd, SignStep, WeightSet, open,
-};
+use secateur::engine::{DeviceOptions, GradRequest, Pass, Phase, Sgd, SignStep, WeightSet, open_with};
 use secateur::model::{ResNet18, Weights, initialise};
+use secateur::ops::rows::{self, Rows};
+use secateur::ops::{CrossEntropy, GatherImages, ImageSet, Noise, PairedForm, PairedLoss};
 use secateur::philox::{Key, Purpose};
-use secateur::recipe::BatchNorm;
 
 use crate::common::*;
 
@@ -110,19 +108,18 @@ const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
 /// Adversarial training on whole and smaller batches, with one train pass and with two, the step size changed on the way, then
 /// attacks on both sets of weights.
 fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
-    let mut engine = open(cuda_engine(), NETWORK, 3).unwrap();
-    let engine = engine.as_mut();
-    engine.replay_graphs(replays);
-    engine.start_launches_early(early);
+    let options = DeviceOptions { graphs: replays, dependent_launch: early, ..DeviceOptions::default() };
+    let mut engine = open_with(cuda_engine(), NETWORK, 3, options).unwrap();
+    let engine = &mut engine;
     engine.load_weights(&initialise(NETWORK, SEED)).unwrap();
     let data = DataSet::open(SetKind::Generated, None, Some(9), Some(1)).unwrap();
-    let set = engine.upload_images(&data.train.pixels, &data.train.labels).unwrap();
+    let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
     let whole = Batch::alloc(engine, 3).unwrap();
     let mut pgd = Pgd {
         start: Some(Noise::Uniform { radius: 8.0 / 255.0 }),
         step: SignStep { step_size: 2.0 / 255.0, epsilon: 8.0 / 255.0 },
         steps: 1,
-        batch_norm: BatchNorm::Eval,
+        pass: Pass::EvalSplit,
     };
     let key = |step| Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step };
     let mut images = Vec::new();
@@ -130,7 +127,15 @@ fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
         let batch = if step % 3 == 2 { whole.rows(0..2) } else { whole.clone() };
         let samples: Vec<u32> = (0..batch.len() as u32).map(|i| (3 * step + i) % 9).collect();
         engine.write(&batch.samples, &samples).unwrap();
-        engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
+        engine
+            .run(&GatherImages {
+                set: &set,
+                samples: &batch.samples,
+                augment: None,
+                images: &batch.images,
+                labels: &batch.labels,
+            })
+            .unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
         if step == 5 {
             pgd.step.step_size = 1.0 / 255.0;
@@ -141,23 +146,43 @@ fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
         if step % 2 == 0 {
             let pass = Pass::Train { slot: 0 };
             engine.forward(pass, &batch.perturbed, &batch.logits).unwrap();
-            let loss = CrossEntropy { smoothing: 0.0, scale };
-            engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
-            engine.parameter_gradient(pass, &batch.logit_gradient, false).unwrap();
+            engine
+                .run(&CrossEntropy {
+                    smoothing: 0.0,
+                    scale,
+                    logits: &batch.logits,
+                    labels: &batch.labels,
+                    weights: None,
+                    outputs: batch.outputs(),
+                })
+                .unwrap();
+            engine.backward(pass, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
         } else {
             let logits = [&batch.clean_logits, &batch.logits];
-            engine.forward_pair([&batch.images, &batch.perturbed], logits).unwrap();
-            let loss = PairedLoss { form: PairedForm::Trades { smoothing: 0.1 }, divergence: 6.0, scale };
+            engine.forward(Pass::Pair, [&batch.images, &batch.perturbed], logits).unwrap();
             let outputs = batch.paired_outputs();
-            engine.paired_loss(&loss, logits[0], logits[1], &batch.labels, None, outputs).unwrap();
-            engine.pair_gradient([&batch.clean_gradient, &batch.logit_gradient]).unwrap();
+            engine
+                .run(&PairedLoss {
+                    form: PairedForm::Trades { smoothing: 0.1 },
+                    divergence: 6.0,
+                    scale,
+                    clean_logits: logits[0],
+                    adversarial_logits: logits[1],
+                    labels: &batch.labels,
+                    weights: None,
+                    outputs,
+                })
+                .unwrap();
+            engine
+                .backward(Pass::Pair, [&batch.clean_gradient, &batch.logit_gradient], GradRequest::PARAMETERS)
+                .unwrap();
         }
         // Rate, momentum and decay of the average change in every step, as a schedule changes them.
         let learning_rate = 0.05 - 0.003 * step as f32;
         let momentum = 0.8 + 0.01 * step as f32;
         let average_decay = (step > 1).then_some((1 + step) as f32 / (10 + step) as f32);
         let sgd = Sgd { learning_rate, momentum, weight_decay: 5e-4, average_decay };
-        engine.sgd_step(&sgd).unwrap();
+        engine.step(&sgd).unwrap();
     }
     // One batch at one place: only the weights differ.
     for set in [WeightSet::Live, WeightSet::Average, WeightSet::Live, WeightSet::Average] {

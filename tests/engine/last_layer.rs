@@ -1,12 +1,13 @@
 //! Last-layer gradients in factored form (`engine::LastLayer`): both engines against gradients built in full, in f64, and
 //! against each other; against the gradient that the backward pass gives; and what is refused, in the same words.
 
-use secateur::engine::{
-    CrossEntropy, DeviceChoice, Engine, Error, LastLayerGradients, LossOutputs, Pass, Sgd, Tensor, Term,
-    WeightSet, open,
-};
+use secateur::engine::{DeviceChoice, Engine, Error, GradRequest, Pass, Sgd, Tensor, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, initialise};
+use secateur::ops::{
+    CrossEntropy, GradientColumn, GradientProducts, GradientSquares, GradientSum, LastLayerGradients,
+    LossOutputs, RowNorms, RowProducts, StepLogits, SubtractRows, Term,
+};
 
 use crate::common::{self, Bound, F32, Random, SEED, assert_close};
 
@@ -18,7 +19,7 @@ const NETWORKS: [ResNet18; 4] = [
 ];
 const SMALL: ResNet18 = NETWORKS[0];
 
-type Device = Box<dyn Engine>;
+type Device = Engine;
 
 /// The reference engine, then the kernels.
 fn engines(network: ResNet18, max_batch: usize) -> [(&'static str, Device); 2] {
@@ -80,7 +81,7 @@ impl Factors {
         vector_len(self.network)
     }
 
-    fn upload(&self, engine: &dyn Engine) -> LastLayerGradients {
+    fn upload(&self, engine: &Engine) -> LastLayerGradients {
         let term = |(dz, h): &(Vec<f32>, Vec<f32>)| Term {
             logit_gradient: engine.upload("logit gradient", dz).unwrap(),
             features: engine.upload("features", h).unwrap(),
@@ -117,16 +118,22 @@ fn the_algebra_equals_explicit_gradients() {
                 ("squares", factors.explicit.iter().map(|g| dot(g, g)).collect()),
             ];
             let met = engines(network, 1).map(|(name, mut engine)| {
-                let gradients = factors.upload(&*engine);
+                let gradients = factors.upload(&engine);
                 let weights = engine.upload("weights", &weights).unwrap();
                 let vector = engine.upload("vector", &vector).unwrap();
                 let out: Vec<Tensor<f64>> =
                     wanted.iter().map(|(what, v)| engine.alloc(what, v.len()).unwrap()).collect();
-                engine.gradient_sum(&gradients, None, &out[0]).unwrap();
-                engine.gradient_sum(&gradients, Some(&weights), &out[1]).unwrap();
-                engine.gradient_products(&gradients, &vector, &out[2]).unwrap();
-                engine.gradient_column(&gradients, len / 2, &out[3]).unwrap();
-                engine.gradient_squares(&gradients, &out[4]).unwrap();
+                engine.run(&GradientSum { gradients: &gradients, weights: None, sum: &out[0] }).unwrap();
+                engine
+                    .run(&GradientSum { gradients: &gradients, weights: Some(&weights), sum: &out[1] })
+                    .unwrap();
+                engine
+                    .run(&GradientProducts { gradients: &gradients, vector: &vector, products: &out[2] })
+                    .unwrap();
+                engine
+                    .run(&GradientColumn { gradients: &gradients, sample: len / 2, column: &out[3] })
+                    .unwrap();
+                engine.run(&GradientSquares { gradients: &gradients, squares: &out[4] }).unwrap();
                 let met: Vec<Vec<f64>> = out.iter().map(|out| engine.read(out).unwrap()).collect();
                 for (met, (what, wanted)) in met.iter().zip(&wanted) {
                     near(&format!("{name}, {network:?}, {len} samples, {terms} terms: {what}"), met, wanted);
@@ -145,9 +152,9 @@ fn a_part_of_the_samples_is_a_view() {
     let factors = Factors::new(SMALL, 20, 2);
     let (part, wanted) = (5..12, factors.explicit[5..12].iter().map(|g| dot(g, g)).collect::<Vec<_>>());
     for (name, mut engine) in engines(SMALL, 1) {
-        let gradients = factors.upload(&*engine).rows(part.clone());
+        let gradients = factors.upload(&engine).rows(part.clone());
         let squares = engine.alloc("squares", 7).unwrap();
-        engine.gradient_squares(&gradients, &squares).unwrap();
+        engine.run(&GradientSquares { gradients: &gradients, squares: &squares }).unwrap();
         near(&format!("{name}: squares of a part"), &engine.read(&squares).unwrap(), &wanted);
     }
 }
@@ -170,25 +177,25 @@ fn explicit_rows_equal_plain_loops() {
             let factors = engine.upload("factors", &factors).unwrap();
             let from = engine.upload("from", &from).unwrap();
             let out = engine.alloc("products", count).unwrap();
-            engine.row_products(&rows, &from, &out).unwrap();
+            engine.run(&RowProducts { rows: &rows, vector: &from, products: &out }).unwrap();
             near(&what("products"), &engine.read(&out).unwrap(), &products);
 
             let to = engine.alloc("to", len).unwrap();
-            engine.subtract_rows(&rows, &factors, &from, &to).unwrap();
+            engine.run(&SubtractRows { rows: &rows, factors: &factors, from: &from, to: &to }).unwrap();
             near(&what("combined"), &engine.read(&to).unwrap(), &combined);
-            engine.subtract_rows(&rows, &factors, &from, &from).unwrap();
+            engine.run(&SubtractRows { rows: &rows, factors: &factors, from: &from, to: &from }).unwrap();
             assert_eq!(engine.read(&from).unwrap(), engine.read(&to).unwrap(), "{}", what("in place"));
 
             let values = engine.upload("values", &values).unwrap();
             let out = engine.alloc("norms", count).unwrap();
-            engine.row_norms(&values, len, &out).unwrap();
+            engine.run(&RowNorms { values: &values, row_len: len, norms: &out }).unwrap();
             assert_close(&what("norms"), &engine.read(&out).unwrap(), &norms, ROUNDED_TO_F32);
         }
     }
 }
 
 /// One forward pass of `batch` random images; their images and logits.
-fn forward(engine: &mut dyn Engine, pass: Pass, batch: usize) -> (Tensor<f32>, Tensor<f32>) {
+fn forward(engine: &mut Engine, pass: Pass, batch: usize) -> (Tensor<f32>, Tensor<f32>) {
     let images = Random::new(5).uniforms(batch * IMAGE_LEN, 0.0, 1.0);
     let images = engine.upload("images", &images).unwrap();
     let logits = engine.alloc("logits", batch * engine.network().classes).unwrap();
@@ -197,7 +204,7 @@ fn forward(engine: &mut dyn Engine, pass: Pass, batch: usize) -> (Tensor<f32>, T
 }
 
 /// Logit gradients of cross-entropy, a mean over the batch.
-fn logit_gradient(engine: &mut dyn Engine, logits: &Tensor<f32>) -> Tensor<f32> {
+fn logit_gradient(engine: &mut Engine, logits: &Tensor<f32>) -> Tensor<f32> {
     let batch = logits.len() / engine.network().classes;
     let labels: Vec<u32> = (0..batch as u32).map(|i| i * 3 % 10).collect();
     let labels = engine.upload("labels", &labels).unwrap();
@@ -205,8 +212,16 @@ fn logit_gradient(engine: &mut dyn Engine, logits: &Tensor<f32>) -> Tensor<f32> 
         (engine.alloc("losses", batch).unwrap(), engine.alloc("predictions", batch).unwrap());
     let gradient = engine.alloc("logit gradient", logits.len()).unwrap();
     let outputs = LossOutputs { losses: &losses, predictions: &predictions, logit_gradient: &gradient };
-    let loss = CrossEntropy { smoothing: 0.1, scale: 1.0 / batch as f32 };
-    engine.cross_entropy(&loss, logits, &labels, None, outputs).unwrap();
+    engine
+        .run(&CrossEntropy {
+            smoothing: 0.1,
+            scale: 1.0 / batch as f32,
+            logits,
+            labels: &labels,
+            weights: None,
+            outputs,
+        })
+        .unwrap();
     gradient
 }
 
@@ -227,16 +242,16 @@ fn sums_equal_the_gradient_of_the_backward_pass() {
             // The second slot as well: its features are its own.
             for slot in [0, 1] {
                 let pass = Pass::Train { slot };
-                let (_, logits) = forward(&mut *engine, pass, batch);
+                let (_, logits) = forward(&mut engine, pass, batch);
                 let features = engine.alloc("features", batch * SMALL.features()).unwrap();
-                engine.features(pass, &features).unwrap();
-                let logit_gradient = logit_gradient(&mut *engine, &logits);
-                engine.parameter_gradient(pass, &logit_gradient, false).unwrap();
-                let wanted = last_layer(&engine.gradients().unwrap());
+                engine.features(pass, 0, &features).unwrap();
+                let logit_gradient = logit_gradient(&mut engine, &logits);
+                engine.backward(pass, &logit_gradient, GradRequest::PARAMETERS).unwrap();
+                let wanted = last_layer(&engine.weights(WeightSet::Gradients).unwrap());
                 let gradients =
                     LastLayerGradients { terms: vec![Term { logit_gradient, features }], len: batch };
                 let sum = engine.alloc("sum", wanted.len()).unwrap();
-                engine.gradient_sum(&gradients, None, &sum).unwrap();
+                engine.run(&GradientSum { gradients: &gradients, weights: None, sum: &sum }).unwrap();
                 let met = engine.read(&sum).unwrap();
                 assert_close(&format!("{name}, batch {batch}, slot {slot}"), &met, &wanted, F32);
             }
@@ -250,14 +265,16 @@ fn features_are_what_the_last_layer_saw() {
     let features = engines(SMALL, batch).map(|(name, mut engine)| {
         engine.load_weights(&initialise(SMALL, SEED)).unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
-        let (_, logits) = forward(&mut *engine, Pass::Eval, batch);
+        let (_, logits) = forward(&mut engine, Pass::Eval, batch);
         let features = engine.alloc("features", batch * SMALL.features()).unwrap();
-        engine.features(Pass::Eval, &features).unwrap();
+        engine.features(Pass::Eval, 0, &features).unwrap();
         // A step of rate -1 from zero along the layer itself is the layer.
         let layer = last_layer(&engine.weights(WeightSet::Live).unwrap());
         let layer = engine.upload("last layer", &layer).unwrap();
         let zero = engine.upload("zero", &vec![0.0f32; logits.len()]).unwrap();
-        engine.step_logits(&features, &layer, -1.0, &zero, &zero).unwrap();
+        engine
+            .run(&StepLogits { features: &features, vector: &layer, rate: -1.0, logits: &zero, moved: &zero })
+            .unwrap();
         let wanted: Vec<f64> = engine.read(&logits).unwrap().into_iter().map(f64::from).collect();
         let bound = Bound { absolute: 1e-5, relative: 1e-5, whole: 2e-6 };
         assert_close(&format!("{name}: logits from features"), &engine.read(&zero).unwrap(), &wanted, bound);
@@ -288,10 +305,26 @@ fn steps_equal_plain_loops() {
             let features = engine.upload("features", &features).unwrap();
             let logits = engine.upload("logits", &logits).unwrap();
             let moved = engine.alloc("moved", logits.len()).unwrap();
-            engine.step_logits(&features, &vector, 0.3, &logits, &moved).unwrap();
+            engine
+                .run(&StepLogits {
+                    features: &features,
+                    vector: &vector,
+                    rate: 0.3,
+                    logits: &logits,
+                    moved: &moved,
+                })
+                .unwrap();
             let moved = engine.read(&moved).unwrap();
             assert_close(&format!("{name}, {network:?}: step"), &moved, &wanted, ROUNDED_TO_F32);
-            engine.step_logits(&features, &vector, 0.3, &logits, &logits).unwrap();
+            engine
+                .run(&StepLogits {
+                    features: &features,
+                    vector: &vector,
+                    rate: 0.3,
+                    logits: &logits,
+                    moved: &logits,
+                })
+                .unwrap();
             assert_eq!(engine.read(&logits).unwrap(), moved, "{name}: in place");
         }
     }
@@ -300,30 +333,46 @@ fn steps_equal_plain_loops() {
 #[test]
 fn nothing_has_a_defined_answer() {
     for (name, mut engine) in engines(SMALL, 1) {
-        let none = Factors::new(SMALL, 0, 1).upload(&*engine);
+        let none = Factors::new(SMALL, 0, 1).upload(&engine);
         let empty: Tensor<f64> = engine.alloc("empty", 0).unwrap();
         let sum = engine.upload("sum", &vec![7.0; vector_len(SMALL)]).unwrap();
-        engine.gradient_sum(&none, Some(&empty), &sum).unwrap();
+        engine.run(&GradientSum { gradients: &none, weights: Some(&empty), sum: &sum }).unwrap();
         assert!(engine.read(&sum).unwrap().iter().all(|v| *v == 0.0), "{name}: the sum of nothing");
-        engine.gradient_products(&none, &sum, &empty).unwrap();
-        engine.gradient_squares(&none, &empty).unwrap();
+        engine.run(&GradientProducts { gradients: &none, vector: &sum, products: &empty }).unwrap();
+        engine.run(&GradientSquares { gradients: &none, squares: &empty }).unwrap();
         let no_floats = engine.alloc("no floats", 0).unwrap();
-        engine.step_logits(&no_floats, &sum, 1.0, &no_floats, &engine.alloc("moved", 0).unwrap()).unwrap();
-        engine.row_norms(&no_floats, 3, &engine.alloc("norms", 0).unwrap()).unwrap();
+        engine
+            .run(&StepLogits {
+                features: &no_floats,
+                vector: &sum,
+                rate: 1.0,
+                logits: &no_floats,
+                moved: &engine.alloc("moved", 0).unwrap(),
+            })
+            .unwrap();
+        engine
+            .run(&RowNorms { values: &no_floats, row_len: 3, norms: &engine.alloc("norms", 0).unwrap() })
+            .unwrap();
 
         let from = engine.upload("from", &[1.5, -0.0, 3.0]).unwrap();
         let to = engine.alloc("to", 3).unwrap();
-        engine.subtract_rows(&empty, &empty, &from, &to).unwrap();
+        engine.run(&SubtractRows { rows: &empty, factors: &empty, from: &from, to: &to }).unwrap();
         assert_eq!(engine.read(&to).unwrap(), [1.5, -0.0, 3.0], "{name}: no rows to subtract");
         let none = engine.alloc("no products", 0).unwrap();
-        engine.row_products(&empty, &from, &none).unwrap();
-        engine.row_products(&empty, &engine.alloc("empty vector", 0).unwrap(), &to).unwrap();
+        engine.run(&RowProducts { rows: &empty, vector: &from, products: &none }).unwrap();
+        engine
+            .run(&RowProducts {
+                rows: &empty,
+                vector: &engine.alloc("empty vector", 0).unwrap(),
+                products: &to,
+            })
+            .unwrap();
         assert_eq!(engine.read(&to).unwrap(), [0.0; 3], "{name}: products of rows of nothing");
     }
 }
 
 /// What each faulty call says.
-fn refusals(engine: &mut dyn Engine, foreign: &dyn Engine) -> Vec<String> {
+fn refusals(engine: &mut Engine, foreign: &Engine) -> Vec<String> {
     let mut said = Vec::new();
     let mut refused = |result: Result<(), Error>| {
         said.push(result.expect_err("a faulty call succeeded").to_string());
@@ -339,43 +388,69 @@ fn refusals(engine: &mut dyn Engine, foreign: &dyn Engine) -> Vec<String> {
     // Lengths.
     let shorter = LastLayerGradients { len: 3, ..good.clone() };
     let no_terms = LastLayerGradients { terms: Vec::new(), len: 4 };
-    refused(engine.gradient_sum(&good, None, &short));
-    refused(engine.gradient_sum(&good, Some(&three), &vector));
-    refused(engine.gradient_sum(&shorter, None, &vector));
-    refused(engine.gradient_squares(&no_terms, &four));
-    refused(engine.gradient_products(&good, &short, &four));
-    refused(engine.gradient_products(&good, &vector, &three));
-    refused(engine.gradient_column(&good, 0, &three));
-    refused(engine.gradient_column(&good, 4, &four));
-    refused(engine.gradient_squares(&good, &three));
-    refused(engine.row_products(&vector, &three, &four));
-    refused(engine.subtract_rows(&vector, &three, &four, &three));
-    refused(engine.subtract_rows(&vector, &three, &four, &four));
+    refused(engine.run(&GradientSum { gradients: &good, weights: None, sum: &short }));
+    refused(engine.run(&GradientSum { gradients: &good, weights: Some(&three), sum: &vector }));
+    refused(engine.run(&GradientSum { gradients: &shorter, weights: None, sum: &vector }));
+    refused(engine.run(&GradientSquares { gradients: &no_terms, squares: &four }));
+    refused(engine.run(&GradientProducts { gradients: &good, vector: &short, products: &four }));
+    refused(engine.run(&GradientProducts { gradients: &good, vector: &vector, products: &three }));
+    refused(engine.run(&GradientColumn { gradients: &good, sample: 0, column: &three }));
+    refused(engine.run(&GradientColumn { gradients: &good, sample: 4, column: &four }));
+    refused(engine.run(&GradientSquares { gradients: &good, squares: &three }));
+    refused(engine.run(&RowProducts { rows: &vector, vector: &three, products: &four }));
+    refused(engine.run(&SubtractRows { rows: &vector, factors: &three, from: &four, to: &three }));
+    refused(engine.run(&SubtractRows { rows: &vector, factors: &three, from: &four, to: &four }));
     let (logits, features) = (&good.terms[0].logit_gradient, &good.terms[0].features);
     let moved = engine.alloc("moved", logits.len()).unwrap();
-    refused(engine.step_logits(features, &short, 1.0, logits, &moved));
-    refused(engine.step_logits(logits, &vector, 1.0, logits, &moved));
-    refused(engine.step_logits(features, &vector, 1.0, logits, &moved.slice(0..30)));
-    refused(engine.step_logits(features, &vector, 1.0, &logits.slice(0..39), &moved.slice(0..39)));
-    refused(engine.row_norms(logits, 0, &moved));
-    refused(engine.row_norms(logits, 3, &moved));
+    refused(engine.run(&StepLogits { features, vector: &short, rate: 1.0, logits, moved: &moved }));
+    refused(engine.run(&StepLogits { features: logits, vector: &vector, rate: 1.0, logits, moved: &moved }));
+    refused(engine.run(&StepLogits {
+        features,
+        vector: &vector,
+        rate: 1.0,
+        logits,
+        moved: &moved.slice(0..30),
+    }));
+    refused(engine.run(&StepLogits {
+        features,
+        vector: &vector,
+        rate: 1.0,
+        logits: &logits.slice(0..39),
+        moved: &moved.slice(0..39),
+    }));
+    refused(engine.run(&RowNorms { values: logits, row_len: 0, norms: &moved }));
+    refused(engine.run(&RowNorms { values: logits, row_len: 3, norms: &moved }));
 
     // Memory of another engine.
-    refused(engine.gradient_sum(&strange, None, &vector));
-    refused(engine.gradient_sum(&good, None, &other_vector));
-    refused(engine.gradient_sum(&good, Some(&other_four), &vector));
-    refused(engine.gradient_products(&good, &other_vector, &four));
-    refused(engine.gradient_column(&good, 0, &other_four));
-    refused(engine.gradient_squares(&strange, &four));
-    refused(engine.row_products(&other_vector, &vector, &four.slice(0..1)));
-    refused(engine.subtract_rows(&vector, &other_four.slice(0..1), &vector, &vector));
-    refused(engine.step_logits(features, &other_vector, 1.0, logits, &moved));
-    refused(engine.row_norms(logits, 10, &foreign.alloc("foreign norms", 4).unwrap()));
+    refused(engine.run(&GradientSum { gradients: &strange, weights: None, sum: &vector }));
+    refused(engine.run(&GradientSum { gradients: &good, weights: None, sum: &other_vector }));
+    refused(engine.run(&GradientSum { gradients: &good, weights: Some(&other_four), sum: &vector }));
+    refused(engine.run(&GradientProducts { gradients: &good, vector: &other_vector, products: &four }));
+    refused(engine.run(&GradientColumn { gradients: &good, sample: 0, column: &other_four }));
+    refused(engine.run(&GradientSquares { gradients: &strange, squares: &four }));
+    refused(engine.run(&RowProducts { rows: &other_vector, vector: &vector, products: &four.slice(0..1) }));
+    refused(engine.run(&SubtractRows {
+        rows: &vector,
+        factors: &other_four.slice(0..1),
+        from: &vector,
+        to: &vector,
+    }));
+    refused(engine.run(&StepLogits { features, vector: &other_vector, rate: 1.0, logits, moved: &moved }));
+    refused(engine.run(&RowNorms {
+        values: logits,
+        row_len: 10,
+        norms: &foreign.alloc("foreign norms", 4).unwrap(),
+    }));
 
     // Read and written by one call.
-    refused(engine.row_products(&vector, &vector, &vector.slice(0..1)));
-    refused(engine.subtract_rows(&vector, &four.slice(0..1), &vector, &vector));
-    refused(engine.row_norms(&moved, 10, &moved.slice(0..4)));
+    refused(engine.run(&RowProducts { rows: &vector, vector: &vector, products: &vector.slice(0..1) }));
+    refused(engine.run(&SubtractRows {
+        rows: &vector,
+        factors: &four.slice(0..1),
+        from: &vector,
+        to: &vector,
+    }));
+    refused(engine.run(&RowNorms { values: &moved, row_len: 10, norms: &moved.slice(0..4) }));
     said
 }
 
@@ -385,7 +460,7 @@ fn both_engines_refuse_alike() {
         // Its own kind of memory, but of another engine.
         let kind = if engine.device().kind == "cpu" { DeviceChoice::Cpu } else { common::cuda_engine() };
         let other = open(kind, SMALL, 1).unwrap();
-        refusals(&mut *engine, &*other)
+        refusals(&mut engine, &other)
     });
     println!("{}", reference.join("\n"));
     assert_eq!(kernels, reference);
@@ -393,12 +468,12 @@ fn both_engines_refuse_alike() {
 
 #[test]
 fn features_need_a_forward_pass_on_the_present_weights() {
-    let refused = |engine: &mut dyn Engine, pass: Pass, len: usize| -> String {
+    let refused = |engine: &mut Engine, pass: Pass, len: usize| -> String {
         let features = engine.alloc("features", len).unwrap();
-        engine.features(pass, &features).expect_err("features of nothing").to_string()
+        engine.features(pass, 0, &features).expect_err("features of nothing").to_string()
     };
     let said = engines(SMALL, 2).map(|(name, mut engine)| {
-        let engine = &mut *engine;
+        let engine = &mut engine;
         let (train, len) = (Pass::Train { slot: 0 }, 2 * SMALL.features());
         engine.load_weights(&initialise(SMALL, SEED)).unwrap();
         let mut said = vec![
@@ -413,12 +488,12 @@ fn features_need_a_forward_pass_on_the_present_weights() {
         said.push(refused(engine, train, len / 2));
         // The train pass moved the running statistics, but what the evaluation pass computed still stands.
         let features = engine.alloc("features", len).unwrap();
-        engine.features(Pass::Eval, &features).unwrap();
+        engine.features(Pass::Eval, 0, &features).unwrap();
 
         let logit_gradient = logit_gradient(engine, &logits);
-        engine.parameter_gradient(train, &logit_gradient, false).unwrap();
+        engine.backward(train, &logit_gradient, GradRequest::PARAMETERS).unwrap();
         let sgd = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.0, average_decay: None };
-        engine.sgd_step(&sgd).unwrap();
+        engine.step(&sgd).unwrap();
         said.extend([refused(engine, Pass::Eval, len), refused(engine, train, len)]);
         engine.fold_batch_norm(WeightSet::Live).unwrap();
         said.push(refused(engine, Pass::Eval, len));

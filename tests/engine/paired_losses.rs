@@ -6,11 +6,12 @@
 use std::path::Path;
 
 use safetensors::SafeTensors;
-use secateur::engine::{
-    CrossEntropy, DeviceChoice, Engine, Error, LossOutputs, Margin, NO_CLASS, PairedForm, PairedLoss,
-    PairedLossOutputs, Tensor, open,
-};
+use secateur::engine::{DeviceChoice, Engine, Error, Tensor, open};
 use secateur::model::ResNet18;
+use secateur::ops::{
+    BulletTrainScore, CrossEntropy, Divergence, GatherRows, LossOutputs, Margin, MarginLoss, NO_CLASS,
+    PairedForm, PairedLoss, PairedLossOutputs, ScatterRows,
+};
 
 use crate::common::pairs::{self, Pairs, check};
 use crate::common::{Bound, Random, SEED, assert_close};
@@ -25,7 +26,7 @@ const FORMS: [(PairedForm, f32, &str); 3] = [
 const MAX_BATCH: usize = 32;
 const DEVICES: [DeviceChoice; 2] = [DeviceChoice::Cpu, DeviceChoice::Emulated];
 
-fn engine(device: DeviceChoice, classes: usize) -> Box<dyn Engine> {
+fn engine(device: DeviceChoice, classes: usize) -> Engine {
     open(device, ResNet18 { width: 16, classes }, MAX_BATCH).unwrap()
 }
 
@@ -38,7 +39,7 @@ struct Outputs {
 }
 
 impl Outputs {
-    fn new(engine: &dyn Engine, batch: usize) -> Self {
+    fn new(engine: &Engine, batch: usize) -> Self {
         let logits = vec![f32::NAN; batch * engine.network().classes];
         Self {
             losses: engine.upload("losses", &vec![f32::NAN; batch]).unwrap(),
@@ -101,10 +102,18 @@ fn losses_and_gradients_are_those_of_pytorch() {
         let labels = engine.upload("labels", &fixture.u32s(&of("labels"))).unwrap();
         let weights = engine.upload("weights", &fixture.f32s(&of("weights"))).unwrap();
         for (form, divergence, name) in FORMS {
-            let outputs = Outputs::new(&*engine, labels.len());
-            let loss = PairedLoss { form, divergence, scale: SCALE };
+            let outputs = Outputs::new(&engine, labels.len());
             engine
-                .paired_loss(&loss, &clean, &adversarial, &labels, Some(&weights), outputs.paired())
+                .run(&PairedLoss {
+                    form,
+                    divergence,
+                    scale: SCALE,
+                    clean_logits: &clean,
+                    adversarial_logits: &adversarial,
+                    labels: &labels,
+                    weights: Some(&weights),
+                    outputs: outputs.paired(),
+                })
                 .unwrap();
             for (part, met) in [
                 ("losses", &outputs.losses),
@@ -115,15 +124,22 @@ fn losses_and_gradients_are_those_of_pytorch() {
                 assert_close(&what(&part), &engine.read(met).unwrap(), &fixture.f64s(&of(&part)), PYTORCH);
             }
         }
-        let outputs = Outputs::new(&*engine, labels.len());
-        engine.divergence(&clean, &adversarial, SCALE, outputs.single()).unwrap();
+        let outputs = Outputs::new(&engine, labels.len());
+        engine
+            .run(&Divergence {
+                target_logits: &clean,
+                logits: &adversarial,
+                scale: SCALE,
+                outputs: outputs.single(),
+            })
+            .unwrap();
         for (part, met) in
             [("losses", &outputs.losses), ("adversarial_gradient", &outputs.adversarial_gradient)]
         {
             let part = format!("divergence.{part}");
             assert_close(&what(&part), &engine.read(met).unwrap(), &fixture.f64s(&of(&part)), PYTORCH);
         }
-        engine.signed_deviation(&clean, &labels, &outputs.losses).unwrap();
+        engine.run(&BulletTrainScore { logits: &clean, labels: &labels, scores: &outputs.losses }).unwrap();
         let (scores, wanted) = (engine.read(&outputs.losses).unwrap(), fixture.f64s(&of("signed_deviation")));
         assert_close(&what("signed deviation"), &scores, &wanted, PYTORCH);
         assert!(wanted.iter().any(|s| *s > 0.0) && wanted.iter().any(|s| *s < 0.0), "one sign only");
@@ -145,9 +161,19 @@ fn engines_agree_with_the_formulas_on_extreme_logits_and_ties() {
         let labels = engine.upload("labels", &pairs.labels).unwrap();
         for (form, divergence, name) in FORMS {
             let what = |part: &str| format!("{device:?}, {name}, {classes} classes, {part}");
-            let outputs = Outputs::new(&*engine, labels.len());
-            let loss = PairedLoss { form, divergence, scale: SCALE };
-            engine.paired_loss(&loss, &clean, &adversarial, &labels, None, outputs.paired()).unwrap();
+            let outputs = Outputs::new(&engine, labels.len());
+            engine
+                .run(&PairedLoss {
+                    form,
+                    divergence,
+                    scale: SCALE,
+                    clean_logits: &clean,
+                    adversarial_logits: &adversarial,
+                    labels: &labels,
+                    weights: None,
+                    outputs: outputs.paired(),
+                })
+                .unwrap();
             let b = f64::from(divergence);
             let (mut losses, mut of_clean, mut of_adversarial) = (Vec::new(), Vec::new(), Vec::new());
             for (z, moved, y) in pairs.rows() {
@@ -162,8 +188,15 @@ fn engines_agree_with_the_formulas_on_extreme_logits_and_ties() {
             check(&what("adversarial"), classes, &met, &of_adversarial);
             assert_eq!(engine.read(&outputs.predictions).unwrap(), pairs.predictions(), "{}", what("argmax"));
         }
-        let outputs = Outputs::new(&*engine, labels.len());
-        engine.divergence(&clean, &adversarial, SCALE, outputs.single()).unwrap();
+        let outputs = Outputs::new(&engine, labels.len());
+        engine
+            .run(&Divergence {
+                target_logits: &clean,
+                logits: &adversarial,
+                scale: SCALE,
+                outputs: outputs.single(),
+            })
+            .unwrap();
         let losses: Vec<f64> = pairs.rows().map(|(z, moved, _)| pairs::divergence(&z, &moved)).collect();
         let gradient: Vec<f64> =
             pairs.rows().flat_map(|(z, moved, _)| pairs::divergence_gradient(&z, &moved)).collect();
@@ -174,7 +207,7 @@ fn engines_agree_with_the_formulas_on_extreme_logits_and_ties() {
         check(&what("gradient"), classes, &met, &gradient);
         assert_eq!(engine.read(&outputs.predictions).unwrap(), pairs.predictions(), "{}", what("argmax"));
 
-        engine.signed_deviation(&clean, &labels, &outputs.losses).unwrap();
+        engine.run(&BulletTrainScore { logits: &clean, labels: &labels, scores: &outputs.losses }).unwrap();
         let scores: Vec<f64> = pairs.rows().map(|(z, _, y)| pairs::signed_deviation(&z, y)).collect();
         check(&what("signed deviation"), 1, &engine.read(&outputs.losses).unwrap(), &scores);
     }
@@ -226,13 +259,13 @@ fn rows_go_out_and_come_back() {
         let from = engine.upload("images", &all).unwrap();
         let rows = engine.upload("rows", &[6u32, 0, 3]).unwrap();
         let part = engine.alloc::<f32>("part", 15).unwrap();
-        engine.gather_rows(&from, &rows, 5, &part).unwrap();
+        engine.run(&GatherRows { from: &from, rows: &rows, row_len: 5, to: &part }).unwrap();
         let gathered = engine.read(&part).unwrap();
         assert_eq!(gathered, [&all[30..], &all[..5], &all[15..20]].concat(), "{device:?}");
 
         let doubled: Vec<f32> = gathered.iter().map(|v| 2.0 * v).collect();
         engine.write(&part, &doubled).unwrap();
-        engine.scatter_rows(&part, &rows, 5, &from).unwrap();
+        engine.run(&ScatterRows { from: &part, rows: &rows, row_len: 5, to: &from }).unwrap();
         let moved = |i: usize| [0, 3, 6].contains(&(i / 5));
         let wanted: Vec<f32> =
             all.iter().enumerate().map(|(i, v)| if moved(i) { 2.0 * v } else { *v }).collect();
@@ -242,7 +275,9 @@ fn rows_go_out_and_come_back() {
         let labels = engine.upload("labels", &[1u32, 2, 3, 4, 5]).unwrap();
         let rows = engine.upload("rows", &[3u32, 1]).unwrap();
         let some = engine.upload("some", &[9u32; 4]).unwrap();
-        engine.gather_rows(&labels.slice(1..5), &rows, 1, &some.slice(1..3)).unwrap();
+        engine
+            .run(&GatherRows { from: &labels.slice(1..5), rows: &rows, row_len: 1, to: &some.slice(1..3) })
+            .unwrap();
         assert_eq!(engine.read(&some).unwrap(), [9, 5, 3, 9], "{device:?}");
     }
 }
@@ -253,27 +288,55 @@ fn wrong_operands_are_named() {
         let mut engine = engine(device, 10);
         let logits = engine.upload("logits", &[0.0f32; 20]).unwrap();
         let labels = engine.upload("labels", &[3u32, 4]).unwrap();
-        let outputs = Outputs::new(&*engine, 2);
-        let loss = PairedLoss { form: PairedForm::Trades { smoothing: 0.0 }, divergence: 6.0, scale: 1.0 };
+        let outputs = Outputs::new(&engine, 2);
         let three = engine.upload("three weights", &[1.0f32; 3]).unwrap();
-        let result = engine.paired_loss(&loss, &logits, &logits, &labels, Some(&three), outputs.paired());
+        let result = engine.run(&PairedLoss {
+            form: PairedForm::Trades { smoothing: 0.0 },
+            divergence: 6.0,
+            scale: 1.0,
+            clean_logits: &logits,
+            adversarial_logits: &logits,
+            labels: &labels,
+            weights: Some(&three),
+            outputs: outputs.paired(),
+        });
         let met = result.unwrap_err().to_string();
         assert_eq!(met, "three weights: 3 elements, expected 2", "{device:?}");
         let short = logits.slice(0..10);
-        let result = engine.divergence(&short, &logits, 1.0, outputs.single());
-        assert!(matches!(result, Err(Error::Length { tensor: "logits", met: 10, wanted: 20 })), "{result:?}");
-        let result = engine.signed_deviation(&logits, &labels, &three);
-        assert!(matches!(result, Err(Error::Length { tensor: "three weights", met: 3, wanted: 2 })));
+        let result = engine.run(&Divergence {
+            target_logits: &short,
+            logits: &logits,
+            scale: 1.0,
+            outputs: outputs.single(),
+        });
+        assert!(
+            matches!(result, Err(Error::Length { tensor: "logits", actual: 10, expected: 20 })),
+            "{result:?}"
+        );
+        let result = engine.run(&BulletTrainScore { logits: &logits, labels: &labels, scores: &three });
+        assert!(matches!(result, Err(Error::Length { tensor: "three weights", actual: 3, expected: 2 })));
 
         let rows = engine.upload("rows", &[0u32, 1]).unwrap();
         let to = engine.alloc::<f32>("to", 20).unwrap();
-        let result = engine.gather_rows(&logits, &rows, 5, &to);
-        assert!(matches!(result, Err(Error::Length { tensor: "to", met: 20, wanted: 10 })), "{result:?}");
-        let result = engine.gather_rows(&logits, &rows, 9, &to);
-        assert!(matches!(result, Err(Error::Length { tensor: "logits", met: 20, wanted: 18 })), "{result:?}");
-        let message = engine.gather_rows(&logits, &rows, 0, &to).unwrap_err().to_string();
+        let result = engine.run(&GatherRows { from: &logits, rows: &rows, row_len: 5, to: &to });
+        assert!(
+            matches!(result, Err(Error::Length { tensor: "to", actual: 20, expected: 10 })),
+            "{result:?}"
+        );
+        let result = engine.run(&GatherRows { from: &logits, rows: &rows, row_len: 9, to: &to });
+        assert!(
+            matches!(result, Err(Error::Length { tensor: "logits", actual: 20, expected: 18 })),
+            "{result:?}"
+        );
+        let message = engine
+            .run(&GatherRows { from: &logits, rows: &rows, row_len: 0, to: &to })
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("logits: rows of 0 elements"), "{message}");
-        let message = engine.scatter_rows(&logits, &rows, 10, &logits).unwrap_err().to_string();
+        let message = engine
+            .run(&ScatterRows { from: &logits, rows: &rows, row_len: 10, to: &logits })
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("logits"), "{message}");
     }
 }
@@ -283,14 +346,23 @@ fn the_reference_engine_names_a_label_or_a_row_that_is_not_there() {
     let mut engine = engine(DeviceChoice::Cpu, 10);
     let logits = engine.upload("logits", &[0.0f32; 20]).unwrap();
     let labels = engine.upload("labels", &[3u32, 10]).unwrap();
-    let outputs = Outputs::new(&*engine, 2);
-    let loss = PairedLoss { form: PairedForm::Mart, divergence: 5.0, scale: 1.0 };
-    let result = engine.paired_loss(&loss, &logits, &logits, &labels, None, outputs.paired());
+    let outputs = Outputs::new(&engine, 2);
+    let result = engine.run(&PairedLoss {
+        form: PairedForm::Mart,
+        divergence: 5.0,
+        scale: 1.0,
+        clean_logits: &logits,
+        adversarial_logits: &logits,
+        labels: &labels,
+        weights: None,
+        outputs: outputs.paired(),
+    });
     let message = result.unwrap_err().to_string();
     assert_eq!(message, "labels: label 10 at position 1, expected less than 10");
     let rows = engine.upload("rows", &[1u32, 2]).unwrap();
     let to = engine.alloc::<f32>("to", 20).unwrap();
-    let message = engine.gather_rows(&logits, &rows, 10, &to).unwrap_err().to_string();
+    let message =
+        engine.run(&GatherRows { from: &logits, rows: &rows, row_len: 10, to: &to }).unwrap_err().to_string();
     assert_eq!(message, "rows: row 2 at position 1, but logits has 2 rows");
 }
 
@@ -308,30 +380,62 @@ fn logits_that_are_not_finite_predict_nothing() {
     ];
     for device in DEVICES {
         let mut engine = engine(device, 3);
-        let engine = engine.as_mut();
+        let engine = &mut engine;
         let logits = engine.upload("logits", rows.as_flattened()).unwrap();
         let sound = engine.upload("clean logits", &[3.0f32, 1.0, 2.0].repeat(rows.len())).unwrap();
         let labels = engine.upload("labels", &[0u32; 6]).unwrap();
         let outputs = Outputs::new(engine, rows.len());
         let wanted = [0, NO_CLASS, NO_CLASS, NO_CLASS, NO_CLASS, NO_CLASS];
-        let check = |engine: &dyn Engine, what: &str| {
+        let check = |engine: &Engine, what: &str| {
             assert_eq!(engine.read(&outputs.predictions).unwrap(), wanted, "{device:?}: {what}");
             engine.write(&outputs.predictions, &[7; 6]).unwrap();
         };
-        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
-        engine.cross_entropy(&loss, &logits, &labels, None, outputs.single()).unwrap();
+        engine
+            .run(&CrossEntropy {
+                smoothing: 0.0,
+                scale: 1.0,
+                logits: &logits,
+                labels: &labels,
+                weights: None,
+                outputs: outputs.single(),
+            })
+            .unwrap();
         check(engine, "cross-entropy");
-        engine.divergence(&sound, &logits, 1.0, outputs.single()).unwrap();
+        engine
+            .run(&Divergence {
+                target_logits: &sound,
+                logits: &logits,
+                scale: 1.0,
+                outputs: outputs.single(),
+            })
+            .unwrap();
         check(engine, "divergence");
-        engine.margin_loss(Margin::BestWrong, &logits, &labels, outputs.single()).unwrap();
+        engine
+            .run(&MarginLoss {
+                margin: Margin::BestWrong,
+                logits: &logits,
+                labels: &labels,
+                outputs: outputs.single(),
+            })
+            .unwrap();
         check(engine, "margin");
         for (form, divergence, _) in FORMS {
-            let loss = PairedLoss { form, divergence, scale: 1.0 };
-            engine.paired_loss(&loss, &sound, &logits, &labels, None, outputs.paired()).unwrap();
+            engine
+                .run(&PairedLoss {
+                    form,
+                    divergence,
+                    scale: 1.0,
+                    clean_logits: &sound,
+                    adversarial_logits: &logits,
+                    labels: &labels,
+                    weights: None,
+                    outputs: outputs.paired(),
+                })
+                .unwrap();
             check(engine, &format!("{form:?}"));
         }
         let scores = engine.upload("scores", &[7.0f32; 6]).unwrap();
-        engine.signed_deviation(&logits, &labels, &scores).unwrap();
+        engine.run(&BulletTrainScore { logits: &logits, labels: &labels, scores: &scores }).unwrap();
         let scores = engine.read(&scores).unwrap();
         assert!(
             scores[0] > 0.0 && scores[1..].iter().all(|score| score.is_nan() || *score <= 0.0),

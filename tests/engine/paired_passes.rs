@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use secateur::batch::Batch;
 use secateur::engine::{
-    DeviceChoice, Engine, Error, Pass, Record, Recording, Result, Sgd, WeightSet, open, open_dry,
-    open_recorded,
+    DeviceChoice, Engine, Error, GradRequest, Pass, Record, Recording, Result, Sgd, WeightSet, open,
+    open_dry, open_recorded,
 };
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ParameterKind, ResNet18, Weights, initialise};
@@ -47,7 +47,7 @@ fn weights() -> Weights {
 }
 
 /// Two sets of images whose statistics have little in common, and gradients of their logits.
-fn batch(engine: &dyn Engine, len: usize) -> Batch {
+fn batch(engine: &Engine, len: usize) -> Batch {
     let (batch, mut random) = (Batch::alloc(engine, len).unwrap(), Random::new(2));
     engine.write(&batch.images, &random.uniforms(len * IMAGE_LEN, 0.0, 1.0)).unwrap();
     engine.write(&batch.perturbed, &random.uniforms(len * IMAGE_LEN, 0.4, 0.6)).unwrap();
@@ -59,51 +59,47 @@ fn batch(engine: &dyn Engine, len: usize) -> Batch {
     batch
 }
 
-fn forward_pair(engine: &mut dyn Engine, batch: &Batch) -> Result<()> {
-    engine.forward_pair([&batch.images, &batch.perturbed], [&batch.clean_logits, &batch.logits])
+fn forward_pair(engine: &mut Engine, batch: &Batch) -> Result<()> {
+    engine.forward(Pass::Pair, [&batch.images, &batch.perturbed], [&batch.clean_logits, &batch.logits])
 }
 
-fn pair_gradient(engine: &mut dyn Engine, batch: &Batch) -> Result<()> {
-    engine.pair_gradient([&batch.clean_gradient, &batch.logit_gradient])
+fn pair_gradient(engine: &mut Engine, batch: &Batch) -> Result<()> {
+    engine.backward(Pass::Pair, [&batch.clean_gradient, &batch.logit_gradient], GradRequest::PARAMETERS)
 }
 
-fn as_a_pair(engine: &mut dyn Engine, batch: &Batch) {
+fn as_a_pair(engine: &mut Engine, batch: &Batch) {
     forward_pair(engine, batch).unwrap();
     pair_gradient(engine, batch).unwrap();
 }
 
-fn one_by_one(engine: &mut dyn Engine, batch: &Batch) {
+fn one_by_one(engine: &mut Engine, batch: &Batch) {
     engine.forward(SLOTS[0], &batch.images, &batch.clean_logits).unwrap();
     engine.forward(SLOTS[1], &batch.perturbed, &batch.logits).unwrap();
-    engine.parameter_gradient(SLOTS[0], &batch.clean_gradient, false).unwrap();
-    engine.parameter_gradient(SLOTS[1], &batch.logit_gradient, true).unwrap();
+    engine.backward(SLOTS[0], &batch.clean_gradient, GradRequest::PARAMETERS).unwrap();
+    engine.backward(SLOTS[1], &batch.logit_gradient, GradRequest::ADD_PARAMETERS).unwrap();
 }
 
 /// Every number that a training step takes from its passes: logits, features, running statistics, gradients.
-fn results(
-    device: DeviceChoice,
-    len: usize,
-    passes: fn(&mut dyn Engine, &Batch),
-) -> BTreeMap<String, Vec<f32>> {
+fn results(device: DeviceChoice, len: usize, passes: fn(&mut Engine, &Batch)) -> BTreeMap<String, Vec<f32>> {
     let mut engine = open(device, NETWORK, MAX_BATCH).unwrap();
     engine.load_weights(&weights()).unwrap();
-    let batch = batch(engine.as_ref(), len);
-    passes(engine.as_mut(), &batch);
+    let batch = batch(&engine, len);
+    passes(&mut engine, &batch);
     let mut results = BTreeMap::new();
     results.insert("clean logits".into(), engine.read(&batch.clean_logits).unwrap());
     results.insert("adversarial logits".into(), engine.read(&batch.logits).unwrap());
     for (set, slot) in SLOTS.into_iter().enumerate() {
         let features = engine.upload("features", &vec![f32::NAN; len * NETWORK.features()]).unwrap();
-        match engine.pair_features(set, &features) {
+        match engine.features(Pass::Pair, set, &features) {
             Ok(()) => {}
-            Err(_) => engine.features(slot, &features).unwrap(),
+            Err(_) => engine.features(slot, 0, &features).unwrap(),
         }
         results.insert(format!("features of set {set}"), engine.read(&features).unwrap());
     }
     for (name, tensor) in engine.weights(WeightSet::Live).unwrap().tensors {
         results.insert(name, tensor.values);
     }
-    for (name, tensor) in engine.gradients().unwrap().tensors {
+    for (name, tensor) in engine.weights(WeightSet::Gradients).unwrap().tensors {
         results.insert(format!("gradient of {name}"), tensor.values);
     }
     results
@@ -147,7 +143,7 @@ fn each_set_has_statistics_of_its_own() {
     for device in devices() {
         // Which set comes first changes no logit: neither sees the other.
         let mut engine = open(device, NETWORK, MAX_BATCH).unwrap();
-        let engine = engine.as_mut();
+        let engine = &mut engine;
         engine.load_weights(&weights()).unwrap();
         let batch = batch(engine, MAX_BATCH);
         forward_pair(engine, &batch).unwrap();
@@ -155,7 +151,7 @@ fn each_set_has_statistics_of_its_own() {
             [&batch.clean_logits, &batch.logits].map(|logits| engine.read(logits).unwrap());
         assert_ne!(clean, adversarial, "{device:?}");
         let swapped = [&batch.perturbed, &batch.images];
-        engine.forward_pair(swapped, [&batch.clean_logits, &batch.logits]).unwrap();
+        engine.forward(Pass::Pair, swapped, [&batch.clean_logits, &batch.logits]).unwrap();
         assert_eq!(engine.read(&batch.clean_logits).unwrap(), adversarial, "{device:?}, seed {SEED}");
         assert_eq!(engine.read(&batch.logits).unwrap(), clean, "{device:?}, seed {SEED}");
     }
@@ -165,20 +161,28 @@ fn each_set_has_statistics_of_its_own() {
 fn a_pair_stands_beside_the_train_slots() {
     for device in devices() {
         let mut engine = open(device, NETWORK, MAX_BATCH).unwrap();
-        let engine = engine.as_mut();
+        let engine = &mut engine;
         engine.load_weights(&weights()).unwrap();
         let (batch, other) = (batch(engine, 4), batch(engine, 2));
         engine.forward(SLOTS[0], &other.perturbed, &other.logits).unwrap();
-        engine.parameter_gradient(SLOTS[0], &other.logit_gradient, false).unwrap();
-        let of_slot = engine.gradients().unwrap();
+        engine.backward(SLOTS[0], &other.logit_gradient, GradRequest::PARAMETERS).unwrap();
+        let of_slot = engine.weights(WeightSet::Gradients).unwrap();
         as_a_pair(engine, &batch);
-        let of_pair = engine.gradients().unwrap();
+        let of_pair = engine.weights(WeightSet::Gradients).unwrap();
         assert_ne!(of_pair, of_slot, "{device:?}");
-        engine.parameter_gradient(SLOTS[0], &other.logit_gradient, false).unwrap();
-        assert_eq!(engine.gradients().unwrap(), of_slot, "{device:?}: the slot, seed {SEED}");
+        engine.backward(SLOTS[0], &other.logit_gradient, GradRequest::PARAMETERS).unwrap();
+        assert_eq!(
+            engine.weights(WeightSet::Gradients).unwrap(),
+            of_slot,
+            "{device:?}: the slot, seed {SEED}"
+        );
         engine.forward(SLOTS[1], &other.images, &other.logits).unwrap();
         pair_gradient(engine, &batch).unwrap();
-        assert_eq!(engine.gradients().unwrap(), of_pair, "{device:?}: the pair, seed {SEED}");
+        assert_eq!(
+            engine.weights(WeightSet::Gradients).unwrap(),
+            of_pair,
+            "{device:?}: the pair, seed {SEED}"
+        );
     }
 }
 
@@ -186,7 +190,7 @@ fn a_pair_stands_beside_the_train_slots() {
 fn what_cannot_be_is_refused() {
     for device in devices() {
         let mut engine = open(device, NETWORK, 4).unwrap();
-        let engine = engine.as_mut();
+        let engine = &mut engine;
         engine.load_weights(&weights()).unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
         let batch = batch(engine, 4);
@@ -206,7 +210,7 @@ fn what_cannot_be_is_refused() {
         );
         assert!(pair_gradient(engine, &batch.rows(0..2)).is_err(), "{device:?}: backward of another batch");
         let sgd = Sgd { learning_rate: 0.1, momentum: 0.0, weight_decay: 0.0, average_decay: None };
-        engine.sgd_step(&sgd).unwrap();
+        engine.step(&sgd).unwrap();
         invalid("backward behind a step", pair_gradient(engine, &batch));
         forward_pair(engine, &batch).unwrap();
         engine.load_weights(&weights()).unwrap();
@@ -218,11 +222,13 @@ fn what_cannot_be_is_refused() {
             ([&batch.images, &batch.perturbed], [&part.clean_logits, &batch.logits]),
             ([&batch.images, &batch.perturbed], [&batch.clean_logits, &part.logits]),
         ] {
-            let error = engine.forward_pair(images, logits).unwrap_err();
+            let error = engine.forward(Pass::Pair, images, logits).unwrap_err();
             assert!(matches!(error, Error::Length { .. }), "{device:?}: {error}");
         }
         forward_pair(engine, &batch).unwrap();
-        let error = engine.pair_gradient([&batch.clean_gradient, &part.logit_gradient]).unwrap_err();
+        let error = engine
+            .backward(Pass::Pair, [&batch.clean_gradient, &part.logit_gradient], GradRequest::PARAMETERS)
+            .unwrap_err();
         assert!(matches!(error, Error::Length { .. }), "{device:?}: {error}");
         let many = Batch::alloc(engine, 5).unwrap();
         invalid("more images than there is room for", forward_pair(engine, &many));
@@ -240,14 +246,14 @@ fn launches(record: &Record, kernel: &str) -> Vec<usize> {
 }
 
 fn recorded(
-    (mut engine, mut recording): (Box<dyn Engine>, Recording),
+    (mut engine, mut recording): (Engine, Recording),
     len: usize,
-    passes: fn(&mut dyn Engine, &Batch),
+    passes: fn(&mut Engine, &Batch),
 ) -> Record {
     engine.load_weights(&initialise(engine.network(), SEED)).unwrap();
-    let batch = Batch::alloc(engine.as_ref(), len).unwrap();
+    let batch = Batch::alloc(&engine, len).unwrap();
     recording.start(false).unwrap();
-    passes(engine.as_mut(), &batch);
+    passes(&mut engine, &batch);
     recording.stop().unwrap()
 }
 

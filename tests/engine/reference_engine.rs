@@ -4,11 +4,14 @@
 //! Every test prints its seed; outputs are NaN before they are written, because the engine's fresh memory is.
 
 use secateur::engine::{
-    Augment, CrossEntropy, DeviceChoice, Engine, Error, LossOutputs, Noise, Padding, Pass, Sgd, SignStep,
-    Tensor, WeightSet, open,
+    DeviceChoice, Engine, Error, GradRequest, Pass, Sgd, SignStep, Tensor, WeightSet, open,
 };
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, Weights};
+use secateur::ops::{
+    Augment, CrossEntropy, GatherImages, ImageSet, LossOutputs, Noise, Padding, Perturb, SelectAtLeast,
+    SelectTopK,
+};
 use secateur::philox::{Key, Purpose, symmetric, unit};
 
 const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
@@ -43,7 +46,7 @@ fn weights() -> Weights {
     weights
 }
 
-fn engine(max_batch: usize) -> Box<dyn Engine> {
+fn engine(max_batch: usize) -> Engine {
     let mut engine = open(DeviceChoice::Cpu, NETWORK, max_batch).unwrap();
     engine.load_weights(&weights()).unwrap();
     engine
@@ -61,7 +64,7 @@ struct Batch {
 }
 
 impl Batch {
-    fn new(engine: &dyn Engine, count: usize) -> Self {
+    fn new(engine: &Engine, count: usize) -> Self {
         let pixels: Vec<f32> =
             (0..count as u32).flat_map(|n| uniform(Purpose::Generation, n, IMAGE_LEN)).collect();
         let labels: Vec<u32> = (0..count as u32).map(|n| (n * 7 + 3) % 10).collect();
@@ -82,13 +85,21 @@ impl Batch {
     }
 
     /// Sum of the losses of a pass; leaves its gradient.
-    fn loss(&self, engine: &mut dyn Engine, pass: Pass) -> f64 {
-        let loss = CrossEntropy { smoothing: 0.1, scale: 1.0 };
+    fn loss(&self, engine: &mut Engine, pass: Pass) -> f64 {
         if pass == Pass::Eval {
             engine.fold_batch_norm(WeightSet::Live).unwrap();
         }
         engine.forward(pass, &self.images, &self.logits).unwrap();
-        engine.cross_entropy(&loss, &self.logits, &self.labels, None, self.outputs()).unwrap();
+        engine
+            .run(&CrossEntropy {
+                smoothing: 0.1,
+                scale: 1.0,
+                logits: &self.logits,
+                labels: &self.labels,
+                weights: None,
+                outputs: self.outputs(),
+            })
+            .unwrap();
         engine.read(&self.losses).unwrap().iter().map(|&loss| f64::from(loss)).sum()
     }
 }
@@ -101,7 +112,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 fn cross_entropy_against_f64_and_its_differences() {
     let (classes, count) = (10, 6);
     let mut engine = engine(count);
-    let batch = Batch::new(&*engine, count);
+    let batch = Batch::new(&engine, count);
     let logits: Vec<f32> =
         uniform(Purpose::Order, 0, count * classes).iter().map(|u| 12.0 * u - 6.0).collect();
     let factors: Vec<f32> = uniform(Purpose::Order, 1, count);
@@ -109,8 +120,16 @@ fn cross_entropy_against_f64_and_its_differences() {
     let weights = engine.upload("weights", &factors).unwrap();
     let labels = engine.read(&batch.labels).unwrap();
     for smoothing in [0.0f32, 0.3] {
-        let loss = CrossEntropy { smoothing, scale: 0.25 };
-        engine.cross_entropy(&loss, &batch.logits, &batch.labels, Some(&weights), batch.outputs()).unwrap();
+        engine
+            .run(&CrossEntropy {
+                smoothing,
+                scale: 0.25,
+                logits: &batch.logits,
+                labels: &batch.labels,
+                weights: Some(&weights),
+                outputs: batch.outputs(),
+            })
+            .unwrap();
         let (losses, gradient) =
             (engine.read(&batch.losses).unwrap(), engine.read(&batch.logit_gradient).unwrap());
         let predictions = engine.read(&batch.predictions).unwrap();
@@ -142,21 +161,29 @@ fn cross_entropy_against_f64_and_its_differences() {
 #[test]
 fn equal_logits_predict_the_lowest_class() {
     let mut engine = engine(1);
-    let batch = Batch::new(&*engine, 1);
+    let batch = Batch::new(&engine, 1);
     engine.write(&batch.logits, &[1.0, 3.0, 3.0, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0]).unwrap();
-    let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
-    engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
+    engine
+        .run(&CrossEntropy {
+            smoothing: 0.0,
+            scale: 1.0,
+            logits: &batch.logits,
+            labels: &batch.labels,
+            weights: None,
+            outputs: batch.outputs(),
+        })
+        .unwrap();
     assert_eq!(engine.read(&batch.predictions).unwrap(), [1]);
 }
 
 #[test]
 fn input_gradient_is_the_slope_of_the_loss() {
     let mut engine = engine(3);
-    let batch = Batch::new(&*engine, 3);
+    let batch = Batch::new(&engine, 3);
     for pass in [Pass::Eval, Pass::Train { slot: 1 }] {
         let pixels = engine.read(&batch.images).unwrap();
-        batch.loss(&mut *engine, pass);
-        engine.input_gradient(pass, &batch.logit_gradient, &batch.gradient).unwrap();
+        batch.loss(&mut engine, pass);
+        engine.backward(pass, &batch.logit_gradient, GradRequest::images(&batch.gradient)).unwrap();
         let gradient = engine.read(&batch.gradient).unwrap();
         // Along the gradient itself, far enough to move the loss by 0.01: the slope is its squared norm.
         let norm = dot(&gradient, &gradient).sqrt();
@@ -164,7 +191,7 @@ fn input_gradient_is_the_slope_of_the_loss() {
         let mut at = |h: f32| {
             let moved: Vec<f32> = pixels.iter().zip(&gradient).map(|(x, g)| x + h * g).collect();
             engine.write(&batch.images, &moved).unwrap();
-            batch.loss(&mut *engine, pass)
+            batch.loss(&mut engine, pass)
         };
         let slope = (at(h) - at(-h)) / (2.0 * f64::from(h));
         engine.write(&batch.images, &pixels).unwrap();
@@ -176,12 +203,12 @@ fn input_gradient_is_the_slope_of_the_loss() {
 #[test]
 fn parameter_gradients_are_slopes_of_the_loss() {
     let mut engine = engine(3);
-    let batch = Batch::new(&*engine, 3);
+    let batch = Batch::new(&engine, 3);
     let pass = Pass::Train { slot: 0 };
     let start = weights();
-    batch.loss(&mut *engine, pass);
-    engine.parameter_gradient(pass, &batch.logit_gradient, false).unwrap();
-    let gradients = engine.gradients().unwrap();
+    batch.loss(&mut engine, pass);
+    engine.backward(pass, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
+    let gradients = engine.weights(WeightSet::Gradients).unwrap();
     for name in [
         "conv1.weight",
         "layer1.1.bn2.bias",
@@ -200,7 +227,7 @@ fn parameter_gradients_are_slopes_of_the_loss() {
             let tensor = moved.tensors.get_mut(name).unwrap();
             tensor.values.iter_mut().zip(gradient).for_each(|(w, g)| *w += h * g);
             engine.load_weights(&moved).unwrap();
-            batch.loss(&mut *engine, pass)
+            batch.loss(&mut engine, pass)
         };
         let slope = (at(h) - at(-h)) / (2.0 * f64::from(h));
         println!("{name}: slope {slope:e}, squared norm {:e}", norm * norm);
@@ -213,14 +240,16 @@ fn gather_follows_its_definition() {
     let mut engine = engine(4);
     let bytes: Vec<u8> =
         uniform(Purpose::Generation, 9, 5 * IMAGE_LEN).iter().map(|u| (u * 256.0) as u8).collect();
-    let set = engine.upload_images(&bytes, &[4, 3, 2, 1, 0]).unwrap();
+    let set = ImageSet::upload(&engine, &bytes, &[4, 3, 2, 1, 0]).unwrap();
     let chosen = [3u32, 0, 3, 4];
     let samples = engine.upload("samples", &chosen).unwrap();
     let images = engine.alloc("images", 4 * IMAGE_LEN).unwrap();
     let labels = engine.alloc("labels", 4).unwrap();
     for epoch in 0..20 {
         let augment = (epoch > 0).then_some(Augment { seed: SEED, epoch, padding: Padding::Zero });
-        engine.gather(&set, &samples, augment, &images, &labels).unwrap();
+        engine
+            .run(&GatherImages { set: &set, samples: &samples, augment, images: &images, labels: &labels })
+            .unwrap();
         assert_eq!(engine.read(&labels).unwrap(), [1, 4, 1, 0]);
         let met: Vec<f32> = engine.read(&images).unwrap();
         for (n, &sample) in chosen.iter().enumerate() {
@@ -266,7 +295,9 @@ fn random_starts_depend_on_the_sample_alone() {
     for noise in [Noise::Uniform { radius }, Noise::Normal { deviation: 0.001 }] {
         let mut draw = |samples: [u32; 3]| {
             let samples = engine.upload("samples", &samples).unwrap();
-            engine.perturb(noise, key, &samples, &images, &perturbed).unwrap();
+            engine
+                .run(&Perturb { noise, key, samples: &samples, images: &images, perturbed: &perturbed })
+                .unwrap();
             engine.read(&perturbed).unwrap()
         };
         let (first, second) = (draw([7, 8, 9]), draw([9, 7, 1]));
@@ -298,16 +329,18 @@ fn random_starts_depend_on_the_sample_alone() {
 #[test]
 fn attack_steps_stay_in_the_ball_and_raise_the_loss() {
     let mut engine = engine(4);
-    let batch = Batch::new(&*engine, 4);
+    let batch = Batch::new(&engine, 4);
     let epsilon = 8.0 / 255.0;
     let clean = engine.read(&batch.images).unwrap();
     let images = engine.upload("clean images", &clean).unwrap();
-    let first = batch.loss(&mut *engine, Pass::Eval);
+    let first = batch.loss(&mut engine, Pass::Eval);
     for _ in 0..5 {
-        engine.input_gradient(Pass::Eval, &batch.logit_gradient, &batch.gradient).unwrap();
+        engine.backward(Pass::Eval, &batch.logit_gradient, GradRequest::images(&batch.gradient)).unwrap();
         let before = engine.read(&batch.images).unwrap();
         let step = SignStep { step_size: 2.5 / 255.0, epsilon };
-        engine.attack_step(Pass::Eval, &batch.logit_gradient, &step, &images, &batch.images).unwrap();
+        engine
+            .backward(Pass::Eval, &batch.logit_gradient, GradRequest::step(step, &images, &batch.images))
+            .unwrap();
         let gradient = engine.read(&batch.gradient).unwrap();
         let after = engine.read(&batch.images).unwrap();
         for at in 0..clean.len() {
@@ -323,22 +356,24 @@ fn attack_steps_stay_in_the_ball_and_raise_the_loss() {
             assert_eq!(after[at], wanted, "element {at}");
             assert!((after[at] - clean[at]).abs() <= epsilon + 1e-7 && (0.0..=1.0).contains(&after[at]));
         }
-        batch.loss(&mut *engine, Pass::Eval);
+        batch.loss(&mut engine, Pass::Eval);
     }
-    let last = batch.loss(&mut *engine, Pass::Eval);
+    let last = batch.loss(&mut engine, Pass::Eval);
     assert!(last > first, "loss {first} before, {last} after five steps");
 }
 
 #[test]
 fn a_zero_gradient_moves_nothing() {
     let mut engine = engine(1);
-    let batch = Batch::new(&*engine, 1);
-    batch.loss(&mut *engine, Pass::Eval);
+    let batch = Batch::new(&engine, 1);
+    batch.loss(&mut engine, Pass::Eval);
     engine.write(&batch.logit_gradient, &[0.0; 10]).unwrap();
     let before = engine.read(&batch.images).unwrap();
     let images = engine.upload("clean images", &before).unwrap();
     let step = SignStep { step_size: 0.1, epsilon: f32::INFINITY };
-    engine.attack_step(Pass::Eval, &batch.logit_gradient, &step, &images, &batch.images).unwrap();
+    engine
+        .backward(Pass::Eval, &batch.logit_gradient, GradRequest::step(step, &images, &batch.images))
+        .unwrap();
     assert_eq!(engine.read(&batch.images).unwrap(), before);
 }
 
@@ -354,21 +389,25 @@ fn ranking_agrees_with_sorting() {
         order.sort_by(|&a, &b| values[b as usize].total_cmp(&values[a as usize]).then(a.cmp(&b)));
         for k in [0, 1, count / 3, count - 1, count] {
             let top = engine.alloc::<u32>("top", k).unwrap();
-            engine.top_k(&tensor, &top).unwrap();
+            engine.run(&SelectTopK { values: &tensor, top: &top }).unwrap();
             let mut wanted = order[..k].to_vec();
             wanted.sort();
             assert_eq!(engine.read(&top).unwrap(), wanted, "{k} of {count}");
         }
         for threshold in [-6.0, 0.0, 3.0, 100.0] {
             let positions = engine.alloc::<u32>("positions", count).unwrap();
-            let met = engine.at_least(&tensor, threshold, &positions).unwrap();
+            let met =
+                engine.run(&SelectAtLeast { values: &tensor, threshold, positions: &positions }).unwrap();
             let wanted: Vec<u32> = (0..count as u32).filter(|&at| values[at as usize] >= threshold).collect();
             assert_eq!(engine.read(&positions).unwrap()[..met], wanted);
         }
     }
     let values = engine.upload("values", &[1.0, f32::NAN, 2.0]).unwrap();
     let positions = engine.alloc::<u32>("positions", 3).unwrap();
-    let errors = [engine.top_k(&values, &positions), engine.at_least(&values, 0.0, &positions).map(drop)];
+    let errors = [
+        engine.run(&SelectTopK { values: &values, top: &positions }),
+        engine.run(&SelectAtLeast { values: &values, threshold: 0.0, positions: &positions }).map(drop),
+    ];
     for error in errors {
         assert!(matches!(error, Err(Error::NotANumber { tensor: "values", position: 1 })), "{error:?}");
     }
@@ -377,16 +416,18 @@ fn ranking_agrees_with_sorting() {
 /// One attack step and two training steps; everything that came out.
 fn everything() -> (Vec<f32>, Weights) {
     let mut engine = engine(5);
-    let batch = Batch::new(&*engine, 5);
+    let batch = Batch::new(&engine, 5);
     let images = engine.upload("clean images", &engine.read(&batch.images).unwrap()).unwrap();
-    batch.loss(&mut *engine, Pass::Eval);
+    batch.loss(&mut engine, Pass::Eval);
     let step = SignStep { step_size: 0.01, epsilon: 0.03 };
-    engine.attack_step(Pass::Eval, &batch.logit_gradient, &step, &images, &batch.images).unwrap();
+    engine
+        .backward(Pass::Eval, &batch.logit_gradient, GradRequest::step(step, &images, &batch.images))
+        .unwrap();
     let sgd = Sgd { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9) };
     for _ in 0..2 {
-        batch.loss(&mut *engine, Pass::Train { slot: 0 });
-        engine.parameter_gradient(Pass::Train { slot: 0 }, &batch.logit_gradient, false).unwrap();
-        engine.sgd_step(&sgd).unwrap();
+        batch.loss(&mut engine, Pass::Train { slot: 0 });
+        engine.backward(Pass::Train { slot: 0 }, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
+        engine.step(&sgd).unwrap();
     }
     (engine.read(&batch.images).unwrap(), engine.weights(WeightSet::Average).unwrap())
 }
@@ -403,20 +444,20 @@ fn bits_do_not_depend_on_the_threads() {
 #[test]
 fn optimizer_state_survives_the_round_trip() {
     let mut engine = engine(2);
-    let batch = Batch::new(&*engine, 2);
+    let batch = Batch::new(&engine, 2);
     let sgd = Sgd { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9) };
-    let step = |engine: &mut dyn Engine| {
+    let step = |engine: &mut Engine| {
         batch.loss(engine, Pass::Train { slot: 0 });
-        engine.parameter_gradient(Pass::Train { slot: 0 }, &batch.logit_gradient, false).unwrap();
-        engine.sgd_step(&sgd).unwrap();
+        engine.backward(Pass::Train { slot: 0 }, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
+        engine.step(&sgd).unwrap();
     };
-    step(&mut *engine);
+    step(&mut engine);
     let (live, state) = (engine.weights(WeightSet::Live).unwrap(), engine.optimizer().unwrap());
-    step(&mut *engine);
+    step(&mut engine);
     let wanted = (engine.weights(WeightSet::Live).unwrap(), engine.optimizer().unwrap());
     engine.load_weights(&live).unwrap();
     engine.load_optimizer(&state).unwrap();
-    step(&mut *engine);
+    step(&mut engine);
     assert!((engine.weights(WeightSet::Live).unwrap(), engine.optimizer().unwrap()) == wanted);
 }
 
@@ -430,27 +471,33 @@ fn refused(result: secateur::engine::Result<()>, part: &str) {
 #[test]
 fn misuse_is_an_error() {
     let mut engine = open(DeviceChoice::Cpu, NETWORK, 2).unwrap();
-    let batch = Batch::new(&*engine, 2);
+    let batch = Batch::new(&engine, 2);
     refused(engine.forward(Pass::Eval, &batch.images, &batch.logits), "load_weights");
     engine.load_weights(&weights()).unwrap();
     refused(engine.forward(Pass::Eval, &batch.images, &batch.logits), "fold_batch_norm");
     refused(engine.forward(Pass::Train { slot: 2 }, &batch.images, &batch.logits), "slot 2");
-    refused(engine.input_gradient(Pass::Eval, &batch.logit_gradient, &batch.gradient), "without a forward");
+    refused(
+        engine.backward(Pass::Eval, &batch.logit_gradient, GradRequest::images(&batch.gradient)),
+        "without a forward",
+    );
     let pass = Pass::Train { slot: 0 };
-    refused(engine.parameter_gradient(pass, &batch.logit_gradient, false), "without a forward");
+    refused(engine.backward(pass, &batch.logit_gradient, GradRequest::PARAMETERS), "without a forward");
     let sgd = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.0, average_decay: None };
-    refused(engine.sgd_step(&sgd), "without gradients");
+    refused(engine.step(&sgd), "without gradients");
     refused(engine.fold_batch_norm(WeightSet::Average), "no moving average");
-    batch.loss(&mut *engine, pass);
-    refused(engine.parameter_gradient(pass, &batch.logit_gradient, true), "nothing to accumulate");
-    engine.parameter_gradient(pass, &batch.logit_gradient, false).unwrap();
-    engine.sgd_step(&sgd).unwrap();
-    refused(engine.parameter_gradient(pass, &batch.logit_gradient, false), "without a forward");
+    batch.loss(&mut engine, pass);
+    refused(
+        engine.backward(pass, &batch.logit_gradient, GradRequest::ADD_PARAMETERS),
+        "nothing to accumulate",
+    );
+    engine.backward(pass, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
+    engine.step(&sgd).unwrap();
+    refused(engine.backward(pass, &batch.logit_gradient, GradRequest::PARAMETERS), "without a forward");
     refused(engine.forward(Pass::Eval, &batch.images, &batch.logits), "fold_batch_norm");
 
     let short = batch.images.slice(0..IMAGE_LEN);
     let error = engine.forward(pass, &short, &batch.logits);
-    assert!(matches!(error, Err(Error::Length { tensor: "logits", met: 20, wanted: 10 })), "{error:?}");
+    assert!(matches!(error, Err(Error::Length { tensor: "logits", actual: 20, expected: 10 })), "{error:?}");
     let three = engine.alloc::<f32>("three images", 3 * IMAGE_LEN).unwrap();
     refused(engine.forward(pass, &three, &batch.logits), "at most 2");
     let other = open(DeviceChoice::Cpu, NETWORK, 2).unwrap();
@@ -458,7 +505,13 @@ fn misuse_is_an_error() {
     let error = engine.forward(pass, &foreign, &batch.logits);
     assert!(matches!(error, Err(Error::ForeignTensor { tensor: "foreign" })), "{error:?}");
     engine.write(&batch.labels, &[1, 10]).unwrap();
-    let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
-    let error = engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs());
+    let error = engine.run(&CrossEntropy {
+        smoothing: 0.0,
+        scale: 1.0,
+        logits: &batch.logits,
+        labels: &batch.labels,
+        weights: None,
+        outputs: batch.outputs(),
+    });
     refused(error, "label 10 at position 1");
 }

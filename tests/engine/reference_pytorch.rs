@@ -6,9 +6,10 @@
 use std::path::Path;
 
 use safetensors::SafeTensors;
-use secateur::engine::{CrossEntropy, DeviceChoice, Engine, LossOutputs, Pass, Sgd, Tensor, WeightSet, open};
+use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, Tensor, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, Weights};
+use secateur::ops::{CrossEntropy, LossOutputs};
 use secateur::philox::{Key, Purpose, unit};
 
 const SEED: u64 = 116;
@@ -42,7 +43,7 @@ fn weights() -> Weights {
 
 /// An engine with the fixture's weights, images and labels.
 struct Setup {
-    engine: Box<dyn Engine>,
+    engine: Engine,
     images: Tensor<f32>,
     labels: Tensor<u32>,
     logits: Tensor<f32>,
@@ -77,14 +78,22 @@ impl Setup {
             predictions: &self.predictions,
             logit_gradient: &self.logit_gradient,
         };
-        let loss = CrossEntropy { smoothing, scale: 1.0 / BATCH as f32 };
         self.engine.forward(pass, &self.images, &self.logits).unwrap();
-        self.engine.cross_entropy(&loss, &self.logits, &self.labels, None, outputs).unwrap();
+        self.engine
+            .run(&CrossEntropy {
+                smoothing,
+                scale: 1.0 / BATCH as f32,
+                logits: &self.logits,
+                labels: &self.labels,
+                weights: None,
+                outputs,
+            })
+            .unwrap();
     }
 
     fn input_gradient(&mut self, pass: Pass) -> Vec<f32> {
         let gradient = self.engine.alloc("input gradient", self.images.len()).unwrap();
-        self.engine.input_gradient(pass, &self.logit_gradient, &gradient).unwrap();
+        self.engine.backward(pass, &self.logit_gradient, GradRequest::images(&gradient)).unwrap();
         self.engine.read(&gradient).unwrap()
     }
 }
@@ -170,8 +179,8 @@ fn train_pass_agrees() {
         setup.forward(pass, SMOOTHING);
         fixture.check("train.logits", &setup.engine.read(&setup.logits).unwrap(), &PASS);
         fixture.check("train.input_gradient", &setup.input_gradient(pass), &PASS);
-        setup.engine.parameter_gradient(pass, &setup.logit_gradient, false).unwrap();
-        let gradients = setup.engine.gradients().unwrap();
+        setup.engine.backward(pass, &setup.logit_gradient, GradRequest::PARAMETERS).unwrap();
+        let gradients = setup.engine.weights(WeightSet::Gradients).unwrap();
         let state = setup.engine.weights(WeightSet::Live).unwrap();
         for parameter in NETWORK.parameters() {
             let name = &parameter.name;
@@ -190,10 +199,17 @@ fn accumulated_gradients_are_sums() {
     let mut setup = Setup::new();
     for (slot, accumulate) in [(0, false), (1, true)] {
         setup.forward(Pass::Train { slot }, SMOOTHING);
-        setup.engine.parameter_gradient(Pass::Train { slot }, &setup.logit_gradient, accumulate).unwrap();
+        setup
+            .engine
+            .backward(
+                Pass::Train { slot },
+                &setup.logit_gradient,
+                if accumulate { GradRequest::ADD_PARAMETERS } else { GradRequest::PARAMETERS },
+            )
+            .unwrap();
     }
     // The batch statistics do not depend on the running ones: twice the same gradient.
-    for (name, tensor) in setup.engine.gradients().unwrap().tensors {
+    for (name, tensor) in setup.engine.weights(WeightSet::Gradients).unwrap().tensors {
         let half: Vec<f32> = tensor.values.iter().map(|value| 0.5 * value).collect();
         fixture.check(&format!("train.gradient.{name}"), &half, &PASS);
     }
@@ -206,8 +222,11 @@ fn three_steps_agree() {
     let sgd = Sgd { learning_rate: 0.02, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.75) };
     for _ in 0..3 {
         setup.forward(Pass::Train { slot: 0 }, SMOOTHING);
-        setup.engine.parameter_gradient(Pass::Train { slot: 0 }, &setup.logit_gradient, false).unwrap();
-        setup.engine.sgd_step(&sgd).unwrap();
+        setup
+            .engine
+            .backward(Pass::Train { slot: 0 }, &setup.logit_gradient, GradRequest::PARAMETERS)
+            .unwrap();
+        setup.engine.step(&sgd).unwrap();
     }
     let state = setup.engine.optimizer().unwrap();
     let live = setup.engine.weights(WeightSet::Live).unwrap();

@@ -2,15 +2,16 @@
 //! losses against PyTorch's autograd, on the reference engine and on the cuda engine; and APGD on a trained network.
 
 use safetensors::SafeTensors;
-use secateur::attack::{Apgd, Found, Search, adaptive_phases};
+use secateur::attack::{Apgd, Found, Search, apgd_phases};
 use secateur::batch::Batch;
 use secateur::data::generated::{self, Part};
-use secateur::engine::{
-    AdaptivePhase, AdaptivePoint, AdaptiveState, AdaptiveStep, CrossEntropy, DeviceChoice, Engine,
-    LossOutputs, Margin, Pass, Tensor, WeightSet, open,
-};
+use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Tensor, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, initialise};
+use secateur::ops::{
+    ApgdPhase, ApgdPoint, ApgdStart, ApgdState, ApgdStep, CrossEntropy, GatherImages, ImageSet, LossOutputs,
+    Margin, MarginLoss, TargetClass,
+};
 use secateur::philox::{Key, Purpose, unit};
 
 use crate::common;
@@ -53,7 +54,7 @@ impl Fixture {
     }
 }
 
-fn engines(classes: usize) -> Vec<Box<dyn Engine>> {
+fn engines(classes: usize) -> Vec<Engine> {
     let network = ResNet18 { width: 16, classes };
     [DeviceChoice::Cpu, common::cuda_engine()].map(|choice| open(choice, network, 1).unwrap()).into()
 }
@@ -115,28 +116,36 @@ fn every_step_is_that_of_the_published_algorithm() {
     for mut engine in engines(CLASSES) {
         for loss in ["ce", "dlr"] {
             let what = format!("{loss} on {}", engine.device().kind);
-            follow(engine.as_mut(), &what, loss, &fixture, &toy, &images);
+            follow(&mut engine, &what, loss, &fixture, &toy, &images);
         }
     }
 }
 
 /// Attacks the toy network with the engine's operations and compares every call with the fixture.
-fn follow(engine: &mut dyn Engine, what: &str, loss: &str, fixture: &Fixture, toy: &Toy, images: &[f32]) {
+fn follow(engine: &mut Engine, what: &str, loss: &str, fixture: &Fixture, toy: &Toy, images: &[f32]) {
     let batch = Batch::alloc(engine, IMAGES).unwrap();
-    let state = AdaptiveState::alloc(engine, IMAGES).unwrap();
+    let state = ApgdState::alloc(engine, IMAGES).unwrap();
     engine.write(&batch.samples, &(0..IMAGES as u32).collect::<Vec<_>>()).unwrap();
     engine.write(&batch.labels, &toy.labels).unwrap();
     engine.write(&batch.images, images).unwrap();
     let targets = engine.upload("targets", &fixture.words("targets")).unwrap();
     let key = Key { seed: SEED, purpose: Purpose::AdaptiveStart, epoch: 0, step: 0 };
-    engine.adaptive_start(EPSILON, key, &batch.samples, &batch.images, &batch.perturbed).unwrap();
+    engine
+        .run(&ApgdStart {
+            epsilon: EPSILON,
+            key,
+            samples: &batch.samples,
+            images: &batch.images,
+            perturbed: &batch.perturbed,
+        })
+        .unwrap();
 
     let wanted = |name: &str| fixture.get(&format!("{loss}.{name}"));
     let row = |values: &[f32], call: usize| values[call * IMAGES..][..IMAGES].to_vec();
     let (losses, sizes) = (wanted("losses"), wanted("step_size"));
     let (best, last) = (wanted("best_loss"), wanted("last_loss"));
     let (increases, broken, points) = (wanted("increases"), wanted("broken"), wanted("points"));
-    let point = AdaptivePoint {
+    let point = ApgdPoint {
         images: &batch.images,
         labels: &batch.labels,
         losses: &batch.losses,
@@ -144,19 +153,34 @@ fn follow(engine: &mut dyn Engine, what: &str, loss: &str, fixture: &Fixture, to
         perturbed: &batch.perturbed,
     };
     let (mut off, mut seen, mut halvings, mut returns) = (0, 0, 0, 0);
-    for (call, phase) in adaptive_phases(ITERATIONS).into_iter().enumerate() {
+    for (call, phase) in apgd_phases(ITERATIONS).into_iter().enumerate() {
         let met = engine.read(&batch.perturbed).unwrap();
         let logits: Vec<f32> =
             (0..IMAGES).flat_map(|n| toy.logits(n, &met[n * IMAGE_LEN..][..IMAGE_LEN])).collect();
         engine.write(&batch.logits, &logits).unwrap();
         match loss {
             "ce" => {
-                let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
-                engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
+                engine
+                    .run(&CrossEntropy {
+                        smoothing: 0.0,
+                        scale: 1.0,
+                        logits: &batch.logits,
+                        labels: &batch.labels,
+                        weights: None,
+                        outputs: batch.outputs(),
+                    })
+                    .unwrap();
             }
             _ => {
                 let margin = Margin::TargetedDlr { targets: &targets };
-                engine.margin_loss(margin, &batch.logits, &batch.labels, batch.outputs()).unwrap();
+                engine
+                    .run(&MarginLoss {
+                        margin,
+                        logits: &batch.logits,
+                        labels: &batch.labels,
+                        outputs: batch.outputs(),
+                    })
+                    .unwrap();
             }
         }
         // The decisions are compared on the fixture's losses: near a plateau ours differ from them by more than two
@@ -175,7 +199,7 @@ fn follow(engine: &mut dyn Engine, what: &str, loss: &str, fixture: &Fixture, to
             })
             .collect();
         engine.write(&state.gradient, &gradient).unwrap();
-        engine.adaptive_step(&AdaptiveStep { epsilon: EPSILON, phase }, point, &state).unwrap();
+        engine.run(&ApgdStep { epsilon: EPSILON, phase, point, state: &state }).unwrap();
 
         let flags = engine.read(&state.broken).unwrap();
         assert_eq!(
@@ -183,7 +207,7 @@ fn follow(engine: &mut dyn Engine, what: &str, loss: &str, fixture: &Fixture, to
             row(&broken, call).iter().map(|b| *b as u32).collect::<Vec<_>>(),
             "{what}, call {call}: broken"
         );
-        if phase == AdaptivePhase::Last {
+        if phase == ApgdPhase::Last {
             break;
         }
         // Powers of two times 2 epsilon: exact.
@@ -249,7 +273,7 @@ fn margin_losses_agree_with_autograd() {
             let logits = engine.upload("logits", &fixture.get(&of("logits"))).unwrap();
             let labels = engine.upload("labels", &labels).unwrap();
             let targets = engine.upload("targets", &fixture.words(&of("targets"))).unwrap();
-            let outputs = |engine: &dyn Engine| -> (Tensor<f32>, Tensor<u32>, Tensor<f32>) {
+            let outputs = |engine: &Engine| -> (Tensor<f32>, Tensor<u32>, Tensor<f32>) {
                 let gradient = engine.upload("gradient", &vec![f32::NAN; rows * classes]).unwrap();
                 (
                     engine.upload("losses", &vec![f32::NAN; rows]).unwrap(),
@@ -261,10 +285,10 @@ fn margin_losses_agree_with_autograd() {
                 ("best_wrong", Margin::BestWrong),
                 ("targeted_dlr", Margin::TargetedDlr { targets: &targets }),
             ] {
-                let (losses, predictions, gradient) = outputs(engine.as_ref());
+                let (losses, predictions, gradient) = outputs(&engine);
                 let outputs =
                     LossOutputs { losses: &losses, predictions: &predictions, logit_gradient: &gradient };
-                engine.margin_loss(margin, &logits, &labels, outputs).unwrap();
+                engine.run(&MarginLoss { margin, logits: &logits, labels: &labels, outputs }).unwrap();
                 let close = |what: &str, met: Vec<f32>| {
                     let wanted = fixture.get(&of(&format!("{name}.{what}")));
                     let scale = wanted
@@ -284,12 +308,15 @@ fn margin_losses_agree_with_autograd() {
             let wrong = fixture.words(&of("wrong"));
             let found = engine.alloc("wrong classes", rows).unwrap();
             for rank in 1..classes {
-                engine.wrong_class(rank, &logits, &labels, &found).unwrap();
+                engine.run(&TargetClass { rank, logits: &logits, labels: &labels, targets: &found }).unwrap();
                 let wanted: Vec<u32> = (0..rows).map(|n| wrong[n * (classes - 1) + rank - 1]).collect();
                 assert_eq!(engine.read(&found).unwrap(), wanted, "{kind}, {classes} classes, rank {rank}");
             }
             for rank in [0, classes] {
-                let error = engine.wrong_class(rank, &logits, &labels, &found).unwrap_err().to_string();
+                let error = engine
+                    .run(&TargetClass { rank, logits: &logits, labels: &labels, targets: &found })
+                    .unwrap_err()
+                    .to_string();
                 assert!(error.contains(&format!("rank {rank}")), "{error}");
             }
         }
@@ -302,12 +329,21 @@ fn losses_say_how_many_classes_they_need() {
         for mut engine in engines(classes) {
             let targets = engine.upload("targets", &[1u32]).unwrap();
             let logits = engine.upload("logits", &vec![0.0; classes]).unwrap();
-            let batch = Batch::alloc(engine.as_ref(), 1).unwrap();
+            let batch = Batch::alloc(&engine, 1).unwrap();
             engine.write(&batch.labels, &[0]).unwrap();
             let margin = Margin::TargetedDlr { targets: &targets };
-            let error = engine.margin_loss(margin, &logits, &batch.labels, batch.outputs()).unwrap_err();
+            let error = engine
+                .run(&MarginLoss { margin, logits: &logits, labels: &batch.labels, outputs: batch.outputs() })
+                .unwrap_err();
             assert!(error.to_string().contains(part), "{error}");
-            engine.margin_loss(Margin::BestWrong, &logits, &batch.labels, batch.outputs()).unwrap();
+            engine
+                .run(&MarginLoss {
+                    margin: Margin::BestWrong,
+                    logits: &logits,
+                    labels: &batch.labels,
+                    outputs: batch.outputs(),
+                })
+                .unwrap();
         }
     }
 }
@@ -315,35 +351,51 @@ fn losses_say_how_many_classes_they_need() {
 const TESTED: usize = 16;
 
 /// An untrained network with BatchNorm statistics that fit, and images that it predicts right: the labels are its own words.
-fn network_and_images() -> (Box<dyn Engine>, Batch) {
+fn network_and_images() -> (Engine, Batch) {
     let network = ResNet18 { width: 16, classes: 10 };
     let mut engine = open(DeviceChoice::Cpu, network, TESTED).unwrap();
     engine.load_weights(&initialise(network, SEED)).unwrap();
     let images = generated::images(Part::Test, TESTED);
-    let set = engine.upload_images(&images.pixels, &images.labels).unwrap();
-    let batch = Batch::alloc(engine.as_ref(), TESTED).unwrap();
+    let set = ImageSet::upload(&engine, &images.pixels, &images.labels).unwrap();
+    let batch = Batch::alloc(&engine, TESTED).unwrap();
     engine.write(&batch.samples, &(0..TESTED as u32).collect::<Vec<_>>()).unwrap();
-    engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
+    engine
+        .run(&GatherImages {
+            set: &set,
+            samples: &batch.samples,
+            augment: None,
+            images: &batch.images,
+            labels: &batch.labels,
+        })
+        .unwrap();
     for _ in 0..30 {
         engine.forward(Pass::Train { slot: 0 }, &batch.images, &batch.logits).unwrap();
     }
     engine.fold_batch_norm(WeightSet::Live).unwrap();
-    right(engine.as_mut(), &batch, &batch.images);
+    right(&mut engine, &batch, &batch.images);
     let words = engine.read(&batch.predictions).unwrap();
     engine.write(&batch.labels, &words).unwrap();
     (engine, batch)
 }
 
-fn right(engine: &mut dyn Engine, batch: &Batch, images: &Tensor<f32>) -> Vec<bool> {
+fn right(engine: &mut Engine, batch: &Batch, images: &Tensor<f32>) -> Vec<bool> {
     engine.forward(Pass::Eval, images, &batch.logits).unwrap();
-    let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
-    engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
+    engine
+        .run(&CrossEntropy {
+            smoothing: 0.0,
+            scale: 1.0,
+            logits: &batch.logits,
+            labels: &batch.labels,
+            weights: None,
+            outputs: batch.outputs(),
+        })
+        .unwrap();
     let (predictions, labels) =
         (engine.read(&batch.predictions).unwrap(), engine.read(&batch.labels).unwrap());
     predictions.iter().zip(&labels).map(|(prediction, label)| prediction == label).collect()
 }
 
-fn search(engine: &mut dyn Engine, attack: &mut Apgd, batch: &Batch) -> Found {
+fn search(engine: &mut Engine, attack: &mut Apgd, batch: &Batch) -> Found {
     let key = Key { seed: SEED, purpose: Purpose::EvaluationStart, epoch: 1, step: 0 };
     attack.search(engine, key, batch).unwrap()
 }
@@ -352,7 +404,7 @@ fn search(engine: &mut dyn Engine, attack: &mut Apgd, batch: &Batch) -> Found {
 fn what_is_found_fools_the_network_and_does_not_depend_on_the_batch() {
     println!("seed {SEED}");
     let (mut engine, batch) = network_and_images();
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     let count = batch.len();
     // A ball in which some images withstand.
     let epsilon = 0.5 / 255.0;
@@ -404,14 +456,21 @@ fn what_is_found_fools_the_network_and_does_not_depend_on_the_batch() {
 fn what_the_network_says_of_an_image_has_the_same_bits_in_every_batch() {
     println!("seed {SEED}");
     let (mut engine, batch) = network_and_images();
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     let gradient = engine.alloc("gradient", TESTED * IMAGE_LEN).unwrap();
     let mut said = |range: std::ops::Range<usize>| {
         let part = batch.rows(range.clone());
         engine.forward(Pass::Eval, &part.images, &part.logits).unwrap();
-        engine.margin_loss(Margin::BestWrong, &part.logits, &part.labels, part.outputs()).unwrap();
+        engine
+            .run(&MarginLoss {
+                margin: Margin::BestWrong,
+                logits: &part.logits,
+                labels: &part.labels,
+                outputs: part.outputs(),
+            })
+            .unwrap();
         let gradient = gradient.rows(range, IMAGE_LEN);
-        engine.input_gradient(Pass::Eval, &part.logit_gradient, &gradient).unwrap();
+        engine.backward(Pass::Eval, &part.logit_gradient, GradRequest::images(&gradient)).unwrap();
         (engine.read(&part.logits).unwrap(), engine.read(&gradient).unwrap())
     };
     let (logits, gradients) = said(0..TESTED);

@@ -12,7 +12,7 @@ use secateur::batch::Batch;
 use secateur::data::cifar::CIFAR10;
 use secateur::data::generated::{self, Part as Half};
 use secateur::digest::sha256;
-use secateur::engine::{DeviceChoice, Engine, ImageSet, Pass, StopFlag, WeightSet, open};
+use secateur::engine::{DeviceChoice, Engine, Pass, StopFlag, WeightSet, open};
 use secateur::evaluate::autoattack::{Listener, Progress, Verdict, run};
 use secateur::evaluate::sanity::{Checks, alarms, warnings};
 use secateur::evaluate::state::{Images, Settings};
@@ -20,6 +20,7 @@ use secateur::evaluate::{Part, Protocol, Subject, evaluate};
 use secateur::files::{Existing, Place};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, Weights, initialise};
+use secateur::ops::{GatherImages, ImageSet};
 use tempfile::TempDir;
 
 use crate::common::program::{Done, PROGRAM, secateur};
@@ -31,34 +32,50 @@ const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
 fn weights() -> Weights {
     let mut engine = open(DeviceChoice::Cpu, NETWORK, 16).unwrap();
     engine.load_weights(&initialise(NETWORK, SEED)).unwrap();
-    let (set, samples) = images(engine.as_mut(), 16);
-    let batch = Batch::alloc(engine.as_ref(), 16).unwrap();
+    let (set, samples) = images(&mut engine, 16);
+    let batch = Batch::alloc(&engine, 16).unwrap();
     engine.write(&batch.samples, &samples).unwrap();
-    engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
+    engine
+        .run(&GatherImages {
+            set: &set,
+            samples: &batch.samples,
+            augment: None,
+            images: &batch.images,
+            labels: &batch.labels,
+        })
+        .unwrap();
     for _ in 0..30 {
         engine.forward(Pass::Train { slot: 0 }, &batch.images, &batch.logits).unwrap();
     }
     engine.weights(WeightSet::Live).unwrap()
 }
 
-fn images(engine: &mut dyn Engine, count: usize) -> (ImageSet, Vec<u32>) {
+fn images(engine: &mut Engine, count: usize) -> (ImageSet, Vec<u32>) {
     let images = generated::images(Half::Test, count);
-    (engine.upload_images(&images.pixels, &images.labels).unwrap(), (0..count as u32).collect())
+    (ImageSet::upload(&engine, &images.pixels, &images.labels).unwrap(), (0..count as u32).collect())
 }
 
-fn subject(count: usize) -> (Box<dyn Engine>, ImageSet, Vec<u32>) {
+fn subject(count: usize) -> (Engine, ImageSet, Vec<u32>) {
     subject_on(DeviceChoice::Cpu, count)
 }
 
 /// An engine and images of which all but the last are labelled as it predicts them.
-fn subject_on(device: DeviceChoice, count: usize) -> (Box<dyn Engine>, ImageSet, Vec<u32>) {
+fn subject_on(device: DeviceChoice, count: usize) -> (Engine, ImageSet, Vec<u32>) {
     let mut engine = open(device, NETWORK, count).unwrap();
     engine.load_weights(&weights()).unwrap();
     engine.fold_batch_norm(WeightSet::Live).unwrap();
-    let (mut set, samples) = images(engine.as_mut(), count);
-    let batch = Batch::alloc(engine.as_ref(), count).unwrap();
+    let (mut set, samples) = images(&mut engine, count);
+    let batch = Batch::alloc(&engine, count).unwrap();
     engine.write(&batch.samples, &samples).unwrap();
-    engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
+    engine
+        .run(&GatherImages {
+            set: &set,
+            samples: &batch.samples,
+            augment: None,
+            images: &batch.images,
+            labels: &batch.labels,
+        })
+        .unwrap();
     engine.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
     let logits = engine.read(&batch.logits).unwrap();
     let mut labels: Vec<u32> = logits.chunks(10).map(|row| argmax(row) as u32).collect();
@@ -97,7 +114,7 @@ impl Listener for Stopping {
 fn a_stopped_evaluation_goes_on_to_the_same_verdicts() {
     println!("seed {SEED}");
     let (mut engine, set, samples) = subject(9);
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     let epsilon = 0.8 / 255.0;
     let subject = Subject { set: &set, samples: &samples, weights: WeightSet::Live, epsilon, seed: SEED };
     let parts = [Part::ApgdCe, Part::ApgdT];
@@ -170,7 +187,7 @@ fn a_network_without_gradients_is_noticed() {
     bias[3] = 1.0;
     flat.insert("linear.bias", &[10], bias);
     let mut engine = open(DeviceChoice::Cpu, NETWORK, 4).unwrap();
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     engine.load_weights(&flat).unwrap();
     engine.fold_batch_norm(WeightSet::Live).unwrap();
     let (mut set, samples) = images(engine, 6);
@@ -192,13 +209,13 @@ fn a_network_without_gradients_is_noticed() {
 
     let (mut engine, set, samples) = subject_of_noise();
     let subject = Subject { set: &set, samples: &samples, weights: WeightSet::Live, epsilon, seed: SEED };
-    let scratch = Batch::alloc(engine.as_ref(), 4).unwrap();
-    let checks = Checks::run(engine.as_mut(), subject, &[Verdict::Robust; 4], &scratch).unwrap();
+    let scratch = Batch::alloc(&engine, 4).unwrap();
+    let checks = Checks::run(&mut engine, subject, &[Verdict::Robust; 4], &scratch).unwrap();
     assert_eq!((checks.zero_gradients, checks.probabilities, checks.randomized), (0, false, false));
     assert!(checks.pgd10 <= checks.fgsm && checks.pgd10 < 4, "{checks:?}");
 }
 
-fn subject_of_noise() -> (Box<dyn Engine>, ImageSet, Vec<u32>) {
+fn subject_of_noise() -> (Engine, ImageSet, Vec<u32>) {
     let (engine, set, mut samples) = subject(5);
     samples.truncate(4);
     (engine, set, samples)
@@ -366,7 +383,7 @@ fn a_stop_is_heard_within_every_attack() {
         [(DeviceChoice::Cpu, 256, &long[..]), (DeviceChoice::Emulated, 2, &long[..2])]
     {
         let (mut engine, set, samples) = subject_on(device, count);
-        let scratch = Batch::alloc(engine.as_ref(), count).unwrap();
+        let scratch = Batch::alloc(&engine, count).unwrap();
         let epsilon = 1e-6;
         let subject = Subject { set: &set, samples: &samples, weights: WeightSet::Live, epsilon, seed: SEED };
         for protocol in protocols {
@@ -378,13 +395,13 @@ fn a_stop_is_heard_within_every_attack() {
                 later.request();
             });
             let protocol: Protocol = protocol.parse().unwrap();
-            let outcome = evaluate(engine.as_mut(), subject, &protocol, &scratch, &mut |_, _| true).unwrap();
+            let outcome = evaluate(&mut engine, subject, &protocol, &scratch, &mut |_, _| true).unwrap();
             asks.join().unwrap();
             assert!(outcome.is_none(), "{protocol} went on to its end");
         }
         // Nothing else has suffered.
         engine.stop_on(None);
-        let outcome = evaluate(engine.as_mut(), subject, &Protocol::Clean, &scratch, &mut |_, _| true);
+        let outcome = evaluate(&mut engine, subject, &Protocol::Clean, &scratch, &mut |_, _| true);
         assert_eq!(outcome.unwrap().unwrap().correct(), count - 1);
     }
 }

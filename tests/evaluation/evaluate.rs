@@ -5,14 +5,12 @@
 use secateur::attack::{CrossEntropyAscent, Pgd};
 use secateur::batch::Batch;
 use secateur::data::generated::{self, Part};
-use secateur::engine::{
-    CrossEntropy, DeviceChoice, Engine, ImageSet, Noise, Pass, SignStep, WeightSet, open,
-};
+use secateur::engine::{DeviceChoice, Engine, Pass, SignStep, WeightSet, open};
 use secateur::evaluate::sanity::alarms;
 use secateur::evaluate::{Outcome, Protocol, Subject, evaluate};
 use secateur::model::{ResNet18, Weights, initialise};
+use secateur::ops::{CrossEntropy, GatherImages, ImageSet, Noise};
 use secateur::philox::{Key, Purpose};
-use secateur::recipe::BatchNorm;
 
 const SEED: u64 = 20261121;
 const EPSILON: f32 = 8.0 / 255.0;
@@ -22,19 +20,19 @@ const TESTED: usize = 60;
 const RADIUS: f32 = 0.3 / 255.0;
 
 /// An untrained network with BatchNorm statistics that fit, and images labelled as it predicts them, but for every fourth.
-fn prepared() -> (Box<dyn Engine>, ImageSet) {
+fn prepared() -> (Engine, ImageSet) {
     let network = ResNet18 { width: 16, classes: 10 };
     let mut engine = open(DeviceChoice::Cpu, network, TESTED).unwrap();
     engine.load_weights(&initialise(network, SEED)).unwrap();
     let test = generated::images(Part::Test, TESTED);
-    let mut set = engine.upload_images(&test.pixels, &test.labels).unwrap();
-    let batch = gathered(engine.as_mut(), &set, TESTED);
+    let mut set = ImageSet::upload(&engine, &test.pixels, &test.labels).unwrap();
+    let batch = gathered(&mut engine, &set, TESTED);
     for _ in 0..30 {
         engine.forward(Pass::Train { slot: 0 }, &batch.images, &batch.logits).unwrap();
     }
     // The classes have the same mean logit, so that the predictions differ.
     engine.fold_batch_norm(WeightSet::Live).unwrap();
-    judged(engine.as_mut(), &batch, false);
+    judged(&mut engine, &batch, false);
     let logits = engine.read(&batch.logits).unwrap();
     let mean = |class: usize| logits.iter().skip(class).step_by(10).sum::<f32>() / TESTED as f32;
     let mut weights = engine.weights(WeightSet::Live).unwrap();
@@ -43,7 +41,7 @@ fn prepared() -> (Box<dyn Engine>, ImageSet) {
     }
     engine.load_weights(&weights).unwrap();
     engine.fold_batch_norm(WeightSet::Live).unwrap();
-    let (_, mut labels) = judged(engine.as_mut(), &batch, false);
+    let (_, mut labels) = judged(&mut engine, &batch, false);
     for label in labels.iter_mut().step_by(4) {
         *label = (*label + 1) % 10;
     }
@@ -51,24 +49,40 @@ fn prepared() -> (Box<dyn Engine>, ImageSet) {
     (engine, set)
 }
 
-fn gathered(engine: &mut dyn Engine, set: &ImageSet, count: usize) -> Batch {
+fn gathered(engine: &mut Engine, set: &ImageSet, count: usize) -> Batch {
     let batch = Batch::alloc(engine, count).unwrap();
     let samples: Vec<u32> = (0..count as u32).collect();
     engine.write(&batch.samples, &samples).unwrap();
-    engine.gather(set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
+    engine
+        .run(&GatherImages {
+            set,
+            samples: &batch.samples,
+            augment: None,
+            images: &batch.images,
+            labels: &batch.labels,
+        })
+        .unwrap();
     batch
 }
 
 /// Losses and predictions of the images in eval mode.
-fn judged(engine: &mut dyn Engine, batch: &Batch, perturbed: bool) -> (Vec<f32>, Vec<u32>) {
+fn judged(engine: &mut Engine, batch: &Batch, perturbed: bool) -> (Vec<f32>, Vec<u32>) {
     let images = if perturbed { &batch.perturbed } else { &batch.images };
     engine.forward(Pass::Eval, images, &batch.logits).unwrap();
-    let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
-    engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
+    engine
+        .run(&CrossEntropy {
+            smoothing: 0.0,
+            scale: 1.0,
+            logits: &batch.logits,
+            labels: &batch.labels,
+            weights: None,
+            outputs: batch.outputs(),
+        })
+        .unwrap();
     (engine.read(&batch.losses).unwrap(), engine.read(&batch.predictions).unwrap())
 }
 
-fn run(engine: &mut dyn Engine, set: &ImageSet, samples: &[u32], protocol: &str, batch: usize) -> Outcome {
+fn run(engine: &mut Engine, set: &ImageSet, samples: &[u32], protocol: &str, batch: usize) -> Outcome {
     let scratch = Batch::alloc(engine, batch).unwrap();
     let subject = Subject { set, samples, weights: WeightSet::Live, epsilon: RADIUS, seed: SEED };
     let protocol: Protocol = protocol.parse().unwrap();
@@ -79,7 +93,7 @@ fn run(engine: &mut dyn Engine, set: &ImageSet, samples: &[u32], protocol: &str,
 fn attacks_stay_in_the_ball_and_in_the_image_range_and_raise_the_loss() {
     println!("seed {SEED}");
     let (mut engine, set) = prepared();
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     let batch = gathered(engine, &set, TESTED);
     engine.fold_batch_norm(WeightSet::Live).unwrap();
     let (clean, _) = judged(engine, &batch, false);
@@ -91,7 +105,7 @@ fn attacks_stay_in_the_ball_and_in_the_image_range_and_raise_the_loss() {
         // 7/255 overshoots the ball in every second step.
         for step_size in [2.0 / 255.0, 7.0 / 255.0] {
             let step = SignStep { step_size, epsilon: EPSILON };
-            let pgd = Pgd { start, step, steps: 5, batch_norm: BatchNorm::Eval };
+            let pgd = Pgd { start, step, steps: 5, pass: Pass::Eval };
             let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 1, step: 0 };
             engine.write(&batch.perturbed, &vec![f32::NAN; images.len()]).unwrap();
             pgd.perturb(engine, &mut CrossEntropyAscent, key, &batch).unwrap();
@@ -115,10 +129,10 @@ fn attacks_stay_in_the_ball_and_in_the_image_range_and_raise_the_loss() {
 #[test]
 fn no_start_and_no_steps_is_the_clean_image() {
     let (mut engine, set) = prepared();
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     let batch = gathered(engine, &set, 7);
     let step = SignStep { step_size: 0.01, epsilon: EPSILON };
-    let pgd = Pgd { start: None, step, steps: 0, batch_norm: BatchNorm::Eval };
+    let pgd = Pgd { start: None, step, steps: 0, pass: Pass::Eval };
     let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
     pgd.perturb(engine, &mut CrossEntropyAscent, key, &batch).unwrap();
     assert_eq!(engine.read(&batch.perturbed).unwrap(), engine.read(&batch.images).unwrap());
@@ -127,15 +141,15 @@ fn no_start_and_no_steps_is_the_clean_image() {
 #[test]
 fn only_an_attack_in_train_mode_moves_the_running_statistics() {
     let (mut engine, set) = prepared();
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     let batch = gathered(engine, &set, 16);
     let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
     let step = SignStep { step_size: 2.0 / 255.0, epsilon: EPSILON };
-    for batch_norm in [BatchNorm::Eval, BatchNorm::Train] {
+    for pass in [Pass::Eval, Pass::Train { slot: 0 }] {
         engine.fold_batch_norm(WeightSet::Live).unwrap();
         let before = engine.weights(WeightSet::Live).unwrap();
         let start = Some(Noise::Uniform { radius: EPSILON });
-        let pgd = Pgd { start, step, steps: 2, batch_norm };
+        let pgd = Pgd { start, step, steps: 2, pass };
         pgd.perturb(engine, &mut CrossEntropyAscent, key, &batch).unwrap();
         let after = engine.weights(WeightSet::Live).unwrap();
         let changed: Vec<&String> = before
@@ -144,9 +158,9 @@ fn only_an_attack_in_train_mode_moves_the_running_statistics() {
             .filter(|(name, tensor)| after.tensors[*name] != **tensor)
             .map(|(name, _)| name)
             .collect();
-        match batch_norm {
-            BatchNorm::Eval => assert!(changed.is_empty(), "{changed:?}"),
-            BatchNorm::Train => {
+        match pass {
+            Pass::Eval => assert!(changed.is_empty(), "{changed:?}"),
+            _ => {
                 assert_eq!(changed.len(), 40, "{changed:?}");
                 assert!(changed.iter().all(|name| name.contains("running")), "{changed:?}");
             }
@@ -157,7 +171,7 @@ fn only_an_attack_in_train_mode_moves_the_running_statistics() {
 #[test]
 fn counts_are_those_of_a_plain_recomputation() {
     let (mut engine, set) = prepared();
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     let samples: Vec<u32> = (0..TESTED as u32).collect();
     // 17 does not divide 60: the last batch is smaller.
     let outcome = run(engine, &set, &samples, "clean", 17);
@@ -177,7 +191,7 @@ fn counts_are_those_of_a_plain_recomputation() {
 #[test]
 fn restarts_take_the_worst_case_and_images_do_not_depend_on_each_other() {
     let (mut engine, set) = prepared();
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     let samples: Vec<u32> = (0..TESTED as u32).collect();
     let clean = run(engine, &set, &samples, "clean", 30);
     let one = run(engine, &set, &samples, "pgd2", 30);
@@ -196,7 +210,7 @@ fn restarts_take_the_worst_case_and_images_do_not_depend_on_each_other() {
 #[test]
 fn an_evaluation_can_be_stopped() {
     let (mut engine, set) = prepared();
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     let scratch = Batch::alloc(engine, 10).unwrap();
     let samples: Vec<u32> = (0..TESTED as u32).collect();
     let subject =
@@ -213,7 +227,7 @@ fn an_evaluation_can_be_stopped() {
 #[test]
 fn other_ascents_and_single_steps_count_their_passes() {
     let (mut engine, set) = prepared();
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     let samples: Vec<u32> = (0..TESTED as u32).collect();
     let clean = run(engine, &set, &samples, "clean", 30);
     let fgsm = run(engine, &set, &samples, "fgsm", 30);
@@ -250,11 +264,11 @@ fn logits_that_are_not_finite_are_wrong_under_every_protocol() {
     for (device, protocols) in [(DeviceChoice::Cpu, &all[..]), (DeviceChoice::Emulated, &all[..2])] {
         for (what, weights) in broken_networks() {
             let mut engine = open(device, ResNet18 { width: 16, classes: 10 }, 2).unwrap();
-            let engine = engine.as_mut();
+            let engine = &mut engine;
             engine.load_weights(&weights).unwrap();
             let test = generated::images(Part::Test, 2);
             // The class that was the prediction of such logits, and that of the largest one.
-            let set = engine.upload_images(&test.pixels, &[0, 3]).unwrap();
+            let set = ImageSet::upload(&engine, &test.pixels, &[0, 3]).unwrap();
             for protocol in protocols {
                 let outcome = run(engine, &set, &[0, 1], protocol, 2);
                 assert_eq!(outcome.withstood, [false, false], "{device:?}, {what}, {protocol}");
@@ -269,7 +283,7 @@ fn logits_that_are_not_finite_are_wrong_under_every_protocol() {
 #[test]
 fn a_saturated_softmax_raises_the_alarm_of_every_gradient_protocol() {
     let (mut engine, set) = prepared();
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     let samples: Vec<u32> = (0..TESTED as u32).collect();
     let names = ["fgsm", "pgd20", "cw", "apgd-ce"];
     let protocols = names.map(|name| name.parse::<Protocol>().unwrap());

@@ -4,12 +4,14 @@
 
 use safetensors::SafeTensors;
 use secateur::attack::{Cost, Fab, Found, Search};
-use secateur::engine::{BoundaryState, BoundaryStep, DeviceChoice, Engine, Tensor, open};
+use secateur::engine::{DeviceChoice, Engine, Tensor, open};
 use secateur::model::ResNet18;
 use secateur::model::layers::IMAGE_LEN;
+use secateur::ops::{ClassDifference, FabKeep, FabState, FabStep, TargetClass};
 use secateur::philox::{Key, Purpose};
 
 use crate::common;
+use crate::common::boundary::Shares;
 use crate::common::boundary::{self, STEPS, cases};
 use crate::common::judged::{EPSILON, Judged};
 
@@ -18,8 +20,8 @@ const CLASSES: usize = 10;
 
 /// Where `step` takes the images, whose gradients and differences of logits are given.
 fn stepped(
-    engine: &mut dyn Engine,
-    step: &BoundaryStep,
+    engine: &mut Engine,
+    step: &Shares,
     [gradient, clean, current]: [&[f32]; 3],
     differences: &[f32],
 ) -> Vec<f32> {
@@ -32,7 +34,7 @@ fn stepped(
     let distances = up("distances", &vec![f32::INFINITY; batch]);
     let labels: Tensor<u32> = engine.upload("labels", &vec![0; batch]).unwrap();
     let targets: Tensor<u32> = engine.upload("targets", &vec![1; batch]).unwrap();
-    let state = BoundaryState {
+    let state = FabState {
         labels: &labels,
         targets: &targets,
         images: &clean,
@@ -40,11 +42,19 @@ fn stepped(
         closest: &closest,
         distances: &distances,
     };
-    engine.boundary_step(step, &logits, &gradient, &state).unwrap();
+    engine
+        .run(&FabStep {
+            largest_share: step.largest_share,
+            overshoot: step.overshoot,
+            logits: &logits,
+            gradient: &gradient,
+            state,
+        })
+        .unwrap();
     engine.read(&current).unwrap()
 }
 
-fn engines(batch: usize) -> [(DeviceChoice, Box<dyn Engine>); 2] {
+fn engines(batch: usize) -> [(DeviceChoice, Engine); 2] {
     [DeviceChoice::Cpu, common::cuda_engine()]
         .map(|device| (device, open(device, ResNet18 { width: 16, classes: CLASSES }, batch).unwrap()))
 }
@@ -72,9 +82,9 @@ fn ways_are_as_long_as_linear_programmes_say() {
             images
         };
         let (points, weights) = (spread(&points, 0.25), spread(&weights, 0.0));
-        let step = BoundaryStep { largest_share: 0.0, overshoot: 1.0 };
+        let step = Shares { largest_share: 0.0, overshoot: 1.0 };
         for (device, mut engine) in engines(count) {
-            let met = stepped(engine.as_mut(), &step, [&weights, &points, &points], &excess);
+            let met = stepped(&mut engine, &step, [&weights, &points, &points], &excess);
             let mut out_of_reach = 0;
             for case in 0..count {
                 let what = format!("{device:?}, {size} elements, case {case}");
@@ -116,7 +126,7 @@ fn steps_of_both_engines_end_where_bisection_ends() {
     for (device, mut engine) in engines(cases.len()) {
         for step in STEPS {
             println!("{device:?}, {step:?}, seed {}", common::SEED);
-            let met = stepped(engine.as_mut(), &step, [&gradient, &clean, &current], &differences);
+            let met = stepped(&mut engine, &step, [&gradient, &clean, &current], &differences);
             for (case, met) in cases.iter().zip(met.chunks_exact(IMAGE_LEN)) {
                 case.check(&step, met);
             }
@@ -132,26 +142,31 @@ fn both_engines_choose_the_same_targets_and_keep_the_same_images() {
     let clean = random.uniforms(batch * IMAGE_LEN, 0.0, 1.0);
     let moved: Vec<f32> = clean.iter().map(|x| (x + random.uniform(-0.1, 0.1)).clamp(0.0, 1.0)).collect();
     let results = engines(batch).map(|(device, mut engine)| {
-        let engine = engine.as_mut();
+        let engine = &mut engine;
         let logits = engine.upload("logits", &logits).unwrap();
         let labels: Tensor<u32> = engine.upload("labels", &[0, 1, 2, 3, 4, 5]).unwrap();
         let targets: Tensor<u32> = engine.upload("targets", &[u32::MAX; 6]).unwrap();
         let mut seen = Vec::new();
         for rank in 1..CLASSES {
-            engine.ranked_targets(&logits, &labels, rank, &targets).unwrap();
+            engine.run(&TargetClass { logits: &logits, labels: &labels, rank, targets: &targets }).unwrap();
             let gradient = engine.upload("gradient", &[f32::NAN; 60]).unwrap();
-            engine.class_difference(&labels, &targets, &gradient).unwrap();
+            engine
+                .run(&ClassDifference { labels: &labels, targets: &targets, logit_gradient: &gradient })
+                .unwrap();
             seen.extend(engine.read(&targets).unwrap());
             seen.extend(common::words(&engine.read(&gradient).unwrap()));
         }
         for rank in [0, CLASSES] {
-            let error = engine.ranked_targets(&logits, &labels, rank, &targets).unwrap_err().to_string();
+            let error = engine
+                .run(&TargetClass { logits: &logits, labels: &labels, rank, targets: &targets })
+                .unwrap_err()
+                .to_string();
             assert_eq!(error, format!("rank {rank} among the wrong classes: expected 1 to 9"), "{device:?}");
         }
         let up = |name, values: &[f32]| engine.upload(name, values).unwrap();
         let (images, current, short) = (up("images", &clean), up("current", &moved), up("short", &[0.0; 3]));
         let (closest, distances) = (up("closest", &clean), up("distances", &[0.05, 1.0, 9.0, 9.0, 9.0, 9.0]));
-        let state = BoundaryState {
+        let state = FabState {
             labels: &labels,
             targets: &targets,
             images: &images,
@@ -159,11 +174,11 @@ fn both_engines_choose_the_same_targets_and_keep_the_same_images() {
             closest: &closest,
             distances: &distances,
         };
-        engine.boundary_keep(0.9, &logits, &state).unwrap();
+        engine.run(&FabKeep { backward: 0.9, logits: &logits, state }).unwrap();
         for tensor in [&current, &closest, &distances] {
             seen.extend(common::words(&engine.read(tensor).unwrap()));
         }
-        let error = engine.boundary_keep(0.9, &short, &state).unwrap_err().to_string();
+        let error = engine.run(&FabKeep { backward: 0.9, logits: &short, state }).unwrap_err().to_string();
         assert_eq!(error, "short: 3 elements, expected 60", "{device:?}");
         seen
     });
@@ -172,7 +187,7 @@ fn both_engines_choose_the_same_targets_and_keep_the_same_images() {
 
 fn search(judged: &mut Judged, fab: Fab, positions: &[u32]) -> (Found, Vec<f32>) {
     let batch = judged.gather(positions);
-    let found = { fab }.search(judged.engine.as_mut(), KEY, &batch).unwrap();
+    let found = { fab }.search(&mut judged.engine, KEY, &batch).unwrap();
     (found, judged.engine.read(&batch.perturbed).unwrap())
 }
 
@@ -180,7 +195,7 @@ fn search(judged: &mut Judged, fab: Fab, positions: &[u32]) -> (Found, Vec<f32>)
 fn it_finds_images_that_the_network_mispredicts() {
     let standard = Fab::standard(EPSILON);
     assert_eq!((standard.iterations, standard.targets, standard.backward), (100, 9, 0.9));
-    assert_eq!(standard.step, BoundaryStep { largest_share: 0.1, overshoot: 1.05 });
+    assert_eq!([standard.largest_share, standard.overshoot], [0.1, 1.05]);
     for (device, count, iterations, targets, epsilon) in
         [(DeviceChoice::Cpu, 40, 12, 3, EPSILON), (common::cuda_engine(), 6, 5, 1, 0.2)]
     {
@@ -205,7 +220,7 @@ fn distances_are_those_of_the_images_and_fall_with_more_iterations() {
     let mut fell = 0;
     for iterations in [1, 4, 12, 24] {
         let fab = Fab { iterations, targets: 2, ..Fab::standard(EPSILON) };
-        let distances = fab.closest(judged.engine.as_mut(), &batch).unwrap();
+        let distances = fab.closest(&mut judged.engine, &batch).unwrap();
         let perturbed = judged.engine.read(&batch.perturbed).unwrap();
         let margins = judged.margins(&right, &perturbed);
         for i in 0..right.len() {
@@ -266,7 +281,7 @@ fn what_is_found_does_not_depend_on_the_batch() {
     let fab = Fab { iterations: 3, targets: 2, ..Fab::standard(EPSILON) };
     let mut closest = |positions: &[u32]| {
         let batch = judged.gather(positions);
-        let distances = fab.closest(judged.engine.as_mut(), &batch).unwrap();
+        let distances = fab.closest(&mut judged.engine, &batch).unwrap();
         (distances, judged.engine.read(&batch.perturbed).unwrap())
     };
     let (whole, images) = closest(&right);

@@ -1,9 +1,10 @@
 //! Square: the published schedule, the counts of queries, the images it finds, and the same from both engines.
 
 use secateur::attack::{Found, Search, Square};
-use secateur::engine::{DeviceChoice, Engine, Pattern, Query, SearchState, Tensor, WeightSet, open};
+use secateur::engine::{DeviceChoice, Engine, Tensor, WeightSet, open};
 use secateur::model::ResNet18;
 use secateur::model::layers::IMAGE_LEN;
+use secateur::ops::{Pattern, Query, SearchState, SquareAccept, SquarePropose};
 use secateur::philox::{Key, Purpose};
 
 use crate::common::judged::{EPSILON, Judged};
@@ -55,7 +56,7 @@ fn squares_shrink_as_published() {
 /// A search on the images at `positions`: what was found, and the images.
 fn search(judged: &mut Judged, square: Square, key: Key, positions: &[u32]) -> (Found, Vec<f32>) {
     let batch = judged.gather(positions);
-    let found = { square }.search(judged.engine.as_mut(), key, &batch).unwrap();
+    let found = { square }.search(&mut judged.engine, key, &batch).unwrap();
     (found, judged.engine.read(&batch.perturbed).unwrap())
 }
 
@@ -165,13 +166,13 @@ fn logits_that_are_not_numbers_are_wrong_predictions() {
     judged.engine.load_weights(&weights).unwrap();
     judged.engine.fold_batch_norm(WeightSet::Live).unwrap();
     let batch = judged.gather(&[0, 1, 2]);
-    let found = Square::standard(EPSILON).search(judged.engine.as_mut(), KEY, &batch).unwrap();
+    let found = Square::standard(EPSILON).search(&mut judged.engine, KEY, &batch).unwrap();
     assert_eq!((found.broken, found.cost.forwards), (vec![true; 3], 3), "the first query breaks each");
 }
 
 /// Tensors of a search on one engine, over images that no network looks at: logits are given.
 struct Bench {
-    engine: Box<dyn Engine>,
+    engine: Engine,
     rows: Tensor<u32>,
     samples: Tensor<u32>,
     labels: Tensor<u32>,
@@ -206,12 +207,14 @@ impl Bench {
     }
 
     /// One query with these logits as the answer; all that it may change, as bits.
-    fn query(&mut self, query: &Query, logits: &[f32]) -> Vec<u32> {
+    fn query(&mut self, query: Query, logits: &[f32]) -> Vec<u32> {
         let Self { engine, rows, samples, labels, images, best, margins, queries, .. } = self;
         let state = SearchState { samples, labels, images, best, margins, queries };
-        engine.square_propose(query, rows, &state, &self.candidates).unwrap();
+        engine.run(&SquarePropose { query, rows, state, candidates: &self.candidates }).unwrap();
         engine.write(&self.logits, logits).unwrap();
-        engine.square_accept(rows, &self.logits, &self.candidates, &state).unwrap();
+        engine
+            .run(&SquareAccept { rows, logits: &self.logits, candidates: &self.candidates, state })
+            .unwrap();
         let mut bits = common::words(&engine.read(&self.candidates).unwrap());
         bits.extend(common::words(&engine.read(&self.best).unwrap()));
         bits.extend(engine.read(&self.queries).unwrap());
@@ -237,7 +240,7 @@ fn both_engines_try_and_keep_the_same_images() {
         for (i, row) in ROWS.iter().enumerate() {
             logits[i * 10 + *row as usize] += 2.5;
         }
-        let (wanted, met) = (cpu.query(&query, &logits), cuda.query(&query, &logits));
+        let (wanted, met) = (cpu.query(query, &logits), cuda.query(query, &logits));
         let differs = met.iter().zip(&wanted).position(|(a, b)| a != b);
         assert_eq!(differs, None, "query {number}, seed {}: the first word that differs", common::SEED);
         kept.insert(common::words(&cpu.engine.read(&cpu.margins).unwrap()));
@@ -255,25 +258,44 @@ fn bad_calls_are_refused() {
         let rows = engine.upload("rows", &ROWS).unwrap();
         let query = |side| Query { pattern: Pattern::Square { side }, epsilon: EPSILON, key: KEY, number: 1 };
         for side in [0, 33] {
-            let error = engine.square_propose(&query(side), &rows, &state, candidates).unwrap_err();
+            let error = engine
+                .run(&SquarePropose { query: query(side), rows: &rows, state, candidates })
+                .unwrap_err();
             let wanted = format!("a square of side {side}: expected 1 to 32");
             assert_eq!(error.to_string(), wanted, "{device:?}");
         }
-        let error = engine.square_propose(&query(3), &foreign.rows, &state, candidates).unwrap_err();
+        let error = engine
+            .run(&SquarePropose { query: query(3), rows: &foreign.rows, state, candidates })
+            .unwrap_err();
         assert_eq!(error.to_string(), "rows: memory of another engine", "{device:?}");
         let short = engine.upload("short", &[5]).unwrap();
-        let error = engine.square_accept(&short, logits, candidates, &state).unwrap_err();
+        let error = engine.run(&SquareAccept { rows: &short, logits, candidates, state }).unwrap_err();
         assert_eq!(error.to_string(), "logits: 40 elements, expected 10", "{device:?}");
         let state = SearchState { margins: logits, ..state };
-        let error = engine.square_accept(&rows, logits, candidates, &state).unwrap_err();
+        let error = engine.run(&SquareAccept { rows: &rows, logits, candidates, state }).unwrap_err();
         assert_eq!(error.to_string(), "logits: 40 elements, expected 6", "{device:?}");
     }
-    // Only an engine that reads the rows can refuse one.
-    let mut bench = Bench::new(DeviceChoice::Cpu);
-    let Bench { engine, samples, labels, images, best, margins, queries, candidates, .. } = &mut bench;
-    let state = SearchState { samples, labels, images, best, margins, queries };
-    let rows = engine.upload("rows", &[5, 6, 0, 1]).unwrap();
-    let query = Query { pattern: Pattern::Stripes, epsilon: EPSILON, key: KEY, number: 0 };
-    let error = engine.square_propose(&query, &rows, &state, candidates).unwrap_err().to_string();
-    assert!(error.contains("row 6 at position 1"), "{error}");
+}
+
+#[test]
+fn a_row_that_is_not_there_becomes_nan_and_is_not_kept() {
+    for device in [DeviceChoice::Cpu, common::cuda_engine()] {
+        let mut bench = Bench::new(device);
+        let Bench { engine, samples, labels, images, best, margins, queries, candidates, logits, .. } =
+            &mut bench;
+        let state = SearchState { samples, labels, images, best, margins, queries };
+        let rows = engine.upload("rows", &[5, 6, 0, 1]).unwrap();
+        let query = Query { pattern: Pattern::Stripes, epsilon: EPSILON, key: KEY, number: 0 };
+        engine.run(&SquarePropose { query, rows: &rows, state, candidates }).unwrap();
+        let there: Vec<bool> = engine
+            .read(candidates)
+            .unwrap()
+            .chunks_exact(IMAGE_LEN)
+            .map(|image| image.iter().all(|x| (0.0..=1.0).contains(x)))
+            .collect();
+        assert_eq!(there, [true, false, true, true], "{device:?}");
+        engine.write(logits, &[0.0; ROWS.len() * 10]).unwrap();
+        engine.run(&SquareAccept { rows: &rows, logits, candidates, state }).unwrap();
+        assert_eq!(engine.read(queries).unwrap(), [1, 1, 0, 0, 0, 1], "{device:?}");
+    }
 }

@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use secateur::data::SetKind;
-use secateur::engine::Padding;
 use secateur::measure::speedup::cost::Cost;
 use secateur::names::Named;
+use secateur::ops::Padding;
 use secateur::recipe::{
     Acceleration, AtomMode, Attack, BUILTIN, BatchNorm, Data, Method, Position, Recipe, Sampling, Schedule,
     Scores, Selection, SelectionMethod, SelectionWeights, Stage, Start, Update,

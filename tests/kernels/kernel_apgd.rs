@@ -1,9 +1,9 @@
 //! The kernels of APGD against the rules written out for one image at a time: every number bit for bit, in every phase, both
 //! orders of warps, with poisoned outputs.
 
-use secateur::engine::cuda::launch::adaptive::*;
-use secateur::engine::{AdaptivePhase, AdaptiveStep};
 use secateur::model::layers::IMAGE_LEN;
+use secateur::ops::ApgdPhase;
+use secateur::ops::apgd::*;
 use secateur::philox::{Key, Purpose, unit};
 
 use crate::common::*;
@@ -20,7 +20,7 @@ fn the_start_reaches_the_surface_of_the_ball() {
         let (samples_at, images_at) = (input(driver, "samples", &samples), input(driver, "images", &images));
         let perturbed = Output::new::<f32>(driver, "perturbed", images.len());
         let (from, to) = (images_at.address(), perturbed.address());
-        adaptive_start(&**driver, EPSILON, key, 3, samples_at.address(), from, to).unwrap();
+        apgd_start(&**driver, EPSILON, key, 3, samples_at.address(), from, to).unwrap();
         let met = perturbed.read::<f32>();
         for (n, &sample) in samples.iter().enumerate() {
             let noise = |e: usize| 2.0 * unit(key.block(sample, e as u32 / 4)[e % 4]) - 1.0;
@@ -67,9 +67,9 @@ fn project(moved: f32, x: f32) -> f32 {
 
 impl Image {
     /// What the trait's documentation says.
-    fn step(&mut self, phase: AdaptivePhase) {
+    fn step(&mut self, phase: ApgdPhase) {
         let wrong = self.prediction != self.label;
-        if phase == AdaptivePhase::Last {
+        if phase == ApgdPhase::Last {
             match (wrong, self.broken) {
                 (true, _) => self.broken = 1,
                 (false, 0) => {}
@@ -77,7 +77,7 @@ impl Image {
             }
             return;
         }
-        let first = phase == AdaptivePhase::First;
+        let first = phase == ApgdPhase::First;
         if first {
             (self.step_size, self.best_loss, self.checked_loss) = (2.0 * EPSILON, self.loss, self.loss);
             (self.last_loss, self.increases, self.halved, self.broken) = (0.0, 0, 1, 0);
@@ -94,7 +94,7 @@ impl Image {
             (self.best, self.best_gradient) = (self.perturbed.clone(), self.gradient.clone());
         }
         let (mut point, mut gradient) = (self.perturbed.clone(), self.gradient.clone());
-        if let AdaptivePhase::Checkpoint { window } = phase {
+        if let ApgdPhase::Checkpoint { window } = phase {
             let oscillates = 4 * self.increases <= 3 * window;
             let stuck = self.halved == 0 && self.checked_loss >= self.best_loss;
             self.halved = u32::from(oscillates || stuck);
@@ -172,11 +172,11 @@ fn images() -> Vec<Image> {
 #[test]
 fn every_phase_follows_the_rules() {
     let phases = [
-        AdaptivePhase::First,
-        AdaptivePhase::Within,
-        AdaptivePhase::Checkpoint { window: 22 },
-        AdaptivePhase::Checkpoint { window: 7 },
-        AdaptivePhase::Last,
+        ApgdPhase::First,
+        ApgdPhase::Within,
+        ApgdPhase::Checkpoint { window: 22 },
+        ApgdPhase::Checkpoint { window: 7 },
+        ApgdPhase::Last,
     ];
     for phase in phases {
         let given = images();
@@ -184,7 +184,7 @@ fn every_phase_follows_the_rules() {
         for image in &mut wanted {
             image.step(phase);
         }
-        if phase == (AdaptivePhase::Checkpoint { window: 22 }) {
+        if phase == (ApgdPhase::Checkpoint { window: 22 }) {
             let halved = wanted.iter().filter(|image| image.halved == 1).count();
             assert!((4..wanted.len() - 3).contains(&halved), "{halved} of {} halved", wanted.len());
         }
@@ -194,7 +194,7 @@ fn every_phase_follows_the_rules() {
             given.iter().flat_map(|image| of(image).clone()).collect::<Vec<_>>()
         };
         on_every_driver(&format!("{phase:?}"), |driver| {
-            let first = phase == AdaptivePhase::First;
+            let first = phase == ApgdPhase::First;
             // The first phase must not read what is not there yet.
             let book = |name, values: Vec<f32>| match first {
                 true => Output::new::<f32>(driver, name, values.len()),
@@ -227,7 +227,7 @@ fn every_phase_follows_the_rules() {
                 book("best gradient", points(|image| &image.best_gradient)),
                 book("adversarial", points(|image| &image.adversarial)),
             ];
-            let operands = AdaptiveOperands {
+            let operands = ApgdOperands {
                 images: images_at.address(),
                 labels: labels.address(),
                 losses: losses.address(),
@@ -246,8 +246,7 @@ fn every_phase_follows_the_rules() {
                 best_gradient: kept[2].address(),
                 adversarial: kept[3].address(),
             };
-            let step = AdaptiveStep { epsilon: EPSILON, phase };
-            adaptive_step(&**driver, &step, given.len(), &operands).unwrap();
+            apgd_step(&**driver, EPSILON, phase, given.len(), &operands).unwrap();
 
             let mut bits = Vec::new();
             let mut same = |name: &str, met: Vec<u32>, wanted: Vec<u32>| {
@@ -269,7 +268,7 @@ fn every_phase_follows_the_rules() {
                 wanted.iter().flat_map(|image| words(of(image))).collect::<Vec<u32>>()
             };
             same("perturbed", perturbed.read(), of(|image| &image.perturbed));
-            if phase != AdaptivePhase::Last {
+            if phase != ApgdPhase::Last {
                 same("previous", kept[0].read(), of(|image| &image.previous));
                 same("best", kept[1].read(), of(|image| &image.best));
                 same("best gradient", kept[2].read(), of(|image| &image.best_gradient));

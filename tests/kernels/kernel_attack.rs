@@ -1,9 +1,10 @@
 //! Random starts and the stem's packed input.
 
 use half::bf16;
-use secateur::engine::Noise;
-use secateur::engine::cuda::launch::attack::*;
+use secateur::engine::cuda::launch::attack::image_pack;
 use secateur::model::layers::IMAGE_LEN;
+use secateur::ops::Noise;
+use secateur::ops::perturb::perturb;
 use secateur::philox::{Key, Purpose, symmetric, unit};
 
 use crate::common::*;

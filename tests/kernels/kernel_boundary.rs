@@ -1,7 +1,8 @@
-//! Steps to decision boundaries (`kernels/attack/boundary.cu`) against bisection in f64, and their bookkeeping exactly.
+//! Steps to decision boundaries (`kernels/ops/fab.cu`) against bisection in f64, and their bookkeeping exactly.
 
-use secateur::engine::cuda::launch::boundary::*;
 use secateur::model::layers::IMAGE_LEN;
+use secateur::ops::fab::*;
+use secateur::ops::target_class::*;
 
 use crate::common::boundary::{Case, STEPS, cases};
 use crate::common::*;
@@ -21,7 +22,7 @@ fn targets_are_ranked_with_the_lowest_index_first() {
             let mut seen = Vec::new();
             for rank in 1..classes.min(12) {
                 let targets = Output::new::<u32>(driver, "targets", batch);
-                let params = RankedTargetParams {
+                let params = TargetClassParams {
                     logits: logits_at.address(),
                     labels: labels_at.address(),
                     targets: targets.address(),
@@ -30,7 +31,7 @@ fn targets_are_ranked_with_the_lowest_index_first() {
                     rank: rank as u32,
                     padding: 0,
                 };
-                ranked_target(&**driver, &params).unwrap();
+                target_class(&**driver, &params).unwrap();
                 let met = targets.read::<u32>();
                 for (i, row) in logits.chunks_exact(classes).enumerate() {
                     let mut order: Vec<usize> = (0..classes).filter(|&c| c != labels[i] as usize).collect();
@@ -100,7 +101,7 @@ fn a_step_ends_where_bisection_ends() {
                 (input(driver, "labels", &vec![0u32; targets.len()]), input(driver, "targets", &targets));
             let clean_at = input(driver, "images", &clean);
             let moved = Output::holding(driver, "current", &current);
-            let params = BoundaryStepParams {
+            let params = FabStepParams {
                 logits: logits_at.address(),
                 gradient: gradient_at.address(),
                 labels: labels_at.address(),
@@ -112,7 +113,7 @@ fn a_step_ends_where_bisection_ends() {
                 overshoot: step.overshoot,
                 padding: 0,
             };
-            boundary_step(&**driver, targets.len(), &params).unwrap();
+            fab_step(&**driver, targets.len(), &params).unwrap();
             let met = moved.read::<f32>();
             for (case, met) in cases.iter().zip(met.chunks_exact(IMAGE_LEN)) {
                 case.check(&step, met);
@@ -150,7 +151,7 @@ fn the_closest_wrong_image_is_kept() {
         let moved = Output::holding(driver, "current", &current);
         let closest = Output::holding(driver, "closest", &old);
         let distances = Output::holding(driver, "distances", &before);
-        let params = BoundaryKeepParams {
+        let params = FabKeepParams {
             logits: logits_at.address(),
             labels: labels_at.address(),
             images: clean_at.address(),
@@ -160,7 +161,7 @@ fn the_closest_wrong_image_is_kept() {
             classes: 3,
             backward: 0.9,
         };
-        boundary_keep(&**driver, rows.len(), &params).unwrap();
+        fab_keep(&**driver, rows.len(), &params).unwrap();
         let (moved, closest) = (moved.read::<f32>(), closest.read::<f32>());
         let distances = distances.read::<f32>();
         for i in 0..rows.len() {

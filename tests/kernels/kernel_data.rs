@@ -2,10 +2,11 @@
 //!
 //! The fixture is written by `scripts/make-padding-fixtures.py`.
 
-use secateur::engine::cuda::launch::data::*;
-use secateur::engine::{Augment, DeviceChoice, Padding, open};
+use secateur::engine::{DeviceChoice, open};
 use secateur::model::ResNet18;
 use secateur::model::layers::IMAGE_LEN;
+use secateur::ops::gather_images::*;
+use secateur::ops::{Augment, GatherImages, ImageSet, Padding};
 use secateur::philox::{Key, Purpose};
 
 use crate::common::*;
@@ -125,8 +126,8 @@ fn crops_are_cut_from_the_image_that_pytorch_pads() {
     println!("seed {SEED}");
     for device in [DeviceChoice::Cpu, DeviceChoice::Emulated] {
         let mut engine = open(device, ResNet18 { width: 16, classes: 10 }, BATCH).unwrap();
-        let engine = engine.as_mut();
-        let set = engine.upload_images(&image.repeat(BATCH), &[3; BATCH]).unwrap();
+        let engine = &mut engine;
+        let set = ImageSet::upload(&engine, &image.repeat(BATCH), &[3; BATCH]).unwrap();
         let samples = engine.upload("samples", &(0..BATCH as u32).collect::<Vec<u32>>()).unwrap();
         let images = engine.alloc("images", BATCH * IMAGE_LEN).unwrap();
         let labels = engine.alloc("labels", BATCH).unwrap();
@@ -135,7 +136,15 @@ fn crops_are_cut_from_the_image_that_pytorch_pads() {
             let mut crops = std::collections::BTreeSet::new();
             for epoch in 0..12 {
                 let augment = Some(Augment { seed: SEED, epoch, padding });
-                engine.gather(&set, &samples, augment, &images, &labels).unwrap();
+                engine
+                    .run(&GatherImages {
+                        set: &set,
+                        samples: &samples,
+                        augment,
+                        images: &images,
+                        labels: &labels,
+                    })
+                    .unwrap();
                 let actual: Vec<f32> = engine.read(&images).unwrap();
                 let key = Key { seed: SEED, purpose: Purpose::Augment, epoch, step: 0 };
                 for (sample, actual) in actual.chunks_exact(IMAGE_LEN).enumerate() {

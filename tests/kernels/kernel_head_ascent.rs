@@ -6,8 +6,10 @@ use std::rc::Rc;
 use half::bf16;
 use secateur::engine::cuda::driver::{Address, Driver};
 use secateur::engine::cuda::launch::head::*;
-use secateur::engine::cuda::launch::loss::*;
 use secateur::model::layers::WIDTHS;
+use secateur::ops::cross_entropy::*;
+use secateur::ops::divergence::*;
+use secateur::ops::margin_loss::*;
 
 use crate::common::*;
 

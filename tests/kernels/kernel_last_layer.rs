@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use secateur::engine::Error;
 use secateur::engine::cuda::driver::{Address, Buffer, Driver};
-use secateur::engine::cuda::launch::last_layer::*;
+use secateur::ops::last_layer::*;
 
 use crate::common::*;
 

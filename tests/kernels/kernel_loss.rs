@@ -1,8 +1,8 @@
 //! Cross-entropy against an f64 oracle and against finite differences of it, for 10 and 100 classes.
 
-use secateur::engine::NO_CLASS;
 use secateur::engine::cuda::driver::Address;
-use secateur::engine::cuda::launch::loss::*;
+use secateur::ops::NO_CLASS;
+use secateur::ops::cross_entropy::*;
 
 use crate::common::*;
 

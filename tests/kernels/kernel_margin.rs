@@ -1,8 +1,9 @@
 //! Margin losses and the ranking of wrong classes against an f64 oracle and finite differences of it.
 
-use secateur::engine::NO_CLASS;
 use secateur::engine::cuda::driver::Address;
-use secateur::engine::cuda::launch::loss::*;
+use secateur::ops::NO_CLASS;
+use secateur::ops::margin_loss::*;
+use secateur::ops::target_class::*;
 
 use crate::common::*;
 
@@ -84,16 +85,16 @@ fn losses_predictions_gradients_and_ranks() {
             }
             for rank in ranks {
                 let wrong = Output::new::<u32>(driver, "wrong classes", batch);
-                let params = WrongClassParams {
+                let params = TargetClassParams {
                     logits: logits_at.address(),
                     labels: labels_at.address(),
-                    wrong: wrong.address(),
+                    targets: wrong.address(),
                     batch: batch as u32,
                     classes: classes as u32,
                     rank: rank as u32,
                     padding: 0,
                 };
-                wrong_class(&**driver, &params).unwrap();
+                target_class(&**driver, &params).unwrap();
                 let met = wrong.read::<u32>();
                 for (n, row) in rows.iter().enumerate() {
                     let mut wanted = ranking(row).into_iter().filter(|c| *c != labels[n] as usize);
@@ -142,19 +143,19 @@ fn broken_inputs_show() {
         assert_eq!(nans(losses.read()), [true, true, false, false, true, true]);
         assert_eq!(predictions.read::<u32>(), [NO_CLASS, 3, 3, 3, NO_CLASS, NO_CLASS]);
         let wrong = Output::new::<u32>(driver, "wrong classes", 6);
-        let of = |rank| WrongClassParams {
+        let of = |rank| TargetClassParams {
             logits: logits_at.address(),
             labels: labels_at.address(),
-            wrong: wrong.address(),
+            targets: wrong.address(),
             batch: 6,
             classes: 4,
             rank,
             padding: 0,
         };
-        wrong_class(&**driver, &of(1)).unwrap();
+        target_class(&**driver, &of(1)).unwrap();
         assert_eq!(wrong.read::<u32>(), [NO_CLASS, 3, 2, 2, NO_CLASS, NO_CLASS]);
         for rank in [0, 4] {
-            assert!(wrong_class(&**driver, &of(rank)).is_err());
+            assert!(target_class(&**driver, &of(rank)).is_err());
         }
         params.classes = 3;
         params.targets = targets_at.address();

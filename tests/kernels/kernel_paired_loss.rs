@@ -1,12 +1,12 @@
-//! The losses of paired logits, the divergence and the confidence score (`kernels/loss/`) against f64 formulas.
+//! The losses of paired logits, the divergence and the confidence score (`kernels/ops/`) against f64 formulas.
 //!
 //! Samples are of seven kinds (`Pairs::draw`): ordinary ones, logits of +-50, ties, rows that are all equal or hardly differ.
 
-use secateur::engine::PairedForm;
 use secateur::engine::cuda::driver::Address;
-use secateur::engine::cuda::launch::loss::{
-    DivergenceParams, PairedLossParams, SignedDeviationParams, divergence, paired_loss, signed_deviation,
-};
+use secateur::ops::PairedForm;
+use secateur::ops::bullet_train_score::{BulletTrainScoreParams, bullet_train_score};
+use secateur::ops::divergence::{DivergenceParams, divergence};
+use secateur::ops::paired_loss::{PairedLossParams, paired_loss};
 
 use crate::common::pairs::{self, Pairs, check};
 use crate::common::{self, Bound, Output, Random, assert_close, input, on_every_driver, words};
@@ -135,14 +135,14 @@ fn the_signed_deviation() {
             let logits = input(driver, "logits", &pairs.clean);
             let labels_of = input(driver, "labels", &labels);
             let scores = Output::new::<f32>(driver, "scores", batch);
-            let params = SignedDeviationParams {
+            let params = BulletTrainScoreParams {
                 logits: logits.address(),
                 labels: labels_of.address(),
                 scores: scores.address(),
                 batch: batch as u32,
                 classes: classes as u32,
             };
-            signed_deviation(&**driver, &params).unwrap();
+            bullet_train_score(&**driver, &params).unwrap();
             let wanted: Vec<f64> = pairs
                 .rows()
                 .zip(&labels)
@@ -199,6 +199,6 @@ fn class_counts_without_a_kernel_are_refused() {
     for classes in [0, 1, 129] {
         (params.batch, params.classes) = (1, classes);
         let error = paired_loss(&*driver, PairedForm::Mart, &params).unwrap_err().to_string();
-        assert!(error.contains("paired_loss_boosted") && error.contains(&classes.to_string()), "{error}");
+        assert!(error.contains("mart_loss") && error.contains(&classes.to_string()), "{error}");
     }
 }

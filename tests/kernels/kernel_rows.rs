@@ -1,6 +1,6 @@
 //! Rows by index (`kernels/data/rows.cu`): every word must be where plain indexing puts it.
 
-use secateur::engine::cuda::launch::rows::{Rows, gather_rows, scatter_rows};
+use secateur::ops::rows::{Rows, gather_rows, scatter_rows};
 
 use crate::common::{Output, Random, input, on_every_driver};
 

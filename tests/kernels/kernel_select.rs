@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use secateur::engine::cuda::driver::Driver;
-use secateur::engine::cuda::launch::select::*;
+use secateur::ops::select::*;
 
 use crate::common::*;
 

@@ -1,9 +1,9 @@
 //! Random search over squares (`kernels/attack/square.cu`): candidates bit for bit as specified, acceptance by the margin.
 
 use secateur::engine::cuda::driver::Address;
-use secateur::engine::cuda::launch::square::*;
-use secateur::engine::{Pattern, Query};
 use secateur::model::layers::IMAGE_LEN;
+use secateur::ops::square::*;
+use secateur::ops::{Pattern, Query};
 use secateur::philox::{Key, Purpose};
 
 use crate::common::*;

@@ -8,10 +8,11 @@ use secateur::attack::{Adversary, AttackWork, CrossEntropyAscent, DivergenceAsce
 use secateur::batch::Batch;
 use secateur::data::DataSet;
 use secateur::data::order::{Split, epoch_order};
-use secateur::engine::{CrossEntropy, DeviceChoice, Engine, Pass, Sgd, WeightSet, open};
+use secateur::engine::{DeviceChoice, Engine, Pass, Sgd, WeightSet, open};
 use secateur::model::Weights;
 use secateur::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use secateur::objective::{self, Objective};
+use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
 use secateur::philox::{Key, Purpose, unit};
 use secateur::recipe::{Method, Recipe};
 use secateur::train::{self, Trainer};
@@ -27,14 +28,14 @@ fn pixels(place: u32) -> Range<usize> {
 }
 
 /// The groups of a batch; none of them empty.
-fn groups_of(engine: &mut dyn Engine, batch: &Batch, labels: &[u32], accuracy: f32) -> Groups {
+fn groups_of(engine: &mut Engine, batch: &Batch, labels: &[u32], accuracy: f32) -> Groups {
     let groups = groups_by_hand(engine, batch, labels, accuracy);
     assert!(!groups.outliers.is_empty() && !groups.boundary.is_empty() && !groups.robust.is_empty());
     groups
 }
 
 /// The groups of a batch, from the clean logits in f64.
-fn groups_by_hand(engine: &mut dyn Engine, batch: &Batch, labels: &[u32], accuracy: f32) -> Groups {
+fn groups_by_hand(engine: &mut Engine, batch: &Batch, labels: &[u32], accuracy: f32) -> Groups {
     engine.forward(Pass::Eval, &batch.images, &batch.clean_logits).unwrap();
     let logits = engine.read(&batch.clean_logits).unwrap();
     let score = |(row, &label): (&[f32], &u32)| {
@@ -73,13 +74,13 @@ fn bullet_train_gives_each_group_its_own_attack() {
         brief.step.step_size = 6.0 / 255.0;
         let images = bench.read(&bench.batch.images);
         let Bench { engine, batch, labels, key } = &mut bench;
-        let engine = engine.as_mut();
+        let engine = &mut engine;
 
         // Section 5 in plain words: groups, both attacks on everyone.
         let accuracy = 0.5;
         let groups = groups_of(engine, batch, labels, accuracy);
         println!("{method}: {groups:?}");
-        let attack = |engine: &mut dyn Engine, pgd: &Pgd| {
+        let attack = |engine: &mut Engine, pgd: &Pgd| {
             match method {
                 Method::Trades => pgd.perturb(engine, &mut DivergenceAscent, *key, batch),
                 _ => pgd.perturb(engine, &mut CrossEntropyAscent, *key, batch),
@@ -134,7 +135,7 @@ fn single_step_methods_spare_the_outliers_alone() {
             let mut bench = Bench::new(&recipe);
             let images = bench.read(&bench.batch.images);
             let Bench { engine, batch, labels, key } = &mut bench;
-            let engine = engine.as_mut();
+            let engine = &mut engine;
             let groups = groups_of(engine, batch, labels, accuracy);
             println!("{method}: {groups:?}");
             let mut bullet = resumed(&recipe, accuracy, None);
@@ -189,8 +190,16 @@ fn single_step_methods_spare_the_outliers_alone() {
             assert_eq!(work, AttackWork { steps: attacked.len() as u64, ..groups.work() }, "{method}");
 
             engine.forward(Pass::Eval, &batch.perturbed, &batch.logits).unwrap();
-            let verdict = CrossEntropy { smoothing: 0.0, scale: 1.0 };
-            engine.cross_entropy(&verdict, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
+            engine
+                .run(&CrossEntropy {
+                    smoothing: 0.0,
+                    scale: 1.0,
+                    logits: &batch.logits,
+                    labels: &batch.labels,
+                    weights: None,
+                    outputs: batch.outputs(),
+                })
+                .unwrap();
             let predictions = engine.read(&batch.predictions).unwrap();
             let right = predictions.iter().zip(labels.iter()).filter(|(met, label)| met == label).count();
             let wanted = 0.9 * accuracy + 0.1 * 0.8 * right as f32 / BATCH as f32;
@@ -214,13 +223,13 @@ fn free_replays_move_what_their_groups_allow() {
     let mut bench = Bench::new(&recipe);
     let images = bench.read(&bench.batch.images);
     let Bench { engine, batch, labels, key } = &mut bench;
-    let groups = groups_of(engine.as_mut(), batch, labels, accuracy);
+    let groups = groups_of(&mut engine, batch, labels, accuracy);
     println!("{groups:?}");
     let mut free = resumed(&recipe, accuracy, Some(("free.perturbation", carried.clone())));
 
     // The same replays from plain calls on another engine, all images moved and some put back by hand.
     let mut other = Bench::new(&recipe);
-    let (plain, plain_batch) = (other.engine.as_mut(), &other.batch);
+    let (plain, plain_batch) = (&mut other.engine, &other.batch);
     let mut wanted = images.clone();
     for &place in groups.boundary.iter().chain(&groups.robust) {
         for pixel in pixels(place) {
@@ -228,17 +237,16 @@ fn free_replays_move_what_their_groups_allow() {
         }
     }
     let step = Pgd::of_recipe(&recipe.attack).step;
-    let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 / BATCH as f32 };
     let pass = Pass::Train { slot: 0 };
     let mut right = 0;
     for replay in 0..replays {
         assert_eq!(free.needs_fold(), replay == 0, "one clean forward a minibatch");
-        let work = free.attack(engine.as_mut(), *key, batch).unwrap();
+        let work = free.attack(&mut engine, *key, batch).unwrap();
         let of_minibatch = if replay == 0 { groups.work() } else { AttackWork::default() };
         let moving = groups.boundary.len() + if replay < robust_steps { groups.robust.len() } else { 0 };
         assert_eq!(work, AttackWork { steps: moving as u64, ..of_minibatch }, "replay {replay}");
         assert!(engine.read(&batch.perturbed).unwrap() == wanted, "replay {replay}: other images");
-        free.gradient(engine.as_mut(), batch, None).unwrap();
+        free.gradient(&mut engine, batch, None).unwrap();
 
         plain.write(&plain_batch.perturbed, &wanted).unwrap();
         plain.forward(pass, &plain_batch.perturbed, &plain_batch.logits).unwrap();
@@ -257,7 +265,11 @@ fn free_replays_move_what_their_groups_allow() {
             assert!(wanted[pixels(place)] != moved[pixels(place)], "replay {replay}: place {place} stayed");
             wanted[pixels(place)].copy_from_slice(&moved[pixels(place)]);
         }
-        assert_eq!(engine.gradients().unwrap(), plain.gradients().unwrap(), "replay {replay}");
+        assert_eq!(
+            engine.weights(WeightSet::Gradients).unwrap(),
+            plain.gradients().unwrap(),
+            "replay {replay}"
+        );
     }
     assert!(engine.read(&batch.perturbed).unwrap() == wanted, "behind the last replay: other images");
 
@@ -281,7 +293,7 @@ fn standard_training_has_groups_and_no_attack() {
     let recipe = of_method(Method::Standard, &[BULLET, "attack.start=uniform"]);
     let mut bench = Bench::new(&recipe);
     let Bench { engine, batch, labels, key } = &mut bench;
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     let groups = groups_of(engine, batch, labels, accuracy);
     let mut standard = resumed(&recipe, accuracy, None);
     assert_eq!(standard.attack(engine, *key, batch).unwrap(), groups.work());
@@ -302,7 +314,7 @@ fn the_warm_up_attacks_all_in_full_until_the_clean_accuracy() {
     let plain = of_method(Method::PgdAt, &[]);
     let mut bench = Bench::new(&recipe);
     let Bench { engine, batch, labels, key } = &mut bench;
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     let mut bullet = objective::of_recipe(&recipe);
     let clean_labels = labels.clone();
     let wrong: Vec<u32> = labels.iter().map(|label| (label + 1) % 10).collect();
@@ -356,9 +368,9 @@ fn trained(recipe: &Recipe, accuracy: f32) -> (Weights, Weights) {
 fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead: usize) -> Scripted {
     let (weights, _) = trained(recipe, accuracy);
     let mut engine = open(DeviceChoice::Cpu, train::network(recipe), order.len()).unwrap();
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     engine.load_weights(&weights).unwrap();
-    let images = engine.upload_images(&set.train.pixels, &set.train.labels).unwrap();
+    let images = ImageSet::upload(&engine, &set.train.pixels, &set.train.labels).unwrap();
     let full = Pgd::of_recipe(&recipe.attack);
     let mut brief = Pgd { steps: 1, ..full };
     brief.step.step_size = 6.0 / 255.0;
@@ -374,7 +386,15 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
         let all = Batch::alloc(engine, samples.len()).unwrap();
         engine.write(&all.samples, samples).unwrap();
         let augment = recipe.data.augmentation(recipe.seed, 0);
-        engine.gather(&images, &all.samples, augment, &all.images, &all.labels).unwrap();
+        engine
+            .run(&GatherImages {
+                set: &images,
+                samples: &all.samples,
+                augment,
+                images: &all.images,
+                labels: &all.labels,
+            })
+            .unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
         let labels = engine.read(&all.labels).unwrap();
         let groups = groups_by_hand(engine, &all, &labels, script.accuracy);
@@ -388,8 +408,16 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
         }
         engine.write(&all.perturbed, &moved).unwrap();
         engine.forward(Pass::Eval, &all.perturbed, &all.logits).unwrap();
-        let verdict = CrossEntropy { smoothing: 0.0, scale: 1.0 };
-        engine.cross_entropy(&verdict, &all.logits, &all.labels, None, all.outputs()).unwrap();
+        engine
+            .run(&CrossEntropy {
+                smoothing: 0.0,
+                scale: 1.0,
+                logits: &all.logits,
+                labels: &all.labels,
+                weights: None,
+                outputs: all.outputs(),
+            })
+            .unwrap();
         let predictions = engine.read(&all.predictions).unwrap();
         let right = predictions.iter().zip(&labels).filter(|(met, label)| met == label).count();
         script.accuracy = 0.9 * script.accuracy + 0.1 * 0.8 * right as f32 / samples.len() as f32;
@@ -398,7 +426,7 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
         for batch in all.parts(BATCH) {
             objective.gradient(engine, &batch, None).unwrap();
             engine
-                .sgd_step(&Sgd {
+                .step(&Sgd {
                     learning_rate: recipe.optimizer.learning_rate as f32,
                     momentum: recipe.optimizer.momentum as f32,
                     weight_decay: recipe.optimizer.weight_decay as f32,
@@ -438,9 +466,9 @@ fn a_super_batch_is_attacked_with_the_weights_at_its_start() {
     let (weights, objective) = trained(&recipe, accuracy);
 
     let mut engine = open(DeviceChoice::Cpu, train::network(&recipe), recipe.batch).unwrap();
-    let engine = engine.as_mut();
+    let engine = &mut engine;
     engine.load_weights(&weights).unwrap();
-    let images = engine.upload_images(&data.train.pixels, &data.train.labels).unwrap();
+    let images = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
     let mut trainer = Trainer::new(engine, &recipe, &images, &split).unwrap();
     let fresh = trainer.checkpoint().unwrap();
     let mut start = fresh.clone();

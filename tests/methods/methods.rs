@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use secateur::attack::{CrossEntropyAscent, Pgd};
-use secateur::engine::{Pass, WeightSet};
+use secateur::engine::{GradRequest, Pass, WeightSet};
 use secateur::model::Weights;
 use secateur::model::layers::IMAGE_LEN;
 use secateur::objective;
@@ -110,11 +110,11 @@ fn images_stay_where_the_rules_of_the_method_say() {
         let recipe = of_method(method, &[]);
         let mut bench = Bench::new(&recipe);
         let mut objective = objective::of_recipe(&recipe);
-        objective.attack(bench.engine.as_mut(), bench.key, &bench.batch).unwrap();
+        objective.attack(&mut bench.engine, bench.key, &bench.batch).unwrap();
         if method == Method::Free {
             // The first replay starts at the carried perturbation, which is zero at first; its gradient moves on.
             assert_eq!(bench.read(&bench.batch.perturbed), bench.read(&bench.batch.images));
-            objective.gradient(bench.engine.as_mut(), &bench.batch, None).unwrap();
+            objective.gradient(&mut bench.engine, &bench.batch, None).unwrap();
         }
         let (images, moved) = (bench.read(&bench.batch.images), bench.read(&bench.batch.perturbed));
         let epsilon = recipe.attack.epsilon.as_f32();
@@ -153,14 +153,14 @@ fn paired_gradients_are_those_of_plain_operations() {
         let mut bench = Bench::new(&recipe);
         let weights = bench.engine.weights(WeightSet::Live).unwrap();
         let mut objective = objective::of_recipe(&recipe);
-        objective.attack(bench.engine.as_mut(), bench.key, &bench.batch).unwrap();
-        objective.gradient(bench.engine.as_mut(), &bench.batch, None).unwrap();
-        let met = bench.engine.gradients().unwrap();
+        objective.attack(&mut bench.engine, bench.key, &bench.batch).unwrap();
+        objective.gradient(&mut bench.engine, &bench.batch, None).unwrap();
+        let met = bench.engine.weights(WeightSet::Gradients).unwrap();
         let losses = bench.read(&bench.batch.losses);
 
         // The same step from passes, formulas in f64, and two backward calls.
         let Bench { engine, batch, labels, .. } = &mut bench;
-        let engine = engine.as_mut();
+        let engine = &mut engine;
         engine.load_weights(&weights).unwrap();
         let (clean, adversarial) = (Pass::Train { slot: 0 }, Pass::Train { slot: 1 });
         engine.forward(clean, &batch.images, &batch.clean_logits).unwrap();
@@ -199,9 +199,9 @@ fn paired_gradients_are_those_of_plain_operations() {
         }
         engine.write(&batch.clean_gradient, &dz).unwrap();
         engine.write(&batch.logit_gradient, &dz_adv).unwrap();
-        engine.parameter_gradient(clean, &batch.clean_gradient, false).unwrap();
-        engine.parameter_gradient(adversarial, &batch.logit_gradient, true).unwrap();
-        let (whole, single) = distances(&met, &engine.gradients().unwrap());
+        engine.backward(clean, &batch.clean_gradient, GradRequest::PARAMETERS).unwrap();
+        engine.backward(adversarial, &batch.logit_gradient, GradRequest::ADD_PARAMETERS).unwrap();
+        let (whole, single) = distances(&met, &engine.weights(WeightSet::Gradients).unwrap());
         println!("{method}: {whole:.1e} over all, {single:.1e} at one");
         assert!(whole < 1e-4 && single < 1e-4, "{method}: {whole:.1e} over all, {single:.1e} at one");
     }
@@ -262,7 +262,7 @@ fn starts_are_clipped_where_the_published_codes_clip_them() {
         let recipe = of_method(method, &[]);
         let mut bench = Bench::new(&recipe);
         let Bench { engine, batch, key, .. } = &mut bench;
-        let (engine, key) = (engine.as_mut(), *key);
+        let (engine, key) = (&mut engine, *key);
         let images = engine.read(&batch.images).unwrap();
         let corners: Vec<f32> = images.iter().map(|x| x.round()).collect();
         engine.write(&batch.images, &corners).unwrap();
@@ -293,10 +293,10 @@ fn starts_are_clipped_where_the_published_codes_clip_them() {
         }
         objective.restore(&state).unwrap();
         let Bench { engine, batch, key, .. } = &mut bench;
-        objective.attack(engine.as_mut(), *key, batch).unwrap();
+        objective.attack(&mut engine, *key, batch).unwrap();
         let first = engine.read(&batch.perturbed).unwrap();
         assert_eq!(outside(&first) == 0, clipped, "{overrides:?}");
-        objective.gradient(engine.as_mut(), batch, None).unwrap();
+        objective.gradient(&mut engine, batch, None).unwrap();
         assert_eq!(outside(&engine.read(&batch.perturbed).unwrap()), 0, "{overrides:?}");
     }
 }

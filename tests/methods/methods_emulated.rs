@@ -7,9 +7,10 @@
 use secateur::attack::AttackWork;
 use secateur::batch::Batch;
 use secateur::data::DataSet;
-use secateur::engine::{CrossEntropy, DeviceChoice, Engine, Pass, SignStep, WeightSet, open};
+use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, SignStep, WeightSet, open};
 use secateur::model::{ParameterKind, Weights, initialise};
 use secateur::objective;
+use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
 use secateur::philox::{Key, Purpose, unit};
 use secateur::recipe::{Method, Recipe};
 use secateur::train;
@@ -56,7 +57,7 @@ fn steady_weights(recipe: &Recipe) -> Weights {
 }
 
 struct Bench {
-    engine: Box<dyn Engine>,
+    engine: Engine,
     batch: Batch,
 }
 
@@ -64,12 +65,20 @@ impl Bench {
     fn new(device: DeviceChoice, recipe: &Recipe, weights: &Weights) -> Self {
         let mut engine = open(device, train::network(recipe), BATCH).unwrap();
         let data = DataSet::open(recipe.data.set, None, recipe.data.train_limit, Some(1)).unwrap();
-        let set = engine.upload_images(&data.train.pixels, &data.train.labels).unwrap();
-        let batch = Batch::alloc(engine.as_ref(), BATCH).unwrap();
+        let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
+        let batch = Batch::alloc(&engine, BATCH).unwrap();
         engine.write(&batch.samples, &(0..BATCH as u32).collect::<Vec<_>>()).unwrap();
         engine.load_weights(weights).unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
-        engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
+        engine
+            .run(&GatherImages {
+                set: &set,
+                samples: &batch.samples,
+                augment: None,
+                images: &batch.images,
+                labels: &batch.labels,
+            })
+            .unwrap();
         Self { engine, batch }
     }
 }
@@ -95,7 +104,7 @@ fn compare(overrides: &[&str]) -> AttackWork {
     let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
     let step = |bench: &mut Bench| {
         let mut objective = objective::of_recipe(&recipe);
-        let work = objective.attack(bench.engine.as_mut(), key, &bench.batch).unwrap();
+        let work = objective.attack(&mut bench.engine, key, &bench.batch).unwrap();
         (objective, work)
     };
     let mut reference = Bench::new(DeviceChoice::Cpu, &recipe, &weights);
@@ -112,16 +121,19 @@ fn compare(overrides: &[&str]) -> AttackWork {
     let share = apart as f64 / images.len() as f64;
 
     emulated.engine.write(&emulated.batch.perturbed, &images).unwrap();
-    reference_objective.gradient(reference.engine.as_mut(), &reference.batch, None).unwrap();
-    emulated_objective.gradient(emulated.engine.as_mut(), &emulated.batch, None).unwrap();
+    reference_objective.gradient(&mut reference.engine, &reference.batch, None).unwrap();
+    emulated_objective.gradient(&mut emulated.engine, &emulated.batch, None).unwrap();
     let wanted = reference.engine.read(&reference.batch.losses).unwrap();
     let losses = emulated.engine.read(&emulated.batch.losses).unwrap();
     let loss = wanted.iter().zip(&losses).map(|(a, b)| (a - b).abs() / (1.0 + a.abs())).fold(0.0, f32::max);
-    let gradient = distance(&emulated.engine.gradients().unwrap(), &reference.engine.gradients().unwrap());
+    let gradient = distance(
+        &emulated.engine.weights(WeightSet::Gradients).unwrap(),
+        &reference.engine.weights(WeightSet::Gradients).unwrap(),
+    );
 
     let mean = |losses: &[f32]| losses.iter().sum::<f32>() / BATCH as f32;
     reference.engine.write(&reference.batch.perturbed, &met).unwrap();
-    reference_objective.gradient(reference.engine.as_mut(), &reference.batch, None).unwrap();
+    reference_objective.gradient(&mut reference.engine, &reference.batch, None).unwrap();
     let reached = mean(&reference.engine.read(&reference.batch.losses).unwrap()) / mean(&wanted);
     println!(
         "seed {}, {overrides:?}: pixels apart {share:.4}, loss reached {reached:.4}, worst loss {loss:.4}, \
@@ -179,16 +191,26 @@ fn one_backward_pass_serves_weights_and_images() {
             let images = engine.read(&batch.images).unwrap();
             engine.write(&batch.perturbed, &images).unwrap();
             engine.forward(pass, &batch.perturbed, &batch.logits).unwrap();
-            let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 / BATCH as f32 };
-            engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
+            engine
+                .run(&CrossEntropy {
+                    smoothing: 0.0,
+                    scale: 1.0 / BATCH as f32,
+                    logits: &batch.logits,
+                    labels: &batch.labels,
+                    weights: None,
+                    outputs: batch.outputs(),
+                })
+                .unwrap();
             let (gradient, images, perturbed) = (&batch.logit_gradient, &batch.images, &batch.perturbed);
             if in_one {
-                engine.parameter_gradient_and_attack_step(pass, gradient, &step, images, perturbed).unwrap();
+                engine
+                    .backward(pass, gradient, GradRequest::step(step, images, perturbed).and_parameters())
+                    .unwrap();
             } else {
-                engine.parameter_gradient(pass, gradient, false).unwrap();
-                engine.attack_step(pass, gradient, &step, images, perturbed).unwrap();
+                engine.backward(pass, gradient, GradRequest::PARAMETERS).unwrap();
+                engine.backward(pass, gradient, GradRequest::step(step, images, perturbed)).unwrap();
             }
-            (engine.gradients().unwrap(), engine.read(perturbed).unwrap())
+            (engine.weights(WeightSet::Gradients).unwrap(), engine.read(perturbed).unwrap())
         });
         let [(gradients, perturbed), (wanted_gradients, wanted_perturbed)] = results;
         assert_eq!(gradients, wanted_gradients, "{device:?}");

@@ -1,7 +1,8 @@
 //! Adv-GLISTER against its definition, the gain of each candidate by finite differences of the held-out loss in f64, and its
 //! published configuration against an independent form of it.
 
-use secateur::engine::{DeviceChoice, LastLayerGradients, Term};
+use secateur::engine::DeviceChoice;
+use secateur::ops::{LastLayerGradients, Term};
 use secateur::prune::{Candidates, Glister, LastLayerView, PruneError, StepSize, Subset, TopK};
 use secateur::recipe::{GradientPart, Greedy, StepAlong};
 

@@ -4,8 +4,9 @@
 use std::collections::BTreeSet;
 
 use secateur::data::order::{epoch_order, shuffled};
-use secateur::engine::{Augment, DeviceChoice, Engine, LastLayerGradients, Padding, Term, open};
+use secateur::engine::{DeviceChoice, Engine, open};
 use secateur::model::ResNet18;
+use secateur::ops::{Augment, LastLayerGradients, Padding, Term};
 use secateur::prune::{Candidates, GradMatch, PruneError, Subset};
 use secateur::recipe::{AtomMode, RidgeUnit};
 
@@ -29,7 +30,7 @@ fn method(mode: AtomMode, ridge: f64) -> GradMatch {
 }
 
 /// `sum over the terms of dz (x) [h, 1]` of every sample, written out.
-fn explicit(engine: &dyn Engine, gradients: &LastLayerGradients) -> Vec<Vec<f64>> {
+fn explicit(engine: &Engine, gradients: &LastLayerGradients) -> Vec<Vec<f64>> {
     let network = engine.network();
     let (classes, features) = (network.classes, network.features());
     let mut all = vec![vec![0.0; classes * (features + 1)]; gradients.len];
@@ -325,7 +326,7 @@ fn parameters_out_of_range_are_refused_before_any_work() {
 
 /// Two terms of random factors for 40 samples of 10 classes.
 struct Factors {
-    engine: Box<dyn Engine>,
+    engine: Engine,
     samples: Vec<u32>,
     labels: Vec<u32>,
     slopes: [Vec<f32>; 2],
@@ -365,7 +366,7 @@ impl Factors {
     }
 
     /// The gradients of these factors in the memory of `engine`.
-    fn gradients(&self, engine: &dyn Engine) -> LastLayerGradients {
+    fn gradients(&self, engine: &Engine) -> LastLayerGradients {
         let terms = self.slopes.iter().zip(&self.features).map(|(slopes, features)| Term {
             logit_gradient: engine.upload("logit gradients", slopes).unwrap(),
             features: engine.upload("features", features).unwrap(),
@@ -381,9 +382,9 @@ impl Factors {
         further: &[Factors],
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Subset, PruneError> {
-        let gradients = self.gradients(self.engine.as_ref());
-        let further: Vec<_> = further.iter().map(|factors| factors.gradients(self.engine.as_ref())).collect();
-        let engine = self.engine.as_mut();
+        let gradients = self.gradients(&self.engine);
+        let further: Vec<_> = further.iter().map(|factors| factors.gradients(&self.engine)).collect();
+        let engine = &mut self.engine;
         let candidates = Candidates {
             samples: &self.samples,
             labels: &self.labels,
@@ -489,12 +490,10 @@ fn the_target_may_be_a_mean_over_draws() {
             factors
         })
         .collect();
-    let explicit: Vec<_> = draws
-        .iter()
-        .map(|factors| explicit(factors.engine.as_ref(), &factors.gradients(factors.engine.as_ref())))
-        .collect();
+    let explicit: Vec<_> =
+        draws.iter().map(|factors| explicit(&factors.engine, &factors.gradients(&factors.engine))).collect();
     let mut factors = Factors::new();
-    let own = self::explicit(factors.engine.as_ref(), &factors.gradients(factors.engine.as_ref()));
+    let own = self::explicit(&factors.engine, &factors.gradients(&factors.engine));
     let labels = factors.labels.clone();
     // A pursuit of each mode, in plain vectors, over the atoms at `places`.
     let wanted = |places: &[usize], most: usize| {

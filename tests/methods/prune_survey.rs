@@ -1,7 +1,8 @@
 //! What a survey says about samples, against the passes that it stands for.
 
-use secateur::engine::{DeviceChoice, Engine, Pass, StopFlag, Term};
+use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, StopFlag};
 use secateur::model::layers::IMAGE_LEN;
+use secateur::ops::{CrossEntropy, GatherImages, Term};
 use secateur::prune::{PruneError, Survey};
 
 use crate::common::survey::Subject;
@@ -9,7 +10,7 @@ use crate::common::{Bound, assert_close};
 
 const SAMPLES: [u32; 21] = [1, 2, 3, 5, 8, 13, 21, 22, 23, 24, 25, 34, 35, 36, 40, 41, 55, 60, 70, 80, 89];
 
-fn read(engine: &dyn Engine, term: &Term) -> (Vec<f32>, Vec<f32>) {
+fn read(engine: &Engine, term: &Term) -> (Vec<f32>, Vec<f32>) {
     (engine.read(&term.logit_gradient).unwrap(), engine.read(&term.features).unwrap())
 }
 
@@ -99,12 +100,29 @@ fn input_gradient_norms_are_of_the_sample_alone() {
         for (place, &sample) in SAMPLES.iter().enumerate().step_by(5) {
             let batch = survey.scratch.rows(0..1);
             engine.write(&batch.samples, &[sample]).unwrap();
-            engine.gather(survey.set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
+            engine
+                .run(&GatherImages {
+                    set: survey.set,
+                    samples: &batch.samples,
+                    augment: None,
+                    images: &batch.images,
+                    labels: &batch.labels,
+                })
+                .unwrap();
             engine.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
             let loss = secateur::engine::CrossEntropy { smoothing: 0.0, scale: 1.0 };
-            engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
+            engine
+                .run(&CrossEntropy {
+                    smoothing: loss.smoothing,
+                    scale: loss.scale,
+                    logits: &batch.logits,
+                    labels: &batch.labels,
+                    weights: None,
+                    outputs: batch.outputs(),
+                })
+                .unwrap();
             let gradient = engine.alloc("gradient", IMAGE_LEN).unwrap();
-            engine.input_gradient(Pass::Eval, &batch.logit_gradient, &gradient).unwrap();
+            engine.backward(Pass::Eval, &batch.logit_gradient, GradRequest::images(&gradient)).unwrap();
             let values = engine.read(&gradient).unwrap();
             let norm = values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
             let error = (f64::from(norms[place]) - norm).abs();

@@ -11,10 +11,11 @@ use secateur::batch::Batch;
 use secateur::console::Console;
 use secateur::data::DataSet;
 use secateur::data::order::{Split, epoch_order, split};
-use secateur::engine::{CrossEntropy, DeviceChoice, Engine, Pass, Sgd, Tensor, WeightSet, open};
+use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, Tensor, WeightSet, open};
 use secateur::measure::speedup::cost::Cost;
 use secateur::model::{Weights, initialise};
 use secateur::objective;
+use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::Recipe;
 use secateur::train::checkpoint::{self, Checkpoint};
@@ -81,7 +82,7 @@ fn run(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Summar
     };
     folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
     let run = Run { recipe, data: &data, folder: &folder, console: &Console::silent(), stop: &stop };
-    train::run(engine.as_mut(), &run)
+    train::run(&mut engine, &run)
 }
 
 fn metrics(folder: &Path) -> Vec<EpochMetrics> {
@@ -286,8 +287,8 @@ fn weights_enter_the_gradient() {
     let network = train::network(&recipe);
     let mut engine = open(DeviceChoice::Cpu, network, recipe.batch).unwrap();
     engine.load_weights(&initialise(network, recipe.seed)).unwrap();
-    let set = engine.upload_images(&data.train.pixels, &data.train.labels).unwrap();
-    let mut trainer = Trainer::new(engine.as_mut(), &recipe, &set, &split).unwrap();
+    let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
+    let mut trainer = Trainer::new(&mut engine, &recipe, &set, &split).unwrap();
     assert!(!trainer.begin_epoch(&mut |_, _| true).unwrap());
     assert!(trainer.epoch(&mut |_| true).unwrap().unwrap().weights.is_none());
     // The loop over epochs does this.
@@ -312,26 +313,42 @@ fn weights_enter_the_gradient() {
     assert!(high / low > 1.9, "InfoBatch weighs the easy samples twice: {low} to {high}");
 
     // The same by hand: the logit gradient of each sample, times its weight, through the backward pass.
-    let by_hand = |engine: &mut dyn Engine, weights: &[f32]| -> Weights {
+    let by_hand = |engine: &mut Engine, weights: &[f32]| -> Weights {
         engine.load_weights(&state.weights).unwrap();
         let batch = Batch::alloc(engine, outcome.order.len()).unwrap();
         engine.write(&batch.samples, &outcome.order).unwrap();
-        engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
+        engine
+            .run(&GatherImages {
+                set: &set,
+                samples: &batch.samples,
+                augment: None,
+                images: &batch.images,
+                labels: &batch.labels,
+            })
+            .unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
         let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 1, step: 0 };
         objective::of_recipe(&recipe).attack(engine, key, &batch).unwrap();
         engine.forward(Pass::Train { slot: 0 }, &batch.perturbed, &batch.logits).unwrap();
-        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
-        engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
+        engine
+            .run(&CrossEntropy {
+                smoothing: 0.0,
+                scale: 1.0,
+                logits: &batch.logits,
+                labels: &batch.labels,
+                weights: None,
+                outputs: batch.outputs(),
+            })
+            .unwrap();
         let mut gradient = engine.read(&batch.logit_gradient).unwrap();
         for (row, weight) in gradient.chunks_exact_mut(network.classes).zip(weights) {
             row.iter_mut().for_each(|value| *value *= weight / weights.len() as f32);
         }
         engine.write(&batch.logit_gradient, &gradient).unwrap();
-        engine.parameter_gradient(Pass::Train { slot: 0 }, &batch.logit_gradient, false).unwrap();
+        engine.backward(Pass::Train { slot: 0 }, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
         let learning_rate = recipe.optimizer.learning_rate as f32;
         let sgd = Sgd { learning_rate, momentum: 0.0, weight_decay: 0.0, average_decay: None };
-        engine.sgd_step(&sgd).unwrap();
+        engine.step(&sgd).unwrap();
         engine.weights(WeightSet::Live).unwrap()
     };
     // Of how far the step went, how far the two are apart.
@@ -341,8 +358,8 @@ fn weights_enter_the_gradient() {
         pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
     };
     let step = distance(&after, &state.weights);
-    let weighted = distance(&after, &by_hand(engine.as_mut(), &weights)) / step;
-    let unweighted = distance(&after, &by_hand(engine.as_mut(), &vec![1.0; weights.len()])) / step;
+    let weighted = distance(&after, &by_hand(&mut engine, &weights)) / step;
+    let unweighted = distance(&after, &by_hand(&mut engine, &vec![1.0; weights.len()])) / step;
     assert!(weighted < 1e-4, "{weighted} of the step apart");
     assert!(unweighted > 0.01, "{unweighted}: the weights change nothing");
 }
@@ -513,9 +530,9 @@ fn mean_scores_are_those_of_every_train_pass() {
         let (data, split) = (data(&recipe), split_of(&recipe));
         let network = train::network(&recipe);
         let mut engine = open(DeviceChoice::Cpu, network, recipe.batch).unwrap();
-        let engine = engine.as_mut();
+        let engine = &mut engine;
         engine.load_weights(&initialise(network, recipe.seed)).unwrap();
-        let set = engine.upload_images(&data.train.pixels, &data.train.labels).unwrap();
+        let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
         let mut by_hand = objective::of_recipe(&recipe);
         let mut scores: Vec<Vec<f64>> = vec![Vec::new(); TRAINED];
         for epoch in 0..2u32 {
@@ -524,7 +541,15 @@ fn mean_scores_are_those_of_every_train_pass() {
                 let batch = Batch::alloc(engine, part.len()).unwrap();
                 engine.write(&batch.samples, part).unwrap();
                 let augment = recipe.data.augmentation(recipe.seed, epoch);
-                engine.gather(&set, &batch.samples, augment, &batch.images, &batch.labels).unwrap();
+                engine
+                    .run(&GatherImages {
+                        set: &set,
+                        samples: &batch.samples,
+                        augment,
+                        images: &batch.images,
+                        labels: &batch.labels,
+                    })
+                    .unwrap();
                 engine.fold_batch_norm(WeightSet::Live).unwrap();
                 let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch, step: 0 };
                 by_hand.attack(engine, key, &batch).unwrap();
@@ -535,7 +560,7 @@ fn mean_scores_are_those_of_every_train_pass() {
                 engine.forward(pass, &batch.perturbed, &batch.logits).unwrap();
                 let features: Tensor<f32> =
                     engine.alloc("features", part.len() * network.features()).unwrap();
-                engine.features(pass, &features).unwrap();
+                engine.features(pass, 0, &features).unwrap();
                 let (logits, features) =
                     (engine.read(&batch.logits).unwrap(), engine.read(&features).unwrap());
                 engine.load_weights(&weights).unwrap();
@@ -555,7 +580,7 @@ fn mean_scores_are_those_of_every_train_pass() {
                 }
                 by_hand.gradient(engine, &batch, None).unwrap();
                 engine
-                    .sgd_step(&Sgd {
+                    .step(&Sgd {
                         learning_rate: recipe.optimizer.learning_rate as f32,
                         momentum: recipe.optimizer.momentum as f32,
                         weight_decay: recipe.optimizer.weight_decay as f32,
@@ -626,18 +651,34 @@ fn a_selection_may_judge_by_the_moving_average() {
         let state = checkpoint::load(checkpoints.folder(checkpoint::name(1, 0))).unwrap();
         let (data, split) = (data(&recipe), split_of(&recipe));
         let mut engine = open(DeviceChoice::Cpu, train::network(&recipe), TRAINED).unwrap();
-        let engine = engine.as_mut();
+        let engine = &mut engine;
         let average = state.optimizer.average.unwrap();
         engine.load_weights(if weights == "live" { &state.weights } else { &average }).unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
-        let set = engine.upload_images(&data.train.pixels, &data.train.labels).unwrap();
+        let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
         let batch = Batch::alloc(engine, TRAINED).unwrap();
         engine.write(&batch.samples, &split.train).unwrap();
-        engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
+        engine
+            .run(&GatherImages {
+                set: &set,
+                samples: &batch.samples,
+                augment: None,
+                images: &batch.images,
+                labels: &batch.labels,
+            })
+            .unwrap();
         engine.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
-        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
-        engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
-        engine.input_gradient(Pass::Eval, &batch.logit_gradient, &batch.perturbed).unwrap();
+        engine
+            .run(&CrossEntropy {
+                smoothing: 0.0,
+                scale: 1.0,
+                logits: &batch.logits,
+                labels: &batch.labels,
+                weights: None,
+                outputs: batch.outputs(),
+            })
+            .unwrap();
+        engine.backward(Pass::Eval, &batch.logit_gradient, GradRequest::images(&batch.perturbed)).unwrap();
         let gradients = engine.read(&batch.perturbed).unwrap();
         let norms: Vec<f64> = gradients
             .chunks_exact(gradients.len() / TRAINED)

@@ -70,7 +70,7 @@ fn run(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Summar
     };
     folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
     let run = Run { recipe, data: &data, folder: &folder, console: &Console::silent(), stop: &stop };
-    train::run(engine.as_mut(), &run)
+    train::run(&mut engine, &run)
 }
 
 /// One run without a break, shared by the tests.
@@ -336,7 +336,7 @@ fn a_stop_within_a_step_costs_that_step() {
     };
     let console = Console::silent();
     let run_of = Run { recipe: &recipe, data: &data, folder: &run_folder, console: &console, stop: &ask };
-    let error = train::run(engine.as_mut(), &run_of).unwrap_err();
+    let error = train::run(&mut engine, &run_of).unwrap_err();
     assert!(matches!(error, TrainError::Interrupted { .. }), "{error}");
     let newest = checkpoint::load_newest(run_folder.checkpoints(), &mut |error| panic!("{error}"));
     let progress = newest.unwrap().unwrap().1.progress;

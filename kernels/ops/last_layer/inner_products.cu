@@ -5,7 +5,7 @@
 //
 // A column is asked for at each step of a pursuit, so it is one launch bound by reading the features once: a warp takes four
 // samples, a lane four features of each at a time; what is shared, the features of `sample`, comes out of the nearest cache.
-// Checked by tests/kernel_last_layer.rs; called by LastLayer::{gradient_column, gradient_squares}.
+//
 
 #include "ops/last_layer/gradients.h"
 

@@ -6,7 +6,7 @@
 // All are bound by reading the rows once. A block of the sums takes 32 neighbouring columns (64 in the wide kernel, for rows
 // on 16 bytes) and its sixteen warps every sixteenth row, so that a few thousand columns still keep a GPU busy; the warps'
 // sums are added in the order of the warps. A block of the products takes a row, a warp of the norms likewise.
-// Checked by tests/kernel_last_layer.rs; called by LastLayer::{subtract_rows, gradient_sum, row_products, row_norms}.
+//
 
 #include "portable/portable.h"
 

@@ -122,11 +122,6 @@ impl TrainPass {
         self.batch.map(|batch| (batch, self.pooled.address()))
     }
 
-    /// The weights changed: the last forward pass is of others.
-    pub fn forget(&mut self) {
-        self.batch = None;
-    }
-
     /// For each set the logits (`batch x classes`) of its images; updates the running statistics, by one set after another.
     pub fn forward(
         &mut self,
