@@ -8,7 +8,7 @@ use secateur::attack::{Adversary, AttackWork, CrossEntropyAscent, DivergenceAsce
 use secateur::batch::Batch;
 use secateur::data::DataSet;
 use secateur::data::order::{Split, epoch_order};
-use secateur::engine::{DeviceChoice, Engine, Pass, Sgd, WeightSet, open};
+use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, WeightSet, open};
 use secateur::model::Weights;
 use secateur::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use secateur::objective::{self, Objective};
@@ -74,7 +74,7 @@ fn bullet_train_gives_each_group_its_own_attack() {
         brief.step.step_size = 6.0 / 255.0;
         let images = bench.read(&bench.batch.images);
         let Bench { engine, batch, labels, key } = &mut bench;
-        let engine = &mut engine;
+        let engine = engine;
 
         // Section 5 in plain words: groups, both attacks on everyone.
         let accuracy = 0.5;
@@ -135,7 +135,7 @@ fn single_step_methods_spare_the_outliers_alone() {
             let mut bench = Bench::new(&recipe);
             let images = bench.read(&bench.batch.images);
             let Bench { engine, batch, labels, key } = &mut bench;
-            let engine = &mut engine;
+            let engine = engine;
             let groups = groups_of(engine, batch, labels, accuracy);
             println!("{method}: {groups:?}");
             let mut bullet = resumed(&recipe, accuracy, None);
@@ -223,7 +223,7 @@ fn free_replays_move_what_their_groups_allow() {
     let mut bench = Bench::new(&recipe);
     let images = bench.read(&bench.batch.images);
     let Bench { engine, batch, labels, key } = &mut bench;
-    let groups = groups_of(&mut engine, batch, labels, accuracy);
+    let groups = groups_of(engine, batch, labels, accuracy);
     println!("{groups:?}");
     let mut free = resumed(&recipe, accuracy, Some(("free.perturbation", carried.clone())));
 
@@ -241,24 +241,32 @@ fn free_replays_move_what_their_groups_allow() {
     let mut right = 0;
     for replay in 0..replays {
         assert_eq!(free.needs_fold(), replay == 0, "one clean forward a minibatch");
-        let work = free.attack(&mut engine, *key, batch).unwrap();
+        let work = free.attack(engine, *key, batch).unwrap();
         let of_minibatch = if replay == 0 { groups.work() } else { AttackWork::default() };
         let moving = groups.boundary.len() + if replay < robust_steps { groups.robust.len() } else { 0 };
         assert_eq!(work, AttackWork { steps: moving as u64, ..of_minibatch }, "replay {replay}");
         assert!(engine.read(&batch.perturbed).unwrap() == wanted, "replay {replay}: other images");
-        free.gradient(&mut engine, batch, None).unwrap();
+        free.gradient(engine, batch, None).unwrap();
 
         plain.write(&plain_batch.perturbed, &wanted).unwrap();
         plain.forward(pass, &plain_batch.perturbed, &plain_batch.logits).unwrap();
         let (labels_there, outputs) = (&plain_batch.labels, plain_batch.outputs());
-        plain.cross_entropy(&loss, &plain_batch.logits, labels_there, None, outputs).unwrap();
+        plain
+            .run(&CrossEntropy {
+                smoothing: 0.0,
+                scale: 1.0 / BATCH as f32,
+                logits: &plain_batch.logits,
+                labels: labels_there,
+                weights: None,
+                outputs,
+            })
+            .unwrap();
         let predictions = plain.read(&plain_batch.predictions).unwrap();
         let attacked = groups.boundary.iter().chain(&groups.robust).map(|&place| place as usize);
         right = attacked.filter(|&place| predictions[place] == labels[place]).count();
         let (clean, perturbed) = (&plain_batch.images, &plain_batch.perturbed);
-        plain
-            .parameter_gradient_and_attack_step(pass, &plain_batch.logit_gradient, &step, clean, perturbed)
-            .unwrap();
+        let request = GradRequest::step(step, clean, perturbed).and_parameters();
+        plain.backward(pass, &plain_batch.logit_gradient, request).unwrap();
         let moved = plain.read(perturbed).unwrap();
         let robust = if replay < robust_steps { &groups.robust[..] } else { &[] };
         for &place in groups.boundary.iter().chain(robust) {
@@ -267,7 +275,7 @@ fn free_replays_move_what_their_groups_allow() {
         }
         assert_eq!(
             engine.weights(WeightSet::Gradients).unwrap(),
-            plain.gradients().unwrap(),
+            plain.weights(WeightSet::Gradients).unwrap(),
             "replay {replay}"
         );
     }
@@ -293,7 +301,7 @@ fn standard_training_has_groups_and_no_attack() {
     let recipe = of_method(Method::Standard, &[BULLET, "attack.start=uniform"]);
     let mut bench = Bench::new(&recipe);
     let Bench { engine, batch, labels, key } = &mut bench;
-    let engine = &mut engine;
+    let engine = engine;
     let groups = groups_of(engine, batch, labels, accuracy);
     let mut standard = resumed(&recipe, accuracy, None);
     assert_eq!(standard.attack(engine, *key, batch).unwrap(), groups.work());
@@ -314,7 +322,7 @@ fn the_warm_up_attacks_all_in_full_until_the_clean_accuracy() {
     let plain = of_method(Method::PgdAt, &[]);
     let mut bench = Bench::new(&recipe);
     let Bench { engine, batch, labels, key } = &mut bench;
-    let engine = &mut engine;
+    let engine = engine;
     let mut bullet = objective::of_recipe(&recipe);
     let clean_labels = labels.clone();
     let wrong: Vec<u32> = labels.iter().map(|label| (label + 1) % 10).collect();

@@ -160,7 +160,7 @@ fn paired_gradients_are_those_of_plain_operations() {
 
         // The same step from passes, formulas in f64, and two backward calls.
         let Bench { engine, batch, labels, .. } = &mut bench;
-        let engine = &mut engine;
+        let engine = engine;
         engine.load_weights(&weights).unwrap();
         let (clean, adversarial) = (Pass::Train { slot: 0 }, Pass::Train { slot: 1 });
         engine.forward(clean, &batch.images, &batch.clean_logits).unwrap();
@@ -262,7 +262,7 @@ fn starts_are_clipped_where_the_published_codes_clip_them() {
         let recipe = of_method(method, &[]);
         let mut bench = Bench::new(&recipe);
         let Bench { engine, batch, key, .. } = &mut bench;
-        let (engine, key) = (&mut engine, *key);
+        let (engine, key) = (engine, *key);
         let images = engine.read(&batch.images).unwrap();
         let corners: Vec<f32> = images.iter().map(|x| x.round()).collect();
         engine.write(&batch.images, &corners).unwrap();
@@ -293,10 +293,10 @@ fn starts_are_clipped_where_the_published_codes_clip_them() {
         }
         objective.restore(&state).unwrap();
         let Bench { engine, batch, key, .. } = &mut bench;
-        objective.attack(&mut engine, *key, batch).unwrap();
+        objective.attack(engine, *key, batch).unwrap();
         let first = engine.read(&batch.perturbed).unwrap();
         assert_eq!(outside(&first) == 0, clipped, "{overrides:?}");
-        objective.gradient(&mut engine, batch, None).unwrap();
+        objective.gradient(engine, batch, None).unwrap();
         assert_eq!(outside(&engine.read(&batch.perturbed).unwrap()), 0, "{overrides:?}");
     }
 }

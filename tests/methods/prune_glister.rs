@@ -236,7 +236,7 @@ fn the_published_configuration_is_that_of_an_independent_form() {
                 // Features that the bias must not see.
                 let features = |len| engine.upload("features", &vec![0.7f32; len * width]).unwrap();
                 let (of_candidates, of_held_out) = (features(labels.len()), features(held_labels.len()));
-                let upload = |engine: &dyn secateur::engine::Engine, values: &[f32]| {
+                let upload = |engine: &secateur::engine::Engine, values: &[f32]| {
                     engine.upload("values", values).unwrap()
                 };
                 let term = |values: &[f32], features: &_| Term {
