@@ -1,5 +1,5 @@
 // The wrong class of a given rank, which targeted attacks aim at: the class that `rank - 1` other wrong classes rank before, the
-// lowest index first among equals. NO_CLASS where a logit is not finite. A warp takes one sample.
+// highest index first among equals. NO_CLASS where a logit is not finite. A warp takes one sample.
 
 #include "ops/softmax.h"
 
@@ -31,7 +31,7 @@ KERNEL(target_class, TargetClassParams, 128, NoShared) {
         const float other = logits[c];
 #pragma unroll
         for (int i = 0; i < CLASSES_PER_LANE; ++i) {
-            ahead[i] += c != label && (other > z[i] || (other == z[i] && c < class_of(i)));
+            ahead[i] += c != label && (other > z[i] || (other == z[i] && c > class_of(i)));
         }
     }
     uint32_t found = 0;  // one more than the class

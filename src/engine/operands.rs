@@ -7,15 +7,19 @@ use crate::model::ResNet18;
 pub struct Operands {
     network: ResNet18,
     engine: u64,
-    reads: Vec<View>,
+    reads: Vec<Read>,
     writes: Vec<View>,
-    /// Operands that are read at an index only where they are written at the same index.
-    in_place: Vec<(View, View)>,
+}
+
+struct Read {
+    view: View,
+    /// The operand of `writes` that it may be: each element is read before that of the same index is written.
+    in_place: Option<usize>,
 }
 
 impl Operands {
     pub(super) fn new(engine: u64, network: ResNet18) -> Self {
-        Self { network, engine, reads: Vec::new(), writes: Vec::new(), in_place: Vec::new() }
+        Self { network, engine, reads: Vec::new(), writes: Vec::new() }
     }
 
     pub fn network(&self) -> ResNet18 {
@@ -31,7 +35,7 @@ impl Operands {
     /// [`Error::Length`], [`Error::ForeignTensor`].
     pub fn reads<T: Element>(&mut self, tensor: &Tensor<T>, len: usize) -> Result<()> {
         let view = self.admit(tensor, len)?;
-        self.reads.push(view);
+        self.reads.push(Read { view, in_place: None });
         Ok(())
     }
 
@@ -50,10 +54,9 @@ impl Operands {
     /// # Errors
     /// As [`Operands::reads`].
     pub fn maps<T: Element>(&mut self, from: &Tensor<T>, to: &Tensor<T>, len: usize) -> Result<()> {
-        self.reads(from, len)?;
-        self.writes(to, len)?;
-        self.in_place.push((from.view(), to.view()));
-        Ok(())
+        let view = self.admit(from, len)?;
+        self.reads.push(Read { view, in_place: Some(self.writes.len()) });
+        self.writes(to, len)
     }
 
     /// Rows of `row_len` elements in a tensor that divides into them.
@@ -95,10 +98,8 @@ impl Operands {
     /// What is written, after a look for operands that overlap.
     pub(super) fn finish(self) -> Result<Vec<View>> {
         for (at, written) in self.writes.iter().enumerate() {
-            let clash = |other: &View| {
-                let pair = (other, written);
-                written.overlaps(other)
-                    && !(other == written && self.in_place.iter().any(|(from, to)| (from, to) == pair))
+            let clash = |read: &Read| {
+                read.view.overlaps(written) && !(read.in_place == Some(at) && read.view == *written)
             };
             if self.reads.iter().any(clash) || self.writes[..at].iter().any(|other| other.overlaps(written)) {
                 return Err(Error::Invalid(format!(

@@ -10,8 +10,8 @@ use crate::engine::cuda::launch::require;
 use crate::engine::reference::Cpu;
 use crate::engine::{Error, Operands, Result, Tensor};
 
-/// `targets[i]`: the class with the `rank`-th largest logit among the classes that are not the label, the lowest index first
-/// among equals; [`NO_CLASS`] where a logit is not finite.
+/// `targets[i]`: the class with the `rank`-th largest logit among the classes that are not the label, the highest index first
+/// among equals, as where the published codes of APGD and FAB sort in ascending order; [`NO_CLASS`] where a logit is not finite.
 #[derive(Clone, Copy, Debug)]
 pub struct TargetClass<'a> {
     /// 1 (the largest) to classes - 1.
@@ -44,8 +44,8 @@ impl Op for TargetClass<'_> {
         let mut targets = cpu.output(self.targets)?;
         for ((target, z), &label) in targets.iter_mut().zip(logits.chunks_exact(cpu.classes())).zip(&*labels)
         {
-            let mut wrong: Vec<usize> = (0..z.len()).filter(|&c| c != label as usize).collect();
-            // A stable sort: the lowest index stays first among equals.
+            let mut wrong: Vec<usize> = (0..z.len()).rev().filter(|&c| c != label as usize).collect();
+            // A stable sort: the highest index stays first among equals.
             wrong.sort_by(|&a, &b| z[b].partial_cmp(&z[a]).unwrap_or(Ordering::Equal));
             *target = if prediction(z) == NO_CLASS { NO_CLASS } else { wrong[self.rank - 1] as u32 };
         }

@@ -342,28 +342,34 @@ fn wrong_operands_are_named() {
 }
 
 #[test]
-fn the_reference_engine_names_a_label_or_a_row_that_is_not_there() {
-    let mut engine = engine(DeviceChoice::Cpu, 10);
-    let logits = engine.upload("logits", &[0.0f32; 20]).unwrap();
-    let labels = engine.upload("labels", &[3u32, 10]).unwrap();
-    let outputs = Outputs::new(&engine, 2);
-    let result = engine.run(&PairedLoss {
-        form: PairedForm::Mart,
-        divergence: 5.0,
-        scale: 1.0,
-        clean_logits: &logits,
-        adversarial_logits: &logits,
-        labels: &labels,
-        weights: None,
-        outputs: outputs.paired(),
-    });
-    let message = result.unwrap_err().to_string();
-    assert_eq!(message, "labels: label 10 at position 1, expected less than 10");
-    let rows = engine.upload("rows", &[1u32, 2]).unwrap();
-    let to = engine.alloc::<f32>("to", 20).unwrap();
-    let message =
-        engine.run(&GatherRows { from: &logits, rows: &rows, row_len: 10, to: &to }).unwrap_err().to_string();
-    assert_eq!(message, "rows: row 2 at position 1, but logits has 2 rows");
+fn a_label_or_a_row_that_is_not_there_shows_on_every_device() {
+    for device in DEVICES {
+        let mut engine = engine(device, 10);
+        let logits = engine.upload("logits", &[0.0f32; 20]).unwrap();
+        let labels = engine.upload("labels", &[3u32, 10]).unwrap();
+        let outputs = Outputs::new(&engine, 2);
+        for form in [PairedForm::Mart, PairedForm::Trades { smoothing: 0.1 }] {
+            engine
+                .run(&PairedLoss {
+                    form,
+                    divergence: 5.0,
+                    scale: 1.0,
+                    clean_logits: &logits,
+                    adversarial_logits: &logits,
+                    labels: &labels,
+                    weights: None,
+                    outputs: outputs.paired(),
+                })
+                .unwrap();
+            let losses = engine.read(&outputs.losses).unwrap();
+            assert!(losses[0].is_finite() && losses[1].is_nan(), "{device:?}, {form:?}: {losses:?}");
+        }
+        let rows = engine.upload("rows", &[1u32, 2]).unwrap();
+        let to = engine.alloc::<f32>("to", 20).unwrap();
+        engine.run(&GatherRows { from: &logits, rows: &rows, row_len: 10, to: &to }).unwrap();
+        let met = engine.read(&to).unwrap();
+        assert!(met[..10] == [0.0; 10] && met[10..].iter().all(|x| x.is_nan()), "{device:?}: {met:?}");
+    }
 }
 
 #[test]

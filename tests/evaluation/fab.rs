@@ -161,7 +161,11 @@ fn both_engines_choose_the_same_targets_and_keep_the_same_images() {
                 .run(&TargetClass { logits: &logits, labels: &labels, rank, targets: &targets })
                 .unwrap_err()
                 .to_string();
-            assert_eq!(error, format!("rank {rank} among the wrong classes: expected 1 to 9"), "{device:?}");
+            assert_eq!(
+                error,
+                format!("wrong class of rank {rank}, expected 1 to 9: the network has 10 classes"),
+                "{device:?}"
+            );
         }
         let up = |name, values: &[f32]| engine.upload(name, values).unwrap();
         let (images, current, short) = (up("images", &clean), up("current", &moved), up("short", &[0.0; 3]));

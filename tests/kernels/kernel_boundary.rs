@@ -8,7 +8,7 @@ use crate::common::boundary::{Case, STEPS, cases};
 use crate::common::*;
 
 #[test]
-fn targets_are_ranked_with_the_lowest_index_first() {
+fn targets_are_ranked_with_the_highest_index_first() {
     for classes in [2, 10, 33, 100] {
         on_every_driver(&format!("ranked targets, {classes} classes"), |driver| {
             let mut random = Random::new(classes as u32);
@@ -35,7 +35,7 @@ fn targets_are_ranked_with_the_lowest_index_first() {
                 let met = targets.read::<u32>();
                 for (i, row) in logits.chunks_exact(classes).enumerate() {
                     let mut order: Vec<usize> = (0..classes).filter(|&c| c != labels[i] as usize).collect();
-                    order.sort_by(|&a, &b| row[b].partial_cmp(&row[a]).unwrap().then(a.cmp(&b)));
+                    order.sort_by(|&a, &b| row[b].partial_cmp(&row[a]).unwrap().then(b.cmp(&a)));
                     assert_eq!(
                         met[i] as usize,
                         order[rank - 1],
