@@ -13,3 +13,4 @@ mod paired_losses;
 mod paired_passes;
 mod reference_engine;
 mod reference_pytorch;
+mod refusals;
