@@ -4,6 +4,7 @@ use assert_cmd::Command;
 use secateur::engine::cuda::driver::Kernel;
 use secateur::engine::{DeviceChoice, Record};
 use secateur::measure::model::{Part, Prediction, Roof, predict};
+use secateur::measure::predict::predicted_seconds;
 use secateur::measure::workload::{Bench, Work};
 use secateur::model::ResNet18;
 use secateur::recipe::Recipe;
@@ -121,7 +122,7 @@ fn an_attack_takes_what_the_machine_code_says() {
     for (batch, least, most) in [(512, 535.0, 600.0), (128, 420.0, 450.0)] {
         let mut bench = Bench::dry(&recipe("cifar10-pgd-at", 64, batch, None)).unwrap();
         let record = bench.record(&Work::Attack, 1).unwrap();
-        let seconds = bench.engine.predicted_seconds(&record.launches).unwrap();
+        let seconds = predicted_seconds(&*bench.engine, &record.launches).unwrap();
         let flops: f64 = record.launches.iter().map(|launch| launch.flops as f64).sum();
         let rate = flops / seconds / 1e12;
         println!("{batch} images: {:.3} ms, {rate:.0} TFLOP/s", 1e3 * seconds);
@@ -129,13 +130,13 @@ fn an_attack_takes_what_the_machine_code_says() {
 
         // The stem and the image gradient of a step: 160 to 180 us of 512 images.
         let stem: Vec<_> = record.launches.iter().filter(|launch| launch.layer == Some(0)).copied().collect();
-        let step = bench.engine.predicted_seconds(&stem).unwrap() / 10.0 / batch as f64 * 512.0;
+        let step = predicted_seconds(&*bench.engine, &stem).unwrap() / 10.0 / batch as f64 * 512.0;
         assert!((160e-6..=185e-6).contains(&step), "{batch} images: {step} s");
         // A launch of no convolution has a prediction as well, and one of an unknown layer none.
-        assert!(record.launches.iter().all(|launch| bench.engine.predicted_seconds(&[*launch]).is_some()));
+        assert!(record.launches.iter().all(|launch| predicted_seconds(&*bench.engine, &[*launch]).is_some()));
         let unknown = secateur::engine::Launch { layer: Some(99), ..stem[0] };
-        assert_eq!(bench.engine.predicted_seconds(&[unknown]), None);
-        assert_eq!(bench.engine.predicted_seconds(&[]), None);
+        assert_eq!(predicted_seconds(&*bench.engine, &[unknown]), None);
+        assert_eq!(predicted_seconds(&*bench.engine, &[]), None);
     }
 }
 
@@ -146,7 +147,7 @@ fn every_launch_of_a_step_has_a_prediction() {
         let mut bench = Bench::dry(&recipe).unwrap();
         let record = bench.record(&Work::Step, 1).unwrap();
         let least = predict(&record, name, bench.engine.network(), 128, Roof::H200).seconds;
-        let seconds = bench.engine.predicted_seconds(&record.launches).unwrap();
+        let seconds = predicted_seconds(&*bench.engine, &record.launches).unwrap();
         assert!(least < seconds && seconds < 4.0 * least, "{name}: {seconds} s, {least} s by the roof");
     }
 }

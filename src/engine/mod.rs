@@ -14,7 +14,6 @@ mod last_layer;
 mod margin;
 mod open;
 mod paired_passes;
-mod probes;
 mod recording;
 pub mod reference;
 mod softmax_losses;
@@ -32,7 +31,6 @@ pub use last_layer::{LastLayer, LastLayerGradients, Term};
 pub use margin::{Margin, MarginLosses};
 pub use open::{DeviceChoice, open, open_dry, open_recorded, open_recorded_with};
 pub use paired_passes::PairedPasses;
-pub use probes::{LadderStep, Probe, Probes};
 pub use recording::{
     KernelUsage, Launch, Mark, Phase, Phases, Record, Recording, kernel_usage, register_target,
 };
@@ -42,6 +40,8 @@ pub use softmax_losses::{
 pub use square::{Pattern, Query, RandomSquares, SearchState};
 pub use stop::{StopFlag, unless_stopped};
 pub use tensor::{Element, Storage, Tensor, Word};
+
+use std::rc::Rc;
 
 use crate::model::{ResNet18, Weights};
 use crate::names::named;
@@ -169,10 +169,13 @@ pub trait Engine:
     + BoundarySteps
     + Execution
     + Phases
-    + Probes
 {
     fn device(&self) -> &DeviceInfo;
     fn network(&self) -> ResNet18;
+    /// What runs its kernels, for those who measure them; `None` where it has none.
+    fn driver(&self) -> Option<&Rc<dyn cuda::driver::Driver>> {
+        None
+    }
     /// Images a micro-batch of the attack should hold, so that its activations stay in cache.
     fn micro_batch(&self) -> usize;
 

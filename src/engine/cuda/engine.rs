@@ -82,10 +82,6 @@ impl Cuda {
         &*self.driver
     }
 
-    pub(super) fn shared_driver(&self) -> Rc<dyn Driver> {
-        self.driver.clone()
-    }
-
     /// Images in a batch, and the address of the first.
     pub(super) fn images(&self, images: &Tensor<f32>) -> Result<(usize, Address)> {
         let batch = images.len() / IMAGE_LEN;
@@ -229,6 +225,9 @@ fn no_slot(slot: usize) -> Error {
 }
 
 impl Engine for Cuda {
+    fn driver(&self) -> Option<&Rc<dyn Driver>> {
+        Some(&self.driver)
+    }
     fn device(&self) -> &DeviceInfo {
         &self.info
     }

@@ -16,10 +16,8 @@
 //! | `softmax_losses` | its part for the losses of training and of most attacks |
 //! | `square` | its part for random searches |
 //! | `apgd`, `margin` | the traits that attacks of an evaluation add to it |
-//! | `ladder` | every layer on every kind of convolution kernel, for measurements |
 //! | `last_layer` | its part for selections |
-//! | `predict` | how long launches should take on an H200 |
-//! | `probes` | its part for measurements |
+//! | `phases` | which part of a step begins, and when |
 
 mod apgd;
 mod attack_loop;
@@ -29,7 +27,6 @@ mod engine;
 mod eval;
 mod execution;
 mod graphs;
-mod ladder;
 mod last_layer;
 pub mod launch;
 pub mod layout;
@@ -37,8 +34,7 @@ mod margin;
 mod operands;
 mod paired_passes;
 mod parameters;
-mod predict;
-mod probes;
+mod phases;
 mod scratch;
 mod softmax_losses;
 mod square;

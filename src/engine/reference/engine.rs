@@ -5,13 +5,12 @@ use super::arena::{Layout, Model};
 use super::eval::EvalPass;
 use super::loss::Losses;
 use super::memory::{Heap, expect_len};
-use super::numbers::{Format, Numbers};
-use super::tiles::Isa;
+use super::numbers::Format;
 use super::train::{SLOTS, TrainPass, Wanted};
 use super::{gather, invalid, optimizer, perturb, ranking, rows};
 use crate::engine::{
-    Augment, DeviceInfo, Element, Engine, Error, ImageSet, Noise, OptimizerState, Pass, Result, Sgd,
-    SignStep, StopFlag, Storage, Tensor, WeightSet,
+    Augment, DeviceInfo, Element, Engine, Error, Execution, ImageSet, Noise, OptimizerState, Pass, Phases,
+    Result, Sgd, SignStep, StopFlag, Storage, Tensor, WeightSet,
 };
 use crate::model::layers::IMAGE_LEN;
 use crate::model::{ResNet18, Weights};
@@ -24,7 +23,6 @@ const MICRO_BATCH: usize = 64;
 pub struct Reference {
     info: DeviceInfo,
     pub(super) network: ResNet18,
-    pub(super) numbers: Numbers,
     max_batch: usize,
     pub(super) heap: Heap,
     layout: Layout,
@@ -65,7 +63,7 @@ impl Reference {
             )));
         }
         let threads = rayon::current_num_threads();
-        let numbers = Numbers { format, isa: Isa::chosen()? };
+        let numbers = super::numbers(format)?;
         Ok(Reference {
             info: DeviceInfo {
                 kind: match format {
@@ -80,7 +78,6 @@ impl Reference {
                 wgmma_off: Vec::new(),
             },
             network,
-            numbers,
             max_batch,
             heap: Heap::new(),
             layout: Layout::new(network),
@@ -222,6 +219,10 @@ impl Reference {
 fn bad_slot(slot: usize) -> Error {
     Error::Invalid(format!("train slot {slot}: expected 0 or 1"))
 }
+
+impl Execution for Reference {}
+
+impl Phases for Reference {}
 
 impl Engine for Reference {
     fn device(&self) -> &DeviceInfo {

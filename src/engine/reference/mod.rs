@@ -27,7 +27,6 @@ mod numbers;
 mod optimizer;
 mod paired_passes;
 mod perturb;
-mod probes;
 mod ranking;
 mod rows;
 mod softmax_losses;
@@ -39,7 +38,8 @@ mod vector;
 use super::{Engine, Error, Result};
 use crate::model::ResNet18;
 
-pub use numbers::Format;
+pub use conv::flops_so_far;
+pub use numbers::{Format, Numbers};
 
 /// Opens the CPU, with activations and operands in this format.
 ///
@@ -48,6 +48,14 @@ pub use numbers::Format;
 /// `SECATEUR_CPU` names instructions that this CPU lacks.
 pub fn open(network: ResNet18, max_batch: usize, format: Format) -> Result<Box<dyn Engine>> {
     Ok(Box::new(engine::Reference::new(network, max_batch, format)?))
+}
+
+/// Numbers of this format, and the instructions that multiply them here.
+///
+/// # Errors
+/// [`Error::Setting`] where `SECATEUR_CPU` names instructions that this CPU lacks.
+pub fn numbers(format: Format) -> Result<Numbers> {
+    Ok(Numbers { format, isa: tiles::Isa::chosen()? })
 }
 
 /// A refusal of a call, in words.
