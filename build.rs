@@ -1,5 +1,5 @@
-//! Compiles `kernels/` twice: for the host runner with the C++ compiler, always, and for GPUs with nvcc where there is one.
-//! Lists `recipes/` for the binary.
+//! Compiles `kernels/` twice: for the emulator with the C++ compiler, always, and for GPUs with nvcc where there is one; what only
+//! tests and benches launch, `kernels/extra/`, is a package of its own. Lists `recipes/` for the binary.
 //!
 //! Each unit is compiled by itself, in parallel, and again only when something it includes has changed.
 
@@ -34,8 +34,9 @@ fn build() -> Result<(), String> {
     let root = PathBuf::from(env("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(env("OUT_DIR")?);
     recipes::build(&root.join("recipes"), &out)?;
-    let kernels = units::find(&root.join("kernels"))?;
-    host::build(&root, &out, &kernels)?;
+    let folder = root.join("kernels");
+    let kernels = units::find(&folder, Some(&folder.join("extra")))?;
+    host::build(&root, &out, &kernels, "secateur_kernels")?;
     device::build(&root, &out, &kernels)
 }
 

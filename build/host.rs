@@ -1,10 +1,10 @@
-//! The host library: every kernel and the runner, compiled by the C++ compiler into one static library.
+//! A host library: kernels, and the emulator where there is one, compiled by the C++ compiler into one static library.
 
 use std::path::Path;
 
 use super::units::{self, Sources, Unit};
 
-pub fn build(root: &Path, out: &Path, sources: &Sources) -> Result<(), String> {
+pub fn build(root: &Path, out: &Path, sources: &Sources, library: &str) -> Result<(), String> {
     let objects = out.join("host");
     std::fs::create_dir_all(&objects).map_err(|e| format!("{}: {e}", objects.display()))?;
     let mut compiler = cc::Build::new();
@@ -16,7 +16,7 @@ pub fn build(root: &Path, out: &Path, sources: &Sources) -> Result<(), String> {
         .warnings(true)
         .extra_warnings(true)
         .flag_if_supported("-Wno-unknown-pragmas")
-        // Vectors never cross a call in the runner; GCC warns of a change in how they would.
+        // Vectors never cross a call in the emulator; GCC warns of a change in how they would.
         .flag_if_supported("-Wno-psabi")
         // The same bits on every CPU: no fused multiply-add where the source has none.
         .flag_if_supported("-ffp-contract=off")
@@ -42,6 +42,6 @@ pub fn build(root: &Path, out: &Path, sources: &Sources) -> Result<(), String> {
     compiler
         .objects(compiled.iter().map(|unit| &unit.output))
         .link_lib_modifier("+whole-archive")
-        .try_compile("secateur_kernels")
+        .try_compile(library)
         .map_err(|e| format!("the host library cannot be archived: {e}"))
 }

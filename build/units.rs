@@ -6,23 +6,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 use std::{fs, thread};
 
-/// The sources under `kernels/`.
+/// C++ and CUDA C++ sources.
 pub struct Sources {
     /// One operation a file, for GPU and host.
     pub kernels: Vec<PathBuf>,
-    /// `host/`: the runner and its test kernels, for the host only.
+    /// The emulator, for the host only.
     pub host: Vec<PathBuf>,
 }
 
-pub fn find(folder: &Path) -> Result<Sources, String> {
+/// The sources under `folder`, but for those under `left_out`.
+pub fn find(folder: &Path, left_out: Option<&Path>) -> Result<Sources, String> {
     let mut sources = Sources { kernels: Vec::new(), host: Vec::new() };
-    walk(folder, &mut |path| {
-        let of_host = path.strip_prefix(folder).is_ok_and(|inner| inner.starts_with("host"));
-        match path.extension().and_then(|e| e.to_str()) {
-            Some("cu") if !of_host => sources.kernels.push(path),
-            Some("cu" | "cpp") => sources.host.push(path),
-            _ => {}
-        }
+    walk(folder, &mut |path| match path.extension().and_then(|e| e.to_str()) {
+        _ if left_out.is_some_and(|left_out| path.starts_with(left_out)) => {}
+        Some("cu") => sources.kernels.push(path),
+        Some("cpp") => sources.host.push(path),
+        _ => {}
     })?;
     sources.kernels.sort();
     sources.host.sort();

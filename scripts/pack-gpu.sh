@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds what scripts/qualify-gpu.py needs on a machine with a GPU but without Rust and nvcc: the program, every test executable
-# that uses a device, with GPU code inside, and the probes of scripts/probe-hopper.sh where nvcc is, stripped, in one archive in the
+# Builds what scripts/qualify-gpu.py needs on a machine with a GPU but without Rust and nvcc: the program, the bench of the convolution's
+# variants, every test executable that uses a device, with GPU code inside, and the probes of scripts/probe-hopper.sh where nvcc is, stripped, in one archive in the
 # ignored folder .carry/; and apart from it, as many images of CIFAR-10 as travel beside it.
 #
 #   SECATEUR_CUDA_TARGETS=sm_90a scripts/pack-gpu.sh [--data DIR]      # DIR: the official binary files, or a folder around them
@@ -38,26 +38,28 @@ export CARGO_ENCODED_RUSTFLAGS CXXFLAGS="${CXXFLAGS:-} -ffile-prefix-map=$PWD=se
 rm -rf .carry
 mkdir -p .carry/tests
 # The tests that open a device say so in their source.
-tests=$(grep -lE '\b(cuda_engine|on_every_driver|(conv_)?drivers|hoppers)\(' tests/*.rs | xargs -n 1 basename -s .rs)
+tests=$(grep -lE '\b(cuda_engine|on_every_driver|(conv_)?drivers|hoppers?)\(' tests/*.rs | xargs -n 1 basename -s .rs)
 # Each line of the build's messages that names an executable.
 # shellcheck disable=SC2086
-cargo test --release --no-run --message-format=json $(printf -- '--test %s ' $tests) \
+cargo test --release --no-run --message-format=json --bin secateur --bench ablation $(printf -- '--test %s ' $tests) \
     | python3 -c '
 import json, sys
 for line in sys.stdin:
     message = json.loads(line)
     if message.get("reason") == "compiler-artifact" and message.get("executable"):
-        kind = "test" if message["profile"]["test"] else "program"
-        print(kind, message["target"]["name"], message["executable"])' \
+        print(message["target"]["kind"][0], message["target"]["name"], message["executable"])' \
     | while read -r kind name executable; do
         case "$kind $name" in
-            "program secateur") cp "$executable" .carry/secateur ;;
+            "bin secateur" | "bench ablation") cp "$executable" ".carry/$name" ;;
             test*) cp "$executable" ".carry/tests/$name" ;;
         esac
     done
 missing=$(for name in $tests; do [ -x ".carry/tests/$name" ] || echo "$name"; done)
-[ -x .carry/secateur ] && [ -z "$missing" ] || { echo "error: the build made no executable of secateur or $missing" >&2; exit 1; }
-packed="secateur tests"
+[ -x .carry/secateur ] && [ -x .carry/ablation ] && [ -z "$missing" ] || {
+    echo "error: the build made no executable of secateur, ablation or $missing" >&2
+    exit 1
+}
+packed="secateur ablation tests"
 if [ -n "$nvcc" ]; then
     NVCC=$nvcc scripts/probe-hopper.sh --build .carry/probe-hopper
     packed="$packed probe-hopper"
@@ -71,7 +73,7 @@ for folder in "$PWD" "$HOME" "$cargo_home" "$toolchain" "$CARGO_TARGET_DIR" ${nv
 done
 # shellcheck disable=SC2086
 tar -cf - -C .carry $packed | xz -T1 --lzma2=preset=6,dict=256MiB > .carry/gpu.tar.xz
-rm -rf .carry/secateur .carry/tests .carry/probe-hopper
+rm -rf .carry/secateur .carry/ablation .carry/tests .carry/probe-hopper
 bytes=$(stat -c %s .carry/gpu.tar.xz)
 echo ".carry/gpu.tar.xz: $packed, with $(wc -w <<< "$tests") test executables, $bytes bytes"
 if [ "$bytes" -gt "$most" ]; then

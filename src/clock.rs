@@ -1,8 +1,8 @@
 //! The time of day, and a moment as a date in UTC.
-//!
-//! Checked by its own tests. Called by what records or shows when something was made.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jiff::Timestamp;
 
 /// Since the start of 1970, UTC; 0 where the clock stands before that.
 pub fn now() -> Duration {
@@ -11,22 +11,18 @@ pub fn now() -> Duration {
 
 /// `2026-11-21 05:20:00`, from seconds since 1970.
 pub fn to_the_second(seconds: u64) -> String {
-    format!("{}:{:02}", to_the_minute(seconds), seconds % 60)
+    date(seconds, "%Y-%m-%d %H:%M:%S")
 }
 
-/// `2026-11-21 05:20`: days to a date of the Gregorian calendar by Howard Hinnant's `civil_from_days` (chrono-compatible
-/// low-level date algorithms).
+/// `2026-11-21 05:20`
 pub fn to_the_minute(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute) = (rest / 3_600, rest / 60 % 60);
-    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}")
+    date(seconds, "%Y-%m-%d %H:%M")
+}
+
+/// In UTC; what is too late for a date, as a damaged file may have it, is the latest that there is.
+fn date(seconds: u64, format: &str) -> String {
+    let moment = i64::try_from(seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    moment.unwrap_or(Timestamp::MAX).strftime(format).to_string()
 }
 
 #[cfg(test)]
@@ -44,6 +40,9 @@ mod tests {
         ] {
             assert_eq!(to_the_second(seconds), text);
             assert_eq!(to_the_minute(seconds), text[..16]);
+        }
+        for seconds in [1 << 40, u64::MAX] {
+            assert!(to_the_second(seconds).starts_with("9999-12-3"), "{seconds}");
         }
     }
 }

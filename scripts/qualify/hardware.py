@@ -38,9 +38,9 @@ def by_shape(document):
              "share": row["calls"] * row["median"] / total} for row in warm]
 
 
-def ladder(results):
-    """TFLOP/s of every layer by every kind of kernel, in the order of the file."""
-    for record, document in results.of("ladder"):
+def ablation(results):
+    """TFLOP/s of every layer by every variant of the kernel, in the order of the file."""
+    for record, document in results.of("ablation"):
         layers, kinds = {}, {}
         for row in (document or {}).get("rows", []):
             layer, kind = row["name"].split(", ", 1)

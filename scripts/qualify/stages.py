@@ -11,7 +11,7 @@ from . import job, rows, switches
 from .job import Job
 from .switches import STEP_TESTS
 
-PROGRAM, PROBES, TESTS = ".carry/secateur", ".carry/probe-hopper", Path(".carry/tests")
+PROGRAM, ABLATION, PROBES, TESTS = ".carry/secateur", ".carry/ablation", ".carry/probe-hopper", Path(".carry/tests")
 IMAGES, DATA = ".carry/images.xz", ".carry/data"
 METHODS = "cifar10-pgd-at,cifar10-trades,cifar10-mart"
 
@@ -111,10 +111,10 @@ def each_alone(session):
 def bench(session, kind, limit, seconds, batch, *options, variant="", recipe="cifar10-pgd-at"):
     size = session.size
     name = "-".join([kind, str(batch), *variant.split()])
-    recipes = ["--recipe", recipe, "--width", size.width, *size.set] if kind != "ladder" else ["--width", size.width]
-    command = [PROGRAM, "bench", kind, *recipes, "--batch", batch, *options, "--device", session.device, *size.sampling,
+    of_kind = [ABLATION] if kind == "ablation" else [PROGRAM, "bench", kind, "--recipe", recipe, *size.set]
+    command = [*of_kind, "--width", size.width, "--batch", batch, *options, "--device", session.device, *size.sampling,
                "--timeout", seconds if size.patience == 1 else 0, "--json", session.folder / f"{name}.json"]
-    return Job(name, command, limit, needs=PROGRAM, output=f"{name}.json", rows=kind != "kernels",
+    return Job(name, command, limit, needs=command[0], output=f"{name}.json", rows=kind != "kernels",
                about={"kind": kind, "batch": batch, "variant": variant})
 
 
@@ -145,7 +145,7 @@ def variants(session):
 
 def kernels(session):
     return [bench(session, "kernels", 22, 8, session.size.large),
-            bench(session, "ladder", 23, 0.3, session.size.large, "--filter", r"layer[1-4]\.0\.conv2")]
+            bench(session, "ablation", 23, 0.3, session.size.large, "--filter", r"layer[1-4]\.0\.conv2")]
 
 
 def peer(methods, name, seconds):

@@ -104,7 +104,7 @@ SECTIONS = [
     ("Tests", tables.tests),
     ("Checkers", tables.checkers),
     ("Counters", hardware.counters),
-    ("Convolutions, variant by variant", hardware.ladder),
+    ("Convolutions, variant by variant", hardware.ablation),
     ("Kernels", hardware.kernels),
     ("Questions to the hardware", hardware.probes),
     ("Clocks and power", hardware.clocks),

@@ -15,12 +15,9 @@ pub fn print(filter: &str, console: &Console) {
     }
 }
 
-/// One line a kernel and target, sorted; the kernels of the runner's own tests are left out.
+/// One line a kernel and target, sorted.
 fn table<'a>(kernels: impl Iterator<Item = &'a Kernel>, usages: &[Usage], filter: &str) -> Vec<String> {
-    let mut shown: Vec<&Kernel> = kernels
-        .filter(|kernel| !["test_", "fault_"].iter().any(|prefix| kernel.name().starts_with(prefix)))
-        .filter(|kernel| kernel.name().contains(filter))
-        .collect();
+    let mut shown: Vec<&Kernel> = kernels.filter(|kernel| kernel.name().contains(filter)).collect();
     shown.sort_by_key(|kernel| kernel.name());
     let width = shown.iter().map(|kernel| kernel.name().len()).max().unwrap_or(0).max("kernel".len());
     let row = |cells: [String; 10]| {

@@ -11,7 +11,6 @@ mod life_cycle;
 mod open;
 mod operands;
 mod passes;
-mod probes;
 mod recording;
 pub mod reference;
 mod stop;
@@ -22,14 +21,15 @@ pub use error::{Error, Result};
 pub use open::{DeviceChoice, open, open_dry, open_recorded, open_recorded_with, open_with};
 pub use operands::Operands;
 pub use passes::{GradRequest, ImageGradient, ParameterGradient, Pass, Sets, SignStep};
-pub use probes::{LadderStep, Probe, Probes};
 pub use recording::{KernelUsage, Launch, Mark, Phase, Record, Recording, kernel_usage, register_target};
 pub use stop::{StopFlag, unless_stopped};
 pub use tensor::{Element, Storage, Tensor, View, Word};
 
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use backend::Backend;
+use cuda::driver::Driver;
 use life_cycle::LifeCycle;
 
 use crate::model::layers::IMAGE_LEN;
@@ -360,27 +360,24 @@ impl Engine {
         std::mem::replace(&mut self.stop, stop)
     }
 
-    /// Work of a known size on this device.
-    pub fn probes(&self) -> &dyn Probes {
-        match &self.device {
-            Device::Cpu(cpu) => &**cpu,
-            Device::Cuda(cuda) => &**cuda,
-        }
+    /// What launches its kernels, for measurements; `None` for the CPU.
+    pub fn driver(&self) -> Option<&Rc<dyn Driver>> {
+        self.device.backend().driver()
     }
 
     /// The part of a training step that begins, for records of launches and for profilers.
     pub fn phase(&self, phase: Phase) {
-        if let Some(driver) = self.device.backend().driver() {
+        if let Some(driver) = self.driver() {
             driver.phase(phase);
         }
     }
     /// A moment between what was asked for before and after, by the device's own clock where it has one; nobody waits.
     pub fn mark(&self) -> Result<Mark> {
-        self.device.backend().driver().map_or_else(|| Ok(Mark::now()), |driver| driver.mark())
+        self.driver().map_or_else(|| Ok(Mark::now()), |driver| driver.mark())
     }
     /// Seconds from one moment to a later one, which has come: see [`Engine::synchronize`].
     pub fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64> {
-        match self.device.backend().driver() {
+        match self.driver() {
             Some(driver) => driver.seconds(from, to),
             None => from.clock_seconds(to),
         }

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use crate::engine::{Engine, Probe, Result};
+use super::probes::{self, Probe};
+use crate::engine::{Engine, Result};
 
 /// Runs of a probe; the fastest counts, since only disturbances come between it and the ceiling.
 const RUNS: usize = 7;
@@ -29,11 +30,11 @@ impl Ceilings {
     pub fn measure(engine: &mut Engine) -> Result<Self> {
         engine.synchronize()?;
         let mut ceilings = Self::default();
-        if let Some(probe) = engine.probes().product_probe()? {
+        if let Some(probe) = probes::products(engine)? {
             let rate = ceilings.rate(probe)?;
             ceilings.flops = Some(rate);
         }
-        if let Some(probe) = engine.probes().copy_probe()? {
+        if let Some(probe) = probes::copy(engine)? {
             let rate = ceilings.rate(probe)?;
             ceilings.bytes = Some(rate);
         }

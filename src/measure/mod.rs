@@ -9,7 +9,8 @@
 //! | `replay` | the kernels of a step by themselves, with cold caches and in batches |
 //! | `profile` | the kernels of some steps as a table |
 //! | `model` | the least that a step can take: the roofline of its launches |
-//! | `ladder` | every kind of convolution kernel beside what it should take |
+//! | `probes` | work of a known amount: products, copies, the flush of every cache |
+//! | `predict` | how long launches should take on an H200 |
 //! | `trace` | the same as a Chrome / Perfetto trace |
 //! | `document` | the JSON and CSV files, and the device block |
 //! | `rows` | their rows as a table and as CSV |
@@ -38,8 +39,9 @@ pub mod ceilings;
 pub mod compare;
 pub mod document;
 pub mod harness;
-pub mod ladder;
 pub mod model;
+pub mod predict;
+pub mod probes;
 pub mod profile;
 pub mod replay;
 mod rows;
@@ -47,7 +49,7 @@ pub mod selection;
 pub mod selection_error;
 pub mod speedup;
 pub mod statistics;
-mod table;
+pub mod table;
 pub mod trace;
 pub mod versus;
 pub mod workload;

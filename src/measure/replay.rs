@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use super::ceilings::Ceilings;
 use super::document::Row;
 use super::harness::{Rule, sample};
+use super::predict::predicted_seconds;
 use super::workload::{Bench, Cache, Work};
 use crate::engine::{Launch, Record};
 
@@ -76,7 +77,7 @@ pub fn kernel_rows(
             let Some(samples) = sample(&rule, plan.stop, &mut once)? else { return Ok(None) };
             let amounts = [shape.launch.flops as f64, shape.launch.bytes as f64];
             if let Some(row) = Row::new(named(shape), cache, samples, 0, amounts, ceilings) {
-                let predicted = bench.engine.probes().predicted_seconds(&[shape.launch]);
+                let predicted = predicted_seconds(&bench.engine, &[shape.launch]);
                 add(Row { calls: shape.calls, predicted, ..row }, samplings)?;
             }
         }

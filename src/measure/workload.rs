@@ -8,11 +8,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::predict::predicted_seconds;
+use super::probes::{self, Probe, flops_so_far};
 use crate::batch::Batch;
 use crate::data::{DataError, DataSet, SetKind, Split};
 use crate::engine::{
-    self, DeviceChoice, DeviceOptions, Engine, Mark, Phase, Probe, Record, Recording, WeightSet, open,
-    open_dry, open_recorded_with,
+    self, DeviceChoice, DeviceOptions, Engine, Mark, Phase, Record, Recording, WeightSet, open, open_dry,
+    open_recorded_with,
 };
 use crate::evaluate::{Protocol, Subject, evaluate};
 use crate::model::initialise;
@@ -173,7 +175,7 @@ impl Bench {
     pub fn sample(&mut self, work: &Work, times: usize, cache: Cache) -> Result<f64> {
         if cache == Cache::Cold {
             if self.flush.is_none() {
-                self.flush = Some(self.engine.probes().flush_probe()?);
+                self.flush = Some(probes::flush(&self.engine)?);
             }
             self.flush.as_mut().map_or(Ok(()), Probe::run)?;
         }
@@ -260,7 +262,7 @@ impl Bench {
     /// have a model.
     pub fn amounts(&mut self, work: &Work) -> Result<(Amounts, Option<f64>)> {
         let (_, amounts, record) = self.counted(|bench| bench.run(work, 1))?;
-        Ok((amounts, self.engine.probes().predicted_seconds(&record.launches)))
+        Ok((amounts, predicted_seconds(&self.engine, &record.launches)))
     }
 
     /// What `work` answers, and its launches.
@@ -285,10 +287,10 @@ impl Bench {
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, E>,
     ) -> Result<(T, Amounts, Record), E> {
-        let before = self.engine.probes().flops_so_far();
+        let before = flops_so_far(&self.engine);
         let (done, record) = self.recorded(false, work)?;
         let sum = |of: fn(&engine::Launch) -> u64| record.launches.iter().map(of).sum::<u64>() as f64;
-        let amounts = match (before, self.engine.probes().flops_so_far()) {
+        let amounts = match (before, flops_so_far(&self.engine)) {
             (Some(before), Some(after)) => [(after - before) as f64, 0.0],
             _ => [sum(|launch| launch.flops), sum(|launch| launch.bytes)],
         };

@@ -332,7 +332,7 @@ fn what_cannot_be_compared_is_one_clear_error() {
         (&["good", "rebuilt"], step, 2, "rebuilt: the file changed while it was measured"),
         (&["good"], &["--", "model"], 2, "model: expected one of step, attack"),
         (&["good"], &["--", "step", "--json=x"], 2, "--json behind --"),
-        (&["good"], &["--", "ladder", "--dry-run"], 2, "--dry-run behind --"),
+        (&["good"], &["--", "step", "--csv", "x"], 2, "--csv behind --"),
         (&["good"], &[], 2, "required arguments"),
         (&["good", "--rounds=7"], step, 2, "7 is not in 8..=200"),
         (&["good", "--tolerance=0"], step, 2, "--tolerance 0: expected a number above 0"),

@@ -7,7 +7,7 @@ mod bench;
 mod bench_speedup;
 mod bench_versus;
 mod cli;
-mod ladder;
+
 mod model_prediction;
 mod nvtx;
 mod profile;

@@ -1,14 +1,14 @@
 //! `secateur bench model`: the roofline of a step, from launches that nothing runs, against the arithmetic of the layer table.
 
+use assert_cmd::Command;
 use secateur::engine::cuda::driver::Kernel;
 use secateur::engine::{DeviceChoice, Record};
 use secateur::measure::model::{Part, Prediction, Roof, predict};
+use secateur::measure::predict::predicted_seconds;
 use secateur::measure::workload::{Bench, Work};
 use secateur::model::ResNet18;
 use secateur::recipe::Recipe;
 use tempfile::TempDir;
-
-use crate::common::program::secateur;
 
 fn recipe(name: &str, width: usize, batch: usize, steps: Option<usize>) -> Recipe {
     let mut overrides = vec![format!("model.width={width}"), format!("batch={batch}")];
@@ -122,7 +122,7 @@ fn an_attack_takes_what_the_machine_code_says() {
     for (batch, least, most) in [(512, 535.0, 600.0), (128, 420.0, 450.0)] {
         let mut bench = Bench::dry(&recipe("cifar10-pgd-at", 64, batch, None)).unwrap();
         let record = bench.record(&Work::Attack, 1).unwrap();
-        let seconds = bench.engine.probes().predicted_seconds(&record.launches).unwrap();
+        let seconds = predicted_seconds(&bench.engine, &record.launches).unwrap();
         let flops: f64 = record.launches.iter().map(|launch| launch.flops as f64).sum();
         let rate = flops / seconds / 1e12;
         println!("{batch} images: {:.3} ms, {rate:.0} TFLOP/s", 1e3 * seconds);
@@ -130,19 +130,13 @@ fn an_attack_takes_what_the_machine_code_says() {
 
         // The stem and the image gradient of a step: 160 to 180 us of 512 images.
         let stem: Vec<_> = record.launches.iter().filter(|launch| launch.layer == Some(0)).copied().collect();
-        let step = bench.engine.probes().predicted_seconds(&stem).unwrap() / 10.0 / batch as f64 * 512.0;
+        let step = predicted_seconds(&bench.engine, &stem).unwrap() / 10.0 / batch as f64 * 512.0;
         assert!((160e-6..=185e-6).contains(&step), "{batch} images: {step} s");
         // A launch of no convolution has a prediction as well, and one of an unknown layer none.
-        assert!(
-            record.launches.iter().all(|launch| bench
-                .engine
-                .probes()
-                .predicted_seconds(&[*launch])
-                .is_some())
-        );
+        assert!(record.launches.iter().all(|launch| predicted_seconds(&bench.engine, &[*launch]).is_some()));
         let unknown = secateur::engine::Launch { layer: Some(99), ..stem[0] };
-        assert_eq!(bench.engine.probes().predicted_seconds(&[unknown]), None);
-        assert_eq!(bench.engine.probes().predicted_seconds(&[]), None);
+        assert_eq!(predicted_seconds(&bench.engine, &[unknown]), None);
+        assert_eq!(predicted_seconds(&bench.engine, &[]), None);
     }
 }
 
@@ -153,7 +147,7 @@ fn every_launch_of_a_step_has_a_prediction() {
         let mut bench = Bench::dry(&recipe).unwrap();
         let record = bench.record(&Work::Step, 1).unwrap();
         let least = predict(&record, name, bench.engine.network(), 128, Roof::H200).seconds;
-        let seconds = bench.engine.probes().predicted_seconds(&record.launches).unwrap();
+        let seconds = predicted_seconds(&bench.engine, &record.launches).unwrap();
         assert!(least < seconds && seconds < 4.0 * least, "{name}: {seconds} s, {least} s by the roof");
     }
 }
@@ -161,7 +155,12 @@ fn every_launch_of_a_step_has_a_prediction() {
 #[test]
 fn the_command_prints_layers_and_steps() {
     let folder = TempDir::new().unwrap();
-    let run = |args: &[&str]| secateur(folder.path(), args).parts();
+    let run = |args: &[&str]| {
+        let output =
+            Command::cargo_bin("secateur").unwrap().current_dir(folder.path()).args(args).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
     let model = ["bench", "model", "--width=16", "--batch=8"];
     let (code, stdout, stderr) = run(&[&model[..], &["--bytes=inf", "--json=m.json"]].concat());
     assert_eq!(code, Some(0), "{stderr}");

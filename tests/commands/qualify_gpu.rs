@@ -70,7 +70,7 @@ row() { printf '{%s "name": "%s cifar10-%s", "median": %s, "images": 500, "flops
 first=$(row pgd-at 0.5 null '"predicted": 0.4,') second=", $(row trades 0.5 '"time is up: 3 samples, wanted 5"')"
 case $kind in
 attack) first=$(row pgd-at 0.4 null) second= ;;
-ladder) first='{"name": "layer2.0.conv2 forward, mma", "median": 2e-3, "flops": 8e11}'
+ablation) first='{"name": "layer2.0.conv2 forward, mma", "median": 2e-3, "flops": 8e11}'
     second=', {"name": "layer2.0.conv2 forward, planes", "median": 1e-3, "flops": 8e11}' ;;
 kernels) first='{"name": "conv_forward 1x1x1", "cache": "warm", "calls": 7, "median": 1e-3, "flops": 2e11, "bytes": 1e9}' second= ;;
 esac
@@ -171,6 +171,7 @@ impl Machine {
         machine.script("bin/compute-sanitizer", SANITIZER);
         machine.script("bin/ncu", NCU);
         machine.script(".carry/secateur", SECATEUR);
+        machine.script(".carry/ablation", r#"exec "$(dirname "$0")/secateur" bench ablation "$@""#);
         machine.script(".carry/probe-hopper", PROBE);
         fs::write(machine.path("benches/peers/gpu_step.py"), PEER).unwrap();
         for test in TESTS {
@@ -271,7 +272,7 @@ impl Done {
     }
 }
 
-/// What the first call measures: attacks, steps, variants, kernels, the ladder and the peer twice.
+/// What the first call measures: attacks, steps, variants, kernels, the variants of the convolution and the peer twice.
 const MEASURED: [&str; 18] = [
     "attack-512",
     "attack-128",
@@ -289,7 +290,7 @@ const MEASURED: [&str; 18] = [
     "attack-512-carve-out-off",
     "step-512-carve-out-off",
     "kernels-512",
-    "ladder-512",
+    "ablation-512",
     "peer-others",
 ];
 
@@ -510,7 +511,7 @@ fn a_bench_that_fails_or_hangs_leaves_the_others() {
     let done = machine.first(&["--only", "attack,steps,kernels"]);
     assert_eq!(done.code, Some(1), "{}", done.stdout);
     assert_eq!((done.result("attack-512"), done.result("attack-128")), ("time up", "ok"), "{}", done.stdout);
-    assert_eq!((done.result("kernels-512"), done.result("ladder-512")), ("failed", "ok"));
+    assert_eq!((done.result("kernels-512"), done.result("ablation-512")), ("failed", "ok"));
     // The row from before it hung.
     done.says("| pgd-at, batch 512 | 1250 |");
     done.says("attack-512.json is not finished: the rows are those so far.");

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use secateur::engine::cuda::driver::host::{AsyncOrder, HostDriver, HostOptions, WarpOrder};
 use secateur::engine::cuda::driver::{Buffer, Driver};
 use secateur::engine::cuda::launch::conv::ConvShape;
-use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Direction, Planned, Rung};
+use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Direction, Planned};
 use secateur::model::ResNet18;
 use secateur::philox::{Key, Purpose, symmetric};
 
@@ -47,15 +47,18 @@ pub fn wgmma_drivers() -> Vec<(&'static str, Rc<dyn Driver>)> {
     conv_drivers(true).into_iter().filter(|(_, driver)| driver.has_wgmma()).collect()
 }
 
+/// The plan of a convolution in this block, where it fits.
+pub fn in_block(shape: &ConvShape, direction: Direction, block: Block) -> Option<Planned> {
+    wgmma::plan(shape, direction, |any| any == block)
+}
+
 /// This shape with as few images as are three works of every kind of block, planned for a grid of a single block or cluster: it goes
 /// from work to work, and by its third the parities of its barriers have come again. No plans where wgmma does not serve it.
 pub fn in_one_block(shape: ConvShape, direction: Direction) -> (ConvShape, Vec<Planned>) {
     let plans = |shape: &ConvShape| -> Vec<Planned> {
-        let rung = |block: Block| Rung { block: Some(block), blocks: Some(block.parts()), ..Rung::default() };
-        Block::ALL
-            .into_iter()
-            .filter_map(|block| wgmma::planned(shape, direction, rung(block)).ok())
-            .collect()
+        let planned =
+            |block: Block| Some(Planned { most_blocks: block.parts(), ..in_block(shape, direction, block)? });
+        Block::ALL.into_iter().filter_map(planned).collect()
     };
     (1..)
         .map(|batch| ConvShape { batch, ..shape })
@@ -64,8 +67,9 @@ pub fn in_one_block(shape: ConvShape, direction: Direction) -> (ConvShape, Vec<P
         .expect("more images are more works")
 }
 
-/// Where every rung of the ladder runs: the GPU, where the tests are to use it and it has wgmma, else the host runner.
+/// Where every variant runs: the GPU, where the tests are to use it and it has wgmma, else the host runner.
 pub fn hopper() -> Rc<dyn Driver> {
+    super::hopper::add_extra_code();
     let gpu = drivers().into_iter().find(|(name, driver)| *name == "GPU" && driver.has_wgmma());
     gpu.map_or_else(HostDriver::hopper, |(_, driver)| driver)
 }

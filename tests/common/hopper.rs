@@ -7,7 +7,9 @@ use half::bf16;
 use secateur::engine::Error;
 use secateur::engine::cuda::driver::device::DeviceDriver;
 use secateur::engine::cuda::driver::host::{AsyncOrder, HostDriver, HostOptions, WarpOrder};
-use secateur::engine::cuda::driver::{Address, Cost, Driver, Kernel, Swizzle, TiledMap, launch};
+use secateur::engine::cuda::driver::{
+    Address, Cost, Driver, Image, Kernel, Swizzle, TiledMap, add_code, launch,
+};
 
 /// The runner with its warps and its asynchronous copies in each order, and a name for messages.
 pub fn runners() -> Vec<(String, Rc<dyn Driver>)> {
@@ -20,8 +22,17 @@ pub fn runners() -> Vec<(String, Rc<dyn Driver>)> {
     runners
 }
 
+/// Has a GPU find the kernels of tests and ablations.
+pub fn add_extra_code() {
+    add_code(extra_kernels::IMAGES.iter().map(|image| {
+        let extra_kernels::Image { file, target, kernels, code } = *image;
+        Image { file, target, kernels, code }
+    }));
+}
+
 /// The runners, and the first GPU where it is a Hopper and this build has code for it.
 pub fn hoppers() -> Vec<(String, Rc<dyn Driver>)> {
+    add_extra_code();
     let mut drivers = runners();
     match DeviceDriver::open(0) {
         Ok(driver) if driver.has_wgmma() => drivers.push(("GPU".into(), driver)),

@@ -1,6 +1,6 @@
 //! What only a Hopper has: wgmma through descriptors, TMA in all its forms, stmatrix, named barriers and clusters, each against
-//! plain loops, on the host runner with warps and asynchronous copies in every order that it has, and on a Hopper where there is
-//! one. The kernels are in `kernels/platform/hopper.cu`; planted faults are in `hopper_faults.rs`.
+//! plain loops, on the emulator with warps and asynchronous copies in every order that it has, and on a Hopper where there is
+//! one. The kernels are in `kernels/extra/tests/hopper.cu`; injected faults are in `hopper_faults.rs`.
 
 use bytemuck::{Pod, Zeroable};
 use half::bf16;

@@ -1,5 +1,5 @@
-//! Each fault of an asynchronous kernel that the host runner promises to catch, planted: as an error that names it, or as a wrong
-//! result in the order that brings it out. The kernels are in `kernels/host/hopper_faults.cu`.
+//! Each fault of an asynchronous kernel that the emulator promises to catch, injected: as an error that names it, or as a wrong
+//! result in the order that brings it out. The kernels are in `kernels/extra/tests/hopper_faults.cu`.
 
 use std::rc::Rc;
 
@@ -17,7 +17,7 @@ struct PipelineParams {
     b: TensorMap,
     c: Address,
     k: u32,
-    planted: u32,
+    injected: u32,
     unused: [u32; 12],
 }
 
@@ -27,7 +27,7 @@ struct StoredParams {
     a: Address,
     b: Address,
     c: Address,
-    planted: u32,
+    injected: u32,
     unused: u32,
 }
 
@@ -37,7 +37,7 @@ struct StagingParams {
     to: TensorMap,
     from: Address,
     boxes: u32,
-    planted: u32,
+    injected: u32,
     unused: [u32; 12],
 }
 
@@ -45,7 +45,7 @@ struct StagingParams {
 #[repr(C)]
 struct BarrierParams {
     to: Address,
-    planted: u32,
+    injected: u32,
     unused: u32,
 }
 
@@ -55,7 +55,7 @@ struct TurnsParams {
     from: Address,
     to: Address,
     tiles: u32,
-    planted: u32,
+    injected: u32,
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -64,12 +64,12 @@ struct SwapParams {
     from: Address,
     to: Address,
     rounds: u32,
-    planted: u32,
+    injected: u32,
 }
 
-/// `Planted` of the kernel file.
+/// `Injected` of the kernel file.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Planted {
+enum Injected {
     Nothing,
     MissingFullWait,
     EarlyRelease,
@@ -103,7 +103,7 @@ fn must_fail<T>(result: Result<T, String>, parts: &[&str]) {
 }
 
 /// The product of the pipeline with a fault in it, and the right one.
-fn pipeline(driver: &Rc<dyn Driver>, planted: Planted) -> Result<(Vec<f32>, Vec<f64>), String> {
+fn pipeline(driver: &Rc<dyn Driver>, injected: Injected) -> Result<(Vec<f32>, Vec<f64>), String> {
     let k = 384;
     let mut random = Random::new(1);
     let (a, b) = (random.bf16s(64 * k, 1.0), random.bf16s(64 * k, 1.0));
@@ -115,7 +115,7 @@ fn pipeline(driver: &Rc<dyn Driver>, planted: Planted) -> Result<(Vec<f32>, Vec<
         b: driver.tensor_map(&matrix_map(b.address(), 64, k, 64).into()).unwrap(),
         c: c.address(),
         k: k as u32,
-        planted: planted as u32,
+        injected: injected as u32,
         ..Zeroable::zeroed()
     };
     run(driver, "fault_pipeline", 1, &params)?;
@@ -125,7 +125,7 @@ fn pipeline(driver: &Rc<dyn Driver>, planted: Planted) -> Result<(Vec<f32>, Vec<
 #[test]
 fn the_pipeline_without_a_fault_is_right_in_every_order() {
     for (order, driver) in runners() {
-        let (met, wanted) = pipeline(&driver, Planted::Nothing).unwrap();
+        let (met, wanted) = pipeline(&driver, Injected::Nothing).unwrap();
         assert_close(&order, &met, &wanted, BOUND);
     }
 }
@@ -133,7 +133,7 @@ fn the_pipeline_without_a_fault_is_right_in_every_order() {
 #[test]
 fn a_missing_wait_for_a_load_is_an_error_or_leaves_nan() {
     for order in [WarpOrder::Forward, WarpOrder::Reversed] {
-        match pipeline(&runner(order, LATE), Planted::MissingFullWait) {
+        match pipeline(&runner(order, LATE), Injected::MissingFullWait) {
             Ok((met, _)) => assert!(met.iter().all(|v| v.is_nan()), "{order:?}"),
             // The producer finds its barrier released while the bytes of the phase before have not come.
             Err(message) => {
@@ -148,7 +148,7 @@ fn a_missing_wait_for_a_load_is_an_error_or_leaves_nan() {
 fn a_buffer_released_before_its_products_are_done_is_overwritten() {
     for order in [WarpOrder::Forward, WarpOrder::Reversed] {
         must_fail(
-            pipeline(&runner(order, EARLY), Planted::EarlyRelease),
+            pipeline(&runner(order, EARLY), Injected::EarlyRelease),
             &["operand A (start 0) changed between the wgmma and its wgmma_wait", "released too early"],
         );
     }
@@ -156,46 +156,46 @@ fn a_buffer_released_before_its_products_are_done_is_overwritten() {
 
 #[test]
 fn faults_of_the_pipeline_are_errors_in_every_order() {
-    for (planted, parts) in [
-        (Planted::MissingWgmmaFence, &["no wgmma_fence since the last wgmma_wait"][..]),
+    for (injected, parts) in [
+        (Injected::MissingWgmmaFence, &["no wgmma_fence since the last wgmma_wait"][..]),
         (
-            Planted::TooManyBytesExpected,
+            Injected::TooManyBytesExpected,
             &["deadlock", "at mbarrier_wait, byte 32768", "parity 0", "16 bytes missing"],
         ),
         (
-            Planted::TooFewBytesExpected,
+            Injected::TooFewBytesExpected,
             &["deadlock", "at mbarrier_wait, byte 32768", "16 bytes more than expected"],
         ),
-        (Planted::MismatchedDescriptors, &["thread", "of the warpgroup", "all threads must issue the same"]),
-        (Planted::MissingCommit, &["still under way at the end of the kernel", "no wgmma_commit"]),
-        (Planted::MissingWgmmaWait, &["still under way at the end of the kernel", "no wgmma_wait"]),
-        (Planted::UninitialisedBarrier, &["used before mbarrier_init"]),
+        (Injected::MismatchedDescriptors, &["thread", "of the warpgroup", "all threads must issue the same"]),
+        (Injected::MissingCommit, &["still under way at the end of the kernel", "no wgmma_commit"]),
+        (Injected::MissingWgmmaWait, &["still under way at the end of the kernel", "no wgmma_wait"]),
+        (Injected::UninitialisedBarrier, &["used before mbarrier_init"]),
         (
-            Planted::OperandOutsideShared,
+            Injected::OperandOutsideShared,
             &["operand B", "stride 24576", "reaches byte", "bytes of shared memory"],
         ),
-        (Planted::DivergentProducts, &["all threads must issue the same"]),
-        (Planted::MisalignedBox, &["byte 64 of shared memory", "aligned to 128 bytes"]),
-        (Planted::UnswizzledDescriptor, &["the descriptor of A", "not of the 128-byte swizzle"]),
-        (Planted::LoadBeforePrerequisites, &["thread 128", "before wait_for_prerequisites()"]),
+        (Injected::DivergentProducts, &["all threads must issue the same"]),
+        (Injected::MisalignedBox, &["byte 64 of shared memory", "aligned to 128 bytes"]),
+        (Injected::UnswizzledDescriptor, &["the descriptor of A", "not of the 128-byte swizzle"]),
+        (Injected::LoadBeforePrerequisites, &["thread 128", "before wait_for_prerequisites()"]),
     ] {
         for (order, driver) in runners() {
-            println!("{planted:?}, {order}");
-            must_fail(pipeline(&driver, planted), parts);
+            println!("{injected:?}, {order}");
+            must_fail(pipeline(&driver, injected), parts);
         }
     }
     for order in [WarpOrder::Forward, WarpOrder::Reversed] {
         must_fail(
-            pipeline(&runner(order, LATE), Planted::TooManyArrivals),
+            pipeline(&runner(order, LATE), Injected::TooManyArrivals),
             &["more than the 1 arrivals of a phase"],
         );
         must_fail(
-            pipeline(&runner(order, LATE), Planted::LoadLeftBehind),
+            pipeline(&runner(order, LATE), Injected::LoadLeftBehind),
             &["still under way at the end of the kernel", "nobody waited for it"],
         );
     }
     // The runner is whole after failed blocks.
-    let (met, wanted) = pipeline(&runner(WarpOrder::Forward, LATE), Planted::Nothing).unwrap();
+    let (met, wanted) = pipeline(&runner(WarpOrder::Forward, LATE), Injected::Nothing).unwrap();
     assert_close("after failures", &met, &wanted, BOUND);
 }
 
@@ -206,9 +206,9 @@ fn operands_from_ordinary_stores_need_the_fence() {
     let wanted = product([64, 64, 64], |i, k| a[i * 64 + k], |k, j| b[j * 64 + k]);
     for (order, driver) in runners() {
         let (a, b) = (input(&driver, "a", &a), input(&driver, "b", &b));
-        let multiply = |planted| {
+        let multiply = |injected| {
             let c = Output::new::<f32>(&driver, "c", 64 * 64);
-            let params = StoredParams { a: a.address(), b: b.address(), c: c.address(), planted, unused: 0 };
+            let params = StoredParams { a: a.address(), b: b.address(), c: c.address(), injected, unused: 0 };
             run(&driver, "fault_stored_operands", 1, &params).map(|()| c.read::<f32>())
         };
         assert_close(&order, &multiply(0).unwrap(), &wanted, BOUND);
@@ -241,12 +241,12 @@ fn stores_need_their_waits_commits_and_fences() {
     let words: Vec<u32> = (0..128 * boxes).map(|i| i * 0x9E37_79B9).collect();
     for (order, driver) in runners() {
         let from = input(&driver, "from", &words);
-        let store = |planted| {
+        let store = |injected| {
             let to = Output::new::<u32>(&driver, "to", words.len());
             let map = rows_of_words(to.address(), boxes);
             let map = driver.tensor_map(&map.into()).unwrap();
             let params =
-                StagingParams { to: map, from: from.address(), boxes, planted, ..Zeroable::zeroed() };
+                StagingParams { to: map, from: from.address(), boxes, injected, ..Zeroable::zeroed() };
             run(&driver, "fault_staging", 1, &params).map(|()| to.read::<u32>())
         };
         assert_eq!(store(0).unwrap(), words, "{order}");
@@ -264,7 +264,7 @@ fn stores_need_their_waits_commits_and_fences() {
     let to = Output::new::<u32>(&driver, "to", words.len());
     let map = rows_of_words(to.address(), boxes);
     let map = driver.tensor_map(&map.into()).unwrap();
-    let params = StagingParams { to: map, from: from.address(), boxes, planted: 4, ..Zeroable::zeroed() };
+    let params = StagingParams { to: map, from: from.address(), boxes, injected: 4, ..Zeroable::zeroed() };
     run(&driver, "fault_staging", 1, &params).unwrap();
     assert_ne!(to.read::<u32>(), words, "the missing barrier was not seen");
 }
@@ -273,8 +273,8 @@ fn stores_need_their_waits_commits_and_fences() {
 fn barriers_that_never_fill_are_errors_that_say_who_waits_where() {
     for (_, driver) in runners() {
         let to = Output::new::<u32>(&driver, "to", 64);
-        let meet = |planted| {
-            run(&driver, "fault_barriers", 1, &BarrierParams { to: to.address(), planted, unused: 0 })
+        let meet = |injected| {
+            run(&driver, "fault_barriers", 1, &BarrierParams { to: to.address(), injected, unused: 0 })
         };
         meet(0).unwrap();
         assert_eq!(to.read::<u32>(), (0..64).collect::<Vec<_>>());
@@ -299,9 +299,9 @@ fn whoever_passes_over_a_phase_takes_an_old_one_for_it() {
     let words: Vec<u32> = (0..32 * 8).map(|i| i * 0x9E37_79B9).collect();
     for (order, driver) in runners() {
         let from = input(&driver, "from", &words);
-        let turns = |planted| {
+        let turns = |injected| {
             let to = Output::new::<u32>(&driver, "to", words.len());
-            let params = TurnsParams { from: from.address(), to: to.address(), tiles: 8, planted };
+            let params = TurnsParams { from: from.address(), to: to.address(), tiles: 8, injected };
             run(&driver, "fault_turns", 1, &params).map(|()| to.read::<u32>() == words)
         };
         assert!(turns(0).unwrap(), "{order}");
@@ -315,14 +315,14 @@ fn whoever_passes_over_a_phase_takes_an_old_one_for_it() {
 fn stores_to_another_block_need_its_barrier_its_wait_and_its_presence() {
     for (order, driver) in runners() {
         println!("{order}");
-        let swap = |planted, rounds: usize| {
+        let swap = |injected, rounds: usize| {
             let of_a_block = 64 * 4 * rounds;
             let words: Vec<u32> = (0..2 * of_a_block as u32).map(|i| i * 0x9E37_79B9).collect();
             let swapped = [&words[of_a_block..], &words[..of_a_block]].concat();
             let from = input(&driver, "from", &words);
             let to = Output::new::<u32>(&driver, "to", words.len());
             let params =
-                SwapParams { from: from.address(), to: to.address(), rounds: rounds as u32, planted };
+                SwapParams { from: from.address(), to: to.address(), rounds: rounds as u32, injected };
             run(&driver, "fault_store_remote", 2, &params).map(|()| to.read::<u32>() == swapped)
         };
         assert!(swap(0, 3).unwrap(), "{order}");

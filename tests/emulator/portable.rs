@@ -1,9 +1,10 @@
-//! The platform on which kernels run on the host: each portable function against plain loops, and each fault that the runner
-//! promises to catch, planted. The kernels are in `kernels/host/faults.cu`.
+//! The platform on which kernels run on the host: each portable function against plain loops, and each fault that the emulator
+//! promises to catch, injected. The kernels are in `kernels/extra/tests/faults.cu`.
 
 use std::rc::Rc;
 
 use bytemuck::{Pod, Zeroable};
+use extra_kernels as _;
 use half::bf16;
 use secateur::engine::cuda::driver::host::{HostDriver, WarpOrder};
 use secateur::engine::cuda::driver::{Address, Buffer, Cost, Driver, Kernel, launch};
@@ -73,7 +74,7 @@ struct PhiloxParams {
 struct FaultParams {
     x: Address,
     y: Address,
-    planted: u32,
+    injected: u32,
     unused: u32,
 }
 
@@ -393,35 +394,35 @@ fn copies_outside_a_buffer_are_errors() {
 }
 
 /// Runs a `fault_*` kernel right (0) or with a fault; the output where it ends well.
-fn plant(driver: &Rc<dyn Driver>, kernel: &str, planted: u32) -> Result<Vec<f32>, String> {
+fn inject(driver: &Rc<dyn Driver>, kernel: &str, injected: u32) -> Result<Vec<f32>, String> {
     let x = Buffer::from_slice(driver, "input", &numbers(8, 256)).unwrap();
     let y = Buffer::new(driver, "output", 4 * 128).unwrap();
-    run(driver, kernel, 1, &FaultParams { x: x.address(), y: y.address(), planted, unused: 0 })?;
+    run(driver, kernel, 1, &FaultParams { x: x.address(), y: y.address(), injected, unused: 0 })?;
     Ok(y.to_vec().unwrap())
 }
 
 #[test]
 fn a_misaligned_vector_access_is_an_error() {
     let driver = HostDriver::open();
-    assert_eq!(plant(&driver, "fault_misaligned_vector", 0).unwrap(), numbers(8, 128));
-    assert_eq!(plant(&driver, "fault_misaligned_vector", 4).unwrap(), numbers(8, 132)[4..]);
-    let failed = plant(&driver, "fault_misaligned_vector", 1).map(drop);
+    assert_eq!(inject(&driver, "fault_misaligned_vector", 0).unwrap(), numbers(8, 128));
+    assert_eq!(inject(&driver, "fault_misaligned_vector", 4).unwrap(), numbers(8, 132)[4..]);
+    let failed = inject(&driver, "fault_misaligned_vector", 1).map(drop);
     must_fail(failed, &["fault_misaligned_vector", "'input'", "16 bytes at byte offset 4", "misaligned"]);
 }
 
 #[test]
 fn a_missing_copy_wait_leaves_nan() {
     let driver = HostDriver::open();
-    assert_eq!(plant(&driver, "fault_missing_copy_wait", 0).unwrap(), numbers(8, 128));
-    assert!(plant(&driver, "fault_missing_copy_wait", 1).unwrap().iter().all(|v| v.is_nan()));
+    assert_eq!(inject(&driver, "fault_missing_copy_wait", 0).unwrap(), numbers(8, 128));
+    assert!(inject(&driver, "fault_missing_copy_wait", 1).unwrap().iter().all(|v| v.is_nan()));
 }
 
 #[test]
 fn device_memory_before_the_wait_for_prerequisites_is_an_error() {
     let driver = HostDriver::open();
-    assert_eq!(plant(&driver, "fault_early_access", 0).unwrap(), numbers(8, 128));
-    for (planted, thread) in [(1, "thread 0"), (2, "thread 0"), (3, "thread 0"), (4, "thread 16")] {
-        let failed = plant(&driver, "fault_early_access", planted).map(drop);
+    assert_eq!(inject(&driver, "fault_early_access", 0).unwrap(), numbers(8, 128));
+    for (injected, thread) in [(1, "thread 0"), (2, "thread 0"), (3, "thread 0"), (4, "thread 16")] {
+        let failed = inject(&driver, "fault_early_access", injected).map(drop);
         must_fail(failed, &["fault_early_access", thread, "before wait_for_prerequisites()"]);
     }
 }
@@ -431,8 +432,8 @@ fn a_missing_barrier_shows() {
     for order in [WarpOrder::Forward, WarpOrder::Reversed] {
         let driver = HostDriver::with_warp_order(order);
         let reversed: Vec<f32> = numbers(8, 128).into_iter().rev().collect();
-        assert_eq!(plant(&driver, "fault_missing_barrier", 0).unwrap(), reversed, "{order:?}");
-        let unset = plant(&driver, "fault_missing_barrier", 1).unwrap();
+        assert_eq!(inject(&driver, "fault_missing_barrier", 0).unwrap(), reversed, "{order:?}");
+        let unset = inject(&driver, "fault_missing_barrier", 1).unwrap();
         assert!(unset.iter().filter(|v| v.is_nan()).count() >= 32, "{order:?}");
     }
 }
@@ -440,8 +441,8 @@ fn a_missing_barrier_shows() {
 #[test]
 fn a_barrier_that_some_threads_never_reach_is_an_error() {
     let driver = HostDriver::open();
-    assert_eq!(plant(&driver, "fault_divergent_barrier", 0).unwrap(), numbers(8, 128));
-    let left = plant(&driver, "fault_divergent_barrier", 1).map(drop);
+    assert_eq!(inject(&driver, "fault_divergent_barrier", 0).unwrap(), numbers(8, 128));
+    let left = inject(&driver, "fault_divergent_barrier", 1).map(drop);
     must_fail(
         left,
         &[
@@ -451,31 +452,31 @@ fn a_barrier_that_some_threads_never_reach_is_an_error() {
             "64 threads (the first is 64) at its end",
         ],
     );
-    let left = plant(&driver, "fault_divergent_barrier", 2).map(drop);
+    let left = inject(&driver, "fault_divergent_barrier", 2).map(drop);
     must_fail(left, &["deadlock", "at syncthreads", "at its end"]);
     // The runner is whole after a failed block.
-    assert_eq!(plant(&driver, "fault_divergent_barrier", 0).unwrap(), numbers(8, 128));
+    assert_eq!(inject(&driver, "fault_divergent_barrier", 0).unwrap(), numbers(8, 128));
 }
 
 #[test]
 fn lanes_at_different_collectives_are_an_error() {
     let driver = HostDriver::open();
-    plant(&driver, "fault_divergent_collective", 0).unwrap();
-    let failed = plant(&driver, "fault_divergent_collective", 1).map(drop);
+    inject(&driver, "fault_divergent_collective", 0).unwrap();
+    let failed = inject(&driver, "fault_divergent_collective", 1).map(drop);
     must_fail(failed, &["fault_divergent_collective", "lane 16 is at ballot while lane 0 waits at shfl"]);
-    let failed = plant(&driver, "fault_divergent_collective", 2).map(drop);
+    let failed = inject(&driver, "fault_divergent_collective", 2).map(drop);
     must_fail(failed, &["lane 16 is at shfl while lane 0 waits at shfl of another type or size"]);
 }
 
 #[test]
 fn writing_past_shared_memory_is_an_error() {
     let driver = HostDriver::open();
-    assert_eq!(plant(&driver, "fault_shared_overrun", 0).unwrap(), numbers(8, 128));
-    let failed = plant(&driver, "fault_shared_overrun", 1).map(drop);
+    assert_eq!(inject(&driver, "fault_shared_overrun", 0).unwrap(), numbers(8, 128));
+    let failed = inject(&driver, "fault_shared_overrun", 1).map(drop);
     must_fail(failed, &["fault_shared_overrun", "outside its shared memory of 512 bytes"]);
-    let failed = plant(&driver, "fault_copy_outside_shared", 1).map(drop);
+    let failed = inject(&driver, "fault_copy_outside_shared", 1).map(drop);
     must_fail(failed, &["fault_copy_outside_shared", "cp.async to outside"]);
-    let failed = plant(&driver, "fault_misaligned_matrix", 1).map(drop);
+    let failed = inject(&driver, "fault_misaligned_matrix", 1).map(drop);
     must_fail(failed, &["fault_misaligned_matrix", "not aligned to 16 bytes"]);
 }
 

@@ -105,7 +105,6 @@ fn an_output_destroys_no_input_and_no_other_output() {
         ("bench eval --device cpu --json x --csv ./x", &["--csv ./x: also the file of --json"]),
         ("bench kernels --device emulated --json x --csv x", &["--csv x: also the file of --json"]),
         ("bench select --device cpu --json x --csv x", &["--csv x: also the file of --json"]),
-        ("bench ladder --device cuda --dry-run --json x --csv x", &["--csv x: also the file of --json"]),
         ("bench model --recipe recipe.toml --json recipe.toml", &["also the file of --recipe"]),
         ("bench versus w --json w -- step", &["--json w: also the file of the executable"]),
         ("bench speedup --recipes quick --dry-run --json x --csv x", &["--csv x: also the file of --json"]),

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use half::bf16;
 use secateur::engine::cuda::driver::Driver;
 use secateur::engine::cuda::driver::host::HostDriver;
-use secateur::engine::cuda::launch::conv::wgmma::{self, Direction, Rung};
+use secateur::engine::cuda::launch::conv::wgmma::{self, Direction, Planned};
 use secateur::engine::cuda::launch::conv::{
     ConvShape, weight_gradient as launch_weight_gradient, weight_gradient_workspace,
 };
@@ -118,8 +118,8 @@ fn a_block_goes_from_group_to_group() {
     let last = ConvShape { in_side: 4, in_channels: 128, stride: 1, ..strided };
     for shape in [first, strided, ConvShape { kernel: 1, ..strided }, last] {
         let case = Case::new(shape);
-        let rung = Rung { blocks: Some(1), ..Rung::default() };
-        let planned = wgmma::planned(&shape, Direction::Forward, rung).unwrap();
+        let whole = wgmma::plan(&shape, Direction::Forward, |block| !block.splits()).unwrap();
+        let planned = Planned { most_blocks: 1, ..whole };
         let mut families = Families::new();
         for (name, driver) in wgmma_drivers() {
             let input = upload(&driver, "input", &case.input);

@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod ablation;
 mod conv_forward;
 mod conv_image_gradient;
 mod conv_input_gradient;

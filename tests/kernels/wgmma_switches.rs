@@ -8,7 +8,7 @@ use secateur::engine::cuda::driver::Driver;
 use secateur::engine::cuda::driver::dry::DryDriver;
 use secateur::engine::cuda::driver::host::{HostDriver, HostOptions};
 use secateur::engine::cuda::driver::record::Recorder;
-use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Direction, Rung};
+use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Direction};
 use secateur::engine::cuda::launch::conv::{
     self, ConvShape, ForwardEpilogue, InputGradientEpilogue, weight_gradient_workspace,
 };
@@ -155,8 +155,7 @@ fn a_wait_of_a_convolution_that_does_not_end_names_kernel_barrier_and_block() {
             stride: 1,
         };
         for direction in Direction::ALL {
-            let rung = Rung { block: Some(block), ..Rung::default() };
-            let mut planned = wgmma::planned(&shape, direction, rung).unwrap();
+            let mut planned = in_block(&shape, direction, block).unwrap();
             // The producer announces more bytes than its loads bring.
             planned.plan.slot_bytes += 128;
             let x = upload(&driver, "x", &halves(51, shape.input_len(), 1.0));
@@ -207,8 +206,7 @@ fn secateur(switches: &str, args: &[&str]) -> (Option<i32>, String, String) {
 #[test]
 fn a_switch_that_does_not_exist_is_refused() {
     for args in [
-        &["bench", "ladder", "--dry-run"][..],
-        &["bench", "attack", "--device", "emulated:sm_90a"],
+        &["bench", "attack", "--device", "emulated:sm_90a"][..],
         &["bench", "model"],
         &["profile", "--recipe", "quick", "--device", "cuda"],
     ] {

@@ -2,11 +2,10 @@
 // those of 128 pixels in two where two blocks share a tile.
 //
 // A thread holds two channels of many pixels; memory wants eight channels of one pixel. Transposed stmatrix turns one into the
-// other on the way to a staging buffer of 64 pixels x 128 bytes, swizzled as the copy engine reads it, and the engine stores
+// other on the way to a staging buffer of 64 pixels x 128 bytes, swizzled as TMA reads it, and TMA stores
 // the buffer (it clips what lies outside the tensor). Two buffers a warpgroup: one is filled while the other is stored. A
 // residual comes the same way back: loaded into the buffer, read by transposed ldmatrix, added in f32. Masks hold a bit for
-// every element and are made and applied on the staged sub-tile, by threads that see 32 channels of one pixel. Called by
-// forward.cu and input_gradient.cu of this folder; checked by tests/conv_*.rs.
+// every element and are made and applied on the staged sub-tile, by threads that see 32 channels of one pixel.
 #pragma once
 
 #include "conv/wgmma/pipeline.cuh"
@@ -19,50 +18,12 @@ constexpr int STAGES = T::FINISHED_PIXELS / int(STAGE_PIXELS);
 template <class T>
 using FinishedSums = float[T::FINISHED_PIXELS / 2];
 
-/// What one warpgroup finishes: 64 channels of a group of pixels, or of its second half where `first` is 128. Pixels and
-/// sub-tiles count from there.
-struct GroupTile {
-    uint32_t group;    // of pixels
-    uint32_t channel;  // the first
-    uint32_t first;    // pixel of the group
-    PixelGroup at;
-};
-
 template <class T>
 DEVICE GroupTile group_tile(const WgmmaPlan& plan, const Work& work, uint32_t consumer) {
     const uint32_t part = T::RESIDENT ? 0 : consumer;
     const uint32_t group = work.pixel_tile * T::PIXEL_GROUPS + part / T::CHANNEL_GROUPS;
     return {group, (work.channel_tile * T::CHANNEL_GROUPS + part % T::CHANNEL_GROUPS) * GROUP_CHANNELS,
             block_part<T>() * T::FINISHED_PIXELS, pixel_group(plan, group)};
-}
-
-/// A pixel of the output grid, and whether it is there.
-struct GridPixel {
-    uint32_t image, row, column;
-    bool valid;
-};
-
-/// Pixel `index` of a tile: by planes, or in im2col mode in the order of memory.
-DEVICE GridPixel grid_pixel(const WgmmaPlan& plan, const GroupTile& tile, uint32_t index) {
-    index += tile.first;
-    const uint32_t within = (1u << plan.log2_side) - 1;
-    if (plan.im2col) {
-        const uint32_t pixel = tile.group * GROUP_PIXELS + index, image = pixel >> (2 * plan.log2_side);
-        return {image, pixel >> plan.log2_side & within, pixel & within, image < plan.batch};
-    }
-    const uint32_t image = tile.at.image + (index >> plan.log2_side & ((1u << plan.log2_images) - 1));
-    return {image, tile.at.row + (index >> (plan.log2_side + plan.log2_images)), index & within, image < plan.batch};
-}
-
-/// Where the copy engine puts or takes sub-tile `stage`.
-struct StageBox {
-    int32_t at[4];
-};
-DEVICE StageBox stage_box(const WgmmaPlan& plan, const GroupTile& tile, uint32_t stage) {
-    stage += tile.first / STAGE_PIXELS;
-    if (plan.im2col) return {{int32_t(tile.channel), int32_t(tile.group * GROUP_PIXELS + stage * STAGE_PIXELS), 0, 0}};
-    const uint32_t rows = STAGE_PIXELS >> (plan.log2_side + plan.log2_images);
-    return {{int32_t(tile.channel), 0, int32_t(tile.at.image), int32_t(tile.at.row + stage * rows)}};
 }
 
 /// Sixteen bytes, eight channels, of a staged pixel.
@@ -122,7 +83,7 @@ struct Stager {
     WgmmaShared<T>& shared;
     const uint32_t kernel;
     uint32_t consumer;
-    bool leader;  // the thread that talks to the copy engine
+    bool leader;  // the thread that issues TMA
     uint32_t residual_parity = 0;  // of the first phases of this work's residual
 
     DEVICE Stager(const TensorMap& residual, const WgmmaPlan& plan, WgmmaShared<T>& shared, uint32_t kernel)
@@ -132,12 +93,12 @@ struct Stager {
     DEVICE void load_residual(const GroupTile& tile, uint32_t stage) {
         Mbarrier& full = shared.residual_full[consumer][stage % 2];
         mbarrier_expect_bytes(full, STAGE_BYTES);
-        tma_load<4>(shared.staged[consumer][stage % 2], residual, full, stage_box(plan, tile, stage).at);
+        tma_load<4>(shared.staged[consumer][stage % 2], residual, full, T::Pixels::box(plan, tile, stage).at);
     }
 
     /// Before the products of a work: asks for the residual of its first two sub-tiles.
     DEVICE void begin(const GroupTile& tile) {
-        // Nobody reads the last sub-tiles any more, and the engine's writes come behind those reads.
+        // Nobody reads the last sub-tiles any more, and TMA writes after those reads.
         fence_async_proxy(shared.staged[consumer], sizeof shared.staged[consumer]);
         group_barrier(consumer);
         if (leader) {
@@ -182,7 +143,7 @@ struct Stager {
         fence_async_proxy(staged, STAGE_BYTES);
         group_barrier(consumer);
         if (leader) {
-            tma_store<4>(output, staged, stage_box(plan, tile, STAGE).at);
+            tma_store<4>(output, staged, T::Pixels::box(plan, tile, STAGE).at);
             tma_store_commit();
         }
         if constexpr (!WRITES) visit(STAGE, staged);

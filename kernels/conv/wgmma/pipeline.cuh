@@ -5,8 +5,7 @@
 // channels, used by up to three taps) and a ring of weight slots (one tap, 64 channels of the reduction), each with a barrier
 // that says full and one that says empty. A warpgroup waits, multiplies 64 deep, and leaves the products of one slot under way
 // while it waits for the next; it gives a slot back when the products that read it are done. Where a tile is split, the two
-// blocks of a cluster take half of the reduction each, and exchange.cuh adds the halves up. Called by forward.cu and
-// input_gradient.cu of this folder.
+// blocks of a cluster take half of the reduction each, and exchange.cuh adds the halves up.
 #pragma once
 
 #include "conv/wgmma/exchange.cuh"
@@ -18,6 +17,7 @@ namespace secateur {
 template <int CHANNEL_GROUPS_, int PIXEL_GROUPS_, uint32_t SLOT_BYTES_, int PIXEL_SLOTS_, int WEIGHT_SLOTS_,
           bool RESIDENT_ = false, int PARTS_ = 1>
 struct WgmmaTile {
+    using Pixels = Planes;
     static constexpr int CHANNEL_GROUPS = CHANNEL_GROUPS_, PIXEL_GROUPS = PIXEL_GROUPS_;
     /// All weights stay in shared memory, a slot for each tap; the two consumers take turns at the work, so that the
     /// products of one hide what follows the products of the other.
@@ -45,10 +45,6 @@ using Wgmma64x256 = WgmmaTile<1, 1, 48 * 1024, 3, 6>;
 using Wgmma64x256Split = WgmmaTile<1, 1, 48 * 1024, 3, 4, false, 2>;
 // 64 channels by 256 pixels with nine resident taps of 64 by 64: the first stage.
 using WgmmaResident = WgmmaTile<1, 1, 40 * 1024, 3, 9, true>;
-
-/// Sub-tiles of the output pass through two buffers a warpgroup: 64 pixels of 64 channels, as the copy engine wants them.
-constexpr uint32_t STAGE_PIXELS = 64;
-constexpr uint32_t STAGE_BYTES = STAGE_PIXELS * PIXEL_BYTES;
 
 template <class T>
 struct WgmmaShared {
@@ -180,21 +176,8 @@ DEVICE void produce(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShare
                 mbarrier_expect_bytes(full, T::PIXEL_GROUPS * plan.slot_bytes);
 #pragma unroll
                 for (int g = 0; g < T::PIXEL_GROUPS; ++g) {
-                    const uint32_t group = work.pixel_tile * T::PIXEL_GROUPS + g;
-                    void* const to = shared.pixels[pixels.slot][g];
-                    const PixelGroup at = pixel_group(plan, group);
-                    if (plan.im2col) {
-                        // Pixels in their order in memory, across rows and images; `row` and `column` count from the top left tap.
-                        const int32_t stride = int32_t(plan.im2col);
-                        const uint32_t pixel = group * GROUP_PIXELS, side = (1u << plan.log2_side) - 1;
-                        const int32_t q = int32_t(pixel & side), r = int32_t(pixel >> plan.log2_side & side);
-                        tma_load_im2col(to, maps.pixels[slot.map], full,
-                                        {depth, stride * q - 1, stride * r - 1, int32_t(pixel >> (2 * plan.log2_side))},
-                                        uint16_t(slot.column), uint16_t(slot.row));
-                    } else {
-                        tma_load<4>(to, maps.pixels[slot.map], full,
-                                    {depth, slot.column, int32_t(at.image), int32_t(at.row) + slot.row});
-                    }
+                    T::Pixels::load(shared.pixels[pixels.slot][g], maps.pixels, full, plan, work.pixel_tile * T::PIXEL_GROUPS + g,
+                                    slot, depth);
                 }
                 pixels.advance(T::PIXEL_SLOTS);
 

@@ -5,11 +5,11 @@
 // shared memory in planes: row by row, in a row image by image, in an image pixel by pixel, 64 channels (128 bytes) a pixel.
 // Planes are whole swizzle atoms, so the taps of one column of the kernel are the same slot read some planes further on: a
 // 3 x 3 kernel loads its pixels in three copies (one a column, each with two extra planes) in place of nine, and every operand
-// starts on an atom. Rows and images outside the tensor are zeros, which the copy engine writes.
+// starts on an atom. Rows and images outside the tensor are zeros, which TMA writes.
 //
 // Forward with stride 2 reads the image as four interleaved images (one for each parity of row and column); its input gradient
-// writes them. Everything else that differs between the convolutions is in the slots. Made by
-// src/engine/cuda/launch/conv/wgmma/plan.rs; checked there and by tests/conv_*.rs.
+// writes them. Everything else that differs between the convolutions is in the slots, which
+// src/engine/cuda/launch/conv/wgmma/plan.rs makes.
 #pragma once
 
 #include "portable/cluster.h"
@@ -25,6 +25,9 @@ constexpr uint32_t GROUP_CHANNELS = 64;   // M of one warpgroup's products
 constexpr uint32_t GROUP_PIXELS = 256;    // N
 constexpr uint32_t DEPTH_CHANNELS = 64;   // of the reduction in one slot: 128 bytes a pixel
 constexpr uint32_t PIXEL_BYTES = 128;
+/// Sub-tiles of the output pass through two buffers a warpgroup: 64 pixels of 64 channels, in the layout of TMA.
+constexpr uint32_t STAGE_PIXELS = 64;
+constexpr uint32_t STAGE_BYTES = STAGE_PIXELS * PIXEL_BYTES;
 
 /// Sums of a thread: row 16 warp + lane / 4 (+ 8 where bit 1 of e is set) and column 8 j + 2 (lane % 4) (+ 1 where bit 0
 /// is), for e + 4 j.
@@ -58,7 +61,6 @@ struct WgmmaPlan {
     uint32_t batch;             // images
     uint32_t plane_bytes;       // in shared memory: side x images x 128
     uint32_t slot_bytes;        // planes of a slot, all loaded
-    uint32_t im2col;            // the stride where slots are single taps, loaded in im2col mode; else 0
     uint32_t prefetched;        // maps of pixels to fetch ahead, and with them the others; 0: none
 };
 
@@ -76,6 +78,51 @@ DEVICE PixelGroup pixel_group(const WgmmaPlan& plan, uint32_t group) {
     const uint32_t log2_rows = 8 - plan.log2_side - plan.log2_images;
     return {(group >> log2_groups) << plan.log2_images, (group & ((1u << log2_groups) - 1)) << log2_rows};
 }
+
+/// What one warpgroup finishes: 64 channels of a group of pixels, or of its second half where `first` is 128. Pixels and
+/// sub-tiles count from there.
+struct GroupTile {
+    uint32_t group;    // of pixels
+    uint32_t channel;  // the first
+    uint32_t first;    // pixel of the group
+    PixelGroup at;
+};
+
+/// A pixel of the output grid, and whether it is there.
+struct GridPixel {
+    uint32_t image, row, column;
+    bool valid;
+};
+
+/// Where TMA writes or reads a sub-tile.
+struct StageBox {
+    int32_t at[4];
+};
+
+/// How pixels are loaded, and which of them a product computes: planes. A tile names its order of pixels (`T::Pixels`).
+struct Planes {
+    /// One slot of a group of pixels, 64 channels from `depth` on.
+    DEVICE static void load(void* to, const TensorMap* maps, Mbarrier& full, const WgmmaPlan& plan, uint32_t group,
+                            const Slot& slot, int32_t depth) {
+        const PixelGroup at = pixel_group(plan, group);
+        tma_load<4>(to, maps[slot.map], full, {depth, slot.column, int32_t(at.image), int32_t(at.row) + slot.row});
+    }
+
+    /// Pixel `index` of a tile.
+    DEVICE static GridPixel pixel(const WgmmaPlan& plan, const GroupTile& tile, uint32_t index) {
+        index += tile.first;
+        const uint32_t image = tile.at.image + (index >> plan.log2_side & ((1u << plan.log2_images) - 1));
+        return {image, tile.at.row + (index >> (plan.log2_side + plan.log2_images)), index & ((1u << plan.log2_side) - 1),
+                image < plan.batch};
+    }
+
+    /// Sub-tile `stage` of a tile.
+    DEVICE static StageBox box(const WgmmaPlan& plan, const GroupTile& tile, uint32_t stage) {
+        stage += tile.first / STAGE_PIXELS;
+        const uint32_t rows = STAGE_PIXELS >> (plan.log2_side + plan.log2_images);
+        return {{int32_t(tile.channel), 0, int32_t(tile.at.image), int32_t(tile.at.row + stage * rows)}};
+    }
+};
 
 /// What one step of the persistent loop computes.
 struct Work {

@@ -2,13 +2,11 @@
 //! or two builds, differ.
 //!
 //! The device block first, then a table of medians. `measure` samples, `select` samples selections in parts, `compare` judges two
-//! files and `versus` two builds, `selection-error` compares the gradients of subsets, `model` predicts without a device, `ladder` climbs from kernel to kernel; `speedup` trains whole
-//! recipes and their controls. Checked by `tests/bench.rs`, `tests/bench_versus.rs`, `tests/bench_speedup.rs` and
-//! `tests/model_prediction.rs`.
+//! files and `versus` two builds, `selection-error` compares the gradients of subsets, `model` predicts without a device; `speedup` trains whole
+//! recipes and their controls.
 
 mod compare;
 mod executable;
-mod ladder;
 mod measure;
 mod model;
 mod options;
@@ -47,9 +45,6 @@ enum What {
     Speedup(speedup::Args),
     /// The least that a step of each recipe can take, by the roofline, layer by layer; no device is needed
     Model(model::Args),
-    /// Every layer on every kind of convolution kernel, beside what it should take on an H200
-    #[command(mut_arg("timeout", |arg| arg.default_value("5")))]
-    Ladder(ladder::Args),
     /// Say of each row of two JSON files whether it became faster or slower; exit code 1 where one is slower
     Compare(compare::Args),
     /// Run two builds in turns on the same bench and judge the second; exit code 1 where a row of it is slower
@@ -66,7 +61,6 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         What::SelectionError(args) => selection_error::run(&args, console),
         What::Speedup(args) => speedup::run(&args, console),
         What::Model(args) => model::run(&args, console),
-        What::Ladder(args) => ladder::run(&args, console),
         What::Compare(args) => compare::run(&args, console),
         What::Versus(args) => versus::run(args, console),
     }

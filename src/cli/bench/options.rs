@@ -41,11 +41,6 @@ impl Sampling {
         Ok(Rule { samples: self.samples as usize, error: self.error / 100.0, seconds: self.timeout })
     }
 
-    /// Whether a file is asked for.
-    pub fn writes(&self) -> bool {
-        self.json.is_some() || self.csv.is_some()
-    }
-
     /// The files that are asked for, among those of the command.
     pub fn tables(&self, mut files: Files) -> anyhow::Result<Tables> {
         let json = files.may_write("--json", self.json.as_ref())?;

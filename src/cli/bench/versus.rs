@@ -20,7 +20,7 @@ use crate::text::command_line;
 use crate::train::interrupt::Interrupt;
 
 /// What can be run: the benches whose rows are samples.
-const BENCHES: [&str; 6] = ["step", "attack", "eval", "kernels", "select", "ladder"];
+const BENCHES: [&str; 5] = ["step", "attack", "eval", "kernels", "select"];
 /// Seconds a row that a run samples for where its arguments do not say: short, as a drift within a round is noise.
 const RUN_SECONDS: &str = "5";
 /// Why a comparison ended that the user broke off.
@@ -105,7 +105,7 @@ fn check(args: &Args) -> anyhow::Result<()> {
     if !BENCHES.contains(&args.arguments[0].as_str()) {
         bail!("{}: expected one of {} behind --", args.arguments[0], BENCHES.join(", "));
     }
-    for option in ["--json", "--csv", "--dry-run"] {
+    for option in ["--json", "--csv"] {
         if args.arguments.iter().any(|word| word.split('=').next() == Some(option)) {
             bail!("{option} behind --: each run writes a file of its own; give --json in front of --");
         }

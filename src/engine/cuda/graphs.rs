@@ -65,6 +65,8 @@ fn record(driver: &dyn Driver, work: impl FnOnce() -> Result<()>) -> Result<Grap
 
 #[cfg(test)]
 mod tests {
+    use extra_kernels as _;
+
     use std::cell::Cell;
     use std::rc::Rc;
 
@@ -130,7 +132,7 @@ mod tests {
         }
     }
 
-    /// `ScaleParams` of kernels/host/faults.cu: `y = factor * x`.
+    /// `ScaleParams` of kernels/extra/tests/faults.cu: `y = factor * x`.
     #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
     #[repr(C)]
     struct ScaleParams {

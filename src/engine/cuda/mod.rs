@@ -1,4 +1,4 @@
-//! The cuda engine: our kernels in bf16 with f32 accumulation, on a GPU or on the host runner.
+//! The cuda engine: our kernels in bf16 with f32 accumulation, on a GPU or on the emulator.
 //!
 //! | file | what it holds |
 //! |---|---|
@@ -10,19 +10,15 @@
 //! | `scratch` | gradients on their way back |
 //! | `engine` | the backend on top of these |
 //! | `graphs` | attacks and passes recorded and replayed |
-//! | `ladder`, `predict`, `probes` | measurements |
 
 pub mod driver;
 mod engine;
 pub(crate) mod eval;
 mod graphs;
-mod ladder;
 pub mod launch;
 pub mod layout;
 mod pair;
 mod parameters;
-mod predict;
-mod probes;
 mod scratch;
 mod train;
 

@@ -16,7 +16,6 @@ mod memory;
 mod norm;
 mod numbers;
 mod optimizer;
-mod probes;
 mod sign_step;
 mod tiles;
 mod train;
@@ -25,8 +24,9 @@ mod vector;
 use super::{Device, Engine, Result};
 use crate::model::ResNet18;
 
+pub use conv::flops_so_far;
 pub use engine::Cpu;
-pub use numbers::Format;
+pub use numbers::{Format, Numbers};
 
 /// Opens the CPU, with activations and operands in this format.
 ///
@@ -36,4 +36,12 @@ pub use numbers::Format;
 pub fn open(network: ResNet18, max_batch: usize, format: Format) -> Result<Engine> {
     let cpu = Cpu::new(network, format)?;
     Ok(Engine::new(Device::Cpu(Box::new(cpu)), network, max_batch))
+}
+
+/// Numbers of this format, and the instructions that multiply them here.
+///
+/// # Errors
+/// [`Error::Setting`](super::Error) where `SECATEUR_CPU` names instructions that this CPU lacks.
+pub fn numbers(format: Format) -> Result<Numbers> {
+    Ok(Numbers { format, isa: tiles::Isa::chosen()? })
 }

@@ -1,5 +1,7 @@
 //! The GPU code that `build.rs` embedded, and which of it a GPU gets.
 
+use std::sync::OnceLock;
+
 /// One kernel file compiled for one target.
 pub struct Image {
     /// Its source, `kernels/conv/forward.cu`.
@@ -28,6 +30,19 @@ pub struct Usage {
 }
 
 include!(concat!(env!("OUT_DIR"), "/device_code.rs"));
+
+/// Code of kernels that the program does not hold.
+static ADDED: OnceLock<Vec<Image>> = OnceLock::new();
+
+/// Has GPUs find these kernels too, for tests and benches with kernels of their own. The first call counts.
+pub fn add_code(images: impl IntoIterator<Item = Image>) {
+    ADDED.get_or_init(|| images.into_iter().collect());
+}
+
+/// All that there is code for.
+pub fn images() -> impl Iterator<Item = &'static Image> {
+    IMAGES.iter().chain(ADDED.get().into_iter().flatten())
+}
 
 /// What every kernel takes on every target that this build has code for; empty in a build without GPU code.
 pub fn static_table() -> &'static [Usage] {
@@ -65,7 +80,7 @@ fn parse(target: &str) -> Option<(u32, u32, bool)> {
 }
 
 /// Whether kernels compiled for this target wait for the launches before them, so that they may start early: PTX of ours is
-/// for a GPU that has no such wait. The twin of what `kernels/portable/launch_order.h` asks of `__CUDA_ARCH__`.
+/// for a GPU that has no such wait. The mirror of what `kernels/portable/launch_order.h` asks of `__CUDA_ARCH__`.
 pub fn waits(target: &str) -> bool {
     parse(target).is_some_and(|(major, ..)| major >= 9)
 }

@@ -105,6 +105,8 @@ pub fn kernels() -> &'static HashMap<&'static str, Kernel> {
 
 #[cfg(test)]
 mod tests {
+    use extra_kernels as _;
+
     use super::*;
 
     #[test]

@@ -64,7 +64,7 @@ impl Loader {
         }
         let fault = |message: String| Error::Kernel { kernel: kernel.name().into(), message };
         let images: Vec<&Image> =
-            IMAGES.iter().filter(|image| image.kernels.contains(&kernel.name())).collect();
+            code::images().filter(|image| image.kernels.contains(&kernel.name())).collect();
         let targets: Vec<&str> = images.iter().map(|image| image.target).collect();
         let target = code::choose(&targets, self.capability)
             .ok_or_else(|| fault(code::no_target(&self.gpu, self.capability, &targets)))?;

@@ -6,6 +6,7 @@
 //! memory and parameter size come from the one table of [`kernel`].
 
 mod buffer;
+mod cache;
 mod call;
 mod code;
 mod cost;
@@ -26,8 +27,9 @@ mod tensor_map;
 mod wait_report;
 
 pub use buffer::Buffer;
+pub use cache::{FLUSH_FACTOR, last_level_cache};
 pub use call::Call;
-pub use code::{Usage, static_table};
+pub use code::{Image, Usage, add_code, static_table};
 pub use cost::Cost;
 pub use graph::{Captured, Graph};
 pub use kernel::{Kernel, kernels};
@@ -40,7 +42,6 @@ use std::time::Instant;
 
 use cudarc::driver::CudaEvent;
 
-use crate::engine::probes::last_level_cache;
 use crate::engine::{DeviceInfo, Error, Phase, Result};
 
 /// A place in device memory: eight bytes in parameter structs, `Global<T>` in kernels. On the host runner it is a handle,

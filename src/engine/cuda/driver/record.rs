@@ -10,8 +10,9 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::{Address, Buffer, Call, Cost, DeviceOptions, Driver, Graph, Kernel, MapSpec, Mark, TensorMap};
-use crate::engine::probes::FLUSH_FACTOR;
+use super::{
+    Address, Buffer, Call, Cost, DeviceOptions, Driver, FLUSH_FACTOR, Graph, Kernel, MapSpec, Mark, TensorMap,
+};
 use crate::engine::{DeviceInfo, Error, Launch, Phase, Record, Result};
 
 /// One launch, its times still to be asked for.

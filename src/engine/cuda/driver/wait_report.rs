@@ -96,16 +96,18 @@ impl Drop for WaitReport {
 
 #[cfg(test)]
 mod tests {
+    use extra_kernels as _;
+
     use super::super::host::HostDriver;
     use super::super::{Address, Buffer, Cost, Kernel, launch};
     use super::*;
 
-    /// `BarrierParams` of kernels/host/hopper_faults.cu.
+    /// `BarrierParams` of kernels/extra/tests/hopper_faults.cu.
     #[derive(Clone, Copy, Pod, Zeroable)]
     #[repr(C)]
     struct BarrierParams {
         to: Address,
-        planted: u32,
+        injected: u32,
         unused: u32,
     }
 
@@ -115,7 +117,7 @@ mod tests {
         let to = Buffer::new(&driver, "to", 256).unwrap();
         let kernel = Kernel::named("fault_barriers").unwrap();
         // A barrier that waits for one arrival more than there are threads.
-        let params = BarrierParams { to: to.address(), planted: 1, unused: 0 };
+        let params = BarrierParams { to: to.address(), injected: 1, unused: 0 };
         let emulated =
             launch(&*driver, &kernel, [1, 1, 1], &params, Cost::default()).unwrap_err().to_string();
 

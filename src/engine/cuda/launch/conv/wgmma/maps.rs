@@ -1,13 +1,13 @@
-//! Tensor maps of the convolutions: how the copy engine sees pixels, weights and outputs.
+//! Tensor maps of the convolutions: how TMA sees pixels, weights and outputs.
 
-use super::plan::{DEPTH_CHANNELS, GROUP_CHANNELS, GROUP_PIXELS, Planned};
+use super::plan::{DEPTH_CHANNELS, GROUP_CHANNELS, Planned};
 use crate::engine::Result;
-use crate::engine::cuda::driver::{Address, Driver, Im2colMap, MapSpec, Swizzle, TensorMap, TiledMap};
+use crate::engine::cuda::driver::{Address, Driver, MapSpec, Swizzle, TensorMap, TiledMap};
 
 const BF16: u64 = 2;
 const BF16_BYTES: u32 = BF16 as u32;
 /// Pixels that leave a block at a time.
-const STAGE_PIXELS: usize = 64;
+pub const STAGE_PIXELS: usize = 64;
 
 /// A batch of square images, NHWC in bf16, or every second row and column of them.
 #[derive(Clone, Copy, Debug)]
@@ -68,39 +68,6 @@ impl Images {
     ) -> Result<TensorMap> {
         let row = self.side / every * planned.images;
         self.planes(driver, parity, every, planned.images, STAGE_PIXELS / row)
-    }
-
-    /// The same in the order of memory, for pixels that came in im2col mode.
-    pub fn stage_in_order(&self, driver: &dyn Driver) -> Result<TensorMap> {
-        let pixels = (self.batch * self.side * self.side) as u64;
-        let pixel = self.channels as u64 * BF16;
-        driver.tensor_map(&MapSpec::Tiled(TiledMap {
-            address: self.address,
-            element_bytes: BF16_BYTES,
-            dims: vec![self.channels as u64, pixels, 1, 1],
-            strides: vec![pixel, pixels * pixel, pixels * pixel],
-            box_dims: vec![GROUP_CHANNELS as u32, STAGE_PIXELS as u32, 1, 1],
-            element_strides: vec![1; 4],
-            swizzle: Swizzle::Bytes128,
-        }))
-    }
-
-    /// Taps of a 3 x 3 kernel with padding 1, loaded one by one.
-    pub fn im2col(&self, driver: &dyn Driver, stride: usize) -> Result<TensorMap> {
-        let pixel = self.channels as u64 * BF16;
-        let side = self.side as u64;
-        driver.tensor_map(&MapSpec::Im2col(Im2colMap {
-            address: self.address,
-            element_bytes: BF16_BYTES,
-            dims: [self.channels as u64, side, side, self.batch as u64],
-            strides: [pixel, side * pixel, side * side * pixel],
-            lower: [-1, -1],
-            upper: [-1, -1],
-            channels: DEPTH_CHANNELS as u32,
-            pixels: GROUP_PIXELS as u32,
-            element_strides: [1, stride as u32, stride as u32, 1],
-            swizzle: Swizzle::Bytes128,
-        }))
     }
 }
 

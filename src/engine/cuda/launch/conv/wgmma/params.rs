@@ -1,4 +1,4 @@
-//! Parameter structs: the twins of those in `kernels/conv/wgmma/*.cu`. Sizes are checked at every launch.
+//! Parameter structs: the mirrors of those in `kernels/conv/wgmma/`. Sizes are checked at every launch.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -24,7 +24,7 @@ pub struct ForwardParams {
     pub has_residual: u32,
     pub log2_out_channels: u32,
     pub plan: Plan,
-    pub unused: u32,
+    pub unused: [u32; 2],
 }
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -41,7 +41,7 @@ pub struct GradientParams {
     /// Bits 2 phase + 1 and 2 phase: parity of row and column.
     pub parities: u32,
     pub plan: Plan,
-    pub unused: [u32; 3],
+    pub unused: [u32; 4],
 }
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -58,5 +58,5 @@ pub struct WeightGradientParams {
     pub groups_a_part: u32,
     pub unused: u32,
     pub plan: Plan,
-    pub padding: u32,
+    pub padding: [u32; 2],
 }

@@ -1,11 +1,8 @@
-//! What a convolution on wgmma loads and in which order: the twin of `kernels/conv/wgmma/plan.cuh`, and how it is made.
-//!
-//! Pure arithmetic; checked here by carrying plans out on the CPU, and with the kernels by `tests/conv_*.rs`.
+//! What a convolution on wgmma loads and in which order: the mirror of `kernels/conv/wgmma/plan.cuh`, and how it is made. Pure arithmetic.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::super::ConvShape;
-use super::Rung;
 use crate::engine::cuda::driver::WgmmaSwitch;
 
 /// Output pixels that a warpgroup computes, and channels.
@@ -14,7 +11,7 @@ pub const GROUP_CHANNELS: usize = 64;
 /// Channels of the reduction in one slot.
 pub const DEPTH_CHANNELS: usize = 64;
 /// Bytes of a pixel in shared memory.
-const PIXEL_BYTES: usize = 128;
+pub const PIXEL_BYTES: usize = 128;
 /// Blocks of a persistent grid: one on each multiprocessor of an H100 or H200. A constant, as it decides where a reduction is
 /// split, and results must not depend on the card.
 pub const BLOCKS: usize = 132;
@@ -63,8 +60,6 @@ pub struct Plan {
     pub batch: u32,
     pub plane_bytes: u32,
     pub slot_bytes: u32,
-    /// 0 for planes; the stride where single taps are loaded in im2col mode.
-    pub im2col: u32,
     /// Maps of pixels that a kernel fetches ahead, and with them the others; 0 for none. Said by each launch.
     pub prefetched: u32,
 }
@@ -86,16 +81,6 @@ impl Direction {
             Self::Gradient => WgmmaSwitch::InputGradient,
         }
     }
-}
-
-/// How pixels come to shared memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Loads {
-    /// Planes, each column of the kernel once.
-    #[default]
-    Planes,
-    /// Each tap by itself, by the copy engine's im2col mode: a rung of the ladder, for measurements.
-    Im2col,
 }
 
 /// Parity of row and column of the input pixels that a phase of a strided input gradient writes, most taps first.
@@ -132,7 +117,7 @@ impl Block {
         }
     }
     /// What switches it off.
-    fn switch(self) -> WgmmaSwitch {
+    pub fn switch(self) -> WgmmaSwitch {
         match self {
             Self::Wide => WgmmaSwitch::Block128x256,
             Self::Long => WgmmaSwitch::Block64x512,
@@ -148,6 +133,10 @@ impl Block {
             Self::Long => (1, 2),
             Self::Small | Self::Split | Self::Resident => (1, 1),
         }
+    }
+    /// Whether the bits of its sums are not those of the others.
+    pub fn splits(self) -> bool {
+        self.parts() > 1
     }
     /// Parts of the reduction, a block of a cluster each.
     pub fn parts(self) -> usize {
@@ -189,12 +178,13 @@ impl Block {
     }
 }
 
-/// A plan, and what its launch and its maps need beside it.
+/// A plan, and what its launch and its maps need next to it.
 #[derive(Clone, Copy, Debug)]
 pub struct Planned {
-    pub rung: Rung,
     pub plan: Plan,
     pub block: Block,
+    /// Blocks of the grid at most, which go from tile to tile: [`BLOCKS`], unless a caller sets another number.
+    pub most_blocks: usize,
     /// Planes that a slot loads.
     pub planes: usize,
     /// Rows and images of a group of pixels, and how many groups there are.
@@ -205,6 +195,14 @@ pub struct Planned {
     pub tiles: usize,
 }
 
+impl Planned {
+    /// Blocks of the grid.
+    pub fn grid_blocks(&self) -> u32 {
+        let parts = self.block.parts();
+        (self.tiles.min(self.most_blocks / parts) * parts) as u32
+    }
+}
+
 /// Rows and images of 256 pixels of a grid of this side.
 fn group(side: usize) -> (usize, usize) {
     match side * side {
@@ -213,9 +211,8 @@ fn group(side: usize) -> (usize, usize) {
     }
 }
 
-/// Plans a convolution on a rung; `None` where these kernels do not serve it.
-pub fn plan(shape: &ConvShape, direction: Direction, rung: Rung) -> Option<Planned> {
-    let Rung { loads, block, splits, off, .. } = rung;
+/// Plans a convolution in the block that should be fastest of those allowed; `None` where none of these kernels serves it.
+pub fn plan(shape: &ConvShape, direction: Direction, allowed: impl Fn(Block) -> bool) -> Option<Planned> {
     let (columns, reduction) = match direction {
         Direction::Forward => (shape.out_channels, shape.in_channels),
         Direction::Gradient => (shape.in_channels, shape.out_channels),
@@ -225,22 +222,19 @@ pub fn plan(shape: &ConvShape, direction: Direction, rung: Rung) -> Option<Plann
         return None;
     }
     let (rows, images) = group(side);
-    let (phases, extra_planes) = slots(shape, direction, loads)?;
+    let (phases, extra_planes) = slots(shape, direction)?;
     let plane_bytes = side * images * PIXEL_BYTES;
-    let (planes, slot_bytes) = match loads {
-        Loads::Planes => (rows + extra_planes, (rows + extra_planes) * plane_bytes),
-        Loads::Im2col => (rows, GROUP_PIXELS * PIXEL_BYTES),
-    };
+    let planes = rows + extra_planes;
+    let slot_bytes = planes * plane_bytes;
     let groups = shape.batch.div_ceil(images) * (side * side * images / GROUP_PIXELS);
-    let can_reside = loads == Loads::Planes
-        && (shape.kernel, shape.stride, columns, reduction) == (3, 1, GROUP_CHANNELS, DEPTH_CHANNELS);
+    let can_reside =
+        (shape.kernel, shape.stride, columns, reduction) == (3, 1, GROUP_CHANNELS, DEPTH_CHANNELS);
     let chunks = reduction / DEPTH_CHANNELS;
     let taps = (shape.taps() * chunks) as f64 / phases.len() as f64;
     let cost = |block: &Block| block.cost(phases.len() * block.tiles(columns, groups), taps);
-    let fitting = Block::ALL.into_iter().filter(|block| block.fits(columns, chunks, slot_bytes, can_reside));
-    let block = fitting
-        .filter(|fitting| block.map_or(splits || *fitting != Block::Split, |block| block == *fitting))
-        .filter(|fitting| !off.has(fitting.switch()))
+    let block = Block::ALL
+        .into_iter()
+        .filter(|block| block.fits(columns, chunks, slot_bytes, can_reside) && allowed(*block))
         .min_by(|a, b| cost(a).total_cmp(&cost(b)))?;
     let channel_tiles = columns / (GROUP_CHANNELS * block.groups().0);
     let phase_tiles = block.tiles(columns, groups);
@@ -255,7 +249,6 @@ pub fn plan(shape: &ConvShape, direction: Direction, rung: Rung) -> Option<Plann
         batch: shape.batch as u32,
         plane_bytes: plane_bytes as u32,
         slot_bytes: slot_bytes as u32,
-        im2col: if loads == Loads::Im2col { shape.stride as u32 } else { 0 },
         ..Zeroable::zeroed()
     };
     let mut next = 0;
@@ -264,11 +257,20 @@ pub fn plan(shape: &ConvShape, direction: Direction, rung: Rung) -> Option<Plann
         plan.slots[next..next + slots.len()].copy_from_slice(slots);
         next += slots.len();
     }
-    Some(Planned { rung, plan, block, planes, rows, images, groups, tiles: phases.len() * phase_tiles })
+    Some(Planned {
+        plan,
+        block,
+        most_blocks: BLOCKS,
+        planes,
+        rows,
+        images,
+        groups,
+        tiles: phases.len() * phase_tiles,
+    })
 }
 
 /// A slot from its taps: (plane, position in the kernel).
-fn slot(map: usize, row: i8, column: i8, taps: &[(u32, u32)]) -> Slot {
+pub fn slot(map: usize, row: i8, column: i8, taps: &[(u32, u32)]) -> Slot {
     let word = |of: fn(&(u32, u32)) -> u32| taps.iter().rev().fold(0, |word, tap| word << 8 | of(tap));
     Slot {
         map: map as u8,
@@ -281,14 +283,8 @@ fn slot(map: usize, row: i8, column: i8, taps: &[(u32, u32)]) -> Slot {
 }
 
 /// The slots of each phase, and how many planes a slot has beyond the rows of its pixels.
-fn slots(shape: &ConvShape, direction: Direction, loads: Loads) -> Option<(Vec<Vec<Slot>>, usize)> {
+fn slots(shape: &ConvShape, direction: Direction) -> Option<(Vec<Vec<Slot>>, usize)> {
     use Direction::{Forward, Gradient};
-    if loads == Loads::Im2col {
-        let mirrored = |tap: u32| if direction == Gradient { 2 - tap } else { tap } as i8;
-        let tap = |tap: u32| slot(0, mirrored(tap / 3), mirrored(tap % 3), &[(0, tap)]);
-        let served = shape.kernel == 3 && (direction == Forward || shape.stride == 1);
-        return served.then(|| (vec![(0..9).map(tap).collect()], 0));
-    }
     match (shape.kernel, shape.stride, direction) {
         // Rows r = 0, 1, 2 of the kernel lie one plane behind the other, from one above the first pixel on.
         (3, 1, Forward) => {
@@ -332,7 +328,7 @@ mod tests {
     /// Every product (output pixel row, input row, tap row) of one axis that a plan makes, as (grid position with parity,
     /// gathered position, tap), gathered positions in the whole image.
     fn products(shape: &ConvShape, direction: Direction) -> Vec<([usize; 2], [i64; 2], usize)> {
-        let planned = plan(shape, direction, Rung::default()).unwrap();
+        let planned = plan(shape, direction, |_| true).unwrap();
         let side = shape.out_side() as i64;
         let mut products = Vec::new();
         let phases = &planned.plan.phases[..planned.plan.phase_count as usize];
@@ -408,11 +404,6 @@ mod tests {
         assert_eq!(seen, 19);
     }
 
-    /// What training chooses, which may split a reduction.
-    fn training() -> Rung {
-        Rung { splits: true, ..Rung::default() }
-    }
-
     #[test]
     fn a_reduction_is_split_where_that_fills_the_multiprocessors() {
         let block = |side: usize, channels: usize, batch| {
@@ -424,7 +415,7 @@ mod tests {
                 kernel: 3,
                 stride: 1,
             };
-            Direction::ALL.map(|direction| plan(&shape, direction, training()).unwrap().block)
+            Direction::ALL.map(|direction| plan(&shape, direction, |_| true).unwrap().block)
         };
         // 64 and 128 tiles of 64 x 256 on 132 multiprocessors, then 256 of them.
         assert_eq!(block(4, 512, 128), [Block::Split; 2]);
@@ -435,14 +426,17 @@ mod tests {
         // Where the bits may not depend on the batch none is.
         let evaluated =
             ConvShape { batch: 128, in_side: 4, in_channels: 512, out_channels: 512, kernel: 3, stride: 1 };
-        assert_eq!(plan(&evaluated, Direction::Forward, Rung::default()).unwrap().block, Block::Small);
+        assert_eq!(
+            plan(&evaluated, Direction::Forward, |block| !block.splits()).unwrap().block,
+            Block::Small
+        );
         // One chunk cannot be split.
         assert_eq!(block(32, 64, 1), [Block::Resident; 2]);
 
         // Eight taps of 64 channels are not worth the exchange.
         let shortcut =
             ConvShape { batch: 128, in_side: 8, in_channels: 256, out_channels: 512, kernel: 1, stride: 2 };
-        assert_eq!(plan(&shortcut, Direction::Forward, training()).unwrap().block, Block::Small);
+        assert_eq!(plan(&shortcut, Direction::Forward, |_| true).unwrap().block, Block::Small);
     }
 
     #[test]
@@ -450,9 +444,9 @@ mod tests {
         for conv in (ResNet18 { width: 16, classes: 10 }).convs() {
             let shape = ConvShape::new(&conv, 4);
             let served = shape.in_channels >= 64 && shape.out_channels >= 64;
-            assert_eq!(plan(&shape, Direction::Forward, Rung::default()).is_some(), served, "{}", conv.name);
+            assert_eq!(plan(&shape, Direction::Forward, |_| true).is_some(), served, "{}", conv.name);
         }
         let stem = ConvShape::new(&(ResNet18 { width: 64, classes: 10 }).convs()[0], 4);
-        assert!(plan(&stem, Direction::Forward, Rung::default()).is_none());
+        assert!(plan(&stem, Direction::Forward, |_| true).is_none());
     }
 }

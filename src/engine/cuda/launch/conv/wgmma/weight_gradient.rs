@@ -4,24 +4,27 @@ use bytemuck::Zeroable;
 
 use super::maps::Images;
 use super::params::WeightGradientParams;
-use super::plan::{BLOCKS, DEPTH_CHANNELS, Direction, GROUP_CHANNELS, Planned, plan};
-use super::{Rung, launched};
+use super::plan::{BLOCKS, DEPTH_CHANNELS, GROUP_CHANNELS, Planned};
+use super::{launched, weight_plan};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
 use crate::engine::cuda::launch::conv::{ConvShape, weight_gradient_cost};
 
 /// How the reduction over pixels is divided.
-pub(super) struct Split {
+pub struct WeightParts {
     /// Groups of 256 pixels, and how many of them one block adds up.
     groups: usize,
     pub groups_a_part: usize,
+    /// Blocks of the grid along columns and along output channels.
     pub blocks_a_part: [usize; 2],
+    /// Groups of 64 output channels of a block.
     pub channel_groups: usize,
     /// Warpgroups of a block that make a part of their own.
     shares: usize,
 }
 
-impl Split {
+impl WeightParts {
+    /// `planned` is that of [`super::weight_product`].
     pub fn new(shape: &ConvShape, planned: &Planned) -> Self {
         let groups = planned.groups;
         // Two warpgroups a block: 64 output channels each, or half of the pixels each.
@@ -29,8 +32,7 @@ impl Split {
         let slots = planned.plan.phases[0].slots as usize;
         let across = slots * shape.in_channels / DEPTH_CHANNELS;
         let down = shape.out_channels / (GROUP_CHANNELS * channel_groups);
-        let blocks = planned.rung.blocks.unwrap_or(BLOCKS);
-        let parts = (blocks / (across * down)).clamp(1, groups);
+        let parts = (planned.most_blocks / (across * down)).clamp(1, groups);
         Self {
             groups,
             groups_a_part: groups.div_ceil(parts),
@@ -40,6 +42,7 @@ impl Split {
         }
     }
 
+    /// Parts that are blocks of their own.
     pub fn blocks(&self) -> usize {
         self.groups.div_ceil(self.groups_a_part)
     }
@@ -52,8 +55,8 @@ impl Split {
 
 /// Parts that the workspace has room for at most; `None` where these kernels do not serve the shape.
 pub fn most_parts(shape: &ConvShape) -> Option<usize> {
-    let planned = plan(shape, Direction::Forward, Rung::default())?;
-    let Split { groups, blocks_a_part: [across, down], shares, .. } = Split::new(shape, &planned);
+    let planned = weight_plan(shape)?;
+    let WeightParts { groups, blocks_a_part: [across, down], shares, .. } = WeightParts::new(shape, &planned);
     Some((BLOCKS / (across * down)).clamp(1, groups) * shares)
 }
 
@@ -66,7 +69,7 @@ pub fn weight_gradient_parts(
     output_gradient: Address,
     workspace: Address,
 ) -> Result<usize> {
-    let split = Split::new(shape, planned);
+    let split = WeightParts::new(shape, planned);
     let batch = shape.batch;
     let inputs = Images { address: input, batch, side: shape.in_side, channels: shape.in_channels };
     let gradients =

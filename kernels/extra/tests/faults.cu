@@ -1,5 +1,6 @@
-// Kernels for the tests of the platform itself (tests/runner.rs): each portable function once, and each fault that the runner
-// promises to catch, planted. Compiled for the host only, as everything in this folder.
+// Kernels that test the platform on the host: each portable function once, and each fault that the emulator must find, injected.
+//
+// Targets: none
 
 #include "portable/portable.h"
 
@@ -212,12 +213,12 @@ KERNEL(test_philox, PhiloxParams, 32, NoShared) {
     }
 }
 
-// ---- planted faults ----
+// ---- injected faults ----
 
 struct FaultParams {
     Global<const float> x;
     Global<float> y;
-    uint32_t planted;  // 0: the kernel is right
+    uint32_t injected;  // 0: the kernel is right
     uint32_t unused;
 };
 
@@ -227,45 +228,45 @@ struct FaultShared {
 
 KERNEL(fault_misaligned_vector, FaultParams, 32, NoShared) {
     const uint32_t i = 4 * threadIdx.x;
-    store_vector(p.y, i, load_vector<Float4>(p.x, i + p.planted));
+    store_vector(p.y, i, load_vector<Float4>(p.x, i + p.injected));
 }
 
 KERNEL(fault_missing_copy_wait, FaultParams, 32, FaultShared) {
     const uint32_t i = 4 * threadIdx.x;
     cp_async_16(&shared.value[i], p.x, i);
     cp_async_commit();
-    if (p.planted == 0) cp_async_wait<0>();
+    if (p.injected == 0) cp_async_wait<0>();
     store_vector(p.y, i, *reinterpret_cast<const Float4*>(&shared.value[i]));
 }
 
 KERNEL(fault_missing_barrier, FaultParams, 128, FaultShared) {
     const uint32_t i = threadIdx.x;
     shared.value[i] = p.x[i];
-    if (p.planted == 0) syncthreads();
+    if (p.injected == 0) syncthreads();
     p.y[i] = shared.value[127 - i];
 }
 
 // 1: a read before the wait, 2: a write before it, 3: a copy before it, 4: half of the threads do not wait.
 KERNEL_EARLY(fault_early_access, FaultParams, 32, FaultShared) {
     const uint32_t i = 4 * threadIdx.x;
-    if (p.planted == 1 && p.x[i] == 0.0f) return;
-    if (p.planted == 2) p.y[i] = 0.0f;
-    if (p.planted == 3) cp_async_16(&shared.value[i], p.x, i);
-    if (p.planted != 4 || threadIdx.x < 16) wait_for_prerequisites();
+    if (p.injected == 1 && p.x[i] == 0.0f) return;
+    if (p.injected == 2) p.y[i] = 0.0f;
+    if (p.injected == 3) cp_async_16(&shared.value[i], p.x, i);
+    if (p.injected != 4 || threadIdx.x < 16) wait_for_prerequisites();
     store_vector(p.y, i, load_vector<Float4>(p.x, i));
 }
 
 KERNEL(fault_divergent_barrier, FaultParams, 128, NoShared) {
-    if (p.planted == 0 || threadIdx.x < 64) syncthreads();
-    if (p.planted == 2 && threadIdx.x >= 64) syncwarp();
+    if (p.injected == 0 || threadIdx.x < 64) syncthreads();
+    if (p.injected == 2 && threadIdx.x >= 64) syncwarp();
     p.y[threadIdx.x] = p.x[threadIdx.x];
 }
 
 KERNEL(fault_divergent_collective, FaultParams, 32, NoShared) {
     float x = p.x[threadIdx.x];
-    if (p.planted == 1 && threadIdx.x >= 16) {
+    if (p.injected == 1 && threadIdx.x >= 16) {
         x += float(ballot(x > 0.0f));
-    } else if (p.planted == 2 && threadIdx.x >= 16) {
+    } else if (p.injected == 2 && threadIdx.x >= 16) {
         x += float(shfl(uint64_t(1), 0));
     } else {
         x += shfl(x, 0);
@@ -275,12 +276,12 @@ KERNEL(fault_divergent_collective, FaultParams, 32, NoShared) {
 
 KERNEL(fault_shared_overrun, FaultParams, 128, FaultShared) {
     float* value = shared.value;
-    value[threadIdx.x + p.planted] = p.x[threadIdx.x];
-    p.y[threadIdx.x] = value[threadIdx.x + p.planted];
+    value[threadIdx.x + p.injected] = p.x[threadIdx.x];
+    p.y[threadIdx.x] = value[threadIdx.x + p.injected];
 }
 
 KERNEL(fault_copy_outside_shared, FaultParams, 32, FaultShared) {
-    cp_async_16(&shared.value[0] + 128 * p.planted, p.x, 0);
+    cp_async_16(&shared.value[0] + 128 * p.injected, p.x, 0);
     cp_async_commit();
     cp_async_wait<0>();
     p.y[threadIdx.x] = shared.value[threadIdx.x % 4];
@@ -290,7 +291,7 @@ KERNEL(fault_misaligned_matrix, FaultParams, 32, FaultShared) {
     shared.value[threadIdx.x] = p.x[threadIdx.x];
     syncwarp();
     uint32_t registers[1][4];
-    ldmatrix_x4<1>(registers, {&shared.value[p.planted]});
+    ldmatrix_x4<1>(registers, {&shared.value[p.injected]});
     p.y[threadIdx.x] = float(registers[0][0]);
 }
 

@@ -5,13 +5,11 @@
 //! follows them was read in the machine code; what no code tells is a guess and says so. A measurement that beats this is a
 //! finding about these numbers.
 
-use super::super::ConvShape;
-use super::Rung;
-use super::plan::{
-    BLOCKS, Block, DEPTH_CHANNELS, EXCHANGE_CLOCKS, GROUP_CHANNELS, GROUP_PIXELS, Loads, Planned, TAP_CLOCKS,
+use crate::engine::cuda::launch::conv::ConvShape;
+use crate::engine::cuda::launch::conv::wgmma::WeightParts;
+use crate::engine::cuda::launch::conv::wgmma::plan::{
+    BLOCKS, Block, DEPTH_CHANNELS, EXCHANGE_CLOCKS, GROUP_CHANNELS, GROUP_PIXELS, Planned, TAP_CLOCKS,
 };
-use super::weight_gradient::Split;
-use crate::engine::cuda::driver::WgmmaOff;
 
 /// Of a multiprocessor: operations and bytes a clock.
 const FLOPS_A_CLOCK: f64 = 4096.0;
@@ -133,10 +131,11 @@ pub fn predict(planned: &Planned, epilogue: Epilogue) -> Prediction {
     let stored = (channel_groups * pixel_groups * GROUP_BYTES / block.parts()) as f64;
     // The residual of a strided gradient belongs to one of its phases.
     let residuals = if epilogue.residual() { 1.0 / phases as f64 } else { 0.0 };
-    let around = epilogue.around(block, residuals) + if planned.rung.blocks.is_none() { FILL } else { 0.0 };
+    let persistent = planned.most_blocks <= BLOCKS;
+    let around = epilogue.around(block, residuals) + if persistent { 0.0 } else { FILL };
     // Two warpgroups of a persistent block take turns, and the products of one hide what is around those of the other, but for the
     // last.
-    let takes_turns = block == Block::Resident && planned.rung.blocks.is_some();
+    let takes_turns = block == Block::Resident && persistent;
     let tile = |(loaded, clocks): &(f64, [f64; 3])| {
         let products = most(clocks);
         let alone = if takes_turns { products.max((products + around) / 2.0) } else { products + around };
@@ -158,11 +157,11 @@ pub fn predict(planned: &Planned, epilogue: Epilogue) -> Prediction {
 }
 
 /// Predicts the first kernel of a weight gradient, by the same constants; its blocks make one round, and the one with most taps
-/// ends last. `planned` is that of [`super::weight_product`].
+/// ends last. `planned` is the plan of the weight gradient.
 pub fn predict_weight_gradient(shape: &ConvShape, planned: &Planned) -> f64 {
     /// Stall sum of the stores after the last product, read like those of [`Epilogue`].
     const STALL_SUM: f64 = 1_090.0;
-    let split = Split::new(shape, planned);
+    let split = WeightParts::new(shape, planned);
     let taps = planned.plan.slots.iter().map(|slot| usize::from(slot.taps)).max().unwrap_or(0);
     // A tap of 64 channels and 256 pixels takes a warpgroup what one of a forward convolution takes.
     let tensor = taps as f64 * split.channel_groups as f64 * TAP_CLOCKS / LOOP_SHARE;
@@ -174,44 +173,10 @@ pub fn predict_weight_gradient(shape: &ConvShape, planned: &Planned) -> f64 {
     (groups * tensor.max(loaded / rate) + WAITS * STALL_SUM + stored / rate + LAUNCH) / CLOCK
 }
 
-/// A rung whose block is the one that should be fastest.
-const fn rung(loads: Loads, persistent: bool) -> Rung {
-    Rung {
-        loads,
-        blocks: if persistent { Some(BLOCKS) } else { None },
-        block: None,
-        splits: false,
-        off: WgmmaOff::NONE,
-    }
-}
-
-/// The product in a block of its own.
-const fn in_block(block: Block) -> Rung {
-    Rung {
-        loads: Loads::Planes,
-        blocks: Some(BLOCKS),
-        block: Some(block),
-        splits: false,
-        off: WgmmaOff::NONE,
-    }
-}
-
-/// Every rung, lowest first, and what it is called.
-pub const LADDER: [(&str, Rung); 4] = [
-    ("im2col", rung(Loads::Im2col, false)),
-    ("im2col, persistent", rung(Loads::Im2col, true)),
-    ("planes", rung(Loads::Planes, false)),
-    ("planes, persistent", rung(Loads::Planes, true)),
-];
-
-/// Blocks for batches that leave multiprocessors idle, to be measured side by side.
-pub const IDLE_BLOCKS: [(&str, Rung); 2] =
-    [("planes, 64x256", in_block(Block::Small)), ("planes, 64x256 split", in_block(Block::Split))];
-
 #[cfg(test)]
 mod tests {
-    use super::super::plan::{Direction, plan};
     use super::*;
+    use crate::engine::cuda::launch::conv::wgmma::{Direction, plan};
 
     const RELU: Epilogue = Epilogue::Relu { residual: false };
 
@@ -227,23 +192,11 @@ mod tests {
     }
 
     #[test]
-    fn im2col_is_bound_by_the_cache_and_planes_by_the_tensor_cores() {
-        for (side, channels) in [(32, 64), (16, 128), (8, 256), (4, 512)] {
-            let shape = layer(side, channels);
-            let of = |rung| predict(&plan(&shape, Direction::Forward, rung).unwrap(), RELU);
-            assert_eq!(of(LADDER[0].1).bound, "cache", "{side}");
-            assert_eq!(of(LADDER[3].1).bound, "tensor", "{side}");
-            let seconds: Vec<f64> = LADDER.iter().map(|(_, rung)| of(*rung).seconds).collect();
-            assert!(seconds.is_sorted_by(|a, b| a >= b), "{side}: {seconds:?}");
-        }
-    }
-
-    #[test]
     fn a_split_reduction_does_better_where_half_of_the_multiprocessors_are_idle() {
-        let [whole, split] = IDLE_BLOCKS.map(|(_, rung)| {
+        let [whole, split] = [Block::Small, Block::Split].map(|block| {
             let of = |batch| {
                 let shape = ConvShape { batch, ..layer(4, 512) };
-                predict(&plan(&shape, Direction::Forward, rung).unwrap(), RELU).seconds
+                predict(&plan(&shape, Direction::Forward, |any| any == block).unwrap(), RELU).seconds
             };
             [of(128), of(256)]
         });
@@ -252,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_tile_of_the_first_stage_takes_what_one_works_out_by_hand() {
-        let planned = plan(&layer(32, 64), Direction::Forward, Rung::default()).unwrap();
+        let planned = plan(&layer(32, 64), Direction::Forward, |_| true).unwrap();
         let (loaded, [tensor, cache, shared]) = tile_clocks(&planned, 0);
         // 36 products of 128 clocks; three slots of ten planes of 4 KiB; 36 times 10 KiB, and the loads.
         assert_eq!(tensor, 36.0 * 128.0 / LOOP_SHARE);
@@ -263,7 +216,7 @@ mod tests {
 
     #[test]
     fn what_follows_the_products_tells_the_kernels_apart() {
-        let planned = plan(&layer(16, 128), Direction::Forward, Rung::default()).unwrap();
+        let planned = plan(&layer(16, 128), Direction::Forward, |_| true).unwrap();
         let seconds = [Epilogue::Bias, RELU, Epilogue::Relu { residual: true }, Epilogue::Statistics]
             .map(|epilogue| predict(&planned, epilogue).seconds);
         assert!(seconds.is_sorted_by(|a, b| a < b), "{seconds:?}");
@@ -272,7 +225,7 @@ mod tests {
         assert!((late - 4.0 * LATE_RESIDUAL).abs() < 1.0, "{late}");
         // The products of one warpgroup of the first stage hide what follows those of the other, but the last time, and until it is
         // longer than they are.
-        let planned = plan(&layer(32, 64), Direction::Forward, Rung::default()).unwrap();
+        let planned = plan(&layer(32, 64), Direction::Forward, |_| true).unwrap();
         let [bias, relu, statistics] = [Epilogue::Bias, RELU, Epilogue::Statistics]
             .map(|epilogue| predict(&planned, epilogue).seconds * CLOCK);
         assert!((relu - bias - WAITS * (2_800.0 - 1_040.0)).abs() < 1.0, "{bias} {relu}");

@@ -1,8 +1,7 @@
-// Targets: sm_90a
+// Kernels that test what only a Hopper has: TMA, wgmma, stmatrix and clusters, each in the form in which product kernels use it. They
+// show that the emulator and a Hopper read tensor maps, descriptors and barriers alike.
 //
-// Kernels that try the platform itself: TMA, wgmma, stmatrix and clusters, each in the form in which product kernels use it. They
-// show that the host runner and a Hopper understand tensor maps, descriptors and barriers alike. Called by
-// tests/hopper_runner.rs alone; the planted faults are in host/hopper_faults.cu.
+// Targets: sm_90a
 
 #include "portable/portable.h"
 

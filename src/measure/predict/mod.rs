@@ -1,19 +1,19 @@
 //! How long launches should take on an H200, one after the other: what a bench prints next to what it measures.
 //!
-//! Convolutions on wgmma have a model of their own ([`wgmma::predict`]). Those on mma.sync are bound by what their blocks gather from
+//! Convolutions on wgmma have a model of their own ([`wgmma`]). Those on mma.sync are bound by what their blocks gather from
 //! the second-level cache or by the tensor cores, everything else by the bytes that it declares. Every launch has a beginning and
 //! an end in which a multiprocessor does nothing else.
 
-use super::driver::Address;
-use super::launch::conv::wgmma::predict::{
-    CACHE_BYTES_A_CLOCK, CLOCK, Epilogue, LAUNCH, predict, predict_weight_gradient,
-};
-use super::launch::conv::wgmma::{self, BLOCKS, Block, Direction, Rung};
-use super::launch::conv::{
+pub mod wgmma;
+
+use crate::engine::cuda::driver::Address;
+use crate::engine::cuda::launch::conv::wgmma::{BLOCKS, Block, Direction, plan};
+use crate::engine::cuda::launch::conv::{
     ConvShape, ForwardEpilogue, InputGradientEpilogue, flops, forward_cost, input_gradient_cost,
 };
-use crate::engine::Launch;
-use crate::model::{Conv, ResNet18};
+use crate::engine::{Engine, Launch};
+use crate::model::Conv;
+use wgmma::{CACHE_BYTES_A_CLOCK, CLOCK, Epilogue, LAUNCH, predict, predict_weight_gradient};
 
 /// Bytes a clock of all multiprocessors that copies of 16 bytes gather (cp.async): so many that the stem and the image gradient of a
 /// step of 512 images take the 160 to 180 us that the desk audit of the sm_90a machine code (2026-11-28) counts.
@@ -26,9 +26,11 @@ const MEMORY_RATE: f64 = 4.3e12;
 /// Bytes a second of the second-level cache.
 const CACHE_RATE: f64 = CACHE_BYTES_A_CLOCK * BLOCKS as f64 * CLOCK;
 
-/// Seconds of all of them; `None` for none, and where one has no model.
-pub fn predicted_seconds(launches: &[Launch], network: ResNet18) -> Option<f64> {
-    let convs = network.convs();
+/// Seconds of all of them; `None` where the engine's device is no Hopper and stands for none, for no launch, and where one has no
+/// model.
+pub fn predicted_seconds(engine: &Engine, launches: &[Launch]) -> Option<f64> {
+    engine.driver().filter(|driver| driver.has_wgmma())?;
+    let convs = engine.network().convs();
     let seconds: Option<Vec<f64>> = launches.iter().map(|launch| launch_seconds(launch, &convs)).collect();
     seconds.filter(|seconds| !seconds.is_empty()).map(|seconds| seconds.iter().sum())
 }
@@ -56,11 +58,8 @@ fn conv_shape(launch: &Launch, convs: &[Conv]) -> Option<ConvShape> {
 }
 
 fn on_wgmma(launch: &Launch, shape: &ConvShape, operation: &str, block: &str) -> Option<f64> {
-    let planned = |direction, block| {
-        wgmma::planned(shape, direction, Rung { block, splits: true, ..Rung::default() }).ok()
-    };
     if operation == "conv_weight_gradient" {
-        return Some(predict_weight_gradient(shape, &planned(Direction::Forward, None)?));
+        return Some(predict_weight_gradient(shape, &plan(shape, Direction::Forward, |_| true)?));
     }
     let (direction, epilogue) = match operation {
         "conv_forward_bias" => (Direction::Forward, Epilogue::Bias),
@@ -79,7 +78,7 @@ fn on_wgmma(launch: &Launch, shape: &ConvShape, operation: &str, block: &str) ->
         _ => return None,
     };
     let block = Block::ALL.into_iter().find(|known| known.name() == block)?;
-    Some(predict(&planned(direction, Some(block))?, epilogue).seconds)
+    Some(predict(&plan(shape, direction, |any| any == block)?, epilogue).seconds)
 }
 
 /// A grid of tiles of `rows` x `columns` sums, each over its depth.
