@@ -2,12 +2,13 @@
 
 use std::cell::Cell;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use secateur::batch::Batch;
 use secateur::console::Console;
 use secateur::data::DataSet;
-use secateur::engine::{CrossEntropy, DeviceChoice, Engine, ImageSet, Pass, Sgd, Tensor, WeightSet, open};
-use secateur::model::initialise;
+use secateur::engine::{CrossEntropy, DeviceChoice, Engine, Pass, Sgd, Tensor, WeightSet, open};
+use secateur::model::{Weights, initialise};
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::{Method, Recipe};
 use secateur::train::metrics::EpochMetrics;
@@ -84,7 +85,47 @@ pub fn run(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Ve
     Ok(folder.read_metrics()?)
 }
 
-/// An engine with the weights of a short training, the recipe's images, and the first batch of them.
+/// Weights of a short plain training, until most images of the first batch are right under the running statistics, and some are
+/// not. Methods share them: they depend on network, seed and images alone.
+fn trained() -> &'static Weights {
+    static WEIGHTS: OnceLock<Weights> = OnceLock::new();
+    WEIGHTS.get_or_init(|| {
+        let (mut engine, batch, labels) = gathered(&recipe(&[]));
+        let engine = engine.as_mut();
+        engine.load_weights(&initialise(engine.network(), recipe(&[]).seed)).unwrap();
+        let sgd = Sgd { learning_rate: 0.02, momentum: 0.5, weight_decay: 0.0, average_decay: None };
+        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 / BATCH as f32 };
+        for _ in 0..100 {
+            engine.fold_batch_norm(WeightSet::Live).unwrap();
+            engine.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
+            engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
+            let met = engine.read(&batch.predictions).unwrap();
+            if met.iter().zip(&labels).filter(|(met, label)| met == label).count() >= 10 {
+                break;
+            }
+            let pass = Pass::Train { slot: 0 };
+            engine.forward(pass, &batch.images, &batch.logits).unwrap();
+            engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
+            engine.parameter_gradient(pass, &batch.logit_gradient, false).unwrap();
+            engine.sgd_step(&sgd).unwrap();
+        }
+        engine.weights(WeightSet::Live).unwrap()
+    })
+}
+
+/// An engine, the first batch of the recipe's images on it, and their labels.
+fn gathered(recipe: &Recipe) -> (Box<dyn Engine>, Batch, Vec<u32>) {
+    let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
+    let data = DataSet::open(recipe.data.set, None, recipe.data.train_limit, Some(1)).unwrap();
+    let set = engine.upload_images(&data.train.pixels, &data.train.labels).unwrap();
+    let batch = Batch::alloc(engine.as_ref(), BATCH).unwrap();
+    engine.write(&batch.samples, &(0..BATCH as u32).collect::<Vec<_>>()).unwrap();
+    engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
+    let labels = engine.read(&batch.labels).unwrap();
+    (engine, batch, labels)
+}
+
+/// An engine with the weights of a short training, and a batch of images.
 pub struct Bench {
     pub engine: Box<dyn Engine>,
     pub batch: Batch,
@@ -94,34 +135,12 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(recipe: &Recipe) -> Self {
-        let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
-        let data = DataSet::open(recipe.data.set, None, recipe.data.train_limit, Some(1)).unwrap();
-        let engine_ref = engine.as_mut();
-        engine_ref.load_weights(&initialise(train::network(recipe), recipe.seed)).unwrap();
-        let set: ImageSet = engine_ref.upload_images(&data.train.pixels, &data.train.labels).unwrap();
-        let batch = Batch::alloc(engine_ref, BATCH).unwrap();
-        let samples: Vec<u32> = (0..BATCH as u32).collect();
-        engine_ref.write(&batch.samples, &samples).unwrap();
-        engine_ref.gather(&set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
-        let labels = engine_ref.read(&batch.labels).unwrap();
-        // Trained until most of these very images are right under the running statistics, and some are not.
-        let sgd = Sgd { learning_rate: 0.02, momentum: 0.5, weight_decay: 0.0, average_decay: None };
-        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 / BATCH as f32 };
-        for _ in 0..100 {
-            engine_ref.fold_batch_norm(WeightSet::Live).unwrap();
-            engine_ref.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
-            engine_ref.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
-            let met = engine_ref.read(&batch.predictions).unwrap();
-            if met.iter().zip(&labels).filter(|(met, label)| met == label).count() >= 10 {
-                break;
-            }
-            let pass = Pass::Train { slot: 0 };
-            engine_ref.forward(pass, &batch.images, &batch.logits).unwrap();
-            engine_ref.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
-            engine_ref.parameter_gradient(pass, &batch.logit_gradient, false).unwrap();
-            engine_ref.sgd_step(&sgd).unwrap();
-        }
-        engine_ref.fold_batch_norm(WeightSet::Live).unwrap();
+        let plain = self::recipe(&[]);
+        let of = |recipe: &Recipe| (train::network(recipe), recipe.seed, recipe.data.set);
+        assert_eq!(of(recipe), of(&plain), "the weights are trained for these");
+        let (mut engine, batch, labels) = gathered(recipe);
+        engine.load_weights(trained()).unwrap();
+        engine.fold_batch_norm(WeightSet::Live).unwrap();
         let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
         Self { engine, batch, labels, key }
     }
