@@ -12,6 +12,7 @@ pub fn build(root: &Path, out: &Path, sources: &Sources, library: &str) -> Resul
         .cpp(true)
         .std("c++17")
         .opt_level(2)
+        .debug(false)
         .include(root.join("kernels"))
         .warnings(true)
         .extra_warnings(true)

@@ -1,6 +1,4 @@
 //! What ptxas says about each kernel: registers, shared memory, spills, and the remarks that mean a slow kernel.
-//!
-//! Shared with `tests/build_logic.rs`, which feeds it real output, spills included.
 
 /// What one kernel takes on one target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

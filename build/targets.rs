@@ -1,6 +1,5 @@
 //! For which GPUs code is made, and which compiler makes it.
-//!
-//! Pure functions; shared with `tests/build_logic.rs`.
+//! Pure functions.
 
 use std::path::{Path, PathBuf};
 

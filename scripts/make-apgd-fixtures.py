@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tests/fixtures/apgd.safetensors: APGD step by step, and margin losses by autograd, for tests/apgd.rs.
+"""Writes tests/fixtures/apgd.safetensors: APGD step by step, and margin losses by autograd.
 
 Usage: python3 scripts/make-apgd-fixtures.py          needs torch, numpy and safetensors; CPU only, takes a second
 

@@ -6,7 +6,7 @@ Usage: make-fixtures.py [--search N]      (needs torch, numpy, safetensors)
 A value that a ReLU sees within rounding of zero may fall on the other side in f32, and the gradients then differ by a
 whole unit's share. So the seed is one whose closest such value is far from zero; --search N looks for it.
 
-Weights, images and labels are not stored: tests/reference_pytorch.rs draws the same ones from Philox. Of a tensor with
+Weights, images and labels are not stored: tests/engine/reference_pytorch.rs draws the same ones from Philox. Of a tensor with
 more than FULL elements every STRIDE-th is stored, and the norm of the whole.
 """
 

@@ -4,7 +4,7 @@
 Usage: python3 scripts/make-padding-fixtures.py          needs torch, numpy and safetensors; takes a second
 
 `image` (3 x 32 x 32 bytes) is noise; `zero` and `reflect` (3 x 40 x 40) are the two paddings. The reflected one is numpy's,
-which robust_overfitting and Bag of Tricks use, and must be PyTorch's too. Read by tests/kernel_data.rs.
+which robust_overfitting and Bag of Tricks use, and must be PyTorch's too.
 """
 
 import sys

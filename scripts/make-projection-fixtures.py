@@ -6,7 +6,7 @@ Usage: python3 scripts/make-projection-fixtures.py          needs numpy, scipy a
 FAB moves an image t to the hyperplane w . (t + d) = w . t - excess by the d of least maximum norm that keeps t + d in [0, 1].
 As a linear programme in (d, L): minimise L with -L <= d <= L, -t <= d <= 1 - t, w . d = -excess. Where the box does not reach
 the hyperplane, a second programme minimises the gap |w . d + excess|. No sorting, no breakpoints: nothing is shared with the
-implementations. Inputs are f32, the programmes are solved in f64. Read by tests/fab.rs.
+implementations. Inputs are f32, the programmes are solved in f64.
 
 For the sizes S in 24 and 3072 (a whole image) the tensors are named "S.name": `points` t and `weights` w (cases x S), `excess`,
 `lengths` L (NaN where out of reach) and `gaps` (0 where in reach), one a case.

@@ -6,8 +6,7 @@ Usage: python3 scripts/make-pursuit-fixtures.py          needs numpy, scipy and 
 A problem is min |A w - b|^2 + ridge |w|^2 over w >= 0, which nnls solves with sqrt(ridge) I below A and zeros below b. For
 problem p the tensors (all f64) are named "p.name": `atoms` (n x m, one atom a row), `target` (m), `ridge` (1), the optimum
 over all atoms `weights` (n) and `residual` (|A w - b| / |b|), and for each K in BUDGETS "p.K.weights" (n) and "p.K.residual":
-a pursuit of at most K atoms, solved from scratch at each step, with the weights that nnls finds on its atoms. Read by
-tests/prune_pursuit.rs.
+a pursuit of at most K atoms, solved from scratch at each step, with the weights that nnls finds on its atoms.
 """
 
 import sys

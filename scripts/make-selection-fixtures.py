@@ -15,7 +15,7 @@ random pool of int(N / k ln 100) at each pick ("stochastic"), or the k / r best 
 "ce" and "trades": logits of candidates and held-out images, one table a term (TRADES: clean, adversarial), their classes,
 the candidates' logit gradients, and the places chosen, ascending. Pools are drawn by Philox as in src/prune/glister.rs:
 a partial Fisher-Yates shuffle of the open places, its words keyed by the number of the pick. Everything is f64 but the stored
-logits and gradients, which are rounded to f32 first. Read by tests/prune_info_batch.rs and tests/prune_glister.rs.
+logits and gradients, which are rounded to f32 first.
 """
 
 import math

@@ -37,8 +37,10 @@ export CARGO_ENCODED_RUSTFLAGS CXXFLAGS="${CXXFLAGS:-} -ffile-prefix-map=$PWD=se
 
 rm -rf .carry
 mkdir -p .carry/tests
-# The tests that open a device say so in their source.
-tests=$(grep -lE '\b(cuda_engine|on_every_driver|(conv_)?drivers|hoppers?)\(' tests/*.rs | xargs -n 1 basename -s .rs)
+# The modules of tests that open a device say so in their source: executable and module, a line each.
+modules=$(grep -lE '\b(cuda_engine|on_every_driver|(conv_)?drivers|hoppers)\(' tests/*/*.rs \
+    | sed -nE '/^tests.common/d; s|^tests/([^/]+)/([^/]+)\.rs$|\1 \2|p')
+tests=$(cut -d ' ' -f 1 <<< "$modules" | sort -u)
 # Each line of the build's messages that names an executable.
 # shellcheck disable=SC2086
 cargo test --release --no-run --message-format=json --bin secateur --bench ablation $(printf -- '--test %s ' $tests) \
@@ -65,6 +67,7 @@ if [ -n "$nvcc" ]; then
     packed="$packed probe-hopper"
 fi
 (cd .carry && find $packed -type f -exec strip {} +)
+echo "$modules" > .carry/tests/modules.txt
 for folder in "$PWD" "$HOME" "$cargo_home" "$toolchain" "$CARGO_TARGET_DIR" ${nvcc:+"$(dirname "$nvcc")"}; do
     if named=$(cd .carry && grep -rlaF "$folder/" $packed); then
         echo "error: $folder is named in" $named >&2

@@ -88,8 +88,8 @@ pub fn run(args: &Args, line: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
     }
 
     let rule = Rule { samples: args.samples as usize, error: args.error / 100.0, seconds: args.timeout };
-    let ceilings = Ceilings::measure(engine.as_mut())?;
-    let mut document = Document::new("ablation", engine.as_ref(), Vec::new(), args.batch as usize, &ceilings);
+    let ceilings = Ceilings::measure(&mut engine)?;
+    let mut document = Document::new("ablation", &engine, Vec::new(), args.batch as usize, &ceilings);
     document.device_block().iter().for_each(|text| line(text));
     let write = |document: &Document| match &json {
         Some(json) => json.write(&document.to_json()?).with_context(|| json.path().display().to_string()),

@@ -55,7 +55,7 @@ def panics(text, most=2):
 
 
 def by_test_result(code, text, output):
-    """Of a test executable: no test at all is a failure too."""
+    """Of a module of tests: no test at all is a failure too."""
     results = re.findall(r"^test result: .*", text, re.MULTILINE)
     if code == 0 and results and re.match(r"test result: ok\. [1-9]", results[-1]):
         return OK, results[-1].removeprefix("test result: ok. ")

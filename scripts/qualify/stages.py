@@ -73,35 +73,37 @@ def probes(kinds):
 # ---- Tests -----------------------------------------------------------------------------------------------------------------
 
 
-def executable(test):
-    return TESTS / test
-
-
 def packed_tests():
-    return sorted(path.name for path in TESTS.iterdir()) if TESTS.is_dir() else []
+    """Modules of tests that open a device, and the executable of each."""
+    listed = TESTS / "modules.txt"
+    lines = listed.read_text().splitlines() if listed.is_file() else []
+    return {module: TESTS / executable for executable, module in map(str.split, lines)}
 
 
-def test_jobs(names, limit):
-    return [Job(name, [executable(name), "--nocapture"], limit, needs=str(executable(name)), outcome=job.by_test_result)
-            for name in names]
+def test_job(name, module, limit, only=(), **rest):
+    """A module of tests, or only some tests of it, in a process of its own: a hang costs no other."""
+    executable = packed_tests().get(module, TESTS / module)
+    chosen = ["--exact", *only] if only else [f"{module}::"]
+    return Job(name, [executable, *chosen, "--nocapture"], limit, needs=str(executable), outcome=job.by_test_result, **rest)
 
 
 def step_tests(session):
-    return test_jobs(STEP_TESTS, 30)
+    return [test_job(module, module, 30) for module in STEP_TESTS]
 
 
 def other_tests(session):
-    return test_jobs([name for name in packed_tests() if name not in STEP_TESTS], 40)
+    return [test_job(module, module, 40) for module in sorted(packed_tests()) if module not in STEP_TESTS]
 
 
 def each_alone(session):
-    """What an executable lists as failed, in a process each: after an illegal access every later call of a process fails."""
+    """What a module lists as failed, in a process each: after an illegal access every later call of a process fails."""
     jobs = []
     for record in session.records("step-tests") + session.records("other-tests"):
         if record["result"] == job.FAILED:
-            for test in job.failed_tests(session.log(record["job"]).read_text(errors="replace")):
-                name = f"alone-{record['job']}-{test.replace('::', '-')}"
-                jobs.append(Job(name, [executable(record["job"]), "--exact", test, "--nocapture"], 15, outcome=job.by_test_result))
+            module = record["job"]
+            for test in job.failed_tests(session.log(module).read_text(errors="replace")):
+                name = f"alone-{module}-{test.removeprefix(f'{module}::').replace('::', '-')}"
+                jobs.append(test_job(name, module, 15, [test]))
     return jobs
 
 
@@ -196,7 +198,7 @@ def counters_again(session):
     return [counted(session, f"sections-{at}", kernel, what) for at, kernel in enumerate(COUNTED)] if refused else []
 
 
-# The smallest batch at which width 64 launches the blocks 128x256 and 64x512 (tests/qualify_gpu.rs looks).
+# The smallest batch at which width 64 launches the blocks 128x256 and 64x512.
 CHECKED_BATCH = 128
 
 
@@ -252,8 +254,8 @@ FIRST = [
     Stage("probes", 8, 6, probes("ac")),
     Stage("rates", 6, 1, probes("b")),
     Stage("step-tests", 60, 8, step_tests),
-    Stage("switches", 45, 8, lambda session: switches.candidates(session, executable, 30), switches.choose, conditional=True),
-    Stage("confirm", 30, 8, lambda session: switches.confirm(session, executable, 30), switches.confirmed, conditional=True),
+    Stage("switches", 45, 8, lambda session: switches.candidates(session, test_job, 30), switches.choose, conditional=True),
+    Stage("confirm", 30, 8, lambda session: switches.confirm(session, test_job, 30), switches.confirmed, conditional=True),
     Stage("attack", 25, 1, attacks),
     Stage("steps", 40, 1, steps),
     Stage("peer", 105, 1, peer("pgd-at", "peer", 105)),

@@ -4,14 +4,13 @@ The program reads SECATEUR_WGMMA, a list of what is left out: a block, a directi
 """
 
 from . import job
-from .job import Job
 
 # Blocks, then directions, by how much of a step each takes.
 BLOCKS = ["split", "64x512", "128x256", "64x256", "resident"]
 DIRECTIONS = ["weight-gradient", "input-gradient", "forward"]
 ANY = [*BLOCKS, *DIRECTIONS, "input-gradient,forward"]
 
-# Tests of what a training step launches, and what may be left out where one fails, narrowest first; `off` comes last for all of
+# Modules of tests of what a training step launches, and what may be left out where one fails, narrowest first; `off` comes last for all of
 # them. The head, the losses and their like have no kernel for Hopper alone.
 STEP_TESTS = {
     "conv_forward": [*BLOCKS, "forward"],
@@ -44,7 +43,7 @@ def together(left_out, switch):
     return OFF if switch == OFF else ",".join(filter(None, [left_out, switch]))
 
 
-def candidates(session, executable, limit):
+def candidates(session, test_job, limit):
     """Each test that failed, only what failed of it, without each of what it may depend on; all of them at once."""
     jobs = []
     for record in session.records("step-tests"):
@@ -52,11 +51,9 @@ def candidates(session, executable, limit):
         if record["result"] not in (job.FAILED, job.TIME_UP) or not STEP_TESTS[test]:
             continue
         failed = job.failed_tests(session.log(test).read_text(errors="replace"))
-        only = ["--exact", *failed] if failed else []
         for switch in [*STEP_TESTS[test], OFF]:
             left_out = {"SECATEUR_WGMMA": together(session.switches, switch)}
-            jobs.append(Job(named(test, switch), [executable(test), *only, "--nocapture"], limit, env=left_out,
-                            outcome=job.by_test_result, about={"test": test, "switch": switch}))
+            jobs.append(test_job(named(test, switch), test, limit, failed, env=left_out, about={"test": test, "switch": switch}))
     return jobs
 
 
@@ -79,12 +76,11 @@ def choose(session):
         print(f"from here on without these kernels: SECATEUR_WGMMA={session.switches}", flush=True)
 
 
-def confirm(session, executable, limit):
+def confirm(session, test_job, limit):
     """Each test that failed and was mended, whole, under all that is left out."""
     if not session.switches:
         return []
-    return [Job(f"{record['job']}-again", [executable(record["job"]), "--nocapture"], limit, outcome=job.by_test_result,
-                about={"test": record["job"]})
+    return [test_job(f"{record['job']}-again", record["job"], limit, about={"test": record["job"]})
             for record in session.records("step-tests")
             if record["result"] in (job.FAILED, job.TIME_UP) and record["job"] not in session.unproven]
 

@@ -1,9 +1,13 @@
-//! What `build.rs` decides: targets, compilers, and what ptxas output means. The output under `tests/ptxas` is nvcc 13.0's.
+//! What `build.rs` decides: targets, compilers, when a file is compiled again, and what ptxas output means. The output under
+//! `tests/ptxas` is nvcc 13.0's.
 
 #[path = "../../build/ptxas.rs"]
 mod ptxas;
 #[path = "../../build/targets.rs"]
 mod targets;
+#[allow(dead_code)] // finding the sources is for the build alone
+#[path = "../../build/units.rs"]
+mod units;
 
 use std::path::Path;
 
@@ -96,4 +100,31 @@ fn compilers_are_sought_in_order() {
     assert_eq!(targets::release(version), Some((13, 0)));
     assert_eq!(targets::release("gcc 12"), None);
     assert!(targets::OLDEST_NVCC < (13, 0), "install-nvcc.sh installs 13.0");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_unit_is_compiled_again_for_arguments_and_sources_but_not_for_the_environment() {
+    use std::fs::{self, File};
+    use std::process::Command;
+    use std::time::{Duration, SystemTime};
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    fs::write(file("source"), "").unwrap();
+    // It counts its calls, and lists what it has read where its last argument says.
+    let compiler = "cd \"$1\"; echo >> calls; echo > object; for last; do :; done; echo \"object: $1/source\" > \"$last\"";
+    let calls_with = |variable: Option<&str>, flag: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", compiler, "compiler"]).arg(folder.path()).arg(flag);
+        command.envs(variable.map(|value| ("SHELL_OF", value)));
+        units::compile(vec![units::Unit { command, output: file("object"), name: "source".into() }]).unwrap();
+        fs::read_to_string(file("calls")).unwrap().lines().count()
+    };
+    assert_eq!(calls_with(None, "-O2"), 1);
+    assert_eq!(calls_with(None, "-O2"), 1);
+    assert_eq!(calls_with(Some("another"), "-O2"), 1);
+    assert_eq!(calls_with(None, "-O3"), 2);
+    let later = SystemTime::now() + Duration::from_secs(60);
+    File::options().write(true).open(file("source")).unwrap().set_modified(later).unwrap();
+    assert_eq!(calls_with(None, "-O3"), 3);
 }

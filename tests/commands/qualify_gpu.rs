@@ -109,30 +109,36 @@ const PASSING: &str = "echo 'test result: ok. 3 passed; 0 failed'";
 fn failing_with(kernel: &str) -> String {
     format!(
         r#"case ",$SECATEUR_WGMMA," in *,{kernel},*|*,off,*) {PASSING}; exit ;; esac
-printf "thread 'wrong' panicked at a.rs:1:\nwrong pixel\n\nfailures:\n    wrong\n\ntest result: FAILED. 1 passed; 1 failed\n"; exit 101"#
+test=${{0##*/}}::wrong
+printf "thread '$test' panicked at a.rs:1:\nwrong pixel\n\nfailures:\n    $test\n\ntest result: FAILED. 1 passed; 1 failed\n"; exit 101"#
     )
 }
 
-/// The executables of a training step's tests, as scripts/qualify/switches.py names them, and one more.
-const TESTS: [&str; 18] = [
-    "attack_loop",
-    "conv_forward",
-    "conv_image_gradient",
-    "conv_input_gradient",
-    "conv_weight_gradient",
-    "engine_agreement",
-    "first_stage",
-    "graphs",
-    "kernel_attack",
-    "kernel_data",
-    "kernel_head",
-    "kernel_head_ascent",
-    "kernel_loss",
-    "kernel_norm",
-    "kernel_optimizer",
-    "kernel_paired_loss",
-    "paired_passes",
-    "kernel_select",
+/// A test executable: the stand-in of the module that its first filter names.
+const EXECUTABLE: &str = r#"filter=$1; [ "$1" != --exact ] || filter=$2
+case $filter in *::*) exec ".carry/modules/${filter%%::*}" ;; *) echo "no module in '$*'"; exit 101 ;; esac"#;
+
+/// The modules of a training step's tests, as scripts/qualify/switches.py names them, and one more.
+const MODULES: [(&str, &[&str]); 2] = [
+    ("engine", &["attack_loop", "engine_agreement", "first_stage", "graphs", "paired_passes"]),
+    (
+        "kernels",
+        &[
+            "conv_forward",
+            "conv_image_gradient",
+            "conv_input_gradient",
+            "conv_weight_gradient",
+            "kernel_attack",
+            "kernel_data",
+            "kernel_head",
+            "kernel_head_ascent",
+            "kernel_loss",
+            "kernel_norm",
+            "kernel_optimizer",
+            "kernel_paired_loss",
+            "kernel_select",
+        ],
+    ),
 ];
 
 /// A checkout with stand-ins, in which every test passes.
@@ -174,9 +180,15 @@ impl Machine {
         machine.script(".carry/ablation", r#"exec "$(dirname "$0")/secateur" bench ablation "$@""#);
         machine.script(".carry/probe-hopper", PROBE);
         fs::write(machine.path("benches/peers/gpu_step.py"), PEER).unwrap();
-        for test in TESTS {
-            machine.script(&format!(".carry/tests/{test}"), PASSING);
+        let mut listed = String::new();
+        for (executable, modules) in MODULES {
+            machine.script(&format!(".carry/tests/{executable}"), EXECUTABLE);
+            for module in modules {
+                machine.script(&format!(".carry/modules/{module}"), PASSING);
+                listed += &format!("{executable} {module}\n");
+            }
         }
+        machine.write(".carry/tests/modules.txt", &listed);
         machine
     }
 
@@ -368,8 +380,8 @@ fn the_first_call_fits_into_its_time() {
 #[test]
 fn a_failing_kernel_alone_is_left_out() {
     let machine = Machine::new();
-    machine.script(".carry/tests/conv_forward", &failing_with("128x256"));
-    machine.script(".carry/tests/graphs", &failing_with("input-gradient"));
+    machine.script(".carry/modules/conv_forward", &failing_with("128x256"));
+    machine.script(".carry/modules/graphs", &failing_with("input-gradient"));
     let done = machine.first(&["--only", "step-tests,switches,confirm,attack,steps,counters"]);
     assert_eq!(done.code, Some(1), "{}", done.stdout);
     assert_eq!((done.result("conv_forward"), done.result("conv_forward-again")), ("failed", "ok"));
@@ -384,7 +396,7 @@ fn a_failing_kernel_alone_is_left_out() {
         "| pgd-at, batch 512 | 1000 | 25.5 | 5.1 % | 50.00 | 1250 | without 128x256,input-gradient | - | - | - |",
     );
     done.says("* conv_forward with SECATEUR_WGMMA=64x512: failed");
-    done.says("* failed: conv_forward: thread 'wrong' panicked at a.rs:1: wrong pixel");
+    done.says("* failed: conv_forward: thread 'conv_forward::wrong' panicked at a.rs:1: wrong pixel");
     // The second call goes on without them.
     let done = machine.call("second", &["--only", "rate"]);
     assert_eq!(done.kernels("step-512"), "without 128x256,input-gradient");
@@ -397,8 +409,8 @@ fn failures_that_only_all_switches_together_mend_turn_all_off() {
     let body = |kernel: &str| {
         format!(r#"[ "$SECATEUR_WGMMA" = {kernel} ] || [ "$SECATEUR_WGMMA" = off ] || exit 101; {PASSING}"#)
     };
-    machine.script(".carry/tests/conv_forward", &body("forward"));
-    machine.script(".carry/tests/conv_input_gradient", &body("input-gradient"));
+    machine.script(".carry/modules/conv_forward", &body("forward"));
+    machine.script(".carry/modules/conv_input_gradient", &body("input-gradient"));
     let done = machine.first(&["--only", "step-tests,switches,confirm,steps"]);
     assert_eq!(done.kernels("step-512"), "without off", "{}", done.stdout);
 }
@@ -412,7 +424,7 @@ fn an_older_program_knows_off_alone() {
 off) echo 'test result: ok. 3 passed; 0 failed' ;;
 *) echo "error: SECATEUR_WGMMA=$SECATEUR_WGMMA: expected on or off"; exit 101 ;;
 esac"#;
-    machine.script(".carry/tests/conv_weight_gradient", refuses);
+    machine.script(".carry/modules/conv_weight_gradient", refuses);
     let done = machine.first(&["--only", "step-tests,switches,confirm,attack,variants"]);
     assert_eq!(done.result("conv_weight_gradient-without-weight-gradient"), "not run");
     assert_eq!((done.result("attack-512-carve-out-off"), done.kernels("attack-512")), ("ok", "without off"));
@@ -423,8 +435,8 @@ esac"#;
 #[test]
 fn what_nothing_mends_is_measured_and_called_unproven() {
     let machine = Machine::new();
-    machine.script(".carry/tests/kernel_norm", &failing_with("nothing").replace("*,off,*", "x"));
-    machine.script(".carry/tests/kernel_select", "echo 'test result: ok. 0 passed; 0 failed'");
+    machine.script(".carry/modules/kernel_norm", &failing_with("nothing").replace("*,off,*", "x"));
+    machine.script(".carry/modules/kernel_select", "echo 'test result: ok. 0 passed; 0 failed'");
     let done = machine.first(&["--only", "step-tests,switches,confirm,steps,other-tests,alone"]);
     assert_eq!((done.code, done.result("step-512")), (Some(1), "ok"));
     done.says("**Unproven: kernel_norm did not pass with any choice of kernels.**");
@@ -543,7 +555,7 @@ fn killed(call: &str, stages: &str, hang: &str, victim: &str, rows: &[&str]) {
     let stages_file = "scripts/qualify/stages.py";
     let table = fs::read_to_string(machine.path(stages_file)).unwrap();
     machine.write(stages_file, &table.replace("patience: float = 1.0", "patience: float = 20.0"));
-    if hang.starts_with(".carry/tests/") {
+    if hang.starts_with(".carry/modules/") {
         machine.script(hang, "echo 'test one ... ok'; exec sleep 100");
     } else {
         machine.write("hang", hang);
@@ -586,7 +598,7 @@ fn a_kill_in_the_middle_of_any_stage_leaves_every_row() {
         for (stages, hang, victim, rows) in [
             ("probes", "a3", "probe-a3", vec!["| question a2 | 9 | 3 |", "| question c1 | 9 | 3 |"]),
             ("probes,rates", "b2", "probe-b2", vec!["| question a2 |", "| question b1 |"]),
-            ("step-tests", ".carry/tests/graphs", "graphs", vec!["of a training step: 16 of 17 passed"]),
+            ("step-tests", ".carry/modules/graphs", "graphs", vec!["of a training step: 16 of 17 passed"]),
             ("attack", "bench attack", "attack-512", vec![attack, "attack-512.json is not finished"]),
             ("attack,steps", "bench step", "step-512", vec![attack, step]),
             ("steps,peer", "--method pgd-at", "peer", vec![step, "125 (graphs)"]),
@@ -598,7 +610,7 @@ fn a_kill_in_the_middle_of_any_stage_leaves_every_row() {
             ),
             ("steps,kernels", "bench kernels", "kernels-512", vec![step, "| `conv_forward 1x1x1` | 7 |"]),
             ("steps,counters", "profile", "counters-0", vec![step]),
-            ("steps,other-tests", ".carry/tests/kernel_select", "kernel_select", vec![step]),
+            ("steps,other-tests", ".carry/modules/kernel_select", "kernel_select", vec![step]),
             ("steps,checkers", "profile", "racecheck", vec![step]),
             ("steps,peer-others", "--method trades,mart", "peer-others", vec![step]),
         ] {
@@ -715,6 +727,28 @@ fn what_is_missing_is_named() {
     let done = machine.first(&["--only", "no-such-stage"]);
     assert_eq!(done.code, Some(2), "{}", done.stdout);
     assert!(done.stdout.contains("--only no-such-stage: expected some of probes, "), "{}", done.stdout);
+}
+
+/// A module runs by a filter, which is a part of a test's name: it must not be the end of another module's name.
+#[test]
+fn a_filter_chooses_one_module_and_a_steps_modules_are_there() {
+    let folders = |path: &Path| fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+    let modules: Vec<(PathBuf, String)> = folders(&Path::new(ROOT).join("tests"))
+        .filter(|folder| folder.join("main.rs").is_file())
+        .flat_map(|folder| folders(&folder).collect::<Vec<_>>())
+        .map(|file| (file.parent().unwrap().into(), file.file_stem().unwrap().to_str().unwrap().into()))
+        .collect();
+    for (folder, module) in &modules {
+        let chosen = modules.iter().filter(|(other, name)| other == folder && name.ends_with(module));
+        assert_eq!(chosen.count(), 1, "{folder:?}: {module}");
+    }
+    let script = "import sys; sys.path.insert(0, 'scripts'); from qualify import switches; print(*switches.STEP_TESTS)";
+    let output = Command::new("python3").current_dir(ROOT).args(["-B", "-c", script]).output().unwrap();
+    let of_step = String::from_utf8(output.stdout).unwrap();
+    assert!(of_step.split_whitespace().count() > 10, "{}", String::from_utf8_lossy(&output.stderr));
+    for module in of_step.split_whitespace() {
+        assert!(modules.iter().any(|(_, name)| name == module), "no tests/*/{module}.rs");
+    }
 }
 
 #[test]

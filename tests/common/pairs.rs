@@ -1,7 +1,6 @@
 //! Losses of paired logits in f64, written as their formulas stand in the literature: the oracle of kernels and engines.
 //!
-//! Nothing is shifted or rearranged for small numbers here but softmax itself: f64 has digits to spare. The gradients are held
-//! against finite differences of the losses by `tests/paired_losses.rs`.
+//! Nothing is shifted or rearranged for small numbers here but softmax itself: f64 has digits to spare.
 
 use secateur::ops::PairedForm;
 

@@ -2,13 +2,14 @@
 
 use std::cell::Cell;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use secateur::batch::Batch;
 use secateur::console::Console;
 use secateur::data::DataSet;
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, Tensor, WeightSet, open};
-use secateur::model::initialise;
 use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
+use secateur::model::{Weights, initialise};
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::{Method, Recipe};
 use secateur::train::metrics::EpochMetrics;
@@ -85,7 +86,46 @@ pub fn run(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Ve
     Ok(folder.read_metrics()?)
 }
 
-/// An engine with the weights of a short training, the recipe's images, and the first batch of them.
+/// Weights of a short plain training, until most images of the first batch are right under the running statistics, and some are
+/// not. Methods share them: they depend on network, seed and images alone.
+fn trained() -> &'static Weights {
+    static WEIGHTS: OnceLock<Weights> = OnceLock::new();
+    WEIGHTS.get_or_init(|| {
+        let (mut engine, batch, labels) = gathered(&recipe(&[]));
+        let engine = &mut engine;
+        engine.load_weights(&initialise(engine.network(), recipe(&[]).seed)).unwrap();
+        let sgd = Sgd { learning_rate: 0.02, momentum: 0.5, weight_decay: 0.0, average_decay: None };
+        for _ in 0..100 {
+            engine.fold_batch_norm(WeightSet::Live).unwrap();
+            engine.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
+            engine.run(&CrossEntropy { smoothing: 0.0, scale: 1.0 / BATCH as f32, logits: &batch.logits, labels: &batch.labels, weights: None, outputs: batch.outputs() }).unwrap();
+            let met = engine.read(&batch.predictions).unwrap();
+            if met.iter().zip(&labels).filter(|(met, label)| met == label).count() >= 10 {
+                break;
+            }
+            let pass = Pass::Train { slot: 0 };
+            engine.forward(pass, &batch.images, &batch.logits).unwrap();
+            engine.run(&CrossEntropy { smoothing: 0.0, scale: 1.0 / BATCH as f32, logits: &batch.logits, labels: &batch.labels, weights: None, outputs: batch.outputs() }).unwrap();
+            engine.backward(pass, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
+            engine.step(&sgd).unwrap();
+        }
+        engine.weights(WeightSet::Live).unwrap()
+    })
+}
+
+/// An engine, the first batch of the recipe's images on it, and their labels.
+fn gathered(recipe: &Recipe) -> (Engine, Batch, Vec<u32>) {
+    let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
+    let data = DataSet::open(recipe.data.set, None, recipe.data.train_limit, Some(1)).unwrap();
+    let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
+    let batch = Batch::alloc(&engine, BATCH).unwrap();
+    engine.write(&batch.samples, &(0..BATCH as u32).collect::<Vec<_>>()).unwrap();
+    engine.run(&GatherImages { set: &set, samples: &batch.samples, augment: None, images: &batch.images, labels: &batch.labels }).unwrap();
+    let labels = engine.read(&batch.labels).unwrap();
+    (engine, batch, labels)
+}
+
+/// An engine with the weights of a short training, and a batch of images.
 pub struct Bench {
     pub engine: Engine,
     pub batch: Batch,
@@ -95,57 +135,11 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(recipe: &Recipe) -> Self {
-        let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
-        let data = DataSet::open(recipe.data.set, None, recipe.data.train_limit, Some(1)).unwrap();
-        engine.load_weights(&initialise(train::network(recipe), recipe.seed)).unwrap();
-        let set: ImageSet = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
-        let batch = Batch::alloc(&engine, BATCH).unwrap();
-        let samples: Vec<u32> = (0..BATCH as u32).collect();
-        engine.write(&batch.samples, &samples).unwrap();
-        engine
-            .run(&GatherImages {
-                set: &set,
-                samples: &batch.samples,
-                augment: None,
-                images: &batch.images,
-                labels: &batch.labels,
-            })
-            .unwrap();
-        let labels = engine.read(&batch.labels).unwrap();
-        // Trained until most of these very images are right under the running statistics, and some are not.
-        let sgd = Sgd { learning_rate: 0.02, momentum: 0.5, weight_decay: 0.0, average_decay: None };
-        for _ in 0..100 {
-            engine.fold_batch_norm(WeightSet::Live).unwrap();
-            engine.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
-            engine
-                .run(&CrossEntropy {
-                    smoothing: 0.0,
-                    scale: 1.0 / BATCH as f32,
-                    logits: &batch.logits,
-                    labels: &batch.labels,
-                    weights: None,
-                    outputs: batch.outputs(),
-                })
-                .unwrap();
-            let met = engine.read(&batch.predictions).unwrap();
-            if met.iter().zip(&labels).filter(|(met, label)| met == label).count() >= 10 {
-                break;
-            }
-            let pass = Pass::Train { slot: 0 };
-            engine.forward(pass, &batch.images, &batch.logits).unwrap();
-            engine
-                .run(&CrossEntropy {
-                    smoothing: 0.0,
-                    scale: 1.0 / BATCH as f32,
-                    logits: &batch.logits,
-                    labels: &batch.labels,
-                    weights: None,
-                    outputs: batch.outputs(),
-                })
-                .unwrap();
-            engine.backward(pass, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
-            engine.step(&sgd).unwrap();
-        }
+        let plain = self::recipe(&[]);
+        let of = |recipe: &Recipe| (train::network(recipe), recipe.seed, recipe.data.set);
+        assert_eq!(of(recipe), of(&plain), "the weights are trained for these");
+        let (mut engine, batch, labels) = gathered(recipe);
+        engine.load_weights(trained()).unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
         let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
         Self { engine, batch, labels, key }

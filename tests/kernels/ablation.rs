@@ -4,7 +4,6 @@
 mod bench;
 
 use crate::common::conv::*;
-use crate::common::*;
 use bench::im2col::{self, Relu};
 use bench::variants::{VARIANTS, Variant};
 use clap::Parser;

@@ -1,5 +1,5 @@
 //! BulletTrain: each group gets the attack that its objective has for it, in PGD training and TRADES, the single-step
-//! methods, Free-AT and standard training. How groups are formed: tests/bullet_train_groups.rs; whole runs: tests/methods.rs.
+//! methods, Free-AT and standard training.
 
 use std::ops::Range;
 

@@ -2,7 +2,7 @@
 //! the same gradient.
 //!
 //! The network is a steady one (BatchNorm biases keep pre-activations away from zero), so that bf16 flips no ReLU and what
-//! remains is rounding; tests/engine_agreement.rs says why. The gradient is taken on the same adversarial images.
+//! remains is rounding; tests/engine/engine_agreement.rs says why. The gradient is taken on the same adversarial images.
 
 use secateur::attack::AttackWork;
 use secateur::batch::Batch;
