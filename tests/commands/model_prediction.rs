@@ -1,6 +1,5 @@
 //! `secateur bench model`: the roofline of a step, from launches that nothing runs, against the arithmetic of the layer table.
 
-use assert_cmd::Command;
 use secateur::engine::cuda::driver::Kernel;
 use secateur::engine::{DeviceChoice, Record};
 use secateur::measure::model::{Part, Prediction, Roof, predict};
@@ -9,6 +8,8 @@ use secateur::measure::workload::{Bench, Work};
 use secateur::model::ResNet18;
 use secateur::recipe::Recipe;
 use tempfile::TempDir;
+
+use crate::common::program::secateur;
 
 fn recipe(name: &str, width: usize, batch: usize, steps: Option<usize>) -> Recipe {
     let mut overrides = vec![format!("model.width={width}"), format!("batch={batch}")];
@@ -156,8 +157,7 @@ fn every_launch_of_a_step_has_a_prediction() {
 fn the_command_prints_layers_and_steps() {
     let folder = TempDir::new().unwrap();
     let run = |args: &[&str]| {
-        let output =
-            Command::cargo_bin("secateur").unwrap().current_dir(folder.path()).args(args).output().unwrap();
+        let output = secateur().current_dir(folder.path()).args(args).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (output.status.code(), text(output.stdout), text(output.stderr))
     };

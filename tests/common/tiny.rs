@@ -8,8 +8,8 @@ use secateur::batch::Batch;
 use secateur::console::Console;
 use secateur::data::DataSet;
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, Tensor, WeightSet, open};
-use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
 use secateur::model::{Weights, initialise};
+use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::{Method, Recipe};
 use secateur::train::metrics::EpochMetrics;
@@ -98,14 +98,32 @@ fn trained() -> &'static Weights {
         for _ in 0..100 {
             engine.fold_batch_norm(WeightSet::Live).unwrap();
             engine.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
-            engine.run(&CrossEntropy { smoothing: 0.0, scale: 1.0 / BATCH as f32, logits: &batch.logits, labels: &batch.labels, weights: None, outputs: batch.outputs() }).unwrap();
+            engine
+                .run(&CrossEntropy {
+                    smoothing: 0.0,
+                    scale: 1.0 / BATCH as f32,
+                    logits: &batch.logits,
+                    labels: &batch.labels,
+                    weights: None,
+                    outputs: batch.outputs(),
+                })
+                .unwrap();
             let met = engine.read(&batch.predictions).unwrap();
             if met.iter().zip(&labels).filter(|(met, label)| met == label).count() >= 10 {
                 break;
             }
             let pass = Pass::Train { slot: 0 };
             engine.forward(pass, &batch.images, &batch.logits).unwrap();
-            engine.run(&CrossEntropy { smoothing: 0.0, scale: 1.0 / BATCH as f32, logits: &batch.logits, labels: &batch.labels, weights: None, outputs: batch.outputs() }).unwrap();
+            engine
+                .run(&CrossEntropy {
+                    smoothing: 0.0,
+                    scale: 1.0 / BATCH as f32,
+                    logits: &batch.logits,
+                    labels: &batch.labels,
+                    weights: None,
+                    outputs: batch.outputs(),
+                })
+                .unwrap();
             engine.backward(pass, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
             engine.step(&sgd).unwrap();
         }
@@ -120,7 +138,15 @@ fn gathered(recipe: &Recipe) -> (Engine, Batch, Vec<u32>) {
     let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
     let batch = Batch::alloc(&engine, BATCH).unwrap();
     engine.write(&batch.samples, &(0..BATCH as u32).collect::<Vec<_>>()).unwrap();
-    engine.run(&GatherImages { set: &set, samples: &batch.samples, augment: None, images: &batch.images, labels: &batch.labels }).unwrap();
+    engine
+        .run(&GatherImages {
+            set: &set,
+            samples: &batch.samples,
+            augment: None,
+            images: &batch.images,
+            labels: &batch.labels,
+        })
+        .unwrap();
     let labels = engine.read(&batch.labels).unwrap();
     (engine, batch, labels)
 }

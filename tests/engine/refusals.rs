@@ -1,10 +1,18 @@
 //! Faulty calls: every device refuses the same ones, in the same words, and writes nothing.
 
 use secateur::batch::Batch;
-use secateur::engine::{DeviceChoice, Engine, Error, GradRequest, OptimizerState, Pass, Result, Sgd, SignStep, Tensor, WeightSet, open};
-use secateur::ops::{ApgdPhase, ApgdPoint, ApgdStart, ApgdState, ApgdStep, AscentLoss, AttackSteps, BulletTrainScore, ClassDifference, CrossEntropy, Divergence, FabKeep, FabState, FabStep, GatherImages, GatherRows, ImageSet, LossOutputs, Margin, MarginLoss, Noise, PairedForm, PairedLoss, Pattern, Perturb, Query, RowNorms, ScatterRows, SearchState, SelectAtLeast, SelectTopK, SquareAccept, SquarePropose, TargetClass};
+use secateur::engine::{
+    DeviceChoice, Engine, Error, GradRequest, OptimizerState, Pass, Result, Sgd, SignStep, Tensor, WeightSet,
+    open,
+};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, Weights, initialise};
+use secateur::ops::{
+    ApgdPhase, ApgdPoint, ApgdStart, ApgdState, ApgdStep, AscentLoss, AttackSteps, BulletTrainScore,
+    ClassDifference, CrossEntropy, Divergence, FabKeep, FabState, FabStep, GatherImages, GatherRows,
+    ImageSet, LossOutputs, Margin, MarginLoss, Noise, PairedForm, PairedLoss, Pattern, Perturb, Query,
+    RowNorms, ScatterRows, SearchState, SelectAtLeast, SelectTopK, SquareAccept, SquarePropose, TargetClass,
+};
 use secateur::philox::{Key, Purpose};
 
 use crate::common::{self, SEED};
