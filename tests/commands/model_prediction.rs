@@ -156,11 +156,7 @@ fn every_launch_of_a_step_has_a_prediction() {
 #[test]
 fn the_command_prints_layers_and_steps() {
     let folder = TempDir::new().unwrap();
-    let run = |args: &[&str]| {
-        let output = secateur().current_dir(folder.path()).args(args).output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (output.status.code(), text(output.stdout), text(output.stderr))
-    };
+    let run = |args: &[&str]| secateur(folder.path(), args).parts();
     let model = ["bench", "model", "--width=16", "--batch=8"];
     let (code, stdout, stderr) = run(&[&model[..], &["--bytes=inf", "--json=m.json"]].concat());
     assert_eq!(code, Some(0), "{stderr}");
