@@ -5,7 +5,7 @@ mod common;
 
 use secateur::batch::Batch;
 use secateur::engine::{
-    AscentLoss, AttackSteps, DeviceChoice, Engine, Pass, Precision, SignStep, WeightSet, ascend_step_by_step,
+    AscentLoss, AttackSteps, DeviceChoice, Engine, Pass, SignStep, WeightSet, ascend_step_by_step,
     open,
 };
 use secateur::model::layers::IMAGE_LEN;
@@ -33,7 +33,6 @@ fn steps<'a>(pass: Pass, loss: AscentLoss<'a>, batch: &'a Batch) -> AttackSteps<
         loss,
         step: SignStep { step_size: 2.0 / 255.0, epsilon: 8.0 / 255.0 },
         steps: 2,
-        precision: Precision::Device,
         images: &batch.images,
         perturbed: &batch.perturbed,
         logits: &batch.logits,

@@ -93,11 +93,7 @@ fn a_mistake_is_one_line_and_leaves_nothing_behind() {
         ("train --set name=a/b", 2, "name = \"a/b\", expected the name of a folder"),
         ("eval --weights bad.safetensors --eps 1e-60", 2, "'1e-60'"),
         ("data info generated --data empty", 2, "the generated ones, which are in no files\n"),
-        (
-            "train --set attack.precision=e4m3 --device emulated",
-            2,
-            "attack.precision = \"e4m3\": only the reference",
-        ),
+        ("train --set attack.precision=e4m3", 2, "attack.precision = \"e4m3\", expected \"device\""),
         ("train --set evaluation.best_by=pgd", 2, "protocol 'pgd'"),
         ("train --resume", 2, "--out"),
         ("train --out full", 2, "full: not a run of secateur"),
@@ -186,7 +182,11 @@ fn train_then_eval_then_dump() {
     assert!(second.stderr.contains("run: another process is training into it"), "{}", second.stderr);
     assert_eq!(json(&path.join("run/environment.json")).as_array().unwrap().len(), 1);
     drop(claim);
-    // A finished run resumes to its end: the same results.
+    // A finished run resumes to its end: the same results. So does one of before `attack.precision` was retired.
+    let recipe = fs::read_to_string(path.join("run/recipe.toml")).unwrap();
+    let older = recipe.replace("[attack]\n", "[attack]\nprecision = \"device\"\n");
+    assert_ne!(older, recipe);
+    fs::write(path.join("run/recipe.toml"), older).unwrap();
     let result = json(&path.join("run/result.json"));
     let resumed = secateur(path, &["train", "--out", "run", "--resume", "--device", "cpu"]);
     assert_eq!(resumed.code, Some(0), "{}", resumed.stderr);

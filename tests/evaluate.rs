@@ -6,7 +6,7 @@ use secateur::attack::{CrossEntropyAscent, Pgd};
 use secateur::batch::Batch;
 use secateur::data::generated::{self, Part};
 use secateur::engine::{
-    CrossEntropy, DeviceChoice, Engine, ImageSet, Noise, Pass, Precision, SignStep, WeightSet, open,
+    CrossEntropy, DeviceChoice, Engine, ImageSet, Noise, Pass, SignStep, WeightSet, open,
 };
 use secateur::evaluate::sanity::alarms;
 use secateur::evaluate::{Outcome, Protocol, Subject, evaluate};
@@ -92,7 +92,7 @@ fn attacks_stay_in_the_ball_and_in_the_image_range_and_raise_the_loss() {
         for step_size in [2.0 / 255.0, 7.0 / 255.0] {
             let step = SignStep { step_size, epsilon: EPSILON };
             let pgd =
-                Pgd { start, step, steps: 5, batch_norm: BatchNorm::Eval, precision: Precision::Device };
+                Pgd { start, step, steps: 5, batch_norm: BatchNorm::Eval };
             let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 1, step: 0 };
             engine.write(&batch.perturbed, &vec![f32::NAN; images.len()]).unwrap();
             pgd.perturb(engine, &mut CrossEntropyAscent, key, &batch).unwrap();
@@ -119,7 +119,7 @@ fn no_start_and_no_steps_is_the_clean_image() {
     let engine = engine.as_mut();
     let batch = gathered(engine, &set, 7);
     let step = SignStep { step_size: 0.01, epsilon: EPSILON };
-    let pgd = Pgd { start: None, step, steps: 0, batch_norm: BatchNorm::Eval, precision: Precision::Device };
+    let pgd = Pgd { start: None, step, steps: 0, batch_norm: BatchNorm::Eval };
     let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
     pgd.perturb(engine, &mut CrossEntropyAscent, key, &batch).unwrap();
     assert_eq!(engine.read(&batch.perturbed).unwrap(), engine.read(&batch.images).unwrap());
@@ -136,7 +136,7 @@ fn only_an_attack_in_train_mode_moves_the_running_statistics() {
         engine.fold_batch_norm(WeightSet::Live).unwrap();
         let before = engine.weights(WeightSet::Live).unwrap();
         let start = Some(Noise::Uniform { radius: EPSILON });
-        let pgd = Pgd { start, step, steps: 2, batch_norm, precision: Precision::Device };
+        let pgd = Pgd { start, step, steps: 2, batch_norm };
         pgd.perturb(engine, &mut CrossEntropyAscent, key, &batch).unwrap();
         let after = engine.weights(WeightSet::Live).unwrap();
         let changed: Vec<&String> = before

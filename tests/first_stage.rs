@@ -4,7 +4,7 @@ mod common;
 
 use common::{Random, SEED, cuda_engine};
 use secateur::batch::Batch;
-use secateur::engine::{AscentLoss, AttackSteps, DeviceChoice, Pass, Precision, SignStep, WeightSet, open};
+use secateur::engine::{AscentLoss, AttackSteps, DeviceChoice, Pass, SignStep, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, initialise};
 
@@ -36,7 +36,6 @@ fn results(device: DeviceChoice, network: ResNet18, part: usize, steps: u32) -> 
         loss: AscentLoss::CrossEntropy { labels: &batch.labels },
         step: SignStep { step_size: 2.0 / 255.0, epsilon: 8.0 / 255.0 },
         steps,
-        precision: Precision::Device,
         images: &batch.images,
         perturbed: &batch.perturbed,
         logits: &batch.logits,

@@ -14,7 +14,7 @@ use secateur::engine::cuda::driver::record::Recorder;
 use secateur::engine::cuda::driver::{Address, Buffer, Driver, Kernel};
 use secateur::engine::cuda::launch::rows::{self, Rows};
 use secateur::engine::{
-    CrossEntropy, Noise, PairedForm, PairedLoss, Pass, Phase, Precision, Sgd, SignStep, WeightSet, open,
+    CrossEntropy, Noise, PairedForm, PairedLoss, Pass, Phase, Sgd, SignStep, WeightSet, open,
 };
 use secateur::model::{ResNet18, Weights, initialise};
 use secateur::philox::{Key, Purpose};
@@ -124,7 +124,6 @@ fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
         step: SignStep { step_size: 2.0 / 255.0, epsilon: 8.0 / 255.0 },
         steps: 1,
         batch_norm: BatchNorm::Eval,
-        precision: Precision::Device,
     };
     let key = |step| Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step };
     let mut images = Vec::new();

@@ -581,7 +581,6 @@ fn a_file_is_named_after_itself_and_everything_is_resolved() {
         "start",
         "start_deviation",
         "batch_norm",
-        "precision",
         "[selection]",
         "fraction",
         "warm_start",
@@ -700,7 +699,7 @@ fn what_cannot_be_extended_is_refused() {
     let all: Vec<(&str, &str)> = all.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
     let folder = files(&all);
     let place = folder.path().display();
-    let known = "known here: epsilon, step_size, steps, start, start_scale, start_deviation, batch_norm, precision, phases";
+    let known = "known here: epsilon, step_size, steps, start, start_scale, start_deviation, batch_norm, phases";
     let cases: &[(&str, &[&str], String)] = &[
         ("a", &[], "recipe c: extends = \"./b.toml\", expected no circle: b extends c".into()),
         ("own", &[], "recipe own: extends = \"own.toml\", expected no circle: own".into()),
@@ -817,11 +816,16 @@ fn errors_name_key_value_and_wish() {
         ),
         (
             "attack.alpha=0.1",
-            "recipe test: unknown key attack.alpha; known here: epsilon, step_size, steps, start, start_scale, start_deviation, batch_norm, precision, phases",
+            "recipe test: unknown key attack.alpha; known here: epsilon, step_size, steps, start, start_scale, start_deviation, batch_norm, phases",
         ),
         ("attack.step-size=0.1", "recipe test: unknown key attack.step-size; did you mean attack.step_size?"),
         ("atack.steps=3", "recipe test: unknown key atack; did you mean attack?"),
         ("attack.start=normal", ""),
+        ("attack.precision=device", ""),
+        (
+            "attack.precision=e4m3",
+            "recipe test: attack.precision = \"e4m3\", expected \"device\", or better no such key: it has been retired",
+        ),
         ("steps", "--set steps: expected key=value, such as attack.steps=7"),
     ];
     for (text, wanted) in cases {

@@ -28,7 +28,7 @@ use std::ops::AddAssign;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
-use crate::engine::{AscentLoss, AttackSteps, Engine, Noise, Pass, Precision, Result, SignStep};
+use crate::engine::{AscentLoss, AttackSteps, Engine, Noise, Pass, Result, SignStep};
 use crate::model::Weights;
 use crate::philox::Key;
 use crate::recipe::{self, BatchNorm, Start};
@@ -44,7 +44,6 @@ pub struct Pgd {
     /// Statistics that BatchNorm uses while attacking; `Train` also moves the running statistics, as in the first
     /// PGD-AT code.
     pub batch_norm: BatchNorm,
-    pub precision: Precision,
 }
 
 /// What an attack ascends.
@@ -122,7 +121,6 @@ impl Pgd {
             step: SignStep { step_size: attack.step_size.as_f32(), epsilon },
             steps: attack.steps,
             batch_norm: attack.batch_norm,
-            precision: attack.precision,
         }
     }
 
@@ -176,7 +174,6 @@ impl Pgd {
                 loss: ascent.loss(&part),
                 step: self.step,
                 steps: self.steps as u32,
-                precision: self.precision,
                 images: &part.images,
                 perturbed: &part.perturbed,
                 logits: &part.logits,

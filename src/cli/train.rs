@@ -59,8 +59,6 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     train::Protocols::of_recipe(&recipe)?;
     let data = images_of(&recipe, args.data.as_deref()).map_err(or_set)?;
     let mut engine = open(args.device, train::network(&recipe), recipe.batch)?;
-    // The recipe's mistake, not the device's.
-    engine.check_precision(recipe.attack.precision).map_err(|error| anyhow::anyhow!("{error}"))?;
     let interrupt = catch_interrupts()?;
     engine.stop_on(Some(interrupt.flag()));
 

@@ -1,11 +1,9 @@
 //! The steps of a sign-step attack on one micro-batch, as one operation: a device that knows what comes next can fuse what stands
 //! between two passes, and do all the steps as one piece of work.
 //!
-//! A part of [`Engine`]. Called by `attack::Pgd`; checked by `tests/attack_loop.rs` against the operations that it is made of.
+//! A part of [`Engine`].
 
-use crate::names::named;
-
-use super::{CrossEntropy, Engine, Error, LossOutputs, Margin, Pass, Phase, Result, SignStep, Tensor};
+use super::{CrossEntropy, Engine, LossOutputs, Margin, Pass, Phase, Result, SignStep, Tensor};
 
 /// What an attack ascends: a loss of the logits z' of the moved images. A positive factor would change no step.
 #[derive(Clone, Copy, Debug)]
@@ -18,18 +16,6 @@ pub enum AscentLoss<'a> {
     Margin { labels: &'a Tensor<u32> },
 }
 
-named! {
-    /// What the products of an attack's steps are rounded to, on folded weights: an experiment.
-    pub enum Precision {
-        /// As the device computes.
-        Device = "device",
-        /// Weights, activations and gradients in fp8 (e4m3), but for the stem and the last layer.
-        E4m3 = "e4m3",
-        /// Only on the way back: weights and gradients of the input gradients.
-        E4m3Gradients = "e4m3-gradients",
-    }
-}
-
 /// Sign steps on the images of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct AttackSteps<'a> {
@@ -37,8 +23,6 @@ pub struct AttackSteps<'a> {
     pub loss: AscentLoss<'a>,
     pub step: SignStep,
     pub steps: u32,
-    /// Of [`Pass::Eval`]; other passes are as the device computes.
-    pub precision: Precision,
     /// The clean images x, around which the ball lies.
     pub images: &'a Tensor<f32>,
     /// The images x' that move.
@@ -56,19 +40,8 @@ pub trait AttackLoop {
     /// [`Pass::Eval`] needs [`Engine::fold_batch_norm`] after the last change of the weights.
     ///
     /// # Errors
-    /// Where the network has fewer classes than the loss needs, and where the engine has no such precision.
+    /// Where the network has fewer classes than the loss needs.
     fn ascend(&mut self, attack: &AttackSteps) -> Result<()>;
-
-    /// # Errors
-    /// Where [`AttackLoop::ascend`] has no such precision.
-    fn check_precision(&self, precision: Precision) -> Result<()> {
-        if precision == Precision::Device {
-            return Ok(());
-        }
-        Err(Error::Invalid(format!(
-            "attack.precision = \"{precision}\": only the reference engine rounds to it (--device cpu)"
-        )))
-    }
 }
 
 /// [`AttackLoop::ascend`] by the operations that it is made of, one after another.

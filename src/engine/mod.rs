@@ -23,7 +23,7 @@ mod stop;
 mod tensor;
 
 pub use apgd::{AdaptivePhase, AdaptivePoint, AdaptiveState, AdaptiveStep, AdaptiveSteps};
-pub use attack_loop::{AscentLoss, AttackLoop, AttackSteps, Precision, ascend_step_by_step};
+pub use attack_loop::{AscentLoss, AttackLoop, AttackSteps, ascend_step_by_step};
 pub use boundary::{BoundaryState, BoundaryStep, BoundarySteps};
 pub use cuda::driver::{DeviceOptions, WgmmaOff, WgmmaSwitch};
 pub use error::{Error, Result};

@@ -19,7 +19,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::attack::{Apgd, Fab, Pgd, Search, Square};
-use crate::engine::{Noise, Precision, SignStep};
+use crate::engine::{Noise, SignStep};
 use crate::recipe::BatchNorm;
 
 /// How accuracy is measured.
@@ -93,7 +93,6 @@ impl PgdProtocol {
             step: SignStep { step_size: self.step_size.value(), epsilon },
             steps: self.steps,
             batch_norm: BatchNorm::Eval,
-            precision: Precision::Device,
         }
     }
 }

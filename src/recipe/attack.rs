@@ -1,12 +1,9 @@
 //! `[attack]`: the inner maximisation, in the L-inf ball around the image. Its defaults are those of the method.
-//!
-//! Checked by tests/recipes.rs. Called by the recipe; used by `attack` and `evaluate`.
 
 use serde::Serialize;
 
 use super::reader::{Section, above};
 use super::{Fraction, Method, RecipeError};
-use crate::engine::Precision;
 use crate::names::named;
 
 /// The attack of a training step.
@@ -22,8 +19,6 @@ pub struct Attack {
     /// Standard deviation of a normal start; unused by the others.
     pub start_deviation: Fraction,
     pub batch_norm: BatchNorm,
-    /// An experiment, on the reference engine.
-    pub precision: Precision,
     /// Other steps later in training; ascending.
     pub phases: Vec<Phase>,
 }
@@ -87,6 +82,8 @@ impl Defaults {
 
 impl Attack {
     pub(super) fn read(mut section: Section, method: Method) -> Result<Self, RecipeError> {
+        // Recipes of older run folders carry it; fp8 products were an experiment.
+        section.retired("precision", "device")?;
         let default = Defaults::of(method);
         let mut attack = Self {
             epsilon: section.fraction("epsilon", above(0.0, 1.0), default.epsilon)?,
@@ -96,16 +93,11 @@ impl Attack {
             start_scale: section.number("start_scale", 0.0..=100.0, Some(default.start_scale))?,
             start_deviation: section.fraction("start_deviation", (0.0..=1.0).into(), "0.001")?,
             batch_norm: section.name("batch_norm", Some(BatchNorm::Eval))?,
-            precision: section.name("precision", Some(Precision::Device))?,
             phases: Vec::new(),
         };
         if attack.start == Start::Normal && attack.start_deviation.value() == 0.0 {
             let met = format!("\"{}\"", attack.start_deviation);
             return Err(section.value_error("start_deviation", met, "more than 0 for a normal start"));
-        }
-        if attack.precision != Precision::Device && attack.batch_norm != BatchNorm::Eval {
-            let met = format!("\"{}\"", attack.precision);
-            return Err(section.value_error("precision", met, "\"device\" with batch_norm = \"train\""));
         }
         let fixed = method.fixed_steps();
         let wrong = |steps: usize| fixed.filter(|&fixed| fixed != steps);

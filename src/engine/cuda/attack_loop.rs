@@ -31,7 +31,6 @@ impl AttackLoop for Cuda {
         if attack.steps == 0 {
             return Ok(());
         }
-        self.check_precision(attack.precision)?;
         if let Pass::Train { slot } = attack.pass {
             ascend_step_by_step(self, attack)?;
             self.forget_train(slot);

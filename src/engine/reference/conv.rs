@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
-use super::fp8::{Scale, largest};
 use super::memory::{Aligned, with_scratch};
 use super::numbers::{Format, Numbers, bf16, high_and_low, pair};
 use super::tiles::{LANES, Pixel, Run};
@@ -74,18 +73,6 @@ impl PackedConv {
         } else {
             self.backward.pack(|tap, k, c| weight(k, c, tap));
         }
-    }
-
-    /// The same with weights rounded to e4m3, each direction with a scale for every channel that it does not sum over. The stem,
-    /// of three channels, stays as it is.
-    pub fn rounded(&self) -> Self {
-        let mut rounded = self.clone();
-        if self.conv.in_channels >= LEAST {
-            for direction in [&mut rounded.forward, &mut rounded.backward] {
-                direction.round();
-            }
-        }
-        rounded
     }
 
     /// `out = conv(x)`, or `out += conv(x)` where `add`.
@@ -302,18 +289,6 @@ impl Direction {
                 }
             }
         });
-    }
-
-    /// Rounds the weights to e4m3, with a scale for each output channel.
-    fn round(&mut self) {
-        let (block, rows) = (self.block, self.rows());
-        for weights in self.weights.chunks_exact_mut(rows * block) {
-            let scales: Vec<Scale> =
-                (0..block).map(|k| Scale::of(largest(weights.iter().skip(k).step_by(block)))).collect();
-            for row in weights.chunks_exact_mut(block) {
-                row.iter_mut().zip(&scales).for_each(|(weight, scale)| *weight = scale.round(*weight));
-            }
-        }
     }
 
     /// All images of `x`, a few a task.

@@ -7,11 +7,9 @@
 
 use super::arena::{Arena, Layout};
 use super::conv::PackedConv;
-use super::fp8::Rounding;
 use super::memory::Aligned;
 use super::numbers::{Format, Numbers};
 use super::{head, norm};
-use crate::engine::Precision;
 use crate::model::{Block, Conv, ResNet18};
 
 /// Folded weights and the state of the last forward pass.
@@ -28,9 +26,6 @@ pub struct EvalPass {
     features: Vec<f32>,
     /// Gradients: of a block's output, inside the block, of its input.
     gradients: [Aligned; 3],
-    /// What products are rounded to, where they are; made of the folded weights when first asked for.
-    rounding: Option<Rounding>,
-    rounds: Precision,
 }
 
 impl EvalPass {
@@ -47,22 +42,12 @@ impl EvalPass {
             convs: convs.iter().map(|conv| PackedConv::new(conv, numbers)).collect(),
             features: Vec::new(),
             gradients: Default::default(),
-            rounding: None,
-            rounds: Precision::Device,
         }
     }
 
     /// What the last layer saw in the last forward pass.
     pub fn features(&self) -> &[f32] {
         &self.features
-    }
-
-    /// Rounds the operands of the products from here on.
-    pub fn round(&mut self, precision: Precision) {
-        self.rounds = precision;
-        if precision != Precision::Device && self.rounding.is_none() {
-            self.rounding = Some(Rounding::new(&self.convs));
-        }
     }
 
     /// Folds the running statistics of `arena` into its weights.
@@ -80,14 +65,12 @@ impl EvalPass {
         }
         self.linear_weight = parameters[layout.linear_weight.clone()].to_vec();
         self.linear_bias = parameters[layout.linear_bias.clone()].to_vec();
-        self.rounding = None;
     }
 
     /// Logits of `batch` images.
     pub fn forward(&mut self, batch: usize, images: &[f32], logits: &mut [f32]) {
-        let Self { blocks, convs, biases, activations, rounding, rounds, format, .. } = self;
+        let Self { blocks, convs, biases, activations, format, .. } = self;
         let format = *format;
-        let mut rounding = rounding.as_mut().filter(|_| *rounds == Precision::E4m3);
         for (conv, activation) in convs.iter().zip(activations.iter_mut()) {
             if conv.conv().kernel == 3 {
                 activation.reserve(batch * output_len(conv.conv()));
@@ -105,20 +88,19 @@ impl EvalPass {
             let (x, middle, out) = (&before[input], &mut middle[0], &mut after[0]);
             let out = &mut out[..batch * output_len(convs[block.conv2].conv())];
             let in_len = batch * input_len(convs[block.conv1].conv());
-            let (convs1, pixels) = operands(convs, &mut rounding, &x[..in_len], in_len / batch);
-            plain(convs1, block.conv1, pixels, middle);
+            plain(convs, block.conv1, &x[..in_len], middle);
             if let Some(shortcut) = block.shortcut {
                 let bias = &biases[shortcut];
-                convs1[shortcut].forward(pixels, out, false, |_, out| project(format, out, bias));
+                convs[shortcut].forward(&x[..in_len], out, false, |_, out| project(format, out, bias));
             }
-            let (convs2, pixels) = operands(convs, &mut rounding, &middle[..out.len()], out.len() / batch);
-            let (conv, bias) = (&convs2[block.conv2], &biases[block.conv2]);
+            let (conv, bias) = (&convs[block.conv2], &biases[block.conv2]);
+            let middle = &middle[..out.len()];
             match block.shortcut {
                 None => {
                     let finish = |first: usize, out: &mut [f32]| add_residual(format, out, bias, &x[first..]);
-                    conv.forward(pixels, out, false, finish);
+                    conv.forward(middle, out, false, finish);
                 }
-                Some(_) => conv.forward(pixels, out, true, |_, out| add_bias(format, out, bias)),
+                Some(_) => conv.forward(middle, out, true, |_, out| add_bias(format, out, bias)),
             }
             input = block.conv2;
         }
@@ -130,9 +112,8 @@ impl EvalPass {
 
     /// Gradient with respect to the images of the last forward pass.
     pub fn input_gradient(&mut self, batch: usize, dlogits: &[f32], dx: &mut [f32]) {
-        let Self { blocks, convs, activations, gradients, rounding, rounds, format, .. } = self;
+        let Self { blocks, convs, activations, gradients, format, .. } = self;
         let format = *format;
-        let mut rounding = rounding.as_mut().filter(|_| *rounds != Precision::Device);
         let largest = batch * output_len(convs[0].conv());
         gradients.iter_mut().for_each(|gradient| gradient.reserve(largest));
         let [dz, dt, next] = gradients;
@@ -148,33 +129,18 @@ impl EvalPass {
             };
             let in_len = batch * input_len(convs[block.conv1].conv());
             let out_len = batch * output_len(convs[block.conv2].conv());
-            let (convs2, pixels) = operands(convs, &mut rounding, &dz[..out_len], out_len / batch);
-            convs2[block.conv2].input_gradient(pixels, &mut dt[..out_len], false, masked(block.conv1));
+            convs[block.conv2].input_gradient(&dz[..out_len], &mut dt[..out_len], false, masked(block.conv1));
             let dx = &mut next[..in_len];
             match block.shortcut {
                 None => dx.copy_from_slice(&dz[..in_len]),
                 Some(shortcut) => {
-                    convs2[shortcut].input_gradient(pixels, dx, false, |_, out| format.round_all(out));
+                    convs[shortcut].input_gradient(&dz[..out_len], dx, false, |_, out| format.round_all(out));
                 }
             }
-            let (convs1, pixels) = operands(convs, &mut rounding, &dt[..out_len], out_len / batch);
-            convs1[block.conv1].input_gradient(pixels, dx, true, masked(input));
+            convs[block.conv1].input_gradient(&dt[..out_len], dx, true, masked(input));
             std::mem::swap(dz, next);
         }
         convs[0].input_gradient(&dz[..largest], dx, false, |_, _| {});
-    }
-}
-
-/// Convolutions and what one of them reads, rounded or not.
-fn operands<'a>(
-    convs: &'a [PackedConv],
-    rounding: &'a mut Option<&mut Rounding>,
-    x: &'a [f32],
-    image_len: usize,
-) -> (&'a [PackedConv], &'a [f32]) {
-    match rounding {
-        None => (convs, x),
-        Some(rounding) => rounding.pixels(x, image_len),
     }
 }
 

@@ -15,7 +15,6 @@ mod conv_oracle;
 mod conv_weight;
 mod engine;
 mod eval;
-mod fp8;
 mod gather;
 mod head;
 mod last_layer;
