@@ -50,6 +50,29 @@ fn every_shipped_recipe_parses_and_round_trips() {
     }
 }
 
+/// The fixture is what the program printed: `for name in $(secateur recipes | cut -d" " -f1); do secateur recipes $name; done`.
+#[test]
+fn every_name_resolves_as_in_the_fixture() {
+    let fixture = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/resolved-recipes.txt"));
+    let mut expected: Vec<(&str, String)> = Vec::new();
+    for line in fixture.lines() {
+        if let Some(name) = line.strip_prefix("name = ") {
+            expected.push((name.trim_matches('"'), String::new()));
+        }
+        let (_, text) = expected.last_mut().expect("a recipe begins with its name");
+        *text += line;
+        text.push('\n');
+    }
+    expected.sort_unstable();
+    let mut known: Vec<&str> = BUILTIN.iter().map(|builtin| builtin.name).collect();
+    known.sort_unstable();
+    assert_eq!(expected.iter().map(|(name, _)| *name).collect::<Vec<_>>(), known);
+    for (name, text) in expected {
+        let actual = Recipe::load(name, &[]).unwrap_or_else(|error| panic!("{error}")).to_toml();
+        assert_eq!(actual.trim_end(), text.trim_end(), "{name}");
+    }
+}
+
 #[test]
 fn every_file_of_the_folder_is_built_in() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes");
