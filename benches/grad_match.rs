@@ -13,8 +13,7 @@ use secateur::engine::{DeviceChoice, LastLayerGradients, Term, open};
 use secateur::model::ResNet18;
 use secateur::names::Named;
 use secateur::philox::{Key, Purpose, unit};
-use secateur::prune::{Candidates, GradMatch};
-use secateur::recipe::{AtomMode, RidgeUnit};
+use secateur::prune::{AtomMode, Candidates, GradMatch, RidgeUnit};
 
 const SEED: u64 = 20_261_121;
 

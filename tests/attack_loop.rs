@@ -5,8 +5,7 @@ mod common;
 
 use secateur::batch::Batch;
 use secateur::engine::{
-    AscentLoss, AttackSteps, DeviceChoice, Engine, Pass, SignStep, WeightSet, ascend_step_by_step,
-    open,
+    AscentLoss, AttackSteps, DeviceChoice, Engine, Pass, SignStep, WeightSet, ascend_step_by_step, open,
 };
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, initialise};
@@ -27,10 +26,12 @@ fn ready(device: DeviceChoice) -> (Box<dyn Engine>, Batch) {
     (engine, batch)
 }
 
-fn steps<'a>(pass: Pass, loss: AscentLoss<'a>, batch: &'a Batch) -> AttackSteps<'a> {
+fn steps(pass: Pass, loss: AscentLoss, batch: &Batch) -> AttackSteps<'_> {
     AttackSteps {
         pass,
         loss,
+        labels: &batch.labels,
+        clean_logits: &batch.clean_logits,
         step: SignStep { step_size: 2.0 / 255.0, epsilon: 8.0 / 255.0 },
         steps: 2,
         images: &batch.images,
@@ -40,13 +41,7 @@ fn steps<'a>(pass: Pass, loss: AscentLoss<'a>, batch: &'a Batch) -> AttackSteps<
     }
 }
 
-fn losses(batch: &Batch) -> [AscentLoss<'_>; 3] {
-    [
-        AscentLoss::CrossEntropy { labels: &batch.labels },
-        AscentLoss::Divergence { target_logits: &batch.clean_logits },
-        AscentLoss::Margin { labels: &batch.labels },
-    ]
-}
+const LOSSES: [AscentLoss; 3] = [AscentLoss::CrossEntropy, AscentLoss::Divergence, AscentLoss::Margin];
 
 /// The images after the steps, as bits, from a start that differs from the clean images.
 fn moved(
@@ -70,8 +65,8 @@ fn one_operation_gives_the_bits_of_its_parts() {
         let engine = engine.as_mut();
         // The whole batch, and a part of it that does not start where its tensors do.
         let part = batch.rows(1..BATCH);
-        let whole = losses(&batch).map(|loss| (&batch, loss));
-        for (batch, loss) in whole.into_iter().chain([(&part, losses(&part)[0])]) {
+        let whole = LOSSES.map(|loss| (&batch, loss));
+        for (batch, loss) in whole.into_iter().chain([(&part, LOSSES[0])]) {
             let attack = steps(Pass::Eval, loss, batch);
             let wanted = moved(engine, batch, |engine| ascend_step_by_step(engine, &attack));
             engine.replay_graphs(true);
@@ -92,7 +87,7 @@ fn batch_statistics_are_those_of_the_parts_too() {
         let pass = Pass::Train { slot: 0 };
         let by_parts = |one: bool| {
             let (mut engine, batch) = ready(device);
-            let attack = steps(pass, AscentLoss::CrossEntropy { labels: &batch.labels }, &batch);
+            let attack = steps(pass, AscentLoss::CrossEntropy, &batch);
             let images = moved(engine.as_mut(), &batch, |engine| match one {
                 true => engine.ascend(&attack),
                 false => ascend_step_by_step(engine, &attack),
@@ -108,7 +103,7 @@ fn what_an_attack_leaves_cannot_go_backward_and_is_seen_by_the_next_forward() {
     for device in [common::cuda_engine(), DeviceChoice::Cpu] {
         let (mut engine, batch) = ready(device);
         for pass in [Pass::Eval, Pass::Train { slot: 1 }] {
-            let attack = steps(pass, AscentLoss::Margin { labels: &batch.labels }, &batch);
+            let attack = steps(pass, AscentLoss::Margin, &batch);
             moved(engine.as_mut(), &batch, |engine| engine.ascend(&attack));
             assert!(engine.input_gradient(pass, &batch.logit_gradient, &batch.images).is_err(), "{device:?}");
             engine.fold_batch_norm(WeightSet::Live).unwrap();
@@ -127,10 +122,10 @@ fn what_cannot_be_is_refused() {
         let (mut engine, batch) = ready(device);
         let mut refused = |attack: &AttackSteps| engine.ascend(attack).unwrap_err().to_string();
         let part = batch.rows(0..2);
-        let labels = AscentLoss::CrossEntropy { labels: &part.labels };
-        let error = refused(&steps(Pass::Eval, labels, &batch));
+        let attack = steps(Pass::Eval, AscentLoss::CrossEntropy, &batch);
+        let error = refused(&AttackSteps { labels: &part.labels, ..attack });
         assert!(error.contains("labels") || error.contains("expected"), "{device:?}: {error}");
-        let attack = steps(Pass::Eval, AscentLoss::Margin { labels: &batch.labels }, &batch);
+        let attack = steps(Pass::Eval, AscentLoss::Margin, &batch);
         refused(&AttackSteps { perturbed: &part.perturbed, ..attack });
         let sgd = secateur::engine::Sgd {
             learning_rate: 0.1,

@@ -9,7 +9,7 @@ use assert_cmd::Command;
 use safetensors::SafeTensors;
 use secateur::model::{ResNet18, Weights, initialise};
 use secateur::names::Named;
-use secateur::recipe::SelectionMethod;
+use secateur::prune::SelectionMethod;
 use secateur::train::run_folder::RunFolder;
 use tempfile::TempDir;
 

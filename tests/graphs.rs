@@ -7,18 +7,17 @@ mod common;
 use std::rc::Rc;
 
 use common::*;
-use secateur::attack::{CrossEntropyAscent, Pgd};
+use secateur::attack::{BatchNorm, Pgd};
 use secateur::batch::Batch;
 use secateur::data::{DataSet, SetKind};
 use secateur::engine::cuda::driver::record::Recorder;
 use secateur::engine::cuda::driver::{Address, Buffer, Driver, Kernel};
 use secateur::engine::cuda::launch::rows::{self, Rows};
 use secateur::engine::{
-    CrossEntropy, Noise, PairedForm, PairedLoss, Pass, Phase, Sgd, SignStep, WeightSet, open,
+    AscentLoss, CrossEntropy, Noise, PairedForm, PairedLoss, Pass, Phase, Sgd, SignStep, WeightSet, open,
 };
 use secateur::model::{ResNet18, Weights, initialise};
 use secateur::philox::{Key, Purpose};
-use secateur::recipe::BatchNorm;
 
 /// Launches a copy of four words; a kernel that runs on every driver.
 fn copy(driver: &dyn Driver, from: &Buffer, to: Address, first: &Buffer) {
@@ -136,7 +135,7 @@ fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
         if step == 5 {
             pgd.step.step_size = 1.0 / 255.0;
         }
-        pgd.perturb(engine, &mut CrossEntropyAscent, key(step), &batch).unwrap();
+        pgd.perturb(engine, AscentLoss::CrossEntropy, key(step), &batch).unwrap();
         images.push(engine.read(&batch.perturbed).unwrap());
         let scale = 1.0 / batch.len() as f32;
         if step % 2 == 0 {
@@ -163,7 +162,7 @@ fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
     // One batch at one place: only the weights differ.
     for set in [WeightSet::Live, WeightSet::Average, WeightSet::Live, WeightSet::Average] {
         engine.fold_batch_norm(set).unwrap();
-        pgd.perturb(engine, &mut CrossEntropyAscent, key(99), &whole).unwrap();
+        pgd.perturb(engine, AscentLoss::CrossEntropy, key(99), &whole).unwrap();
         images.push(engine.read(&whole.perturbed).unwrap());
     }
     (engine.weights(WeightSet::Live).unwrap(), images)

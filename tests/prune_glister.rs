@@ -7,8 +7,9 @@ mod survey;
 
 use common::SEED;
 use secateur::engine::{DeviceChoice, LastLayerGradients, Term};
-use secateur::prune::{Candidates, Glister, LastLayerView, PruneError, StepSize, Subset, TopK};
-use secateur::recipe::{GradientPart, Greedy, StepAlong};
+use secateur::prune::{
+    Candidates, Glister, GradientPart, Greedy, LastLayerView, PruneError, StepAlong, StepSize, Subset, TopK,
+};
 use survey::{DRAWS, Subject, fixture};
 
 const CLASSES: usize = 10;

@@ -14,8 +14,7 @@ use matrix::{Matrix, dot};
 use secateur::data::order::{epoch_order, shuffled};
 use secateur::engine::{Augment, DeviceChoice, Engine, LastLayerGradients, Padding, Term, open};
 use secateur::model::ResNet18;
-use secateur::prune::{Candidates, GradMatch, PruneError, Subset};
-use secateur::recipe::{AtomMode, RidgeUnit};
+use secateur::prune::{AtomMode, Candidates, GradMatch, PruneError, RidgeUnit, Subset};
 use survey::{DRAWS, Subject};
 
 const CLASSES: usize = 10;

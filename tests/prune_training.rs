@@ -14,7 +14,6 @@ use secateur::data::order::{Split, epoch_order, split};
 use secateur::engine::{CrossEntropy, DeviceChoice, Engine, Pass, Sgd, Tensor, WeightSet, open};
 use secateur::measure::speedup::cost::Cost;
 use secateur::model::{Weights, initialise};
-use secateur::objective;
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::Recipe;
 use secateur::train::checkpoint::{self, Checkpoint};
@@ -319,7 +318,7 @@ fn weights_enter_the_gradient() {
         engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels).unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
         let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 1, step: 0 };
-        objective::of_recipe(&recipe).attack(engine, key, &batch).unwrap();
+        recipe.new_objective().attack(engine, key, &batch).unwrap();
         engine.forward(Pass::Train { slot: 0 }, &batch.perturbed, &batch.logits).unwrap();
         let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
         engine.cross_entropy(&loss, &batch.logits, &batch.labels, None, batch.outputs()).unwrap();
@@ -516,14 +515,14 @@ fn mean_scores_are_those_of_every_train_pass() {
         let engine = engine.as_mut();
         engine.load_weights(&initialise(network, recipe.seed)).unwrap();
         let set = engine.upload_images(&data.train.pixels, &data.train.labels).unwrap();
-        let mut by_hand = objective::of_recipe(&recipe);
+        let mut by_hand = recipe.new_objective();
         let mut scores: Vec<Vec<f64>> = vec![Vec::new(); TRAINED];
         for epoch in 0..2u32 {
             let samples = if epoch == 0 { split.train.clone() } else { chosen(folder.path(), 2).0 };
             for part in epoch_order(recipe.seed, epoch, &samples).chunks(recipe.batch) {
                 let batch = Batch::alloc(engine, part.len()).unwrap();
                 engine.write(&batch.samples, part).unwrap();
-                let augment = recipe.data.augmentation(recipe.seed, epoch);
+                let augment = recipe.augmentation(recipe.seed, epoch);
                 engine.gather(&set, &batch.samples, augment, &batch.images, &batch.labels).unwrap();
                 engine.fold_batch_norm(WeightSet::Live).unwrap();
                 let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch, step: 0 };

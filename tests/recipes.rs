@@ -2,14 +2,17 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
-use secateur::data::SetKind;
+use secateur::accelerate::Acceleration;
+use secateur::attack::{AttackConfig, BatchNorm, Start};
+use secateur::data::{DataConfig, SetKind};
 use secateur::engine::Padding;
 use secateur::measure::speedup::cost::Cost;
 use secateur::names::Named;
-use secateur::recipe::{
-    Acceleration, AtomMode, Attack, BUILTIN, BatchNorm, Data, Method, Position, Recipe, Sampling, Schedule,
-    Scores, Selection, SelectionMethod, SelectionWeights, Stage, Start, Update,
-};
+use secateur::objective::Method;
+use secateur::prune::{AtomMode, Sampling, Scores, SelectionConfig, SelectionMethod, SelectionWeights};
+use secateur::recipe::{BUILTIN, Recipe};
+use secateur::train::Stage;
+use secateur::train::config::{Position, Schedule, Update};
 
 const SMALL: &str = "
 epochs = 2
@@ -177,7 +180,7 @@ fn methods_attack_as_their_sources_do() {
             let renamed = Recipe {
                 name: base.name.clone(),
                 accelerate: base.accelerate.clone(),
-                attack: Attack { batch_norm, ..bullet.attack.clone() },
+                attack: AttackConfig { batch_norm, ..bullet.attack.clone() },
                 ..bullet
             };
             assert_eq!(renamed, base, "the two differ by the acceleration and the attack's BatchNorm alone");
@@ -319,8 +322,8 @@ fn every_cifar10_recipe_has_a_counterpart() {
         }
         let renamed = Recipe {
             name: ten.name.clone(),
-            data: Data { set: SetKind::Cifar10, ..hundred.data.clone() },
-            selection: Selection { fraction: ten.selection.fraction, ..hundred.selection.clone() },
+            data: DataConfig { set: SetKind::Cifar10, ..hundred.data.clone() },
+            selection: SelectionConfig { fraction: ten.selection.fraction, ..hundred.selection.clone() },
             ..hundred
         };
         assert_eq!(renamed, ten, "{rest}");
@@ -360,7 +363,7 @@ fn recommended_recipes_differ_from_the_literal_ones_as_they_say() {
             let back = Recipe {
                 name: literal.name.clone(),
                 schedule: literal.schedule.clone(),
-                selection: Selection { full_share: 0.0, ..annealed.selection.clone() },
+                selection: SelectionConfig { full_share: 0.0, ..annealed.selection.clone() },
                 ..annealed
             };
             assert_eq!(back, literal);
@@ -387,7 +390,10 @@ fn recommended_recipes_differ_from_the_literal_ones_as_they_say() {
                 assert_eq!(fresher.selection.every, every);
                 let back = Recipe {
                     name: literal.name.clone(),
-                    selection: Selection { every: literal.selection.every, ..fresher.selection.clone() },
+                    selection: SelectionConfig {
+                        every: literal.selection.every,
+                        ..fresher.selection.clone()
+                    },
                     ..fresher
                 };
                 assert_eq!(back, literal);
@@ -683,7 +689,7 @@ fn a_recipe_extends_a_shipped_one_or_a_file_beside_it() {
     ]);
     let shipped = Recipe::load("cifar10-trades", &[]).unwrap();
     let mine = load(&folder, "mine.toml", &[]).unwrap();
-    let attack = Attack { steps: 7, ..shipped.attack.clone() };
+    let attack = AttackConfig { steps: 7, ..shipped.attack.clone() };
     assert_eq!(mine, Recipe { name: "mine".into(), epochs: 50, attack, ..shipped.clone() });
 
     let longer = load(&folder, "deep/longer.toml", &["attack.steps=3"]).unwrap();
@@ -722,7 +728,8 @@ fn what_cannot_be_extended_is_refused() {
     let all: Vec<(&str, &str)> = all.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
     let folder = files(&all);
     let place = folder.path().display();
-    let known = "known here: epsilon, step_size, steps, start, start_scale, start_deviation, batch_norm, phases";
+    let known =
+        "known here: epsilon, step_size, steps, start, start_scale, start_deviation, batch_norm, phases";
     let cases: &[(&str, &[&str], String)] = &[
         ("a", &[], "recipe c: extends = \"./b.toml\", expected no circle: b extends c".into()),
         ("own", &[], "recipe own: extends = \"own.toml\", expected no circle: own".into()),

@@ -5,22 +5,36 @@
 
 use super::{CrossEntropy, Engine, LossOutputs, Margin, Pass, Phase, Result, SignStep, Tensor};
 
-/// What an attack ascends: a loss of the logits z' of the moved images. A positive factor would change no step.
-#[derive(Clone, Copy, Debug)]
-pub enum AscentLoss<'a> {
+/// The loss that an attack ascends, of the logits z' of the moved images. A positive factor would change no step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AscentLoss {
     /// Softmax cross-entropy against hard labels.
-    CrossEntropy { labels: &'a Tensor<u32> },
-    /// KL(p||q) of q = softmax(z') from a fixed p = softmax(target_logits).
-    Divergence { target_logits: &'a Tensor<f32> },
+    CrossEntropy,
+    /// KL(p||q) of q = softmax(z') from p = softmax(z), z the logits of the clean images.
+    Divergence,
     /// [`Margin::BestWrong`].
-    Margin { labels: &'a Tensor<u32> },
+    Margin,
+}
+
+impl AscentLoss {
+    /// Whether it is of the clean images' logits, and not of the labels.
+    pub fn needs_clean_logits(self) -> bool {
+        match self {
+            Self::Divergence => true,
+            Self::CrossEntropy | Self::Margin => false,
+        }
+    }
 }
 
 /// Sign steps on the images of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct AttackSteps<'a> {
     pub pass: Pass,
-    pub loss: AscentLoss<'a>,
+    pub loss: AscentLoss,
+    /// Unused where the loss needs clean logits.
+    pub labels: &'a Tensor<u32>,
+    /// Unused where the loss needs none.
+    pub clean_logits: &'a Tensor<f32>,
     pub step: SignStep,
     pub steps: u32,
     /// The clean images x, around which the ball lies.
@@ -46,20 +60,20 @@ pub trait AttackLoop {
 
 /// [`AttackLoop::ascend`] by the operations that it is made of, one after another.
 pub fn ascend_step_by_step(engine: &mut dyn Engine, attack: &AttackSteps) -> Result<()> {
-    let AttackSteps { pass, loss, step, images, perturbed, logits, outputs, .. } = *attack;
+    let AttackSteps { pass, loss, labels, step, images, perturbed, logits, outputs, .. } = *attack;
     for number in 1..=attack.steps {
         engine.phase(Phase::AttackStep(number));
         engine.forward(pass, perturbed, logits)?;
         // Scale 1 and not 1 / batch: only the sign matters, and small factors would waste the range of bf16.
         match loss {
-            AscentLoss::CrossEntropy { labels } => {
+            AscentLoss::CrossEntropy => {
                 let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
                 engine.cross_entropy(&loss, logits, labels, None, outputs)?;
             }
-            AscentLoss::Divergence { target_logits } => {
-                engine.divergence(target_logits, logits, 1.0, outputs)?;
+            AscentLoss::Divergence => {
+                engine.divergence(attack.clean_logits, logits, 1.0, outputs)?;
             }
-            AscentLoss::Margin { labels } => {
+            AscentLoss::Margin => {
                 engine.margin_loss(Margin::BestWrong, logits, labels, outputs)?;
             }
         }

@@ -43,8 +43,9 @@ pub use square::{Pattern, Query, RandomSquares, SearchState};
 pub use stop::{StopFlag, unless_stopped};
 pub use tensor::{Element, Storage, Tensor, Word};
 
+pub use crate::data::Padding;
+
 use crate::model::{ResNet18, Weights};
-use crate::names::named;
 use crate::philox::Key;
 
 /// What a device is, for `environment.json` and the first line of a run.
@@ -85,16 +86,6 @@ pub struct Augment {
     pub seed: u64,
     pub epoch: u32,
     pub padding: Padding,
-}
-
-named! {
-    /// What lies around an image that is cropped.
-    pub enum Padding {
-        /// Black, as torchvision's `RandomCrop(32, padding=4)`.
-        Zero = "zero",
-        /// The image mirrored at its outermost pixels, which are not repeated: `numpy.pad` and PyTorch's "reflect".
-        Reflect = "reflect",
-    }
 }
 
 /// The random start of an attack; element `e` of a sample uses word `e % 4` of block `e / 4`.

@@ -18,9 +18,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::attack::{Apgd, Fab, Pgd, Search, Square};
-use crate::engine::{Noise, SignStep};
-use crate::recipe::BatchNorm;
+use crate::attack::{Apgd, BatchNorm, Fab, Pgd, Search, Square};
+use crate::engine::{AscentLoss, Noise, SignStep};
 
 /// How accuracy is measured.
 #[derive(Clone, Debug, PartialEq)]
@@ -150,6 +149,16 @@ impl Protocol {
             Self::Pgd(pgd) => Some(pgd.pgd(epsilon)),
             Self::Cw => Some(of(CW_STEPS)),
             Self::Clean | Self::Part(_) | Self::AutoAttack => None,
+        }
+    }
+
+    /// What its sign steps ascend; the parts of AutoAttack have losses of their own.
+    pub fn ascends(&self) -> AscentLoss {
+        match self {
+            Self::Cw => AscentLoss::Margin,
+            Self::Clean | Self::Fgsm | Self::Pgd(_) | Self::Part(_) | Self::AutoAttack => {
+                AscentLoss::CrossEntropy
+            }
         }
     }
 

@@ -16,7 +16,6 @@ use crate::engine::{
 };
 use crate::evaluate::{Protocol, Subject, evaluate};
 use crate::model::initialise;
-use crate::objective;
 use crate::philox::{Key, Purpose};
 use crate::recipe::Recipe;
 use crate::train::{self, Trainer};
@@ -207,7 +206,7 @@ impl Bench {
                 engine.split_sums(true);
                 engine.write(&batch.samples, first)?;
                 engine.gather(&self.set, &batch.samples, None, &batch.images, &batch.labels)?;
-                let mut objective = objective::of_recipe(recipe);
+                let mut objective = recipe.new_objective();
                 let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
                 engine.synchronize()?;
                 let begin = clock.mark()?;

@@ -7,10 +7,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::read::Chosen;
-use crate::attack::CrossEntropyAscent;
 use crate::batch::Batch;
 use crate::data::{DataSet, Images};
-use crate::engine::{self, CrossEntropy, Engine, NO_CLASS, Pass, WeightSet};
+use crate::engine::{self, AscentLoss, CrossEntropy, Engine, NO_CLASS, Pass, WeightSet};
 use crate::evaluate::PgdProtocol;
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::philox::{Key, Purpose};
@@ -66,7 +65,7 @@ pub fn attack(
     };
     let clean = predictions(engine, false)?;
     let key = Key { seed, purpose: Purpose::EvaluationStart, epoch: 0, step: 0 };
-    protocol.pgd(epsilon).perturb(engine, &mut CrossEntropyAscent, key, &batch)?;
+    protocol.pgd(epsilon).perturb(engine, AscentLoss::CrossEntropy, key, &batch)?;
     let attacked = predictions(engine, true)?;
 
     let (images, perturbed) = (engine.read(&batch.images)?, engine.read(&batch.perturbed)?);

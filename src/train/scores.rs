@@ -3,10 +3,10 @@
 
 use std::ops::Range;
 
+use super::Recipe;
 use crate::batch::Batch;
 use crate::engine::{CrossEntropy, Engine, LossOutputs, Pass, Result, Tensor};
 use crate::prune::Score;
-use crate::recipe::Recipe;
 
 /// Memory for the scores of an epoch, in its order.
 pub(super) struct EpochScores {

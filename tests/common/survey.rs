@@ -6,7 +6,7 @@ use secateur::batch::Batch;
 use secateur::data::{DataSet, Images};
 use secateur::engine::{DeviceChoice, Engine, ImageSet, WeightSet, open};
 use secateur::model::initialise;
-use secateur::objective::{self, Objective};
+use secateur::objective::Objective;
 use secateur::philox::{Key, Purpose};
 use secateur::prune::{Candidates, PruneError, Selection, Subset, Survey};
 use secateur::recipe::Recipe;
@@ -67,7 +67,7 @@ impl Subject {
         engine.load_weights(&initialise(train::network(&recipe), recipe.seed)).unwrap();
         let set = engine.upload_images(&data.train.pixels, &data.train.labels).unwrap();
         let scratch = Batch::alloc(&*engine, recipe.batch).unwrap();
-        Self { engine, set, images: data.train, objective: objective::of_recipe(&recipe), scratch }
+        Self { engine, set, images: data.train, objective: recipe.new_objective(), scratch }
     }
 
     /// Calls `task` with the engine and a survey.

@@ -7,7 +7,6 @@
 use super::driver::Address;
 use super::engine::Cuda;
 use super::eval::Ascent;
-use super::launch::head::Ascended;
 use crate::engine::{
     AscentLoss, AttackLoop, AttackSteps, Engine, Margin, Pass, Phase, Result, StopFlag, ascend_step_by_step,
 };
@@ -37,18 +36,14 @@ impl AttackLoop for Cuda {
             return Ok(());
         }
         let (batch, image) = self.sign_step(&attack.step, attack.images, attack.perturbed)?;
-        let ascent = match attack.loss {
-            AscentLoss::CrossEntropy { labels } => {
-                Ascent { ascended: Ascended::CrossEntropy, operand: self.sized(labels, batch)? }
-            }
-            AscentLoss::Divergence { target_logits } => {
-                Ascent { ascended: Ascended::Divergence, operand: self.logits(target_logits, batch)? }
-            }
-            AscentLoss::Margin { labels } => {
-                Margin::BestWrong.check(self.network().classes)?;
-                Ascent { ascended: Ascended::Margin, operand: self.sized(labels, batch)? }
-            }
+        if attack.loss == AscentLoss::Margin {
+            Margin::BestWrong.check(self.network().classes)?;
+        }
+        let operand = match attack.loss.needs_clean_logits() {
+            true => self.logits(attack.clean_logits, batch)?,
+            false => self.sized(attack.labels, batch)?,
         };
+        let ascent = Ascent { loss: attack.loss, operand };
         let perturbed = self.address(attack.perturbed)?;
         let key = AttackKey {
             batch,
