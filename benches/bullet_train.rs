@@ -11,10 +11,10 @@
 use std::time::Instant;
 
 use secateur::accelerate::BulletTrain;
-use secateur::attack::{Adversary, CrossEntropyAscent, Pgd, ScheduledPgd};
+use secateur::attack::{Adversary, Pgd};
 use secateur::engine::{DeviceChoice, Engine, Pass, WeightSet};
 use secateur::measure::workload::Bench;
-use secateur::ops::CrossEntropy;
+use secateur::ops::{AscentLoss, CrossEntropy};
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::Recipe;
 
@@ -84,9 +84,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     clean(engine);
     let predictions = engine.read(&batch.predictions)?;
 
-    let full = Pgd::of_recipe(&recipe.attack);
+    let full = Pgd::from_config(&recipe.attack);
     let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
-    let ascent = &mut CrossEntropyAscent;
+    let ascent = AscentLoss::CrossEntropy;
     let forward = seconds(engine, clean) / images as f64;
     let plain = seconds(engine, |engine| full.perturb(engine, ascent, key, &batch).expect("an attack"));
     let step = plain / (images * full.steps) as f64;
@@ -109,7 +109,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // The quantile 1 - a of all scores leaves the share a above it.
         let accuracy = ((1.0 - outliers) * robust) as f32;
         let mut work = Default::default();
-        let mut bullet = BulletTrain::new(ScheduledPgd::of_recipe(&recipe), &recipe.accelerate);
+        let mut bullet = BulletTrain::new(recipe.full_attack(), &recipe.accelerate);
         let met = seconds(engine, |engine| {
             bullet.set_accuracy(accuracy);
             work = bullet.perturb(engine, ascent, key, &batch).expect("an attack");

@@ -14,8 +14,7 @@ use secateur::model::ResNet18;
 use secateur::names::Named;
 use secateur::ops::{LastLayerGradients, Term};
 use secateur::philox::{Key, Purpose, unit};
-use secateur::prune::{Candidates, GradMatch};
-use secateur::recipe::{AtomMode, RidgeUnit};
+use secateur::prune::{AtomMode, Candidates, GradMatch, RidgeUnit};
 
 const SEED: u64 = 20_261_121;
 

@@ -9,13 +9,13 @@
 //! | [`cli`] | one file a command: `train`, `eval`, `select`, `dump`, `weights`, `data`, `profile`, `bench`, `report` |
 //! | [`measure`] | the harness of `bench`: samples, ceilings, kernels, rooflines, traces, comparisons, speed-up tables |
 //! | [`report`] | run folders as one HTML page: tables, SVG plots, pictures |
-//! | [`train`] | the training loop, learning-rate schedules, checkpoints, metrics, the run folder |
+//! | [`recipe`] | the sections of the modules below composed into one TOML document, and checked across modules |
+//! | [`train`] | what decides a training run; the training loop, learning-rate schedules, checkpoints, metrics, the run folder |
 //! | [`evaluate`] | evaluation protocols: clean, PGD, CW and AutoAttack over a data split, with sanity checks |
 //! | [`prune`] | which samples to train on: Adv-GRAD-MATCH, Adv-GLISTER, rankings and their controls |
 //! | [`objective`] | what a training step minimises: loss, logit gradients, the train passes they need |
 //! | [`accelerate`] | cheaper attacks for any objective: BulletTrain |
 //! | [`attack`] | the inner maximisation: random starts and sign steps over micro-batches; evaluation's searches |
-//! | [`recipe`] | TOML to a typed, fully resolved recipe; unknown keys are refused |
 //! | [`batch`] | the tensors of one batch: images, adversarial images, the outputs of a loss |
 //! | [`ops`] | the operations of a device, one a file: contract, check, CPU form, kernel launch |
 //! | [`engine`] | one network on one device: memory, weights, optimizer, passes; the CPU, and CUDA behind three drivers |
@@ -25,6 +25,7 @@
 //! | [`data`] | CIFAR files, generated images, download, splits and the order of an epoch |
 //! | [`digest`] | SHA-256 as text |
 //! | [`files`] | bounded reading, atomic writing, held folders, locks, and the inputs and outputs of a command |
+//! | [`config`] | a table of settings read key by key; unknown keys and wrong values are refused |
 //! | [`names`] | enums whose values have names in recipes and records |
 //! | [`text`] | text of others, made fit to be shown |
 //! | [`philox`] | the one source of randomness: counter-based, the same bits on every device |
@@ -37,6 +38,7 @@ pub mod attack;
 pub mod batch;
 pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod console;
 pub mod data;
 pub mod digest;

@@ -1,6 +1,4 @@
 //! Enums whose values have names: in recipes, on the command line and in records.
-//!
-//! Checked by tests/recipes.rs. Called by the data sets and the recipe.
 
 /// A choice written as a name.
 pub trait Named: Copy + Sized + 'static {
@@ -19,7 +17,7 @@ pub trait Named: Copy + Sized + 'static {
 
 /// Declares an enum with a name for each variant: `name()`, [`Named`], `Display` and `Serialize` all use it.
 macro_rules! named {
-    ($(#[$meta:meta])* pub enum $type:ident { $($(#[$doc:meta])* $variant:ident = $name:literal,)+ }) => {
+    ($(#[$meta:meta])* pub enum $type:ident { $($(#[$doc:meta])* $variant:ident = $name:expr,)+ }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum $type { $($(#[$doc])* $variant,)+ }
@@ -49,3 +47,21 @@ macro_rules! named {
     };
 }
 pub(crate) use named;
+
+/// Declares a [`named`] enum whose variants are the rows of a table, which have the names.
+macro_rules! table {
+    ($(#[$meta:meta])* pub enum $type:ident: $row:ty { $($variant:ident = $value:expr,)+ }) => {
+        $crate::names::named! {
+            $(#[$meta])*
+            pub enum $type { $($variant = $value.name,)+ }
+        }
+
+        impl $type {
+            /// What it is.
+            pub fn row(self) -> &'static $row {
+                match self { $(Self::$variant => &$value,)+ }
+            }
+        }
+    };
+}
+pub(crate) use table;

@@ -5,12 +5,12 @@
 //! the batch's scores, at least 0, where acc_ref follows the adversarial accuracy of the batches before. Formulas: as in
 //! public descendants of the code of the authors (Hua et al., NeurIPS 2021), which have no warm-up; ours is an option.
 
+use super::AccelerateConfig;
 use crate::attack::AttackWork;
 use crate::batch::Batch;
 use crate::engine::{Engine, Pass, Result, Tensor};
 use crate::model::Weights;
 use crate::ops::BulletTrainScore;
-use crate::recipe::Accelerate;
 
 /// The tensors of a checkpoint; the last one only where there is a warm-up.
 const ACCURACY: &str = "bullet_train.accuracy";
@@ -90,13 +90,13 @@ struct WarmUp {
 }
 
 impl Grouping {
-    pub fn new(recipe: &Accelerate) -> Self {
+    pub fn new(config: &AccelerateConfig) -> Self {
         Self {
-            decay: recipe.accuracy_decay as f32,
-            factor: recipe.accuracy_factor as f32,
+            decay: config.accuracy_decay as f32,
+            factor: config.accuracy_factor as f32,
             accuracy: 0.0,
-            warm_up: (recipe.warmup_accuracy > 0.0).then_some(WarmUp {
-                until: recipe.warmup_accuracy as f32,
+            warm_up: (config.warmup_accuracy > 0.0).then_some(WarmUp {
+                until: config.warmup_accuracy as f32,
                 accuracy: 0.0,
                 over: false,
             }),

@@ -1,34 +1,52 @@
 //! Fewer attack steps for the same training: what any objective can use in place of plain PGD.
 //!
-//! A new acceleration is one more file here, one line in [`adversary_of_recipe`] and one name in
-//! `recipe::Acceleration`; [`replays_of_recipe`] is the table of those that can work on replays, the attack of Free-AT.
-//! Called by the objectives. Checked by `tests/bullet_train.rs`.
+//! A new acceleration is one more file here with its row, and one line in the table [`Acceleration`].
 
 mod bullet_train;
+mod config;
 mod groups;
 mod replays;
 
 pub use bullet_train::BulletTrain;
+pub use config::AccelerateConfig;
 pub use groups::{Grouping, Groups, quantile};
 pub use replays::Replays;
 
-use crate::attack::{Adversary, Pgd, ScheduledPgd};
-use crate::recipe::{Acceleration, Recipe};
+use crate::attack::{Adversary, ScheduledPgd};
+use crate::names::table;
 
-/// The table of accelerations: the attack of a recipe, each phase of it changed by `change` to what the method makes of it,
-/// with what makes it cheaper.
-pub fn adversary_of_recipe(recipe: &Recipe, change: impl Fn(Pgd) -> Pgd) -> Box<dyn Adversary> {
-    let pgd = ScheduledPgd::of_recipe(recipe).map(change);
-    match recipe.accelerate.method {
-        Acceleration::None => Box::new(pgd),
-        Acceleration::BulletTrain => Box::new(BulletTrain::new(pgd, &recipe.accelerate)),
+/// What an acceleration is.
+pub struct AccelerationRow {
+    pub name: &'static str,
+    /// The name as its paper writes it.
+    pub title: &'static str,
+    pub paper: &'static str,
+    /// Share of the full attack's steps that an image is taken to get before a run has told; the rest of the cost follows from
+    /// [`AccelerationRow::groups`].
+    pub step_share: f64,
+    /// Whether it divides each batch into groups, which it attacks apart. That needs BatchNorm in eval mode, and costs a clean
+    /// forward of each image and a forward of each attacked one (none where the steps are replays).
+    pub groups: bool,
+    /// The attack of every batch; the first argument is the full one.
+    pub adversary: fn(ScheduledPgd, &AccelerateConfig) -> Box<dyn Adversary>,
+    /// The same for an attack whose steps are the replays of a minibatch; `None` where all images move in each.
+    pub replays: fn(&AccelerateConfig) -> Option<Replays>,
+}
+
+table! {
+    /// What makes the attack cheaper.
+    pub enum Acceleration: AccelerationRow {
+        None = NONE,
+        BulletTrain = bullet_train::ROW,
     }
 }
 
-/// The same for an attack whose steps are the replays of a minibatch; `None` where all images move behind each.
-pub fn replays_of_recipe(recipe: &Recipe) -> Option<Replays> {
-    match recipe.accelerate.method {
-        Acceleration::None => None,
-        Acceleration::BulletTrain => Some(Replays::new(&recipe.accelerate)),
-    }
-}
+const NONE: AccelerationRow = AccelerationRow {
+    name: "none",
+    title: "none",
+    paper: "",
+    step_share: 1.0,
+    groups: false,
+    adversary: |full, _| Box::new(full),
+    replays: |_| None,
+};

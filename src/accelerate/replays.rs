@@ -6,16 +6,15 @@
 //!
 //! This saves sign steps, not passes: the backward pass that moves the images is the one that the weights need anyway, so
 //! a minibatch costs its plain replays and the clean forward. It is there so that every objective can be compared with
-//! BulletTrain. Called by `objective::Free`; checked by `tests/bullet_train.rs`.
+//! BulletTrain.
 
-use super::{Grouping, Groups};
+use super::{AccelerateConfig, Grouping, Groups};
 use crate::attack::AttackWork;
 use crate::batch::Batch;
 use crate::engine::{Engine, Result, Tensor};
 use crate::model::Weights;
 use crate::model::layers::IMAGE_LEN;
 use crate::ops::{GatherRows, ScatterRows};
-use crate::recipe::Accelerate;
 
 /// The groups of the current minibatch, and what keeps images still.
 #[derive(Clone, Debug)]
@@ -36,10 +35,10 @@ struct Room {
 }
 
 impl Replays {
-    pub fn new(recipe: &Accelerate) -> Self {
+    pub fn new(config: &AccelerateConfig) -> Self {
         Self {
-            grouping: Grouping::new(recipe),
-            robust_steps: recipe.robust_steps,
+            grouping: Grouping::new(config),
+            robust_steps: config.robust_steps,
             groups: Groups::default(),
             room: None,
         }

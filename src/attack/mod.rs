@@ -1,24 +1,18 @@
 //! The inner maximisation: a random start, then sign steps, over micro-batches whose activations stay in cache.
 //!
-//! What a step ascends is an [`Ascent`], one file a loss beside [`cross_entropy`], which names one of the engine's; how a
-//! training batch is attacked is an [`Adversary`]: PGD for every image ([`ScheduledPgd`]), or one of `accelerate`.
-//! Called by objectives (training) and protocols (evaluation). Checked by `tests/evaluate.rs` and `tests/methods.rs`:
-//! every image stays in the ball and in [0, 1], and the ascended loss rises.
+//! What a step ascends is an [`AscentLoss`]; how a training batch is attacked is an [`Adversary`]: PGD for every image
+//! ([`ScheduledPgd`]), or one of `accelerate`.
 
 mod apgd;
-mod cross_entropy;
-mod divergence;
+mod config;
 mod fab;
-mod margin;
 mod schedule;
 mod search;
 mod square;
 
 pub use apgd::{Apgd, phases as apgd_phases};
-pub use cross_entropy::CrossEntropyAscent;
-pub use divergence::DivergenceAscent;
+pub use config::{AttackConfig, AttackDefaults, AttackPhase, BatchNorm, Start};
 pub use fab::Fab;
-pub use margin::MarginAscent;
 pub use schedule::ScheduledPgd;
 pub use search::{Cost, Found, Search};
 pub use square::Square;
@@ -32,7 +26,6 @@ use crate::engine::{Engine, Pass, Result, SignStep};
 use crate::model::Weights;
 use crate::ops::{AscentLoss, AttackSteps, Noise, Perturb};
 use crate::philox::Key;
-use crate::recipe::{self, BatchNorm, Start};
 
 /// Projected gradient descent in the L-infinity ball (Madry et al., 2018).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,17 +40,6 @@ pub struct Pgd {
     pub pass: Pass,
 }
 
-/// What an attack ascends.
-pub trait Ascent {
-    /// Whether `batch.clean_logits` must hold the logits of the clean images, under the attack's BatchNorm.
-    fn needs_clean_logits(&self) -> bool {
-        false
-    }
-
-    /// The loss of the logits of x', and the operands of `batch` that it needs.
-    fn loss<'a>(&self, batch: &'a Batch) -> AscentLoss<'a>;
-}
-
 /// Makes the adversarial images of a training batch.
 pub trait Adversary {
     /// Whether the attack needs [`Engine::fold_batch_norm`] after the last change of the weights.
@@ -68,7 +50,7 @@ pub trait Adversary {
     fn perturb(
         &mut self,
         engine: &mut Engine,
-        ascent: &mut dyn Ascent,
+        ascent: AscentLoss,
         key: Key,
         batch: &Batch,
     ) -> Result<AttackWork>;
@@ -109,8 +91,8 @@ impl AddAssign for AttackWork {
 }
 
 impl Pgd {
-    /// The attack that a recipe's `[attack]` describes, before any of its phases.
-    pub fn of_recipe(attack: &recipe::Attack) -> Self {
+    /// The attack before any of its phases.
+    pub fn from_config(attack: &AttackConfig) -> Self {
         let epsilon = attack.epsilon.as_f32();
         let radius = (attack.epsilon.value() * attack.start_scale) as f32;
         Self {
@@ -137,13 +119,7 @@ impl Pgd {
     ///
     /// An evaluation pass needs [`Engine::fold_batch_norm`] after the last change of the weights. The logits,
     /// losses and predictions of the batch are overwritten.
-    pub fn perturb(
-        &self,
-        engine: &mut Engine,
-        ascent: &mut dyn Ascent,
-        key: Key,
-        batch: &Batch,
-    ) -> Result<()> {
+    pub fn perturb(&self, engine: &mut Engine, ascent: AscentLoss, key: Key, batch: &Batch) -> Result<()> {
         self.start(engine, key, batch)?;
         if self.steps > 0 && ascent.needs_clean_logits() {
             for part in batch.parts(self.size(engine, batch)) {
@@ -180,12 +156,15 @@ impl Pgd {
         Ok(())
     }
 
-    /// The steps alone, from where `batch.perturbed` stands; the clean logits are there if the ascent needs them.
-    pub fn ascend(&self, engine: &mut Engine, ascent: &mut dyn Ascent, batch: &Batch) -> Result<()> {
+    /// The steps alone, from where `batch.perturbed` stands; `batch.clean_logits`, under the attack's BatchNorm, are there if the
+    /// loss needs them.
+    pub fn ascend(&self, engine: &mut Engine, ascent: AscentLoss, batch: &Batch) -> Result<()> {
         for part in batch.parts(self.size(engine, batch)) {
             engine.run(&AttackSteps {
                 pass: self.pass,
-                loss: ascent.loss(&part),
+                loss: ascent,
+                labels: &part.labels,
+                clean_logits: &part.clean_logits,
                 step: self.step,
                 steps: self.steps as u32,
                 images: &part.images,

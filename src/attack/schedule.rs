@@ -1,12 +1,10 @@
 //! PGD for every image of a batch, with steps that may change over training.
-//!
-//! Called by the objectives that attack. Checked by `tests/methods.rs`.
 
-use super::{Adversary, Ascent, AttackWork, Pgd};
+use super::{Adversary, AttackConfig, AttackWork, BatchNorm, Pgd};
 use crate::batch::Batch;
 use crate::engine::{Engine, Result};
+use crate::ops::AscentLoss;
 use crate::philox::Key;
-use crate::recipe::Recipe;
 
 /// The attack of each epoch.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,15 +15,14 @@ pub struct ScheduledPgd {
 }
 
 impl ScheduledPgd {
-    /// The attack and the phases of a recipe. Its phases count epochs of the schedule; here they begin with the first
-    /// trained epoch that has come as far.
-    pub fn of_recipe(recipe: &Recipe) -> Self {
-        let first = Pgd::of_recipe(&recipe.attack);
-        let timeline = recipe.timeline();
-        let later = recipe.attack.phases.iter().map(|phase| {
+    /// The attack and its phases. A phase begins with the first trained epoch that has come as far in the schedule:
+    /// `first_at` maps epochs of the schedule to trained ones.
+    pub fn from_config(attack: &AttackConfig, first_at: impl Fn(usize) -> usize) -> Self {
+        let first = Pgd::from_config(attack);
+        let later = attack.phases.iter().map(|phase| {
             let mut pgd = Pgd { steps: phase.steps, ..first };
             pgd.step.step_size = phase.step_size.as_f32();
-            (timeline.first_at(phase.from_epoch) as u32, pgd)
+            (first_at(phase.from_epoch) as u32, pgd)
         });
         Self { first, later: later.collect() }
     }
@@ -52,7 +49,7 @@ impl Adversary for ScheduledPgd {
     fn perturb(
         &mut self,
         engine: &mut Engine,
-        ascent: &mut dyn Ascent,
+        ascent: AscentLoss,
         key: Key,
         batch: &Batch,
     ) -> Result<AttackWork> {

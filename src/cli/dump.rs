@@ -22,15 +22,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use super::{images_of, inputs, or_set, weights_for, write};
+use crate::attack::BatchNorm;
 use crate::batch::Batch;
 use crate::console::Console;
 use crate::engine::{DeviceChoice, Engine, Pass, WeightSet, open};
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::model::{ParameterKind, Weights};
-use crate::objective;
 use crate::ops::{GatherImages, ImageSet};
 use crate::philox::{Key, Purpose};
-use crate::recipe::{BatchNorm, Recipe};
+use crate::recipe::Recipe;
 
 /// Write one training step, without augmentation, as tensors to compare with
 #[derive(clap::Args)]
@@ -123,7 +123,7 @@ fn step(
 ) -> anyhow::Result<Weights> {
     let count = batch.len();
     let classes = engine.network().classes;
-    let mut objective = objective::of_recipe(recipe);
+    let mut objective = recipe.new_objective();
     engine.fold_batch_norm(WeightSet::Live)?;
     match given {
         Some(images) => engine.write(&batch.perturbed, images)?,

@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::config::Fraction;
 use crate::console::Console;
 use crate::data::{self as sets, DataError, DataSet, SetKind};
 use crate::engine;
@@ -29,7 +30,7 @@ use crate::files::{Files, Output};
 use crate::measure::workload::WorkError;
 use crate::model::{ResNet18, Weights};
 use crate::names::Named;
-use crate::recipe::{Fraction, Recipe};
+use crate::recipe::Recipe;
 use crate::train::TrainError;
 use crate::train::interrupt::{EXIT_INTERRUPTED, Interrupt, survive_file_size_limit};
 

@@ -15,11 +15,10 @@ use crate::console::Console;
 use crate::data::order::split;
 use crate::engine::{DeviceChoice, WeightSet, open};
 use crate::names::Named;
-use crate::objective;
 use crate::ops::ImageSet;
 use crate::philox::{Key, Purpose};
-use crate::prune::{self, Candidates, Diagnosis, HoldoutDraw, PruneError, Survey};
-use crate::recipe::{Recipe, Scores, SelectionMethod};
+use crate::prune::{Candidates, Diagnosis, HoldoutDraw, Keeps, PruneError, Scores, SelectionMethod, Survey};
+use crate::recipe::Recipe;
 
 /// Choose the training samples that a recipe would train on next, and write them as a file
 #[derive(clap::Args)]
@@ -60,10 +59,14 @@ pub struct Args {
     factors: Option<PathBuf>,
 }
 
+/// Whether what the method chooses is a set of samples, all of them perhaps.
+fn is_of_samples(method: &SelectionMethod) -> bool {
+    !matches!(method.row().keeps, Keeps::FewerEpochs)
+}
+
 fn method(name: &str) -> Result<SelectionMethod, String> {
-    let selects = |method: &SelectionMethod| *method != SelectionMethod::Short;
-    SelectionMethod::from_name(name).filter(selects).ok_or_else(|| {
-        let names = SelectionMethod::ALL.iter().filter(|(_, method)| selects(method));
+    SelectionMethod::from_name(name).filter(is_of_samples).ok_or_else(|| {
+        let names = SelectionMethod::ALL.iter().filter(|(_, method)| is_of_samples(method));
         format!("expected {}", names.map(|(name, _)| *name).collect::<Vec<_>>().join(", "))
     })
 }
@@ -101,7 +104,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         scores: None,
         key: key(Purpose::Selection),
     };
-    let mut objective = objective::of_recipe(&recipe);
+    let mut objective = recipe.new_objective();
     let mut watch = console.watch("candidates".into(), || interrupt.requested());
     let mut survey = Survey {
         set: &set,
@@ -113,14 +116,13 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         watch: &mut watch,
     };
     let begin = Instant::now();
-    let subset =
-        prune::of_recipe(&recipe).select(engine, &candidates, &mut survey).map_err(what_went_wrong)?;
+    let subset = recipe.new_selection().select(engine, &candidates, &mut survey).map_err(what_went_wrong)?;
     engine.synchronize()?;
     let seconds = begin.elapsed().as_secs_f64();
     if subset.is_empty() {
         bail!("selection: {} chose none of {} images", recipe.selection.method, candidates.samples.len());
     }
-    let augment = kept.augmentation(seed, 0);
+    let augment = recipe.augmentation(seed, 0);
     let holdout_draw =
         recipe.selection.holdout_draw.then(|| HoldoutDraw { augment, key: key(Purpose::AttackStart) });
     let diagnosis =
@@ -167,14 +169,15 @@ fn recipe(args: &Args) -> anyhow::Result<Recipe> {
     }
     overrides.extend(args.fraction.map(|fraction| format!("selection.fraction={fraction:?}")));
     let recipe = Recipe::load(&args.recipe, &overrides)?;
-    if recipe.selection.method == SelectionMethod::Short {
-        bail!("recipe {}: selection.method = \"short\" selects nothing; give --method", recipe.name);
+    let method = recipe.selection.method;
+    if !is_of_samples(&method) {
+        bail!("recipe {}: selection.method = \"{method}\" selects nothing; give --method", recipe.name);
     }
     // Training would have left losses to rank by; here there are none.
-    if let Some(refusal) = recipe.selection.attack_refused(&recipe, false) {
-        bail!("recipe {}: {} = \"{}\", expected {}", recipe.name, refusal.key, refusal.met, refusal.wanted);
+    match recipe.validate_attack_on_candidates(false) {
+        Ok(()) => Ok(recipe),
+        Err(refusal) => bail!("recipe {}: {refusal}", recipe.name),
     }
-    Ok(recipe)
 }
 
 fn what_went_wrong(error: PruneError) -> anyhow::Error {

@@ -1,9 +1,9 @@
 //! Labelled 32x32 images: CIFAR files, generated images, their download, splits and order.
 //!
-//! Checked by the tests beside the code, tests/data_files.rs and tests/download.rs. Called by train, evaluate and the
-//! commands; makes plain host memory, which `Engine::upload_images` takes to a device.
+//! Plain host memory, which `Engine::upload_images` takes to a device.
 
 pub mod cifar;
+mod config;
 pub mod download;
 pub mod generated;
 pub mod order;
@@ -14,6 +14,7 @@ pub mod source;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use config::{DataConfig, Padding};
 pub use generated::{GENERATED_TEST, GENERATED_TRAIN, MAX_GENERATED};
 pub use order::{Split, ValidationSplit};
 

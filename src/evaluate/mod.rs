@@ -21,11 +21,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::attack::{Ascent, Cost, CrossEntropyAscent, MarginAscent, Pgd};
+use crate::attack::{Cost, Pgd};
 use crate::batch::Batch;
 use crate::engine::{self, Engine, Pass, Phase, WeightSet, unless_stopped};
 use crate::model::layers::IMAGE_LEN;
-use crate::ops::{CrossEntropy, GatherImages, ImageSet, NO_CLASS};
+use crate::ops::{AscentLoss, CrossEntropy, GatherImages, ImageSet, NO_CLASS};
 use crate::philox::{Key, Purpose};
 
 /// What is evaluated, besides the protocol.
@@ -116,11 +116,7 @@ fn end_points(
             let steps = match &attack {
                 None => 0,
                 Some(pgd) => {
-                    let ascent: &mut dyn Ascent = match protocol {
-                        Protocol::Cw => &mut MarginAscent,
-                        _ => &mut CrossEntropyAscent,
-                    };
-                    pgd.perturb(engine, ascent, key, &batch)?;
+                    pgd.perturb(engine, protocol.ascends(), key, &batch)?;
                     pgd.steps as u64
                 }
             };
@@ -186,7 +182,7 @@ fn right(engine: &mut Engine, batch: &Batch, predictions: &[u32]) -> engine::Res
 
 /// Whether each image of a gathered batch withstands a sign-step attack, by its end point.
 fn withstands(engine: &mut Engine, batch: &Batch, pgd: &Pgd, key: Key) -> engine::Result<Vec<bool>> {
-    pgd.perturb(engine, &mut CrossEntropyAscent, key, batch)?;
+    pgd.perturb(engine, AscentLoss::CrossEntropy, key, batch)?;
     let predictions = predict(engine, batch, true)?;
     right(engine, batch, &predictions)
 }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attack::{Apgd, Fab, Pgd, Search, Square};
 use crate::engine::{Pass, SignStep};
-use crate::ops::Noise;
+use crate::ops::{AscentLoss, Noise};
 
 /// How accuracy is measured.
 #[derive(Clone, Debug, PartialEq)]
@@ -150,6 +150,16 @@ impl Protocol {
             Self::Pgd(pgd) => Some(pgd.pgd(epsilon)),
             Self::Cw => Some(of(CW_STEPS)),
             Self::Clean | Self::Part(_) | Self::AutoAttack => None,
+        }
+    }
+
+    /// What its sign steps ascend; the parts of AutoAttack have losses of their own.
+    pub fn ascends(&self) -> AscentLoss {
+        match self {
+            Self::Cw => AscentLoss::Margin,
+            Self::Clean | Self::Fgsm | Self::Pgd(_) | Self::Part(_) | Self::AutoAttack => {
+                AscentLoss::CrossEntropy
+            }
         }
     }
 

@@ -15,10 +15,10 @@ use crate::batch::Batch;
 use crate::data::order::held_out;
 use crate::engine::{Engine, Phase, Result, Tensor, WeightSet};
 use crate::model::Weights;
-use crate::objective::{self, Objective};
+use crate::objective::Objective;
 use crate::philox::{Key, Purpose, unit};
-use crate::prune::{self, Candidates, PruneError, Survey};
-use crate::recipe::{Recipe, SelectionMethod};
+use crate::prune::{Candidates, PruneError, Survey};
+use crate::recipe::Recipe;
 
 /// Seconds of one selection.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -50,13 +50,12 @@ impl Choice {
     /// So many candidates of a recipe.
     pub fn new(recipe: &Recipe, candidates: usize) -> Self {
         let data = &recipe.data;
-        let train = data.train_limit.unwrap_or(data.set.sizes().train) - data.validation;
-        let held_out = match recipe.selection.method {
-            SelectionMethod::AdvGlister => {
+        let held_out = match recipe.selection.method.row().holds_out {
+            true => {
                 let held_out = held_out(data.validation, recipe.selection.held_out_share());
-                (held_out * candidates).div_ceil(train).max(1)
+                (held_out * candidates).div_ceil(data.training_samples()).max(1)
             }
-            _ => 0,
+            false => 0,
         };
         Self { candidates, held_out, budget: recipe.selection.budget(candidates) }
     }
@@ -97,7 +96,7 @@ pub fn select(
 
     let begin = Instant::now();
     let mut objective = Timed {
-        objective: objective::of_recipe(&recipe),
+        objective: recipe.new_objective(),
         begin,
         attack: 0.0,
         survey: Cell::new(None),
@@ -117,7 +116,7 @@ pub fn select(
         key: key(Purpose::SelectionStart),
         watch: &mut watch,
     };
-    prune::of_recipe(&recipe).select(engine, &candidates, &mut survey)?;
+    recipe.new_selection().select(engine, &candidates, &mut survey)?;
     engine.synchronize()?;
     let total = begin.elapsed().as_secs_f64();
     // Input gradients are surveyed without an attack and without a loss of the objective; then the last call tells the end.

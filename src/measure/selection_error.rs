@@ -19,10 +19,10 @@ use crate::data::DataSet;
 use crate::data::order::Split;
 use crate::engine::{Engine, Result, Tensor, WeightSet};
 use crate::model::Weights;
-use crate::objective::{self, Objective};
+use crate::objective::Objective;
 use crate::ops::ImageSet;
 use crate::philox::{Key, Purpose};
-use crate::prune::{self, Candidates, Diagnosis, LastLayerView, PruneError, Subset, Survey, residual};
+use crate::prune::{Candidates, Diagnosis, LastLayerView, PruneError, Subset, Survey, residual};
 use crate::recipe::Recipe;
 
 /// A row of the table.
@@ -180,7 +180,7 @@ impl<'a> Subject<'a> {
     ) -> std::result::Result<Self, PruneError> {
         let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels)?;
         let scratch = Batch::alloc(engine, recipe.batch)?;
-        let mut objective = Remembering { objective: objective::of_recipe(recipe), known: HashMap::new() };
+        let mut objective = Remembering { objective: recipe.new_objective(), known: HashMap::new() };
         let seed = recipe.seed;
         let views = (0..=draws).map(|draw| {
             let total = (draws as usize + 1) * split.train.len();
@@ -189,7 +189,7 @@ impl<'a> Subject<'a> {
                 set: &set,
                 objective: &mut objective,
                 weights: WeightSet::Live,
-                augment: recipe.data.augmentation(seed, draw).filter(|_| draw > 0),
+                augment: recipe.augmentation(seed, draw).filter(|_| draw > 0),
                 scratch: &scratch,
                 key: if draw == 0 { start(seed) } else { key(seed, Purpose::AttackStart, draw) },
                 watch: &mut |done, _| watch(before + done, total),
@@ -214,7 +214,7 @@ impl<'a> Subject<'a> {
         let samples = &self.split.train;
         let labels: Vec<u32> =
             samples.iter().map(|&sample| self.data.train.labels[sample as usize]).collect();
-        let method = prune::of_recipe(recipe);
+        let method = recipe.new_selection();
         let (mut images, mut same, mut fresh, mut first) = (Vec::new(), Vec::new(), Vec::new(), None);
         for draw in 0..rule.selections.unwrap_or(self.fresh.len() as u32) {
             let candidates = Candidates {

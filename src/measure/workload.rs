@@ -18,7 +18,6 @@ use crate::engine::{
 };
 use crate::evaluate::{Protocol, Subject, evaluate};
 use crate::model::initialise;
-use crate::objective;
 use crate::ops::{GatherImages, ImageSet};
 use crate::philox::{Key, Purpose};
 use crate::recipe::Recipe;
@@ -210,7 +209,7 @@ impl Bench {
                     images: &batch.images,
                     labels: &batch.labels,
                 })?;
-                let mut objective = objective::of_recipe(recipe);
+                let mut objective = recipe.new_objective();
                 let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
                 engine.synchronize()?;
                 let begin = clock.mark()?;

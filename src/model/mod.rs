@@ -3,11 +3,13 @@
 //! Names and shapes are those of the common CIFAR ResNet-18 in PyTorch (3x3 stem, no max pool, four stages of
 //! two basic blocks), so that `load_state_dict(safetensors.torch.load_file(f))` works on our files.
 
+mod config;
 pub mod foreign;
 mod init;
 pub mod layers;
 mod weights;
 
+pub use config::ModelConfig;
 pub use init::initialise;
 pub use layers::{Block, Conv, Parameter, ParameterKind, ResNet18};
 pub use weights::{NamedTensor, Weights, WeightsError};

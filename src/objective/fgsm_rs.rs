@@ -1,10 +1,14 @@
-//! FGSM-RS, "Fast is better than free" (Wong et al., ICLR 2020): one step of 1.25 eps from a uniform start, projected
-//! onto the ball; L = CE(z', y). Watch for catastrophic overfitting.
+//! FGSM-RS, "Fast is better than free": one projected step from a uniform start, L = CE(z', y). Noise and step size are the
+//! recipe's.
 
-use super::single::Single;
-use crate::recipe::Recipe;
+use super::{AttackKind, ObjectiveRow};
+use crate::attack::AttackDefaults;
 
-/// The one step and its size are the recipe's.
-pub fn of_recipe(recipe: &Recipe) -> Single {
-    Single::of_recipe(recipe, |pgd| pgd)
-}
+pub(super) const ROW: ObjectiveRow = ObjectiveRow {
+    name: "fgsm-rs",
+    about: "CE(z', y), one step from a random start",
+    paper: "Wong et al., ICLR 2020",
+    attack: AttackKind::Steps { fixed: Some(1) },
+    defaults: AttackDefaults { step_size: "10/255", steps: 1, ..AttackDefaults::PGD },
+    ..ObjectiveRow::PGD
+};

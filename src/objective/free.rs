@@ -10,15 +10,24 @@
 
 use std::ops::Range;
 
-use super::{Objective, passes};
-use crate::accelerate::{self, Replays};
-use crate::attack::{AttackWork, ScheduledPgd};
+use super::{AttackKind, Objective, ObjectiveRow, Parts, passes};
+use crate::accelerate::Replays;
+use crate::attack::{AttackDefaults, AttackWork, ScheduledPgd, Start};
 use crate::batch::Batch;
 use crate::engine::{Engine, GradRequest, Result, Tensor};
 use crate::model::Weights;
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::philox::Key;
-use crate::recipe::Recipe;
+
+pub(super) const ROW: ObjectiveRow = ObjectiveRow {
+    name: "free",
+    about: "CE(z', y), minibatches replayed, x' moved by each step's own gradient",
+    paper: "Shafahi et al., NeurIPS 2019",
+    attack: AttackKind::Replays { default: 8 },
+    defaults: AttackDefaults { step_size: "8/255", steps: 1, start: Start::None, ..AttackDefaults::PGD },
+    new: |parts| Box::new(Free::new(parts)),
+    ..ObjectiveRow::PGD
+};
 
 /// The tensor of a checkpoint.
 const PERTURBATION: &str = "free.perturbation";
@@ -40,15 +49,15 @@ pub struct Free {
 }
 
 impl Free {
-    pub fn of_recipe(recipe: &Recipe) -> Self {
+    pub fn new(parts: Parts) -> Self {
         Self {
-            attack: ScheduledPgd::of_recipe(recipe),
+            moving: parts.replays(),
+            attack: parts.attack,
             epoch: 0,
-            replays: recipe.objective.replays,
-            moving: accelerate::replays_of_recipe(recipe),
-            smoothing: recipe.objective.label_smoothing as f32,
+            replays: parts.config.replays,
+            smoothing: parts.config.label_smoothing as f32,
             done: 0,
-            perturbation: vec![0.0; recipe.batch * IMAGE_LEN],
+            perturbation: vec![0.0; parts.batch * IMAGE_LEN],
         }
     }
 

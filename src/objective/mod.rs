@@ -1,9 +1,9 @@
 //! What a training step minimises: the attack it needs, its loss, and the train passes behind its gradients.
 //!
-//! A new objective is one more file here, one line in [`of_recipe`] and one name in `recipe::Method`. Most are a constructor:
-//! of `single`, which trains on the adversarial images alone, or of `paired`, which trains on both. Called by the training
-//! loop and by `secateur dump`. Checked by `tests/training.rs` and `tests/methods.rs`.
+//! A new objective is one more file here with its row, and one line in the table [`Method`]. Most rows construct one of two:
+//! `single`, which trains on the adversarial images alone, or `paired`, which trains on both.
 
+mod config;
 mod fgsm_rs;
 mod free;
 mod mart;
@@ -11,16 +11,33 @@ mod n_fgsm;
 mod paired;
 mod passes;
 mod pgd_at;
+mod row;
 mod single;
 mod standard;
 mod trades;
+
+pub use config::ObjectiveConfig;
+pub use row::{AttackKind, ObjectiveRow, Parts, TrainPasses};
 
 use crate::attack::AttackWork;
 use crate::batch::Batch;
 use crate::engine::{Engine, Result, Tensor};
 use crate::model::Weights;
+use crate::names::table;
 use crate::philox::Key;
-use crate::recipe::{Method, Recipe};
+
+table! {
+    /// What a training step minimises.
+    pub enum Method: ObjectiveRow {
+        Standard = standard::ROW,
+        PgdAt = pgd_at::ROW,
+        Trades = trades::ROW,
+        Mart = mart::ROW,
+        FgsmRs = fgsm_rs::ROW,
+        NFgsm = n_fgsm::ROW,
+        Free = free::ROW,
+    }
+}
 
 /// One way to train.
 ///
@@ -65,18 +82,5 @@ pub trait Objective {
     /// Takes back what [`Objective::state`] gave; says why it cannot.
     fn restore(&mut self, _state: &Weights) -> Result<(), String> {
         Ok(())
-    }
-}
-
-/// The table of objectives.
-pub fn of_recipe(recipe: &Recipe) -> Box<dyn Objective> {
-    match recipe.objective.method {
-        Method::Standard => Box::new(standard::of_recipe(recipe)),
-        Method::PgdAt => Box::new(pgd_at::of_recipe(recipe)),
-        Method::Trades => Box::new(trades::of_recipe(recipe)),
-        Method::Mart => Box::new(mart::of_recipe(recipe)),
-        Method::FgsmRs => Box::new(fgsm_rs::of_recipe(recipe)),
-        Method::NFgsm => Box::new(n_fgsm::of_recipe(recipe)),
-        Method::Free => Box::new(free::Free::of_recipe(recipe)),
     }
 }

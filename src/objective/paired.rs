@@ -1,39 +1,36 @@
 //! Objectives of the clean and the adversarial images: a [`PairedForm`] of both logits, behind a pair of train passes.
 //!
-//! Their methods differ by the form and by what the attack ascends, each in a file of its own. Checked by `tests/methods.rs`.
+//! Their methods differ by the form and by what the attack ascends, each in a file of its own.
 
-use super::{Objective, passes};
-use crate::accelerate;
-use crate::attack::{Adversary, Ascent, AttackWork};
+use super::{Objective, Parts, passes};
+use crate::attack::{Adversary, AttackWork};
 use crate::batch::Batch;
 use crate::engine::{Engine, Result, Tensor};
 use crate::model::Weights;
-use crate::ops::PairedForm;
+use crate::ops::{AscentLoss, PairedForm};
 use crate::philox::Key;
-use crate::recipe::Recipe;
 
 /// A loss on clean images and on those that an attack made of them.
-pub struct Paired<A> {
+pub struct Paired {
     adversary: Box<dyn Adversary>,
-    ascent: A,
+    ascends: AscentLoss,
     form: PairedForm,
-    /// Factor on the divergence: `objective.beta` of the recipe.
+    /// Factor on the divergence.
     divergence: f32,
 }
 
-impl<A: Ascent> Paired<A> {
-    /// With the factor of a recipe and its attack, which ascends `ascent`.
-    pub fn of_recipe(recipe: &Recipe, form: PairedForm, ascent: A) -> Self {
+impl Paired {
+    pub fn new(parts: &Parts, form: PairedForm) -> Self {
         Self {
-            adversary: accelerate::adversary_of_recipe(recipe, |pgd| pgd),
-            ascent,
+            adversary: parts.adversary(|pgd| pgd),
+            ascends: parts.config.method.row().ascends,
             form,
-            divergence: recipe.objective.beta as f32,
+            divergence: parts.config.beta as f32,
         }
     }
 }
 
-impl<A: Ascent> Objective for Paired<A> {
+impl Objective for Paired {
     fn needs_fold(&self) -> bool {
         self.adversary.needs_fold()
     }
@@ -43,7 +40,7 @@ impl<A: Ascent> Objective for Paired<A> {
     }
 
     fn attack(&mut self, engine: &mut Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
-        self.adversary.perturb(engine, &mut self.ascent, key, batch)
+        self.adversary.perturb(engine, self.ascends, key, batch)
     }
 
     fn gradient(&mut self, engine: &mut Engine, batch: &Batch, weights: Option<&Tensor<f32>>) -> Result<()> {

@@ -1,9 +1,6 @@
-//! PGD-AT (Madry et al., 2018): the cross-entropy of the images that PGD found, L = CE(z', y).
+//! PGD-AT: the cross-entropy of the images that PGD found, L = CE(z', y).
 
-use super::single::Single;
-use crate::recipe::Recipe;
+use super::ObjectiveRow;
 
-/// PGD-AT with the attack, its acceleration and the smoothing of a recipe.
-pub fn of_recipe(recipe: &Recipe) -> Single {
-    Single::of_recipe(recipe, |pgd| pgd)
-}
+pub(super) const ROW: ObjectiveRow =
+    ObjectiveRow { name: "pgd-at", paper: "Madry et al., ICLR 2018", ..ObjectiveRow::PGD };

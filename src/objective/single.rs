@@ -1,29 +1,30 @@
 //! Objectives of the adversarial images alone: L = CE(z', y), dL/dz' = q - target, behind one train pass.
 //!
-//! Their methods differ by the attack, each in a file of its own. Checked by `tests/methods.rs` and `tests/training.rs`.
+//! Their methods differ by the attack, each in a file of its own.
 
-use super::{Objective, passes};
-use crate::accelerate;
-use crate::attack::{Adversary, AttackWork, CrossEntropyAscent, Pgd};
+use super::{Objective, Parts, passes};
+use crate::attack::{Adversary, AttackWork, Pgd};
 use crate::batch::Batch;
 use crate::engine::{Engine, Result, Tensor};
 use crate::model::Weights;
+use crate::ops::AscentLoss;
 use crate::philox::Key;
-use crate::recipe::Recipe;
 
 /// Cross-entropy, with label smoothing if wanted, on the images that an attack made.
 pub struct Single {
     adversary: Box<dyn Adversary>,
+    ascends: AscentLoss,
     /// The target is `(1 - smoothing) * one_hot + smoothing / classes`; the attack ascends hard labels.
     smoothing: f32,
 }
 
 impl Single {
-    /// With the smoothing of a recipe and its attack, changed by `change` to what the method makes of it.
-    pub fn of_recipe(recipe: &Recipe, change: impl Fn(Pgd) -> Pgd) -> Self {
+    /// The attack is changed by `change` to what the method makes of it.
+    pub fn new(parts: &Parts, change: impl Fn(Pgd) -> Pgd) -> Self {
         Self {
-            adversary: accelerate::adversary_of_recipe(recipe, change),
-            smoothing: recipe.objective.label_smoothing as f32,
+            adversary: parts.adversary(change),
+            ascends: parts.config.method.row().ascends,
+            smoothing: parts.config.label_smoothing as f32,
         }
     }
 }
@@ -34,7 +35,7 @@ impl Objective for Single {
     }
 
     fn attack(&mut self, engine: &mut Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
-        self.adversary.perturb(engine, &mut CrossEntropyAscent, key, batch)
+        self.adversary.perturb(engine, self.ascends, key, batch)
     }
 
     fn gradient(&mut self, engine: &mut Engine, batch: &Batch, weights: Option<&Tensor<f32>>) -> Result<()> {

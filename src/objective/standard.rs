@@ -4,10 +4,14 @@
 //! methods' groups would look without adversarial training. That saves no work and costs the clean forward of each batch.
 
 use super::single::Single;
-use crate::attack::Pgd;
-use crate::recipe::Recipe;
+use super::{AttackKind, ObjectiveRow};
+use crate::attack::{AttackDefaults, Pgd, Start};
 
-/// The attack has neither start nor steps: it copies.
-pub fn of_recipe(recipe: &Recipe) -> Single {
-    Single::of_recipe(recipe, |pgd| Pgd { start: None, steps: 0, ..pgd })
-}
+pub(super) const ROW: ObjectiveRow = ObjectiveRow {
+    name: "standard",
+    about: "CE(z, y), without an attack: the yardstick of cost",
+    attack: AttackKind::None,
+    defaults: AttackDefaults { steps: 0, start: Start::None, ..AttackDefaults::PGD },
+    new: |parts| Box::new(Single::new(&parts, |pgd| Pgd { start: None, steps: 0, ..pgd })),
+    ..ObjectiveRow::PGD
+};

@@ -1,16 +1,28 @@
-//! TRADES (Zhang et al., ICML 2019): L = CE(z, t) + beta KL(p || q), its attack ascending KL; the target t is the label,
-//! smoothed if wanted.
+//! TRADES: L = CE(z, t) + beta KL(p || q), its attack ascending KL; the target t is the label, smoothed if wanted.
 //!
 //! dL/dz = (p - t) + beta p (log p - log q - KL), dL/dz' = beta (q - p). The target p of the attack is computed once
-//! a step, under the attack's BatchNorm; the train passes give x and x' batch statistics of their own.
+//! a step, under the attack's BatchNorm (the official code computes it again in each step of the attack, with the same
+//! result); the train passes give x and x' batch statistics of their own.
 
 use super::paired::Paired;
-use crate::attack::DivergenceAscent;
-use crate::ops::PairedForm;
-use crate::recipe::Recipe;
+use super::{ObjectiveRow, TrainPasses};
+use crate::attack::{AttackDefaults, Start};
+use crate::ops::{AscentLoss, PairedForm};
 
-/// TRADES with the attack, its acceleration, the smoothing and the beta of a recipe; 6 in the paper.
-pub fn of_recipe(recipe: &Recipe) -> Paired<DivergenceAscent> {
-    let smoothing = recipe.objective.label_smoothing as f32;
-    Paired::of_recipe(recipe, PairedForm::Trades { smoothing }, DivergenceAscent)
-}
+pub(super) const ROW: ObjectiveRow = ObjectiveRow {
+    name: "trades",
+    about: "CE(z, y) + beta KL(p || q)",
+    paper: "Zhang et al., ICML 2019",
+    ascends: AscentLoss::Divergence,
+    defaults: DEFAULTS,
+    passes: TrainPasses::CleanAndAdversarial,
+    new: |parts| {
+        let smoothing = parts.config.label_smoothing as f32;
+        Box::new(Paired::new(&parts, PairedForm::Trades { smoothing }))
+    },
+    ..ObjectiveRow::PGD
+};
+
+/// Those of the official code.
+pub(super) const DEFAULTS: AttackDefaults =
+    AttackDefaults { epsilon: "0.031", step_size: "0.007", start: Start::Normal, ..AttackDefaults::PGD };

@@ -10,20 +10,29 @@ use crate::engine::backend::Backend;
 use crate::engine::cuda::Cuda;
 use crate::engine::cuda::driver::Address;
 use crate::engine::cuda::eval::Ascent;
-use crate::engine::cuda::launch::head::Ascended;
 use crate::engine::reference::Cpu;
 use crate::engine::{GradRequest, ImageGradient, Operands, Pass, Phase, Result, SignStep, StopFlag, Tensor};
 use crate::model::layers::IMAGE_LEN;
 
-/// What an attack ascends: a loss of the logits z' of the moved images. A positive factor would change no step.
-#[derive(Clone, Copy, Debug)]
-pub enum AscentLoss<'a> {
+/// The loss that an attack ascends, of the logits z' of the moved images. A positive factor would change no step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AscentLoss {
     /// Softmax cross-entropy against hard labels.
-    CrossEntropy { labels: &'a Tensor<u32> },
-    /// KL(p||q) of q = softmax(z') from a fixed p = softmax(target_logits).
-    Divergence { target_logits: &'a Tensor<f32> },
+    CrossEntropy,
+    /// KL(p||q) of q = softmax(z') from p = softmax(z), z the logits of the clean images.
+    Divergence,
     /// [`Margin::BestWrong`].
-    Margin { labels: &'a Tensor<u32> },
+    Margin,
+}
+
+impl AscentLoss {
+    /// Whether it is of the clean images' logits, and not of the labels.
+    pub fn needs_clean_logits(self) -> bool {
+        match self {
+            Self::Divergence => true,
+            Self::CrossEntropy | Self::Margin => false,
+        }
+    }
 }
 
 /// Sign steps on the images of a batch, each a [`Phase::AttackStep`].
@@ -31,7 +40,11 @@ pub enum AscentLoss<'a> {
 pub struct AttackSteps<'a> {
     /// Of one set of images.
     pub pass: Pass,
-    pub loss: AscentLoss<'a>,
+    pub loss: AscentLoss,
+    /// Unused where the loss needs clean logits.
+    pub labels: &'a Tensor<u32>,
+    /// `batch x classes`; unused where the loss needs none.
+    pub clean_logits: &'a Tensor<f32>,
     pub step: SignStep,
     pub steps: u32,
     /// The clean images x, `batch x 32 x 32 x 3`, around which the ball lies.
@@ -90,18 +103,17 @@ impl AttackSteps<'_> {
         Ok(())
     }
 
-    /// The loss as an operation. Scale 1 and not 1 / batch: only the sign matters, and small factors would waste
-    /// the range of bf16.
-    fn cross_entropy<'a>(&'a self, labels: &'a Tensor<u32>) -> CrossEntropy<'a> {
-        let AttackSteps { logits, outputs, .. } = *self;
+    // The loss as an operation. Scale 1 and not 1 / batch: only the sign matters, and small factors would waste the range of bf16.
+    fn cross_entropy(&self) -> CrossEntropy<'_> {
+        let AttackSteps { logits, labels, outputs, .. } = *self;
         CrossEntropy { smoothing: 0.0, scale: 1.0, logits, labels, weights: None, outputs }
     }
-    fn divergence<'a>(&'a self, target_logits: &'a Tensor<f32>) -> Divergence<'a> {
-        let AttackSteps { logits, outputs, .. } = *self;
-        Divergence { scale: 1.0, target_logits, logits, outputs }
+    fn divergence(&self) -> Divergence<'_> {
+        let AttackSteps { logits, clean_logits, outputs, .. } = *self;
+        Divergence { scale: 1.0, target_logits: clean_logits, logits, outputs }
     }
-    fn margin<'a>(&'a self, labels: &'a Tensor<u32>) -> MarginLoss<'a> {
-        let AttackSteps { logits, outputs, .. } = *self;
+    fn margin(&self) -> MarginLoss<'_> {
+        let AttackSteps { logits, labels, outputs, .. } = *self;
         MarginLoss { margin: Margin::BestWrong, logits, labels, outputs }
     }
 }
@@ -112,13 +124,12 @@ impl Op for AttackSteps<'_> {
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let batch = operands.rows_of(self.images, IMAGE_LEN)?;
         let logits = batch * operands.classes();
-        match self.loss {
-            AscentLoss::CrossEntropy { labels } => operands.reads(labels, batch)?,
-            AscentLoss::Divergence { target_logits } => operands.reads(target_logits, logits)?,
-            AscentLoss::Margin { labels } => {
-                Margin::BestWrong.check(operands, batch)?;
-                operands.reads(labels, batch)?;
-            }
+        if self.loss == AscentLoss::Margin {
+            Margin::BestWrong.check(operands, batch)?;
+        }
+        match self.loss.needs_clean_logits() {
+            true => operands.reads(self.clean_logits, logits)?,
+            false => operands.reads(self.labels, batch)?,
         }
         operands.reads(self.images, batch * IMAGE_LEN)?;
         operands.writes(self.perturbed, batch * IMAGE_LEN)?;
@@ -132,9 +143,9 @@ impl Op for AttackSteps<'_> {
 
     fn cpu(&self, cpu: &mut Cpu) -> Result<()> {
         self.one_by_one(cpu, Cpu::check_stop, |cpu| match self.loss {
-            AscentLoss::CrossEntropy { labels } => self.cross_entropy(labels).cpu(cpu),
-            AscentLoss::Divergence { target_logits } => self.divergence(target_logits).cpu(cpu),
-            AscentLoss::Margin { labels } => self.margin(labels).cpu(cpu),
+            AscentLoss::CrossEntropy => self.cross_entropy().cpu(cpu),
+            AscentLoss::Divergence => self.divergence().cpu(cpu),
+            AscentLoss::Margin => self.margin().cpu(cpu),
         })
     }
 
@@ -147,18 +158,17 @@ impl Op for AttackSteps<'_> {
                 cuda,
                 |_| Ok(()),
                 |cuda| match self.loss {
-                    AscentLoss::CrossEntropy { labels } => self.cross_entropy(labels).cuda(cuda),
-                    AscentLoss::Divergence { target_logits } => self.divergence(target_logits).cuda(cuda),
-                    AscentLoss::Margin { labels } => self.margin(labels).cuda(cuda),
+                    AscentLoss::CrossEntropy => self.cross_entropy().cuda(cuda),
+                    AscentLoss::Divergence => self.divergence().cuda(cuda),
+                    AscentLoss::Margin => self.margin().cuda(cuda),
                 },
             );
         }
-        let (ascended, operand) = match self.loss {
-            AscentLoss::CrossEntropy { labels } => (Ascended::CrossEntropy, cuda.address(labels)?),
-            AscentLoss::Divergence { target_logits } => (Ascended::Divergence, cuda.address(target_logits)?),
-            AscentLoss::Margin { labels } => (Ascended::Margin, cuda.address(labels)?),
+        let operand = match self.loss.needs_clean_logits() {
+            true => cuda.address(self.clean_logits)?,
+            false => cuda.address(self.labels)?,
         };
-        let (batch, ascent) = (self.batch(), Ascent { ascended, operand });
+        let (batch, ascent) = (self.batch(), Ascent { loss: self.loss, operand });
         let key = AttackKey {
             pass: self.pass,
             batch,

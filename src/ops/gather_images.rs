@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+pub use crate::data::Padding;
+
 use super::{NO_CLASS, Op};
 use crate::engine::cuda::Cuda;
 use crate::engine::cuda::driver::{Address, Driver, Kernel};
@@ -9,7 +11,6 @@ use crate::engine::cuda::launch::{Cost, F32, Philox, U32, run};
 use crate::engine::reference::Cpu;
 use crate::engine::{Engine, Operands, Result, Tensor};
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
-use crate::names::named;
 use crate::philox::{Key, Purpose};
 
 /// A labelled image set, resident on the device.
@@ -42,16 +43,6 @@ pub struct Augment {
     pub seed: u64,
     pub epoch: u32,
     pub padding: Padding,
-}
-
-named! {
-    /// What lies around an image that is cropped.
-    pub enum Padding {
-        /// Black, as torchvision's `RandomCrop(32, padding=4)`.
-        Zero = "zero",
-        /// The image mirrored at its outermost pixels, which are not repeated: `numpy.pad` and PyTorch's "reflect".
-        Reflect = "reflect",
-    }
 }
 
 /// Writes the (augmented) images and labels of `samples`. A sample that the set does not have becomes NaN with label

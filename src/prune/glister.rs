@@ -12,11 +12,77 @@
 //! defaults differ: the mean, and gains with noise and class quotas (see `top_k`).
 
 use super::top_k::Draw;
-use super::{Candidates, LastLayerView, PruneError, Selection, Subset, Survey, TopK, part, residual};
+use super::{
+    Candidates, Keeps, Knows, LastLayerView, PruneError, Selection, SelectionConfig, SelectionRow, Subset,
+    Survey, TopK, part, residual,
+};
+use crate::config::Refusal;
 use crate::engine::{Engine, Tensor};
+use crate::names::named;
 use crate::ops::{GradientProducts, GradientSum, LastLayerGradients, RowNorms, StepLogits};
 use crate::philox::Key;
-use crate::recipe::{GradientPart, Greedy, StepAlong};
+
+pub(super) const ROW: SelectionRow = SelectionRow {
+    name: "adv-glister",
+    title: "Adv-GLISTER",
+    about: "the subset whose step lowers the loss of held-out images most",
+    paper: "Li et al., 2023; Killamsetty et al., AAAI 2021",
+    keeps: Keeps::Fraction,
+    knows: Knows::LastLayerGradient,
+    every: 20,
+    holds_out: true,
+    check: no_weights_of_pools,
+    new: |config, setting| {
+        Box::new(Glister {
+            greedy: config.greedy,
+            rounds: config.rounds,
+            top_k: TopK::from_config(config),
+            gradient: config.gradient,
+            step_along: config.step_along,
+            step: match config.step_size {
+                Some(size) => StepSize::Relative(size),
+                None => StepSize::Absolute(setting.learning_rate),
+            },
+        })
+    },
+    ..SelectionRow::ALL
+};
+
+fn no_weights_of_pools(config: &SelectionConfig) -> Result<(), Refusal> {
+    if config.importance_weights && config.greedy == Greedy::Stochastic {
+        let expected = "\"rounds\": the probabilities of a choice from random pools are not known";
+        return Err(Refusal::of_text("greedy", config.greedy, expected));
+    }
+    Ok(())
+}
+
+named! {
+    /// Which gradient of the picked samples Adv-GLISTER's step follows.
+    pub enum StepAlong {
+        Mean = "mean",
+        Sum = "sum",
+    }
+}
+
+named! {
+    /// The parameters whose gradients Adv-GLISTER works with.
+    pub enum GradientPart {
+        /// Weight and bias of the last layer.
+        LastLayer = "last-layer",
+        /// Its bias alone, whose gradient is that of the logits.
+        Bias = "bias",
+    }
+}
+
+named! {
+    /// How Adv-GLISTER follows its gain.
+    pub enum Greedy {
+        /// The best k / rounds candidates at once, then a new held-out gradient.
+        Rounds = "rounds",
+        /// The best of a random pool of (n / k) ln(1 / 0.01), then a new held-out gradient (Mirzasoleiman et al. 2015).
+        Stochastic = "stochastic",
+    }
+}
 
 /// The probability that a pool holds none of the k best candidates.
 const MISS: f64 = 0.01;

@@ -21,12 +21,62 @@
 
 use super::atoms::{DeviceAtoms, squares};
 use super::pursuit::{Atoms, Limits, Pursuit, pursue};
-use super::{Candidates, PruneError, Selection, Subset, Survey, part, residual};
+use super::{Candidates, Keeps, Knows, PruneError, Selection, SelectionRow, Subset, Survey, part, residual};
 use crate::data::order::shuffled;
 use crate::engine::Engine;
+use crate::names::named;
 use crate::ops::{Augment, LastLayerGradients};
 use crate::philox::Key;
-use crate::recipe::{AtomMode, RidgeUnit};
+
+pub(super) const ROW: SelectionRow = SelectionRow {
+    name: "adv-grad-match",
+    title: "Adv-GRAD-MATCH",
+    about: "a weighted subset whose last-layer gradient matches that of all",
+    paper: "Li et al., 2023; Killamsetty et al., ICML 2021",
+    keeps: Keeps::Fraction,
+    knows: Knows::LastLayerGradient,
+    every: 20,
+    draws: |config| config.target_draws,
+    least: |config, batch| match config.mode {
+        AtomMode::PerBatch => batch,
+        AtomMode::PerClass | AtomMode::PerSample => 1,
+    },
+    new: |config, setting| {
+        Box::new(GradMatch {
+            mode: config.mode,
+            ridge: config.ridge,
+            ridge_unit: config.ridge_unit,
+            tolerance: config.tolerance,
+            batch: setting.batch,
+            target_draws: config.target_draws,
+            augment: setting.augment,
+        })
+    },
+    ..SelectionRow::ALL
+};
+
+named! {
+    /// What the atoms of a pursuit are.
+    pub enum AtomMode {
+        /// Random batches: an atom is the gradient sum of one (its mean, but for the scale), and every sample of a chosen
+        /// batch has its weight.
+        PerBatch = "per-batch",
+        /// Samples, with a pursuit for each class that matches the gradient sum of that class.
+        PerClass = "per-class",
+        /// Samples, with one pursuit over all.
+        PerSample = "per-sample",
+    }
+}
+
+named! {
+    /// What Adv-GRAD-MATCH's ridge is a multiple of.
+    pub enum RidgeUnit {
+        /// The mean squared norm of the atoms of a pursuit.
+        Relative = "relative",
+        /// 1: the number that GRAD-MATCH adds to the Gram matrix.
+        Absolute = "absolute",
+    }
+}
 
 /// Selection by matching gradients.
 #[derive(Clone, Copy, Debug, PartialEq)]

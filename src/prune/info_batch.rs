@@ -3,12 +3,32 @@
 //!
 //! Easy are the samples whose last loss lies below the mean; the scores come free from training. The weights 1 and 1 / (1 - r)
 //! are not normalised: a minibatch has the plain mean of weight times loss, so fewer and longer steps go as far as an epoch
-//! on all samples. Counts and weights are those of the published code (NUS-HPC-AI-Lab/InfoBatch). That nothing is pruned in
-//! the last epochs is the training loop's affair.
+//! on all samples. Counts and weights are those of the published code (NUS-HPC-AI-Lab/InfoBatch). Nothing is pruned in the last
+//! epochs: `selection.full_share`.
 
-use super::{Candidates, PruneError, Selection, Subset, Survey};
+use super::{Candidates, Keeps, Knows, PruneError, Selection, SelectionRow, Subset, Survey};
 use crate::data::order::shuffled;
 use crate::engine::Engine;
+
+pub(super) const ROW: SelectionRow = SelectionRow {
+    name: "info-batch",
+    title: "InfoBatch",
+    about: "a random half of the easy samples left out, the other half weighted up",
+    paper: "Qin et al., ICLR 2024",
+    keeps: Keeps::Own {
+        share: |config| 1.0 - EASY_SHARE * config.prune_share,
+        assumes: || format!("a share of {EASY_SHARE} of InfoBatch's samples is taken for easy"),
+    },
+    knows: Knows::LastLoss,
+    every: 1,
+    full_share: 0.125,
+    starts_whole: true,
+    new: |config, _| Box::new(InfoBatch { prune_share: config.prune_share }),
+    ..SelectionRow::ALL
+};
+
+/// Share of the samples that is expected below the mean loss: that of symmetric losses.
+const EASY_SHARE: f64 = 0.5;
 
 /// A random share of the easy samples is left out.
 #[derive(Clone, Copy, Debug)]

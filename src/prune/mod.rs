@@ -1,9 +1,8 @@
 //! Data pruning: which samples the next epochs train on, and with which weights.
 //!
 //! Every way to choose is a [`Selection`]: candidates in, a weighted [`Subset`] out. What it must know about the
-//! candidates, it asks of a [`Survey`]: last-layer gradients behind the training attack, or input-gradient norms. A new
-//! one is one more file here and one name in the recipe. Called by the training loop at each re-selection and by
-//! `secateur select`. Checked by `tests/prune_*.rs`.
+//! candidates, it asks of a [`Survey`]: last-layer gradients on the training attack, or input-gradient norms. A new
+//! one is one more file here with its row, and one line in the table [`SelectionMethod`].
 //!
 //! | file | what it chooses |
 //! |---|---|
@@ -18,6 +17,7 @@
 
 pub mod atoms;
 pub mod cholesky;
+mod config;
 mod diagnosis;
 mod file;
 mod glister;
@@ -27,26 +27,47 @@ mod mean_scores;
 pub mod pursuit;
 mod random;
 mod ranking;
+mod row;
 mod subset;
 mod survey;
 mod top_k;
 
+pub use config::{Scores, SelectionConfig, SelectionWeights};
 pub use diagnosis::{Diagnosis, HoldoutDraw, residual};
-pub use glister::{Glister, StepSize};
-pub use grad_match::GradMatch;
+pub use glister::{Glister, GradientPart, Greedy, StepAlong, StepSize};
+pub use grad_match::{AtomMode, GradMatch, RidgeUnit};
 pub use info_batch::InfoBatch;
 pub use mean_scores::MeanScores;
-pub use random::{All, PartlyRandom, Random, Walk};
+pub use random::{All, PartlyRandom, Random, Sampling, Walk};
 pub use ranking::{Ranking, Score};
+pub use row::{CandidatePasses, Keeps, Knows, SelectionRow, Setting};
 pub use subset::Subset;
 pub use survey::{LastLayerView, Survey};
 pub use top_k::TopK;
 
 use crate::data::order::quotas;
 use crate::engine::{self, Engine, Tensor};
+use crate::names::table;
 use crate::ops::{GatherRows, LastLayerGradients, Term};
 use crate::philox::Key;
-use crate::recipe::{Recipe, Sampling, Scores, SelectionMethod};
+
+table! {
+    /// Ways to choose the training samples.
+    pub enum SelectionMethod: SelectionRow {
+        Full = random::FULL,
+        Short = random::SHORT,
+        Random = random::RANDOM,
+        RandomOnline = random::RANDOM_ONLINE,
+        ClassBalanced = random::CLASS_BALANCED,
+        LossRank = ranking::LOSS_RANK,
+        InfoBatch = info_batch::ROW,
+        El2n = ranking::EL2N,
+        GraNd = ranking::GRAND,
+        EasyCore = ranking::EASY_CORE,
+        AdvGradMatch = grad_match::ROW,
+        AdvGlister = glister::ROW,
+    }
+}
 
 /// A way to choose samples. It keeps no state: the same candidates, weights and key give the same subset.
 pub trait Selection {
@@ -59,68 +80,12 @@ pub trait Selection {
     ) -> Result<Subset, PruneError>;
 }
 
-/// The selection of a recipe.
-pub fn of_recipe(recipe: &Recipe) -> Box<dyn Selection> {
-    let choice = choice_of_recipe(recipe);
-    match recipe.selection.random_share > 0.0 {
-        true => Box::new(PartlyRandom { recipe: recipe.selection.clone(), choice }),
+/// The selection of a configuration in a run.
+pub fn build(config: &SelectionConfig, setting: &Setting) -> Box<dyn Selection> {
+    let choice = (config.method.row().new)(config, setting);
+    match config.random_share > 0.0 {
+        true => Box::new(PartlyRandom { config: config.clone(), choice }),
         false => choice,
-    }
-}
-
-/// The score that a recipe's selections rank by, where that is a mean over training.
-pub fn mean_score_of_recipe(recipe: &Recipe) -> Option<Score> {
-    let score = match recipe.selection.method {
-        SelectionMethod::El2n => Score::El2n,
-        SelectionMethod::GraNd => Score::GraNd,
-        SelectionMethod::EasyCore => Score::InputGradient,
-        _ => return None,
-    };
-    (recipe.selection.scores == Scores::Accumulated).then_some(score)
-}
-
-/// The table of selections.
-fn choice_of_recipe(recipe: &Recipe) -> Box<dyn Selection> {
-    let selection = &recipe.selection;
-    let top_k = TopK {
-        temperature: selection.temperature,
-        class_quotas: selection.class_quotas,
-        importance_weights: selection.importance_weights,
-    };
-    let ranking = |score| Box::new(Ranking { score, top_k });
-    match selection.method {
-        SelectionMethod::Full | SelectionMethod::Short => Box::new(All),
-        SelectionMethod::RandomOnline if selection.sampling == Sampling::Permutation => {
-            let first = recipe.timeline().first_selection().unwrap_or(0) as u32;
-            Box::new(Walk { first, every: selection.every as u32 })
-        }
-        SelectionMethod::Random | SelectionMethod::RandomOnline => Box::new(Random { class_balanced: false }),
-        SelectionMethod::ClassBalanced => Box::new(Random { class_balanced: true }),
-        SelectionMethod::LossRank => ranking(Score::LastLoss),
-        SelectionMethod::El2n => ranking(Score::El2n),
-        SelectionMethod::GraNd => ranking(Score::GraNd),
-        SelectionMethod::EasyCore => ranking(Score::InputGradient),
-        SelectionMethod::InfoBatch => Box::new(InfoBatch { prune_share: selection.prune_share }),
-        SelectionMethod::AdvGradMatch => Box::new(GradMatch {
-            mode: selection.mode,
-            ridge: selection.ridge,
-            ridge_unit: selection.ridge_unit,
-            tolerance: selection.tolerance,
-            batch: recipe.batch,
-            target_draws: selection.target_draws,
-            augment: recipe.data.augmentation(recipe.seed, 0),
-        }),
-        SelectionMethod::AdvGlister => Box::new(Glister {
-            greedy: selection.greedy,
-            rounds: selection.rounds,
-            top_k,
-            gradient: selection.gradient,
-            step_along: selection.step_along,
-            step: match selection.step_size {
-                Some(size) => StepSize::Relative(size),
-                None => StepSize::Absolute(recipe.optimizer.learning_rate),
-            },
-        }),
     }
 }
 

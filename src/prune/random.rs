@@ -1,13 +1,76 @@
 //! The controls: all candidates, or so many at random, of each class in proportion if wanted; and a share of chance in
 //! another choice.
-//!
-//! Checked by `tests/prune_simple.rs`. Called by the table of selections.
 
-use super::{Candidates, PruneError, Selection, Subset, Survey};
+use super::{Candidates, Keeps, PruneError, Selection, SelectionConfig, SelectionRow, Subset, Survey};
+use crate::config::Refusal;
 use crate::data::order::shuffled;
 use crate::engine::Engine;
+use crate::names::named;
 use crate::philox::Key;
-use crate::recipe;
+
+pub(super) const FULL: SelectionRow =
+    SelectionRow { name: "full", title: "full", about: "all of them", ..SelectionRow::ALL };
+
+pub(super) const SHORT: SelectionRow = SelectionRow {
+    name: "short",
+    title: "short",
+    about: "all of them, for a fraction of the epochs under the same learning-rate shape: what pruning must beat",
+    keeps: Keeps::FewerEpochs,
+    ..SelectionRow::ALL
+};
+
+pub(super) const RANDOM: SelectionRow = SelectionRow {
+    name: "random",
+    title: "random",
+    about: "a random subset, drawn once",
+    keeps: Keeps::Fraction,
+    check: |config| match config.every {
+        0 => Ok(()),
+        every => Err(Refusal::new("every", every, "0: random draws once; \"random-online\" draws again")),
+    },
+    new: |_, _| Box::new(Random { class_balanced: false }),
+    ..SelectionRow::ALL
+};
+
+pub(super) const RANDOM_ONLINE: SelectionRow = SelectionRow {
+    name: "random-online",
+    title: "RS2",
+    about: "a random subset, drawn again and again",
+    paper: "Okanovic et al., ICLR 2024",
+    keeps: Keeps::Fraction,
+    every: 1,
+    check: |config| match config.every {
+        0 => Err(Refusal::new("every", 0, "1 at least: random-online draws again; \"random\" draws once")),
+        _ => Ok(()),
+    },
+    new: |config, setting| match config.sampling {
+        Sampling::Permutation => {
+            Box::new(Walk { first: setting.first_selection, every: config.every as u32 })
+        }
+        Sampling::Independent => Box::new(Random { class_balanced: false }),
+    },
+    ..SelectionRow::ALL
+};
+
+pub(super) const CLASS_BALANCED: SelectionRow = SelectionRow {
+    name: "class-balanced",
+    title: "class-balanced",
+    about: "a random subset, drawn once, of each class in proportion",
+    keeps: Keeps::Fraction,
+    new: |_, _| Box::new(Random { class_balanced: true }),
+    ..SelectionRow::ALL
+};
+
+named! {
+    /// How random subsets follow one another.
+    pub enum Sampling {
+        /// The next stretch of one permutation, round and round: every sample once in every 1 / fraction draws (RS2 without
+        /// replacement).
+        Permutation = "permutation",
+        /// Each draw for itself.
+        Independent = "independent",
+    }
+}
 
 /// The step of the key that a share of chance draws with; other draws of a selection have smaller ones.
 const SHARE_STEP: u32 = 1 << 20;
@@ -71,7 +134,7 @@ impl Selection for Walk {
 /// Another choice of a part of the budget, and for the rest of it a random draw from what that leaves over, with weight 1: the
 /// mean weight of the choice. With the order the other way round the choice would match what chance has left.
 pub struct PartlyRandom {
-    pub recipe: recipe::Selection,
+    pub config: SelectionConfig,
     pub choice: Box<dyn Selection>,
 }
 
@@ -83,7 +146,7 @@ impl Selection for PartlyRandom {
         survey: &mut Survey,
     ) -> Result<Subset, PruneError> {
         let budget = candidates.budget.min(candidates.samples.len());
-        let random = self.recipe.random_part(budget);
+        let random = self.config.random_part(budget);
         let chosen =
             self.choice.select(engine, &Candidates { budget: budget - random, ..*candidates }, survey)?;
         let left: Vec<u32> = candidates

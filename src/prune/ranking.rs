@@ -4,9 +4,50 @@
 //! noise and quotas: see `top_k` for why.
 
 use super::top_k::Draw;
-use super::{Candidates, PruneError, Selection, Subset, Survey, TopK};
+use super::{Candidates, Keeps, Knows, PruneError, Selection, SelectionRow, Subset, Survey, TopK};
 use crate::engine::{Engine, Error, Tensor};
 use crate::ops::{CrossEntropy, GradientSquares, LastLayerGradients, RowNorms, SelectTopK, Term};
+
+pub(super) const LOSS_RANK: SelectionRow = SelectionRow {
+    name: "loss-rank",
+    title: "loss ranking",
+    about: "the largest last adversarial losses in training",
+    keeps: Keeps::Fraction,
+    knows: Knows::LastLoss,
+    every: 1,
+    new: |config, _| Box::new(Ranking { score: Score::LastLoss, top_k: TopK::from_config(config) }),
+    ..SelectionRow::ALL
+};
+
+pub(super) const EL2N: SelectionRow = SelectionRow {
+    name: "el2n",
+    title: "EL2N",
+    about: "the largest error norms of the adversarial images",
+    paper: "Paul et al., NeurIPS 2021",
+    knows: Knows::LastLayerScore(Score::El2n),
+    every: 20,
+    new: |config, _| Box::new(Ranking { score: Score::El2n, top_k: TopK::from_config(config) }),
+    ..LOSS_RANK
+};
+
+pub(super) const GRAND: SelectionRow = SelectionRow {
+    name: "grand",
+    title: "last-layer GraNd",
+    about: "the largest gradient norms of the last layer on the adversarial images (GraNd's are of all layers)",
+    knows: Knows::LastLayerScore(Score::GraNd),
+    new: |config, _| Box::new(Ranking { score: Score::GraNd, top_k: TopK::from_config(config) }),
+    ..EL2N
+};
+
+pub(super) const EASY_CORE: SelectionRow = SelectionRow {
+    name: "easy-core",
+    title: "EasyCore",
+    about: "the smallest input-gradient norms of the clean images",
+    paper: "",
+    knows: Knows::InputGradient,
+    new: |config, _| Box::new(Ranking { score: Score::InputGradient, top_k: TopK::from_config(config) }),
+    ..EL2N
+};
 
 /// What samples are ranked by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 //! quotas each class gives its share of the budget. The noise is a pure function of (seed, epoch, round, sample), computed
 //! in f64 on the host, so equal scores give the same choice on every engine.
 
-use super::{Candidates, PruneError, Subset};
+use super::{Candidates, PruneError, SelectionConfig, Subset};
 use crate::data::order::quotas;
 use crate::philox::{Key, Purpose};
 
@@ -24,6 +24,14 @@ pub struct TopK {
 impl TopK {
     /// The k largest, of whatever class: the rankings as published.
     pub const PLAIN: Self = Self { temperature: 0.0, class_quotas: false, importance_weights: false };
+
+    pub fn from_config(config: &SelectionConfig) -> Self {
+        Self {
+            temperature: config.temperature,
+            class_quotas: config.class_quotas,
+            importance_weights: config.importance_weights,
+        }
+    }
 }
 
 /// A choice in the making.

@@ -1,17 +1,15 @@
-//! The recipes that ship inside the binary: the files of `recipes/`, found by name.
-//!
-//! Checked by tests/recipes.rs (each parses, round-trips and is listed). Called by [`super::Recipe::load`].
+//! The recipes that ship inside the binary: those of `recipes/`, found by name.
 
 use std::ffi::OsStr;
 
 use super::RecipeError;
-use super::spelling::nearest;
+use crate::config::nearest;
 
 /// One recipe of the binary.
 #[derive(Clone, Copy, Debug)]
 pub struct Builtin {
     pub name: &'static str,
-    /// The TOML file as it stands.
+    /// As TOML, with its comment.
     pub text: &'static str,
 }
 

@@ -1,135 +1,31 @@
-//! A recipe: everything that decides a training run, read from TOML into a typed, fully resolved form.
+//! Recipes as TOML: the sections of the modules, composed into one document and checked across modules.
 //!
 //! A recipe may leave out what has a default; [`Recipe::to_toml`] writes every key back, so that the `recipe.toml`
 //! of a run folder holds the whole truth and parses to the same recipe. Unknown keys are refused with the nearest
-//! known one; values out of range name the key, the value met and the values wanted. Checked by tests/recipes.rs.
-//! Called by the commands; used by train, attack, objective and evaluate.
-//!
-//! A section with names or rules of its own has a file, type and reading together; those of a few plain keys stand here.
+//! known one; wrong values with key, value and what was expected.
 
-mod accelerate;
-mod attack;
 mod builtin;
-mod data;
-mod objective;
+mod checks;
 mod overrides;
-mod reader;
-mod schedule;
-mod selection;
 mod source;
-mod spelling;
-mod timeline;
-mod value;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-
-pub use accelerate::{Accelerate, Acceleration};
-pub use attack::{Attack, BatchNorm, Phase, Start};
+pub use crate::train::Recipe;
 pub use builtin::{BUILTIN, Builtin};
-pub use data::Data;
-pub use objective::{Method, Objective};
-pub use schedule::{Position, Schedule, Update};
-pub use selection::{
-    AtomMode, GradientPart, Greedy, RidgeUnit, Sampling, Scores, Selection, SelectionMethod,
-    SelectionWeights, StepAlong,
+
+use crate::accelerate::AccelerateConfig;
+use crate::attack::AttackConfig;
+use crate::config::{ConfigError, Section};
+use crate::data::DataConfig;
+use crate::model::ModelConfig;
+use crate::objective::ObjectiveConfig;
+use crate::prune::SelectionConfig;
+use crate::train::config::{
+    CheckpointConfig, EvaluationConfig, MetricsConfig, OptimizerConfig, OverfittingConfig, Schedule,
 };
-pub use timeline::{Pace, Stage, Timeline};
-pub use value::Fraction;
-
-use crate::data::Sizes;
-use crate::model::layers::WIDTHS;
-use reader::{Section, above};
 use source::{Chain, Source};
-
-/// A training run. Every field is resolved: nothing below consults a default again.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Recipe {
-    pub name: String,
-    /// Keys all randomness of the run but the generated images.
-    pub seed: u64,
-    /// Epochs of the schedule; where samples are pruned, those that are trained may be fewer (see [`Timeline`]).
-    pub epochs: usize,
-    /// Images a step; the last, smaller batch of an epoch is trained on too.
-    pub batch: usize,
-    pub data: Data,
-    pub model: Model,
-    pub objective: Objective,
-    pub attack: Attack,
-    pub accelerate: Accelerate,
-    pub selection: Selection,
-    pub overfitting: Overfitting,
-    pub optimizer: Optimizer,
-    pub schedule: Schedule,
-    pub evaluation: Evaluation,
-    pub checkpoint: Checkpoint,
-    pub metrics: Metrics,
-}
-
-/// `[model]`
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Model {
-    /// Channels of the first stage: 64, or 16 for tests and CPU demonstrations.
-    pub width: usize,
-}
-
-/// `[overfitting]`: catastrophic overfitting, seen by the PGD-5 accuracy of one batch of training images.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Overfitting {
-    /// Whether it is measured behind each epoch; by default for single-step methods.
-    pub check: bool,
-    /// A larger fall from one epoch to the next is reported.
-    pub max_fall: f64,
-    /// Whether it also ends the run.
-    pub stop: bool,
-}
-
-/// `[optimizer]`: SGD.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Optimizer {
-    /// The peak of the schedule.
-    pub learning_rate: f64,
-    pub momentum: f64,
-    pub weight_decay: f64,
-    /// Decay of the exponential moving average of the weights, if one is kept (and then evaluated).
-    #[serde(serialize_with = "value::none")]
-    pub average_decay: Option<f64>,
-    /// Whether its decay begins lower, at min(average_decay, (1 + t) / (10 + t)) in optimizer step t: without, a short
-    /// run's average is mostly the untrained network. Unused without an average.
-    pub average_warmup: bool,
-}
-
-/// `[evaluation]` during training.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Evaluation {
-    /// Every so many epochs of the schedule, and after the last; 0 for the last only.
-    pub every: usize,
-    /// The first so many test images.
-    #[serde(serialize_with = "value::all")]
-    pub samples: Option<usize>,
-    /// Names of `evaluate`'s protocols, such as "clean", "pgd20", "pgd50x10".
-    pub protocols: Vec<String>,
-    /// The protocol whose accuracy on the validation images chooses the best epoch.
-    pub best_by: String,
-}
-
-/// `[checkpoint]`
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Checkpoint {
-    /// Every so many epochs of the schedule, and after the last; 0 for the last only.
-    pub every: usize,
-    /// How many of the newest stay on disk; the best one stays besides.
-    pub keep: usize,
-}
-
-/// `[metrics]`
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Metrics {
-    /// Whether a TensorBoard event file is kept beside metrics.jsonl.
-    pub tensorboard: bool,
-}
 
 /// Why a recipe is refused.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -142,12 +38,8 @@ pub enum RecipeError {
     Syntax { recipe: String, reason: String },
     #[error("--set {text}: {reason}")]
     Override { text: String, reason: String },
-    #[error("recipe {recipe}: unknown key {key}{hint}")]
-    UnknownKey { recipe: String, key: String, hint: String },
-    #[error("recipe {recipe}: {key} = {met}, expected {wanted}")]
-    Value { recipe: String, key: String, met: String, wanted: String },
-    #[error("recipe {recipe}: {key} is missing, expected {wanted}")]
-    MissingKey { recipe: String, key: String, wanted: String },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
 }
 
 impl Recipe {
@@ -175,152 +67,33 @@ impl Recipe {
         for text in overrides {
             overridden.push(overrides::apply(&mut table, text)?);
         }
-        Self::from_table(chain.name(), table).map_err(|error| chain.attribute(error, &overridden))
+        Self::from_table(chain.name(), table).map_err(|error| chain.attribute(error, &overridden).into())
     }
 
-    fn from_table(name: &str, table: toml::Table) -> Result<Self, RecipeError> {
+    fn from_table(name: &str, table: toml::Table) -> Result<Self, ConfigError> {
         let mut root = Section::root(name, table);
-        let objective = Objective::read(root.section("objective")?)?;
-        let method = objective.method;
-        let name = root.file_name("name", name)?;
-        let seed = root.integer("seed", 0..=i64::MAX as usize, Some(0))? as u64;
-        let epochs = root.integer("epochs", 1..=100_000, None)?;
-        let batch = root.integer("batch", 1..=65_536, None)?;
-        let data = Data::read(root.section("data")?)?;
-        let model = Model::read(root.section("model")?)?;
-        let attack = Attack::read(root.section("attack")?, method)?;
-        let accelerate = Accelerate::read(root.section("accelerate")?)?;
-        let optimizer = Optimizer::read(root.section("optimizer")?)?;
+        let objective = ObjectiveConfig::read(root.section("objective")?)?;
+        let method = objective.method.row();
         let recipe = Self {
-            name,
-            seed,
-            epochs,
-            batch,
-            data,
-            model,
+            name: root.file_name("name", name)?,
+            seed: root.integer("seed", 0..=i64::MAX as usize, Some(0))? as u64,
+            epochs: root.integer("epochs", 1..=100_000, None)?,
+            batch: root.integer("batch", 1..=65_536, None)?,
+            data: DataConfig::read(root.section("data")?)?,
+            model: ModelConfig::read(root.section("model")?)?,
             objective,
-            attack,
-            accelerate,
-            selection: Selection::read(root.section("selection")?)?,
-            overfitting: Overfitting::read(root.section("overfitting")?, method)?,
-            optimizer,
+            attack: AttackConfig::read(root.section("attack")?, &method.defaults)?,
+            accelerate: AccelerateConfig::read(root.section("accelerate")?)?,
+            optimizer: OptimizerConfig::read(root.section("optimizer")?)?,
+            selection: SelectionConfig::read(root.section("selection")?)?,
+            overfitting: OverfittingConfig::read(root.section("overfitting")?, method.attack)?,
             schedule: Schedule::read(root.section("schedule")?)?,
-            evaluation: Evaluation::read(root.section("evaluation")?)?,
-            checkpoint: Checkpoint::read(root.section("checkpoint")?)?,
-            metrics: Metrics::read(root.section("metrics")?)?,
+            evaluation: EvaluationConfig::read(root.section("evaluation")?)?,
+            checkpoint: CheckpointConfig::read(root.section("checkpoint")?)?,
+            metrics: MetricsConfig::read(root.section("metrics")?)?,
         };
-        recipe.check_together(&root)?;
+        root.check(recipe.validate())?;
         root.finish()?;
         Ok(recipe)
-    }
-
-    /// The whole recipe, every key resolved.
-    pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("a recipe holds only values that TOML has")
-    }
-
-    /// What is trained when.
-    pub fn timeline(&self) -> Timeline {
-        Timeline::of_recipe(self)
-    }
-
-    /// Checks that need more than one key.
-    fn check_together(&self, root: &Section) -> Result<(), RecipeError> {
-        let Sizes { train: all_train, test: all_test } = self.data.set.sizes();
-        let limits = [
-            ("data.train_limit", self.data.train_limit, all_train),
-            ("data.test_limit", self.data.test_limit, all_test),
-        ];
-        for (key, limit, all) in limits {
-            if let Some(limit) = limit.filter(|&limit| limit > all) {
-                let wanted = format!("at most the {all} images of {}", self.data.set);
-                return Err(root.value_error(key, limit, wanted));
-            }
-        }
-        let train = self.data.train_limit.unwrap_or(all_train);
-        if self.data.validation >= train {
-            let wanted = format!("fewer than the {train} training images it is taken from");
-            return Err(root.value_error("data.validation", self.data.validation, wanted));
-        }
-        if self.batch > train - self.data.validation {
-            let wanted = format!("at most the {} training images", train - self.data.validation);
-            return Err(root.value_error("batch", self.batch, wanted));
-        }
-        self.accelerate.check(self, root)?;
-        if self.overfitting.stop && !self.overfitting.check {
-            return Err(root.value_error("overfitting.check", false, "true where overfitting.stop is"));
-        }
-        self.selection.check(self, train - self.data.validation, root)
-    }
-}
-
-impl Model {
-    fn read(mut section: Section) -> Result<Self, RecipeError> {
-        let width = section.integer("width", 1..=1024, Some(64))?;
-        if !WIDTHS.contains(&width) {
-            let wanted = WIDTHS.map(|width| width.to_string()).join(" or ");
-            return Err(section.value_error("width", width, wanted));
-        }
-        section.finish()?;
-        Ok(Self { width })
-    }
-}
-
-impl Overfitting {
-    fn read(mut section: Section, method: Method) -> Result<Self, RecipeError> {
-        let single_step = method.fixed_steps() == Some(1);
-        let overfitting = Self {
-            check: section.boolean("check", single_step)?,
-            max_fall: section.number("max_fall", 0.0..=1.0, Some(0.2))?,
-            stop: section.boolean("stop", false)?,
-        };
-        section.finish()?;
-        Ok(overfitting)
-    }
-}
-
-impl Optimizer {
-    fn read(mut section: Section) -> Result<Self, RecipeError> {
-        let optimizer = Self {
-            learning_rate: section.number("learning_rate", above(0.0, 100.0), None)?,
-            momentum: section.number("momentum", 0.0..1.0, Some(0.9))?,
-            weight_decay: section.number("weight_decay", 0.0..=1.0, Some(5e-4))?,
-            average_decay: section.number_or("average_decay", "none", 0.0..1.0, None)?,
-            average_warmup: section.boolean("average_warmup", true)?,
-        };
-        section.finish()?;
-        Ok(optimizer)
-    }
-}
-
-impl Evaluation {
-    fn read(mut section: Section) -> Result<Self, RecipeError> {
-        let evaluation = Self {
-            every: section.integer("every", 0..=100_000, Some(1))?,
-            samples: section.integer_or("samples", "all", 1..=1_000_000, None)?,
-            protocols: section.texts("protocols", &["clean", "pgd20"])?,
-            best_by: section.text("best_by", Some("pgd10"))?,
-        };
-        section.finish()?;
-        Ok(evaluation)
-    }
-}
-
-impl Checkpoint {
-    fn read(mut section: Section) -> Result<Self, RecipeError> {
-        let checkpoint = Self {
-            every: section.integer("every", 0..=100_000, Some(1))?,
-            keep: section.integer("keep", 1..=100_000, Some(2))?,
-        };
-        section.finish()?;
-        Ok(checkpoint)
-    }
-}
-
-impl Metrics {
-    fn read(mut section: Section) -> Result<Self, RecipeError> {
-        let metrics = Self { tensorboard: section.boolean("tensorboard", false)? };
-        section.finish()?;
-        Ok(metrics)
     }
 }

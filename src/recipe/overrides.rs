@@ -1,7 +1,7 @@
 //! `--set key=value`: changes a recipe before it is resolved.
 //!
 //! The key is dotted (`attack.steps`), the value is a TOML value; text that is no TOML value is taken as a string, so
-//! that `--set attack.epsilon=4/255` needs no quotes inside quotes. Checked by tests/recipes.rs.
+//! that `--set attack.epsilon=4/255` needs no quotes inside quotes.
 
 use toml::{Table, Value};
 

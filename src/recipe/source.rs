@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::{RecipeError, builtin};
+use crate::config::{ConfigError, Refusal};
 use crate::files::{limit, read_text};
 
 /// The key that names the recipe to extend.
 const EXTENDS: &str = "extends";
-/// Recipes in a chain.
+/// Recipes in a chain, beside the built-in ones at its end.
 const MAX_CHAIN: usize = 8;
 
 /// Where a text lies; what it extends is looked for from there.
@@ -102,8 +103,10 @@ impl Source {
         })
     }
 
-    fn refuse(&self, met: &str, wanted: String) -> RecipeError {
-        RecipeError::Value { recipe: self.name.clone(), key: EXTENDS.into(), met: format!("{met:?}"), wanted }
+    fn refuse(&self, actual: &str, expected: String) -> RecipeError {
+        // An actual value here is a name or a path, which a message shows whole.
+        let refusal = Refusal { key: EXTENDS.into(), actual: format!("{actual:?}"), expected };
+        ConfigError::Value { recipe: self.name.clone(), refusal }.into()
     }
 }
 
@@ -120,8 +123,8 @@ impl Chain {
                 None => return Ok(Self(layers)),
                 Some(Value::String(named)) => named,
                 Some(value) => {
-                    let wanted = "the name of a recipe or the path of a file".into();
-                    return Err(source.refuse(&value.to_string(), wanted));
+                    let expected = "the name of a recipe or the path of a file".into();
+                    return Err(source.refuse(&value.to_string(), expected));
                 }
             };
             let base = source.base(&named)?;
@@ -129,7 +132,8 @@ impl Chain {
                 let names: Vec<&str> = sources[at..].iter().map(|source| source.name.as_str()).collect();
                 return Err(source.refuse(&named, format!("no circle: {}", names.join(" extends "))));
             }
-            if sources.len() == MAX_CHAIN {
+            let is_own = |source: &Source| !matches!(source.place, Place::BuiltIn(_));
+            if is_own(&base) && sources.len() == MAX_CHAIN {
                 return Err(source.refuse(&named, format!("at most {MAX_CHAIN} recipes in a chain")));
             }
             sources.push(base);
@@ -152,9 +156,9 @@ impl Chain {
     }
 
     /// An error about a key that is not the recipe's own says whose it is; `--set` made those in `overridden`.
-    pub fn attribute(&self, mut error: RecipeError, overridden: &[&str]) -> RecipeError {
-        if let RecipeError::UnknownKey { recipe, key, .. } | RecipeError::Value { recipe, key, .. } =
-            &mut error
+    pub fn attribute(&self, mut error: ConfigError, overridden: &[&str]) -> ConfigError {
+        if let ConfigError::UnknownKey { recipe, key, .. }
+        | ConfigError::Value { recipe, refusal: Refusal { key, .. } } = &mut error
         {
             let of = |layer: &&Layer| has(&layer.table, key);
             let origin = self.0.iter().find(of).filter(|_| !overridden.contains(&key.as_str()));

@@ -7,13 +7,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::read::Chosen;
-use crate::attack::CrossEntropyAscent;
 use crate::batch::Batch;
 use crate::data::{DataSet, Images};
 use crate::engine::{self, Engine, Pass, WeightSet};
 use crate::evaluate::PgdProtocol;
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
-use crate::ops::{CrossEntropy, GatherImages, ImageSet, NO_CLASS};
+use crate::ops::{AscentLoss, CrossEntropy, GatherImages, ImageSet, NO_CLASS};
 use crate::philox::{Key, Purpose};
 
 /// One image and what the attack made of it.
@@ -79,7 +78,7 @@ pub fn attack(
     };
     let clean = predictions(engine, false)?;
     let key = Key { seed, purpose: Purpose::EvaluationStart, epoch: 0, step: 0 };
-    protocol.pgd(epsilon).perturb(engine, &mut CrossEntropyAscent, key, &batch)?;
+    protocol.pgd(epsilon).perturb(engine, AscentLoss::CrossEntropy, key, &batch)?;
     let attacked = predictions(engine, true)?;
 
     let (images, perturbed) = (engine.read(&batch.images)?, engine.read(&batch.perturbed)?);

@@ -5,11 +5,13 @@
 //! `tests/training.rs`.
 
 pub mod checkpoint;
+pub mod config;
 mod epoch_report;
 pub mod interrupt;
 pub mod metrics;
 mod overfitting;
 mod pruning;
+mod recipe;
 pub mod result;
 pub mod run_folder;
 pub mod schedule;
@@ -17,8 +19,11 @@ mod scores;
 mod step_clock;
 mod super_batch;
 mod tensorboard;
+mod timeline;
 mod trainer;
 
+pub use recipe::Recipe;
+pub use timeline::{Pace, Stage, Timeline};
 pub use trainer::{EpochOutcome, Trainer};
 
 use std::path::PathBuf;
@@ -33,7 +38,6 @@ use crate::evaluate::{Outcome, Protocol, Subject, evaluate};
 use crate::model::{ResNet18, WeightsError, initialise};
 use crate::ops::ImageSet;
 use crate::prune::PruneError;
-use crate::recipe::Recipe;
 use checkpoint::CheckpointError;
 use epoch_report::Judged;
 use metrics::{Best, Seconds};

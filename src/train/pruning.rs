@@ -4,6 +4,7 @@
 //! step scatters into. Mean scores are kept here, and learn from each finished epoch.
 
 use super::checkpoint::SelectionState;
+use super::{Recipe, Stage, Timeline};
 use crate::batch::Batch;
 use crate::data::order::Split;
 use crate::engine::{self, Engine, Tensor, WeightSet};
@@ -11,10 +12,9 @@ use crate::objective::Objective;
 use crate::ops::ImageSet;
 use crate::philox::{Key, Purpose};
 use crate::prune::{
-    self, Candidates, Diagnosis, HoldoutDraw, MeanScores, PruneError, Ranking, Selection, Subset, Survey,
-    TopK,
+    Candidates, Diagnosis, HoldoutDraw, MeanScores, PruneError, Ranking, Selection, SelectionWeights, Subset,
+    Survey, TopK,
 };
-use crate::recipe::{Recipe, SelectionWeights, Stage, Timeline};
 
 /// Which samples train now.
 pub(super) struct Pruning<'a> {
@@ -37,8 +37,8 @@ impl<'a> Pruning<'a> {
         let selects = recipe.selection.method.selects();
         let unknown = vec![f32::INFINITY; split.train.len()];
         let losses = selects.then(|| engine.upload("last losses", &unknown)).transpose()?;
-        let method = prune::of_recipe(recipe);
-        let scores = prune::mean_score_of_recipe(recipe).map(|_| MeanScores::new(split.train.len()));
+        let method = recipe.new_selection();
+        let scores = recipe.selection.mean_score().map(|_| MeanScores::new(split.train.len()));
         Ok(Self { recipe, timeline: recipe.timeline(), method, split, subset: None, losses, scores })
     }
 
@@ -136,7 +136,7 @@ impl<'a> Pruning<'a> {
         let start = key(Purpose::SelectionStart);
         let mut survey = Survey { set, objective, weights, augment: None, scratch, key: start, watch };
         let mut scores = self.scores.clone();
-        if let (Some(scores), Some(score)) = (&mut scores, prune::mean_score_of_recipe(self.recipe))
+        if let (Some(scores), Some(score)) = (&mut scores, self.recipe.selection.mean_score())
             && !(scores.complete() && self.recipe.selection.scored_by_training())
         {
             let measured = Ranking { score, top_k: TopK::PLAIN }.scores(engine, &candidates, &mut survey)?;
@@ -152,10 +152,12 @@ impl<'a> Pruning<'a> {
             return Err(PruneError::Invalid(reason));
         }
         // The second draw is what training will see of the candidates in this epoch.
-        let Recipe { data, selection, seed, .. } = self.recipe;
-        let augment = data.augmentation(*seed, epoch);
-        let holdout_draw =
-            selection.holdout_draw.then(|| HoldoutDraw { augment, key: key(Purpose::AttackStart) });
+        let augment = self.recipe.augmentation(self.recipe.seed, epoch);
+        let holdout_draw = self
+            .recipe
+            .selection
+            .holdout_draw
+            .then(|| HoldoutDraw { augment, key: key(Purpose::AttackStart) });
         let validation = &self.split.validation;
         let diagnosis = Diagnosis::new(engine, &candidates, validation, &mut survey, &subset, holdout_draw)?;
         self.scores = scores;

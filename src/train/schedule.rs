@@ -4,7 +4,7 @@
 
 use std::f64::consts::PI;
 
-use crate::recipe::{Optimizer, Position, Schedule, Update};
+use super::config::{OptimizerConfig, Position, Schedule, Update};
 
 /// What a schedule decides about one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,7 +20,7 @@ pub struct Horizon {
     pub epochs: usize,
     /// So many steps ...
     pub steps: usize,
-    /// ... pass in so many epochs of the schedule: 1 but for a warm start (see [`crate::recipe::Timeline`]).
+    /// ... pass in so many epochs of the schedule: 1 but for a warm start (see [`super::Timeline`]).
     pub span: usize,
 }
 
@@ -37,7 +37,7 @@ impl Horizon {
 }
 
 /// The rates of step `step`, counted from 0 over the whole schedule at the pace of `horizon`.
-pub fn rates(schedule: &Schedule, optimizer: &Optimizer, horizon: Horizon, step: usize) -> Rates {
+pub fn rates(schedule: &Schedule, optimizer: &OptimizerConfig, horizon: Horizon, step: usize) -> Rates {
     let peak = optimizer.learning_rate;
     let fixed = |learning_rate| Rates { learning_rate, momentum: optimizer.momentum };
     match schedule {
@@ -81,7 +81,7 @@ pub fn rates(schedule: &Schedule, optimizer: &Optimizer, horizon: Horizon, step:
 }
 
 /// Decay of the moving average in optimizer step `step`, counted from 0 over the run; `None` where none is kept.
-pub fn average_decay(optimizer: &Optimizer, step: u64) -> Option<f64> {
+pub fn average_decay(optimizer: &OptimizerConfig, step: u64) -> Option<f64> {
     let decay = optimizer.average_decay?;
     let first = (1 + step) as f64 / (10 + step) as f64;
     Some(if optimizer.average_warmup { decay.min(first) } else { decay })

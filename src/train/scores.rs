@@ -3,11 +3,11 @@
 
 use std::ops::Range;
 
+use super::Recipe;
 use crate::batch::Batch;
 use crate::engine::{Engine, Pass, Result, Tensor};
 use crate::ops::{CrossEntropy, LossOutputs, RowNorms};
 use crate::prune::Score;
-use crate::recipe::Recipe;
 
 /// Memory for the scores of an epoch, in its order.
 pub(super) struct EpochScores {

@@ -14,15 +14,16 @@ use super::schedule::{Horizon, Rates, average_decay, rates};
 use super::scores::EpochScores;
 use super::step_clock::{Part, StepClock};
 use super::super_batch::SuperBatch;
+use super::{Recipe, Timeline};
+use crate::attack::BatchNorm;
 use crate::batch::Batch;
 use crate::data::order::{Split, epoch_order};
 use crate::engine::{Engine, Error, Phase, Result, Sgd, Tensor, WeightSet, unless_stopped};
 use crate::model::layers::IMAGE_LEN;
-use crate::objective::{self, Objective};
+use crate::objective::Objective;
 use crate::ops::{GatherImages, ImageSet, ScatterRows};
 use crate::philox::{Key, Purpose};
-use crate::prune::{self, PruneError, Subset};
-use crate::recipe::{BatchNorm, Recipe, Timeline};
+use crate::prune::{PruneError, Subset};
 
 /// A network in training.
 pub struct Trainer<'a> {
@@ -86,14 +87,14 @@ impl<'a> Trainer<'a> {
         let losses = engine.alloc("epoch losses", split.train.len())?;
         let predictions = engine.alloc("epoch predictions", split.train.len())?;
         let pruning = Pruning::new(engine, recipe, split)?;
-        let score = prune::mean_score_of_recipe(recipe).filter(|_| recipe.selection.scored_by_training());
+        let score = recipe.selection.mean_score().filter(|_| recipe.selection.scored_by_training());
         let scores = score.map(|score| EpochScores::new(engine, recipe, score, split.train.len()));
         let ahead = recipe.accelerate.super_batch;
         let super_batch = (ahead > 1).then(|| SuperBatch::new(engine, ahead, recipe.batch));
         Ok(Self {
             engine,
             recipe,
-            objective: objective::of_recipe(recipe),
+            objective: recipe.new_objective(),
             set,
             pruning,
             batch,
@@ -115,7 +116,7 @@ impl<'a> Trainer<'a> {
         if averaged != checkpoint.optimizer.average.is_some() {
             return Err("it keeps a moving average and the recipe does not, or the other way round".into());
         }
-        objective::of_recipe(self.recipe).restore(&checkpoint.objective)?;
+        self.recipe.new_objective().restore(&checkpoint.objective)?;
         self.pruning.accepts(&checkpoint.selection)?;
         let subset = checkpoint.selection.samples.len();
         let count = if subset > 0 { subset } else { self.pruning.candidates().len() };
@@ -365,7 +366,7 @@ impl<'a> Trainer<'a> {
     /// The images of a batch as the current epoch crops and flips them, and their labels.
     fn gather(&mut self, batch: &Batch) -> Result<()> {
         let (seed, epoch) = (self.recipe.seed, self.progress.epoch);
-        let augment = self.recipe.data.augmentation(seed, epoch);
+        let augment = self.recipe.augmentation(seed, epoch);
         self.engine.run(&GatherImages {
             set: self.set,
             samples: &batch.samples,

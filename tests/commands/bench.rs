@@ -307,7 +307,7 @@ fn kernels_are_measured_by_shape() {
 fn a_replayed_launch_computes_what_it_computed() {
     // The last kernel of the optimizer, again: momentum and weights move on as in a second step of the same gradient.
     let recipe = Recipe::load("cifar10-pgd-at", &["model.width=16".into(), "batch=1".into()]).unwrap();
-    let recipe = Recipe { attack: secateur::recipe::Attack { steps: 1, ..recipe.attack }, ..recipe };
+    let recipe = Recipe { attack: secateur::attack::AttackConfig { steps: 1, ..recipe.attack }, ..recipe };
     let mut bench = Bench::open(DeviceChoice::Emulated, true, &recipe, 1).unwrap();
     let record = bench.record_replayable(&Work::Step, 1).unwrap();
     let at = record.launches.iter().position(|launch| launch.kernel == "sgd_step").unwrap();

@@ -8,7 +8,7 @@ use std::process::{Command as Process, Stdio};
 use safetensors::SafeTensors;
 use secateur::model::{ResNet18, Weights, initialise};
 use secateur::names::Named;
-use secateur::recipe::SelectionMethod;
+use secateur::prune::SelectionMethod;
 use secateur::train::run_folder::RunFolder;
 use tempfile::TempDir;
 

@@ -4,7 +4,7 @@ use secateur::batch::Batch;
 use secateur::data::{DataSet, Images};
 use secateur::engine::{DeviceChoice, Engine, WeightSet, open};
 use secateur::model::initialise;
-use secateur::objective::{self, Objective};
+use secateur::objective::Objective;
 use secateur::ops::ImageSet;
 use secateur::philox::{Key, Purpose};
 use secateur::prune::{Candidates, PruneError, Selection, Subset, Survey};
@@ -66,7 +66,7 @@ impl Subject {
         engine.load_weights(&initialise(train::network(&recipe), recipe.seed)).unwrap();
         let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
         let scratch = Batch::alloc(&engine, recipe.batch).unwrap();
-        Self { engine, set, images: data.train, objective: objective::of_recipe(&recipe), scratch }
+        Self { engine, set, images: data.train, objective: recipe.new_objective(), scratch }
     }
 
     /// Calls `task` with the engine and a survey.

@@ -9,9 +9,10 @@ use secateur::console::Console;
 use secateur::data::DataSet;
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, Tensor, WeightSet, open};
 use secateur::model::{Weights, initialise};
+use secateur::objective::Method;
 use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
 use secateur::philox::{Key, Purpose};
-use secateur::recipe::{Method, Recipe};
+use secateur::recipe::Recipe;
 use secateur::train::metrics::EpochMetrics;
 use secateur::train::run_folder::{RunFolder, State};
 use secateur::train::{self, Run, TrainError};
@@ -58,7 +59,7 @@ pub fn recipe(overrides: &[&str]) -> Recipe {
 pub fn of_method(method: Method, overrides: &[&str]) -> Recipe {
     let method_text = format!("objective.method={method}");
     let mut all = vec![method_text.as_str()];
-    if method.fixed_steps().is_none() {
+    if method.row().attack.fixed_steps().is_none() {
         all.push("attack.steps=2");
     }
     if method == Method::Free {

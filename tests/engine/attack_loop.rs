@@ -32,10 +32,12 @@ fn ready_with(device: DeviceChoice, graphs: bool) -> (Engine, Batch) {
     (engine, batch)
 }
 
-fn steps<'a>(pass: Pass, loss: AscentLoss<'a>, batch: &'a Batch) -> AttackSteps<'a> {
+fn steps(pass: Pass, loss: AscentLoss, batch: &Batch) -> AttackSteps<'_> {
     AttackSteps {
         pass,
         loss,
+        labels: &batch.labels,
+        clean_logits: &batch.clean_logits,
         step: SignStep { step_size: 2.0 / 255.0, epsilon: 8.0 / 255.0 },
         steps: 2,
         images: &batch.images,
@@ -45,13 +47,15 @@ fn steps<'a>(pass: Pass, loss: AscentLoss<'a>, batch: &'a Batch) -> AttackSteps<
     }
 }
 
+const LOSSES: [AscentLoss; 3] = [AscentLoss::CrossEntropy, AscentLoss::Divergence, AscentLoss::Margin];
+
 /// The same by passes and losses, one after another.
 fn one_by_one(engine: &mut Engine, attack: &AttackSteps) -> secateur::engine::Result<()> {
-    let AttackSteps { pass, loss, step, steps, images, perturbed, logits, outputs } = *attack;
+    let AttackSteps { pass, loss, labels, clean_logits, step, steps, images, perturbed, logits, outputs } = *attack;
     for _ in 0..steps {
         engine.forward(pass, perturbed, logits)?;
         match loss {
-            AscentLoss::CrossEntropy { labels } => engine.run(&CrossEntropy {
+            AscentLoss::CrossEntropy => engine.run(&CrossEntropy {
                 smoothing: 0.0,
                 scale: 1.0,
                 logits,
@@ -59,24 +63,16 @@ fn one_by_one(engine: &mut Engine, attack: &AttackSteps) -> secateur::engine::Re
                 weights: None,
                 outputs,
             })?,
-            AscentLoss::Divergence { target_logits } => {
-                engine.run(&Divergence { scale: 1.0, target_logits, logits, outputs })?;
+            AscentLoss::Divergence => {
+                engine.run(&Divergence { scale: 1.0, target_logits: clean_logits, logits, outputs })?;
             }
-            AscentLoss::Margin { labels } => {
+            AscentLoss::Margin => {
                 engine.run(&MarginLoss { margin: Margin::BestWrong, logits, labels, outputs })?;
             }
         }
         engine.backward(pass, outputs.logit_gradient, GradRequest::step(step, images, perturbed))?;
     }
     Ok(())
-}
-
-fn losses(batch: &Batch) -> [AscentLoss<'_>; 3] {
-    [
-        AscentLoss::CrossEntropy { labels: &batch.labels },
-        AscentLoss::Divergence { target_logits: &batch.clean_logits },
-        AscentLoss::Margin { labels: &batch.labels },
-    ]
 }
 
 /// The images after the steps, as bits, from a start that differs from the clean images.
@@ -103,8 +99,8 @@ fn one_operation_gives_the_bits_of_its_parts() {
         let engine = &mut engine;
         // The whole batch, and a part of it that does not start where its tensors do.
         let part = batch.rows(1..BATCH);
-        let whole = losses(&batch).map(|loss| (&batch, loss));
-        for (batch, loss) in whole.into_iter().chain([(&part, losses(&part)[0])]) {
+        let whole = LOSSES.map(|loss| (&batch, loss));
+        for (batch, loss) in whole.into_iter().chain([(&part, LOSSES[0])]) {
             let attack = steps(Pass::Eval, loss, batch);
             let wanted = moved(engine, batch, |engine| one_by_one(engine, &attack));
             for time in 0..3 {
@@ -125,7 +121,7 @@ fn batch_statistics_are_those_of_the_parts_too() {
         let pass = Pass::Train { slot: 0 };
         let by_parts = |one: bool| {
             let (mut engine, batch) = ready(device);
-            let attack = steps(pass, AscentLoss::CrossEntropy { labels: &batch.labels }, &batch);
+            let attack = steps(pass, AscentLoss::CrossEntropy, &batch);
             let images = moved(&mut engine, &batch, |engine| match one {
                 true => engine.run(&attack),
                 false => one_by_one(engine, &attack),
@@ -141,7 +137,7 @@ fn what_an_attack_leaves_cannot_go_backward_and_is_seen_by_the_next_forward() {
     for device in [common::cuda_engine(), DeviceChoice::Cpu] {
         let (mut engine, batch) = ready(device);
         for pass in [Pass::Eval, Pass::Train { slot: 1 }] {
-            let attack = steps(pass, AscentLoss::Margin { labels: &batch.labels }, &batch);
+            let attack = steps(pass, AscentLoss::Margin, &batch);
             moved(&mut engine, &batch, |engine| engine.run(&attack));
             assert!(
                 engine.backward(pass, &batch.logit_gradient, GradRequest::images(&batch.images)).is_err(),
@@ -163,10 +159,10 @@ fn what_cannot_be_is_refused() {
         let (mut engine, batch) = ready(device);
         let mut refused = |attack: &AttackSteps| engine.run(attack).unwrap_err().to_string();
         let part = batch.rows(0..2);
-        let labels = AscentLoss::CrossEntropy { labels: &part.labels };
-        let error = refused(&steps(Pass::Eval, labels, &batch));
+        let attack = steps(Pass::Eval, AscentLoss::CrossEntropy, &batch);
+        let error = refused(&AttackSteps { labels: &part.labels, ..attack });
         assert!(error.contains("labels") || error.contains("expected"), "{device:?}: {error}");
-        let attack = steps(Pass::Eval, AscentLoss::Margin { labels: &batch.labels }, &batch);
+        let attack = steps(Pass::Eval, AscentLoss::Margin, &batch);
         refused(&AttackSteps { perturbed: &part.perturbed, ..attack });
         let sgd = secateur::engine::Sgd {
             learning_rate: 0.1,

@@ -35,7 +35,9 @@ fn results(device: DeviceChoice, network: ResNet18, part: usize, steps: u32) -> 
     engine.write(&batch.perturbed, &images).unwrap();
     let attack = AttackSteps {
         pass: Pass::Eval,
-        loss: AscentLoss::CrossEntropy { labels: &batch.labels },
+        loss: AscentLoss::CrossEntropy,
+        labels: &batch.labels,
+        clean_logits: &batch.clean_logits,
         step: SignStep { step_size: 2.0 / 255.0, epsilon: 8.0 / 255.0 },
         steps,
         images: &batch.images,

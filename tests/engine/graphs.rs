@@ -4,7 +4,7 @@
 
 use std::rc::Rc;
 
-use secateur::attack::{CrossEntropyAscent, Pgd};
+use secateur::attack::Pgd;
 use secateur::batch::Batch;
 use secateur::data::{DataSet, SetKind};
 use secateur::engine::cuda::driver::record::Recorder;
@@ -12,7 +12,7 @@ use secateur::engine::cuda::driver::{Address, Buffer, Driver, Kernel};
 use secateur::engine::{DeviceOptions, GradRequest, Pass, Phase, Sgd, SignStep, WeightSet, open_with};
 use secateur::model::{ResNet18, Weights, initialise};
 use secateur::ops::rows::{self, Rows};
-use secateur::ops::{CrossEntropy, GatherImages, ImageSet, Noise, PairedForm, PairedLoss};
+use secateur::ops::{AscentLoss, CrossEntropy, GatherImages, ImageSet, Noise, PairedForm, PairedLoss};
 use secateur::philox::{Key, Purpose};
 
 use crate::common::*;
@@ -140,7 +140,7 @@ fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
         if step == 5 {
             pgd.step.step_size = 1.0 / 255.0;
         }
-        pgd.perturb(engine, &mut CrossEntropyAscent, key(step), &batch).unwrap();
+        pgd.perturb(engine, AscentLoss::CrossEntropy, key(step), &batch).unwrap();
         images.push(engine.read(&batch.perturbed).unwrap());
         let scale = 1.0 / batch.len() as f32;
         if step % 2 == 0 {
@@ -187,7 +187,7 @@ fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
     // One batch at one place: only the weights differ.
     for set in [WeightSet::Live, WeightSet::Average, WeightSet::Live, WeightSet::Average] {
         engine.fold_batch_norm(set).unwrap();
-        pgd.perturb(engine, &mut CrossEntropyAscent, key(99), &whole).unwrap();
+        pgd.perturb(engine, AscentLoss::CrossEntropy, key(99), &whole).unwrap();
         images.push(engine.read(&whole.perturbed).unwrap());
     }
     (engine.weights(WeightSet::Live).unwrap(), images)

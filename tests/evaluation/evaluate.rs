@@ -2,14 +2,14 @@
 //!
 //! The network is an untrained one: its gradients point somewhere, and the labels are mostly its own predictions.
 
-use secateur::attack::{CrossEntropyAscent, Pgd};
+use secateur::attack::{BatchNorm, Pgd};
 use secateur::batch::Batch;
 use secateur::data::generated::{self, Part};
 use secateur::engine::{DeviceChoice, Engine, Pass, SignStep, WeightSet, open};
 use secateur::evaluate::sanity::alarms;
 use secateur::evaluate::{Outcome, Protocol, Subject, evaluate};
 use secateur::model::{ResNet18, Weights, initialise};
-use secateur::ops::{CrossEntropy, GatherImages, ImageSet, Noise};
+use secateur::ops::{AscentLoss, CrossEntropy, GatherImages, ImageSet, Noise};
 use secateur::philox::{Key, Purpose};
 
 const SEED: u64 = 20261121;
@@ -108,7 +108,7 @@ fn attacks_stay_in_the_ball_and_in_the_image_range_and_raise_the_loss() {
             let pgd = Pgd { start, step, steps: 5, pass: Pass::Eval };
             let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 1, step: 0 };
             engine.write(&batch.perturbed, &vec![f32::NAN; images.len()]).unwrap();
-            pgd.perturb(engine, &mut CrossEntropyAscent, key, &batch).unwrap();
+            pgd.perturb(engine, AscentLoss::CrossEntropy, key, &batch).unwrap();
             let perturbed = engine.read(&batch.perturbed).unwrap();
             let mut moved = 0;
             for (position, (x, x_adv)) in images.iter().zip(&perturbed).enumerate() {
@@ -134,7 +134,7 @@ fn no_start_and_no_steps_is_the_clean_image() {
     let step = SignStep { step_size: 0.01, epsilon: EPSILON };
     let pgd = Pgd { start: None, step, steps: 0, pass: Pass::Eval };
     let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
-    pgd.perturb(engine, &mut CrossEntropyAscent, key, &batch).unwrap();
+    pgd.perturb(engine, AscentLoss::CrossEntropy, key, &batch).unwrap();
     assert_eq!(engine.read(&batch.perturbed).unwrap(), engine.read(&batch.images).unwrap());
 }
 
@@ -150,7 +150,7 @@ fn only_an_attack_in_train_mode_moves_the_running_statistics() {
         let before = engine.weights(WeightSet::Live).unwrap();
         let start = Some(Noise::Uniform { radius: EPSILON });
         let pgd = Pgd { start, step, steps: 2, pass };
-        pgd.perturb(engine, &mut CrossEntropyAscent, key, &batch).unwrap();
+        pgd.perturb(engine, AscentLoss::CrossEntropy, key, &batch).unwrap();
         let after = engine.weights(WeightSet::Live).unwrap();
         let changed: Vec<&String> = before
             .tensors

@@ -2,14 +2,17 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
-use secateur::data::SetKind;
+use secateur::accelerate::Acceleration;
+use secateur::attack::{AttackConfig, BatchNorm, Start};
+use secateur::data::{DataConfig, SetKind};
 use secateur::measure::speedup::cost::Cost;
 use secateur::names::Named;
+use secateur::objective::Method;
 use secateur::ops::Padding;
-use secateur::recipe::{
-    Acceleration, AtomMode, Attack, BUILTIN, BatchNorm, Data, Method, Position, Recipe, Sampling, Schedule,
-    Scores, Selection, SelectionMethod, SelectionWeights, Stage, Start, Update,
-};
+use secateur::prune::{AtomMode, Sampling, Scores, SelectionConfig, SelectionMethod, SelectionWeights};
+use secateur::recipe::{BUILTIN, Recipe};
+use secateur::train::Stage;
+use secateur::train::config::{Position, Schedule, Update};
 
 const SMALL: &str = "
 epochs = 2
@@ -47,6 +50,29 @@ fn every_shipped_recipe_parses_and_round_trips() {
         for word in words.split_whitespace().filter(|word| word.starts_with("cifar10")) {
             assert!(BUILTIN.iter().any(|other| other.name == word), "{}: no recipe {word}", builtin.name);
         }
+    }
+}
+
+/// The fixture is what the program printed: `for name in $(secateur recipes | cut -d" " -f1); do secateur recipes $name; done`.
+#[test]
+fn every_name_resolves_as_in_the_fixture() {
+    let fixture = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/resolved-recipes.txt"));
+    let mut expected: Vec<(&str, String)> = Vec::new();
+    for line in fixture.lines() {
+        if let Some(name) = line.strip_prefix("name = ") {
+            expected.push((name.trim_matches('"'), String::new()));
+        }
+        let (_, text) = expected.last_mut().expect("a recipe begins with its name");
+        *text += line;
+        text.push('\n');
+    }
+    expected.sort_unstable();
+    let mut known: Vec<&str> = BUILTIN.iter().map(|builtin| builtin.name).collect();
+    known.sort_unstable();
+    assert_eq!(expected.iter().map(|(name, _)| *name).collect::<Vec<_>>(), known);
+    for (name, text) in expected {
+        let actual = Recipe::load(name, &[]).unwrap_or_else(|error| panic!("{error}")).to_toml();
+        assert_eq!(actual.trim_end(), text.trim_end(), "{name}");
     }
 }
 
@@ -154,7 +180,7 @@ fn methods_attack_as_their_sources_do() {
             let renamed = Recipe {
                 name: base.name.clone(),
                 accelerate: base.accelerate.clone(),
-                attack: Attack { batch_norm, ..bullet.attack.clone() },
+                attack: AttackConfig { batch_norm, ..bullet.attack.clone() },
                 ..bullet
             };
             assert_eq!(renamed, base, "the two differ by the acceleration and the attack's BatchNorm alone");
@@ -296,8 +322,8 @@ fn every_cifar10_recipe_has_a_counterpart() {
         }
         let renamed = Recipe {
             name: ten.name.clone(),
-            data: Data { set: SetKind::Cifar10, ..hundred.data.clone() },
-            selection: Selection { fraction: ten.selection.fraction, ..hundred.selection.clone() },
+            data: DataConfig { set: SetKind::Cifar10, ..hundred.data.clone() },
+            selection: SelectionConfig { fraction: ten.selection.fraction, ..hundred.selection.clone() },
             ..hundred
         };
         assert_eq!(renamed, ten, "{rest}");
@@ -337,7 +363,7 @@ fn recommended_recipes_differ_from_the_literal_ones_as_they_say() {
             let back = Recipe {
                 name: literal.name.clone(),
                 schedule: literal.schedule.clone(),
-                selection: Selection { full_share: 0.0, ..annealed.selection.clone() },
+                selection: SelectionConfig { full_share: 0.0, ..annealed.selection.clone() },
                 ..annealed
             };
             assert_eq!(back, literal);
@@ -364,7 +390,10 @@ fn recommended_recipes_differ_from_the_literal_ones_as_they_say() {
                 assert_eq!(fresher.selection.every, every);
                 let back = Recipe {
                     name: literal.name.clone(),
-                    selection: Selection { every: literal.selection.every, ..fresher.selection.clone() },
+                    selection: SelectionConfig {
+                        every: literal.selection.every,
+                        ..fresher.selection.clone()
+                    },
                     ..fresher
                 };
                 assert_eq!(back, literal);
@@ -660,7 +689,7 @@ fn a_recipe_extends_a_shipped_one_or_a_file_beside_it() {
     ]);
     let shipped = Recipe::load("cifar10-trades", &[]).unwrap();
     let mine = load(&folder, "mine.toml", &[]).unwrap();
-    let attack = Attack { steps: 7, ..shipped.attack.clone() };
+    let attack = AttackConfig { steps: 7, ..shipped.attack.clone() };
     assert_eq!(mine, Recipe { name: "mine".into(), epochs: 50, attack, ..shipped.clone() });
 
     let longer = load(&folder, "deep/longer.toml", &["attack.steps=3"]).unwrap();

@@ -7,6 +7,7 @@ use half::bf16;
 use secateur::engine::cuda::driver::{Address, Driver};
 use secateur::engine::cuda::launch::head::*;
 use secateur::model::layers::WIDTHS;
+use secateur::ops::AscentLoss;
 use secateur::ops::cross_entropy::*;
 use secateur::ops::divergence::*;
 use secateur::ops::margin_loss::*;
@@ -25,7 +26,7 @@ struct Case {
     target_logits: Vec<f32>,
 }
 
-const LOSSES: [Ascended; 3] = [Ascended::CrossEntropy, Ascended::Divergence, Ascended::Margin];
+const LOSSES: [AscentLoss; 3] = [AscentLoss::CrossEntropy, AscentLoss::Divergence, AscentLoss::Margin];
 
 impl Case {
     fn new(batch: usize, features: usize, classes: usize) -> Self {
@@ -44,7 +45,7 @@ impl Case {
     }
 
     /// The gradient of the last activation in f64.
-    fn oracle(&self, ascended: Ascended) -> Vec<f64> {
+    fn oracle(&self, ascended: AscentLoss) -> Vec<f64> {
         let Self { features, classes, .. } = *self;
         let image = 16 * features;
         let of_image = |n: usize| {
@@ -60,16 +61,16 @@ impl Case {
             let label = self.labels[n] as usize;
             let one_hot = |c: usize, wanted: usize| f64::from(u8::from(c == wanted));
             let slope: Vec<f64> = match ascended {
-                Ascended::CrossEntropy => {
+                AscentLoss::CrossEntropy => {
                     let q = softmax(&logits);
                     (0..classes).map(|c| q[c] - one_hot(c, label)).collect()
                 }
-                Ascended::Divergence => {
+                AscentLoss::Divergence => {
                     let target = &self.target_logits[n * classes..][..classes];
                     let target: Vec<f64> = target.iter().map(|z| f64::from(*z)).collect();
                     softmax(&logits).iter().zip(softmax(&target)).map(|(q, p)| q - p).collect()
                 }
-                Ascended::Margin => {
+                AscentLoss::Margin => {
                     let wrong = (0..classes).filter(|c| *c != label);
                     let wrong = wrong.max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
                     (0..classes).map(|c| one_hot(c, wrong) - one_hot(c, label)).collect()
@@ -94,13 +95,13 @@ fn softmax(logits: &[f64]) -> Vec<f64> {
 }
 
 /// The gradient by one kernel; `in_place` writes it over the activation.
-fn ascent(driver: &Rc<dyn Driver>, case: &Case, ascended: Ascended, in_place: bool) -> Vec<bf16> {
+fn ascent(driver: &Rc<dyn Driver>, case: &Case, ascended: AscentLoss, in_place: bool) -> Vec<bf16> {
     let (weight, bias) = (input(driver, "weight", &case.weight), input(driver, "bias", &case.bias));
     let labels = input(driver, "labels", &case.labels);
     let target_logits = input(driver, "target logits", &case.target_logits);
     let activation = Output::holding(driver, "activation", &case.activation);
     let gradient = Output::new::<bf16>(driver, "gradient", case.activation.len());
-    let divergence = ascended == Ascended::Divergence;
+    let divergence = ascended == AscentLoss::Divergence;
     let params = HeadAscentParams {
         activation: activation.address(),
         weight: weight.address(),
@@ -116,7 +117,7 @@ fn ascent(driver: &Rc<dyn Driver>, case: &Case, ascended: Ascended, in_place: bo
 }
 
 /// The gradient by the head's forward pass, the loss and the head's backward pass.
-fn composed(driver: &Rc<dyn Driver>, case: &Case, ascended: Ascended) -> Vec<bf16> {
+fn composed(driver: &Rc<dyn Driver>, case: &Case, ascended: AscentLoss) -> Vec<bf16> {
     let (batch, features, classes) = (case.batch as u32, case.features as u32, case.classes as u32);
     let (weight, bias) = (input(driver, "weight", &case.weight), input(driver, "bias", &case.bias));
     let labels = input(driver, "labels", &case.labels);
@@ -138,7 +139,7 @@ fn composed(driver: &Rc<dyn Driver>, case: &Case, ascended: Ascended) -> Vec<bf1
     let (logits, labels) = (logits.address(), labels.address());
     let (losses, predictions, logit_gradient) = (losses.address(), predictions.address(), slopes.address());
     match ascended {
-        Ascended::CrossEntropy => {
+        AscentLoss::CrossEntropy => {
             let (weights, smoothing, scale) = (Address::NULL, 0.0, 1.0);
             let params = CrossEntropyParams {
                 logits,
@@ -154,7 +155,7 @@ fn composed(driver: &Rc<dyn Driver>, case: &Case, ascended: Ascended) -> Vec<bf1
             };
             cross_entropy(&**driver, &params).unwrap();
         }
-        Ascended::Divergence => {
+        AscentLoss::Divergence => {
             let (target_logits, scale, padding) = (target_logits.address(), 1.0, 0);
             let params = DivergenceParams {
                 target_logits,
@@ -169,7 +170,7 @@ fn composed(driver: &Rc<dyn Driver>, case: &Case, ascended: Ascended) -> Vec<bf1
             };
             divergence(&**driver, &params).unwrap();
         }
-        Ascended::Margin => {
+        AscentLoss::Margin => {
             let targets = Address::NULL;
             let params =
                 MarginParams { logits, labels, targets, losses, predictions, logit_gradient, batch, classes };
@@ -236,7 +237,7 @@ fn what_is_broken_shows() {
     on_every_driver("broken activations", |driver| {
         let mut case = Case::new(2, 128, 10);
         case.activation[5] = bf16::NAN;
-        let met = ascent(driver, &case, Ascended::CrossEntropy, false);
+        let met = ascent(driver, &case, AscentLoss::CrossEntropy, false);
         let (first, second) = met.split_at(16 * 128);
         // A NaN passes its own mask and reaches every logit of its image, and no other image.
         assert!(first[5].is_nan() && second.iter().all(|v| v.is_finite()));
@@ -256,10 +257,10 @@ fn what_is_broken_shows() {
             classes: 10,
         };
         let refused = |ascended, params| head_ascent(&*driver, ascended, 1, &params).unwrap_err().to_string();
-        assert!(refused(Ascended::Margin, params).contains("met 513"));
+        assert!(refused(AscentLoss::Margin, params).contains("met 513"));
         let params = HeadAscentParams { features: 512, classes: 1, ..params };
-        assert!(refused(Ascended::Margin, params).contains("met 1"));
+        assert!(refused(AscentLoss::Margin, params).contains("met 1"));
         let params = HeadAscentParams { classes: 129, ..params };
-        assert!(refused(Ascended::CrossEntropy, params).contains("met 129"));
+        assert!(refused(AscentLoss::CrossEntropy, params).contains("met 129"));
     }
 }

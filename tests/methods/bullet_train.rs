@@ -4,17 +4,17 @@
 use std::ops::Range;
 
 use secateur::accelerate::{BulletTrain, Groups};
-use secateur::attack::{Adversary, AttackWork, CrossEntropyAscent, DivergenceAscent, Pgd, ScheduledPgd};
+use secateur::attack::{Adversary, AttackWork, Pgd};
 use secateur::batch::Batch;
 use secateur::data::DataSet;
 use secateur::data::order::{Split, epoch_order};
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, WeightSet, open};
 use secateur::model::Weights;
 use secateur::model::layers::{IMAGE_LEN, IMAGE_SIDE};
-use secateur::objective::{self, Objective};
-use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
+use secateur::objective::{Method, Objective};
+use secateur::ops::{AscentLoss, CrossEntropy, GatherImages, ImageSet};
 use secateur::philox::{Key, Purpose, unit};
-use secateur::recipe::{Method, Recipe};
+use secateur::recipe::Recipe;
 use secateur::train::{self, Trainer};
 
 use crate::common::tiny::{self, BATCH, Bench, ROUNDING, of_method, softmax};
@@ -55,7 +55,7 @@ fn resumed(recipe: &Recipe, accuracy: f32, also: Option<(&str, Vec<f32>)>) -> Bo
     if let Some((name, values)) = also {
         state.insert(name, &[values.len() / IMAGE_LEN, IMAGE_SIDE, IMAGE_SIDE, 3], values);
     }
-    let mut objective = objective::of_recipe(recipe);
+    let mut objective = recipe.new_objective();
     objective.restore(&state).unwrap();
     objective
 }
@@ -69,7 +69,7 @@ fn bullet_train_gives_each_group_its_own_attack() {
     for method in [Method::PgdAt, Method::Trades] {
         let recipe = of_method(method, &[BULLET, "accelerate.robust_steps=1"]);
         let mut bench = Bench::new(&recipe);
-        let full = Pgd::of_recipe(&recipe.attack);
+        let full = Pgd::from_config(&recipe.attack);
         let mut brief = Pgd { steps: 1, ..full };
         brief.step.step_size = 6.0 / 255.0;
         let images = bench.read(&bench.batch.images);
@@ -82,8 +82,8 @@ fn bullet_train_gives_each_group_its_own_attack() {
         println!("{method}: {groups:?}");
         let attack = |engine: &mut Engine, pgd: &Pgd| {
             match method {
-                Method::Trades => pgd.perturb(engine, &mut DivergenceAscent, *key, batch),
-                _ => pgd.perturb(engine, &mut CrossEntropyAscent, *key, batch),
+                Method::Trades => pgd.perturb(engine, AscentLoss::Divergence, *key, batch),
+                _ => pgd.perturb(engine, AscentLoss::CrossEntropy, *key, batch),
             }
             .unwrap();
             engine.read(&batch.perturbed).unwrap()
@@ -97,11 +97,11 @@ fn bullet_train_gives_each_group_its_own_attack() {
             }
         }
 
-        let mut bullet = BulletTrain::new(ScheduledPgd::of_recipe(&recipe), &recipe.accelerate);
+        let mut bullet = BulletTrain::new(recipe.full_attack(), &recipe.accelerate);
         bullet.set_accuracy(accuracy);
         let work = match method {
-            Method::Trades => bullet.perturb(engine, &mut DivergenceAscent, *key, batch),
-            _ => bullet.perturb(engine, &mut CrossEntropyAscent, *key, batch),
+            Method::Trades => bullet.perturb(engine, AscentLoss::Divergence, *key, batch),
+            _ => bullet.perturb(engine, AscentLoss::CrossEntropy, *key, batch),
         }
         .unwrap();
         let met = engine.read(&batch.perturbed).unwrap();
@@ -153,7 +153,7 @@ fn single_step_methods_spare_the_outliers_alone() {
                 engine.write(&part.samples, places).unwrap();
                 engine.write(&part.images, &clean).unwrap();
                 engine.write(&part.labels, &of_places).unwrap();
-                objective::of_recipe(&base).attack(engine, *key, &part).unwrap();
+                base.new_objective().attack(engine, *key, &part).unwrap();
                 engine.read(&part.perturbed).unwrap()
             };
             let attacked = match robust_steps {
@@ -177,7 +177,7 @@ fn single_step_methods_spare_the_outliers_alone() {
                 assert!(met[pixels(place)] == images[pixels(place)], "{method}: outlier {place} moved");
             }
             if robust_steps == 0 {
-                Pgd::of_recipe(&recipe.attack).start(engine, *key, batch).unwrap();
+                Pgd::from_config(&recipe.attack).start(engine, *key, batch).unwrap();
                 let start = engine.read(&batch.perturbed).unwrap();
                 for &place in &groups.robust {
                     assert!(
@@ -236,7 +236,7 @@ fn free_replays_move_what_their_groups_allow() {
             wanted[pixel] += carried[pixel];
         }
     }
-    let step = Pgd::of_recipe(&recipe.attack).step;
+    let step = Pgd::from_config(&recipe.attack).step;
     let pass = Pass::Train { slot: 0 };
     let mut right = 0;
     for replay in 0..replays {
@@ -322,8 +322,7 @@ fn the_warm_up_attacks_all_in_full_until_the_clean_accuracy() {
     let plain = of_method(Method::PgdAt, &[]);
     let mut bench = Bench::new(&recipe);
     let Bench { engine, batch, labels, key } = &mut bench;
-    let engine = engine;
-    let mut bullet = objective::of_recipe(&recipe);
+    let mut bullet = recipe.new_objective();
     let clean_labels = labels.clone();
     let wrong: Vec<u32> = labels.iter().map(|label| (label + 1) % 10).collect();
     let (mut clean, mut over) = (0.0, false);
@@ -340,7 +339,7 @@ fn the_warm_up_attacks_all_in_full_until_the_clean_accuracy() {
 
         // A restored state goes on where it was.
         let state = bullet.state();
-        bullet = objective::of_recipe(&recipe);
+        bullet = recipe.new_objective();
         if at > 0 {
             bullet.restore(&state).unwrap();
         }
@@ -357,7 +356,7 @@ fn the_warm_up_attacks_all_in_full_until_the_clean_accuracy() {
         let met = engine.read(&batch.perturbed).unwrap();
         let now = accuracy_of(bullet.as_ref());
         assert!(now > before, "acc_ref learns during the warm-up");
-        objective::of_recipe(&plain).attack(engine, *key, batch).unwrap();
+        plain.new_objective().attack(engine, *key, batch).unwrap();
         assert!(met == engine.read(&batch.perturbed).unwrap(), "batch {at}: not plain PGD");
     }
     assert!(over && clean < until, "the batches did not end the warm-up and fall below it again: {clean}");
@@ -379,11 +378,11 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
     let engine = &mut engine;
     engine.load_weights(&weights).unwrap();
     let images = ImageSet::upload(&engine, &set.train.pixels, &set.train.labels).unwrap();
-    let full = Pgd::of_recipe(&recipe.attack);
+    let full = Pgd::from_config(&recipe.attack);
     let mut brief = Pgd { steps: 1, ..full };
     brief.step.step_size = 6.0 / 255.0;
     let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
-    let mut objective = objective::of_recipe(&of_method(Method::Trades, &[]));
+    let mut objective = of_method(Method::Trades, &[]).new_objective();
     let mut script = Scripted {
         perturbed: Vec::new(),
         weights: Weights::default(),
@@ -393,7 +392,7 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
     for samples in order.chunks(ahead * BATCH) {
         let all = Batch::alloc(engine, samples.len()).unwrap();
         engine.write(&all.samples, samples).unwrap();
-        let augment = recipe.data.augmentation(recipe.seed, 0);
+        let augment = recipe.augmentation(recipe.seed, 0);
         engine
             .run(&GatherImages {
                 set: &images,
@@ -408,7 +407,7 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
         let groups = groups_by_hand(engine, &all, &labels, script.accuracy);
         let mut moved = engine.read(&all.images).unwrap();
         for (pgd, places) in [(&full, &groups.boundary), (&brief, &groups.robust)] {
-            pgd.perturb(engine, &mut DivergenceAscent, key, &all).unwrap();
+            pgd.perturb(engine, AscentLoss::Divergence, key, &all).unwrap();
             let attacked = engine.read(&all.perturbed).unwrap();
             for &place in places {
                 moved[pixels(place)].copy_from_slice(&attacked[pixels(place)]);

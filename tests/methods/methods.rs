@@ -4,12 +4,12 @@
 use std::fs;
 use std::path::Path;
 
-use secateur::attack::{CrossEntropyAscent, Pgd};
+use secateur::attack::Pgd;
 use secateur::engine::{GradRequest, Pass, WeightSet};
 use secateur::model::Weights;
 use secateur::model::layers::IMAGE_LEN;
-use secateur::objective;
-use secateur::recipe::Method;
+use secateur::objective::Method;
+use secateur::ops::AscentLoss;
 use secateur::train::metrics::EpochMetrics;
 use secateur::train::run_folder::RunFolder;
 use secateur::train::{TrainError, checkpoint};
@@ -52,7 +52,7 @@ fn every_method_learns_and_tells_its_steps() {
         for epoch in &metrics {
             assert_eq!(epoch.attack_steps_per_sample, steps, "{method}");
             assert_eq!(epoch.outlier_share, None, "{method}");
-            let watched = method.fixed_steps() == Some(1);
+            let watched = method.row().attack.fixed_steps() == Some(1);
             assert_eq!(epoch.co_pgd5_accuracy.is_some(), watched, "{method}");
             assert_eq!(epoch.co_detected.is_some(), watched, "{method}");
         }
@@ -74,7 +74,7 @@ fn every_method_tells_its_groups_under_bullet_train_and_learns() {
         ["accelerate.method=bullet-train", "epochs=10", "data.train_limit=32", "data.augment=false"];
     for method in METHODS {
         let mut overrides = overrides.to_vec();
-        let single_step = method.fixed_steps().is_some() && method != Method::Free;
+        let single_step = method.row().attack.fixed_steps().is_some() && method != Method::Free;
         if !single_step {
             overrides.push("accelerate.robust_steps=1");
         }
@@ -109,7 +109,7 @@ fn images_stay_where_the_rules_of_the_method_say() {
     for method in METHODS {
         let recipe = of_method(method, &[]);
         let mut bench = Bench::new(&recipe);
-        let mut objective = objective::of_recipe(&recipe);
+        let mut objective = recipe.new_objective();
         objective.attack(&mut bench.engine, bench.key, &bench.batch).unwrap();
         if method == Method::Free {
             // The first replay starts at the carried perturbation, which is zero at first; its gradient moves on.
@@ -152,7 +152,7 @@ fn paired_gradients_are_those_of_plain_operations() {
         let recipe = of_method(method, &[&format!("objective.label_smoothing={smoothing}")]);
         let mut bench = Bench::new(&recipe);
         let weights = bench.engine.weights(WeightSet::Live).unwrap();
-        let mut objective = objective::of_recipe(&recipe);
+        let mut objective = recipe.new_objective();
         objective.attack(&mut bench.engine, bench.key, &bench.batch).unwrap();
         objective.gradient(&mut bench.engine, &bench.batch, None).unwrap();
         let met = bench.engine.weights(WeightSet::Gradients).unwrap();
@@ -266,12 +266,12 @@ fn starts_are_clipped_where_the_published_codes_clip_them() {
         let images = engine.read(&batch.images).unwrap();
         let corners: Vec<f32> = images.iter().map(|x| x.round()).collect();
         engine.write(&batch.images, &corners).unwrap();
-        let pgd = Pgd::of_recipe(&recipe.attack);
+        let pgd = Pgd::from_config(&recipe.attack);
         pgd.start(engine, key, batch).unwrap();
         let start = engine.read(&batch.perturbed).unwrap();
         assert!(outside(&start) > start.len() / 3, "{method}: {} of {}", outside(&start), start.len());
         for steps in [0, 1] {
-            Pgd { steps, ..pgd }.perturb(engine, &mut CrossEntropyAscent, key, batch).unwrap();
+            Pgd { steps, ..pgd }.perturb(engine, AscentLoss::CrossEntropy, key, batch).unwrap();
             let moved = engine.read(&batch.perturbed).unwrap();
             assert_eq!(outside(&moved), 0, "{method}, {steps} steps");
             assert_ne!(moved, corners, "{method}, {steps} steps");
@@ -283,7 +283,7 @@ fn starts_are_clipped_where_the_published_codes_clip_them() {
     {
         let recipe = of_method(Method::Free, overrides);
         let mut bench = Bench::new(&recipe);
-        let mut objective = objective::of_recipe(&recipe);
+        let mut objective = recipe.new_objective();
         let mut state = objective.state();
         let carried = state.tensors.get_mut("free.perturbation").unwrap();
         carried.values.fill(0.5);

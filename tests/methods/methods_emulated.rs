@@ -9,10 +9,10 @@ use secateur::batch::Batch;
 use secateur::data::DataSet;
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, SignStep, WeightSet, open};
 use secateur::model::{ParameterKind, Weights, initialise};
-use secateur::objective;
+use secateur::objective::Method;
 use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
 use secateur::philox::{Key, Purpose, unit};
-use secateur::recipe::{Method, Recipe};
+use secateur::recipe::Recipe;
 use secateur::train;
 
 use crate::common;
@@ -103,7 +103,7 @@ fn compare(overrides: &[&str]) -> AttackWork {
     let weights = steady_weights(&recipe);
     let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
     let step = |bench: &mut Bench| {
-        let mut objective = objective::of_recipe(&recipe);
+        let mut objective = recipe.new_objective();
         let work = objective.attack(&mut bench.engine, key, &bench.batch).unwrap();
         (objective, work)
     };

@@ -3,8 +3,9 @@
 
 use secateur::engine::DeviceChoice;
 use secateur::ops::{LastLayerGradients, Term};
-use secateur::prune::{Candidates, Glister, LastLayerView, PruneError, StepSize, Subset, TopK};
-use secateur::recipe::{GradientPart, Greedy, StepAlong};
+use secateur::prune::{
+    Candidates, Glister, GradientPart, Greedy, LastLayerView, PruneError, StepAlong, StepSize, Subset, TopK,
+};
 
 use crate::common::SEED;
 use crate::common::survey::{DRAWS, Subject, fixture};

@@ -7,8 +7,7 @@ use secateur::data::order::{epoch_order, shuffled};
 use secateur::engine::{DeviceChoice, Engine, open};
 use secateur::model::ResNet18;
 use secateur::ops::{Augment, LastLayerGradients, Padding, Term};
-use secateur::prune::{Candidates, GradMatch, PruneError, Subset};
-use secateur::recipe::{AtomMode, RidgeUnit};
+use secateur::prune::{AtomMode, Candidates, GradMatch, PruneError, RidgeUnit, Subset};
 
 use crate::common::matrix::{Matrix, dot};
 use crate::common::survey::{DRAWS, Subject};

@@ -254,9 +254,9 @@ fn a_random_share_is_drawn_from_what_the_choice_leaves() {
             "epochs = 1\nbatch = 10\ndata.set = 'generated'\noptimizer.learning_rate = 0.1\nschedule.kind = 'constant'\n\
              [selection]\nmethod = 'loss-rank'\nfraction = 0.5\nrandom_share = {share}"
         );
-        let recipe = Recipe::parse("test", &text, &[]).unwrap().selection;
+        let config = Recipe::parse("test", &text, &[]).unwrap().selection;
         let choice = Box::new(Ranking { score: Score::LastLoss, top_k: TopK::PLAIN });
-        select(&PartlyRandom { recipe, choice }, &samples, budget, Some(&losses)).unwrap()
+        select(&PartlyRandom { config, choice }, &samples, budget, Some(&losses)).unwrap()
     };
     let ranked = |budget| {
         select(&Ranking { score: Score::LastLoss, top_k: TopK::PLAIN }, &samples, budget, Some(&losses))

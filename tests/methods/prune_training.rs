@@ -14,7 +14,6 @@ use secateur::data::order::{Split, epoch_order, split};
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, Tensor, WeightSet, open};
 use secateur::measure::speedup::cost::Cost;
 use secateur::model::{Weights, initialise};
-use secateur::objective;
 use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::Recipe;
@@ -328,7 +327,7 @@ fn weights_enter_the_gradient() {
             .unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
         let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 1, step: 0 };
-        objective::of_recipe(&recipe).attack(engine, key, &batch).unwrap();
+        recipe.new_objective().attack(engine, key, &batch).unwrap();
         engine.forward(Pass::Train { slot: 0 }, &batch.perturbed, &batch.logits).unwrap();
         engine
             .run(&CrossEntropy {
@@ -533,14 +532,14 @@ fn mean_scores_are_those_of_every_train_pass() {
         let engine = &mut engine;
         engine.load_weights(&initialise(network, recipe.seed)).unwrap();
         let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
-        let mut by_hand = objective::of_recipe(&recipe);
+        let mut by_hand = recipe.new_objective();
         let mut scores: Vec<Vec<f64>> = vec![Vec::new(); TRAINED];
         for epoch in 0..2u32 {
             let samples = if epoch == 0 { split.train.clone() } else { chosen(folder.path(), 2).0 };
             for part in epoch_order(recipe.seed, epoch, &samples).chunks(recipe.batch) {
                 let batch = Batch::alloc(engine, part.len()).unwrap();
                 engine.write(&batch.samples, part).unwrap();
-                let augment = recipe.data.augmentation(recipe.seed, epoch);
+                let augment = recipe.augmentation(recipe.seed, epoch);
                 engine
                     .run(&GatherImages {
                         set: &set,

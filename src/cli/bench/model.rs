@@ -13,7 +13,7 @@ use crate::console::Console;
 use crate::measure::document::VERSION;
 use crate::measure::model::{Prediction, Roof, part_lines, predict, total_lines};
 use crate::measure::workload::{Bench, Work};
-use crate::recipe::{Acceleration, Recipe};
+use crate::recipe::Recipe;
 use crate::text::command_line;
 
 #[derive(clap::Args)]
@@ -113,7 +113,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
 }
 
 fn predicted(recipe: &Recipe, roof: Roof) -> anyhow::Result<Prediction> {
-    if recipe.accelerate.method != Acceleration::None {
+    if recipe.accelerate.method.row().groups {
         bail!(
             "{}: whom it attacks depends on losses that only a device computes; predict its base with --set accelerate.method=none",
             recipe.name

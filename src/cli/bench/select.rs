@@ -17,8 +17,8 @@ use crate::measure::harness::{Samples, sample};
 use crate::measure::selection::{Choice, Parts, counted, select};
 use crate::measure::workload::Cache;
 use crate::names::Named;
-use crate::prune::PruneError;
-use crate::recipe::{Recipe, Scores, SelectionMethod};
+use crate::prune::{PruneError, Scores, SelectionMethod};
+use crate::recipe::Recipe;
 
 /// The recipes where none is named.
 pub const RECIPES: &str =
@@ -164,10 +164,10 @@ fn recipe(args: &Args, name: &OsStr, method: Option<SelectionMethod>) -> anyhow:
         bail!("recipe {}: selection.method = \"{met}\" selects nothing; give --method", recipe.name);
     }
     // Candidates have a last loss here, as behind the first epoch.
-    if let Some(refusal) = selection.attack_refused(&recipe, true) {
-        bail!("recipe {}: {} = \"{}\", expected {}", recipe.name, refusal.key, refusal.met, refusal.wanted);
+    match recipe.validate_attack_on_candidates(true) {
+        Ok(()) => Ok(recipe),
+        Err(refusal) => bail!("recipe {}: {refusal}", recipe.name),
     }
-    Ok(recipe)
 }
 
 /// What makes two selections comparable, in words.

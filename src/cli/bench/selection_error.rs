@@ -112,8 +112,8 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         bail!("--filter {}: matches no row", args.filter);
     }
     for (rule, recipe) in &rows {
-        if let Some(refusal) = recipe.selection.attack_refused(recipe, false) {
-            bail!("{}: {} = \"{}\", expected {}", rule.name, refusal.key, refusal.met, refusal.wanted);
+        if let Err(refusal) = recipe.validate_attack_on_candidates(false) {
+            bail!("{}: {refusal}", rule.name);
         }
     }
     let mut files = inputs([&args.recipe], args.data.as_deref())?;

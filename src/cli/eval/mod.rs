@@ -13,13 +13,13 @@ use anyhow::{anyhow, bail};
 
 use super::{CheckFailed, Interrupted, catch_interrupts, inputs, radius, write};
 use crate::batch::Batch;
+use crate::config::Fraction;
 use crate::console::Console;
 use crate::engine::{DeviceChoice, WeightSet, open};
 use crate::evaluate::state::{Settings, device_name};
 use crate::evaluate::{Part, Protocol, Subject, evaluate, sanity};
 use crate::files::{Files, LOCK_SUFFIX, Output, OutputError, Place};
 use crate::ops::ImageSet;
-use crate::recipe::Fraction;
 use crate::train::run_folder;
 use session::{IMAGES_SUFFIX, Session};
 use subject::NamedWeights;

@@ -6,13 +6,13 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::session::Session;
+use crate::config::Fraction;
 use crate::engine::DeviceInfo;
 use crate::evaluate::autoattack::{Progress, Stage};
 use crate::evaluate::sanity::{Checks, Extent};
 use crate::evaluate::state::{Finished, Settings, flags, letters};
 use crate::evaluate::{Outcome, Part, Protocol};
 use crate::model::ResNet18;
-use crate::recipe::Fraction;
 
 /// What `--out` holds.
 #[derive(Serialize)]

@@ -4,30 +4,25 @@
 //!
 //! | work | passes an image |
 //! |---|---|
-//! | training on a batch | 3 (forward, backward twice), 6 with a clean pass beside the adversarial one (TRADES, MART); times the replays of Free-AT |
+//! | training on a batch | 3 (forward, backward twice), 6 with a clean pass and the adversarial one (TRADES, MART); times the replays of Free-AT |
 //! | a sign step | 2; 0 for Free-AT, whose steps come with its train passes |
 //! | the clean forward before the attack | 1, where TRADES needs its target or BulletTrain its scores |
-//! | BulletTrain's look at what it attacked | 1 for each attacked image; 0 for Free-AT and standard training |
+//! | BulletTrain's forward of what it attacked | 1 for each attacked image; 0 for Free-AT and standard training |
 //! | a selection that attacks its candidates | for each (and each held-out image of Adv-GLISTER) the attack, and a forward of what the loss passes: 1 or 2; times the draws of Adv-GRAD-MATCH's target |
 //! | a selection by input gradients | 2 for each candidate |
 //! | any other selection | 0 |
 //!
-//! Algebra on the host, normalisations, the optimizer and the algorithms of the selections are left out. Called by the table
-//! and by the dry run. Checked by `tests/recipes.rs` (against the paper's speed-ups) and `tests/bench_speedup.rs`.
+//! Algebra on the host, normalisations, the optimizer and the algorithms of the selections are left out. What a method passes
+//! stands in its row of `objective`, `accelerate` and `prune`.
 
 use serde::{Deserialize, Serialize};
 
-use crate::attack::ScheduledPgd;
 use crate::data::order::held_out;
-use crate::recipe::{Acceleration, Method, Recipe, SelectionMethod, Stage};
+use crate::objective::AttackKind;
+use crate::prune::{CandidatePasses, Keeps};
+use crate::recipe::Recipe;
+use crate::train::Stage;
 use crate::train::metrics::EpochMetrics;
-
-/// Steps an image that BulletTrain is taken to make before it has run, over those of the full attack: what the paper's 5.66x
-/// leaves where pruning alone gives 3.44x (4.4 of 10 steps). A network that predicts little right makes far fewer.
-pub const BULLET_STEP_SHARE: f64 = 0.44;
-
-/// Share of the samples below the mean loss, of which InfoBatch prunes its share: that of symmetric losses.
-pub const EASY_SHARE: f64 = 0.5;
 
 /// What one trained epoch does.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,25 +75,23 @@ impl Cost {
         cost
     }
 
-    /// What a recipe will cost: BulletTrain's steps and InfoBatch's subsets are taken for [`BULLET_STEP_SHARE`] and
-    /// [`EASY_SHARE`], everything else is known.
+    /// What a recipe will cost: the steps of an acceleration and the samples that a selection keeps by itself are those of
+    /// their rows, everything else is known.
     pub fn predicted(recipe: &Recipe) -> Self {
-        let (timeline, attack) = (recipe.timeline(), ScheduledPgd::of_recipe(recipe));
-        let step_share = match recipe.accelerate.method {
-            Acceleration::None => 1.0,
-            Acceleration::BulletTrain => BULLET_STEP_SHARE,
-        };
-        let samples = training_samples(recipe);
-        let subset = match recipe.selection.method {
-            SelectionMethod::InfoBatch => samples as f64 * (1.0 - EASY_SHARE * recipe.selection.prune_share),
-            _ => recipe.selection.budget(samples) as f64,
+        let (timeline, attack) = (recipe.timeline(), recipe.full_attack());
+        let step_share = recipe.accelerate.method.row().step_share;
+        let samples = recipe.data.training_samples();
+        let subset = match recipe.selection.method.row().keeps {
+            Keeps::All | Keeps::FewerEpochs => samples as f64,
+            Keeps::Fraction => recipe.selection.budget(samples) as f64,
+            Keeps::Own { share, .. } => samples as f64 * share(&recipe.selection),
         };
         let epochs = (0..timeline.epochs() as u32).map(|epoch| {
             let stage = timeline.stage(epoch);
-            let steps = match recipe.objective.method {
-                Method::Standard => 0.0,
-                Method::Free => recipe.objective.replays as f64,
-                _ => attack.at(epoch).steps as f64,
+            let steps = match recipe.objective.method.row().attack {
+                AttackKind::None => 0.0,
+                AttackKind::Steps { .. } => attack.at(epoch).steps as f64,
+                AttackKind::Replays { .. } => recipe.objective.replays as f64,
             };
             EpochWork {
                 epoch,
@@ -129,57 +122,54 @@ impl Cost {
     }
 }
 
-/// Training images beside the validation ones.
-pub fn training_samples(recipe: &Recipe) -> usize {
-    let data = &recipe.data;
-    data.train_limit.unwrap_or(data.set.sizes().train) - data.validation
-}
-
 /// Passes an image.
 struct Prices {
     train: f64,
     step: f64,
     /// Before the attack.
     clean: f64,
-    /// Of an attacked image.
-    judge: f64,
+    /// Of an attacked image, after the attack.
+    attacked: f64,
     /// Of the loss.
     forwards: f64,
 }
 
 impl Prices {
     fn of_recipe(recipe: &Recipe) -> Self {
-        let method = recipe.objective.method;
-        let bullet = recipe.accelerate.method == Acceleration::BulletTrain;
-        let forwards = if matches!(method, Method::Trades | Method::Mart) { 2.0 } else { 1.0 };
+        let row = recipe.objective.method.row();
+        let groups = recipe.accelerate.method.row().groups;
+        let forwards = row.passes.forwards() as f64;
+        let (step, attacked) = match row.attack {
+            AttackKind::None => (2.0, false),
+            AttackKind::Steps { .. } => (2.0, groups),
+            // The train passes move the images.
+            AttackKind::Replays { .. } => (0.0, false),
+        };
         Self {
             train: 3.0 * forwards * recipe.objective.replays as f64,
-            step: if method == Method::Free { 0.0 } else { 2.0 },
-            clean: f64::from(u8::from(bullet || method == Method::Trades)),
-            judge: f64::from(u8::from(bullet && !matches!(method, Method::Free | Method::Standard))),
+            step,
+            clean: f64::from(u8::from(groups || row.ascends.needs_clean_logits())),
+            attacked: f64::from(u8::from(attacked)),
             forwards,
         }
     }
 
     fn attack(&self, steps: f64, attacked: f64) -> f64 {
-        self.clean + self.step * steps + self.judge * attacked
+        self.clean + self.step * steps + self.attacked * attacked
     }
 }
 
 /// Passes of one selection; `scored` says whether training has left a loss of each candidate.
 fn selection(recipe: &Recipe, scored: bool, attack: f64, forwards: f64) -> f64 {
-    let method = recipe.selection.method;
-    let candidates = training_samples(recipe) as f64;
-    let held_out = held_out(recipe.data.validation, recipe.selection.held_out_share()) as f64;
-    match method {
-        SelectionMethod::EasyCore => 2.0 * candidates,
-        _ if recipe.selection.attacks_candidates(scored) => {
-            let draws = match method {
-                SelectionMethod::AdvGradMatch => recipe.selection.target_draws as f64,
-                _ => 1.0,
-            };
+    let selection = &recipe.selection;
+    let candidates = recipe.data.training_samples() as f64;
+    let held_out = held_out(recipe.data.validation, selection.held_out_share()) as f64;
+    match selection.candidate_passes(scored) {
+        CandidatePasses::None => 0.0,
+        CandidatePasses::InputGradient => 2.0 * candidates,
+        CandidatePasses::Attack => {
+            let draws = (selection.method.row().draws)(selection) as f64;
             (candidates + held_out) * (attack + forwards) * draws
         }
-        _ => 0.0,
     }
 }

@@ -6,10 +6,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::cost::{BULLET_STEP_SHARE, Cost, EASY_SHARE};
+use super::cost::Cost;
 use super::plan::{Entry, Plan};
+use crate::accelerate::Acceleration;
 use crate::clock;
-use crate::recipe::{Acceleration, Recipe, SelectionMethod};
+use crate::names::Named;
+use crate::prune::{Keeps, SelectionMethod};
+use crate::recipe::Recipe;
 use crate::text::command_line;
 use crate::train::metrics::{EpochMetrics, Seconds};
 use crate::train::result::TestAccuracy;
@@ -190,14 +193,25 @@ impl Document {
     pub fn new(plan: &Plan, protocols: &[String]) -> Self {
         let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
         let (mut assumptions, mut notes) = (Vec::new(), Vec::new());
-        let any = |of: fn(&Recipe) -> bool| plan.entries.iter().any(|entry| of(&entry.recipe));
-        if any(|recipe| recipe.accelerate.method == Acceleration::BulletTrain) {
-            assumptions
-                .push(format!("BulletTrain is taken for {BULLET_STEP_SHARE} of the full attack's steps"));
+        for (_, method) in Acceleration::ALL {
+            let used = plan.entries.iter().any(|entry| entry.recipe.accelerate.method == *method);
+            let row = method.row();
+            if used && row.step_share < 1.0 {
+                assumptions.push(format!(
+                    "{} is taken for {} of the full attack's steps",
+                    row.title, row.step_share
+                ));
+            }
         }
-        if any(|recipe| recipe.selection.method == SelectionMethod::InfoBatch) {
-            assumptions.push(format!("a share of {EASY_SHARE} of InfoBatch's samples is taken for easy"));
-            notes.push("InfoBatch decides itself how many samples it keeps: no control has as many".into());
+        for (_, method) in SelectionMethod::ALL {
+            let used = plan.entries.iter().any(|entry| entry.recipe.selection.method == *method);
+            if let (Keeps::Own { assumes, .. }, true) = (method.row().keeps, used) {
+                assumptions.push(assumes());
+                let title = method.row().title;
+                notes.push(format!(
+                    "{title} decides itself how many samples it keeps: no control has as many"
+                ));
+            }
         }
         Self {
             secateur_speedup: VERSION,

@@ -13,8 +13,11 @@
 //! keeps. Called by `secateur bench speedup`; checked by `tests/bench_speedup.rs`.
 
 use super::cost::Cost;
+use crate::accelerate::Acceleration;
 use crate::names::named;
-use crate::recipe::{self, Acceleration, Recipe, RecipeError, Schedule, SelectionMethod};
+use crate::prune::{Keeps, SelectionConfig};
+use crate::recipe::{Recipe, RecipeError};
+use crate::train::config::Schedule;
 
 named! {
     /// Why a row is in the table.
@@ -147,16 +150,12 @@ fn untested(recipe: &Recipe) -> Recipe {
 
 /// The controls that a recipe needs; `full`, where it is one, first.
 fn controls(recipe: &Recipe) -> &'static [Role] {
-    match recipe.selection.method {
-        SelectionMethod::Full if recipe.accelerate.method == Acceleration::None => &[],
-        SelectionMethod::Full
-        | SelectionMethod::Short
-        | SelectionMethod::Random
-        | SelectionMethod::RandomOnline
-        | SelectionMethod::ClassBalanced
-        | SelectionMethod::InfoBatch => &[Role::Full],
-        _ => &[Role::Full, Role::Short, Role::Random, Role::RandomOnline],
+    let method = recipe.selection.method;
+    if method.is_informed() {
+        return &[Role::Full, Role::Short, Role::Random, Role::RandomOnline];
     }
+    let is_full = matches!(method.row().keeps, Keeps::All) && recipe.accelerate.method == Acceleration::None;
+    if is_full { &[] } else { &[Role::Full] }
 }
 
 /// A control of a recipe. Constants of selections that it does not make are the defaults, so that it is the same one for
@@ -164,7 +163,7 @@ fn controls(recipe: &Recipe) -> &'static [Role] {
 fn control(recipe: &Recipe, role: Role) -> Result<Recipe, RecipeError> {
     let mut table: toml::Table = recipe.to_toml().parse().expect("a recipe's own TOML");
     table.remove("selection");
-    let recipe::Selection { fraction, warm_start, full_share, .. } = recipe.selection;
+    let SelectionConfig { fraction, warm_start, full_share, .. } = recipe.selection;
     let mut overrides = vec![format!("name={}.{role}", recipe.name)];
     match role {
         Role::Recipe => return Ok(recipe.clone()),

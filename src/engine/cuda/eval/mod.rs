@@ -16,10 +16,10 @@ use walk::Walk;
 use super::driver::nvtx::Range;
 use super::driver::{Address, Buffer, Driver};
 use super::launch::conv::ImageEpilogue;
-use super::launch::head::{self, Ascended, HeadAscentParams, HeadBackwardParams, HeadForwardParams};
+use super::launch::head::{self, HeadAscentParams, HeadBackwardParams, HeadForwardParams};
 use super::parameters::Parameters;
 use super::scratch::Scratch;
-use crate::engine::{Error, Result};
+use crate::engine::{AscentLoss, Error, Result};
 use crate::model::Block;
 
 /// What the evaluation pass keeps of a batch: a mask for every ReLU, and the features. Activations lie where the gradients will:
@@ -40,8 +40,8 @@ pub struct EvalPass {
 /// What a step of an attack ascends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ascent {
-    pub ascended: Ascended,
-    /// Labels, or for the divergence the target logits.
+    pub loss: AscentLoss,
+    /// Labels, or the clean logits where the loss needs them.
     pub operand: Address,
 }
 
@@ -153,9 +153,9 @@ impl EvalPass {
     ) -> Result<()> {
         let (weight, bias) = parameters.folded_linear()?;
         let network = parameters.layout.network;
-        let (labels, target_logits) = match ascent.ascended {
-            Ascended::Divergence => (Address::NULL, ascent.operand),
-            Ascended::CrossEntropy | Ascended::Margin => (ascent.operand, Address::NULL),
+        let (labels, target_logits) = match ascent.loss.needs_clean_logits() {
+            true => (Address::NULL, ascent.operand),
+            false => (ascent.operand, Address::NULL),
         };
         let activation = {
             let _range = Range::new("forward");
@@ -171,7 +171,7 @@ impl EvalPass {
             features: network.features() as u32,
             classes: network.classes as u32,
         };
-        head::head_ascent(&*self.driver, ascent.ascended, batch, &params)?;
+        head::head_ascent(&*self.driver, ascent.loss, batch, &params)?;
         let _range = Range::new("backward");
         self.walk(parameters, scratch, batch).backward(image)
     }

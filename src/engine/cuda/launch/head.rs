@@ -1,8 +1,8 @@
 //! Average pool and linear layer: `kernels/head/`. Checked by `tests/kernel_head.rs` and `tests/kernel_head_ascent.rs`.
 
 use super::{BF16, Cost, F32, U32, require, run};
-use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver};
+use crate::engine::{AscentLoss, Result};
 
 /// Pixels of the last stage, which the head averages.
 const PIXELS: usize = 16;
@@ -70,14 +70,6 @@ pub fn head_input_gradient(driver: &dyn Driver, batch: usize, params: &HeadBackw
     run(driver, name, [batch as u32, 1, 1], params, cost)
 }
 
-/// What [`head_ascent`] ascends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ascended {
-    CrossEntropy,
-    Divergence,
-    Margin,
-}
-
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct HeadAscentParams {
@@ -102,17 +94,17 @@ pub struct HeadAscentParams {
 /// From the last activation of `batch` images through the ascended loss to its masked gradient.
 pub fn head_ascent(
     driver: &dyn Driver,
-    ascended: Ascended,
+    loss: AscentLoss,
     batch: usize,
     params: &HeadAscentParams,
 ) -> Result<()> {
     // Operations of the loss on a logit (those of launch/loss.rs, without the loss itself), and bytes that tell it what to
     // ascend.
     let (features, classes) = (params.features as usize, params.classes as usize);
-    let (name, fewest, operations, bytes) = match ascended {
-        Ascended::CrossEntropy => ("head_ascent_cross_entropy", 1, 6, U32),
-        Ascended::Divergence => ("head_ascent_divergence", 1, 11, classes * F32),
-        Ascended::Margin => ("head_ascent_margin", 2, 0, U32),
+    let (name, fewest, operations, bytes) = match loss {
+        AscentLoss::CrossEntropy => ("head_ascent_cross_entropy", 1, 6, U32),
+        AscentLoss::Divergence => ("head_ascent_divergence", 1, 11, classes * F32),
+        AscentLoss::Margin => ("head_ascent_margin", 2, 0, U32),
     };
     let fits = params.features.is_multiple_of(32) && features <= 512;
     require(fits, name, "features: a multiple of 32 up to 512", params.features)?;

@@ -5,9 +5,8 @@
 //! schedule's first `kappa * epochs` epochs (to the nearest) it makes `fraction` times as many, rounded up, so that a run
 //! costs `fraction * epochs` whole epochs whatever its kappa (GRAD-MATCH's rule). The last `full_share` of the schedule is on
 //! all samples again, epoch by epoch, and costs as much as it is long. Without pruning both clocks are one.
-//! Checked by its own tests and tests/prune_training.rs. Called by `train` and `attack`.
 
-use super::{Recipe, SelectionMethod};
+use crate::prune::SelectionConfig;
 
 /// What is trained when. Epochs count from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,10 +45,8 @@ pub struct Pace {
 }
 
 impl Timeline {
-    /// The timeline of a recipe.
-    pub fn of_recipe(recipe: &Recipe) -> Self {
-        let selection = &recipe.selection;
-        let schedule = recipe.epochs;
+    /// Of a schedule of so many epochs.
+    pub fn new(schedule: usize, selection: &SelectionConfig) -> Self {
         let span = (selection.warm_start * schedule as f64).round() as usize;
         // A product such as 0.29 * 100 may lie a rounding above its whole number.
         let warm = (selection.fraction * span as f64 - 1e-9).ceil() as usize;
@@ -63,8 +60,7 @@ impl Timeline {
             every: selection.every,
             tail: 0,
         };
-        if selection.method == SelectionMethod::InfoBatch {
-            // Its scores come with the first epoch.
+        if selection.method.row().starts_whole {
             (timeline.warm, timeline.span) = (1, 1);
         }
         timeline.tail = timeline.first_at(tail);
@@ -128,6 +124,7 @@ impl Timeline {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::Recipe;
 
     fn timeline(epochs: usize, selection: &str) -> Timeline {
         let text = format!(

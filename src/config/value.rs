@@ -1,12 +1,10 @@
-//! The kinds of value a recipe holds beside numbers: exact fractions and absent options.
-//!
-//! Checked by its own tests and tests/recipes.rs. Called by the recipe's types.
+//! The kinds of value a recipe holds beside numbers: exact fractions, and words for absent options.
 
 use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use super::reader::vanishes;
+use super::section::vanishes;
 
 /// A number that keeps the text it was written as: "8/255" stays exact and readable in every file and table.
 #[derive(Clone, Debug, PartialEq)]

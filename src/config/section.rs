@@ -1,19 +1,16 @@
-//! Reads one table of a recipe key by key, with range checks, and refuses what is left over.
+//! One table of a recipe, read key by key with range checks; what is left over is refused.
 //!
 //! Each typed getter takes its key out of the table, so that a reader's code is the list of known keys: an unknown
-//! key is one that nobody took. Checked by tests/recipes.rs. Called by the recipe's types.
+//! key is one that nobody took.
 
 use std::fmt::Display;
 use std::ops::{Range, RangeInclusive};
 
 use toml::{Table, Value};
 
-use super::spelling::nearest;
-use super::{Fraction, RecipeError};
+use super::{ConfigError, Fraction, Refusal, nearest};
 use crate::names::Named;
 
-/// Longest value quoted in a message.
-const MAX_QUOTED: usize = 60;
 /// Longest name of a recipe: file systems take 255 bytes, and a run's number follows it.
 const MAX_NAME_BYTES: usize = 200;
 
@@ -80,21 +77,21 @@ impl Section {
     }
 
     /// The table `key`, empty where it is absent.
-    pub fn section(&mut self, key: &str) -> Result<Section, RecipeError> {
+    pub fn section(&mut self, key: &str) -> Result<Section, ConfigError> {
         let table = match self.take(key) {
             None => Table::new(),
             Some(Value::Table(table)) => table,
-            Some(other) => return Err(self.met(key, &other, format!("a section [{}{key}]", self.path))),
+            Some(other) => return Err(self.refuse(key, &other, format!("a section [{}{key}]", self.path))),
         };
         let path = format!("{}{key}.", self.path);
         Ok(Section { recipe: self.recipe.clone(), path, table, known: Vec::new() })
     }
 
     /// The tables of the list `key`, empty where it is absent.
-    pub fn sections(&mut self, key: &str) -> Result<Vec<Section>, RecipeError> {
-        let wanted = format!("a list of tables [[{}{key}]]", self.path);
+    pub fn sections(&mut self, key: &str) -> Result<Vec<Section>, ConfigError> {
+        let expected = format!("a list of tables [[{}{key}]]", self.path);
         let Some(value) = self.take(key) else { return Ok(Vec::new()) };
-        let list = value.as_array().ok_or_else(|| self.met(key, &value, wanted.clone()))?;
+        let list = value.as_array().ok_or_else(|| self.refuse(key, &value, expected.clone()))?;
         let section = |(index, item): (usize, &Value)| match item {
             Value::Table(table) => Ok(Section {
                 recipe: self.recipe.clone(),
@@ -102,7 +99,7 @@ impl Section {
                 table: table.clone(),
                 known: Vec::new(),
             }),
-            _ => Err(self.met(key, &value, wanted.clone())),
+            _ => Err(self.refuse(key, &value, expected.clone())),
         };
         list.iter().enumerate().map(section).collect()
     }
@@ -113,10 +110,10 @@ impl Section {
         key: &str,
         range: RangeInclusive<usize>,
         default: Option<usize>,
-    ) -> Result<usize, RecipeError> {
-        let wanted = format!("an integer from {} to {}", range.start(), range.end());
-        let Some(value) = self.take(key) else { return default.ok_or_else(|| self.missing(key, wanted)) };
-        integer_in(&value, &range).ok_or_else(|| self.met(key, &value, wanted))
+    ) -> Result<usize, ConfigError> {
+        let expected = format!("an integer from {} to {}", range.start(), range.end());
+        let Some(value) = self.take(key) else { return default.ok_or_else(|| self.missing(key, expected)) };
+        integer_in(&value, &range).ok_or_else(|| self.refuse(key, &value, expected))
     }
 
     /// An integer in `range`, or `word` for none.
@@ -126,13 +123,13 @@ impl Section {
         word: &str,
         range: RangeInclusive<usize>,
         default: Option<usize>,
-    ) -> Result<Option<usize>, RecipeError> {
+    ) -> Result<Option<usize>, ConfigError> {
         let Some(value) = self.take(key) else { return Ok(default) };
         if value.as_str() == Some(word) {
             return Ok(None);
         }
-        let wanted = format!("\"{word}\" or an integer from {} to {}", range.start(), range.end());
-        integer_in(&value, &range).map(Some).ok_or_else(|| self.met(key, &value, wanted))
+        let expected = format!("\"{word}\" or an integer from {} to {}", range.start(), range.end());
+        integer_in(&value, &range).map(Some).ok_or_else(|| self.refuse(key, &value, expected))
     }
 
     /// A number in `interval`; required where there is no default.
@@ -141,11 +138,11 @@ impl Section {
         key: &str,
         interval: impl Into<Interval>,
         default: Option<f64>,
-    ) -> Result<f64, RecipeError> {
+    ) -> Result<f64, ConfigError> {
         let interval = interval.into();
-        let wanted = format!("a number in {interval}");
-        let Some(value) = self.take(key) else { return default.ok_or_else(|| self.missing(key, wanted)) };
-        number_in(&value, interval).ok_or_else(|| self.met(key, &value, wanted))
+        let expected = format!("a number in {interval}");
+        let Some(value) = self.take(key) else { return default.ok_or_else(|| self.missing(key, expected)) };
+        number_in(&value, interval).ok_or_else(|| self.refuse(key, &value, expected))
     }
 
     /// A number in `interval`, or `word` for none.
@@ -155,14 +152,14 @@ impl Section {
         word: &str,
         interval: impl Into<Interval>,
         default: Option<f64>,
-    ) -> Result<Option<f64>, RecipeError> {
+    ) -> Result<Option<f64>, ConfigError> {
         let interval = interval.into();
         let Some(value) = self.take(key) else { return Ok(default) };
         if value.as_str() == Some(word) {
             return Ok(None);
         }
-        let wanted = format!("\"{word}\" or a number in {interval}");
-        number_in(&value, interval).map(Some).ok_or_else(|| self.met(key, &value, wanted))
+        let expected = format!("\"{word}\" or a number in {interval}");
+        number_in(&value, interval).map(Some).ok_or_else(|| self.refuse(key, &value, expected))
     }
 
     /// A list of numbers in `interval`, each larger than the one before; required where there is no default.
@@ -171,15 +168,15 @@ impl Section {
         key: &str,
         interval: impl Into<Interval>,
         default: Option<Vec<f64>>,
-    ) -> Result<Vec<f64>, RecipeError> {
+    ) -> Result<Vec<f64>, ConfigError> {
         let interval = interval.into();
-        let wanted = format!("a list of ascending numbers in {interval}");
-        let Some(value) = self.take(key) else { return default.ok_or_else(|| self.missing(key, wanted)) };
+        let expected = format!("a list of ascending numbers in {interval}");
+        let Some(value) = self.take(key) else { return default.ok_or_else(|| self.missing(key, expected)) };
         let numbers: Option<Vec<f64>> =
             value.as_array().and_then(|list| list.iter().map(|item| number_in(item, interval)).collect());
         numbers
             .filter(|numbers| numbers.is_sorted_by(|a, b| a < b))
-            .ok_or_else(|| self.met(key, &value, wanted))
+            .ok_or_else(|| self.refuse(key, &value, expected))
     }
 
     /// Two ascending numbers in `interval`, or `word` (the default) for none.
@@ -188,20 +185,20 @@ impl Section {
         key: &str,
         word: &str,
         interval: impl Into<Interval>,
-    ) -> Result<Option<[f64; 2]>, RecipeError> {
+    ) -> Result<Option<[f64; 2]>, ConfigError> {
         let interval = interval.into();
         let Some(value) = self.take(key) else { return Ok(None) };
         if value.as_str() == Some(word) {
             return Ok(None);
         }
-        let wanted = format!("\"{word}\" or two ascending numbers in {interval}");
+        let expected = format!("\"{word}\" or two ascending numbers in {interval}");
         let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
         let pair = match list {
             [low, high] => number_in(low, interval).zip(number_in(high, interval)),
             _ => None,
         };
         let pair = pair.filter(|(low, high)| low <= high);
-        pair.map(|(low, high)| Some([low, high])).ok_or_else(|| self.met(key, &value, wanted))
+        pair.map(|(low, high)| Some([low, high])).ok_or_else(|| self.refuse(key, &value, expected))
     }
 
     /// A fraction "a/b" or a number, in `interval`.
@@ -210,8 +207,8 @@ impl Section {
         key: &str,
         interval: Interval,
         default: &str,
-    ) -> Result<Fraction, RecipeError> {
-        let wanted = format!("a fraction such as \"8/255\" or a number, in {interval}");
+    ) -> Result<Fraction, ConfigError> {
+        let expected = format!("a fraction such as \"8/255\" or a number, in {interval}");
         let value = self.take(key).unwrap_or_else(|| Value::String(default.into()));
         let text = match &value {
             Value::String(text) => Some(text.clone()),
@@ -220,25 +217,25 @@ impl Section {
         };
         text.and_then(|text| Fraction::parse(&text))
             .filter(|fraction| interval.contains(fraction.value()))
-            .ok_or_else(|| self.met(key, &value, wanted))
+            .ok_or_else(|| self.refuse(key, &value, expected))
     }
 
-    pub fn boolean(&mut self, key: &str, default: bool) -> Result<bool, RecipeError> {
+    pub fn boolean(&mut self, key: &str, default: bool) -> Result<bool, ConfigError> {
         let Some(value) = self.take(key) else { return Ok(default) };
-        value.as_bool().ok_or_else(|| self.met(key, &value, "true or false"))
+        value.as_bool().ok_or_else(|| self.refuse(key, &value, "true or false"))
     }
 
     /// One line of text; required where there is no default.
-    pub fn text(&mut self, key: &str, default: Option<&str>) -> Result<String, RecipeError> {
-        let wanted = "a line of text";
+    pub fn text(&mut self, key: &str, default: Option<&str>) -> Result<String, ConfigError> {
+        let expected = "a line of text";
         let Some(value) = self.take(key) else {
-            return default.map(Into::into).ok_or_else(|| self.missing(key, wanted));
+            return default.map(Into::into).ok_or_else(|| self.missing(key, expected));
         };
-        line(&value).ok_or_else(|| self.met(key, &value, wanted))
+        line(&value).ok_or_else(|| self.refuse(key, &value, expected))
     }
 
     /// A text that a folder can be called: the value, or else `default`.
-    pub fn file_name(&mut self, key: &str, default: &str) -> Result<String, RecipeError> {
+    pub fn file_name(&mut self, key: &str, default: &str) -> Result<String, ConfigError> {
         let name = self.text(key, Some(default))?;
         let separates = |c: char| matches!(c, '/' | '\\') || c.is_control();
         let reason = match name.len() {
@@ -248,26 +245,38 @@ impl Section {
             _ if name.contains(separates) => "a path",
             _ => return Ok(name),
         };
-        let wanted = format!("the name of a folder, of up to {MAX_NAME_BYTES} bytes, and not {reason}");
-        Err(self.met(key, &Value::String(name), wanted))
+        let expected = format!("the name of a folder, of up to {MAX_NAME_BYTES} bytes, and not {reason}");
+        Err(self.refuse(key, &Value::String(name), expected))
     }
 
     /// A list of texts, each given once.
-    pub fn texts(&mut self, key: &str, default: &[&str]) -> Result<Vec<String>, RecipeError> {
+    pub fn texts(&mut self, key: &str, default: &[&str]) -> Result<Vec<String>, ConfigError> {
         let Some(value) = self.take(key) else {
             return Ok(default.iter().map(|&text| text.into()).collect());
         };
         let texts: Option<Vec<String>> = value.as_array().and_then(|list| list.iter().map(line).collect());
         texts
             .filter(|texts| texts.iter().enumerate().all(|(i, text)| !texts[..i].contains(text)))
-            .ok_or_else(|| self.met(key, &value, "a list of names, each once"))
+            .ok_or_else(|| self.refuse(key, &value, "a list of names, each once"))
     }
 
     /// One of the names of `T`; required where there is no default.
-    pub fn name<T: Named>(&mut self, key: &str, default: Option<T>) -> Result<T, RecipeError> {
-        let wanted = T::names();
-        let Some(value) = self.take(key) else { return default.ok_or_else(|| self.missing(key, wanted)) };
-        value.as_str().and_then(T::from_name).ok_or_else(|| self.met(key, &value, wanted))
+    pub fn name<T: Named>(&mut self, key: &str, default: Option<T>) -> Result<T, ConfigError> {
+        let expected = T::names();
+        let Some(value) = self.take(key) else { return default.ok_or_else(|| self.missing(key, expected)) };
+        value.as_str().and_then(T::from_name).ok_or_else(|| self.refuse(key, &value, expected))
+    }
+
+    /// Drops a key of older recipes whose value is what happens without it, and refuses any other value.
+    pub fn retired(&mut self, key: &str, kept: &str) -> Result<(), ConfigError> {
+        match self.table.remove(key) {
+            Some(value) if value.as_str() != Some(kept) => Err(self.refuse(
+                key,
+                &value,
+                format!("\"{kept}\", or better no such key: it has been retired"),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Drops a key of older recipes whose value is what happens without it, and refuses any other value.
@@ -281,46 +290,44 @@ impl Section {
     }
 
     /// Refuses keys that nobody took.
-    pub fn finish(&self) -> Result<(), RecipeError> {
+    pub fn finish(&self) -> Result<(), ConfigError> {
         let Some(key) = self.table.keys().next() else { return Ok(()) };
         let hint = match nearest(key, self.known.iter().map(String::as_str)) {
             Some(near) => format!("; did you mean {}{near}?", self.path),
             None => format!("; known here: {}", self.known.join(", ")),
         };
-        Err(RecipeError::UnknownKey { recipe: self.recipe.clone(), key: format!("{}{key}", self.path), hint })
+        Err(ConfigError::UnknownKey { recipe: self.recipe.clone(), key: format!("{}{key}", self.path), hint })
     }
 
-    /// "KEY = MET, expected WANTED".
-    pub fn value_error(&self, key: &str, met: impl Display, wanted: impl Into<String>) -> RecipeError {
-        let mut met = met.to_string();
-        if let Some((end, _)) = met.char_indices().nth(MAX_QUOTED) {
-            met.truncate(end);
-            met.push_str("...");
-        }
-        let key = format!("{}{key}", self.path);
-        RecipeError::Value { recipe: self.recipe.clone(), key, met, wanted: wanted.into() }
+    /// Takes over what a whole configuration says of its keys.
+    pub fn check(&self, outcome: Result<(), Refusal>) -> Result<(), ConfigError> {
+        outcome.map_err(|refusal| {
+            let key = format!("{}{}", self.path, refusal.key);
+            ConfigError::Value { recipe: self.recipe.clone(), refusal: Refusal { key, ..refusal } }
+        })
     }
 
-    fn met(&self, key: &str, met: &Value, wanted: impl Into<String>) -> RecipeError {
-        let mut wanted = wanted.into();
-        let mut shown = met.to_string();
-        let number = match met {
+    fn refuse(&self, key: &str, actual: &Value, expected: impl Into<String>) -> ConfigError {
+        let mut expected = expected.into();
+        let mut shown = actual.to_string();
+        let number = match actual {
             Value::Float(number) => Some(*number),
             Value::String(text) => Fraction::parse(text).map(|fraction| fraction.value()),
             _ => None,
         };
         if number.is_some_and(vanishes) {
-            wanted += "; so small a number is 0 in f32";
-            if let Value::Float(number) = met {
+            expected += "; so small a number is 0 in f32";
+            if let Value::Float(number) = actual {
                 shown = format!("{number:e}");
             }
         }
-        self.value_error(key, shown, wanted)
+        let refusal = Refusal::new(format!("{}{key}", self.path), shown, expected);
+        ConfigError::Value { recipe: self.recipe.clone(), refusal }
     }
 
-    fn missing(&self, key: &str, wanted: impl Into<String>) -> RecipeError {
+    fn missing(&self, key: &str, expected: impl Into<String>) -> ConfigError {
         let key = format!("{}{key}", self.path);
-        RecipeError::MissingKey { recipe: self.recipe.clone(), key, wanted: wanted.into() }
+        ConfigError::MissingKey { recipe: self.recipe.clone(), key, expected: expected.into() }
     }
 
     fn take(&mut self, key: &str) -> Option<Value> {
