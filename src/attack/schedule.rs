@@ -1,6 +1,6 @@
 //! PGD for every image of a batch, with steps that may change over training.
 
-use super::{Adversary, AttackConfig, AttackWork, BatchNorm, Pgd};
+use super::{Adversary, AttackConfig, AttackWork, Pgd};
 use crate::batch::Batch;
 use crate::engine::{Engine, Result};
 use crate::ops::AscentLoss;

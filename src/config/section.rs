@@ -279,16 +279,6 @@ impl Section {
         }
     }
 
-    /// Drops a key of older recipes whose value is what happens without it, and refuses any other value.
-    pub fn retired(&mut self, key: &str, kept: &str) -> Result<(), RecipeError> {
-        match self.table.remove(key) {
-            Some(value) if value.as_str() != Some(kept) => {
-                Err(self.met(key, &value, format!("\"{kept}\", or better no such key: it has been retired")))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Refuses keys that nobody took.
     pub fn finish(&self) -> Result<(), ConfigError> {
         let Some(key) = self.table.keys().next() else { return Ok(()) };

@@ -20,7 +20,7 @@ pub use cuda::driver::{DeviceOptions, WgmmaOff, WgmmaSwitch};
 pub use error::{Error, Result};
 pub use open::{DeviceChoice, open, open_dry, open_recorded, open_recorded_with, open_with};
 pub use operands::Operands;
-pub use passes::{GradRequest, ImageGradient, ParameterGradient, Pass, Sets, SignStep};
+pub use passes::{AscentLoss, GradRequest, ImageGradient, ParameterGradient, Pass, Sets, SignStep};
 pub use recording::{KernelUsage, Launch, Mark, Phase, Record, Recording, kernel_usage, register_target};
 pub use stop::{StopFlag, unless_stopped};
 pub use tensor::{Element, Storage, Tensor, View, Word};

@@ -146,3 +146,24 @@ pub struct SignStep {
     /// Radius of the ball; `f32::INFINITY` projects onto [0, 1] only.
     pub epsilon: f32,
 }
+
+/// The loss that an attack ascends, of the logits z' of the moved images. A positive factor would change no step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AscentLoss {
+    /// Softmax cross-entropy against hard labels.
+    CrossEntropy,
+    /// KL(p||q) of q = softmax(z') from p = softmax(z), z the logits of the clean images.
+    Divergence,
+    /// The largest wrong logit less the label's: [`crate::ops::Margin::BestWrong`].
+    Margin,
+}
+
+impl AscentLoss {
+    /// Whether it is of the clean images' logits, and not of the labels.
+    pub fn needs_clean_logits(self) -> bool {
+        match self {
+            Self::Divergence => true,
+            Self::CrossEntropy | Self::Margin => false,
+        }
+    }
+}

@@ -11,29 +11,10 @@ use crate::engine::cuda::Cuda;
 use crate::engine::cuda::driver::Address;
 use crate::engine::cuda::eval::Ascent;
 use crate::engine::reference::Cpu;
-use crate::engine::{GradRequest, ImageGradient, Operands, Pass, Phase, Result, SignStep, StopFlag, Tensor};
+use crate::engine::{
+    AscentLoss, GradRequest, ImageGradient, Operands, Pass, Phase, Result, SignStep, StopFlag, Tensor,
+};
 use crate::model::layers::IMAGE_LEN;
-
-/// The loss that an attack ascends, of the logits z' of the moved images. A positive factor would change no step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AscentLoss {
-    /// Softmax cross-entropy against hard labels.
-    CrossEntropy,
-    /// KL(p||q) of q = softmax(z') from p = softmax(z), z the logits of the clean images.
-    Divergence,
-    /// [`Margin::BestWrong`].
-    Margin,
-}
-
-impl AscentLoss {
-    /// Whether it is of the clean images' logits, and not of the labels.
-    pub fn needs_clean_logits(self) -> bool {
-        match self {
-            Self::Divergence => true,
-            Self::CrossEntropy | Self::Margin => false,
-        }
-    }
-}
 
 /// Sign steps on the images of a batch, each a [`Phase::AttackStep`].
 #[derive(Clone, Copy, Debug)]

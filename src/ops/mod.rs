@@ -21,8 +21,9 @@ mod softmax;
 pub mod square;
 pub mod target_class;
 
+pub use crate::engine::AscentLoss;
 pub use apgd::{ApgdPhase, ApgdPoint, ApgdStart, ApgdState, ApgdStep};
-pub use attack_steps::{AscentLoss, AttackSteps};
+pub use attack_steps::AttackSteps;
 pub use bullet_train_score::BulletTrainScore;
 pub use cross_entropy::CrossEntropy;
 pub use divergence::Divergence;

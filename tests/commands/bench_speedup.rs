@@ -4,11 +4,14 @@
 use std::fs;
 use std::path::Path;
 
+use secateur::accelerate::Acceleration;
 use secateur::measure::speedup::cost::Cost;
 use secateur::measure::speedup::document::{Document, Statistic};
 use secateur::measure::speedup::plan::{Plan, Role, with_epochs};
 use secateur::model::ResNet18;
-use secateur::recipe::{Acceleration, Recipe, Schedule, SelectionMethod};
+use secateur::prune::SelectionMethod;
+use secateur::recipe::Recipe;
+use secateur::train::config::Schedule;
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -51,7 +51,8 @@ const LOSSES: [AscentLoss; 3] = [AscentLoss::CrossEntropy, AscentLoss::Divergenc
 
 /// The same by passes and losses, one after another.
 fn one_by_one(engine: &mut Engine, attack: &AttackSteps) -> secateur::engine::Result<()> {
-    let AttackSteps { pass, loss, labels, clean_logits, step, steps, images, perturbed, logits, outputs } = *attack;
+    let AttackSteps { pass, loss, labels, clean_logits, step, steps, images, perturbed, logits, outputs } =
+        *attack;
     for _ in 0..steps {
         engine.forward(pass, perturbed, logits)?;
         match loss {

@@ -217,7 +217,7 @@ const CALLS: &[(&str, &[&str], Call)] = &[
     ("an attack in a third slot", &["slot 2", "0 or 1"], |e, o| e.run(&attack(o, Pass::Train { slot: 2 }))),
     ("an attack on a pair", &["pair of train passes", "1 sets", "2"], |e, o| e.run(&attack(o, Pass::Pair))),
     ("an attack with too few labels", &["one word", "2"], |e, o| {
-        e.run(&AttackSteps { loss: AscentLoss::Margin { labels: &o.one_word }, ..attack(o, Pass::Eval) })
+        e.run(&AttackSteps { labels: &o.one_word, ..attack(o, Pass::Eval) })
     }),
     ("forward: a batch that is too large", &["many images", "3 images", "1 to 2"], |e, o| {
         let many = e.alloc::<f32>("many images", 3 * IMAGE_LEN)?;
@@ -320,7 +320,9 @@ fn attack(operands: &Operands, pass: Pass) -> AttackSteps<'_> {
     let batch = &operands.batch;
     AttackSteps {
         pass,
-        loss: AscentLoss::CrossEntropy { labels: &batch.labels },
+        loss: AscentLoss::CrossEntropy,
+        labels: &batch.labels,
+        clean_logits: &batch.clean_logits,
         step: STEP,
         steps: 1,
         images: &batch.images,
