@@ -2,7 +2,7 @@
 //!
 //! The network is an untrained one: its gradients point somewhere, and the labels are mostly its own predictions.
 
-use secateur::attack::{BatchNorm, Pgd};
+use secateur::attack::Pgd;
 use secateur::batch::Batch;
 use secateur::data::generated::{self, Part};
 use secateur::engine::{DeviceChoice, Engine, Pass, SignStep, WeightSet, open};
