@@ -1,16 +1,16 @@
 //! secateur: data-pruned adversarial training of ResNet-18 on CIFAR, through hand-written CUDA kernels.
 //!
-//! # The map of the house
+//! # Module overview
 //!
 //! Imports run downward only. Nothing above `engine` says CUDA; nothing in `engine` names a training method.
 //!
-//! | module | what lives there |
+//! | module | what it holds |
 //! |---|---|
 //! | [`cli`] | one file a command: `train`, `eval`, `select`, `dump`, `weights`, `data`, `profile`, `bench`, `report` |
 //! | [`measure`] | the harness of `bench`: samples, ceilings, kernels, rooflines, traces, comparisons, speed-up tables |
 //! | [`report`] | run folders as one HTML page: tables, SVG plots, pictures |
-//! | [`train`] | the training loop, learning-rate schedules, checkpoints, metrics, the run folder |
-//! | [`evaluate`] | evaluation protocols: clean, PGD, CW and AutoAttack over a data split, with sanity checks |
+//! | [`train`] | training runs: the loop, learning-rate schedules, checkpoints, metrics, the run folder |
+//! | [`evaluate`] | evaluations: clean, PGD, CW and AutoAttack over a data split, with sanity checks |
 //! | [`prune`] | which samples to train on: Adv-GRAD-MATCH, Adv-GLISTER, rankings and their controls |
 //! | [`objective`] | what a training step minimises: loss, logit gradients, the train passes they need |
 //! | [`accelerate`] | cheaper attacks for any objective: BulletTrain |
@@ -19,7 +19,7 @@
 //! | [`batch`] | the tensors of one batch: images, adversarial images, the outputs of a loss |
 //! | [`engine`] | the operations of a device: the trait, the CPU reference, and the CUDA kernels behind two drivers |
 //! | [`clock`] | the time of day, and a moment as a date |
-//! | [`console`] | what a user sees while a command works |
+//! | [`progress`] | what a session reports while it works, and how it is stopped |
 //! | [`model`] | ResNet-18: layer table, parameter names, initialisation, weights files |
 //! | [`data`] | CIFAR files, generated images, download, splits and the order of an epoch |
 //! | [`digest`] | SHA-256 as text |
@@ -36,7 +36,6 @@ pub mod attack;
 pub mod batch;
 pub mod cli;
 pub mod clock;
-pub mod console;
 pub mod data;
 pub mod digest;
 pub mod engine;
@@ -47,6 +46,7 @@ pub mod model;
 pub mod names;
 pub mod objective;
 pub mod philox;
+pub mod progress;
 pub mod prune;
 pub mod recipe;
 pub mod report;

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::Subcommand;
 
+use super::console::Console;
 use super::set_kind;
-use crate::console::Console;
 use crate::data::download::{Archive, BASE_URL, Outcome, fetch};
 use crate::data::{DataSet, IMAGE_BYTES, Images, SetKind, cifar};
 

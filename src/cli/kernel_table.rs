@@ -2,7 +2,7 @@
 //! that this build has code for (registers, spills) and the blocks that fit on a multiprocessor. No GPU is needed. Checked by
 //! `tests/profile.rs`.
 
-use crate::console::Console;
+use super::console::Console;
 use crate::engine::cuda::driver::{Kernel, Usage, kernels, occupancy, static_table};
 
 /// Prints the table of the kernels whose symbol holds `filter`.

@@ -1,12 +1,14 @@
 //! The command line: what was typed becomes what it means, one file a command.
 //!
 //! Each command has `Args` (typed) and `run(Args, &Console)`. Errors are one line on stderr. Exit codes: 0 done,
-//! 1 a check failed, 2 usage or data error, 3 device error, 130 interrupted. Checked by `tests/cli.rs`.
+//! 1 a check failed, 2 usage or data error, 3 device error, 130 interrupted.
 
 mod bench;
+mod console;
 mod data;
 mod dump;
 mod eval;
+mod interrupt;
 mod kernel_table;
 mod profile;
 mod recipes;
@@ -22,16 +24,19 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::console::Console;
-use crate::data::{self as sets, DataError, DataSet, SetKind};
-use crate::engine;
+use crate::data::{self as sets, DataError, SetKind};
+use crate::engine::{self, DeviceChoice, Engine};
+use crate::evaluate::EvaluationError;
 use crate::files::{Files, Output};
+use crate::measure::speedup::evaluator::RunEvaluationError;
 use crate::measure::workload::WorkError;
 use crate::model::{ResNet18, Weights};
 use crate::names::Named;
+use crate::prune::PruneError;
 use crate::recipe::{Fraction, Recipe};
 use crate::train::TrainError;
-use crate::train::interrupt::{EXIT_INTERRUPTED, Interrupt, survive_file_size_limit};
+use console::Console;
+use interrupt::{EXIT_INTERRUPTED, survive_file_size_limit};
 
 #[derive(Parser)]
 #[command(name = "secateur", version, about, arg_required_else_help = true)]
@@ -114,15 +119,16 @@ pub(crate) struct RunFailed {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    let of_engine = |error: &engine::Error| match error {
-        // Weights that do not fit, or a setting, are bad input, not a fault of the device.
-        engine::Error::Model(_) | engine::Error::Setting(_) => 2,
-        engine::Error::Stopped => EXIT_INTERRUPTED as u8,
-        _ => 3,
-    };
+    if let Some(error) = engine_error(error) {
+        return match error {
+            // Weights that do not fit, or a setting, are bad input, not a fault of the device.
+            engine::Error::Model(_) | engine::Error::Setting(_) => 2,
+            engine::Error::Stopped => EXIT_INTERRUPTED as u8,
+            _ => 3,
+        };
+    }
     if let Some(error) = error.downcast_ref::<TrainError>() {
         return match error {
-            TrainError::Engine(error) => of_engine(error),
             TrainError::Diverged { .. }
             | TrainError::NonFinite { .. }
             | TrainError::DivergedWeights { .. }
@@ -131,12 +137,6 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             TrainError::Interrupted { .. } => EXIT_INTERRUPTED as u8,
             _ => 2,
         };
-    }
-    if let Some(error) = error.downcast_ref::<engine::Error>() {
-        return of_engine(error);
-    }
-    if let Some(WorkError::Engine(error)) = error.downcast_ref::<WorkError>() {
-        return of_engine(error);
     }
     if let Some(failed) = error.downcast_ref::<RunFailed>() {
         return failed.code;
@@ -147,6 +147,30 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         1
     } else {
         2
+    }
+}
+
+/// What an engine said, whichever session it was in.
+fn engine_error(error: &anyhow::Error) -> Option<&engine::Error> {
+    let of_evaluation = |error| match error {
+        &EvaluationError::Engine(ref error) => Some(error),
+        _ => None,
+    };
+    match error.downcast_ref::<TrainError>() {
+        Some(TrainError::Engine(error)) => return Some(error),
+        Some(TrainError::Evaluation(error)) => return of_evaluation(error),
+        _ => {}
+    }
+    match error.downcast_ref::<RunEvaluationError>() {
+        Some(RunEvaluationError::Evaluation(error)) => return of_evaluation(error),
+        _ => {}
+    }
+    if let Some(error) = error.downcast_ref::<EvaluationError>() {
+        return of_evaluation(error);
+    }
+    match (error.downcast_ref::<PruneError>(), error.downcast_ref::<WorkError>()) {
+        (Some(PruneError::Engine(error)), _) | (_, Some(WorkError::Engine(error))) => Some(error),
+        _ => error.downcast_ref(),
     }
 }
 
@@ -194,12 +218,6 @@ fn recipe_for(
     Ok(Recipe::load(name, &overrides)?)
 }
 
-/// The images of a recipe, from the folder of the CIFAR files where its set needs it.
-fn images_of(recipe: &Recipe, folder: Option<&Path>) -> Result<DataSet, DataError> {
-    let data = &recipe.data;
-    DataSet::open(data.set, folder, data.train_limit, data.test_limit)
-}
-
 /// What is wrong with the images, for commands that can name another set by `--set`.
 fn or_set(error: DataError) -> anyhow::Error {
     let set = match &error {
@@ -220,9 +238,25 @@ fn weights_for(recipe: &Recipe, path: &Path) -> anyhow::Result<(ResNet18, Weight
     Ok((network, weights))
 }
 
-/// Catches Ctrl-C for a command that runs for long.
-fn catch_interrupts() -> anyhow::Result<Interrupt> {
-    Ok(Interrupt::install()?)
+/// Opens a device whose work ends where the user interrupts it.
+fn open_interruptible(
+    device: DeviceChoice,
+    network: ResNet18,
+    max_batch: usize,
+    console: &Console,
+) -> anyhow::Result<Box<dyn Engine>> {
+    let mut engine = engine::open(device, network, max_batch)?;
+    engine.stop_on(Some(console.catch_interrupts()?.clone()));
+    Ok(engine)
+}
+
+/// A failed selection in words; `resume` says how to go on where it was interrupted.
+fn selection_failed(error: PruneError, resume: Option<String>) -> anyhow::Error {
+    match error {
+        PruneError::Stopped => Interrupted(resume).into(),
+        PruneError::Invalid(reason) => anyhow::anyhow!("selection: {reason}"),
+        error => error.into(),
+    }
 }
 
 /// A path's file operation, named in its error.

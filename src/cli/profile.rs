@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 
+use super::console::Console;
 use super::{inputs, kernel_table, recipe_for, write};
-use crate::console::Console;
 use crate::engine::DeviceChoice;
 use crate::measure::ceilings::Ceilings;
 use crate::measure::document::Document;

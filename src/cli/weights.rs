@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use clap::Subcommand;
 
+use super::console::Console;
 use super::{CheckFailed, at, set_kind};
 use crate::batch::Batch;
-use crate::console::Console;
 use crate::data::{SetKind, generated};
 use crate::engine::{DeviceChoice, WeightSet, open};
 use crate::evaluate::{Protocol, Subject, evaluate};

@@ -8,6 +8,7 @@ pub mod download;
 pub mod generated;
 pub mod order;
 pub mod pickle;
+pub mod pixel_order;
 pub mod python;
 pub mod source;
 

@@ -1,21 +1,24 @@
-//! Accuracy over a list of images under a [`Protocol`], with the verdict on every image.
+//! Accuracy over a list of images under a [`Protocol`], with the result of every image.
 //!
-//! | file | what lives there |
+//! | file | what it holds |
 //! |---|---|
+//! | `session` | [`Evaluation`]: weights under several protocols, from start to end, saved and resumed |
+//! | `state` | what an interrupted evaluation leaves on disk |
+//! | `adversarial` | the adversarial images that it keeps |
 //! | `protocol` | the table of protocols |
 //! | `autoattack` | AutoAttack and its parts: searches on the survivors, batch by batch, resumable |
 //! | `sanity` | the checks around them, and the alarm of masked gradients |
-//! | `state` | what an interrupted evaluation leaves on disk |
-//!
-//! Called by the training loop (validation, final figures) and by `secateur eval`. Checked by `tests/evaluate.rs` and
-//! `tests/autoattack.rs`.
 
+mod adversarial;
 pub mod autoattack;
 mod protocol;
 pub mod sanity;
+mod session;
 pub mod state;
 
+pub use adversarial::AdversarialImages;
 pub use protocol::{Part, PgdProtocol, Protocol, StepSize};
+pub use session::{EvaluatedImages, Evaluation, EvaluationError, EvaluationPlan, IMAGES_SUFFIX};
 
 use std::time::Instant;
 
@@ -67,7 +70,7 @@ impl Outcome {
     }
 }
 
-/// Told how many images of how many are done (restarts and parts count again); answers whether to go on.
+/// Callback with the number of images done and their total (restarts and parts count again); returns `false` to stop.
 pub type Watch<'a> = &'a mut dyn FnMut(usize, usize) -> bool;
 
 /// Runs `protocol` over `subject` in batches of the size of `scratch`; `None` if `watch` asked to stop, or the engine was

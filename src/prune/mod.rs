@@ -1,9 +1,8 @@
 //! Data pruning: which samples the next epochs train on, and with which weights.
 //!
 //! Every way to choose is a [`Selection`]: candidates in, a weighted [`Subset`] out. What it must know about the
-//! candidates, it asks of a [`Survey`]: last-layer gradients behind the training attack, or input-gradient norms. A new
-//! one is one more file here and one name in the recipe. Called by the training loop at each re-selection and by
-//! `secateur select`. Checked by `tests/prune_*.rs`.
+//! candidates, it asks of a [`Survey`]: last-layer gradients after the training attack, or input-gradient norms. A new
+//! one is one more file here and one name in the recipe. [`SelectionRun`] makes one outside of training.
 //!
 //! | file | what it chooses |
 //! |---|---|
@@ -27,6 +26,7 @@ mod mean_scores;
 pub mod pursuit;
 mod random;
 mod ranking;
+mod session;
 mod subset;
 mod survey;
 mod top_k;
@@ -38,10 +38,12 @@ pub use info_batch::InfoBatch;
 pub use mean_scores::MeanScores;
 pub use random::{All, PartlyRandom, Random, Walk};
 pub use ranking::{Ranking, Score};
+pub use session::{Chosen, SelectionRun};
 pub use subset::Subset;
 pub use survey::{LastLayerView, Survey};
 pub use top_k::TopK;
 
+use crate::data::DataError;
 use crate::data::order::quotas;
 use crate::engine::{self, Engine, LastLayerGradients, Tensor, Term};
 use crate::philox::Key;
@@ -65,6 +67,25 @@ pub fn of_recipe(recipe: &Recipe) -> Box<dyn Selection> {
         true => Box::new(PartlyRandom { recipe: recipe.selection.clone(), choice }),
         false => choice,
     }
+}
+
+/// Chooses among `candidates` as the recipe has it.
+///
+/// # Errors
+/// [`PruneError::Invalid`] where nothing is chosen; those of the selection.
+pub fn choose(
+    engine: &mut dyn Engine,
+    recipe: &Recipe,
+    candidates: &Candidates,
+    survey: &mut Survey,
+) -> Result<Subset, PruneError> {
+    let subset = of_recipe(recipe).select(engine, candidates, survey)?;
+    if subset.is_empty() {
+        let (method, count) = (recipe.selection.method, candidates.samples.len());
+        let reason = format!("{method} chose none of {count} samples, expected 1 at least");
+        return Err(PruneError::Invalid(reason));
+    }
+    Ok(subset)
 }
 
 /// The score that a recipe's selections rank by, where that is a mean over training.
@@ -177,7 +198,9 @@ fn part(
 pub enum PruneError {
     #[error(transparent)]
     Engine(engine::Error),
-    /// The request cannot be met: a sentence that names the thing, the value met and the value wanted.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The request cannot be met: a sentence that names the thing, the actual value and the expected one.
     #[error("{0}")]
     Invalid(String),
     /// The user asked to stop.

@@ -1,12 +1,14 @@
 //! `[data]`: which images train, validate and test. The sets themselves are `data`'s.
-//!
-//! Checked by tests/recipes.rs. Called by the recipe.
+
+use std::path::Path;
 
 use serde::Serialize;
 
 use super::reader::Section;
 use super::{RecipeError, value};
-use crate::data::{GENERATED_TEST, GENERATED_TRAIN, MAX_GENERATED, SetKind, ValidationSplit};
+use crate::data::{
+    DataError, DataSet, GENERATED_TEST, GENERATED_TRAIN, MAX_GENERATED, SetKind, ValidationSplit,
+};
 use crate::engine::{Augment, Padding};
 
 /// `[data]`
@@ -48,6 +50,14 @@ impl Data {
         };
         section.finish()?;
         Ok(data)
+    }
+
+    /// The images, from what is at `path` where the set has files.
+    ///
+    /// # Errors
+    /// Those of [`DataSet::open`].
+    pub fn open(&self, path: Option<&Path>) -> Result<DataSet, DataError> {
+        DataSet::open(self.set, path, self.train_limit, self.test_limit)
     }
 
     /// The augmentation of an epoch, where there is any.

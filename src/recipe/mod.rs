@@ -2,8 +2,7 @@
 //!
 //! A recipe may leave out what has a default; [`Recipe::to_toml`] writes every key back, so that the `recipe.toml`
 //! of a run folder holds the whole truth and parses to the same recipe. Unknown keys are refused with the nearest
-//! known one; values out of range name the key, the value met and the values wanted. Checked by tests/recipes.rs.
-//! Called by the commands; used by train, attack, objective and evaluate.
+//! known one; values out of range name the key, the actual value and the expected ones.
 //!
 //! A section with names or rules of its own has a file, type and reading together; those of a few plain keys stand here.
 
@@ -39,7 +38,8 @@ pub use selection::{
 pub use timeline::{Pace, Stage, Timeline};
 pub use value::Fraction;
 
-use crate::data::Sizes;
+use crate::data::order::{self, Split};
+use crate::data::{DataError, DataSet, Sizes};
 use crate::model::layers::WIDTHS;
 use reader::{Section, above};
 use source::{Chain, Source};
@@ -222,6 +222,31 @@ impl Recipe {
     /// What is trained when.
     pub fn timeline(&self) -> Timeline {
         Timeline::of_recipe(self)
+    }
+
+    /// Which of the recipe's images train, which validate, and which selections choose by.
+    ///
+    /// # Errors
+    /// [`DataError::Validation`] where too few are left to train.
+    pub fn split(&self, data: &DataSet) -> Result<Split, DataError> {
+        self.split_holding_out(data, self.selection.held_out_share())
+    }
+
+    /// [`Recipe::split`], with another share of the images for selections to choose by.
+    ///
+    /// # Errors
+    /// [`DataError::Validation`] where too few are left to train.
+    pub fn split_holding_out(&self, data: &DataSet, share: f64) -> Result<Split, DataError> {
+        let Data { validation, validation_split, .. } = self.data;
+        let split = order::split(&data.train, data.classes, validation, validation_split, self.seed)?;
+        Ok(split.reserve(&data.train.labels, data.classes, share, self.seed))
+    }
+
+    /// The lines in which this resolved recipe differs from `other`: "batch = 64, there batch = 128".
+    pub fn differing_keys(&self, other: &Self) -> String {
+        let (own, there) = (self.to_toml(), other.to_toml());
+        let pairs = own.lines().zip(there.lines()).filter(|(own, there)| own != there);
+        pairs.map(|(own, there)| format!("{own}, there {there}")).collect::<Vec<_>>().join("; ")
     }
 
     /// Checks that need more than one key.

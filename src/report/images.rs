@@ -9,7 +9,8 @@ use base64::engine::general_purpose::STANDARD;
 use super::read::Chosen;
 use crate::attack::CrossEntropyAscent;
 use crate::batch::Batch;
-use crate::data::{DataSet, Images};
+use crate::data::DataSet;
+use crate::data::pixel_order::to_pixels;
 use crate::engine::{self, CrossEntropy, Engine, NO_CLASS, Pass, WeightSet};
 use crate::evaluate::PgdProtocol;
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
@@ -126,7 +127,7 @@ pub fn examples(
         sample,
         label: data.class_names[data.train.labels[sample as usize] as usize].clone(),
         weight,
-        png: png(&interleaved(&data.train, sample)),
+        png: png(&to_pixels(data.train.image(sample as usize))),
     };
     let kept = kept.into_iter().map(|(sample, weight)| example(sample, Some(weight))).collect();
     let dropped = spread(&dropped, count).into_iter().map(|sample| example(sample, None)).collect();
@@ -142,13 +143,6 @@ fn spread<T: Copy>(items: &[T], count: usize) -> Vec<T> {
 /// Values in [0, 1] as bytes.
 fn bytes(values: &[f32]) -> Vec<u8> {
     values.iter().map(|value| (255.0 * value.clamp(0.0, 1.0)).round() as u8).collect()
-}
-
-/// Planes to pixels.
-fn interleaved(images: &Images, sample: u32) -> Vec<u8> {
-    let planes = images.image(sample as usize);
-    let plane = IMAGE_SIDE * IMAGE_SIDE;
-    (0..plane).flat_map(|pixel| [0, 1, 2].map(|colour| planes[colour * plane + pixel])).collect()
 }
 
 /// A PNG file of one image, `32 x 32 x 3` bytes by rows.

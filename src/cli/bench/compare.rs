@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 
 use super::super::CheckFailed;
-use crate::console::Console;
+use super::super::console::Console;
 use crate::measure::compare::{self, Change};
 use crate::measure::document::Document;
 

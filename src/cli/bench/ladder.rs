@@ -6,9 +6,9 @@
 use anyhow::bail;
 use regex::Regex;
 
-use super::super::{Interrupted, catch_interrupts};
+use super::super::Interrupted;
+use super::super::console::Console;
 use super::options::{Sampling, filter};
-use crate::console::Console;
 use crate::engine::{DeviceChoice, open, open_dry};
 use crate::files::Files;
 use crate::measure::ceilings::Ceilings;
@@ -66,8 +66,8 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         return Ok(());
     }
 
-    let interrupt = catch_interrupts()?;
-    let stop = || interrupt.requested();
+    let stop = console.catch_interrupts()?;
+    let stop = || stop.requested();
     let ceilings = Ceilings::measure(engine.as_mut())?;
     let batch = args.batch as usize;
     let mut document = Document::new("bench ladder", engine.as_ref(), Vec::new(), batch, &ceilings);

@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use anyhow::bail;
 use regex::Regex;
 
-use super::super::{Interrupted, catch_interrupts, inputs, recipe_for};
+use super::super::console::Console;
+use super::super::{Interrupted, inputs, recipe_for};
 use super::options::{Caches, Sampling, Tables, filter};
-use crate::console::Console;
 use crate::engine::{DeviceChoice, DeviceOptions, Record};
 use crate::measure::ceilings::Ceilings;
 use crate::measure::document::{Document, Row};
@@ -133,8 +133,8 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
         "eval" => Work::Evaluation("pgd20".parse().map_err(anyhow::Error::msg)?),
         _ => Work::Step,
     };
-    let interrupt = catch_interrupts()?;
-    let stop = || interrupt.requested();
+    let stop = console.catch_interrupts()?;
+    let stop = || stop.requested();
 
     let open = |recipe: &Recipe| options.open(kernels, recipe, STEPS_A_SAMPLE);
     let mut bench = open(first)?;

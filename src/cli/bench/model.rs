@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 
+use super::super::console::Console;
 use super::super::{inputs, recipe_for, write};
-use crate::console::Console;
 use crate::measure::document::VERSION;
 use crate::measure::model::{Prediction, Roof, part_lines, predict, total_lines};
 use crate::measure::workload::{Bench, Work};

@@ -1,0 +1,56 @@
+//! Attacks the first test images of a run, as `train` leaves one, with PGD-20, and prints what the network says before and after.
+//!
+//! `cargo run --release --example attack -- runs/example`
+
+use std::path::PathBuf;
+
+use secateur::attack::CrossEntropyAscent;
+use secateur::batch::Batch;
+use secateur::engine::{DeviceChoice, Engine, Pass, Tensor, WeightSet, open};
+use secateur::evaluate::Protocol;
+use secateur::philox::{Key, Purpose};
+use secateur::progress::Silent;
+use secateur::train::trained;
+
+const IMAGES: usize = 8;
+const EPSILON: f32 = 8.0 / 255.0;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let folder = PathBuf::from(std::env::args_os().nth(1).unwrap_or("runs/example".into()));
+    let file = trained::weights(&folder, &Silent)?;
+    let data = trained::images(&folder, None, file.network.classes)?;
+
+    let mut engine = open(DeviceChoice::Cpu, file.network, IMAGES)?;
+    let engine = engine.as_mut();
+    engine.load_weights(&file.weights)?;
+    engine.fold_batch_norm(WeightSet::Live)?;
+    let set = engine.upload_images(&data.test.pixels, &data.test.labels)?;
+    let batch = Batch::alloc(engine, IMAGES)?;
+    engine.write(&batch.samples, &Vec::from_iter(0..IMAGES as u32))?;
+    engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels)?;
+
+    let pgd = "pgd20".parse::<Protocol>()?.pgd(EPSILON).ok_or("not a sign-step attack")?;
+    let key = Key { seed: 0, purpose: Purpose::EvaluationStart, epoch: 0, step: 0 };
+    pgd.perturb(engine, &mut CrossEntropyAscent, key, &batch)?;
+
+    let clean = predictions(engine, &batch, &batch.images)?;
+    let adversarial = predictions(engine, &batch, &batch.perturbed)?;
+    let name = |class: usize| &data.class_names[class];
+    for (image, label) in data.test.labels.iter().take(IMAGES).enumerate() {
+        let (label, before, after) = (name(*label as usize), name(clean[image]), name(adversarial[image]));
+        println!("image {image}, {label}: predicted {before}, under attack {after}");
+    }
+    Ok(())
+}
+
+/// The class of the largest logit of each image.
+fn predictions(
+    engine: &mut dyn Engine,
+    batch: &Batch,
+    images: &Tensor<f32>,
+) -> Result<Vec<usize>, Box<dyn std::error::Error>> {
+    engine.forward(Pass::Eval, images, &batch.logits)?;
+    let logits = engine.read(&batch.logits)?;
+    let largest = |row: &[f32]| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap_or(0);
+    Ok(logits.chunks(batch.classes()).map(largest).collect())
+}
