@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use secateur::attack::CrossEntropyAscent;
 use secateur::batch::Batch;
-use secateur::engine::{DeviceChoice, Engine, Pass, Tensor, WeightSet, open};
-use secateur::evaluate::Protocol;
+use secateur::engine::{DeviceChoice, WeightSet, open};
+use secateur::evaluate::{Protocol, gathered, predict};
 use secateur::philox::{Key, Purpose};
 use secateur::progress::Silent;
 use secateur::train::trained;
@@ -25,32 +25,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     engine.load_weights(&file.weights)?;
     engine.fold_batch_norm(WeightSet::Live)?;
     let set = engine.upload_images(&data.test.pixels, &data.test.labels)?;
-    let batch = Batch::alloc(engine, IMAGES)?;
-    engine.write(&batch.samples, &Vec::from_iter(0..IMAGES as u32))?;
-    engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels)?;
+    let samples = Vec::from_iter(0..IMAGES as u32);
+    let scratch = Batch::alloc(engine, IMAGES)?;
+    let batch = gathered(engine, &set, &samples, &scratch)?;
 
     let pgd = "pgd20".parse::<Protocol>()?.pgd(EPSILON).ok_or("not a sign-step attack")?;
     let key = Key { seed: 0, purpose: Purpose::EvaluationStart, epoch: 0, step: 0 };
     pgd.perturb(engine, &mut CrossEntropyAscent, key, &batch)?;
 
-    let clean = predictions(engine, &batch, &batch.images)?;
-    let adversarial = predictions(engine, &batch, &batch.perturbed)?;
-    let name = |class: usize| &data.class_names[class];
+    let (clean, adversarial) = (predict(engine, &batch, false)?, predict(engine, &batch, true)?);
+    let name = |class: u32| data.class_names.get(class as usize).map_or("no class", String::as_str);
     for (image, label) in data.test.labels.iter().take(IMAGES).enumerate() {
-        let (label, before, after) = (name(*label as usize), name(clean[image]), name(adversarial[image]));
+        let (label, before, after) = (name(*label), name(clean[image]), name(adversarial[image]));
         println!("image {image}, {label}: predicted {before}, under attack {after}");
     }
     Ok(())
-}
-
-/// The class of the largest logit of each image.
-fn predictions(
-    engine: &mut dyn Engine,
-    batch: &Batch,
-    images: &Tensor<f32>,
-) -> Result<Vec<usize>, Box<dyn std::error::Error>> {
-    engine.forward(Pass::Eval, images, &batch.logits)?;
-    let logits = engine.read(&batch.logits)?;
-    let largest = |row: &[f32]| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap_or(0);
-    Ok(logits.chunks(batch.classes()).map(largest).collect())
 }

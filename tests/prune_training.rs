@@ -724,10 +724,14 @@ fn a_checkpoint_of_other_pruning_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let pruned = recipe(&["selection.method=random-online", "selection.fraction=0.5"]);
     run(&pruned, folder.path(), Some(2)).unwrap_err();
-    let error = run(&recipe(&[]), folder.path(), None).unwrap_err();
+    // The recipe of the folder is exchanged too: it is refused otherwise, before the checkpoint is read.
+    let resume = |other: &Recipe| {
+        fs::write(folder.path().join("recipe.toml"), other.to_toml()).unwrap();
+        run(other, folder.path(), None).unwrap_err()
+    };
+    let error = resume(&recipe(&[]));
     assert!(matches!(error, TrainError::Mismatch { .. }), "{error}");
     assert!(error.to_string().contains("last losses of 100 samples, expected 0"), "{error}");
-    let other_split = recipe(&["selection.method=random-online", "selection.fraction=0.5", "seed=6"]);
-    let error = run(&other_split, folder.path(), None).unwrap_err();
+    let error = resume(&recipe(&["selection.method=random-online", "selection.fraction=0.5", "seed=6"]));
     assert!(error.to_string().contains("not a training image of this run"), "{error}");
 }

@@ -1,6 +1,4 @@
 //! `secateur data`: gets and describes data sets.
-//!
-//! Checked by tests/download.rs and tests/data_files.rs. Called by the command line.
 
 use std::path::PathBuf;
 

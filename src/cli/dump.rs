@@ -59,7 +59,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     files.reads("--weights", &args.weights)?;
     args.x_adv.iter().try_for_each(|path| files.reads("--x-adv", path))?;
     let out = files.writes("--out", &args.out)?;
-    let (network, weights) = weights_for(&recipe, &args.weights)?;
+    let file = weights_for(&recipe, &args.weights)?;
     let data = recipe.data.open(args.data.as_deref()).map_err(or_set)?;
     let range = args.samples.clone();
     if range.end > data.train.len() {
@@ -67,9 +67,9 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     }
     let given = args.x_adv.as_deref().map(|path| given_images(path, range.len())).transpose()?;
 
-    let mut engine = open(args.device, network, range.len())?;
+    let mut engine = open(args.device, file.network, range.len())?;
     let engine = engine.as_mut();
-    engine.load_weights(&weights)?;
+    engine.load_weights(&file.weights)?;
     let step = dump_step(engine, &recipe, &data, range.clone(), given.as_deref())?;
 
     write(&out, &step.to_bytes())?;
@@ -81,8 +81,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         range.end,
         engine.device().name
     ));
-    if recipe.model.width != network.width {
-        console.note(format!("note: the weights' width {} is used, not the recipe's", network.width));
+    if recipe.model.width != file.network.width {
+        console.note(format!("note: the weights' width {} is used, not the recipe's", file.network.width));
     }
     Ok(())
 }

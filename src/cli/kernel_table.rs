@@ -1,6 +1,5 @@
 //! `secateur profile --static`: what each kernel declares (block size, shared memory) beside what ptxas found for each target
-//! that this build has code for (registers, spills) and the blocks that fit on a multiprocessor. No GPU is needed. Checked by
-//! `tests/profile.rs`.
+//! that this build has code for (registers, spills) and the blocks that fit on a multiprocessor. No GPU is needed.
 
 use super::console::Console;
 use crate::engine::cuda::driver::{Kernel, Usage, kernels, occupancy, static_table};

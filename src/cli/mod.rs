@@ -26,11 +26,8 @@ use clap::{Parser, Subcommand};
 
 use crate::data::{self as sets, DataError, SetKind};
 use crate::engine::{self, DeviceChoice, Engine};
-use crate::evaluate::EvaluationError;
 use crate::files::{Files, Output};
-use crate::measure::speedup::evaluator::RunEvaluationError;
-use crate::measure::workload::WorkError;
-use crate::model::{ResNet18, Weights};
+use crate::model::{ResNet18, WeightsFile};
 use crate::names::Named;
 use crate::prune::PruneError;
 use crate::recipe::{Fraction, Recipe};
@@ -119,7 +116,8 @@ pub(crate) struct RunFailed {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    if let Some(error) = engine_error(error) {
+    // In whichever session it was.
+    if let Some(error) = error.chain().find_map(|cause| cause.downcast_ref::<engine::Error>()) {
         return match error {
             // Weights that do not fit, or a setting, are bad input, not a fault of the device.
             engine::Error::Model(_) | engine::Error::Setting(_) => 2,
@@ -147,30 +145,6 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         1
     } else {
         2
-    }
-}
-
-/// What an engine said, whichever session it was in.
-fn engine_error(error: &anyhow::Error) -> Option<&engine::Error> {
-    let of_evaluation = |error| match error {
-        &EvaluationError::Engine(ref error) => Some(error),
-        _ => None,
-    };
-    match error.downcast_ref::<TrainError>() {
-        Some(TrainError::Engine(error)) => return Some(error),
-        Some(TrainError::Evaluation(error)) => return of_evaluation(error),
-        _ => {}
-    }
-    match error.downcast_ref::<RunEvaluationError>() {
-        Some(RunEvaluationError::Evaluation(error)) => return of_evaluation(error),
-        _ => {}
-    }
-    if let Some(error) = error.downcast_ref::<EvaluationError>() {
-        return of_evaluation(error);
-    }
-    match (error.downcast_ref::<PruneError>(), error.downcast_ref::<WorkError>()) {
-        (Some(PruneError::Engine(error)), _) | (_, Some(WorkError::Engine(error))) => Some(error),
-        _ => error.downcast_ref(),
     }
 }
 
@@ -228,14 +202,14 @@ fn or_set(error: DataError) -> anyhow::Error {
     anyhow::anyhow!("{error}; the recipe's data.set decides: --set data.set={set}, or another recipe")
 }
 
-/// A weights file and its network, which has as many classes as the recipe's images.
-fn weights_for(recipe: &Recipe, path: &Path) -> anyhow::Result<(ResNet18, Weights)> {
-    let (network, weights) = Weights::read_network(path)?;
+/// A weights file whose network has as many classes as the recipe's images.
+fn weights_for(recipe: &Recipe, path: &Path) -> anyhow::Result<WeightsFile> {
+    let file = WeightsFile::read(path)?;
     let (set, classes) = (recipe.data.set, recipe.data.set.classes());
-    if network.classes != classes {
-        anyhow::bail!("{}: {} classes, and {set} has {classes}", path.display(), network.classes);
+    if file.network.classes != classes {
+        anyhow::bail!("{}: {} classes, and {set} has {classes}", path.display(), file.network.classes);
     }
-    Ok((network, weights))
+    Ok(file)
 }
 
 /// Opens a device whose work ends where the user interrupts it.

@@ -68,14 +68,15 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     files.reads("--weights", &args.weights)?;
     let out = files.writes("--out", &args.out)?;
     let factors = files.may_write("--factors", args.factors.as_ref())?;
-    let (network, weights) = weights_for(&recipe, &args.weights)?;
+    let file = weights_for(&recipe, &args.weights)?;
     let data = recipe.data.open(args.data.as_deref()).map_err(or_set)?;
-    let mut engine = open_interruptible(args.device, network, recipe.batch, console)?;
+    let mut engine = open_interruptible(args.device, file.network, recipe.batch, console)?;
     let engine = engine.as_mut();
     let device = engine.device().name.clone();
     let failed = |error| selection_failed(error, None);
-    let mut run = SelectionRun::start(engine, &weights, &recipe, &data, args.seed.unwrap_or(recipe.seed))
-        .map_err(failed)?;
+    let mut run =
+        SelectionRun::start(engine, &file.weights, &recipe, &data, args.seed.unwrap_or(recipe.seed))
+            .map_err(failed)?;
     let chosen = run.run(console).map_err(failed)?;
     write(&out, &chosen.to_bytes())?;
     if let Some(factors) = &factors {
@@ -94,8 +95,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     if let Some(warning) = diagnosis.warning() {
         console.note(format!("warning: {warning}"));
     }
-    if recipe.model.width != network.width {
-        console.note(format!("note: the weights' width {} is used, not the recipe's", network.width));
+    if recipe.model.width != file.network.width {
+        console.note(format!("note: the weights' width {} is used, not the recipe's", file.network.width));
     }
     Ok(())
 }

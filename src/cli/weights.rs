@@ -1,6 +1,4 @@
 //! `secateur weights`: makes and checks weights files.
-//!
-//! Checked by tests/weights_files.rs. Called by the command line.
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,6 @@
 //! Labelled 32x32 images: CIFAR files, generated images, their download, splits and order.
 //!
-//! Checked by the tests beside the code, tests/data_files.rs and tests/download.rs. Called by train, evaluate and the
-//! commands; makes plain host memory, which `Engine::upload_images` takes to a device.
+//! Makes plain host memory, which `Engine::upload_images` takes to a device.
 
 pub mod cifar;
 pub mod download;

@@ -149,8 +149,8 @@ fn end_points(
     Ok(Some(Outcome { withstood, seconds, cost, non_finite, zero_gradients }))
 }
 
-/// The first rows of `scratch`, filled with `samples` (at most so many) of the set.
-fn gathered(
+/// The first rows of `scratch`, filled with `samples` of the set, at most as many as it has.
+pub fn gathered(
     engine: &mut dyn Engine,
     set: &ImageSet,
     samples: &[u32],
@@ -162,9 +162,9 @@ fn gathered(
     Ok(batch)
 }
 
-/// Predicts the images of a batch, or its perturbed ones; fills `batch.logits` and `batch.logit_gradient` (of the
-/// cross-entropy) as well.
-fn predict(engine: &mut dyn Engine, batch: &Batch, perturbed: bool) -> engine::Result<Vec<u32>> {
+/// Predicts the images of a batch, or its perturbed ones, by the folded weights ([`Engine::fold_batch_norm`]); [`NO_CLASS`] where a
+/// logit is not finite. Fills `batch.logits` and `batch.logit_gradient` (of the cross-entropy) as well.
+pub fn predict(engine: &mut dyn Engine, batch: &Batch, perturbed: bool) -> engine::Result<Vec<u32>> {
     engine.phase(Phase::Evaluate);
     for part in batch.parts(engine.micro_batch()) {
         let images = if perturbed { &part.perturbed } else { &part.images };

@@ -89,7 +89,7 @@ impl EvaluationPlan<'_> {
 /// Why an evaluation cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum EvaluationError {
-    #[error(transparent)]
+    #[error("{0}")]
     Engine(#[from] engine::Error),
     #[error(transparent)]
     State(#[from] StateError),

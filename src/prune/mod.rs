@@ -196,8 +196,8 @@ fn part(
 /// Why a selection failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PruneError {
-    #[error(transparent)]
-    Engine(engine::Error),
+    #[error("{0}")]
+    Engine(#[source] engine::Error),
     #[error(transparent)]
     Data(#[from] DataError),
     /// The request cannot be met: a sentence that names the thing, the actual value and the expected one.

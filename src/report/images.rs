@@ -1,7 +1,6 @@
 //! The pictures of the page: images before and after an attack, and examples of what a selection kept and dropped.
 //!
-//! The attack is the evaluation's own PGD through the engine, so a picture shows what the accuracies speak of. Called by
-//! `secateur report`. Checked by `tests/report.rs`.
+//! The attack is the evaluation's own PGD through the engine, so a picture shows what the accuracies are of.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,8 +10,8 @@ use crate::attack::CrossEntropyAscent;
 use crate::batch::Batch;
 use crate::data::DataSet;
 use crate::data::pixel_order::to_pixels;
-use crate::engine::{self, CrossEntropy, Engine, NO_CLASS, Pass, WeightSet};
-use crate::evaluate::PgdProtocol;
+use crate::engine::{self, Engine, NO_CLASS, WeightSet};
+use crate::evaluate::{PgdProtocol, gathered, predict};
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::philox::{Key, Purpose};
 
@@ -51,24 +50,14 @@ pub fn attack(
     let mut test = data.test.clone();
     test.truncate(count.min(data.test.len()));
     let set = engine.upload_images(&test.pixels, &test.labels)?;
-    let batch = Batch::alloc(engine, test.len())?;
     let samples: Vec<u32> = (0..test.len() as u32).collect();
-    engine.write(&batch.samples, &samples)?;
-    engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels)?;
+    let scratch = Batch::alloc(engine, test.len())?;
+    let batch = gathered(engine, &set, &samples, &scratch)?;
     engine.fold_batch_norm(WeightSet::Live)?;
-    let predictions = |engine: &mut dyn Engine, adversarial: bool| -> engine::Result<Vec<u32>> {
-        let loss = CrossEntropy { smoothing: 0.0, scale: 1.0 };
-        for part in batch.parts(engine.micro_batch()) {
-            let images = if adversarial { &part.perturbed } else { &part.images };
-            engine.forward(Pass::Eval, images, &part.logits)?;
-            engine.cross_entropy(&loss, &part.logits, &part.labels, None, part.outputs())?;
-        }
-        engine.read(&batch.predictions)
-    };
-    let clean = predictions(engine, false)?;
+    let clean = predict(engine, &batch, false)?;
     let key = Key { seed, purpose: Purpose::EvaluationStart, epoch: 0, step: 0 };
     protocol.pgd(epsilon).perturb(engine, &mut CrossEntropyAscent, key, &batch)?;
-    let attacked = predictions(engine, true)?;
+    let attacked = predict(engine, &batch, true)?;
 
     let (images, perturbed) = (engine.read(&batch.images)?, engine.read(&batch.perturbed)?);
     let name = |class: u32| match class {

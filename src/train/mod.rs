@@ -51,7 +51,7 @@ pub fn network(recipe: &Recipe) -> ResNet18 {
 /// Why a run ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    #[error(transparent)]
+    #[error("{0}")]
     Engine(#[from] engine::Error),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

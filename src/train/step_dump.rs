@@ -19,6 +19,7 @@ use crate::batch::Batch;
 use crate::data::DataSet;
 use crate::data::pixel_order::to_planes;
 use crate::engine::{self, Engine, Pass, WeightSet};
+use crate::evaluate::gathered;
 use crate::model::layers::IMAGE_SIDE;
 use crate::model::{ParameterKind, Weights};
 use crate::objective;
@@ -38,11 +39,9 @@ pub fn dump_step(
     x_adv: Option<&[f32]>,
 ) -> engine::Result<Weights> {
     let set = engine.upload_images(&data.train.pixels, &data.train.labels)?;
-    let batch = &Batch::alloc(engine, range.len())?;
     let samples: Vec<u32> = range.map(|sample| sample as u32).collect();
-    engine.write(&batch.samples, &samples)?;
-    engine.gather(&set, &batch.samples, None, &batch.images, &batch.labels)?;
-
+    let scratch = Batch::alloc(engine, samples.len())?;
+    let batch = &gathered(engine, &set, &samples, &scratch)?;
     let count = batch.len();
     let classes = engine.network().classes;
     let mut objective = objective::of_recipe(recipe);

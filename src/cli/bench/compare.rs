@@ -1,4 +1,4 @@
-//! `secateur bench compare`: two JSON files of measurements row by row. Checked by `tests/bench.rs`.
+//! `secateur bench compare`: two JSON files of measurements row by row.
 
 use std::path::PathBuf;
 

@@ -1,5 +1,4 @@
-//! A build of secateur as a program: which one it is, and one run of its `bench`. Called by `bench versus`; checked by
-//! `tests/bench_versus.rs`.
+//! A build of secateur as a program: which one it is, and one run of its `bench`.
 
 use std::fs::{self, File, Metadata};
 use std::path::{Path, PathBuf};

@@ -2,7 +2,7 @@
 //!
 //! Caches are warm, or cold: overwritten before each sample, outside of its time. On the
 //! cuda device and the emulated one the operations and bytes of a row are counted launch by launch; the cpu engine counts its
-//! convolutions. Checked by `tests/bench.rs`.
+//! convolutions.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -2,9 +2,8 @@
 //! or two builds, differ.
 //!
 //! The device block first, then a table of medians. `measure` samples, `select` samples selections in parts, `compare` judges two
-//! files and `versus` two builds, `selection-error` compares the gradients of subsets, `model` predicts without a device, `ladder` climbs from kernel to kernel; `speedup` trains whole
-//! recipes and their controls. Checked by `tests/bench.rs`, `tests/bench_versus.rs`, `tests/bench_speedup.rs` and
-//! `tests/model_prediction.rs`.
+//! files and `versus` two builds, `selection-error` compares the gradients of subsets, `model` predicts without a device, `ladder`
+//! measures variants of kernels; `speedup` trains whole recipes and their controls.
 
 mod compare;
 mod executable;

@@ -1,7 +1,6 @@
 //! `secateur bench model`: the roofline prediction of a training step, layer by layer; no device is needed.
 //!
-//! The step is launched on a driver that runs nothing, so the launches are those of a GPU. Checked by
-//! `tests/model_prediction.rs`.
+//! The step is launched on a driver that runs nothing, so the launches are those of a GPU.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

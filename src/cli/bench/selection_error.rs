@@ -18,7 +18,7 @@ use super::options::filter;
 use crate::data::DataSet;
 use crate::digest::sha256;
 use crate::engine::DeviceChoice;
-use crate::files::{Existing, Folder, limit, read};
+use crate::files::{Existing, Folder, limit};
 use crate::measure::selection_error::{RULES, Row, Rule, Subject, lines};
 use crate::progress::watch;
 use crate::recipe::Recipe;
@@ -132,21 +132,21 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         Some(path) => path.clone(),
         None => trained(args, &recipe, &data, console)?,
     };
-    let (network, tensors) = weights_for(&recipe, &weights)?;
+    let file = weights_for(&recipe, &weights)?;
     let split = recipe.split_holding_out(&data, held_out_share)?;
     let labels = bytemuck::cast_slice::<u32, u8>(&data.train.labels);
     let about = About {
         recipe: recipe.to_toml(),
         data: sha256([sha256(&data.train.pixels), sha256(labels)].concat().as_bytes()),
-        weights: sha256(&at(&weights, read(&weights, limit::TENSORS))?),
-        width: network.width,
+        weights: file.sha256,
+        width: file.network.width,
         candidates: split.train.len(),
         held_out: split.held_out.len(),
         fraction: args.fraction,
         draws: args.draws,
     };
-    let mut engine = open_interruptible(args.device, network, recipe.batch, console)?;
-    engine.load_weights(&tensors)?;
+    let mut engine = open_interruptible(args.device, file.network, recipe.batch, console)?;
+    engine.load_weights(&file.weights)?;
     let device = serde_json::json!(engine.device());
     let known = known(&out, &about, &device)?;
     let missing = rows.iter().any(|(rule, _)| known.iter().all(|row| row.name != rule.name));

@@ -1,7 +1,7 @@
 //! `secateur bench versus`: two builds in turns on the same bench, and which is faster.
 //!
 //! Each run is a process of its own: what differs from process to process, such as where memory lies, is then noise within a side
-//! and no difference between the sides. What the ratios say is `measure::versus`'s. Checked by `tests/bench_versus.rs`.
+//! and no difference between the sides. What the ratios say is `measure::versus`'s.
 
 use std::path::PathBuf;
 use std::time::Instant;
