@@ -4,14 +4,14 @@
 //!
 //! Imports run downward only. Nothing above `ops` says CUDA; nothing in `engine` names a training method.
 //!
-//! | module | what lives there |
+//! | module | what it holds |
 //! |---|---|
 //! | [`cli`] | one file a command: `train`, `eval`, `select`, `dump`, `weights`, `data`, `profile`, `bench`, `report` |
 //! | [`measure`] | the harness of `bench`: samples, ceilings, kernels, rooflines, traces, comparisons, speed-up tables |
 //! | [`report`] | run folders as one HTML page: tables, SVG plots, pictures |
 //! | [`recipe`] | the sections of the modules below composed into one TOML document, and checked across modules |
-//! | [`train`] | what decides a training run; the training loop, learning-rate schedules, checkpoints, metrics, the run folder |
-//! | [`evaluate`] | evaluation protocols: clean, PGD, CW and AutoAttack over a data split, with sanity checks |
+//! | [`train`] | training runs: the loop, learning-rate schedules, checkpoints, metrics, the run folder |
+//! | [`evaluate`] | evaluations: clean, PGD, CW and AutoAttack over a data split, with sanity checks |
 //! | [`prune`] | which samples to train on: Adv-GRAD-MATCH, Adv-GLISTER, rankings and their controls |
 //! | [`objective`] | what a training step minimises: loss, logit gradients, the train passes they need |
 //! | [`accelerate`] | cheaper attacks for any objective: BulletTrain |
@@ -20,7 +20,7 @@
 //! | [`ops`] | the operations of a device, one a file: contract, check, CPU form, kernel launch |
 //! | [`engine`] | one network on one device: memory, weights, optimizer, passes; the CPU, and CUDA behind three drivers |
 //! | [`clock`] | the time of day, and a moment as a date |
-//! | [`console`] | what a user sees while a command works |
+//! | [`progress`] | what a session reports while it works, and how it is stopped |
 //! | [`model`] | ResNet-18: layer table, parameter names, initialisation, weights files |
 //! | [`data`] | CIFAR files, generated images, download, splits and the order of an epoch |
 //! | [`digest`] | SHA-256 as text |
@@ -39,7 +39,6 @@ pub mod batch;
 pub mod cli;
 pub mod clock;
 pub mod config;
-pub mod console;
 pub mod data;
 pub mod digest;
 pub mod engine;
@@ -51,6 +50,7 @@ pub mod names;
 pub mod objective;
 pub mod ops;
 pub mod philox;
+pub mod progress;
 pub mod prune;
 pub mod recipe;
 pub mod report;

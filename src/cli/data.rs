@@ -1,14 +1,12 @@
 //! `secateur data`: gets and describes data sets.
-//!
-//! Checked by tests/download.rs and tests/data_files.rs. Called by the command line.
 
 use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Subcommand;
 
+use super::console::Console;
 use super::set_kind;
-use crate::console::Console;
 use crate::data::download::{Archive, BASE_URL, Outcome, fetch};
 use crate::data::{DataSet, IMAGE_BYTES, Images, SetKind, cifar};
 

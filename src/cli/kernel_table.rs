@@ -1,8 +1,7 @@
 //! `secateur profile --static`: what each kernel declares (block size, shared memory) beside what ptxas found for each target
-//! that this build has code for (registers, spills) and the blocks that fit on a multiprocessor. No GPU is needed. Checked by
-//! `tests/profile.rs`.
+//! that this build has code for (registers, spills) and the blocks that fit on a multiprocessor. No GPU is needed.
 
-use crate::console::Console;
+use super::console::Console;
 use crate::engine::cuda::driver::{Kernel, Usage, kernels, occupancy, static_table};
 
 /// Prints the table of the kernels whose symbol holds `filter`.

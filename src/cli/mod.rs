@@ -1,12 +1,14 @@
 //! The command line: what was typed becomes what it means, one file a command.
 //!
 //! Each command has `Args` (typed) and `run(Args, &Console)`. Errors are one line on stderr. Exit codes: 0 done,
-//! 1 a check failed, 2 usage or data error, 3 device error, 130 interrupted. Checked by `tests/cli.rs`.
+//! 1 a check failed, 2 usage or data error, 3 device error, 130 interrupted.
 
 mod bench;
+mod console;
 mod data;
 mod dump;
 mod eval;
+mod interrupt;
 mod kernel_table;
 mod profile;
 mod recipes;
@@ -23,16 +25,16 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::Fraction;
-use crate::console::Console;
-use crate::data::{self as sets, DataError, DataSet, SetKind};
-use crate::engine;
+use crate::data::{self as sets, DataError, SetKind};
+use crate::engine::{self, DeviceChoice, Engine};
 use crate::files::{Files, Output};
-use crate::measure::workload::WorkError;
-use crate::model::{ResNet18, Weights};
+use crate::model::{ResNet18, WeightsFile};
 use crate::names::Named;
+use crate::prune::PruneError;
 use crate::recipe::Recipe;
 use crate::train::TrainError;
-use crate::train::interrupt::{EXIT_INTERRUPTED, Interrupt, survive_file_size_limit};
+use console::Console;
+use interrupt::{EXIT_INTERRUPTED, survive_file_size_limit};
 
 #[derive(Parser)]
 #[command(name = "secateur", version, about, arg_required_else_help = true)]
@@ -115,15 +117,17 @@ pub(crate) struct RunFailed {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    let of_engine = |error: &engine::Error| match error {
-        // Weights that do not fit, or a setting, are bad input, not a fault of the device.
-        engine::Error::Model(_) | engine::Error::Setting(_) => 2,
-        engine::Error::Stopped => EXIT_INTERRUPTED as u8,
-        _ => 3,
-    };
+    // In whichever session it was.
+    if let Some(error) = error.chain().find_map(|cause| cause.downcast_ref::<engine::Error>()) {
+        return match error {
+            // Weights that do not fit, or a setting, are bad input, not a fault of the device.
+            engine::Error::Model(_) | engine::Error::Setting(_) => 2,
+            engine::Error::Stopped => EXIT_INTERRUPTED as u8,
+            _ => 3,
+        };
+    }
     if let Some(error) = error.downcast_ref::<TrainError>() {
         return match error {
-            TrainError::Engine(error) => of_engine(error),
             TrainError::Diverged { .. }
             | TrainError::NonFinite { .. }
             | TrainError::DivergedWeights { .. }
@@ -132,12 +136,6 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             TrainError::Interrupted { .. } => EXIT_INTERRUPTED as u8,
             _ => 2,
         };
-    }
-    if let Some(error) = error.downcast_ref::<engine::Error>() {
-        return of_engine(error);
-    }
-    if let Some(WorkError::Engine(error)) = error.downcast_ref::<WorkError>() {
-        return of_engine(error);
     }
     if let Some(failed) = error.downcast_ref::<RunFailed>() {
         return failed.code;
@@ -195,12 +193,6 @@ fn recipe_for(
     Ok(Recipe::load(name, &overrides)?)
 }
 
-/// The images of a recipe, from the folder of the CIFAR files where its set needs it.
-fn images_of(recipe: &Recipe, folder: Option<&Path>) -> Result<DataSet, DataError> {
-    let data = &recipe.data;
-    DataSet::open(data.set, folder, data.train_limit, data.test_limit)
-}
-
 /// What is wrong with the images, for commands that can name another set by `--set`.
 fn or_set(error: DataError) -> anyhow::Error {
     let set = match &error {
@@ -211,19 +203,35 @@ fn or_set(error: DataError) -> anyhow::Error {
     anyhow::anyhow!("{error}; the recipe's data.set decides: --set data.set={set}, or another recipe")
 }
 
-/// A weights file and its network, which has as many classes as the recipe's images.
-fn weights_for(recipe: &Recipe, path: &Path) -> anyhow::Result<(ResNet18, Weights)> {
-    let (network, weights) = Weights::read_network(path)?;
+/// A weights file whose network has as many classes as the recipe's images.
+fn weights_for(recipe: &Recipe, path: &Path) -> anyhow::Result<WeightsFile> {
+    let file = WeightsFile::read(path)?;
     let (set, classes) = (recipe.data.set, recipe.data.set.classes());
-    if network.classes != classes {
-        anyhow::bail!("{}: {} classes, and {set} has {classes}", path.display(), network.classes);
+    if file.network.classes != classes {
+        anyhow::bail!("{}: {} classes, and {set} has {classes}", path.display(), file.network.classes);
     }
-    Ok((network, weights))
+    Ok(file)
 }
 
-/// Catches Ctrl-C for a command that runs for long.
-fn catch_interrupts() -> anyhow::Result<Interrupt> {
-    Ok(Interrupt::install()?)
+/// Opens a device whose work ends where the user interrupts it.
+fn open_interruptible(
+    device: DeviceChoice,
+    network: ResNet18,
+    max_batch: usize,
+    console: &Console,
+) -> anyhow::Result<Engine> {
+    let mut engine = engine::open(device, network, max_batch)?;
+    engine.stop_on(Some(console.catch_interrupts()?.clone()));
+    Ok(engine)
+}
+
+/// A failed selection in words; `resume` says how to go on where it was interrupted.
+fn selection_failed(error: PruneError, resume: Option<String>) -> anyhow::Error {
+    match error {
+        PruneError::Stopped => Interrupted(resume).into(),
+        PruneError::Invalid(reason) => anyhow::anyhow!("selection: {reason}"),
+        error => error.into(),
+    }
 }
 
 /// A path's file operation, named in its error.

@@ -2,7 +2,7 @@
 //!
 //! A step is one of the recipe on generated images. On a GPU launches are timed by events, without root; on the emulated
 //! device by the clock, where calls, operations and bytes are exact and seconds say nothing about a GPU. NVIDIA's tools see the
-//! step, its phases, its passes and each launch as NVTX ranges. Checked by `tests/profile.rs` and `tests/nvtx.rs`.
+//! step, its phases, its passes and each launch as NVTX ranges.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 
+use super::console::Console;
 use super::{inputs, kernel_table, recipe_for, write};
-use crate::console::Console;
 use crate::engine::DeviceChoice;
 use crate::measure::ceilings::Ceilings;
 use crate::measure::document::Document;

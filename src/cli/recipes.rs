@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use crate::console::Console;
+use super::console::Console;
 use crate::recipe::{BUILTIN, Recipe};
 
 /// List the built-in recipes, or show one with every value resolved

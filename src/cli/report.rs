@@ -2,18 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use super::eval::subject::{self, NamedWeights};
-use super::{Interrupted, catch_interrupts, exit_code, images_of, inputs, write};
+use super::console::Console;
+use super::interrupt::EXIT_INTERRUPTED;
+use super::{Interrupted, exit_code, inputs, open_interruptible, write};
 use crate::clock;
-use crate::console::Console;
 use crate::data::SetKind;
-use crate::data::order::split;
-use crate::engine::{DeviceChoice, open};
+use crate::engine::DeviceChoice;
 use crate::evaluate::{PgdProtocol, StepSize};
+use crate::progress::ProgressSink;
 use crate::recipe::Recipe;
 use crate::report::{Gallery, Kernels, Page, RunRecord, attack, examples, read_runs};
-use crate::train::interrupt::{EXIT_INTERRUPTED, Interrupt};
 use crate::train::run_folder::{self, RunFolder};
+use crate::train::trained;
 
 /// Steps of the attack on the images shown.
 const ATTACK_STEPS: usize = 10;
@@ -51,7 +51,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         files.reads_folder("the run", run, run_folder::is_of_a_run)?;
     }
     let out = files.writes("--out", &args.out)?;
-    let interrupt = catch_interrupts()?;
+    console.catch_interrupts()?;
     let mut page = Page { runs, kernels, ..Page::default() };
     for run in &page.runs {
         for note in &run.notes {
@@ -60,7 +60,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         if args.images == 0 {
             continue;
         }
-        match pictures(&args, run, &interrupt, console) {
+        match pictures(&args, run, console) {
             Ok(gallery) => page.galleries.push(gallery),
             Err(error) if exit_code(&error) == EXIT_INTERRUPTED as u8 => return Err(error),
             Err(error) => {
@@ -84,39 +84,32 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
 }
 
 /// The first test images under attack, and the newest selection.
-fn pictures(
-    args: &Args,
-    run: &RunRecord,
-    interrupt: &Interrupt,
-    console: &Console,
-) -> anyhow::Result<Gallery> {
-    if interrupt.requested() {
+fn pictures(args: &Args, run: &RunRecord, console: &Console) -> anyhow::Result<Gallery> {
+    if console.stop() {
         anyhow::bail!(Interrupted(None));
     }
     let recipe = Recipe::load(RunFolder::open(&run.path).recipe(), &[])?;
     // A generated set has no files, whatever the other runs of the page are made of.
     let folder = args.data.as_deref().filter(|_| recipe.data.set != SetKind::Generated);
-    let data = images_of(&recipe, folder)?;
+    let data = recipe.data.open(folder)?;
     let mut gallery = Gallery { run: run.name.clone(), ..Gallery::default() };
     let count = args.images as usize;
     if let Some(chosen) = &run.chosen {
-        let how = &recipe.data;
-        let split = split(&data.train, data.classes, how.validation, how.validation_split, recipe.seed)?;
+        let split = recipe.split(&data)?;
         let (kept, dropped) = examples(chosen, &split.train, &data, count).map_err(anyhow::Error::msg)?;
         gallery.selection = Some((chosen.epoch, kept, dropped));
     }
-    let NamedWeights { file, network, weights, .. } = subject::weights(&run.path, console)?;
+    let file = trained::weights(&run.path, console)?;
     let count = count.min(data.test.len());
-    let mut engine = open(args.device, network, count)?;
-    engine.stop_on(Some(interrupt.flag()));
-    engine.load_weights(&weights)?;
+    let mut engine = open_interruptible(args.device, file.network, count, console)?;
+    engine.load_weights(&file.weights)?;
     let protocol = PgdProtocol { steps: ATTACK_STEPS, restarts: 1, step_size: StepSize::TwoLevels };
     let epsilon = &recipe.attack.epsilon;
     gallery.attacked = attack(&mut engine, &data, &protocol, epsilon.as_f32(), recipe.seed, count)?;
     gallery.attack = format!(
         "PGD-{ATTACK_STEPS}, eps {epsilon}, step {}, on {}.",
         protocol.step_size.text(),
-        file.strip_prefix(&run.path).unwrap_or(Path::new("the weights")).display()
+        file.path.strip_prefix(&run.path).unwrap_or(Path::new("the weights")).display()
     );
     Ok(gallery)
 }

@@ -1,23 +1,18 @@
 //! `secateur select`: one selection of training samples under given weights, as a file; on request with the factors of the
 //! last-layer gradients it was made from, so that another program can select from the same input.
 //!
-//! The files are described in `prune::file`. Checked by `tests/cli.rs`.
+//! The files are described in `prune::file`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use anyhow::bail;
 
-use super::{Interrupted, catch_interrupts, images_of, inputs, or_set, weights_for, write};
-use crate::batch::Batch;
-use crate::console::Console;
-use crate::data::order::split;
-use crate::engine::{DeviceChoice, WeightSet, open};
+use super::console::Console;
+use super::{inputs, open_interruptible, or_set, selection_failed, weights_for, write};
+use crate::engine::DeviceChoice;
 use crate::names::Named;
-use crate::ops::ImageSet;
-use crate::philox::{Key, Purpose};
-use crate::prune::{Candidates, Diagnosis, HoldoutDraw, Keeps, PruneError, Scores, SelectionMethod, Survey};
+use crate::prune::{Keeps, Scores, SelectionMethod, SelectionRun};
 use crate::recipe::Recipe;
 
 /// Choose the training samples that a recipe would train on next, and write them as a file
@@ -77,78 +72,35 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     files.reads("--weights", &args.weights)?;
     let out = files.writes("--out", &args.out)?;
     let factors = files.may_write("--factors", args.factors.as_ref())?;
-    let (network, weights) = weights_for(&recipe, &args.weights)?;
-    let data = images_of(&recipe, args.data.as_deref()).map_err(or_set)?;
-    let kept = &recipe.data;
-    let split = split(&data.train, data.classes, kept.validation, kept.validation_split, recipe.seed)?
-        .reserve(&data.train.labels, data.classes, recipe.selection.held_out_share(), recipe.seed);
-
-    let mut engine = open(args.device, network, recipe.batch)?;
+    let file = weights_for(&recipe, &args.weights)?;
+    let data = recipe.data.open(args.data.as_deref()).map_err(or_set)?;
+    let mut engine = open_interruptible(args.device, file.network, recipe.batch, console)?;
     let engine = &mut engine;
-    let interrupt = catch_interrupts()?;
-    engine.stop_on(Some(interrupt.flag()));
-    engine.load_weights(&weights)?;
-    let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels)?;
-    let scratch = Batch::alloc(engine, recipe.batch)?;
-    let labels: Vec<u32> = split.train.iter().map(|&sample| data.train.labels[sample as usize]).collect();
-    // The split stays that of the recipe's seed, whatever the draws.
-    let seed = args.seed.unwrap_or(recipe.seed);
-    let key = |purpose| Key { seed, purpose, epoch: 0, step: 0 };
-    let candidates = Candidates {
-        samples: &split.train,
-        labels: &labels,
-        classes: data.classes,
-        held_out: &split.held_out,
-        budget: recipe.selection.budget(split.train.len()),
-        losses: None,
-        scores: None,
-        key: key(Purpose::Selection),
-    };
-    let mut objective = recipe.new_objective();
-    let mut watch = console.watch("candidates".into(), || interrupt.requested());
-    let mut survey = Survey {
-        set: &set,
-        objective: objective.as_mut(),
-        weights: WeightSet::Live,
-        augment: None,
-        scratch: &scratch,
-        key: key(Purpose::SelectionStart),
-        watch: &mut watch,
-    };
-    let begin = Instant::now();
-    let subset = recipe.new_selection().select(engine, &candidates, &mut survey).map_err(what_went_wrong)?;
-    engine.synchronize()?;
-    let seconds = begin.elapsed().as_secs_f64();
-    if subset.is_empty() {
-        bail!("selection: {} chose none of {} images", recipe.selection.method, candidates.samples.len());
-    }
-    let augment = recipe.augmentation(seed, 0);
-    let holdout_draw =
-        recipe.selection.holdout_draw.then(|| HoldoutDraw { augment, key: key(Purpose::AttackStart) });
-    let diagnosis =
-        Diagnosis::new(engine, &candidates, &split.validation, &mut survey, &subset, holdout_draw)
-            .map_err(what_went_wrong)?;
-    write(&out, &subset.to_bytes(&diagnosis))?;
+    let device = engine.device().name.clone();
+    let failed = |error| selection_failed(error, None);
+    let mut run =
+        SelectionRun::start(engine, &file.weights, &recipe, &data, args.seed.unwrap_or(recipe.seed))
+            .map_err(failed)?;
+    let chosen = run.run(console).map_err(failed)?;
+    write(&out, &chosen.to_bytes())?;
     if let Some(factors) = &factors {
-        let view = survey.last_layer(engine, candidates.samples).map_err(what_went_wrong)?;
-        write(factors, &view.to_bytes(engine, candidates.samples)?)?;
+        write(factors, &run.factors(console).map_err(failed)?)?;
     }
-    console.clear();
 
+    let (size, diagnosis) = (chosen.subset.len(), &chosen.diagnosis);
     console.line(format!(
-        "{}: {}, {} of {} training images ({:.1} %), {diagnosis}; {seconds:.1} s on {}",
+        "{}: {}, {size} of {} training images ({:.1} %), {diagnosis}; {:.1} s on {device}",
         args.out.display(),
         recipe.selection.method,
-        subset.len(),
-        candidates.samples.len(),
-        100.0 * subset.len() as f64 / candidates.samples.len() as f64,
-        engine.device().name
+        chosen.candidates,
+        100.0 * size as f64 / chosen.candidates as f64,
+        chosen.seconds
     ));
     if let Some(warning) = diagnosis.warning() {
         console.note(format!("warning: {warning}"));
     }
-    if recipe.model.width != network.width {
-        console.note(format!("note: the weights' width {} is used, not the recipe's", network.width));
+    if recipe.model.width != file.network.width {
+        console.note(format!("note: the weights' width {} is used, not the recipe's", file.network.width));
     }
     Ok(())
 }
@@ -177,13 +129,5 @@ fn recipe(args: &Args) -> anyhow::Result<Recipe> {
     match recipe.validate_attack_on_candidates(false) {
         Ok(()) => Ok(recipe),
         Err(refusal) => bail!("recipe {}: {refusal}", recipe.name),
-    }
-}
-
-fn what_went_wrong(error: PruneError) -> anyhow::Error {
-    match error {
-        PruneError::Engine(error) => error.into(),
-        PruneError::Stopped => Interrupted(None).into(),
-        PruneError::Invalid(reason) => anyhow::anyhow!("selection: {reason}"),
     }
 }

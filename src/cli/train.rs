@@ -4,20 +4,15 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
-use serde_json::json;
 
-use super::{catch_interrupts, images_of, or_set};
-use crate::clock;
-use crate::console::Console;
-use crate::data::DataSet;
-use crate::digest::sha256;
-use crate::engine::{DeviceChoice, DeviceInfo, Engine, open};
+use super::console::Console;
+use super::{open_interruptible, or_set};
+use crate::engine::DeviceChoice;
 use crate::recipe::Recipe;
-use crate::text::command_line;
 use crate::train::metrics::Seconds;
 use crate::train::result::Summary;
 use crate::train::run_folder::{RunFolder, RunFolderError, State};
-use crate::train::{self, Run};
+use crate::train::{self, TrainingRun, TrainingSetup};
 
 const DEFAULT_RECIPE: &str = "quick";
 const DEFAULT_PARENT: &str = "runs";
@@ -45,55 +40,42 @@ pub struct Args {
     resume: bool,
 }
 
-/// What the arguments mean.
-struct Plan {
-    recipe: Recipe,
-    /// Where the run is or will be; `None` for the next free default.
-    out: Option<PathBuf>,
-    /// Whether the folder holds the run already.
-    resumed: bool,
-}
-
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
-    let Plan { recipe, out, resumed } = plan(&args)?;
+    let recipe = recipe(&args)?;
     train::Protocols::of_recipe(&recipe)?;
-    let data = images_of(&recipe, args.data.as_deref()).map_err(or_set)?;
-    let mut engine = open(args.device, train::network(&recipe), recipe.batch)?;
-    let interrupt = catch_interrupts()?;
-    engine.stop_on(Some(interrupt.flag()));
+    let data = recipe.data.open(args.data.as_deref()).map_err(or_set)?;
+    let mut engine = open_interruptible(args.device, train::network(&recipe), recipe.batch, console)?;
+    let engine = &mut engine;
+    let setup = TrainingSetup { recipe: &recipe, data: &data, data_path: args.data.as_deref() };
+    let name = engine.device().name.clone();
+    let kind = engine.device().kind;
 
-    // Only now: a mistake above leaves no folder behind.
-    let folder = match &out {
-        Some(path) if resumed => RunFolder::open(path),
-        Some(path) => RunFolder::create(path)?,
-        None => RunFolder::create_numbered(Path::new(DEFAULT_PARENT), &recipe.name)?,
+    // Only now: a mistake above leaves no folder.
+    let mut run = match &args.out {
+        Some(path) if args.resume => TrainingRun::start_or_resume(engine, setup, path)?,
+        Some(path) => TrainingRun::start(engine, setup, RunFolder::create(path)?)?,
+        None => {
+            let folder = RunFolder::create_numbered(Path::new(DEFAULT_PARENT), &recipe.name)?;
+            TrainingRun::start(engine, setup, folder)?
+        }
     };
-    let folder = folder.claim()?;
-    if !resumed {
-        folder.start(&recipe.to_toml())?;
-    }
-    begin_session(&folder, args.data.as_deref(), &data, &engine, console)?;
     console.line(format!(
-        "{} on {} ({}): {} images of {}, {} epochs, into {}",
+        "{} on {name} ({kind}): {} images of {}, {} epochs, into {}",
         recipe.name,
-        engine.device().name,
-        engine.device().kind,
         data.train.len(),
         data.name,
         recipe.timeline().epochs(),
-        folder.path().display()
+        run.folder().path().display()
     ));
-
-    let stop = || interrupt.requested();
-    let run = Run { recipe: &recipe, data: &data, folder: &folder, console, stop: &stop };
-    let summary = train::run(&mut engine, &run)?;
+    let summary = run.run(console)?;
     for line in summary_lines(&summary) {
         console.line(line);
     }
     Ok(())
 }
 
-fn plan(args: &Args) -> anyhow::Result<Plan> {
+/// The recipe of the run that is continued, else the one that was asked for.
+fn recipe(args: &Args) -> anyhow::Result<Recipe> {
     let named = args.recipe.as_deref();
     if let Some(path) = &args.out {
         let state = RunFolder::state(path);
@@ -101,77 +83,23 @@ fn plan(args: &Args) -> anyhow::Result<Plan> {
             state?;
             bail!(RunFolderError::NotEmpty { path: path.clone() });
         }
-        if state? == State::Run {
+        if state? != State::Fresh {
             // The folder's recipe is the truth; one given besides must say the same.
             let file = RunFolder::open(path).recipe();
             let recipe = Recipe::load(&file, &[])?;
-            let given = match named {
-                Some(name) => Recipe::load(name, &args.set)?,
-                None => Recipe::load(&file, &args.set)?,
-            };
-            if given.to_toml() != recipe.to_toml() {
-                let keys = differing_keys(&given.to_toml(), &recipe.to_toml());
+            let given = Recipe::load(named.unwrap_or(file.as_os_str()), &args.set)?;
+            if given != recipe {
                 bail!(
-                    "{}: the run was started with another recipe ({keys}); resume without --recipe and --set, or \
-                     name another --out",
-                    file.display()
+                    "{}: the run was started with another recipe ({}); resume without --recipe and --set, or name \
+                     another --out",
+                    file.display(),
+                    given.differing_keys(&recipe)
                 );
             }
-            return Ok(Plan { recipe, out: args.out.clone(), resumed: true });
+            return Ok(recipe);
         }
     }
-    let recipe = Recipe::load(named.unwrap_or(OsStr::new(DEFAULT_RECIPE)), &args.set)?;
-    Ok(Plan { recipe, out: args.out.clone(), resumed: false })
-}
-
-/// The lines in which two resolved recipes differ, as "given, not met".
-pub(super) fn differing_keys(given: &str, met: &str) -> String {
-    let pairs = given.lines().zip(met.lines()).filter(|(given, met)| given != met);
-    pairs.map(|(given, met)| format!("{given}, there {met}")).collect::<Vec<_>>().join("; ")
-}
-
-/// Writes the session into environment.json; a resumed run must see the same images. `path` is that of the images.
-pub(super) fn begin_session(
-    folder: &RunFolder,
-    path: Option<&Path>,
-    data: &DataSet,
-    engine: &Engine,
-    console: &Console,
-) -> anyhow::Result<()> {
-    let device: &DeviceInfo = engine.device();
-    let labels = |labels: &[u32]| bytemuck::cast_slice::<u32, u8>(labels).to_vec();
-    let digests = [
-        sha256(&data.train.pixels),
-        sha256(&labels(&data.train.labels)),
-        sha256(&data.test.pixels),
-        sha256(&labels(&data.test.labels)),
-    ];
-    let digest = sha256(digests.concat().as_bytes());
-    if let Some(first) = folder.sessions()?.first() {
-        if first["data_sha256"] != json!(digest) {
-            bail!(
-                "{}: the run was started on other images (SHA-256 {}, now {digest}); give the same --data",
-                folder.path().display(),
-                first["data_sha256"].as_str().unwrap_or("unknown")
-            );
-        }
-        if first["device"] != json!(device) {
-            console.note("warning: the run was started on another device or build: its bits will differ");
-        }
-    }
-    folder.add_session(json!({
-        "secateur": env!("CARGO_PKG_VERSION"),
-        "started_unix_seconds": clock::now().as_secs(),
-        "command": command_line(),
-        "device": device,
-        "threads": rayon::current_num_threads(),
-        "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-        "data": path.map(Path::to_string_lossy),
-        "data_sha256": digest,
-        "training_images": data.train.len(),
-        "test_images": data.test.len(),
-    }))?;
-    Ok(())
+    Ok(Recipe::load(named.unwrap_or(OsStr::new(DEFAULT_RECIPE)), &args.set)?)
 }
 
 /// One line for each set of weights, then the cost.

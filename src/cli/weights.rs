@@ -1,15 +1,13 @@
 //! `secateur weights`: makes and checks weights files.
-//!
-//! Checked by tests/weights_files.rs. Called by the command line.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use clap::Subcommand;
 
+use super::console::Console;
 use super::{CheckFailed, at, set_kind};
 use crate::batch::Batch;
-use crate::console::Console;
 use crate::data::{SetKind, generated};
 use crate::engine::{DeviceChoice, WeightSet, open};
 use crate::evaluate::{Protocol, Subject, evaluate};

@@ -1,8 +1,10 @@
 //! `[data]`: which images train, validate and test.
 
+use std::path::Path;
+
 use serde::Serialize;
 
-use super::{GENERATED_TEST, GENERATED_TRAIN, MAX_GENERATED, SetKind, ValidationSplit};
+use super::{DataError, DataSet, GENERATED_TEST, GENERATED_TRAIN, MAX_GENERATED, SetKind, ValidationSplit};
 use crate::config::{self, ConfigError, Refusal, Section};
 use crate::names::named;
 
@@ -73,6 +75,14 @@ impl DataConfig {
             return Err(Refusal::new("validation", self.validation, expected));
         }
         Ok(())
+    }
+
+    /// The images, from what is at `path` where the set has files.
+    ///
+    /// # Errors
+    /// Those of [`DataSet::open`].
+    pub fn open(&self, path: Option<&Path>) -> Result<DataSet, DataError> {
+        DataSet::open(self.set, path, self.train_limit, self.test_limit)
     }
 
     /// Training images that are not held out.

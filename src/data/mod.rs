@@ -1,6 +1,6 @@
 //! Labelled 32x32 images: CIFAR files, generated images, their download, splits and order.
 //!
-//! Plain host memory, which `Engine::upload_images` takes to a device.
+//! Plain host memory, which [`crate::ops::ImageSet`] takes to a device.
 
 pub mod cifar;
 mod config;
@@ -8,6 +8,7 @@ pub mod download;
 pub mod generated;
 pub mod order;
 pub mod pickle;
+pub mod pixel_order;
 pub mod python;
 pub mod source;
 

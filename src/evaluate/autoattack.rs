@@ -4,8 +4,6 @@
 //! images in order, a full batch at a time. [`Progress`] is all there is to know between two batches, so an evaluation that
 //! goes on from a saved one comes to the same verdicts: an attack's randomness is keyed by the image, never by its batch.
 //! What an attack claims is not taken on trust: the network looks at each image once more, and it must lie in the ball.
-//!
-//! Called by [`super::evaluate`] and `secateur eval`. Checked by `tests/autoattack.rs`.
 
 use std::time::Instant;
 

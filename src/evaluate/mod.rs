@@ -1,21 +1,24 @@
-//! Accuracy over a list of images under a [`Protocol`], with the verdict on every image.
+//! Accuracy over a list of images under a [`Protocol`], with the result of every image.
 //!
-//! | file | what lives there |
+//! | file | what it holds |
 //! |---|---|
+//! | `session` | [`Evaluation`]: weights under several protocols, from start to end, saved and resumed |
+//! | `state` | what an interrupted evaluation leaves on disk |
+//! | `adversarial` | the adversarial images that it keeps |
 //! | `protocol` | the table of protocols |
 //! | `autoattack` | AutoAttack and its parts: searches on the survivors, batch by batch, resumable |
 //! | `sanity` | the checks around them, and the alarm of masked gradients |
-//! | `state` | what an interrupted evaluation leaves on disk |
-//!
-//! Called by the training loop (validation, final figures) and by `secateur eval`. Checked by `tests/evaluate.rs` and
-//! `tests/autoattack.rs`.
 
+mod adversarial;
 pub mod autoattack;
 mod protocol;
 pub mod sanity;
+mod session;
 pub mod state;
 
+pub use adversarial::AdversarialImages;
 pub use protocol::{Part, PgdProtocol, Protocol, StepSize};
+pub use session::{EvaluatedImages, Evaluation, EvaluationError, EvaluationPlan, IMAGES_SUFFIX};
 
 use std::time::Instant;
 
@@ -68,7 +71,7 @@ impl Outcome {
     }
 }
 
-/// Told how many images of how many are done (restarts and parts count again); answers whether to go on.
+/// Callback with the number of images done and their total (restarts and parts count again); returns `false` to stop.
 pub type Watch<'a> = &'a mut dyn FnMut(usize, usize) -> bool;
 
 /// Runs `protocol` over `subject` in batches of the size of `scratch`; `None` if `watch` asked to stop, or the engine was
@@ -141,8 +144,13 @@ fn end_points(
     Ok(Some(Outcome { withstood, seconds, cost, non_finite, zero_gradients }))
 }
 
-/// The first rows of `scratch`, filled with `samples` (at most so many) of the set.
-fn gathered(engine: &mut Engine, set: &ImageSet, samples: &[u32], scratch: &Batch) -> engine::Result<Batch> {
+/// The first rows of `scratch`, filled with `samples` of the set, at most as many as it has.
+pub fn gathered(
+    engine: &mut Engine,
+    set: &ImageSet,
+    samples: &[u32],
+    scratch: &Batch,
+) -> engine::Result<Batch> {
     let batch = scratch.rows(0..samples.len());
     engine.write(&batch.samples, samples)?;
     engine.run(&GatherImages {
@@ -155,9 +163,9 @@ fn gathered(engine: &mut Engine, set: &ImageSet, samples: &[u32], scratch: &Batc
     Ok(batch)
 }
 
-/// Predicts the images of a batch, or its perturbed ones; fills `batch.logits` and `batch.logit_gradient` (of the
-/// cross-entropy) as well.
-fn predict(engine: &mut Engine, batch: &Batch, perturbed: bool) -> engine::Result<Vec<u32>> {
+/// Predicts the images of a batch, or its perturbed ones, by the folded weights ([`Engine::fold_batch_norm`]); [`NO_CLASS`] where a
+/// logit is not finite. Fills `batch.logits` and `batch.logit_gradient` (of the cross-entropy) as well.
+pub fn predict(engine: &mut Engine, batch: &Batch, perturbed: bool) -> engine::Result<Vec<u32>> {
     engine.phase(Phase::Evaluate);
     for part in batch.parts(engine.micro_batch()) {
         let images = if perturbed { &part.perturbed } else { &part.images };

@@ -1,13 +1,9 @@
-//! What an interrupted evaluation leaves on disk: the outcomes of finished protocols, the progress of the running one, and
-//! the adversarial images found so far where they are asked for.
+//! What an interrupted evaluation leaves on disk: the outcomes of finished protocols and the progress of the running one.
 //!
-//! The state is a file of two lines of JSON, the second behind its SHA-256, replaced as a whole behind every batch; it names the
-//! settings that it belongs to, and another evaluation is refused. Images lie in a file of their own beside it, each at its
-//! position and with a digest, and are on disk before the state that speaks of them.
+//! The state is a file of two lines of JSON, the SHA-256 of the second one first. It is replaced as a whole after every batch, names
+//! the settings that it belongs to, and is refused by another evaluation.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -15,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::Outcome;
 use super::autoattack::{Progress, Verdict};
 use crate::digest::sha256;
-use crate::files::{Existing, How, Place, limit};
-use crate::model::layers::IMAGE_LEN;
+use crate::files::{Existing, Place, limit};
+use crate::progress::{Event, ProgressSink};
 
 /// Of the format; another one is refused.
 const VERSION: u32 = 2;
@@ -72,7 +68,7 @@ pub struct Finished {
 pub struct State {
     pub settings: Settings,
     pub finished: Vec<Finished>,
-    /// Of the protocol behind the finished ones.
+    /// Of the protocol after the finished ones.
     pub running: Option<Progress>,
 }
 
@@ -159,6 +155,26 @@ impl State {
         }
     }
 
+    /// [`State::load`], `None` where the file is missing or of other settings, or damaged, which is a warning.
+    ///
+    /// # Errors
+    /// [`StateError::Io`] for a file that cannot be read: it may be whole.
+    pub fn load_if_same(
+        place: &Place,
+        settings: &Settings,
+        progress: &dyn ProgressSink,
+    ) -> Result<Option<Self>, StateError> {
+        match Self::load(place, settings) {
+            Ok(state) => Ok(Some(state)),
+            Err(StateError::Missing { .. } | StateError::Settings { .. }) => Ok(None),
+            Err(error @ StateError::Format { .. }) => {
+                progress.event(Event::Warning(&format!("made again: {error}")));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Replaces the file at `place`.
     pub fn save(&self, place: impl Into<Place>) -> Result<(), StateError> {
         let place = place.into();
@@ -172,9 +188,7 @@ impl State {
         let written = place.write(&bytes, Existing::Replace);
         written.map_err(|source| StateError::Io { path: place.path(), source })
     }
-}
 
-impl State {
     /// Removes the file at `place`, where there is one.
     pub fn remove(place: &Place) -> Result<(), StateError> {
         match place.remove() {
@@ -195,86 +209,6 @@ impl State {
                 .map(|(position, _)| position)
         })
     }
-}
-
-/// Adversarial images by position, in memory or in a file.
-pub enum Images {
-    Memory(BTreeMap<usize, Vec<f32>>),
-    File {
-        file: File,
-        /// Of the settings: an image of another evaluation is none of this one.
-        settings_sha256: String,
-    },
-}
-
-impl Images {
-    pub fn in_memory() -> Self {
-        Self::Memory(BTreeMap::new())
-    }
-
-    /// The file at `place` for an evaluation with `settings`, with what it holds if `keep`, else empty.
-    pub fn in_file(place: &Place, keep: bool, settings: &Settings) -> io::Result<Self> {
-        let file = place.open(if keep { How::Update } else { How::Empty })?;
-        Ok(Self::File { file, settings_sha256: sha256(&serde_json::to_vec(settings)?) })
-    }
-
-    /// Keeps the image (32 x 32 x 3) at `position`.
-    pub fn put(&mut self, position: usize, image: &[f32]) -> io::Result<()> {
-        match self {
-            Self::Memory(images) => {
-                images.insert(position, image.to_vec());
-                Ok(())
-            }
-            Self::File { file, settings_sha256 } => {
-                let mut slot: Vec<u8> = image.iter().flat_map(|value| value.to_le_bytes()).collect();
-                slot.extend(slot_digest(settings_sha256, position, &slot).as_bytes());
-                file.seek(SeekFrom::Start(position as u64 * SLOT_BYTES as u64))?;
-                file.write_all(&slot)
-            }
-        }
-    }
-
-    /// Behind this, what was put is on disk.
-    pub fn sync(&mut self) -> io::Result<()> {
-        match self {
-            Self::Memory(_) => Ok(()),
-            Self::File { file, .. } => file.sync_data(),
-        }
-    }
-
-    /// The image at `position`, which was put before.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::InvalidData`] where another one lies there, or a damaged one, or none.
-    pub fn get(&mut self, position: usize) -> io::Result<Vec<f32>> {
-        match self {
-            Self::Memory(images) => {
-                images.get(&position).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
-            }
-            Self::File { file, settings_sha256 } => {
-                let mut slot = vec![0; SLOT_BYTES];
-                file.seek(SeekFrom::Start(position as u64 * SLOT_BYTES as u64))?;
-                let damaged =
-                    || io::Error::new(io::ErrorKind::InvalidData, format!("image {position} is damaged"));
-                file.read_exact(&mut slot).map_err(|error| match error.kind() {
-                    io::ErrorKind::UnexpectedEof => damaged(),
-                    _ => error,
-                })?;
-                let (image, digest) = slot.split_at(IMAGE_LEN * 4);
-                if digest != slot_digest(settings_sha256, position, image).as_bytes() {
-                    return Err(damaged());
-                }
-                Ok(image.as_chunks().0.iter().map(|&word| f32::from_le_bytes(word)).collect())
-            }
-        }
-    }
-}
-
-/// An image and the 64 digits of its digest.
-const SLOT_BYTES: usize = IMAGE_LEN * 4 + 64;
-
-fn slot_digest(settings_sha256: &str, position: usize, image: &[u8]) -> String {
-    sha256(&[settings_sha256.as_bytes(), &(position as u64).to_le_bytes(), image].concat())
 }
 
 /// Flags as a word of 0 and 1.

@@ -1,8 +1,7 @@
 //! The work that is measured: training steps, attacks and evaluations of a recipe, on generated images or on the recipe's own.
 //!
 //! The images are new to the network and the weights are those that training starts from; how long a step takes depends on
-//! neither, but for methods that choose whom to attack by the losses. Called by `secateur bench` and `secateur profile`;
-//! checked by `tests/bench.rs` and `tests/profile.rs`.
+//! neither, but for methods that choose whom to attack by the losses.
 
 use std::path::Path;
 
@@ -26,7 +25,7 @@ use crate::train::{self, Trainer};
 /// Why there is no measurement.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkError {
-    #[error(transparent)]
+    #[error("{0}")]
     Engine(#[from] engine::Error),
     #[error(transparent)]
     Data(#[from] DataError),

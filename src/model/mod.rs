@@ -8,8 +8,10 @@ pub mod foreign;
 mod init;
 pub mod layers;
 mod weights;
+mod weights_file;
 
 pub use config::ModelConfig;
 pub use init::initialise;
 pub use layers::{Block, Conv, Parameter, ParameterKind, ResNet18};
 pub use weights::{NamedTensor, Weights, WeightsError};
+pub use weights_file::WeightsFile;

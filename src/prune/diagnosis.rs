@@ -9,7 +9,8 @@ use super::{Candidates, PruneError, Subset, Survey};
 use crate::data::order::shuffled;
 use crate::engine::{Engine, Tensor};
 use crate::ops::{Augment, GradientSum, LastLayerGradients};
-use crate::philox::Key;
+use crate::philox::{Key, Purpose};
+use crate::recipe::Recipe;
 
 /// Images that an accuracy is measured on, at most: a random part of larger sets, with a standard error of 1.6 points.
 const MEASURED: usize = 1024;
@@ -97,6 +98,25 @@ impl Diagnosis {
             residual: subset.residual,
             residual_holdout_draw,
         })
+    }
+
+    /// [`Diagnosis::new`] with the second draw, where the recipe asks for one, that training would make of the candidates in the
+    /// epoch that `candidates.key` names.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn of_recipe(
+        engine: &mut Engine,
+        recipe: &Recipe,
+        candidates: &Candidates,
+        held_out: &[u32],
+        survey: &mut Survey,
+        subset: &Subset,
+    ) -> Result<Self, PruneError> {
+        let key = Key { purpose: Purpose::AttackStart, ..candidates.key };
+        let augment = recipe.augmentation(key.seed, key.epoch);
+        let draw = recipe.selection.holdout_draw.then_some(HoldoutDraw { augment, key });
+        Self::new(engine, candidates, held_out, survey, subset, draw)
     }
 
     /// What is wrong with the subset, in words.

@@ -16,8 +16,6 @@
 //! | `TERM.logit_gradient` | F32, n x classes | dz |
 //! | `TERM.features` | F32, n x features | h |
 //! | `losses` | F32, n | of the objective |
-//!
-//! Called by the run folder and `secateur select`. Checked by `tests/prune_training.rs` and `tests/cli.rs`.
 
 use safetensors::tensor::{Dtype, TensorView};
 

@@ -2,7 +2,7 @@
 //!
 //! Every way to choose is a [`Selection`]: candidates in, a weighted [`Subset`] out. What it must know about the
 //! candidates, it asks of a [`Survey`]: last-layer gradients on the training attack, or input-gradient norms. A new
-//! one is one more file here with its row, and one line in the table [`SelectionMethod`].
+//! one is one more file here with its row, and one line in the table [`SelectionMethod`]. [`SelectionRun`] makes one outside of training.
 //!
 //! | file | what it chooses |
 //! |---|---|
@@ -28,6 +28,7 @@ pub mod pursuit;
 mod random;
 mod ranking;
 mod row;
+mod session;
 mod subset;
 mod survey;
 mod top_k;
@@ -41,15 +42,18 @@ pub use mean_scores::MeanScores;
 pub use random::{All, PartlyRandom, Random, Sampling, Walk};
 pub use ranking::{Ranking, Score};
 pub use row::{CandidatePasses, Keeps, Knows, SelectionRow, Setting};
+pub use session::{Chosen, SelectionRun};
 pub use subset::Subset;
 pub use survey::{LastLayerView, Survey};
 pub use top_k::TopK;
 
+use crate::data::DataError;
 use crate::data::order::quotas;
 use crate::engine::{self, Engine, Tensor};
 use crate::names::table;
 use crate::ops::{GatherRows, LastLayerGradients, Term};
 use crate::philox::Key;
+use crate::recipe::Recipe;
 
 table! {
     /// Ways to choose the training samples.
@@ -87,6 +91,25 @@ pub fn build(config: &SelectionConfig, setting: &Setting) -> Box<dyn Selection> 
         true => Box::new(PartlyRandom { config: config.clone(), choice }),
         false => choice,
     }
+}
+
+/// Chooses among `candidates` as the recipe has it.
+///
+/// # Errors
+/// [`PruneError::Invalid`] where nothing is chosen; those of the selection.
+pub fn choose(
+    engine: &mut Engine,
+    recipe: &Recipe,
+    candidates: &Candidates,
+    survey: &mut Survey,
+) -> Result<Subset, PruneError> {
+    let subset = recipe.new_selection().select(engine, candidates, survey)?;
+    if subset.is_empty() {
+        let (method, count) = (recipe.selection.method, candidates.samples.len());
+        let reason = format!("{method} chose none of {count} samples, expected 1 at least");
+        return Err(PruneError::Invalid(reason));
+    }
+    Ok(subset)
 }
 
 /// What there is to choose from.
@@ -141,9 +164,11 @@ fn part(
 /// Why a selection failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PruneError {
+    #[error("{0}")]
+    Engine(#[source] engine::Error),
     #[error(transparent)]
-    Engine(engine::Error),
-    /// The request cannot be met: a sentence that names the thing, the value met and the value wanted.
+    Data(#[from] DataError),
+    /// The request cannot be met: a sentence that names the thing, the actual value and the expected one.
     #[error("{0}")]
     Invalid(String),
     /// The user asked to stop.

@@ -2,7 +2,7 @@
 //!
 //! A recipe may leave out what has a default; [`Recipe::to_toml`] writes every key back, so that the `recipe.toml`
 //! of a run folder holds the whole truth and parses to the same recipe. Unknown keys are refused with the nearest
-//! known one; wrong values with key, value and what was expected.
+//! known one; values out of range name the key, the actual value and the expected ones.
 
 mod builtin;
 mod checks;

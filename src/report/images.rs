@@ -1,18 +1,18 @@
 //! The pictures of the page: images before and after an attack, and examples of what a selection kept and dropped.
 //!
-//! The attack is the evaluation's own PGD through the engine, so a picture shows what the accuracies speak of. Called by
-//! `secateur report`. Checked by `tests/report.rs`.
+//! The attack is the evaluation's own PGD through the engine, so a picture shows what the accuracies are of.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::read::Chosen;
 use crate::batch::Batch;
-use crate::data::{DataSet, Images};
-use crate::engine::{self, Engine, Pass, WeightSet};
-use crate::evaluate::PgdProtocol;
+use crate::data::DataSet;
+use crate::data::pixel_order::to_pixels;
+use crate::engine::{self, Engine, WeightSet};
+use crate::evaluate::{PgdProtocol, gathered, predict};
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
-use crate::ops::{AscentLoss, CrossEntropy, GatherImages, ImageSet, NO_CLASS};
+use crate::ops::{AscentLoss, ImageSet, NO_CLASS};
 use crate::philox::{Key, Purpose};
 
 /// One image and what the attack made of it.
@@ -50,36 +50,14 @@ pub fn attack(
     let mut test = data.test.clone();
     test.truncate(count.min(data.test.len()));
     let set = ImageSet::upload(&engine, &test.pixels, &test.labels)?;
-    let batch = Batch::alloc(engine, test.len())?;
     let samples: Vec<u32> = (0..test.len() as u32).collect();
-    engine.write(&batch.samples, &samples)?;
-    engine.run(&GatherImages {
-        set: &set,
-        samples: &batch.samples,
-        augment: None,
-        images: &batch.images,
-        labels: &batch.labels,
-    })?;
+    let scratch = Batch::alloc(engine, test.len())?;
+    let batch = gathered(engine, &set, &samples, &scratch)?;
     engine.fold_batch_norm(WeightSet::Live)?;
-    let predictions = |engine: &mut Engine, adversarial: bool| -> engine::Result<Vec<u32>> {
-        for part in batch.parts(engine.micro_batch()) {
-            let images = if adversarial { &part.perturbed } else { &part.images };
-            engine.forward(Pass::Eval, images, &part.logits)?;
-            engine.run(&CrossEntropy {
-                smoothing: 0.0,
-                scale: 1.0,
-                logits: &part.logits,
-                labels: &part.labels,
-                weights: None,
-                outputs: part.outputs(),
-            })?;
-        }
-        engine.read(&batch.predictions)
-    };
-    let clean = predictions(engine, false)?;
+    let clean = predict(engine, &batch, false)?;
     let key = Key { seed, purpose: Purpose::EvaluationStart, epoch: 0, step: 0 };
     protocol.pgd(epsilon).perturb(engine, AscentLoss::CrossEntropy, key, &batch)?;
-    let attacked = predictions(engine, true)?;
+    let attacked = predict(engine, &batch, true)?;
 
     let (images, perturbed) = (engine.read(&batch.images)?, engine.read(&batch.perturbed)?);
     let name = |class: u32| match class {
@@ -138,7 +116,7 @@ pub fn examples(
         sample,
         label: data.class_names[data.train.labels[sample as usize] as usize].clone(),
         weight,
-        png: png(&interleaved(&data.train, sample)),
+        png: png(&to_pixels(data.train.image(sample as usize))),
     };
     let kept = kept.into_iter().map(|(sample, weight)| example(sample, Some(weight))).collect();
     let dropped = spread(&dropped, count).into_iter().map(|sample| example(sample, None)).collect();
@@ -154,13 +132,6 @@ fn spread<T: Copy>(items: &[T], count: usize) -> Vec<T> {
 /// Values in [0, 1] as bytes.
 fn bytes(values: &[f32]) -> Vec<u8> {
     values.iter().map(|value| (255.0 * value.clamp(0.0, 1.0)).round() as u8).collect()
-}
-
-/// Planes to pixels.
-fn interleaved(images: &Images, sample: u32) -> Vec<u8> {
-    let planes = images.image(sample as usize);
-    let plane = IMAGE_SIDE * IMAGE_SIDE;
-    (0..plane).flat_map(|pixel| [0, 1, 2].map(|colour| planes[colour * plane + pixel])).collect()
 }
 
 /// A PNG file of one image, `32 x 32 x 3` bytes by rows.

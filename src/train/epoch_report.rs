@@ -1,14 +1,12 @@
-//! What an epoch gave, as a line of `metrics.jsonl` and as a line for the console.
-//!
-//! Called by the loop over epochs. Checked by `tests/training.rs` and `tests/prune_training.rs`.
+//! What an epoch gave, as a line of `metrics.jsonl` and as a line for the user.
 
 use super::metrics::{EpochMetrics, Seconds};
 use super::overfitting::Watched;
 use super::{EpochOutcome, Trainer};
 use crate::prune::{Diagnosis, Subset};
 
-/// What stands behind the training of an epoch.
-pub(super) struct Judged {
+/// What was measured after the training of an epoch.
+pub(super) struct Measured {
     /// Clean and robust accuracy on the validation images, where they were measured.
     pub validated: Option<(f64, f64)>,
     /// Those of the live weights, where a moving average is kept too.
@@ -23,7 +21,7 @@ pub(super) fn metrics(
     trainer: &Trainer,
     labels: &[u32],
     outcome: &EpochOutcome,
-    judged: &Judged,
+    measured: &Measured,
 ) -> EpochMetrics {
     let progress = &trainer.progress;
     let images = outcome.order.len();
@@ -60,17 +58,17 @@ pub(super) fn metrics(
         residual_holdout_draw: figure(|diagnosis| diagnosis.residual_holdout_draw),
         train_loss: loss / total,
         train_robust: right / total,
-        validation_clean: judged.validated.map(|(clean, _)| clean),
-        validation_robust: judged.validated.map(|(_, robust)| robust),
-        validation_live_clean: judged.live.map(|(clean, _)| clean),
-        validation_live_robust: judged.live.map(|(_, robust)| robust),
+        validation_clean: measured.validated.map(|(clean, _)| clean),
+        validation_robust: measured.validated.map(|(_, robust)| robust),
+        validation_live_clean: measured.live.map(|(clean, _)| clean),
+        validation_live_robust: measured.live.map(|(_, robust)| robust),
         attack_steps_per_sample: attacks.steps as f64 / attacks.samples.max(1) as f64,
         outlier_share: share(attacks.outliers),
         boundary_share: share(attacks.boundary),
         robust_share: share(attacks.robust),
-        co_pgd5_accuracy: judged.watched.accuracy,
-        co_detected: judged.watched.accuracy.map(|_| judged.watched.fall.is_some()),
-        best: judged.best,
+        co_pgd5_accuracy: measured.watched.accuracy,
+        co_detected: measured.watched.accuracy.map(|_| measured.watched.fall.is_some()),
+        best: measured.best,
         seconds_attack: seconds.attack,
         seconds_train: seconds.train,
         seconds_select: seconds.select,
@@ -79,7 +77,7 @@ pub(super) fn metrics(
     }
 }
 
-/// The console's line of an epoch of `epochs`; `diagnosis` is that of a subset chosen in it.
+/// The user's line of an epoch of `epochs`; `diagnosis` is that of a subset chosen in it.
 pub(super) fn line(metrics: &EpochMetrics, diagnosis: Option<Diagnosis>, epochs: usize) -> String {
     let mut line = format!(
         "epoch {}/{epochs}: loss {:.4}, training robust {:.1} %",

@@ -12,15 +12,13 @@ use crate::objective::Objective;
 use crate::ops::ImageSet;
 use crate::philox::{Key, Purpose};
 use crate::prune::{
-    Candidates, Diagnosis, HoldoutDraw, MeanScores, PruneError, Ranking, Selection, SelectionWeights, Subset,
-    Survey, TopK,
+    self, Candidates, Diagnosis, MeanScores, PruneError, Ranking, SelectionWeights, Subset, Survey, TopK,
 };
 
 /// Which samples train now.
 pub(super) struct Pruning<'a> {
     recipe: &'a Recipe,
     pub timeline: Timeline,
-    method: Box<dyn Selection>,
     split: &'a Split,
     /// `None` trains on all.
     subset: Option<Subset>,
@@ -37,9 +35,8 @@ impl<'a> Pruning<'a> {
         let selects = recipe.selection.method.selects();
         let unknown = vec![f32::INFINITY; split.train.len()];
         let losses = selects.then(|| engine.upload("last losses", &unknown)).transpose()?;
-        let method = recipe.new_selection();
         let scores = recipe.selection.mean_score().map(|_| MeanScores::new(split.train.len()));
-        Ok(Self { recipe, timeline: recipe.timeline(), method, split, subset: None, losses, scores })
+        Ok(Self { recipe, timeline: recipe.timeline(), split, subset: None, losses, scores })
     }
 
     /// Every training sample, pruned or not.
@@ -145,21 +142,10 @@ impl<'a> Pruning<'a> {
         }
         let means = scores.as_ref().map(|scores| scores.means.as_slice());
         let candidates = Candidates { scores: means, ..candidates };
-        let subset = self.method.select(engine, &candidates, &mut survey)?;
-        if subset.is_empty() {
-            let method = self.recipe.selection.method;
-            let reason = format!("{method} chose none of {} samples, expected 1 at least", labels.len());
-            return Err(PruneError::Invalid(reason));
-        }
-        // The second draw is what training will see of the candidates in this epoch.
-        let augment = self.recipe.augmentation(self.recipe.seed, epoch);
-        let holdout_draw = self
-            .recipe
-            .selection
-            .holdout_draw
-            .then(|| HoldoutDraw { augment, key: key(Purpose::AttackStart) });
+        let subset = prune::choose(engine, self.recipe, &candidates, &mut survey)?;
         let validation = &self.split.validation;
-        let diagnosis = Diagnosis::new(engine, &candidates, validation, &mut survey, &subset, holdout_draw)?;
+        let diagnosis =
+            Diagnosis::of_recipe(engine, self.recipe, &candidates, validation, &mut survey, &subset)?;
         self.scores = scores;
         Ok((subset, diagnosis))
     }

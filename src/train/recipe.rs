@@ -8,7 +8,8 @@ use super::config::{
 };
 use crate::accelerate::AccelerateConfig;
 use crate::attack::{AttackConfig, ScheduledPgd};
-use crate::data::DataConfig;
+use crate::data::order::{self, Split};
+use crate::data::{DataConfig, DataError, DataSet};
 use crate::model::ModelConfig;
 use crate::objective::{Objective, ObjectiveConfig, Parts};
 use crate::ops::Augment;
@@ -74,6 +75,31 @@ impl Recipe {
             learning_rate: self.optimizer.learning_rate,
         };
         prune::build(&self.selection, &setting)
+    }
+
+    /// Which of the recipe's images train, which validate, and which selections choose by.
+    ///
+    /// # Errors
+    /// [`DataError::Validation`] where too few are left to train.
+    pub fn split(&self, data: &DataSet) -> Result<Split, DataError> {
+        self.split_holding_out(data, self.selection.held_out_share())
+    }
+
+    /// [`Recipe::split`], with another share of the images for selections to choose by.
+    ///
+    /// # Errors
+    /// [`DataError::Validation`] where too few are left to train.
+    pub fn split_holding_out(&self, data: &DataSet, share: f64) -> Result<Split, DataError> {
+        let DataConfig { validation, validation_split, .. } = self.data;
+        let split = order::split(&data.train, data.classes, validation, validation_split, self.seed)?;
+        Ok(split.reserve(&data.train.labels, data.classes, share, self.seed))
+    }
+
+    /// The lines in which this resolved recipe differs from `other`: "batch = 64, there batch = 128".
+    pub fn differing_keys(&self, other: &Self) -> String {
+        let (own, there) = (self.to_toml(), other.to_toml());
+        let pairs = own.lines().zip(there.lines()).filter(|(own, there)| own != there);
+        pairs.map(|(own, there)| format!("{own}, there {there}")).collect::<Vec<_>>().join("; ")
     }
 
     /// The augmentation of an epoch, where there is any.

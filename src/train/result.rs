@@ -7,15 +7,17 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::checkpoint::{self, Checkpoint, CheckpointError};
+use super::epoch::evaluated_weights;
 use super::metrics::{Best, Seconds};
-use super::{Result, Run, TrainError, Trainer, judge, judged};
+use super::run::RunContext;
+use super::{Result, TrainError, Trainer};
 use crate::digest::sha256;
-use crate::engine::WeightSet;
-use crate::evaluate::state::{Finished, Settings, State, StateError, device_name};
-use crate::evaluate::{Protocol, Subject, sanity};
+use crate::engine::Engine;
+use crate::evaluate::state::{Finished, State};
+use crate::evaluate::{EvaluatedImages, Evaluation, EvaluationError, EvaluationPlan, Protocol, sanity};
 use crate::files::Place;
-use crate::model::Weights;
-use crate::ops::ImageSet;
+use crate::model::{ResNet18, Weights, WeightsFile};
+use crate::progress::{Event, Inner};
 
 /// The end of a run; written as `result.json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -53,43 +55,61 @@ pub struct TestAccuracy {
     pub zero_gradients: usize,
 }
 
+impl TestAccuracy {
+    /// What an evaluation found of one set of weights.
+    pub fn new(weights: &'static str, epoch: u32, finished: &Finished) -> Self {
+        let outcome = &finished.outcome;
+        Self {
+            weights,
+            epoch,
+            protocol: finished.protocol.clone(),
+            correct: outcome.correct(),
+            total: outcome.withstood.len(),
+            accuracy: outcome.accuracy(),
+            seconds: outcome.seconds,
+            non_finite: outcome.non_finite,
+            zero_gradients: outcome.zero_gradients,
+        }
+    }
+}
+
 /// Writes the weights for other programs, measures best and last on the test images, writes the results.
-pub(super) fn finish(run: &Run, mut trainer: Trainer, protocols: &[Protocol]) -> Result<Summary> {
+pub(super) fn finish(run: &RunContext, trainer: Trainer, protocols: &[Protocol]) -> Result<Summary> {
     let recipe = run.recipe;
     let begin = Instant::now();
-    let epoch = trainer.progress.epoch;
-    let weights = trainer.engine.weights(judged(recipe))?;
-    run.folder.write("last.safetensors", &weights.to_bytes())?;
+    let Trainer { engine, progress: state, .. } = trainer;
+    let (epoch, network) = (state.epoch, engine.network());
+    let weights = engine.weights(evaluated_weights(recipe))?;
+    let last = Candidate::keep(run, "last", epoch, network, weights)?;
     // Weights that are no numbers are kept for whoever looks for the reason, and not measured.
-    let diverged = weights.check(&trainer.engine.network()).err();
+    let diverged = last.file.weights.check(&network).err();
     let mut candidates = Vec::new();
-    if diverged.is_none() {
-        candidates.push(Candidate { label: "last", epoch, weights });
-    }
-    if let Some(best) = trainer.progress.best {
+    if let Some(best) = state.best {
         let folder = run.folder.checkpoints().folder(checkpoint::name(best.epoch, 0));
         match checkpoint::load(&folder) {
             Ok(Checkpoint { weights, optimizer, .. }) => {
                 let weights = optimizer.average.unwrap_or(weights);
-                run.folder.write("best.safetensors", &weights.to_bytes())?;
-                candidates.insert(0, Candidate { label: "best", epoch: best.epoch, weights });
+                candidates.push(Candidate::keep(run, "best", best.epoch, network, weights)?);
             }
             Err(error @ CheckpointError::Damaged { .. }) => {
-                run.console.note(format!("warning: the best weights are lost: {error}"));
+                run.progress.event(Event::Warning(&format!("the best weights are lost: {error}")));
             }
             Err(error) => return Err(error.into()),
         }
     }
-    let test = test(run, &mut trainer, protocols, &candidates)?;
+    if diverged.is_none() {
+        candidates.push(last);
+    }
+    let test = test(run, engine, protocols, &candidates)?;
 
-    let seconds = trainer.progress.run_seconds;
-    let images = trainer.progress.run_images.unwrap_or(0);
+    let seconds = state.run_seconds;
+    let images = state.run_images.unwrap_or(0);
     let summary = Summary {
         recipe: recipe.name.clone(),
         seed: recipe.seed,
         epsilon: recipe.attack.epsilon.to_string(),
         best_by: recipe.evaluation.best_by.clone(),
-        best: trainer.progress.best,
+        best: state.best,
         test,
         seconds,
         seconds_test: begin.elapsed().as_secs_f64(),
@@ -97,7 +117,7 @@ pub(super) fn finish(run: &Run, mut trainer: Trainer, protocols: &[Protocol]) ->
     };
     run.folder.write_json("result.json", &summary)?;
     for candidate in &candidates {
-        State::remove(&candidate.state(run))?;
+        State::remove(&candidate.state(run)).map_err(EvaluationError::State)?;
     }
     if let Some(source) = diverged {
         return Err(TrainError::DivergedWeights { epoch, source });
@@ -119,93 +139,69 @@ struct Candidate {
     label: &'static str,
     /// Epochs trained.
     epoch: u32,
-    weights: Weights,
+    file: WeightsFile,
 }
 
 impl Candidate {
+    /// Writes the weights into the run's folder.
+    fn keep(
+        run: &RunContext,
+        label: &'static str,
+        epoch: u32,
+        network: ResNet18,
+        weights: Weights,
+    ) -> Result<Self> {
+        let (name, bytes) = (format!("{label}.safetensors"), weights.to_bytes());
+        run.folder.write(&name, &bytes)?;
+        let path = run.folder.path().join(name);
+        Ok(Self { label, epoch, file: WeightsFile { path, sha256: sha256(&bytes), network, weights } })
+    }
+
     /// Where the accuracies that are known lie until all are.
-    fn state(&self, run: &Run) -> Place {
+    fn state(&self, run: &RunContext) -> Place {
         run.folder.place(&format!("{}.state", self.label))
     }
 }
 
 /// Accuracy of each candidate under each protocol; the same weights are measured once.
 fn test(
-    run: &Run,
-    trainer: &mut Trainer,
+    run: &RunContext,
+    engine: &mut Engine,
     protocols: &[Protocol],
     candidates: &[Candidate],
 ) -> Result<Vec<TestAccuracy>> {
     let recipe = run.recipe;
-    let set = ImageSet::upload(&trainer.engine, &run.data.test.pixels, &run.data.test.labels)?;
-    let count = recipe.evaluation.samples.map_or(set.count, |samples| samples.min(set.count));
-    let samples: Vec<u32> = (0..count as u32).collect();
+    let plan = EvaluationPlan {
+        images: EvaluatedImages::test(run.data, recipe.evaluation.samples.unwrap_or(usize::MAX)),
+        protocols: protocols.into(),
+        epsilon: recipe.attack.epsilon.clone(),
+        seed: recipe.seed,
+        batch: recipe.batch,
+        dumped: None,
+    };
     let mut rows: Vec<TestAccuracy> = Vec::new();
-    let images_sha256 = run.data.test.sha256(count);
     for candidate in candidates {
-        let &Candidate { label, epoch, ref weights } = candidate;
+        let &Candidate { label, epoch, ref file } = candidate;
         let known: Vec<TestAccuracy> = rows.iter().filter(|row| row.epoch == epoch).cloned().collect();
         if !known.is_empty() {
             rows.extend(known.into_iter().map(|row| TestAccuracy { weights: label, ..row }));
             continue;
         }
-        let device = trainer.engine.device();
-        let settings = Settings {
-            weights_sha256: sha256(&weights.to_bytes()),
-            data: run.data.name.clone(),
-            split: "test".into(),
-            samples: count,
-            images_sha256: images_sha256.clone(),
-            epsilon: recipe.attack.epsilon.to_string(),
-            seed: recipe.seed,
-            protocols: protocols.iter().map(Protocol::to_string).collect(),
-            device: device_name(device.kind, &device.code),
-            build: env!("CARGO_PKG_VERSION").into(),
-            dump: false,
-        };
-        let path = candidate.state(run);
-        let mut state = match State::load(&path, &settings) {
-            Err(error @ StateError::Io { .. }) => return Err(error.into()),
-            // None, or of other weights: measured anew.
-            Err(_) => State::new(settings),
-            Ok(state) => state,
-        };
-        trainer.engine.load_weights(weights)?;
-        for (number, protocol) in protocols.iter().enumerate() {
-            let subject = Subject {
-                set: &set,
-                samples: &samples,
-                weights: WeightSet::Live,
-                epsilon: recipe.attack.epsilon.as_f32(),
-                seed: recipe.seed,
-            };
-            if state.finished.len() <= number {
-                let Some(outcome) = judge(run, trainer, subject, protocol, &format!("test of {label}"))?
-                else {
-                    // Every epoch is trained and saved: resuming comes straight back here.
-                    run.console.clear();
-                    return Err(TrainError::Interrupted { folder: run.folder.path().into() });
-                };
-                for doubt in sanity::doubts(protocol, &outcome) {
-                    run.console.note(format!("warning: test of {label}: {doubt}"));
-                }
-                state.finished.push(Finished { protocol: protocol.to_string(), outcome, progress: None });
-                state.save(&path)?;
+        let (place, progress) = (candidate.state(run), run.progress);
+        let mut evaluation = Evaluation::resume_or_replace(engine, file, plan.clone(), place, progress)?;
+        let known = evaluation.finished().len();
+        let inner = Inner { outer: progress, label: &format!("test of {label} ") };
+        let complete = evaluation.run(&inner)?;
+        for (protocol, outcome) in evaluation.outcomes().skip(known) {
+            for doubt in sanity::doubts(protocol, outcome) {
+                progress.event(Event::Warning(&format!("test of {label}: {doubt}")));
             }
-            let outcome = &state.finished[number].outcome;
-            rows.push(TestAccuracy {
-                weights: label,
-                epoch,
-                protocol: protocol.to_string(),
-                correct: outcome.correct(),
-                total: count,
-                accuracy: outcome.accuracy(),
-                seconds: outcome.seconds,
-                non_finite: outcome.non_finite,
-                zero_gradients: outcome.zero_gradients,
-            });
         }
+        if !complete {
+            // Every epoch is trained and saved: resuming comes straight back here.
+            return Err(TrainError::Interrupted { folder: run.folder.path().into() });
+        }
+        rows.extend(evaluation.finished().iter().map(|done| TestAccuracy::new(label, epoch, done)));
     }
-    run.console.clear();
     Ok(rows)
 }

@@ -14,8 +14,6 @@
 //! *.state           those that are known already, until all are
 //! .lock             locked while a process trains, and says which
 //! ```
-//!
-//! Checked by `tests/training.rs` and `tests/cli.rs`. Called by `secateur train`, read by `secateur eval`.
 
 use std::fs;
 use std::io::{self, Write};
@@ -49,6 +47,12 @@ pub enum RunFolderError {
         "{path}: another process is training into it: {holder}; wait until it has ended, or name another --out"
     )]
     InUse { path: PathBuf, holder: String },
+    #[error("{path}: a run of another recipe ({keys}); give the same --set and --epochs, or another --out")]
+    OtherRecipe { path: PathBuf, keys: String },
+    #[error(
+        "{path}: the run was started on other images (SHA-256 {started_on}, now {now}); give the same --data"
+    )]
+    OtherImages { path: PathBuf, started_on: String, now: String },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error("{path}: line {line}: {reason}")]
@@ -102,24 +106,28 @@ fn is_empty(path: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// What a folder is before a run starts in it.
+/// How far the run in a folder is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Not there, or empty.
+    /// The folder is not there, or empty.
     Fresh,
-    /// Holds a run.
-    Run,
+    Unfinished,
+    /// The results are there.
+    Finished,
 }
 
 impl RunFolder {
     /// Looks at `path` and changes nothing; refuses a folder with files of something else.
     pub fn state(path: &Path) -> Result<State> {
+        let has = |name: &str| is_file(&path.join(name)).map_err(at(&path.join(name)));
         if is_empty(path)? {
             Ok(State::Fresh)
-        } else if is_file(&path.join("recipe.toml")).map_err(at(&path.join("recipe.toml")))? {
-            Ok(State::Run)
-        } else {
+        } else if !has("recipe.toml")? {
             Err(RunFolderError::NotARun { path: path.into() })
+        } else if has("result.json")? && has("last.safetensors")? {
+            Ok(State::Finished)
+        } else {
+            Ok(State::Unfinished)
         }
     }
 
@@ -164,7 +172,7 @@ impl RunFolder {
     pub fn checkpoints(&self) -> Folder {
         self.folder.folder("checkpoints")
     }
-    /// The verdicts of `secateur bench speedup`.
+    /// The evaluations of `secateur bench speedup`.
     pub fn judged(&self) -> Folder {
         self.folder.folder("judged")
     }

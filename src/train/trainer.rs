@@ -2,8 +2,7 @@
 //!
 //! One step is the data flow of the design: gather and augment, fold BatchNorm, attack in micro-batches, train pass,
 //! optimizer; an objective may ask for the last four several times on each minibatch. Losses and predictions stay on the
-//! device until the end of the epoch. Which samples an epoch visits is decided at its start by [`Pruning`]. Checked by
-//! `tests/training.rs` (the loss falls, a resumed run has the bits of an unbroken one). Called by [`super::run`].
+//! device until the end of the epoch. Which samples an epoch visits is decided at its start by [`Pruning`].
 
 use std::time::Instant;
 
@@ -30,7 +29,7 @@ pub struct Trainer<'a> {
     pub(super) engine: &'a mut Engine,
     recipe: &'a Recipe,
     objective: Box<dyn Objective>,
-    set: &'a ImageSet,
+    pub(super) set: &'a ImageSet,
     pub(super) pruning: Pruning<'a>,
     pub(super) batch: Batch,
     /// Adversarial loss and prediction of each sample, in the order of the epoch: room for all, pruned or not.

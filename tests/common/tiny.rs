@@ -5,17 +5,16 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use secateur::batch::Batch;
-use secateur::console::Console;
 use secateur::data::DataSet;
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, Tensor, WeightSet, open};
 use secateur::model::{Weights, initialise};
 use secateur::objective::Method;
 use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
 use secateur::philox::{Key, Purpose};
+use secateur::progress::StopWhen;
 use secateur::recipe::Recipe;
 use secateur::train::metrics::EpochMetrics;
-use secateur::train::run_folder::{RunFolder, State};
-use secateur::train::{self, Run, TrainError};
+use secateur::train::{self, TrainError, TrainingRun, TrainingSetup};
 
 /// 60 images in batches of 16: three steps and a smaller fourth.
 pub const RECIPE: &str = r#"
@@ -70,21 +69,17 @@ pub fn of_method(method: Method, overrides: &[&str]) -> Recipe {
 }
 
 pub fn run(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Vec<EpochMetrics>, TrainError> {
-    let data = DataSet::open(recipe.data.set, None, recipe.data.train_limit, recipe.data.test_limit).unwrap();
+    let data = recipe.data.open(None).unwrap();
     let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
     let asked = Cell::new(0);
-    let stop = || {
+    let stop = StopWhen(|| {
         asked.set(asked.get() + 1);
         stop_after == Some(asked.get())
-    };
-    let folder = match RunFolder::state(path)? {
-        State::Fresh => RunFolder::create(path)?,
-        State::Run => RunFolder::open(path),
-    };
-    folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
-    let run = Run { recipe, data: &data, folder: &folder, console: &Console::silent(), stop: &stop };
-    train::run(&mut engine, &run)?;
-    Ok(folder.read_metrics()?)
+    });
+    let setup = TrainingSetup { recipe, data: &data, data_path: None };
+    let mut run = TrainingRun::start_or_resume(&mut engine, setup, path)?;
+    run.run(&stop)?;
+    Ok(run.folder().read_metrics()?)
 }
 
 /// Weights of a short plain training, until most images of the first batch are right under the running statistics, and some are

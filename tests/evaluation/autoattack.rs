@@ -15,8 +15,8 @@ use secateur::digest::sha256;
 use secateur::engine::{DeviceChoice, Engine, Pass, StopFlag, WeightSet, open};
 use secateur::evaluate::autoattack::{Listener, Progress, Verdict, run};
 use secateur::evaluate::sanity::{Checks, alarms, warnings};
-use secateur::evaluate::state::{Images, Settings};
-use secateur::evaluate::{Part, Protocol, Subject, evaluate};
+use secateur::evaluate::state::Settings;
+use secateur::evaluate::{AdversarialImages, Part, Protocol, Subject, evaluate};
 use secateur::files::{Existing, Place};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet18, Weights, initialise};
@@ -251,7 +251,7 @@ fn the_command_reports_dumps_and_resumes() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    assert!(lines.any(|line| line.contains("behind apgd-ce")), "apgd-ce never ended");
+    assert!(lines.any(|line| line.contains("after apgd-ce")), "apgd-ce never ended");
     assert!(Process::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let rest: Vec<String> = lines.collect();
     let output = child.wait_with_output().unwrap();
@@ -425,13 +425,13 @@ fn images_that_are_not_whole_are_refused() {
         dump: true,
     };
     let image: Vec<f32> = (0..IMAGE_LEN).map(|i| i as f32 / IMAGE_LEN as f32).collect();
-    let mut images = Images::in_file(&Place::from(&path), false, &settings(1)).unwrap();
+    let mut images = AdversarialImages::in_file(&Place::from(&path), false, &settings(1)).unwrap();
     images.put(3, &image).unwrap();
     images.put(5, &image).unwrap();
     images.sync().unwrap();
     let whole = fs::read(&path).unwrap();
     let get = |position: usize, seed| {
-        Images::in_file(&Place::from(&path), true, &settings(seed)).unwrap().get(position)
+        AdversarialImages::in_file(&Place::from(&path), true, &settings(seed)).unwrap().get(position)
     };
     assert!(get(3, 1).unwrap() == image && get(5, 1).unwrap() == image);
     // Never put; of another evaluation; at another position; cut; filled.

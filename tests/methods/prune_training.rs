@@ -8,7 +8,6 @@ use std::path::Path;
 
 use safetensors::SafeTensors;
 use secateur::batch::Batch;
-use secateur::console::Console;
 use secateur::data::DataSet;
 use secateur::data::order::{Split, epoch_order, split};
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, Tensor, WeightSet, open};
@@ -16,12 +15,13 @@ use secateur::measure::speedup::cost::Cost;
 use secateur::model::{Weights, initialise};
 use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
 use secateur::philox::{Key, Purpose};
+use secateur::progress::StopWhen;
 use secateur::recipe::Recipe;
 use secateur::train::checkpoint::{self, Checkpoint};
 use secateur::train::metrics::EpochMetrics;
 use secateur::train::result::Summary;
-use secateur::train::run_folder::{RunFolder, State};
-use secateur::train::{self, Run, TrainError, Trainer};
+use secateur::train::run_folder::RunFolder;
+use secateur::train::{self, TrainError, Trainer, TrainingRun, TrainingSetup};
 
 /// 100 training images in batches of 24, 20 for validation. Subsets of half: two steps and a smaller third.
 const RECIPE: &str = r#"
@@ -57,7 +57,7 @@ fn recipe(set: &[&str]) -> Recipe {
 }
 
 fn data(recipe: &Recipe) -> DataSet {
-    DataSet::open(recipe.data.set, None, recipe.data.train_limit, recipe.data.test_limit).unwrap()
+    recipe.data.open(None).unwrap()
 }
 
 fn split_of(recipe: &Recipe) -> Split {
@@ -66,22 +66,17 @@ fn split_of(recipe: &Recipe) -> Split {
     split(&data.train, data.classes, kept.validation, kept.validation_split, recipe.seed).unwrap()
 }
 
-/// Starts or resumes the run in `path`; behind `stop_after` questions it is asked to stop.
+/// Starts or resumes the run in `path`; after `stop_after` questions it is asked to stop.
 fn run(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Summary, TrainError> {
     let data = data(recipe);
     let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
     let asked = Cell::new(0);
-    let stop = || {
+    let stop = StopWhen(|| {
         asked.set(asked.get() + 1);
         stop_after == Some(asked.get())
-    };
-    let folder = match RunFolder::state(path)? {
-        State::Fresh => RunFolder::create(path)?,
-        State::Run => RunFolder::open(path),
-    };
-    folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
-    let run = Run { recipe, data: &data, folder: &folder, console: &Console::silent(), stop: &stop };
-    train::run(&mut engine, &run)
+    });
+    let setup = TrainingSetup { recipe, data: &data, data_path: None };
+    TrainingRun::start_or_resume(&mut engine, setup, path)?.run(&stop)
 }
 
 fn metrics(folder: &Path) -> Vec<EpochMetrics> {
@@ -769,10 +764,14 @@ fn a_checkpoint_of_other_pruning_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let pruned = recipe(&["selection.method=random-online", "selection.fraction=0.5"]);
     run(&pruned, folder.path(), Some(2)).unwrap_err();
-    let error = run(&recipe(&[]), folder.path(), None).unwrap_err();
+    // The recipe of the folder is exchanged too: it is refused otherwise, before the checkpoint is read.
+    let resume = |other: &Recipe| {
+        fs::write(folder.path().join("recipe.toml"), other.to_toml()).unwrap();
+        run(other, folder.path(), None).unwrap_err()
+    };
+    let error = resume(&recipe(&[]));
     assert!(matches!(error, TrainError::Mismatch { .. }), "{error}");
     assert!(error.to_string().contains("last losses of 100 samples, expected 0"), "{error}");
-    let other_split = recipe(&["selection.method=random-online", "selection.fraction=0.5", "seed=6"]);
-    let error = run(&other_split, folder.path(), None).unwrap_err();
+    let error = resume(&recipe(&["selection.method=random-online", "selection.fraction=0.5", "seed=6"]));
     assert!(error.to_string().contains("not a training image of this run"), "{error}");
 }

@@ -5,16 +5,16 @@ use std::fs;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use secateur::console::Console;
 use secateur::data::DataSet;
 use secateur::engine::{DeviceChoice, StopFlag, open};
 use secateur::model::Weights;
+use secateur::progress::StopWhen;
 use secateur::recipe::Recipe;
 use secateur::train::checkpoint;
 use secateur::train::metrics::EpochMetrics;
 use secateur::train::result::Summary;
-use secateur::train::run_folder::{RunFolder, RunFolderError, State};
-use secateur::train::{self, Run, TrainError};
+use secateur::train::run_folder::{RunFolder, RunFolderError};
+use secateur::train::{self, TrainError, TrainingRun, TrainingSetup};
 use tempfile::TempDir;
 
 /// 100 training images in batches of 24: four steps and a smaller fifth. 20 for validation.
@@ -52,7 +52,7 @@ fn recipe() -> Recipe {
 }
 
 fn data(recipe: &Recipe) -> DataSet {
-    DataSet::open(recipe.data.set, None, recipe.data.train_limit, recipe.data.test_limit).unwrap()
+    recipe.data.open(None).unwrap()
 }
 
 /// Starts or resumes the run in `path`; `stop_after` questions it is asked to stop.
@@ -60,17 +60,12 @@ fn run(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Summar
     let data = data(recipe);
     let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
     let asked = Cell::new(0);
-    let stop = || {
+    let stop = StopWhen(|| {
         asked.set(asked.get() + 1);
         stop_after == Some(asked.get())
-    };
-    let folder = match RunFolder::state(path)? {
-        State::Fresh => RunFolder::create(path)?,
-        State::Run => RunFolder::open(path),
-    };
-    folder.write("recipe.toml", recipe.to_toml().as_bytes())?;
-    let run = Run { recipe, data: &data, folder: &folder, console: &Console::silent(), stop: &stop };
-    train::run(&mut engine, &run)
+    });
+    let setup = TrainingSetup { recipe, data: &data, data_path: None };
+    TrainingRun::start_or_resume(&mut engine, setup, path)?.run(&stop)
 }
 
 /// One run without a break, shared by the tests.
@@ -321,26 +316,26 @@ fn a_stop_within_a_step_costs_that_step() {
     let stop = StopFlag::default();
     let recipe = recipe();
     let data = data(&recipe);
-    let run_folder = RunFolder::create(folder.path()).unwrap();
-    run_folder.write("recipe.toml", recipe.to_toml().as_bytes()).unwrap();
     let mut engine = open(DeviceChoice::Cpu, train::network(&recipe), recipe.batch).unwrap();
     engine.stop_on(Some(stop.clone()));
     let asked = Cell::new(0);
-    // Requested behind the second step, and not by the answer.
-    let ask = || {
+    // Requested after the second step, and not by the result.
+    let ask = StopWhen(|| {
         asked.set(asked.get() + 1);
         if asked.get() == 2 {
             stop.request();
         }
         false
-    };
-    let console = Console::silent();
-    let run_of = Run { recipe: &recipe, data: &data, folder: &run_folder, console: &console, stop: &ask };
-    let error = train::run(&mut engine, &run_of).unwrap_err();
+    });
+    let setup = TrainingSetup { recipe: &recipe, data: &data, data_path: None };
+    let run_folder = RunFolder::create(folder.path()).unwrap();
+    let mut first = TrainingRun::start(&mut engine, setup, run_folder).unwrap();
+    let error = first.run(&ask).unwrap_err();
     assert!(matches!(error, TrainError::Interrupted { .. }), "{error}");
-    let newest = checkpoint::load_newest(run_folder.checkpoints(), &mut |error| panic!("{error}"));
+    let newest = checkpoint::load_newest(first.folder().checkpoints(), &mut |error| panic!("{error}"));
     let progress = newest.unwrap().unwrap().1.progress;
     assert_eq!((progress.epoch, progress.step, asked.get()), (0, 2, 2));
+    drop(first);
     run(&recipe, folder.path(), None).unwrap();
     assert_same_run(folder.path());
 }
@@ -396,6 +391,11 @@ fn a_checkpoint_of_another_recipe_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     run(&recipe(), folder.path(), Some(3)).unwrap_err();
     let longer = Recipe::parse("test", RECIPE, &["batch=50".into()]).unwrap();
+    let error = run(&longer, folder.path(), None).unwrap_err();
+    assert!(matches!(error, TrainError::Folder(RunFolderError::OtherRecipe { .. })), "{error}");
+    assert!(error.to_string().contains("batch = 50, there batch = 24"), "{error}");
+    // Nor is one accepted whose recipe was exchanged.
+    fs::write(folder.path().join("recipe.toml"), longer.to_toml()).unwrap();
     let error = run(&longer, folder.path(), None).unwrap_err();
     assert!(matches!(error, TrainError::Mismatch { .. }), "{error}");
 }

@@ -1,11 +1,11 @@
-//! `secateur bench compare`: two JSON files of measurements row by row. Checked by `tests/bench.rs`.
+//! `secateur bench compare`: two JSON files of measurements row by row.
 
 use std::path::PathBuf;
 
 use anyhow::bail;
 
 use super::super::CheckFailed;
-use crate::console::Console;
+use super::super::console::Console;
 use crate::measure::compare::{self, Change};
 use crate::measure::document::Document;
 

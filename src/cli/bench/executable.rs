@@ -1,5 +1,4 @@
-//! A build of secateur as a program: which one it is, and one run of its `bench`. Called by `bench versus`; checked by
-//! `tests/bench_versus.rs`.
+//! A build of secateur as a program: which one it is, and one run of its `bench`.
 
 use std::fs::{self, File, Metadata};
 use std::path::{Path, PathBuf};
@@ -8,11 +7,12 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 
+use super::super::interrupt::EXIT_INTERRUPTED;
 use super::super::{Interrupted, RunFailed, at};
 use crate::digest::sha256_of;
+use crate::engine::StopFlag;
 use crate::files::{limit, read};
 use crate::measure::document::Document;
-use crate::train::interrupt::{EXIT_INTERRUPTED, Interrupt};
 
 /// Between two looks at whether a run has ended; meanwhile this process sleeps and takes no time from it.
 const LOOK: Duration = Duration::from_millis(20);
@@ -49,12 +49,7 @@ impl Executable {
     }
 
     /// Runs `bench` with these arguments and answers what it measured. `folder` is one that nobody else writes to.
-    pub fn bench(
-        &self,
-        arguments: &[String],
-        folder: &Path,
-        interrupt: &Interrupt,
-    ) -> anyhow::Result<Document> {
+    pub fn bench(&self, arguments: &[String], folder: &Path, stop: &StopFlag) -> anyhow::Result<Document> {
         if stamp(&at(&self.path, fs::metadata(&self.path))?) != self.seen {
             bail!("{}: the file changed while it was measured; measure a copy of it", self.name);
         }
@@ -69,7 +64,7 @@ impl Executable {
         command.arg("bench").args(arguments).arg("--json").arg(&json);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(at(&messages, File::create(&messages))?);
         let spawned = command.spawn().map_err(|error| failed(format!("cannot be run: {error}"), 2))?;
-        let status = Running(spawned).wait(interrupt)?;
+        let status = Running(spawned).wait(stop)?;
         if status.code() == Some(EXIT_INTERRUPTED) {
             bail!(Interrupted(None));
         }
@@ -95,9 +90,9 @@ fn stamp(metadata: &Metadata) -> (u64, Option<SystemTime>) {
 struct Running(Child);
 
 impl Running {
-    fn wait(mut self, interrupt: &Interrupt) -> anyhow::Result<ExitStatus> {
+    fn wait(mut self, stop: &StopFlag) -> anyhow::Result<ExitStatus> {
         loop {
-            if interrupt.requested() {
+            if stop.requested() {
                 bail!(Interrupted(None));
             }
             if let Some(status) = self.0.try_wait()? {

@@ -2,7 +2,7 @@
 //!
 //! Caches are warm, or cold: overwritten before each sample, outside of its time. On the
 //! cuda device and the emulated one the operations and bytes of a row are counted launch by launch; the cpu engine counts its
-//! convolutions. Checked by `tests/bench.rs`.
+//! convolutions.
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
@@ -11,9 +11,9 @@ use std::path::PathBuf;
 use anyhow::bail;
 use regex::Regex;
 
-use super::super::{Interrupted, catch_interrupts, inputs, recipe_for};
+use super::super::console::Console;
+use super::super::{Interrupted, inputs, recipe_for};
 use super::options::{Caches, Sampling, Tables, filter};
-use crate::console::Console;
 use crate::engine::{DeviceChoice, DeviceOptions, Record};
 use crate::measure::ceilings::Ceilings;
 use crate::measure::document::{Document, Row};
@@ -132,8 +132,8 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
         "eval" => Work::Evaluation("pgd20".parse().map_err(anyhow::Error::msg)?),
         _ => Work::Step,
     };
-    let interrupt = catch_interrupts()?;
-    let stop = || interrupt.requested();
+    let stop = console.catch_interrupts()?;
+    let stop = || stop.requested();
 
     let open = |recipe: &Recipe| options.open(kernels, recipe, STEPS_A_SAMPLE);
     let mut bench = open(first)?;

@@ -15,7 +15,7 @@ mod selection_error;
 mod speedup;
 mod versus;
 
-use crate::console::Console;
+use super::console::Console;
 use measure::{Options, measure};
 
 /// Measure how long the work of training takes, and compare two measurements or two builds

@@ -1,15 +1,14 @@
 //! `secateur bench model`: the roofline prediction of a training step, layer by layer; no device is needed.
 //!
-//! The step is launched on a driver that runs nothing, so the launches are those of a GPU. Checked by
-//! `tests/model_prediction.rs`.
+//! The step is launched on a driver that runs nothing, so the launches are those of a GPU.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::bail;
 
+use super::super::console::Console;
 use super::super::{inputs, recipe_for, write};
-use crate::console::Console;
 use crate::measure::document::VERSION;
 use crate::measure::model::{Prediction, Roof, part_lines, predict, total_lines};
 use crate::measure::workload::{Bench, Work};

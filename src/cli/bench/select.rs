@@ -1,22 +1,23 @@
 //! `secateur bench select`: how long one selection of training samples takes, in parts.
 //!
 //! Four rows a selection: the whole, by which sampling stops, and its attack, gradients and algorithm in the same repetitions; a
-//! part that takes no time has no row. Checked by `tests/bench_speedup.rs`.
+//! part that takes no time has no row.
 
 use std::ffi::OsStr;
 
 use anyhow::bail;
 
-use super::super::{Interrupted, catch_interrupts};
+use super::super::console::Console;
+use super::super::{Interrupted, selection_failed};
 use super::measure::Options;
 use super::options::Caches;
-use crate::console::Console;
 use crate::measure::ceilings::Ceilings;
 use crate::measure::document::{Document, Row};
 use crate::measure::harness::{Samples, sample};
 use crate::measure::selection::{Choice, Parts, counted, select};
 use crate::measure::workload::Cache;
 use crate::names::Named;
+use crate::progress::{ProgressSink, watch};
 use crate::prune::{PruneError, Scores, SelectionMethod};
 use crate::recipe::Recipe;
 
@@ -85,11 +86,11 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     };
     let rule = options.sampling.rule()?;
     let tables = options.tables()?;
-    let interrupt = catch_interrupts()?;
-    let stop = || interrupt.requested();
+    let stop = console.catch_interrupts()?;
+    let failed = |error| selection_failed(error, None);
 
     let mut bench = options.open(false, first, choice.batches(first.batch))?;
-    bench.engine.stop_on(Some(interrupt.flag()));
+    bench.engine.stop_on(Some(stop.clone()));
     let ceilings = Ceilings::measure(&mut bench.engine)?;
     let names = options.recipe.iter().map(|name| name.to_string_lossy().into_owned()).collect();
     let mut document = Document::new("bench select", &bench.engine, names, options.batch, &ceilings);
@@ -102,20 +103,16 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             // The old engine's memory first: two may not fit.
             drop(bench);
             bench = options.open(false, recipe, choice.batches(recipe.batch))?;
-            bench.engine.stop_on(Some(interrupt.flag()));
+            bench.engine.stop_on(Some(stop.clone()));
         }
-        console.bar(name.clone(), choice.candidates);
-        let mut watch = |done, _| {
-            console.at(done);
-            !stop()
-        };
-        let (_, amounts) = counted(&mut bench, *choice, &mut watch).map_err(what_went_wrong)?;
+        let mut watch = watch(console, name.clone());
+        let (_, amounts) = counted(&mut bench, *choice, &mut watch).map_err(failed)?;
         let mut parts: Vec<Parts> = Vec::new();
         let mut once = || -> Result<f64, PruneError> {
             parts.push(select(&mut bench, *choice, &mut watch)?);
             Ok(parts[parts.len() - 1].total())
         };
-        let Some(whole) = sample(&rule, &stop, &mut once).map_err(what_went_wrong)? else {
+        let Some(whole) = sample(&rule, &|| console.stop(), &mut once).map_err(failed)? else {
             bail!(Interrupted(None))
         };
         let images = choice.candidates as u64;
@@ -163,7 +160,7 @@ fn recipe(args: &Args, name: &OsStr, method: Option<SelectionMethod>) -> anyhow:
         let met = selection.method;
         bail!("recipe {}: selection.method = \"{met}\" selects nothing; give --method", recipe.name);
     }
-    // Candidates have a last loss here, as behind the first epoch.
+    // Candidates have a last loss here, as after the first epoch.
     match recipe.validate_attack_on_candidates(true) {
         Ok(()) => Ok(recipe),
         Err(refusal) => bail!("recipe {}: {refusal}", recipe.name),
@@ -175,12 +172,4 @@ fn row_name(recipe: &Recipe, method: Option<SelectionMethod>, choice: &Choice) -
     let method = method.map_or(String::new(), |method| format!(" {method}"));
     let (budget, candidates, classes) = (choice.budget, choice.candidates, recipe.data.set.classes());
     format!("select {}{method}, {budget} of {candidates}, {classes} classes", recipe.name)
-}
-
-fn what_went_wrong(error: PruneError) -> anyhow::Error {
-    match error {
-        PruneError::Engine(error) => error.into(),
-        PruneError::Stopped => Interrupted(None).into(),
-        PruneError::Invalid(reason) => anyhow::anyhow!("selection: {reason}"),
-    }
 }

@@ -1,7 +1,7 @@
 //! `secateur bench selection-error`: how far the gradient of each method's subset is from that of all samples, as a table.
 //!
 //! The network is a weights file, or trained by the recipe on all samples first, in a run folder of its own. The table is
-//! written behind each row, and the same command goes on where it was broken off. What is measured is
+//! written after each row, and the same command goes on where it was broken off. What is measured is
 //! `measure::selection_error`'s.
 
 use std::ffi::OsString;
@@ -12,21 +12,18 @@ use anyhow::{Context, anyhow, bail};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
-use super::super::train::begin_session;
-use super::super::{Interrupted, at, catch_interrupts, images_of, inputs, or_set, weights_for};
+use super::super::console::Console;
+use super::super::{Interrupted, at, inputs, open_interruptible, or_set, selection_failed, weights_for};
 use super::options::filter;
-use super::speedup::{Standing, standing};
-use crate::console::Console;
 use crate::data::DataSet;
-use crate::data::order::split;
 use crate::digest::sha256;
-use crate::engine::{DeviceChoice, open};
-use crate::files::{Existing, Folder, limit, read};
+use crate::engine::DeviceChoice;
+use crate::files::{Existing, Folder, limit};
 use crate::measure::selection_error::{RULES, Row, Rule, Subject, lines};
-use crate::prune::PruneError;
+use crate::progress::watch;
 use crate::recipe::Recipe;
-use crate::train::run_folder::RunFolder;
-use crate::train::{self, TrainError};
+use crate::train::run_folder::State;
+use crate::train::{self, TrainError, TrainingRun, TrainingSetup};
 
 /// The version of the JSON.
 const VERSION: u32 = 1;
@@ -120,7 +117,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     if let Some(weights) = &args.weights {
         files.reads("--weights", weights)?;
     }
-    let data = images_of(&recipe, args.data.as_deref()).map_err(or_set)?;
+    let data = recipe.data.open(args.data.as_deref()).map_err(or_set)?;
     at(&args.out, std::fs::create_dir_all(&args.out))?;
     let out = at(&args.out, Folder::from(&args.out).hold())?;
     let _lock = out.lock(LOCK).map_err(|error| match error.kind() {
@@ -129,30 +126,27 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         }
         _ => anyhow!("{}: {error}", args.out.join(LOCK).display()),
     })?;
-    let interrupt = catch_interrupts()?;
-    let stop = || interrupt.requested();
+    console.catch_interrupts()?;
 
     let weights = match &args.weights {
         Some(path) => path.clone(),
-        None => trained(args, &recipe, &data, console, &stop)?,
+        None => trained(args, &recipe, &data, console)?,
     };
-    let (network, tensors) = weights_for(&recipe, &weights)?;
-    let kept = &recipe.data;
-    let split = split(&data.train, data.classes, kept.validation, kept.validation_split, recipe.seed)?
-        .reserve(&data.train.labels, data.classes, held_out_share, recipe.seed);
+    let file = weights_for(&recipe, &weights)?;
+    let split = recipe.split_holding_out(&data, held_out_share)?;
     let labels = bytemuck::cast_slice::<u32, u8>(&data.train.labels);
     let about = About {
         recipe: recipe.to_toml(),
         data: sha256([sha256(&data.train.pixels), sha256(labels)].concat().as_bytes()),
-        weights: sha256(&at(&weights, read(&weights, limit::TENSORS))?),
-        width: network.width,
+        weights: file.sha256,
+        width: file.network.width,
         candidates: split.train.len(),
         held_out: split.held_out.len(),
         fraction: args.fraction,
         draws: args.draws,
     };
-    let mut engine = open(args.device, network, recipe.batch)?;
-    engine.load_weights(&tensors)?;
+    let mut engine = open_interruptible(args.device, file.network, recipe.batch, console)?;
+    engine.load_weights(&file.weights)?;
     let device = serde_json::json!(engine.device());
     let known = known(&out, &about, &device)?;
     let missing = rows.iter().any(|(rule, _)| known.iter().all(|row| row.name != rule.name));
@@ -166,15 +160,16 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         rows: known,
     };
     if missing {
-        let watch = &mut console.watch("attacks on the candidates".into(), stop);
-        let mut subject = Subject::new(&mut engine, &recipe, &data, &split, args.draws, watch)
-            .map_err(|error| failed(error, args))?;
+        let failed = |error| selection_failed(error, Some(resume_hint(args)));
+        let attacks = &mut watch(console, "attacks on the candidates".into());
+        let mut subject =
+            Subject::new(&mut engine, &recipe, &data, &split, args.draws, attacks).map_err(failed)?;
         for (rule, recipe) in &rows {
             if document.rows.iter().any(|row| row.name == rule.name) {
                 continue;
             }
-            let watch = &mut console.watch(rule.name.into(), stop);
-            let row = subject.row(rule, recipe, watch).map_err(|error| failed(error, args))?;
+            let selections = &mut watch(console, rule.name.into());
+            let row = subject.row(rule, recipe, selections).map_err(failed)?;
             document.rows.push(row);
             let place = |row: &Row| RULES.iter().position(|rule| rule.name == row.name);
             document.rows.sort_by_key(place);
@@ -205,34 +200,19 @@ fn network_recipe(args: &Args) -> anyhow::Result<Recipe> {
 }
 
 /// The weights of the last epoch of a training on all samples, in the run folder of this table.
-fn trained(
-    args: &Args,
-    recipe: &Recipe,
-    data: &DataSet,
-    console: &Console,
-    stop: &dyn Fn() -> bool,
-) -> anyhow::Result<PathBuf> {
+fn trained(args: &Args, recipe: &Recipe, data: &DataSet, console: &Console) -> anyhow::Result<PathBuf> {
     let path = args.out.join(NETWORK);
-    let standing = standing(&path, recipe)?;
-    if standing != Standing::Finished {
+    if TrainingRun::state(&path, recipe)? != State::Finished {
         console.line(format!(
             "{}: {} epochs on all samples, in {}",
             recipe.name,
             recipe.timeline().epochs(),
             path.display()
         ));
-        let folder = match standing {
-            Standing::Fresh => RunFolder::create(&path)?,
-            _ => RunFolder::open(&path),
-        };
-        let folder = folder.claim()?;
-        if standing == Standing::Fresh {
-            folder.start(&recipe.to_toml())?;
-        }
-        let mut engine = open(args.device, train::network(recipe), recipe.batch)?;
-        begin_session(&folder, args.data.as_deref(), data, &engine, console)?;
-        match train::run(&mut engine, &train::Run { recipe, data, folder: &folder, console, stop }) {
-            Err(TrainError::Interrupted { .. }) => bail!(interrupted(args)),
+        let mut engine = open_interruptible(args.device, train::network(recipe), recipe.batch, console)?;
+        let setup = TrainingSetup { recipe, data, data_path: args.data.as_deref() };
+        match TrainingRun::start_or_resume(&mut engine, setup, &path)?.run(console) {
+            Err(TrainError::Interrupted { .. }) => bail!(Interrupted(Some(resume_hint(args)))),
             done => done.map(drop)?,
         }
     }
@@ -256,15 +236,7 @@ fn known(out: &Folder, about: &About, device: &serde_json::Value) -> anyhow::Res
     Ok(found.rows)
 }
 
-fn interrupted(args: &Args) -> Interrupted {
-    let out = args.out.display();
-    Interrupted(Some(format!("what is done is kept in {out}; the same command goes on there")))
-}
-
-fn failed(error: PruneError, args: &Args) -> anyhow::Error {
-    match error {
-        PruneError::Engine(error) => error.into(),
-        PruneError::Stopped => interrupted(args).into(),
-        PruneError::Invalid(reason) => anyhow::anyhow!("selection: {reason}"),
-    }
+/// How an interrupted command goes on.
+fn resume_hint(args: &Args) -> String {
+    format!("what is done is kept in {}; the same command goes on there", args.out.display())
 }

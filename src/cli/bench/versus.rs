@@ -1,23 +1,23 @@
 //! `secateur bench versus`: two builds in turns on the same bench, and which is faster.
 //!
 //! Each run is a process of its own: what differs from process to process, such as where memory lies, is then noise within a side
-//! and no difference between the sides. What the ratios say is `measure::versus`'s. Checked by `tests/bench_versus.rs`.
+//! and no difference between the sides. What the ratios say is `measure::versus`'s.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::bail;
 
-use super::super::{CheckFailed, Interrupted, catch_interrupts, write};
+use super::super::console::Console;
+use super::super::{CheckFailed, Interrupted, write};
 use super::executable::Executable;
 use crate::clock;
-use crate::console::Console;
+use crate::engine::StopFlag;
 use crate::files::Files;
 use crate::measure::compare::{self, Change};
 use crate::measure::document::Document;
 use crate::measure::versus::{Build, LEAST_ROUNDS, Record, Rounds, VERSION, notes, second_leads};
 use crate::text::command_line;
-use crate::train::interrupt::Interrupt;
 
 /// What can be run: the benches whose rows are samples.
 const BENCHES: [&str; 5] = ["step", "attack", "eval", "kernels", "select"];
@@ -67,8 +67,8 @@ pub fn run(mut args: Args, console: &Console) -> anyhow::Result<()> {
     if first.sha256 == second.sha256 {
         console.note("the two executables are the same, byte for byte: what differs is the machine");
     }
-    let interrupt = catch_interrupts()?;
-    let record = alternate(&args, [&first, &second], &interrupt, console)?;
+    let stop = console.catch_interrupts()?;
+    let record = alternate(&args, [&first, &second], stop, console)?;
 
     for line in compare::lines(record.rows.iter().map(|row| &row.compared)) {
         console.line(line);
@@ -117,7 +117,7 @@ fn check(args: &Args) -> anyhow::Result<()> {
 fn alternate(
     args: &Args,
     sides: [&Executable; 2],
-    interrupt: &Interrupt,
+    stop: &StopFlag,
     console: &Console,
 ) -> anyhow::Result<Record> {
     let (begin, started) = (Instant::now(), clock::now().as_secs());
@@ -126,7 +126,7 @@ fn alternate(
     let mut record: Option<Record> = None;
     console.bar("rounds", args.rounds as usize);
     for round in 0..args.rounds as usize {
-        let run = |side: usize| sides[side].bench(&args.arguments, folder.path(), interrupt);
+        let run = |side: usize| sides[side].bench(&args.arguments, folder.path(), stop);
         let both = match second_leads(round) {
             false => run(0).and_then(|first| Ok([first, run(1)?])),
             true => run(1).and_then(|second| Ok([run(0)?, second])),

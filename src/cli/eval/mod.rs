@@ -1,28 +1,20 @@
 //! `secateur eval`: accuracy of a weights file or a run under protocols, as lines and as JSON.
 //!
-//! `subject` finds weights and images, `session` keeps the state of long evaluations, `report` writes what was found. Checked by
-//! `tests/cli.rs` and `tests/autoattack.rs`.
+//! `report` is what `--out` holds.
 
 mod report;
-mod session;
-pub(super) mod subject;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail};
 
-use super::{CheckFailed, Interrupted, catch_interrupts, inputs, radius, write};
-use crate::batch::Batch;
+use super::console::Console;
+use super::{CheckFailed, Interrupted, inputs, open_interruptible, radius, write};
 use crate::config::Fraction;
-use crate::console::Console;
-use crate::engine::{DeviceChoice, WeightSet, open};
-use crate::evaluate::state::{Settings, device_name};
-use crate::evaluate::{Part, Protocol, Subject, evaluate, sanity};
+use crate::engine::DeviceChoice;
+use crate::evaluate::{EvaluatedImages, Evaluation, EvaluationPlan, IMAGES_SUFFIX, Part, Protocol, sanity};
 use crate::files::{Files, LOCK_SUFFIX, Output, OutputError, Place};
-use crate::ops::ImageSet;
-use crate::train::run_folder;
-use session::{IMAGES_SUFFIX, Session};
-use subject::NamedWeights;
+use crate::train::{run_folder, trained};
 
 /// Measure the accuracy of weights under evaluation protocols
 #[derive(clap::Args)]
@@ -119,112 +111,72 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let out = files.may_write("--out", args.out.as_ref())?;
     let dump = files.may_write("--dump", args.dump.as_ref())?;
     let state = args.state(out.as_ref())?.map(|state| place_of_state(&mut files, &state)).transpose()?;
-    let NamedWeights { file: path, sha256, network, weights } = subject::weights(&args.weights, console)?;
-    files.reads("--weights", &path)?;
+    let weights = trained::weights(&args.weights, console)?;
+    files.reads("--weights", &weights.path)?;
     files.reads_folder("--weights", &args.weights, run_folder::is_of_a_run)?;
+    let (path, classes) = (&weights.path, weights.network.classes);
     let targeted = args.protocol.iter().any(|protocol| protocol.parts().contains(&Part::ApgdT));
-    if targeted && network.classes < 4 {
-        bail!(
-            "{}: {} classes, and the targeted DLR loss of apgd-t needs 4 at least",
-            path.display(),
-            network.classes
-        );
+    if targeted && classes < 4 {
+        bail!("{}: {classes} classes, and the targeted DLR loss of apgd-t needs 4 at least", path.display());
     }
-    let data = subject::images(&args.weights, args.data.as_deref(), network.classes)?;
-    let split = if args.training_images { &data.train } else { &data.test };
-    let total = args.samples.map_or(split.len(), |samples| split.len().min(samples as usize));
-    if let Some(wanted) = args.samples.filter(|&wanted| wanted as usize > total) {
-        bail!("--samples {wanted}: there are {total} images");
+    let data = trained::images(&args.weights, args.data.as_deref(), classes)?;
+    let count = args.samples.map_or(usize::MAX, |samples| samples as usize);
+    let images = match args.training_images {
+        true => EvaluatedImages::train(&data, count),
+        false => EvaluatedImages::test(&data, count),
+    };
+    let total = images.count();
+    if let Some(samples) = args.samples.filter(|&samples| samples as usize > total) {
+        bail!("--samples {samples}: there are {total} images");
     }
 
     let batch = (args.batch as usize).min(total);
-    let mut engine = open(args.device, network, batch)?;
+    let mut engine = open_interruptible(args.device, weights.network, batch, console)?;
     let engine = &mut engine;
-    let interrupt = catch_interrupts()?;
-    engine.stop_on(Some(interrupt.flag()));
-    engine.load_weights(&weights)?;
-    let set = ImageSet::upload(&engine, &split.pixels, &split.labels)?;
-    let scratch = Batch::alloc(engine, batch)?;
-    let samples: Vec<u32> = (0..total as u32).collect();
-
-    let settings = Settings {
-        weights_sha256: sha256,
-        data: data.name.clone(),
-        split: if args.training_images { "train" } else { "test" }.into(),
-        samples: total,
-        images_sha256: split.sha256(total),
-        epsilon: args.eps.to_string(),
+    let plan = EvaluationPlan {
+        images,
+        protocols: args.protocol.clone(),
+        epsilon: args.eps.clone(),
         seed: args.seed,
-        protocols: args.protocol.iter().map(|protocol| protocol.to_string()).collect(),
-        device: device_name(engine.device().kind, &engine.device().code),
-        build: env!("CARGO_PKG_VERSION").into(),
-        dump: dumped.is_some(),
+        batch,
+        dumped: dumped.cloned(),
     };
-    let mut session = Session::open(settings, state, args.resume)?;
-    let subject = Subject {
-        set: &set,
-        samples: &samples,
-        weights: WeightSet::Live,
-        epsilon: args.eps.as_f32(),
-        seed: args.seed,
+    let mut evaluation = match state.clone() {
+        Some(state) if args.resume => Evaluation::resume(engine, &weights, plan, state)?,
+        state => Evaluation::start(engine, &weights, plan, state)?,
     };
-    let mut stopped = false;
-    for (number, protocol) in args.protocol.iter().enumerate() {
-        if session.finished().len() <= number {
-            let keeps = dumped == Some(protocol);
-            let finished = match protocol.parts() {
-                [] => {
-                    let watch = &mut console.watch(protocol.to_string(), || interrupt.requested());
-                    let outcome = evaluate(engine, subject, protocol, &scratch, watch)?;
-                    outcome.map(|outcome| (outcome, None))
-                }
-                _ => session.search(engine, subject, protocol, &scratch, keeps, (console, &interrupt))?,
-            };
-            console.clear();
-            let Some((outcome, progress)) = finished else {
-                stopped = true;
-                break;
-            };
-            session.finish(protocol, outcome, progress)?;
-        }
-        let outcome = &session.finished()[number].outcome;
-        console.line(report::line(protocol, outcome, &args.eps, session.settings()));
-    }
+    let complete = evaluation.run(console)?;
 
-    let outcomes: Vec<_> = args
-        .protocol
-        .iter()
-        .zip(session.finished())
-        .map(|(protocol, done)| (protocol, &done.outcome))
-        .collect();
+    let outcomes: Vec<_> = evaluation.outcomes().collect();
     let mut warnings = sanity::alarms(&outcomes);
     let mut failures: Vec<String> =
         outcomes.iter().filter_map(|(protocol, outcome)| sanity::failure(protocol, outcome)).collect();
-    for progress in session.finished().iter().filter_map(|finished| finished.progress.as_ref()) {
-        warnings.extend(sanity::warnings(progress));
-        failures.extend(progress.extent.failures());
+    for search in evaluation.finished().iter().filter_map(|finished| finished.progress.as_ref()) {
+        warnings.extend(sanity::warnings(search));
+        failures.extend(search.extent.failures());
     }
     for warning in &warnings {
         console.note(format!("warning: {warning}"));
     }
-    if stopped {
-        session.save()?;
-    }
-    if let Some(out) = out.as_ref().filter(|_| !session.finished().is_empty()) {
-        let report = report::report(&path, network, &session, &args.protocol, engine.device(), &warnings);
+    if let Some(out) = out.as_ref().filter(|_| !evaluation.finished().is_empty()) {
+        let report = report::report(&weights, &evaluation, &warnings);
         let mut bytes = serde_json::to_vec_pretty(&report)?;
         bytes.push(b'\n');
         write(out, &bytes)?;
     }
-    if stopped {
-        bail!(Interrupted(session.hint()));
+    if !complete {
+        let hint = |state: Place| {
+            let state = state.path();
+            format!("the state is in {}; continue with the same command and --resume", state.display())
+        };
+        bail!(Interrupted(state.map(hint)));
     }
     if let (Some(dump), Some(protocol)) = (&dump, dumped) {
-        let bytes = session.dump(protocol, split)?;
+        let bytes = evaluation.dump()?.unwrap_or_default();
         write(dump, &bytes)?;
         console.line(format!("{}: adversarial images of {protocol}", dump.path().display()));
     }
-    session.close()?;
+    evaluation.close()?;
     match failures.is_empty() {
         true => Ok(()),
         false => bail!(CheckFailed(failures.join("; "))),

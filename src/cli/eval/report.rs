@@ -1,18 +1,16 @@
-//! What `secateur eval` says: a line a protocol, and the JSON of `--out` with RobustBench's field names where AutoAttack ran.
+//! The JSON of `--out`, with RobustBench's field names where AutoAttack ran.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
 
-use super::session::Session;
-use crate::config::Fraction;
 use crate::engine::DeviceInfo;
 use crate::evaluate::autoattack::{Progress, Stage};
 use crate::evaluate::sanity::{Checks, Extent};
 use crate::evaluate::state::{Finished, Settings, flags, letters};
-use crate::evaluate::{Outcome, Part, Protocol};
-use crate::model::ResNet18;
+use crate::evaluate::{Evaluation, Part, Protocol};
+use crate::model::WeightsFile;
 
 /// What `--out` holds.
 #[derive(Serialize)]
@@ -65,13 +63,13 @@ struct Row {
     non_finite: usize,
     /// Images for which an attack had no gradient to follow.
     zero_gradients: usize,
-    /// One digit an image: 1 where it withstood.
+    /// One digit an image: 1 where it is robust.
     flags: String,
     #[serde(flatten)]
     search: Option<Search>,
 }
 
-/// What parts of AutoAttack tell besides.
+/// What parts of AutoAttack report besides.
 #[derive(Serialize)]
 struct Search {
     clean_correct: usize,
@@ -85,7 +83,7 @@ struct Search {
     square_gain: Option<f64>,
 }
 
-/// One part, on the images that withstood those before it.
+/// One part, on the images that are robust to those before it.
 #[derive(Serialize)]
 struct PartRow {
     part: &'static str,
@@ -97,52 +95,25 @@ struct PartRow {
     backwards: u64,
 }
 
-/// One protocol's line on stdout, which names the images.
-pub fn line(protocol: &Protocol, outcome: &Outcome, epsilon: &Fraction, settings: &Settings) -> String {
-    let radius = match protocol {
-        Protocol::Clean => String::new(),
-        _ => format!(", eps {epsilon}"),
-    };
-    let split = if settings.split == "train" { "training" } else { "test" };
-    format!(
-        "{protocol}: {:.2} % ({} of {} {split} images of {}){radius}, {:.1} s",
-        100.0 * outcome.accuracy(),
-        outcome.correct(),
-        outcome.withstood.len(),
-        settings.data,
-        outcome.seconds
-    )
-}
-
-/// The report of what a session has finished.
-pub fn report<'a>(
-    weights: &Path,
-    network: ResNet18,
-    session: &'a Session,
-    protocols: &[Protocol],
-    device: &'a DeviceInfo,
-    warnings: &'a [String],
-) -> Report<'a> {
-    let settings = session.settings();
-    let results: Vec<Row> = protocols
-        .iter()
-        .zip(session.finished())
-        .map(|(protocol, done)| row(settings, protocol, done))
-        .collect();
-    let of_autoattack =
-        protocols.iter().zip(session.finished()).find(|(protocol, _)| **protocol == Protocol::AutoAttack);
-    let entry = of_autoattack.and_then(|(_, done)| Some(entry(weights, settings, done.progress.as_ref()?)));
+/// The report of what an evaluation has finished.
+pub fn report<'a>(weights: &WeightsFile, evaluation: &'a Evaluation, warnings: &'a [String]) -> Report<'a> {
+    let (settings, protocols) = (evaluation.settings(), &evaluation.plan().protocols);
+    let finished = || protocols.iter().zip(evaluation.finished());
+    let results: Vec<Row> = finished().map(|(protocol, done)| row(settings, protocol, done)).collect();
+    let of_autoattack = finished().find(|(protocol, _)| **protocol == Protocol::AutoAttack);
+    let entry =
+        of_autoattack.and_then(|(_, done)| Some(entry(&weights.path, settings, done.progress.as_ref()?)));
     Report {
         entry,
-        weights: weights.display().to_string(),
+        weights: weights.path.display().to_string(),
         weights_sha256: &settings.weights_sha256,
-        width: network.width,
+        width: weights.network.width,
         data: &settings.data,
         split: &settings.split,
         samples: settings.samples,
         images_sha256: &settings.images_sha256,
-        device,
-        complete: session.finished().len() == protocols.len(),
+        device: evaluation.device(),
+        complete: results.len() == protocols.len(),
         results,
         warnings,
     }

@@ -1,9 +1,9 @@
-//! `secateur bench speedup`: recipes and their controls, trained and judged under the same seeds, as one table.
+//! `secateur bench speedup`: recipes and their controls, trained and evaluated under the same seeds, as one table.
 //!
 //! Each run has its folder in `--out`, that of `secateur train`. One that is finished is taken as it is, one that was broken off
-//! goes on, verdicts that are there are not made again; so the same command continues after an interrupt, and another choice of
-//! protocols or test images trains nothing. Seeds are the outer loop: a machine that grows slower meets all rows alike. Which
-//! runs there are and what the table says is `measure::speedup`'s; how one is made is `one_run`'s. Checked by `tests/bench_speedup.rs`.
+//! goes on, results that are there are not measured again; so the same command continues after an interrupt, and another choice of
+//! protocols or test images trains nothing. Seeds are the outer loop: a machine that grows slower slows all rows alike. Which
+//! runs there are and what the table says is `measure::speedup`'s; how one is made is `one_run`'s.
 
 mod one_run;
 
@@ -13,8 +13,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
 
-use super::super::{at, catch_interrupts, images_of, inputs, or_set, write};
-use crate::console::Console;
+use super::super::console::Console;
+use super::super::{at, inputs, or_set, write};
 use crate::data::{DataSet, SetKind};
 use crate::engine::DeviceChoice;
 use crate::evaluate::Protocol;
@@ -22,9 +22,9 @@ use crate::files::{Folder, Output};
 use crate::measure::speedup::document::Document;
 use crate::measure::speedup::plan::{Plan, with_epochs};
 use crate::recipe::Recipe;
+use crate::train::TrainingRun;
 use crate::train::run_folder::RunFolder;
 use one_run::Work;
-pub(super) use one_run::{Standing, standing};
 
 /// The table's files in --out.
 const JSON: &str = "speedup.json";
@@ -98,7 +98,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     for entry in &plan.entries {
         let kept = Kept::of_recipe(&entry.recipe);
         if !sets.iter().any(|(known, _)| *known == kept) {
-            let data = images_of(&entry.recipe, args.data.as_deref()).map_err(or_set)?;
+            let data = entry.recipe.data.open(args.data.as_deref()).map_err(or_set)?;
             if let Some(wanted) = args.samples.filter(|&wanted| wanted as usize > data.test.len()) {
                 bail!("--samples {wanted}: there are {} test images", data.test.len());
             }
@@ -107,7 +107,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     }
     for entry in &plan.entries {
         for &seed in &plan.seeds {
-            standing(&args.out.join(entry.folder(seed)), &entry.seeded(seed))?;
+            TrainingRun::state(&args.out.join(entry.folder(seed)), &entry.seeded(seed))?;
         }
     }
     at(&args.out, std::fs::create_dir_all(&args.out))?;
@@ -119,8 +119,8 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     })?;
     tables.json.push(files.writes("the table of --out", &args.out.join(JSON))?);
     tables.csv.push(files.writes("the table of --out", &args.out.join(CSV))?);
-    let interrupt = catch_interrupts()?;
-    let work = Work { args, console, interrupt: &interrupt };
+    console.catch_interrupts()?;
+    let work = Work { args, console };
 
     let all = plan.entries.len() * plan.seeds.len();
     for (turn, &seed) in plan.seeds.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! Signals: the first asks the work to stop and keep what is done, the second ends the process at once.
 //!
 //! A signal that is ignored when the process starts stays ignored, as `nohup` (hang-up) and shells without job control (Ctrl-C of a
-//! background command) want it. Installed by the commands that run for long.
+//! background command) want it.
 
 use std::io;
 
@@ -10,34 +10,19 @@ use crate::engine::StopFlag;
 /// Exit code of an interrupted command: 128 + SIGINT.
 pub const EXIT_INTERRUPTED: i32 = 130;
 
-/// Whether the user, or the system (SIGTERM, SIGHUP), asked to stop.
-#[derive(Clone, Debug, Default)]
-pub struct Interrupt(StopFlag);
-
-impl Interrupt {
-    /// Catches Ctrl-C and termination signals from now on. Once a process.
-    pub fn install() -> io::Result<Self> {
-        let interrupt = Self::default();
-        for &signal in SIGNALS {
-            if is_ignored(signal)? {
-                continue;
-            }
-            let flag = interrupt.0.shared();
-            // In this order: the first signal finds the flag down.
-            signal_hook::flag::register_conditional_shutdown(signal, EXIT_INTERRUPTED, flag.clone())?;
-            signal_hook::flag::register(signal, flag)?;
+/// Catches Ctrl-C and termination signals from now on: each requests a stop. Once a process.
+pub fn catch() -> io::Result<StopFlag> {
+    let stop = StopFlag::default();
+    for &signal in SIGNALS {
+        if is_ignored(signal)? {
+            continue;
         }
-        Ok(interrupt)
+        let flag = stop.shared();
+        // In this order: the first signal finds the flag down.
+        signal_hook::flag::register_conditional_shutdown(signal, EXIT_INTERRUPTED, flag.clone())?;
+        signal_hook::flag::register(signal, flag)?;
     }
-
-    pub fn requested(&self) -> bool {
-        self.0.requested()
-    }
-
-    /// For [`Engine::stop_on`](crate::engine::Engine::stop_on).
-    pub fn flag(&self) -> StopFlag {
-        self.0.clone()
-    }
+    Ok(stop)
 }
 
 #[cfg(unix)]

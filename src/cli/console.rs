@@ -1,25 +1,29 @@
-//! What a user sees: result lines on stdout, warnings on stderr, bars on a terminal.
+//! The user at the terminal: result lines on stdout, warnings on stderr, bars, and interrupts.
 //!
 //! Bars appear only where stderr is a terminal; in a pipe there are plain lines alone. `NO_COLOR` is respected. A
 //! closed pipe ends the output, never the work. All that reaches the terminal passes here: text of others is made plain, and in
 //! messages short.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io::{self, IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::interrupt;
+use crate::engine::StopFlag;
+use crate::progress::{Event, ProgressSink};
 use crate::text;
 
-/// Where a command writes; one a process.
+/// Where a command writes, and how the user stops it; one a process.
 pub struct Console {
     bar: RefCell<ProgressBar>,
     bars: bool,
     colour: bool,
-    silent: bool,
     /// Whether the reader of stdout is gone.
     closed: Cell<bool>,
     error: RefCell<Option<io::Error>>,
+    /// Requested by a signal, once they are caught.
+    stop: OnceCell<StopFlag>,
 }
 
 impl Console {
@@ -30,20 +34,26 @@ impl Console {
             bar: RefCell::new(ProgressBar::hidden()),
             bars: io::stderr().is_terminal(),
             colour: !no_color,
-            silent: false,
             closed: Cell::new(false),
             error: RefCell::new(None),
+            stop: OnceCell::new(),
         }
     }
 
-    /// Writes nothing; for tests.
-    pub fn silent() -> Self {
-        Self { bars: false, silent: true, ..Self::new() }
+    /// Catches Ctrl-C and termination signals from now on; returns what they request.
+    pub fn catch_interrupts(&self) -> io::Result<&StopFlag> {
+        match self.stop.get() {
+            Some(stop) => Ok(stop),
+            None => {
+                let stop = interrupt::catch()?;
+                Ok(self.stop.get_or_init(|| stop))
+            }
+        }
     }
 
     /// A line of results on stdout. What goes wrong is kept for [`Console::finish`].
     pub fn line(&self, text: impl AsRef<str>) {
-        if self.silent || self.closed.get() {
+        if self.closed.get() {
             return;
         }
         let write = || {
@@ -63,10 +73,8 @@ impl Console {
 
     /// A line for the person at the terminal, on stderr.
     pub fn note(&self, text: impl AsRef<str>) {
-        if !self.silent {
-            // Nobody is left to tell where stderr itself is gone.
-            let _ = self.bar.borrow().suspend(|| writeln!(io::stderr(), "{}", text::message(text.as_ref())));
-        }
+        // Nobody is left to tell where stderr itself is gone.
+        let _ = self.bar.borrow().suspend(|| writeln!(io::stderr(), "{}", text::message(text.as_ref())));
     }
 
     /// Replaces the bar: `label` and a count up to `len`.
@@ -91,23 +99,6 @@ impl Console {
         self.bar.borrow().set_position(position as u64);
     }
 
-    /// Told what is done and of how much, draws a bar, from the first call on and anew where the count starts over; answers
-    /// whether the work goes on, which `stop` ends.
-    pub fn watch<'a>(
-        &'a self,
-        label: String,
-        stop: impl Fn() -> bool + 'a,
-    ) -> impl FnMut(usize, usize) -> bool + 'a {
-        let mut shown = None;
-        move |done, total| {
-            if shown.replace(done).is_none_or(|shown| shown > done) {
-                self.bar(label.clone(), total);
-            }
-            self.at(done);
-            !stop()
-        }
-    }
-
     /// Takes the bar away.
     pub fn clear(&self) {
         self.bar.borrow().finish_and_clear();
@@ -123,8 +114,19 @@ impl Console {
     }
 }
 
-impl Default for Console {
-    fn default() -> Self {
-        Self::new()
+impl ProgressSink for Console {
+    fn event(&self, event: Event) {
+        match event {
+            Event::Begin { task, total } => self.bar(task, total),
+            Event::Done(done) => self.at(done),
+            Event::End => self.clear(),
+            Event::Result(text) => self.line(text),
+            Event::Note(text) => self.note(text),
+            Event::Warning(text) => self.note(format!("warning: {text}")),
+        }
+    }
+
+    fn stop(&self) -> bool {
+        self.stop.get().is_some_and(StopFlag::requested)
     }
 }

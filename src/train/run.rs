@@ -1,0 +1,189 @@
+//! A training run as a session: started or resumed in its folder, trained to the end of its recipe, saved on the way.
+
+use std::path::Path;
+
+use super::checkpoint::{self, CheckpointError};
+use super::epoch::epoch;
+use super::result::{self, Summary};
+use super::run_folder::{RunFolder, RunFolderError, State};
+use super::{Result, TrainError, Trainer, environment, network, tensorboard};
+use crate::data::DataSet;
+use crate::engine::Engine;
+use crate::evaluate::Protocol;
+use crate::model::initialise;
+use crate::ops::ImageSet;
+use crate::progress::{Event, ProgressSink};
+use crate::recipe::Recipe;
+
+/// What a run is made of, its device and its folder apart.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainingSetup<'a> {
+    pub recipe: &'a Recipe,
+    /// Those of the recipe: [`crate::recipe::Data::open`].
+    pub data: &'a DataSet,
+    /// Where they were read from, for environment.json; `None` for generated ones.
+    pub data_path: Option<&'a Path>,
+}
+
+/// A run in its folder, on a device.
+pub struct TrainingRun<'a> {
+    engine: &'a mut Engine,
+    setup: TrainingSetup<'a>,
+    folder: RunFolder,
+    protocols: Protocols,
+    /// Whether an earlier session of the run had another device or build.
+    moved: bool,
+}
+
+/// What the parts of a run share.
+pub(super) struct RunContext<'a> {
+    pub recipe: &'a Recipe,
+    pub data: &'a DataSet,
+    pub folder: &'a RunFolder,
+    pub progress: &'a dyn ProgressSink,
+}
+
+impl<'a> TrainingRun<'a> {
+    /// Starts a run in a folder that is empty, and claims it. `engine` is opened for [`network`] and for batches of the recipe's
+    /// size.
+    ///
+    /// # Errors
+    /// [`RunFolderError::NotEmpty`], [`RunFolderError::InUse`]; those of files.
+    pub fn start(engine: &'a mut Engine, setup: TrainingSetup<'a>, folder: RunFolder) -> Result<Self> {
+        let protocols = Protocols::of_recipe(setup.recipe)?;
+        let folder = folder.claim()?;
+        folder.start(&setup.recipe.to_toml())?;
+        Self::begin_session(engine, setup, folder, protocols)
+    }
+
+    /// Continues the run in `folder`, from its newest whole checkpoint if it has any, and claims the folder.
+    ///
+    /// # Errors
+    /// [`RunFolderError::OtherRecipe`], [`RunFolderError::OtherImages`], [`RunFolderError::InUse`]; those of files.
+    pub fn resume(engine: &'a mut Engine, setup: TrainingSetup<'a>, folder: RunFolder) -> Result<Self> {
+        let protocols = Protocols::of_recipe(setup.recipe)?;
+        check_recipe(&folder, setup.recipe)?;
+        Self::begin_session(engine, setup, folder.claim()?, protocols)
+    }
+
+    /// Starts a run at `path`, or resumes the one that is there.
+    ///
+    /// # Errors
+    /// [`RunFolderError::NotARun`] for a folder that holds something else; those of both.
+    pub fn start_or_resume(engine: &'a mut Engine, setup: TrainingSetup<'a>, path: &Path) -> Result<Self> {
+        match RunFolder::state(path)? {
+            State::Fresh => Self::start(engine, setup, RunFolder::create(path)?),
+            State::Unfinished | State::Finished => Self::resume(engine, setup, RunFolder::open(path)),
+        }
+    }
+
+    /// How far the run of `recipe` at `path` is.
+    ///
+    /// # Errors
+    /// [`RunFolderError::NotARun`] for a folder that holds something else, [`RunFolderError::OtherRecipe`] for another run.
+    pub fn state(path: &Path, recipe: &Recipe) -> Result<State> {
+        let state = RunFolder::state(path)?;
+        if state != State::Fresh {
+            check_recipe(&RunFolder::open(path), recipe)?;
+        }
+        Ok(state)
+    }
+
+    fn begin_session(
+        engine: &'a mut Engine,
+        setup: TrainingSetup<'a>,
+        folder: RunFolder,
+        protocols: Protocols,
+    ) -> Result<Self> {
+        let moved = environment::add_session(&folder, &setup, engine.device())?;
+        Ok(Self { engine, setup, folder, protocols, moved })
+    }
+
+    pub fn folder(&self) -> &RunFolder {
+        &self.folder
+    }
+
+    /// The folder, which stays claimed.
+    pub fn into_folder(self) -> RunFolder {
+        self.folder
+    }
+
+    /// Trains to the end of the recipe, then measures the best and the last weights on the test images. Checkpoints are saved as the
+    /// recipe has it, and where `progress` stops the run.
+    ///
+    /// # Errors
+    /// [`TrainError::Interrupted`] where it was stopped: everything is saved. [`TrainError::Mismatch`] for a checkpoint of another
+    /// recipe.
+    pub fn run(&mut self, progress: &dyn ProgressSink) -> Result<Summary> {
+        let TrainingSetup { recipe, data, .. } = self.setup;
+        let run = &RunContext { recipe, data, folder: &self.folder, progress };
+        let engine = &mut *self.engine;
+        if self.moved {
+            progress.event(Event::Warning(
+                "the run was started on another device or build: its bits will differ",
+            ));
+        }
+        let warn = &mut |error: &CheckpointError| {
+            progress.event(Event::Warning(&format!("checkpoint passed over: {error}")));
+        };
+        let resumed = checkpoint::load_newest(self.folder.checkpoints(), warn)?;
+
+        let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels)?;
+        let split = recipe.split(data)?;
+        engine.load_weights(&initialise(network(recipe), recipe.seed))?;
+        let mut trainer = Trainer::new(engine, recipe, &set, &split)?;
+        if let Some((path, checkpoint)) = &resumed {
+            let mismatch = |reason| TrainError::Mismatch { path: path.clone(), reason };
+            trainer.accepts(checkpoint).map_err(mismatch)?;
+            trainer.restore(checkpoint)?;
+            let done = &checkpoint.progress;
+            progress.event(Event::Note(&format!("resumed after epoch {}, step {}", done.epoch, done.step)));
+        }
+        let mut damaged = vec![self.folder.roll_back_metrics(trainer.progress.epoch)?];
+        if recipe.metrics.tensorboard {
+            damaged.push(tensorboard::synchronize(&self.folder)?);
+        }
+        for path in damaged.into_iter().flatten() {
+            progress.event(Event::Warning(&format!(
+                "{}: a damaged file; what is whole of it is kept",
+                path.display()
+            )));
+        }
+
+        while (trainer.progress.epoch as usize) < trainer.timeline().epochs() {
+            epoch(run, &mut trainer, &split.validation, &self.protocols.best_by)?;
+        }
+        progress.event(Event::End);
+        result::finish(run, trainer, &self.protocols.test)
+    }
+}
+
+/// Refuses a run of another recipe.
+fn check_recipe(folder: &RunFolder, recipe: &Recipe) -> Result<()> {
+    let path = folder.recipe();
+    let actual = Recipe::load(&path, &[])?;
+    match actual == *recipe {
+        true => Ok(()),
+        false => Err(RunFolderError::OtherRecipe { path, keys: recipe.differing_keys(&actual) }.into()),
+    }
+}
+
+/// The protocols that a recipe names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Protocols {
+    /// Chooses the best epoch on the validation images.
+    pub best_by: Protocol,
+    /// Measured on the test images at the end.
+    pub test: Vec<Protocol>,
+}
+
+impl Protocols {
+    pub fn of_recipe(recipe: &Recipe) -> Result<Self> {
+        let parse = |key, name: &String| name.parse().map_err(|reason| TrainError::Protocol { key, reason });
+        let test = recipe.evaluation.protocols.iter().map(|name| parse("evaluation.protocols", name));
+        let test = test.collect::<Result<Vec<Protocol>>>()?;
+        Protocol::check_list(&test)
+            .map_err(|reason| TrainError::Protocol { key: "evaluation.protocols", reason })?;
+        Ok(Self { best_by: parse("evaluation.best_by", &recipe.evaluation.best_by)?, test })
+    }
+}
