@@ -10,7 +10,7 @@ use super::margin::margin;
 use super::softmax::{at_class, one_hot};
 use crate::engine::cuda::Cuda;
 use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::launch::{Cost, F32, U32, run, run_flat};
+use crate::engine::cuda::launch::{Cost, F32, U32, require, run, run_flat};
 use crate::engine::reference::Cpu;
 use crate::engine::{Operands, Result, Tensor};
 use crate::model::layers::IMAGE_LEN;
@@ -356,5 +356,6 @@ pub struct FabKeepParams {
 pub fn fab_keep(driver: &dyn Driver, batch: usize, params: &FabKeepParams) -> Result<()> {
     // Which images are kept and moved depends on the logits.
     let bytes = batch * (params.classes as usize * F32 + U32);
+    require((1..=128).contains(&params.classes), "fab_keep", "classes: 1 to 128", params.classes)?;
     run(driver, "fab_keep", [batch as u32, 1, 1], params, Cost::new(0, bytes))
 }

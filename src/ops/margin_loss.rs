@@ -2,7 +2,8 @@
 
 use std::cmp::Ordering;
 
-use super::softmax::{argmax, at_class, by_logit, by_sample, one_hot, prediction};
+use super::margin::best_wrong;
+use super::softmax::{at_class, by_logit, by_sample, one_hot, prediction};
 use super::{LossOutputs, NO_CLASS, Op};
 use crate::engine::cuda::Cuda;
 use crate::engine::cuda::driver::{Address, Driver};
@@ -67,7 +68,7 @@ impl Op for MarginLoss<'_> {
         self.outputs.fill(cpu, |sample, gradient| {
             let (logits, label) = (&logits[sample * classes..][..classes], labels[sample]);
             let loss = match targets {
-                None => best_wrong(logits, label, gradient),
+                None => best_wrong_loss(logits, label, gradient),
                 Some(targets) => targeted_dlr(logits, label, targets[sample], gradient),
             };
             let prediction = prediction(logits);
@@ -94,10 +95,8 @@ impl Op for MarginLoss<'_> {
 }
 
 /// `max over wrong z - z_y`; writes the gradient.
-fn best_wrong(logits: &[f32], label: u32, gradient: &mut [f32]) -> f32 {
-    let others = logits.iter().enumerate();
-    let others = others.map(|(c, &z)| if c == label as usize { f32::NEG_INFINITY } else { z });
-    let wrong = argmax(others);
+fn best_wrong_loss(logits: &[f32], label: u32, gradient: &mut [f32]) -> f32 {
+    let wrong = best_wrong(logits, label);
     for (c, slot) in gradient.iter_mut().enumerate() {
         *slot = one_hot(c, wrong as u32) - one_hot(c, label);
     }

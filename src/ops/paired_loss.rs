@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::Op;
+use super::margin::best_wrong;
 use super::softmax::{argmax, at_class, by_logit, by_sample, log_softmax, one_hot, prediction};
 use crate::engine::cuda::Cuda;
 use crate::engine::cuda::driver::{Address, Driver};
@@ -182,9 +183,7 @@ fn mart(b: f32, label: u32, clean: &mut [f32], adversarial: &mut [f32]) -> f32 {
     let attraction = |log_p: f32, log_q: f32| log_p.exp() * (log_q.exp() / (log_q.exp() + FLOOR));
     let pull: f32 = clean.iter().zip(&*adversarial).map(|(&p, &q)| attraction(p, q)).sum();
 
-    let others = adversarial.iter().enumerate();
-    let others = others.map(|(c, &q)| if c == label as usize { f32::NEG_INFINITY } else { q });
-    let wrong = argmax(others);
+    let wrong = best_wrong(adversarial, label);
     let log_p_label = at_class(clean, label);
     let (p_label, label_gap) = (log_p_label.exp(), -log_p_label.exp_m1());
     let (q_wrong, wrong_gap) = (adversarial[wrong].exp(), -adversarial[wrong].exp_m1());

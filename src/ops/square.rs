@@ -319,5 +319,6 @@ pub struct SquareAcceptParams {
 pub fn square_accept(driver: &dyn Driver, taking_part: usize, params: &SquareAcceptParams) -> Result<()> {
     // A row, a label, a margin, and a counter read and written; which candidates are copied depends on the logits.
     let cost = Cost::new(2 * taking_part, taking_part * (params.classes as usize * F32 + 5 * U32));
+    require((1..=128).contains(&params.classes), "square_accept", "classes: 1 to 128", params.classes)?;
     run(driver, "square_accept", [taking_part as u32, 1, 1], params, cost)
 }
