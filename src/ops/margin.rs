@@ -21,5 +21,9 @@ pub fn margin(logits: &[f32], label: u32) -> f32 {
     }
     let other = best_wrong(logits, label);
     let margin = own - logits[other];
-    if margin > 0.0 || (margin == 0.0 && label as usize <= other) { margin } else { margin.min(-f32::MIN_POSITIVE) }
+    if margin > 0.0 || (margin == 0.0 && label as usize <= other) {
+        margin
+    } else {
+        margin.min(-f32::MIN_POSITIVE)
+    }
 }

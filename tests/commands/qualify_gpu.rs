@@ -777,7 +777,7 @@ from qualify import stages
 session = types.SimpleNamespace(size=stages.FULL, device="cuda:99", folder=Path(sys.argv[1]), left=lambda: 100)
 asked = [stages.attacks, stages.steps, stages.variants, stages.kernels, stages.counters, stages.checkers, stages.rate, stages.training]
 commands = [list(map(str, job.command)) for jobs in asked for job in jobs(session)]
-print(json.dumps([command[command.index(stages.PROGRAM) + 1:] for command in commands]))
+print(json.dumps([command[command.index(stages.PROGRAM) + 1:] for command in commands if stages.PROGRAM in command]))
 "#;
     let folder = TempDir::new().unwrap();
     let output = Command::new("python3")

@@ -4,6 +4,8 @@
 mod bench;
 
 use crate::common::conv::*;
+use std::process::Command;
+
 use bench::im2col::{self, Relu};
 use bench::variants::{VARIANTS, Variant};
 use clap::Parser;
@@ -179,4 +181,24 @@ fn im2col_agrees_with_the_oracle_backward() {
         }
     }
     assert!(tried > 12, "{tried}");
+}
+
+#[test]
+fn the_gpu_session_asks_for_what_the_bench_takes() {
+    let script = r#"
+import json, sys, types
+from pathlib import Path
+sys.path.insert(0, "scripts")
+from qualify import stages
+session = types.SimpleNamespace(size=stages.FULL, device="cuda:99", folder=Path("."), left=lambda: 100)
+print(json.dumps([list(map(str, job.command))[1:] for job in stages.variants(session)]))
+"#;
+    let root = env!("CARGO_MANIFEST_DIR");
+    let output = Command::new("python3").current_dir(root).args(["-B", "-c", script]).output().unwrap();
+    let commands: Vec<Vec<String>> = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(!commands.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    for command in commands {
+        let args = [vec!["ablation".to_string()], command.clone()].concat();
+        bench::Args::try_parse_from(args).unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    }
 }

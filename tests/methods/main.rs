@@ -15,4 +15,4 @@ mod prune_pursuit;
 mod prune_simple;
 mod prune_survey;
 mod prune_training;
-mod training;
+mod training_run;
