@@ -5,13 +5,12 @@ mod common;
 
 use secateur::batch::Batch;
 use secateur::engine::{
-    AscentLoss, AttackSteps, DeviceChoice, Engine, Pass, SignStep, WeightSet, ascend_step_by_step,
-    open,
+    AscentLoss, AttackSteps, DeviceChoice, Engine, Pass, SignStep, WeightSet, ascend_step_by_step, open,
 };
 use secateur::model::layers::IMAGE_LEN;
-use secateur::model::{ResNet18, initialise};
+use secateur::model::{ResNet, initialise};
 
-const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
+const NETWORK: ResNet = ResNet::resnet18(16, 10);
 const BATCH: usize = 3;
 
 /// An engine with weights, and a batch with everything that a loss may ask for.

@@ -16,11 +16,11 @@ use secateur::engine::{
     WeightSet, open,
 };
 use secateur::model::layers::IMAGE_LEN;
-use secateur::model::{ParameterKind, ResNet18, Weights};
+use secateur::model::{ParameterKind, ResNet, Weights};
 use secateur::philox::{Key, Purpose, unit};
 
 const SEED: u64 = 20_261_121;
-const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
+const NETWORK: ResNet = ResNet::resnet18(16, 10);
 const BATCH: usize = 8;
 const EPSILON: f32 = 8.0 / 255.0;
 

@@ -10,7 +10,7 @@ use secateur::engine::{
 };
 use secateur::evaluate::sanity::alarms;
 use secateur::evaluate::{Outcome, Protocol, Subject, evaluate};
-use secateur::model::{ResNet18, Weights, initialise};
+use secateur::model::{ResNet, Weights, initialise};
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::BatchNorm;
 
@@ -23,7 +23,7 @@ const RADIUS: f32 = 0.3 / 255.0;
 
 /// An untrained network with BatchNorm statistics that fit, and images labelled as it predicts them, but for every fourth.
 fn prepared() -> (Box<dyn Engine>, ImageSet) {
-    let network = ResNet18 { width: 16, classes: 10 };
+    let network = ResNet::resnet18(16, 10);
     let mut engine = open(DeviceChoice::Cpu, network, TESTED).unwrap();
     engine.load_weights(&initialise(network, SEED)).unwrap();
     let test = generated::images(Part::Test, TESTED);
@@ -91,8 +91,7 @@ fn attacks_stay_in_the_ball_and_in_the_image_range_and_raise_the_loss() {
         // 7/255 overshoots the ball in every second step.
         for step_size in [2.0 / 255.0, 7.0 / 255.0] {
             let step = SignStep { step_size, epsilon: EPSILON };
-            let pgd =
-                Pgd { start, step, steps: 5, batch_norm: BatchNorm::Eval };
+            let pgd = Pgd { start, step, steps: 5, batch_norm: BatchNorm::Eval };
             let key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 1, step: 0 };
             engine.write(&batch.perturbed, &vec![f32::NAN; images.len()]).unwrap();
             pgd.perturb(engine, &mut CrossEntropyAscent, key, &batch).unwrap();
@@ -234,7 +233,7 @@ fn other_ascents_and_single_steps_count_their_passes() {
 
 /// Networks whose logits are not finite: NaN everywhere, and one class infinitely low.
 fn broken_networks() -> Vec<(&'static str, Weights)> {
-    let network = ResNet18 { width: 16, classes: 10 };
+    let network = ResNet::resnet18(16, 10);
     let sound = initialise(network, SEED);
     let mut nan = sound.clone();
     nan.insert("linear.bias", &[10], vec![f32::NAN; 10]);
@@ -250,7 +249,7 @@ fn logits_that_are_not_finite_are_wrong_under_every_protocol() {
     let all = ["clean", "fgsm", "pgd10", "pgd2x3", "cw", "apgd-ce", "apgd-t", "fab-t", "square", "aa"];
     for (device, protocols) in [(DeviceChoice::Cpu, &all[..]), (DeviceChoice::Emulated, &all[..2])] {
         for (what, weights) in broken_networks() {
-            let mut engine = open(device, ResNet18 { width: 16, classes: 10 }, 2).unwrap();
+            let mut engine = open(device, ResNet::resnet18(16, 10), 2).unwrap();
             let engine = engine.as_mut();
             engine.load_weights(&weights).unwrap();
             let test = generated::images(Part::Test, 2);

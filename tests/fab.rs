@@ -13,7 +13,7 @@ use judged::{EPSILON, Judged};
 use safetensors::SafeTensors;
 use secateur::attack::{Cost, Fab, Found, Search};
 use secateur::engine::{BoundaryState, BoundaryStep, DeviceChoice, Engine, Tensor, open};
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 use secateur::model::layers::IMAGE_LEN;
 use secateur::philox::{Key, Purpose};
 
@@ -50,7 +50,7 @@ fn stepped(
 
 fn engines(batch: usize) -> [(DeviceChoice, Box<dyn Engine>); 2] {
     [DeviceChoice::Cpu, common::cuda_engine()]
-        .map(|device| (device, open(device, ResNet18 { width: 16, classes: CLASSES }, batch).unwrap()))
+        .map(|device| (device, open(device, ResNet::resnet18(16, CLASSES), batch).unwrap()))
 }
 
 #[test]

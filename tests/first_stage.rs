@@ -6,13 +6,13 @@ use common::{Random, SEED, cuda_engine};
 use secateur::batch::Batch;
 use secateur::engine::{AscentLoss, AttackSteps, DeviceChoice, Pass, SignStep, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
-use secateur::model::{ResNet18, initialise};
+use secateur::model::{ResNet, initialise};
 
 /// Two parts of the size that is tried most, and one that is shorter.
 const BATCH: usize = 5;
 
 /// Logits, input gradients and images after `steps` steps of an attack, as bits.
-fn results(device: DeviceChoice, network: ResNet18, part: usize, steps: u32) -> [Vec<u32>; 3] {
+fn results(device: DeviceChoice, network: ResNet, part: usize, steps: u32) -> [Vec<u32>; 3] {
     let mut engine = open(device, network, BATCH).unwrap();
     let engine = engine.as_mut();
     engine.first_stage_images(part).unwrap();
@@ -48,7 +48,7 @@ fn results(device: DeviceChoice, network: ResNet18, part: usize, steps: u32) -> 
 }
 
 /// The bits in parts of these sizes are those of the whole.
-fn agree(device: DeviceChoice, network: ResNet18, parts: &[usize], steps: u32) {
+fn agree(device: DeviceChoice, network: ResNet, parts: &[usize], steps: u32) {
     let whole = results(device, network, BATCH, steps);
     assert!(whole[1].iter().all(|value| f32::from_bits(*value).is_finite()), "every gradient is written");
     for &part in parts {
@@ -61,7 +61,7 @@ fn agree(device: DeviceChoice, network: ResNet18, parts: &[usize], steps: u32) {
 
 #[test]
 fn parts_give_the_bits_of_the_whole() {
-    agree(cuda_engine(), ResNet18 { width: 16, classes: 10 }, &[2, 100], 2);
+    agree(cuda_engine(), ResNet::resnet18(16, 10), &[2, 100], 2);
 }
 
 #[test]
@@ -70,12 +70,12 @@ fn parts_give_the_bits_of_the_whole_on_wgmma() {
         DeviceChoice::Emulated => DeviceChoice::EmulatedHopper,
         device => device,
     };
-    agree(device, ResNet18 { width: 64, classes: 10 }, &[2], 1);
+    agree(device, ResNet::resnet18(64, 10), &[2], 1);
 }
 
 #[test]
 fn parts_of_no_images_are_refused() {
-    let mut engine = open(cuda_engine(), ResNet18 { width: 16, classes: 10 }, BATCH).unwrap();
+    let mut engine = open(cuda_engine(), ResNet::resnet18(16, 10), BATCH).unwrap();
     let error = engine.first_stage_images(0).unwrap_err().to_string();
     assert!(error.contains("0 images"), "{error}");
 }

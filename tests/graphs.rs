@@ -16,7 +16,7 @@ use secateur::engine::cuda::launch::rows::{self, Rows};
 use secateur::engine::{
     CrossEntropy, Noise, PairedForm, PairedLoss, Pass, Phase, Sgd, SignStep, WeightSet, open,
 };
-use secateur::model::{ResNet18, Weights, initialise};
+use secateur::model::{ResNet, Weights, initialise};
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::BatchNorm;
 
@@ -106,7 +106,7 @@ fn a_record_lists_every_launch_of_a_replay() {
     }
 }
 
-const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
+const NETWORK: ResNet = ResNet::resnet18(16, 10);
 
 /// Adversarial training on whole and smaller batches, with one train pass and with two, the step size changed on the way, then
 /// attacks on both sets of weights.

@@ -8,7 +8,7 @@ use half::bf16;
 use secateur::engine::cuda::driver::Address;
 use secateur::engine::cuda::launch::norm::*;
 use secateur::engine::cuda::layout::{Layout, STEM_CHANNELS};
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 use secateur::model::layers::{BN_EPSILON, BN_MOMENTUM, WIDTHS};
 
 /// Rows of a set from which the reductions over its tiles, and over its [`SHORT_BLOCK`]s of rows, go round and round, as those of a
@@ -47,7 +47,7 @@ fn random_statistics(random: &mut Random, sets: usize, channels: usize) -> Vec<f
 #[test]
 fn fold_scales_filters_and_shifts_biases() {
     for width in WIDTHS {
-        let layout = Layout::new(ResNet18 { width, classes: 10 });
+        let layout = Layout::new(ResNet::resnet18(width, 10));
         let mut random = Random::new(1);
         let weights = random.normals(layout.convs[0].bn_weight, 0.1);
         let gamma = random.uniforms(layout.channels, -1.0, 2.0);

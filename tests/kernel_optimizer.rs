@@ -7,7 +7,7 @@ use half::bf16;
 use secateur::engine::cuda::driver::Address;
 use secateur::engine::cuda::launch::optimizer::*;
 use secateur::engine::cuda::layout::{Layout, STEM_CHANNELS};
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 
 /// An arena with its room: zero behind the last element.
 fn arena(mut values: Vec<f32>) -> Vec<f32> {
@@ -35,7 +35,7 @@ fn assert_copies(layout: &Layout, weights: &[f32], copies: &[bf16]) {
 #[test]
 fn two_steps_move_weights_velocity_average_and_copies() {
     for (width, classes) in [(16, 10), (16, 100), (64, 10)] {
-        let layout = Layout::new(ResNet18 { width, classes });
+        let layout = Layout::new(ResNet::resnet18(width, classes));
         let mut random = Random::new(1);
         let (trainable, total) = (layout.trainable, layout.total);
         let weights = arena(random.normals(total, 0.1));
@@ -99,7 +99,7 @@ fn two_steps_move_weights_velocity_average_and_copies() {
 #[test]
 fn loaded_weights_are_copied() {
     for width in [16, 64] {
-        let layout = Layout::new(ResNet18 { width, classes: 10 });
+        let layout = Layout::new(ResNet::resnet18(width, 10));
         let weights = arena(Random::new(2).normals(layout.total, 0.1));
         on_every_driver(&format!("bf16 copies, width {width}"), |driver| {
             let weights_at = input(driver, "weights", &weights);

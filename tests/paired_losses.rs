@@ -16,7 +16,7 @@ use secateur::engine::{
     CrossEntropy, DeviceChoice, Engine, Error, LossOutputs, Margin, NO_CLASS, PairedForm, PairedLoss,
     PairedLossOutputs, Tensor, open,
 };
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 
 /// What the fixture script multiplies all gradients by.
 const SCALE: f32 = 0.125;
@@ -29,7 +29,7 @@ const MAX_BATCH: usize = 32;
 const DEVICES: [DeviceChoice; 2] = [DeviceChoice::Cpu, DeviceChoice::Emulated];
 
 fn engine(device: DeviceChoice, classes: usize) -> Box<dyn Engine> {
-    open(device, ResNet18 { width: 16, classes }, MAX_BATCH).unwrap()
+    open(device, ResNet::resnet18(16, classes), MAX_BATCH).unwrap()
 }
 
 /// What the losses write, NaN before.

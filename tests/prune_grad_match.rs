@@ -13,7 +13,7 @@ use common::{Random, SEED};
 use matrix::{Matrix, dot};
 use secateur::data::order::{epoch_order, shuffled};
 use secateur::engine::{Augment, DeviceChoice, Engine, LastLayerGradients, Padding, Term, open};
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 use secateur::prune::{Candidates, GradMatch, PruneError, Subset};
 use secateur::recipe::{AtomMode, RidgeUnit};
 use survey::{DRAWS, Subject};
@@ -340,7 +340,7 @@ struct Factors {
 impl Factors {
     fn new() -> Self {
         println!("seed {SEED}");
-        let network = ResNet18 { width: 16, classes: CLASSES };
+        let network = ResNet::resnet18(16, CLASSES);
         let mut random = Random::new(7);
         let mut draw = |len: usize| [random.normals(len, 1.0), random.uniforms(len, 0.0, 1.0)];
         let [a, _] = draw(40 * CLASSES);

@@ -699,7 +699,8 @@ fn what_cannot_be_extended_is_refused() {
     let all: Vec<(&str, &str)> = all.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
     let folder = files(&all);
     let place = folder.path().display();
-    let known = "known here: epsilon, step_size, steps, start, start_scale, start_deviation, batch_norm, phases";
+    let known =
+        "known here: epsilon, step_size, steps, start, start_scale, start_deviation, batch_norm, phases";
     let cases: &[(&str, &[&str], String)] = &[
         ("a", &[], "recipe c: extends = \"./b.toml\", expected no circle: b extends c".into()),
         ("own", &[], "recipe own: extends = \"own.toml\", expected no circle: own".into()),

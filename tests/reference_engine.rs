@@ -8,10 +8,10 @@ use secateur::engine::{
     Tensor, WeightSet, open,
 };
 use secateur::model::layers::IMAGE_LEN;
-use secateur::model::{ResNet18, Weights};
+use secateur::model::{ResNet, Weights};
 use secateur::philox::{Key, Purpose, symmetric, unit};
 
-const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
+const NETWORK: ResNet = ResNet::resnet18(16, 10);
 const SEED: u64 = 41;
 
 fn key(purpose: Purpose) -> Key {

@@ -27,7 +27,7 @@ use crate::data::{self as sets, DataError, DataSet, SetKind};
 use crate::engine;
 use crate::files::{Files, Output};
 use crate::measure::workload::WorkError;
-use crate::model::{ResNet18, Weights};
+use crate::model::{ResNet, Weights};
 use crate::names::Named;
 use crate::recipe::{Fraction, Recipe};
 use crate::train::TrainError;
@@ -211,7 +211,7 @@ fn or_set(error: DataError) -> anyhow::Error {
 }
 
 /// A weights file and its network, which has as many classes as the recipe's images.
-fn weights_for(recipe: &Recipe, path: &Path) -> anyhow::Result<(ResNet18, Weights)> {
+fn weights_for(recipe: &Recipe, path: &Path) -> anyhow::Result<(ResNet, Weights)> {
     let (network, weights) = Weights::read_network(path)?;
     let (set, classes) = (recipe.data.set, recipe.data.set.classes());
     if network.classes != classes {

@@ -43,7 +43,7 @@ pub use square::{Pattern, Query, RandomSquares, SearchState};
 pub use stop::{StopFlag, unless_stopped};
 pub use tensor::{Element, Storage, Tensor, Word};
 
-use crate::model::{ResNet18, Weights};
+use crate::model::{ResNet, Weights};
 use crate::names::named;
 use crate::philox::Key;
 
@@ -172,7 +172,7 @@ pub trait Engine:
     + Probes
 {
     fn device(&self) -> &DeviceInfo;
-    fn network(&self) -> ResNet18;
+    fn network(&self) -> ResNet;
     /// Images a micro-batch of the attack should hold, so that its activations stay in cache.
     fn micro_batch(&self) -> usize;
 

@@ -7,7 +7,7 @@ use super::cuda::driver::Driver;
 use super::cuda::driver::host::{HostDriver, HostOptions};
 use super::reference::Format;
 use super::{DeviceOptions, Engine, Error, Recording, Result, cuda, reference};
-use crate::model::ResNet18;
+use crate::model::ResNet;
 
 /// What `--device` means: `auto`, `cpu`, `cpu:bf16`, `cuda`, `cuda:N`, `emulated`, `emulated:sm_90a`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl FromStr for DeviceChoice {
 }
 
 /// Opens a device for `network`, ready for batches of up to `max_batch` images. Weights are undefined until loaded.
-pub fn open(choice: DeviceChoice, network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
+pub fn open(choice: DeviceChoice, network: ResNet, max_batch: usize) -> Result<Box<dyn Engine>> {
     match choice {
         DeviceChoice::Cpu => reference::open(network, max_batch, Format::F32),
         DeviceChoice::CpuBf16 => reference::open(network, max_batch, Format::Bf16),
@@ -81,7 +81,7 @@ pub fn open(choice: DeviceChoice, network: ResNet18, max_batch: usize) -> Result
 /// [`Error::Unavailable`] for the CPU, which has no kernels.
 pub fn open_recorded(
     choice: DeviceChoice,
-    network: ResNet18,
+    network: ResNet,
     max_batch: usize,
 ) -> Result<(Box<dyn Engine>, Recording)> {
     open_recorded_with(choice, network, max_batch, DeviceOptions::from_environment()?)
@@ -90,7 +90,7 @@ pub fn open_recorded(
 /// [`open_recorded`] with these options.
 pub fn open_recorded_with(
     choice: DeviceChoice,
-    network: ResNet18,
+    network: ResNet,
     max_batch: usize,
     options: DeviceOptions,
 ) -> Result<(Box<dyn Engine>, Recording)> {
@@ -109,7 +109,7 @@ pub fn open_recorded_with(
 }
 
 /// An engine that runs nothing, with a record of what it would launch; whatever is read from it is zero.
-pub fn open_dry(network: ResNet18, max_batch: usize) -> Result<(Box<dyn Engine>, Recording)> {
+pub fn open_dry(network: ResNet, max_batch: usize) -> Result<(Box<dyn Engine>, Recording)> {
     cuda::record_dry(network, max_batch, DeviceOptions::from_environment()?)
 }
 

@@ -1,4 +1,6 @@
-//! The layer table of ResNet-18: every convolution with its shape, every parameter with its name.
+//! The layer table of a residual network: every convolution with its shape, every parameter with its name.
+
+use std::fmt;
 
 /// Side of a CIFAR image in pixels.
 pub const IMAGE_SIDE: usize = 32;
@@ -11,9 +13,15 @@ pub const BN_EPSILON: f32 = 1e-5;
 /// PyTorch's default: running <- (1 - m) * running + m * batch statistic (the unbiased variance).
 pub const BN_MOMENTUM: f32 = 0.1;
 
-/// The network: a base width and a number of classes decide everything else.
+/// Basic blocks of each stage, of the networks that have a name.
+const NAMED: [(&str, [usize; 4]); 2] = [("ResNet-18", [2, 2, 2, 2]), ("ResNet-34", [3, 4, 6, 3])];
+
+/// A residual network of basic blocks for images of 32 x 32 pixels: these numbers decide everything else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ResNet18 {
+pub struct ResNet {
+    /// Basic blocks of each stage, at least one.
+    pub blocks: [usize; 4],
+    /// Channels of the first stage; each of the others has twice as many as the one before.
     pub width: usize,
     pub classes: usize,
 }
@@ -52,7 +60,7 @@ impl Conv {
     }
 }
 
-/// One basic block, as positions in [`ResNet18::convs`].
+/// One basic block, as positions in [`ResNet::convs`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
     pub conv1: usize,
@@ -97,13 +105,26 @@ impl Parameter {
     }
 }
 
-impl ResNet18 {
+impl ResNet {
+    pub const fn resnet18(width: usize, classes: usize) -> Self {
+        Self { blocks: NAMED[0].1, width, classes }
+    }
+    pub const fn resnet34(width: usize, classes: usize) -> Self {
+        Self { blocks: NAMED[1].1, width, classes }
+    }
+
+    /// `ResNet-18`, `ResNet-34`, or what the blocks are.
+    pub fn architecture(&self) -> String {
+        let named = NAMED.iter().find(|(_, blocks)| *blocks == self.blocks);
+        named.map_or_else(|| format!("ResNet of {:?} blocks", self.blocks), |(name, _)| (*name).into())
+    }
+
     /// Channels behind the average pool.
     pub fn features(&self) -> usize {
         8 * self.width
     }
 
-    /// All 20 convolutions in the order of the forward pass; a shortcut follows its block's `conv2`.
+    /// Every convolution in the order of a weights file; a shortcut follows its block's `conv2`.
     pub fn convs(&self) -> Vec<Conv> {
         let conv = |name: String, bn: String, in_channels, out_channels, kernel, stride, in_side| Conv {
             name,
@@ -118,7 +139,7 @@ impl ResNet18 {
         let (mut channels, mut side) = (self.width, IMAGE_SIDE);
         for stage in 1..=4usize {
             let out = self.width << (stage - 1);
-            for block in 0..2 {
+            for block in 0..self.blocks[stage - 1] {
                 let stride = if stage > 1 && block == 0 { 2 } else { 1 };
                 let at = format!("layer{stage}.{block}");
                 let out_side = side / stride;
@@ -134,10 +155,10 @@ impl ResNet18 {
         convs
     }
 
-    /// The eight basic blocks behind the stem (convolution 0).
+    /// The basic blocks after the stem (convolution 0).
     pub fn blocks(&self) -> Vec<Block> {
         let convs = self.convs();
-        let mut blocks = Vec::with_capacity(8);
+        let mut blocks = Vec::new();
         let mut next = 1;
         while next < convs.len() {
             let shortcut = convs.get(next + 2).filter(|conv| conv.kernel == 1).map(|_| next + 2);
@@ -147,7 +168,7 @@ impl ResNet18 {
         blocks
     }
 
-    /// Every tensor of a weights file, in the order of the forward pass.
+    /// Every tensor of a weights file, in its order.
     pub fn parameters(&self) -> Vec<Parameter> {
         use ParameterKind::*;
         let mut parameters = Vec::new();
@@ -182,13 +203,19 @@ impl ResNet18 {
     }
 }
 
+impl fmt::Display for ResNet {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}, width {}, {} classes", self.architecture(), self.width, self.classes)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_table_is_resnet18() {
-        let net = ResNet18 { width: 64, classes: 10 };
+        let net = ResNet::resnet18(64, 10);
         let convs = net.convs();
         assert_eq!(convs.len(), 20);
         assert_eq!(net.blocks().len(), 8);

@@ -9,5 +9,5 @@ pub mod layers;
 mod weights;
 
 pub use init::initialise;
-pub use layers::{Block, Conv, Parameter, ParameterKind, ResNet18};
+pub use layers::{Block, Conv, Parameter, ParameterKind, ResNet};
 pub use weights::{NamedTensor, Weights, WeightsError};

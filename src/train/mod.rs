@@ -30,7 +30,7 @@ use crate::data::{DataError, DataSet, order::split};
 use crate::engine::{self, Engine, ImageSet, WeightSet};
 use crate::evaluate::state::StateError;
 use crate::evaluate::{Outcome, Protocol, Subject, evaluate};
-use crate::model::{ResNet18, WeightsError, initialise};
+use crate::model::{ResNet, WeightsError, initialise};
 use crate::prune::PruneError;
 use crate::recipe::Recipe;
 use checkpoint::CheckpointError;
@@ -91,8 +91,8 @@ pub enum TrainError {
 type Result<T, E = TrainError> = std::result::Result<T, E>;
 
 /// The network that a recipe trains on these images.
-pub fn network(recipe: &Recipe) -> ResNet18 {
-    ResNet18 { width: recipe.model.width, classes: recipe.data.set.classes() }
+pub fn network(recipe: &Recipe) -> ResNet {
+    ResNet::resnet18(recipe.model.width, recipe.data.set.classes())
 }
 
 /// Trains to the end of the recipe, from the newest whole checkpoint of the folder if it has any.

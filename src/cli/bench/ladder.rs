@@ -16,7 +16,7 @@ use crate::measure::document::{Document, Row};
 use crate::measure::harness::sample;
 use crate::measure::ladder;
 use crate::measure::workload::Cache;
-use crate::model::ResNet18;
+use crate::model::ResNet;
 use crate::model::layers::WIDTHS;
 
 #[derive(clap::Args)]
@@ -46,7 +46,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     }
     let rule = args.sampling.rule()?;
     let tables = args.sampling.tables(Files::default())?;
-    let network = ResNet18 { width: args.width, classes: 10 };
+    let network = ResNet::resnet18(args.width, 10);
     let mut engine = match args.dry_run {
         true => open_dry(network, 1)?.0,
         false => open(args.device, network, 1)?,

@@ -11,7 +11,7 @@ use crate::evaluate::autoattack::{Progress, Stage};
 use crate::evaluate::sanity::{Checks, Extent};
 use crate::evaluate::state::{Finished, Settings, flags, letters};
 use crate::evaluate::{Outcome, Part, Protocol};
-use crate::model::ResNet18;
+use crate::model::ResNet;
 use crate::recipe::Fraction;
 
 /// What `--out` holds.
@@ -38,7 +38,7 @@ pub struct Report<'a> {
 struct Entry {
     name: String,
     dataset: String,
-    architecture: &'static str,
+    architecture: String,
     number_forward_passes: u32,
     eps: String,
     clean_acc: String,
@@ -117,7 +117,7 @@ pub fn line(protocol: &Protocol, outcome: &Outcome, epsilon: &Fraction, settings
 /// The report of what a session has finished.
 pub fn report<'a>(
     weights: &Path,
-    network: ResNet18,
+    network: ResNet,
     session: &'a Session,
     protocols: &[Protocol],
     device: &'a DeviceInfo,
@@ -131,7 +131,8 @@ pub fn report<'a>(
         .collect();
     let of_autoattack =
         protocols.iter().zip(session.finished()).find(|(protocol, _)| **protocol == Protocol::AutoAttack);
-    let entry = of_autoattack.and_then(|(_, done)| Some(entry(weights, settings, done.progress.as_ref()?)));
+    let entry =
+        of_autoattack.and_then(|(_, done)| Some(entry(weights, network, settings, done.progress.as_ref()?)));
     Report {
         entry,
         weights: weights.display().to_string(),
@@ -148,12 +149,12 @@ pub fn report<'a>(
     }
 }
 
-fn entry(weights: &Path, settings: &Settings, progress: &Progress) -> Entry {
+fn entry(weights: &Path, network: ResNet, settings: &Settings, progress: &Progress) -> Entry {
     let percent = |count: usize| format!("{:.2}", 100.0 * share(count, progress));
     Entry {
         name: weights.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned()),
         dataset: settings.data.clone(),
-        architecture: "ResNet-18",
+        architecture: network.architecture(),
         number_forward_passes: 1,
         eps: settings.epsilon.clone(),
         clean_acc: percent(progress.clean()),

@@ -9,7 +9,7 @@ use crate::console::Console;
 use crate::data::{DataError, DataSet, SetKind};
 use crate::digest::sha256;
 use crate::files::is_file;
-use crate::model::{ResNet18, Weights};
+use crate::model::{ResNet, Weights};
 use crate::recipe::Recipe;
 use crate::train::checkpoint::{self, CheckpointError};
 use crate::train::run_folder::RunFolder;
@@ -18,7 +18,7 @@ use crate::train::run_folder::RunFolder;
 pub struct NamedWeights {
     pub file: PathBuf,
     pub sha256: String,
-    pub network: ResNet18,
+    pub network: ResNet,
     pub weights: Weights,
 }
 

@@ -22,7 +22,7 @@ use crate::engine::{
     StopFlag, Storage, Tensor, WeightSet,
 };
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
-use crate::model::{ResNet18, Weights};
+use crate::model::{ResNet, Weights};
 use crate::philox::Key;
 
 /// One ResNet-18 on one driver.
@@ -49,7 +49,7 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    pub fn new(driver: Rc<dyn Driver>, network: ResNet18, max_batch: usize) -> Result<Self> {
+    pub fn new(driver: Rc<dyn Driver>, network: ResNet, max_batch: usize) -> Result<Self> {
         if !crate::model::layers::WIDTHS.contains(&network.width) {
             return Err(Error::Invalid(format!(
                 "width {}: the kernels are built for widths {:?}",
@@ -232,7 +232,7 @@ impl Engine for Cuda {
     fn device(&self) -> &DeviceInfo {
         &self.info
     }
-    fn network(&self) -> ResNet18 {
+    fn network(&self) -> ResNet {
         self.parameters.layout.network
     }
 

@@ -13,7 +13,7 @@ use super::launch::conv::wgmma::predict::{Epilogue, IDLE_BLOCKS, LADDER, predict
 use super::launch::conv::wgmma::{self, Direction, Planned, Rung};
 use super::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue};
 use crate::engine::{Error, LadderStep, Probe, Result};
-use crate::model::ResNet18;
+use crate::model::ResNet;
 use crate::philox::{Key, Purpose};
 
 /// Launches of a run on a GPU: waiting for one alone takes a good part of its time.
@@ -83,7 +83,7 @@ pub(super) fn random(stream: u32, len: usize) -> Vec<u32> {
 ///
 /// # Errors
 /// [`Error::Unavailable`] where the driver has no wgmma: there is no ladder to climb.
-pub fn ladder(driver: &Rc<dyn Driver>, network: ResNet18, batch: usize) -> Result<Vec<LadderStep>> {
+pub fn ladder(driver: &Rc<dyn Driver>, network: ResNet, batch: usize) -> Result<Vec<LadderStep>> {
     if !driver.has_wgmma() {
         return Err(Error::Unavailable(format!(
             "{} has no wgmma: the ladder is for compute capability 9.0 (H100, H200) and for --device emulated:sm_90a",

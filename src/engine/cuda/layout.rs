@@ -8,7 +8,7 @@
 //! these trainable ones the running means and variances. Every convolution starts on a 16-byte boundary in bf16.
 
 use super::launch::conv::ConvShape;
-use crate::model::{Conv, ParameterKind, ResNet18, Weights, WeightsError};
+use crate::model::{Conv, ParameterKind, ResNet, Weights, WeightsError};
 
 /// Channels of the stem's packed input: hi and lo bf16 parts of three channels, and two of padding.
 pub const STEM_CHANNELS: usize = 8;
@@ -32,7 +32,7 @@ pub struct ConvSlot {
 /// The whole layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
-    pub network: ResNet18,
+    pub network: ResNet,
     pub convs: Vec<ConvSlot>,
     pub linear_weight: usize,
     pub linear_bias: usize,
@@ -47,7 +47,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    pub fn new(network: ResNet18) -> Self {
+    pub fn new(network: ResNet) -> Self {
         let convs = network.convs();
         let channels: usize = convs.iter().map(|conv| conv.out_channels).sum();
         let weights: usize = convs.iter().map(Conv::weight_len).sum();
@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn arenas_are_dense_and_aligned() {
         for width in crate::model::layers::WIDTHS {
-            let layout = Layout::new(ResNet18 { width, classes: 10 });
+            let layout = Layout::new(ResNet::resnet18(width, 10));
             let parameters = layout.network.parameters();
             let trainable = parameters.iter().filter(|p| p.kind.trainable()).map(|p| p.len()).sum::<usize>();
             assert_eq!(layout.trainable, trainable);
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn files_survive_the_round_trip() {
-        let layout = Layout::new(ResNet18 { width: 16, classes: 10 });
+        let layout = Layout::new(ResNet::resnet18(16, 10));
         let arena: Vec<f32> = (0..layout.total).map(|at| at as f32).collect();
         let weights = layout.unpack(&arena);
         let mut back = vec![f32::NAN; layout.total];

@@ -47,25 +47,25 @@ mod train;
 use std::rc::Rc;
 
 use super::{Engine, Recording, Result};
-use crate::model::ResNet18;
+use crate::model::ResNet;
 use driver::record::Recorder;
 use driver::{DeviceOptions, Driver};
 
 /// Opens GPU number `ordinal`.
-pub fn open_device(ordinal: usize, network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
+pub fn open_device(ordinal: usize, network: ResNet, max_batch: usize) -> Result<Box<dyn Engine>> {
     let driver = driver::device::DeviceDriver::open(ordinal)?;
     Ok(Box::new(engine::Cuda::new(driver, network, max_batch)?))
 }
 
 /// Opens a host runner: the same kernels, launches and grids on the CPU.
-pub fn open_emulated(host: Rc<dyn Driver>, network: ResNet18, max_batch: usize) -> Result<Box<dyn Engine>> {
+pub fn open_emulated(host: Rc<dyn Driver>, network: ResNet, max_batch: usize) -> Result<Box<dyn Engine>> {
     Ok(Box::new(engine::Cuda::new(host, network, max_batch)?))
 }
 
 /// [`open_device`], with a record of its launches.
 pub fn record_device(
     ordinal: usize,
-    network: ResNet18,
+    network: ResNet,
     max_batch: usize,
     options: DeviceOptions,
 ) -> Result<(Box<dyn Engine>, Recording)> {
@@ -75,7 +75,7 @@ pub fn record_device(
 /// [`open_emulated`], with a record of its launches.
 pub fn record_emulated(
     host: Rc<dyn Driver>,
-    network: ResNet18,
+    network: ResNet,
     max_batch: usize,
 ) -> Result<(Box<dyn Engine>, Recording)> {
     recorded(host, network, max_batch)
@@ -83,7 +83,7 @@ pub fn record_emulated(
 
 /// What the launches on a GPU would be, of which none is made.
 pub fn record_dry(
-    network: ResNet18,
+    network: ResNet,
     max_batch: usize,
     options: DeviceOptions,
 ) -> Result<(Box<dyn Engine>, Recording)> {
@@ -92,7 +92,7 @@ pub fn record_dry(
 
 fn recorded(
     driver: Rc<dyn Driver>,
-    network: ResNet18,
+    network: ResNet,
     max_batch: usize,
 ) -> Result<(Box<dyn Engine>, Recording)> {
     let (driver, recording) = Recorder::wrap(driver);

@@ -13,7 +13,7 @@ use super::launch::conv::{
     ConvShape, ForwardEpilogue, InputGradientEpilogue, flops, forward_cost, input_gradient_cost,
 };
 use crate::engine::Launch;
-use crate::model::{Conv, ResNet18};
+use crate::model::{Conv, ResNet};
 
 /// Bytes a clock of all multiprocessors that copies of 16 bytes gather (cp.async): so many that the stem and the image gradient of a
 /// step of 512 images take the 160 to 180 us that the desk audit of the sm_90a machine code (2026-11-28) counts.
@@ -27,7 +27,7 @@ const MEMORY_RATE: f64 = 4.3e12;
 const CACHE_RATE: f64 = CACHE_BYTES_A_CLOCK * BLOCKS as f64 * CLOCK;
 
 /// Seconds of all of them; `None` for none, and where one has no model.
-pub fn predicted_seconds(launches: &[Launch], network: ResNet18) -> Option<f64> {
+pub fn predicted_seconds(launches: &[Launch], network: ResNet) -> Option<f64> {
     let convs = network.convs();
     let seconds: Option<Vec<f64>> = launches.iter().map(|launch| launch_seconds(launch, &convs)).collect();
     seconds.filter(|seconds| !seconds.is_empty()).map(|seconds| seconds.iter().sum())

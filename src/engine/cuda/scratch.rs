@@ -62,7 +62,7 @@ mod tests {
     use super::super::driver::host::HostDriver;
     use super::super::launch::conv::SetStatistics;
     use super::*;
-    use crate::model::ResNet18;
+    use crate::model::ResNet;
     use crate::model::layers::WIDTHS;
 
     #[test]
@@ -70,7 +70,7 @@ mod tests {
         // With wgmma and without.
         for driver in [DryDriver::open(), HostDriver::open()] {
             for (width, max_batch) in WIDTHS.into_iter().flat_map(|width| [(width, 128), (width, 1024)]) {
-                let layout = Layout::new(ResNet18 { width, classes: 100 });
+                let layout = Layout::new(ResNet::resnet18(width, 100));
                 for sets in [1, 2] {
                     let scratch = Scratch::new(&DryDriver::open(), &layout, sets, max_batch).unwrap();
                     let room = scratch.partials.bytes() / 4;

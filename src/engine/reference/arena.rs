@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::engine::{Error, Result, WeightSet};
-use crate::model::{Parameter, ParameterKind, ResNet18, Weights};
+use crate::model::{Parameter, ParameterKind, ResNet, Weights};
 
 /// Where the tensors of one convolution and its BatchNorm lie.
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    pub fn new(network: ResNet18) -> Self {
+    pub fn new(network: ResNet) -> Self {
         let (mut trainable, mut statistics) = (0, 0);
         let place = |parameter: Parameter| {
             let end = if parameter.kind.trainable() { &mut trainable } else { &mut statistics };

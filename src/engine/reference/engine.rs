@@ -14,7 +14,7 @@ use crate::engine::{
     SignStep, StopFlag, Storage, Tensor, WeightSet,
 };
 use crate::model::layers::IMAGE_LEN;
-use crate::model::{ResNet18, Weights};
+use crate::model::{ResNet, Weights};
 use crate::philox::Key;
 
 /// Images of an attack's micro-batch: enough work for many cores, activations that stay in a shared cache.
@@ -23,7 +23,7 @@ const MICRO_BATCH: usize = 64;
 /// One ResNet-18 on the CPU.
 pub struct Reference {
     info: DeviceInfo,
-    pub(super) network: ResNet18,
+    pub(super) network: ResNet,
     pub(super) numbers: Numbers,
     max_batch: usize,
     pub(super) heap: Heap,
@@ -52,8 +52,8 @@ fn no_weights() -> Error {
 
 impl Reference {
     /// See [`super::open`].
-    pub fn new(network: ResNet18, max_batch: usize, format: Format) -> Result<Self> {
-        let ResNet18 { width, classes } = network;
+    pub fn new(network: ResNet, max_batch: usize, format: Format) -> Result<Self> {
+        let ResNet { width, classes, .. } = network;
         if width == 0 || !width.is_multiple_of(16) {
             return Err(Error::Invalid(format!(
                 "network width {width}: expected a multiple of 16 (16 and 64 are tested)"
@@ -228,7 +228,7 @@ impl Engine for Reference {
         &self.info
     }
 
-    fn network(&self) -> ResNet18 {
+    fn network(&self) -> ResNet {
         self.network
     }
 

@@ -10,7 +10,7 @@ use super::conv::PackedConv;
 use super::memory::Aligned;
 use super::numbers::{Format, Numbers};
 use super::{head, norm};
-use crate::model::{Block, Conv, ResNet18};
+use crate::model::{Block, Conv, ResNet};
 
 /// Folded weights and the state of the last forward pass.
 pub struct EvalPass {
@@ -29,7 +29,7 @@ pub struct EvalPass {
 }
 
 impl EvalPass {
-    pub fn new(network: ResNet18, numbers: Numbers) -> Self {
+    pub fn new(network: ResNet, numbers: Numbers) -> Self {
         let convs: Vec<Conv> = network.convs();
         Self {
             classes: network.classes,

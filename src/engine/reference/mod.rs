@@ -37,7 +37,7 @@ mod train;
 mod vector;
 
 use super::{Engine, Error, Result};
-use crate::model::ResNet18;
+use crate::model::ResNet;
 
 pub use numbers::Format;
 
@@ -46,7 +46,7 @@ pub use numbers::Format;
 /// # Errors
 /// [`Error::Invalid`] for a width that is not a multiple of 16, or where a count is zero; [`Error::Setting`] where
 /// `SECATEUR_CPU` names instructions that this CPU lacks.
-pub fn open(network: ResNet18, max_batch: usize, format: Format) -> Result<Box<dyn Engine>> {
+pub fn open(network: ResNet, max_batch: usize, format: Format) -> Result<Box<dyn Engine>> {
     Ok(Box::new(engine::Reference::new(network, max_batch, format)?))
 }
 

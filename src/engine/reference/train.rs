@@ -10,7 +10,7 @@ use super::head;
 use super::memory::Aligned;
 use super::norm::{BatchNorm, Residual};
 use super::numbers::Numbers;
-use crate::model::{Block, Conv, ResNet18};
+use crate::model::{Block, Conv, ResNet};
 
 /// What one forward pass keeps.
 #[derive(Default)]
@@ -52,7 +52,7 @@ pub struct TrainPass {
 }
 
 impl TrainPass {
-    pub fn new(network: ResNet18, numbers: Numbers) -> Self {
+    pub fn new(network: ResNet, numbers: Numbers) -> Self {
         let convs: Vec<Conv> = network.convs();
         let slot = |_| Slot {
             outputs: vec![Aligned::default(); convs.len()],
