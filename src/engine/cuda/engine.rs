@@ -12,7 +12,7 @@ use super::graphs::Graphs;
 use super::launch::conv::ImageEpilogue;
 use super::launch::select::{self, Outcome, Selection};
 use super::launch::{attack, data, rows};
-use super::layout::{Layout, STEM_CHANNELS};
+use super::layout::{self, Layout, STEM_CHANNELS};
 use super::paired_passes::Pair;
 use super::parameters::Parameters;
 use super::scratch::Scratch;
@@ -50,13 +50,7 @@ pub struct Cuda {
 
 impl Cuda {
     pub fn new(driver: Rc<dyn Driver>, network: ResNet, max_batch: usize) -> Result<Self> {
-        if !crate::model::layers::WIDTHS.contains(&network.width) {
-            return Err(Error::Invalid(format!(
-                "width {}: the kernels are built for widths {:?}",
-                network.width,
-                crate::model::layers::WIDTHS
-            )));
-        }
+        layout::check(network)?;
         let parameters = Parameters::new(&driver, Layout::new(network))?;
         let image = max_batch * IMAGE_SIDE * IMAGE_SIDE * STEM_CHANNELS;
         Ok(Self {

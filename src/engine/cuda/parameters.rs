@@ -1,13 +1,13 @@
 //! The network's tensors on the device: flat arenas, their bf16 copies, and the optimizer's state.
 //!
-//! One launch serves all of them (layout.rs says where each lies). Called by engine.rs and the two network passes.
+//! One launch serves all of them ([`Layout`] says where each lies).
 
 use std::rc::Rc;
 
 use super::driver::{Address, Buffer, Driver};
 use super::launch::norm::{self, FoldParams};
 use super::launch::optimizer::{self, SgdParams, arena_room};
-use super::layout::Layout;
+use super::layout::{self, Layout, ORDER};
 use crate::engine::{Error, OptimizerState, Result, Sgd, WeightSet};
 use crate::model::Weights;
 use crate::model::layers::BN_EPSILON;
@@ -41,8 +41,8 @@ impl Parameters {
             average: None,
             velocity: buffer("momentum", arena_room(layout.trainable), 4)?,
             gradients: buffer("parameter gradients", arena_room(layout.trainable), 4)?,
-            copies: buffer("bf16 weights", layout.packed, 2)?,
-            folded: buffer("folded weights", layout.packed, 2)?,
+            copies: buffer("bf16 weights", layout::packed_len(&layout), 2)?,
+            folded: buffer("folded weights", layout::packed_len(&layout), 2)?,
             bias: buffer("folded biases", layout.channels, 4)?,
             folded_set: None,
             fold_layers: Buffer::from_slice(driver, "layers to fold", &norm::fold_table(&layout))?,
@@ -54,7 +54,7 @@ impl Parameters {
     /// Replaces live weights and statistics; momentum starts from zero and no average is kept.
     pub fn load(&mut self, weights: &Weights) -> Result<()> {
         let mut arena = vec![0.0; self.layout.total];
-        self.layout.pack(weights, &mut arena)?;
+        self.layout.pack(ORDER, weights, &mut arena)?;
         self.driver.write(self.live.address(), bytemuck::cast_slice(&arena))?;
         self.driver.fill(self.velocity.address(), 0, self.velocity.bytes())?;
         self.average = None;
@@ -64,26 +64,29 @@ impl Parameters {
     }
 
     pub fn read(&self, set: WeightSet) -> Result<Weights> {
-        Ok(self.layout.unpack(&self.arena(set)?.to_vec::<f32>()?[..self.layout.total]))
+        Ok(self.layout.unpack(ORDER, &self.arena(set)?.to_vec::<f32>()?[..self.layout.total]))
     }
 
     pub fn read_gradients(&self) -> Result<Weights> {
-        Ok(self.layout.unpack(&self.gradients.to_vec::<f32>()?[..self.layout.trainable]))
+        Ok(self.layout.unpack(ORDER, &self.gradients.to_vec::<f32>()?[..self.layout.trainable]))
     }
 
     pub fn optimizer(&self) -> Result<OptimizerState> {
         let average = self.average.as_ref().map(|_| self.read(WeightSet::Average)).transpose()?;
         let velocity = self.velocity.to_vec::<f32>()?;
-        Ok(OptimizerState { momentum: self.layout.unpack(&velocity[..self.layout.trainable]), average })
+        Ok(OptimizerState {
+            momentum: self.layout.unpack(ORDER, &velocity[..self.layout.trainable]),
+            average,
+        })
     }
 
     pub fn load_optimizer(&mut self, state: &OptimizerState) -> Result<()> {
         let mut velocity = vec![0.0; self.layout.trainable];
-        self.layout.pack(&state.momentum, &mut velocity)?;
+        self.layout.pack(ORDER, &state.momentum, &mut velocity)?;
         let average = match &state.average {
             Some(weights) => {
                 let mut arena = vec![0.0; self.layout.total];
-                self.layout.pack(weights, &mut arena)?;
+                self.layout.pack(ORDER, weights, &mut arena)?;
                 let average = Buffer::new(&self.driver, "average", self.live.bytes())?;
                 self.driver.write(average.address(), bytemuck::cast_slice(&arena))?;
                 Some(average)

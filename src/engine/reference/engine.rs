@@ -279,14 +279,14 @@ impl Engine for Reference {
     fn optimizer(&self) -> Result<OptimizerState> {
         let model = self.model()?;
         Ok(OptimizerState {
-            momentum: self.layout.parameters_to_weights(&model.velocity),
+            momentum: self.layout.arena_to_weights(&model.velocity),
             average: model.average.as_ref().map(|average| self.layout.arena_to_weights(average)),
         })
     }
 
     fn gradients(&self) -> Result<Weights> {
         match &self.gradients {
-            Some(gradients) => Ok(self.layout.parameters_to_weights(gradients)),
+            Some(gradients) => Ok(self.layout.arena_to_weights(gradients)),
             None => invalid("no gradients: call parameter_gradient first"),
         }
     }

@@ -1,8 +1,7 @@
 //! How many images an attack takes at a time, and how many of them the first stage of the network, so that what they touch stays
-//! in the cache of the device. Called by engine.rs and by the evaluation pass.
+//! in the cache of the device.
 
 use crate::model::ResNet;
-use crate::model::layers::IMAGE_SIDE;
 
 /// The cache of a device that does not say.
 const CACHE_BYTES: u64 = 40 << 20;
@@ -28,15 +27,17 @@ pub fn micro_batch(network: ResNet, cache: Option<u64>, has_wgmma: bool) -> usiz
 ///
 /// With T the bytes of an activation of the widest stage (128 KiB at width 64), an image touches in every step
 /// * three activations: a block's input, inner one and output, and on the way back their gradients in the same memory: 3 T;
-/// * a mask bit an element of 17 ReLUs, T/16 each in the widest stage and half of that in each of the next: 17/32 T;
+/// * a mask bit an element of every ReLU; of 17, T/16 each in the widest stage and half of that in each of the next: 17/32 T;
 /// * 40 bytes a pixel: hi and lo parts in eight bf16 channels, x and x' in three f32: 40 KiB.
 ///
 /// At width 64 that is 492 KiB. Weights (21 MiB of bf16) are left out: each is read twice a step, which for 128 images is about
 /// a fiftieth of the time even from memory.
 pub fn in_cache(network: ResNet, cache: Option<u64>) -> usize {
-    let pixels = IMAGE_SIDE * IMAGE_SIDE;
-    let widest = pixels * network.width * 2;
-    let fits = cache.unwrap_or(CACHE_BYTES) as usize / (3 * widest + widest * 17 / 32 + 40 * pixels);
+    let convs = network.convs();
+    let pixels = convs[0].in_side * convs[0].in_side;
+    let widest = convs.iter().map(|conv| conv.output_len() * 2).max().unwrap_or(0);
+    let masks: usize = network.layers().iter().map(|layer| convs[layer.conv].output_len() / 8).sum();
+    let fits = cache.unwrap_or(CACHE_BYTES) as usize / (3 * widest + masks + 40 * pixels);
     let below = (fits + 1).next_power_of_two() / 2;
     let nearest = if fits * fits >= 2 * below * below { 2 * below } else { below };
     nearest.max(FEWEST_IMAGES)
