@@ -10,7 +10,7 @@
 use std::time::Instant;
 
 use secateur::engine::{DeviceChoice, open};
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 use secateur::names::Named;
 use secateur::ops::{LastLayerGradients, Term};
 use secateur::philox::{Key, Purpose, unit};
@@ -82,7 +82,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let fraction: f64 = option("--fraction", 0.5)?;
     let terms: usize = option("--terms", 2)?;
     let device: DeviceChoice = option("--device", "cpu".to_string())?.parse()?;
-    let network = ResNet18 { width: option("--width", 64)?, classes };
+    let network = ResNet::resnet18(option("--width", 64)?, classes);
     let mut engine = open(device, network, 1)?;
     let engine = &mut engine;
 

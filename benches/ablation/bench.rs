@@ -15,7 +15,7 @@ use secateur::measure::ceilings::Ceilings;
 use secateur::measure::document::{Document, Row};
 use secateur::measure::harness::{Rule, sample};
 use secateur::measure::workload::Cache;
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 use secateur::model::layers::WIDTHS;
 
 /// Time every layer on every variant of the convolution kernels
@@ -66,7 +66,7 @@ pub fn run(args: &Args, line: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         let extra_kernels::Image { file, target, kernels, code } = *image;
         Image { file, target, kernels, code }
     }));
-    let network = ResNet18 { width: args.width, classes: 10 };
+    let network = ResNet::resnet18(args.width, 10);
     let mut engine = match args.dry_run {
         true => open_dry(network, 1)?.0,
         false => open(args.device, network, 1)?,

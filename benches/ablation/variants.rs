@@ -14,7 +14,7 @@ use secateur::engine::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, Inp
 use secateur::engine::{Error, Result};
 use secateur::measure::predict::wgmma::{Epilogue, Prediction, predict};
 use secateur::measure::probes::random_halves;
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 
 use super::im2col;
 
@@ -156,7 +156,7 @@ impl Step {
 ///
 /// # Errors
 /// [`Error::Unavailable`] where the driver has no wgmma.
-pub fn steps(driver: &Rc<dyn Driver>, network: ResNet18, batch: usize) -> Result<Vec<Step>> {
+pub fn steps(driver: &Rc<dyn Driver>, network: ResNet, batch: usize) -> Result<Vec<Step>> {
     if !driver.has_wgmma() {
         return Err(Error::Unavailable(format!(
             "{} has no wgmma: the variants are for compute capability 9.0 (H100, H200) and for --device emulated:sm_90a",

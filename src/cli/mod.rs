@@ -28,7 +28,7 @@ use crate::config::Fraction;
 use crate::data::{self as sets, DataError, SetKind};
 use crate::engine::{self, DeviceChoice, Engine};
 use crate::files::{Files, Output};
-use crate::model::{ResNet18, WeightsFile};
+use crate::model::{ResNet, WeightsFile};
 use crate::names::Named;
 use crate::prune::PruneError;
 use crate::recipe::Recipe;
@@ -216,7 +216,7 @@ fn weights_for(recipe: &Recipe, path: &Path) -> anyhow::Result<WeightsFile> {
 /// Opens a device whose work ends where the user interrupts it.
 fn open_interruptible(
     device: DeviceChoice,
-    network: ResNet18,
+    network: ResNet,
     max_batch: usize,
     console: &Console,
 ) -> anyhow::Result<Engine> {

@@ -14,7 +14,7 @@ use crate::evaluate::{Protocol, Subject, evaluate};
 use crate::files::{Files, Output};
 use crate::model::foreign::Converted;
 use crate::model::layers::WIDTHS;
-use crate::model::{ParameterKind, ResNet18, Weights, WeightsError, initialise};
+use crate::model::{ParameterKind, ResNet, Weights, WeightsError, initialise};
 use crate::ops::ImageSet;
 
 /// Make a weights file, or check and describe one (safetensors, with PyTorch's names)
@@ -66,12 +66,10 @@ fn width(text: &str) -> Result<usize, String> {
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     match args.command {
         WeightsCommand::Init { dataset, width, seed, out } => {
-            let network = ResNet18 { width, classes: dataset.classes() };
+            let network = ResNet::resnet18(width, dataset.classes());
             let file = Files::default().writes("--out", &out)?;
             write(&initialise(network, seed), &file)?;
-            let classes = network.classes;
-            console
-                .line(format!("{}: ResNet-18, width {width}, {classes} classes, seed {seed}", out.display()));
+            console.line(format!("{}: {network}, seed {seed}", out.display()));
         }
         WeightsCommand::Check { file } => match Weights::read_network(&file) {
             Ok((network, weights)) => check(&file, network, &weights, console)?,
@@ -88,8 +86,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
             for change in changes {
                 console.line(change);
             }
-            let (width, classes) = (network.width, network.classes);
-            console.line(format!("{}: ResNet-18, width {width}, {classes} classes", out.display()));
+            console.line(format!("{}: {network}", out.display()));
         }
     }
     Ok(())
@@ -99,7 +96,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
 const PROBED: usize = 8;
 
 /// Describes weights that are whole and finite, and looks at what they compute.
-fn check(file: &Path, network: ResNet18, weights: &Weights, console: &Console) -> anyhow::Result<()> {
+fn check(file: &Path, network: ResNet, weights: &Weights, console: &Console) -> anyhow::Result<()> {
     finite_logits(file, network, weights)?;
     console.line(describe(file, network, weights).trim_end());
     for parameter in network.parameters().iter().filter(|p| p.kind == ParameterKind::BnRunningVar) {
@@ -117,7 +114,7 @@ fn check(file: &Path, network: ResNet18, weights: &Weights, console: &Console) -
 }
 
 /// Refuses finite weights whose products are not: one pass over a few generated images.
-fn finite_logits(file: &Path, network: ResNet18, weights: &Weights) -> anyhow::Result<()> {
+fn finite_logits(file: &Path, network: ResNet, weights: &Weights) -> anyhow::Result<()> {
     let mut engine = open(DeviceChoice::Cpu, network, PROBED)?;
     engine.load_weights(weights)?;
     let images = generated::images(generated::Part::Test, PROBED);
@@ -147,13 +144,12 @@ fn write(weights: &Weights, out: &Output) -> anyhow::Result<()> {
 }
 
 /// Network, counts and, for each kind of parameter, the range and the root mean square of its values.
-fn describe(file: &Path, network: ResNet18, weights: &Weights) -> String {
+fn describe(file: &Path, network: ResNet, weights: &Weights) -> String {
     let parameters = network.parameters();
     let count = |trainable| -> usize {
         parameters.iter().filter(|p| p.kind.trainable() == trainable).map(|p| p.len()).sum()
     };
-    let (width, classes) = (network.width, network.classes);
-    let mut text = format!("{}: ResNet-18, width {width}, {classes} classes\n", file.display());
+    let mut text = format!("{}: {network}\n", file.display());
     text += &format!("{} parameters, {} running statistics, all finite\n", count(true), count(false));
     let kinds = [
         ("convolutions", ParameterKind::ConvWeight),

@@ -33,7 +33,7 @@ use cuda::driver::Driver;
 use life_cycle::LifeCycle;
 
 use crate::model::layers::IMAGE_LEN;
-use crate::model::{ParameterKind, ResNet18, Weights};
+use crate::model::{ParameterKind, ResNet, Weights};
 use crate::ops::Op;
 
 /// What a device is, for `environment.json` and the first line of a run.
@@ -95,7 +95,7 @@ pub struct OptimizerState {
 /// either succeeds or reports an [`Error`]; work may be asynchronous until a `read` or [`Engine::synchronize`].
 pub struct Engine {
     id: u64,
-    network: ResNet18,
+    network: ResNet,
     max_batch: usize,
     device: Device,
     life: LifeCycle,
@@ -124,7 +124,7 @@ impl Device {
 }
 
 impl Engine {
-    pub(crate) fn new(device: Device, network: ResNet18, max_batch: usize) -> Self {
+    pub(crate) fn new(device: Device, network: ResNet, max_batch: usize) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -139,7 +139,7 @@ impl Engine {
     pub fn device(&self) -> &DeviceInfo {
         self.device.backend().info()
     }
-    pub fn network(&self) -> ResNet18 {
+    pub fn network(&self) -> ResNet {
         self.network
     }
     /// Images that an attack should take at a time, so that its activations stay in cache.

@@ -9,7 +9,7 @@ use super::cuda::driver::dry::DryDriver;
 use super::cuda::driver::host::{HostDriver, HostOptions};
 use super::reference::Format;
 use super::{DeviceOptions, Engine, Error, Recording, Result, cuda, reference};
-use crate::model::ResNet18;
+use crate::model::ResNet;
 
 /// What `--device` means: `auto`, `cpu`, `cpu:bf16`, `cuda`, `cuda:N`, `emulated`, `emulated:sm_90a`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,14 +61,14 @@ impl FromStr for DeviceChoice {
 }
 
 /// Opens a device for `network`, ready for batches of up to `max_batch` images. Weights are undefined until loaded.
-pub fn open(choice: DeviceChoice, network: ResNet18, max_batch: usize) -> Result<Engine> {
+pub fn open(choice: DeviceChoice, network: ResNet, max_batch: usize) -> Result<Engine> {
     open_with(choice, network, max_batch, DeviceOptions::from_environment()?)
 }
 
 /// [`open`] with these options, of which the CPU has none.
 pub fn open_with(
     choice: DeviceChoice,
-    network: ResNet18,
+    network: ResNet,
     max_batch: usize,
     options: DeviceOptions,
 ) -> Result<Engine> {
@@ -90,18 +90,14 @@ pub fn open_with(
 ///
 /// # Errors
 /// [`Error::Unavailable`] for the CPU, which has no kernels.
-pub fn open_recorded(
-    choice: DeviceChoice,
-    network: ResNet18,
-    max_batch: usize,
-) -> Result<(Engine, Recording)> {
+pub fn open_recorded(choice: DeviceChoice, network: ResNet, max_batch: usize) -> Result<(Engine, Recording)> {
     open_recorded_with(choice, network, max_batch, DeviceOptions::from_environment()?)
 }
 
 /// [`open_recorded`] with these options.
 pub fn open_recorded_with(
     choice: DeviceChoice,
-    network: ResNet18,
+    network: ResNet,
     max_batch: usize,
     options: DeviceOptions,
 ) -> Result<(Engine, Recording)> {
@@ -124,7 +120,7 @@ pub fn open_recorded_with(
 }
 
 /// An engine that runs nothing, with a record of what it would launch; whatever is read from it is zero.
-pub fn open_dry(network: ResNet18, max_batch: usize) -> Result<(Engine, Recording)> {
+pub fn open_dry(network: ResNet, max_batch: usize) -> Result<(Engine, Recording)> {
     cuda::open_recorded(DryDriver::with(DeviceOptions::from_environment()?), network, max_batch)
 }
 

@@ -1,11 +1,11 @@
 //! The one check of every call: whose memory, how long, and whether it would read what it writes.
 
 use super::{Element, Error, Result, Tensor, View};
-use crate::model::ResNet18;
+use crate::model::ResNet;
 
 /// Collects the operands of a call; refuses wrong ones in the same words on every device.
 pub struct Operands {
-    network: ResNet18,
+    network: ResNet,
     engine: u64,
     reads: Vec<Read>,
     writes: Vec<View>,
@@ -18,11 +18,11 @@ struct Read {
 }
 
 impl Operands {
-    pub(super) fn new(engine: u64, network: ResNet18) -> Self {
+    pub(super) fn new(engine: u64, network: ResNet) -> Self {
         Self { network, engine, reads: Vec::new(), writes: Vec::new() }
     }
 
-    pub fn network(&self) -> ResNet18 {
+    pub fn network(&self) -> ResNet {
         self.network
     }
     pub fn classes(&self) -> usize {

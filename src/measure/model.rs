@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::table::{self, number, percent, time};
 use crate::engine::{Launch, Record};
-use crate::model::{Conv, ResNet18};
+use crate::model::{Conv, ResNet};
 
 /// Samples of an epoch of CIFAR.
 const EPOCH: f64 = 50_000.0;
@@ -67,7 +67,7 @@ pub struct Prediction {
 }
 
 /// The prediction for a recorded step of `batch` images.
-pub fn predict(record: &Record, recipe: &str, network: ResNet18, batch: usize, roof: Roof) -> Prediction {
+pub fn predict(record: &Record, recipe: &str, network: ResNet, batch: usize, roof: Roof) -> Prediction {
     let convs = network.convs();
     let mut parts: Vec<Part> = Vec::new();
     for launch in &record.launches {

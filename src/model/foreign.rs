@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::layers::WIDTHS;
-use super::{ResNet18, Weights, WeightsError};
+use super::{ResNet, Weights, WeightsError};
 
 /// Buffers that PyTorch's BatchNorm saves and nothing here uses.
 pub(super) const IGNORED_SUFFIX: &str = ".num_batches_tracked";
@@ -19,7 +19,7 @@ const LISTED: usize = 3;
 /// Weights under the names of this network, and what was changed to have them.
 #[derive(Clone, Debug)]
 pub struct Converted {
-    pub network: ResNet18,
+    pub network: ResNet,
     pub weights: Weights,
     /// One line a change.
     pub changes: Vec<String>,
@@ -92,7 +92,7 @@ pub fn convert(bytes: &[u8]) -> Result<Converted, WeightsError> {
 
 /// How a file with these names, which are not those of this network, is made into weights of this network, or what it holds instead.
 pub(super) fn instead(names: &[&str]) -> String {
-    let known = ResNet18 { width: WIDTHS[0], classes: 10 }.parameters();
+    let known = ResNet::resnet18(WIDTHS[0], 10).parameters();
     let names: Vec<&str> =
         names.iter().copied().filter(|name| known.iter().all(|parameter| parameter.name != *name)).collect();
     let names = &names[..];

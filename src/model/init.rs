@@ -3,7 +3,7 @@
 //! Checked against the bounds and moments of the distributions and for independence of parameters.
 //! Called by `secateur train` at the start of a run and by `secateur weights init`.
 
-use super::{Parameter, ParameterKind, ResNet18, Weights};
+use super::{Parameter, ParameterKind, ResNet, Weights};
 use crate::philox::{Key, Purpose, symmetric};
 
 /// The weights of a fresh network.
@@ -11,7 +11,7 @@ use crate::philox::{Key, Purpose, symmetric};
 /// `torch.nn.Conv2d` and `Linear` call `kaiming_uniform_(a=sqrt(5))` on the weight, which is
 /// U(-b, b) with b = sqrt(6 / ((1 + 5) fan_in)) = 1 / sqrt(fan_in); the linear bias has the same bound.
 /// BatchNorm starts as the identity: weight 1, bias 0, running mean 0, running variance 1.
-pub fn initialise(network: ResNet18, seed: u64) -> Weights {
+pub fn initialise(network: ResNet, seed: u64) -> Weights {
     let key = Key { seed, purpose: Purpose::Initialisation, epoch: 0, step: 0 };
     let mut weights = Weights::default();
     for (position, parameter) in network.parameters().iter().enumerate() {
@@ -25,7 +25,7 @@ pub fn initialise(network: ResNet18, seed: u64) -> Weights {
 }
 
 /// 1 / sqrt(fan_in) for the parameters drawn at random.
-fn uniform_bound(network: ResNet18, parameter: &Parameter) -> Option<f32> {
+fn uniform_bound(network: ResNet, parameter: &Parameter) -> Option<f32> {
     let fan_in: usize = match parameter.kind {
         ParameterKind::ConvWeight | ParameterKind::LinearWeight => parameter.shape[1..].iter().product(),
         ParameterKind::LinearBias => network.features(),
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn moments_and_bounds_are_those_of_pytorch() {
-        let network = ResNet18 { width: 16, classes: 10 };
+        let network = ResNet::resnet18(16, 10);
         let seed = 11;
         let weights = initialise(network, seed);
         weights.check(&network).unwrap();
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn the_seed_and_the_parameter_decide_the_values() {
-        let network = ResNet18 { width: 16, classes: 100 };
+        let network = ResNet::resnet18(16, 100);
         assert_eq!(initialise(network, 3), initialise(network, 3));
         assert_ne!(initialise(network, 3), initialise(network, 4));
         let weights = initialise(network, 3);

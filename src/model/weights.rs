@@ -12,7 +12,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::foreign::{self, IGNORED_SUFFIX};
 use super::layers::WIDTHS;
-use super::{ParameterKind, ResNet18};
+use super::{ParameterKind, ResNet};
 use crate::files::{Existing, Place, limit, read};
 
 /// Tensors by PyTorch name; a whole `state_dict`, or the part of it that a call speaks of.
@@ -35,8 +35,8 @@ pub enum WeightsError {
     Missing { name: String },
     #[error("{name}: shape {met:?}, expected {wanted:?}")]
     Shape { name: String, met: Vec<usize>, wanted: Vec<usize> },
-    #[error("{name}: not a tensor of this network (ResNet-18, width {}, {} classes)", network.width, network.classes)]
-    Unknown { name: String, network: ResNet18 },
+    #[error("{name}: not a tensor of this network ({network})")]
+    Unknown { name: String, network: ResNet },
     #[error("{name}: missing from the weights; {instead}")]
     Named { name: String, instead: String },
     #[error("{name}: the name that {other} becomes is there already")]
@@ -98,7 +98,7 @@ impl Weights {
 
     /// The network these weights belong to, from the shapes of the first and the last layer.
     /// Says nothing about the layers between: [`Weights::check`] does.
-    pub fn infer_network(&self) -> Result<ResNet18, WeightsError> {
+    pub fn infer_network(&self) -> Result<ResNet, WeightsError> {
         let shape = |name: &str| match self.tensors.get(name) {
             Some(tensor) => Ok(&tensor.shape),
             None => Err(self.named_otherwise(name)),
@@ -110,7 +110,9 @@ impl Weights {
         }
         let linear = shape("linear.weight")?;
         match linear[..] {
-            [classes, features] if classes > 0 && features == 8 * width => Ok(ResNet18 { width, classes }),
+            [classes, features] if classes > 0 && features == 8 * width => {
+                Ok(ResNet::resnet18(width, classes))
+            }
             _ => Err(WeightsError::Shape {
                 name: "linear.weight".into(),
                 met: linear.clone(),
@@ -127,7 +129,7 @@ impl Weights {
 
     /// Whether these are exactly the tensors of `network`: all there, none more, right shapes, every value
     /// finite, every running variance >= 0.
-    pub fn check(&self, network: &ResNet18) -> Result<(), WeightsError> {
+    pub fn check(&self, network: &ResNet) -> Result<(), WeightsError> {
         let parameters = network.parameters();
         let unknown = |name: &&String| parameters.iter().all(|parameter| parameter.name != **name);
         for parameter in &parameters {
@@ -185,12 +187,12 @@ impl Weights {
     }
 
     /// [`Weights::read`] and [`Weights::check`] against the network the file itself implies.
-    pub fn read_network(path: &Path) -> Result<(ResNet18, Self), WeightsError> {
+    pub fn read_network(path: &Path) -> Result<(ResNet, Self), WeightsError> {
         Self::network_in_file(path, &Self::read_bytes(path)?)
     }
 
     /// [`Weights::read_network`] of a file whose bytes were read from `path`.
-    pub fn network_in_file(path: &Path, bytes: &[u8]) -> Result<(ResNet18, Self), WeightsError> {
+    pub fn network_in_file(path: &Path, bytes: &[u8]) -> Result<(ResNet, Self), WeightsError> {
         let weights = Self::in_file(path, bytes, Self::from_bytes)?;
         let checked = weights.infer_network().and_then(|network| weights.check(&network).map(|()| network));
         match checked {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ResNet18, Weights, WeightsError};
+use super::{ResNet, Weights, WeightsError};
 use crate::digest::sha256;
 
 /// The weights of one whole and finite network, read from a file.
@@ -11,7 +11,7 @@ pub struct WeightsFile {
     pub path: PathBuf,
     /// Of the bytes that were read.
     pub sha256: String,
-    pub network: ResNet18,
+    pub network: ResNet,
     pub weights: Weights,
 }
 

@@ -43,14 +43,14 @@ use std::path::PathBuf;
 use crate::data::DataError;
 use crate::engine;
 use crate::evaluate::EvaluationError;
-use crate::model::{ResNet18, WeightsError};
+use crate::model::{ResNet, WeightsError};
 use crate::recipe::RecipeError;
 use checkpoint::CheckpointError;
 use run_folder::RunFolderError;
 
 /// The network that a recipe trains on these images.
-pub fn network(recipe: &Recipe) -> ResNet18 {
-    ResNet18 { width: recipe.model.width, classes: recipe.data.set.classes() }
+pub fn network(recipe: &Recipe) -> ResNet {
+    ResNet::resnet18(recipe.model.width, recipe.data.set.classes())
 }
 
 /// Why a run ended early.

@@ -16,7 +16,7 @@ use crate::engine::Engine;
 use crate::evaluate::state::{Finished, State};
 use crate::evaluate::{EvaluatedImages, Evaluation, EvaluationError, EvaluationPlan, Protocol, sanity};
 use crate::files::Place;
-use crate::model::{ResNet18, Weights, WeightsFile};
+use crate::model::{ResNet, Weights, WeightsFile};
 use crate::progress::{Event, Inner};
 
 /// The end of a run; written as `result.json`.
@@ -148,7 +148,7 @@ impl Candidate {
         run: &RunContext,
         label: &'static str,
         epoch: u32,
-        network: ResNet18,
+        network: ResNet,
         weights: Weights,
     ) -> Result<Self> {
         let (name, bytes) = (format!("{label}.safetensors"), weights.to_bytes());

@@ -6,7 +6,7 @@ use secateur::measure::compare::{Change, compare};
 use secateur::measure::harness::{Rule, Verdict, sample};
 use secateur::measure::statistics::{ratio_interval, summary};
 use secateur::measure::workload::{Bench, Cache, Work};
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 use secateur::philox::{Key, Purpose, unit};
 use secateur::recipe::Recipe;
 use tempfile::TempDir;
@@ -151,7 +151,7 @@ fn a_recipes_own_images_can_be_measured() {
 /// Convolution FLOPs of a step of PGD-AT with one attack step: forward and input gradient with the stem's; forward, input
 /// gradient without it, weight gradient.
 fn step_flops(width: usize, batch: usize) -> f64 {
-    let convs = ResNet18 { width, classes: 10 }.convs();
+    let convs = ResNet::resnet18(width, 10).convs();
     let all: usize = convs.iter().map(|conv| 2 * batch * conv.multiply_adds()).sum();
     (5 * all - 2 * batch * convs[0].multiply_adds()) as f64
 }
@@ -222,8 +222,7 @@ fn attack_evaluation_and_filter_work() {
     let args = [&["bench", "attack", "--device=cpu", "--json=a.json"], &TINY[..]].concat();
     assert_eq!(secateur(&folder, &args).0, Some(0));
     // Forward and input gradient of one step, the stem's included.
-    let all: usize =
-        ResNet18 { width: 16, classes: 10 }.convs().iter().map(|conv| conv.multiply_adds()).sum();
+    let all: usize = ResNet::resnet18(16, 10).convs().iter().map(|conv| conv.multiply_adds()).sum();
     assert_eq!(json(&folder, "a.json")["rows"][0]["flops"].as_f64().unwrap(), (2 * 2 * 4 * all) as f64);
     let args = [&["bench", "eval", "--device=cpu", "--json=e.json"], &TINY[..]].concat();
     assert_eq!(secateur(&folder, &args).0, Some(0));

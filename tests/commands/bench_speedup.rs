@@ -8,7 +8,7 @@ use secateur::accelerate::Acceleration;
 use secateur::measure::speedup::cost::Cost;
 use secateur::measure::speedup::document::{Document, Statistic};
 use secateur::measure::speedup::plan::{Plan, Role, with_epochs};
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 use secateur::prune::SelectionMethod;
 use secateur::recipe::Recipe;
 use secateur::train::config::Schedule;
@@ -411,8 +411,7 @@ fn a_selection_is_measured_in_parts() {
         assert!(near(parts.iter().sum(), samples(0)[repetition]), "{parts:?}");
     }
     // A sign step is a forward pass and the gradient of the images; the survey passes them once more.
-    let all: usize =
-        ResNet18 { width: 16, classes: 10 }.convs().iter().map(|conv| conv.multiply_adds()).sum();
+    let all: usize = ResNet::resnet18(16, 10).convs().iter().map(|conv| conv.multiply_adds()).sum();
     assert_eq!(rows[0]["flops"].as_f64().unwrap(), (3 * 2 * 20 * all) as f64);
     assert_eq!((&rows[0]["images"], &rows[1]["flops"]), (&20.into(), &0.0.into()));
     assert_eq!(fs::read_to_string(path.join("a.csv")).unwrap().lines().count(), 5);

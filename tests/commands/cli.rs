@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command as Process, Stdio};
 
 use safetensors::SafeTensors;
-use secateur::model::{ResNet18, Weights, initialise};
+use secateur::model::{ResNet, Weights, initialise};
 use secateur::names::Named;
 use secateur::prune::SelectionMethod;
 use secateur::train::run_folder::RunFolder;
@@ -492,7 +492,7 @@ fn select_writes_a_subset_and_what_it_was_chosen_from() {
 
 /// Weights of the width of tests; `change` damages them.
 fn write_weights(path: &Path, change: impl Fn(&mut Weights)) {
-    let mut weights = initialise(ResNet18 { width: 16, classes: 10 }, 3);
+    let mut weights = initialise(ResNet::resnet18(16, 10), 3);
     change(&mut weights);
     fs::write(path, weights.to_bytes()).unwrap();
 }

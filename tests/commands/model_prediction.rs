@@ -5,7 +5,7 @@ use secateur::engine::{DeviceChoice, Record};
 use secateur::measure::model::{Part, Prediction, Roof, predict};
 use secateur::measure::predict::predicted_seconds;
 use secateur::measure::workload::{Bench, Work};
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 use secateur::recipe::Recipe;
 use tempfile::TempDir;
 
@@ -23,7 +23,7 @@ fn dry(recipe: &Recipe) -> Record {
 
 fn predicted(name: &str, roof: Roof) -> Prediction {
     let recipe = recipe(name, 64, 128, None);
-    predict(&dry(&recipe), name, ResNet18 { width: 64, classes: 10 }, 128, roof)
+    predict(&dry(&recipe), name, ResNet::resnet18(64, 10), 128, roof)
 }
 
 const COMPUTE_ONLY: Roof = Roof { flops: 790e12, bytes: f64::INFINITY };
@@ -80,7 +80,7 @@ fn memory_only_adds() {
 #[test]
 fn every_layer_has_its_passes() {
     let met = predicted("cifar10-pgd-at", COMPUTE_ONLY);
-    let network = ResNet18 { width: 64, classes: 10 };
+    let network = ResNet::resnet18(64, 10);
     for (at, conv) in network.convs().iter().enumerate() {
         let of = |pass: &str| {
             let part = met.parts.iter().find(|part| part.layer == conv.name && part.pass == pass);

@@ -7,7 +7,7 @@ use secateur::measure::ceilings::Ceilings;
 use secateur::measure::profile;
 use secateur::measure::trace::trace;
 use secateur::measure::workload::{Bench, Work};
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 use secateur::recipe::Recipe;
 use tempfile::TempDir;
 
@@ -48,7 +48,7 @@ fn recorded(recipe: &str, attack_steps: usize) -> Record {
 
 /// FLOPs of one forward pass over the batch, and of its stem.
 fn forward() -> (u64, u64) {
-    let convs = ResNet18 { width: 16, classes: 10 }.convs();
+    let convs = ResNet::resnet18(16, 10).convs();
     let flops = |adds: usize| 2 * (BATCH * adds) as u64;
     (flops(convs.iter().map(|conv| conv.multiply_adds()).sum()), flops(convs[0].multiply_adds()))
 }

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use secateur::data::{DataSet, SetKind};
 use secateur::engine::{DeviceChoice, open};
 use secateur::evaluate::Protocol;
-use secateur::model::{ResNet18, initialise};
+use secateur::model::{ResNet, initialise};
 use secateur::report::{Page, attack, read_runs};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -418,7 +418,7 @@ fn kernels_are_placed_under_their_roof() {
 #[test]
 fn pictures_show_an_attack_within_its_ball() {
     let data = DataSet::open(SetKind::Generated, None, Some(20), Some(10)).unwrap();
-    let network = ResNet18 { width: 16, classes: data.classes };
+    let network = ResNet::resnet18(16, data.classes);
     let mut engine = open(DeviceChoice::Cpu, network, 4).unwrap();
     engine.load_weights(&initialise(network, 3)).unwrap();
     let Protocol::Pgd(pgd) = "pgd5".parse().unwrap() else { panic!("not PGD") };

@@ -11,7 +11,7 @@ use secateur::engine::cuda::driver::host::{AsyncOrder, HostDriver, HostOptions, 
 use secateur::engine::cuda::driver::{Buffer, Driver};
 use secateur::engine::cuda::launch::conv::ConvShape;
 use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Direction, Planned};
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 use secateur::philox::{Key, Purpose, symmetric};
 
 pub use super::{SEED, drivers};
@@ -97,7 +97,7 @@ impl<T: PartialEq> Families<T> {
 /// Every different convolution of the network at this width.
 pub fn shapes(width: usize, batch: usize) -> Vec<ConvShape> {
     let mut shapes: Vec<ConvShape> = Vec::new();
-    for conv in (ResNet18 { width, classes: 10 }).convs() {
+    for conv in ResNet::resnet18(width, 10).convs() {
         let shape = ConvShape::new(&conv, batch);
         if !shapes.contains(&shape) {
             shapes.push(shape);

@@ -6,11 +6,11 @@ use secateur::batch::Batch;
 use secateur::data::generated::{self, Part};
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
-use secateur::model::{ResNet18, Weights, initialise};
+use secateur::model::{ResNet, Weights, initialise};
 use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
 
 pub const EPSILON: f32 = 8.0 / 255.0;
-const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
+const NETWORK: ResNet = ResNet::resnet18(16, 10);
 /// Training images, and the size and number of its minibatches.
 const TRAINED: usize = 600;
 const MINIBATCH: usize = 25;

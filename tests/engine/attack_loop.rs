@@ -6,12 +6,12 @@ use secateur::engine::{
     DeviceChoice, DeviceOptions, Engine, GradRequest, Pass, SignStep, WeightSet, open_with,
 };
 use secateur::model::layers::IMAGE_LEN;
-use secateur::model::{ResNet18, initialise};
+use secateur::model::{ResNet, initialise};
 use secateur::ops::{AscentLoss, AttackSteps, CrossEntropy, Divergence, Margin, MarginLoss};
 
 use crate::common;
 
-const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
+const NETWORK: ResNet = ResNet::resnet18(16, 10);
 const BATCH: usize = 3;
 
 /// An engine with weights, and a batch with everything that a loss may ask for.

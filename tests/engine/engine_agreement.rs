@@ -11,14 +11,14 @@ use std::collections::BTreeMap;
 
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, SignStep, Tensor, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
-use secateur::model::{ParameterKind, ResNet18, Weights};
+use secateur::model::{ParameterKind, ResNet, Weights};
 use secateur::ops::{Augment, CrossEntropy, GatherImages, ImageSet, LossOutputs, Noise, Padding, Perturb};
 use secateur::philox::{Key, Purpose, unit};
 
 use crate::common;
 
 const SEED: u64 = 20_261_121;
-const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
+const NETWORK: ResNet = ResNet::resnet18(16, 10);
 const BATCH: usize = 8;
 const EPSILON: f32 = 8.0 / 255.0;
 

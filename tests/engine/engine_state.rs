@@ -3,13 +3,13 @@
 
 use secateur::engine::{Engine, Error, GradRequest, Pass, Sgd, SignStep, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
-use secateur::model::{ResNet18, initialise};
+use secateur::model::{ResNet, initialise};
 use secateur::ops::{CrossEntropy, LossOutputs, SelectTopK};
 
 use crate::common;
 
 const SEED: u64 = 20_261_121;
-const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
+const NETWORK: ResNet = ResNet::resnet18(16, 10);
 const BATCH: usize = 2;
 const SGD: Sgd = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9) };
 
@@ -135,7 +135,7 @@ fn wrong_sizes_and_foreign_tensors_are_refused() {
     let too_many = engine.alloc("top", 4).unwrap();
     assert!(engine.run(&SelectTopK { values: &values, top: &too_many }).is_err());
 
-    let Err(error) = open(common::cuda_engine(), ResNet18 { width: 32, classes: 10 }, 4) else {
+    let Err(error) = open(common::cuda_engine(), ResNet::resnet18(32, 10), 4) else {
         panic!("width 32 has no kernels");
     };
     assert!(error.to_string().contains("32"), "{error}");

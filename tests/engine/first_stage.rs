@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use secateur::batch::Batch;
 use secateur::engine::{DeviceChoice, DeviceOptions, GradRequest, Pass, SignStep, WeightSet, open_with};
 use secateur::model::layers::IMAGE_LEN;
-use secateur::model::{ResNet18, initialise};
+use secateur::model::{ResNet, initialise};
 use secateur::ops::{AscentLoss, AttackSteps};
 
 use crate::common::{Random, SEED, cuda_engine};
@@ -14,7 +14,7 @@ use crate::common::{Random, SEED, cuda_engine};
 const BATCH: usize = 5;
 
 /// Logits, input gradients and images after `steps` steps of an attack, as bits.
-fn results(device: DeviceChoice, network: ResNet18, part: usize, steps: u32) -> [Vec<u32>; 3] {
+fn results(device: DeviceChoice, network: ResNet, part: usize, steps: u32) -> [Vec<u32>; 3] {
     let options = DeviceOptions { first_stage_images: NonZeroUsize::new(part), ..DeviceOptions::default() };
     let mut engine = open_with(device, network, BATCH, options).unwrap();
     let engine = &mut engine;
@@ -52,7 +52,7 @@ fn results(device: DeviceChoice, network: ResNet18, part: usize, steps: u32) -> 
 }
 
 /// The bits in parts of these sizes are those of the whole.
-fn agree(device: DeviceChoice, network: ResNet18, parts: &[usize], steps: u32) {
+fn agree(device: DeviceChoice, network: ResNet, parts: &[usize], steps: u32) {
     let whole = results(device, network, BATCH, steps);
     assert!(whole[1].iter().all(|value| f32::from_bits(*value).is_finite()), "every gradient is written");
     for &part in parts {
@@ -65,7 +65,7 @@ fn agree(device: DeviceChoice, network: ResNet18, parts: &[usize], steps: u32) {
 
 #[test]
 fn parts_give_the_bits_of_the_whole() {
-    agree(cuda_engine(), ResNet18 { width: 16, classes: 10 }, &[2, 100], 2);
+    agree(cuda_engine(), ResNet::resnet18(16, 10), &[2, 100], 2);
 }
 
 #[test]
@@ -74,5 +74,5 @@ fn parts_give_the_bits_of_the_whole_on_wgmma() {
         DeviceChoice::Emulated => DeviceChoice::EmulatedHopper,
         device => device,
     };
-    agree(device, ResNet18 { width: 64, classes: 10 }, &[2], 1);
+    agree(device, ResNet::resnet18(64, 10), &[2], 1);
 }

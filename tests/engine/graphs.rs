@@ -10,7 +10,7 @@ use secateur::data::{DataSet, SetKind};
 use secateur::engine::cuda::driver::record::Recorder;
 use secateur::engine::cuda::driver::{Address, Buffer, Driver, Kernel};
 use secateur::engine::{DeviceOptions, GradRequest, Pass, Phase, Sgd, SignStep, WeightSet, open_with};
-use secateur::model::{ResNet18, Weights, initialise};
+use secateur::model::{ResNet, Weights, initialise};
 use secateur::ops::rows::{self, Rows};
 use secateur::ops::{AscentLoss, CrossEntropy, GatherImages, ImageSet, Noise, PairedForm, PairedLoss};
 use secateur::philox::{Key, Purpose};
@@ -103,7 +103,7 @@ fn a_record_lists_every_launch_of_a_replay() {
     }
 }
 
-const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
+const NETWORK: ResNet = ResNet::resnet18(16, 10);
 
 /// Adversarial training on whole and smaller batches, with one train pass and with two, the step size changed on the way, then
 /// attacks on both sets of weights.

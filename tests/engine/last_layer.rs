@@ -3,7 +3,7 @@
 
 use secateur::engine::{DeviceChoice, Engine, Error, GradRequest, Pass, Sgd, Tensor, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
-use secateur::model::{ResNet18, initialise};
+use secateur::model::{ResNet, initialise};
 use secateur::ops::{
     CrossEntropy, GradientColumn, GradientProducts, GradientSquares, GradientSum, LastLayerGradients,
     LossOutputs, RowNorms, RowProducts, StepLogits, SubtractRows, Term,
@@ -11,18 +11,14 @@ use secateur::ops::{
 
 use crate::common::{self, Bound, F32, Random, SEED, assert_close};
 
-const NETWORKS: [ResNet18; 4] = [
-    ResNet18 { width: 16, classes: 10 },
-    ResNet18 { width: 16, classes: 100 },
-    ResNet18 { width: 64, classes: 10 },
-    ResNet18 { width: 16, classes: 7 },
-];
-const SMALL: ResNet18 = NETWORKS[0];
+const NETWORKS: [ResNet; 4] =
+    [ResNet::resnet18(16, 10), ResNet::resnet18(16, 100), ResNet::resnet18(64, 10), ResNet::resnet18(16, 7)];
+const SMALL: ResNet = NETWORKS[0];
 
 type Device = Engine;
 
 /// The reference engine, then the kernels.
-fn engines(network: ResNet18, max_batch: usize) -> [(&'static str, Device); 2] {
+fn engines(network: ResNet, max_batch: usize) -> [(&'static str, Device); 2] {
     println!("seed {SEED}");
     let kernels = common::cuda_engine();
     [
@@ -48,14 +44,14 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 
 /// Random factors, (logit gradient, features) a term, and the gradients in full.
 struct Factors {
-    network: ResNet18,
+    network: ResNet,
     len: usize,
     terms: Vec<(Vec<f32>, Vec<f32>)>,
     explicit: Vec<Vec<f64>>,
 }
 
 impl Factors {
-    fn new(network: ResNet18, len: usize, terms: usize) -> Self {
+    fn new(network: ResNet, len: usize, terms: usize) -> Self {
         let (classes, features) = (network.classes, network.features());
         let mut random = Random::new((len * 10 + terms) as u32);
         let mut term = || (random.normals(len * classes, 0.1), random.uniforms(len * features, 0.0, 2.0));
@@ -90,7 +86,7 @@ impl Factors {
     }
 }
 
-fn vector_len(network: ResNet18) -> usize {
+fn vector_len(network: ResNet) -> usize {
     network.classes * (network.features() + 1)
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use safetensors::SafeTensors;
 use secateur::engine::{DeviceChoice, Engine, Error, Tensor, open};
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 use secateur::ops::{
     BulletTrainScore, CrossEntropy, Divergence, GatherRows, LossOutputs, Margin, MarginLoss, NO_CLASS,
     PairedForm, PairedLoss, PairedLossOutputs, ScatterRows,
@@ -27,7 +27,7 @@ const MAX_BATCH: usize = 32;
 const DEVICES: [DeviceChoice; 2] = [DeviceChoice::Cpu, DeviceChoice::Emulated];
 
 fn engine(device: DeviceChoice, classes: usize) -> Engine {
-    open(device, ResNet18 { width: 16, classes }, MAX_BATCH).unwrap()
+    open(device, ResNet::resnet18(16, classes), MAX_BATCH).unwrap()
 }
 
 /// What the losses write, NaN before.

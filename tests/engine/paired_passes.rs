@@ -13,11 +13,11 @@ use secateur::engine::{
     open_dry, open_recorded,
 };
 use secateur::model::layers::IMAGE_LEN;
-use secateur::model::{ParameterKind, ResNet18, Weights, initialise};
+use secateur::model::{ParameterKind, ResNet, Weights, initialise};
 
 use crate::common::{Random, SEED, cuda_engine};
 
-const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
+const NETWORK: ResNet = ResNet::resnet18(16, 10);
 const MAX_BATCH: usize = 16;
 const SLOTS: [Pass; 2] = [Pass::Train { slot: 0 }, Pass::Train { slot: 1 }];
 
@@ -274,7 +274,7 @@ fn a_convolution_of_a_pair_is_one_launch() {
         products.filter(|launch| !launch.kernel.contains("_reduce")).map(|launch| launch.flops).sum()
     };
     // What a GPU would launch for the recipes' batch, and for a last one that shares tiles in some layer.
-    let network = ResNet18 { width: 64, classes: 10 };
+    let network = ResNet::resnet18(64, 10);
     let dry = |len, passes| recorded(open_dry(network, 128).unwrap(), len, passes);
     let full = dry(128, as_a_pair);
     check(&full, once.clone());

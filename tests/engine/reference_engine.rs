@@ -7,14 +7,14 @@ use secateur::engine::{
     DeviceChoice, Engine, Error, GradRequest, Pass, Sgd, SignStep, Tensor, WeightSet, open,
 };
 use secateur::model::layers::IMAGE_LEN;
-use secateur::model::{ResNet18, Weights};
+use secateur::model::{ResNet, Weights};
 use secateur::ops::{
     Augment, CrossEntropy, GatherImages, ImageSet, LossOutputs, Noise, Padding, Perturb, SelectAtLeast,
     SelectTopK,
 };
 use secateur::philox::{Key, Purpose, symmetric, unit};
 
-const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
+const NETWORK: ResNet = ResNet::resnet18(16, 10);
 const SEED: u64 = 41;
 
 fn key(purpose: Purpose) -> Key {

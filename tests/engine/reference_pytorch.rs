@@ -8,12 +8,12 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, Tensor, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
-use secateur::model::{ResNet18, Weights};
+use secateur::model::{ResNet, Weights};
 use secateur::ops::{CrossEntropy, LossOutputs};
 use secateur::philox::{Key, Purpose, unit};
 
 const SEED: u64 = 116;
-const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
+const NETWORK: ResNet = ResNet::resnet18(16, 10);
 const BATCH: usize = 4;
 const STRIDE: usize = 7;
 const SMOOTHING: f32 = 0.1;

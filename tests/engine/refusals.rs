@@ -6,7 +6,7 @@ use secateur::engine::{
     open,
 };
 use secateur::model::layers::IMAGE_LEN;
-use secateur::model::{ResNet18, Weights, initialise};
+use secateur::model::{ResNet, Weights, initialise};
 use secateur::ops::{
     ApgdPhase, ApgdPoint, ApgdStart, ApgdState, ApgdStep, AscentLoss, AttackSteps, BulletTrainScore,
     ClassDifference, CrossEntropy, Divergence, FabKeep, FabState, FabStep, GatherImages, GatherRows,
@@ -17,7 +17,7 @@ use secateur::philox::{Key, Purpose};
 
 use crate::common::{self, SEED};
 
-const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
+const NETWORK: ResNet = ResNet::resnet18(16, 10);
 const BATCH: usize = 2;
 const KEY: Key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
 const STEP: SignStep = SignStep { step_size: 0.01, epsilon: 0.03 };
@@ -301,7 +301,7 @@ const CALLS: &[(&str, &[&str], Call)] = &[
         e.fold_batch_norm(WeightSet::Momentum)
     }),
     ("weights of another network", &["conv1.weight"], |e, _| {
-        e.load_weights(&initialise(ResNet18 { width: 64, classes: 10 }, SEED))
+        e.load_weights(&initialise(ResNet::resnet18(64, 10), SEED))
     }),
     ("weights without tensors", &["conv1.weight"], |e, _| e.load_weights(&Weights::default())),
     ("an optimizer's state without tensors", &["conv1.weight"], |e, _| {

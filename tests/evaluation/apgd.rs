@@ -7,7 +7,7 @@ use secateur::batch::Batch;
 use secateur::data::generated::{self, Part};
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Tensor, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
-use secateur::model::{ResNet18, initialise};
+use secateur::model::{ResNet, initialise};
 use secateur::ops::{
     ApgdPhase, ApgdPoint, ApgdStart, ApgdState, ApgdStep, CrossEntropy, GatherImages, ImageSet, LossOutputs,
     Margin, MarginLoss, TargetClass,
@@ -55,7 +55,7 @@ impl Fixture {
 }
 
 fn engines(classes: usize) -> Vec<Engine> {
-    let network = ResNet18 { width: 16, classes };
+    let network = ResNet::resnet18(16, classes);
     [DeviceChoice::Cpu, common::cuda_engine()].map(|choice| open(choice, network, 1).unwrap()).into()
 }
 
@@ -352,7 +352,7 @@ const TESTED: usize = 16;
 
 /// An untrained network with BatchNorm statistics that fit, and images that it predicts right: the labels are its own words.
 fn network_and_images() -> (Engine, Batch) {
-    let network = ResNet18 { width: 16, classes: 10 };
+    let network = ResNet::resnet18(16, 10);
     let mut engine = open(DeviceChoice::Cpu, network, TESTED).unwrap();
     engine.load_weights(&initialise(network, SEED)).unwrap();
     let images = generated::images(Part::Test, TESTED);

@@ -19,14 +19,14 @@ use secateur::evaluate::state::Settings;
 use secateur::evaluate::{AdversarialImages, Part, Protocol, Subject, evaluate};
 use secateur::files::{Existing, Place};
 use secateur::model::layers::IMAGE_LEN;
-use secateur::model::{ResNet18, Weights, initialise};
+use secateur::model::{ResNet, Weights, initialise};
 use secateur::ops::{GatherImages, ImageSet};
 use tempfile::TempDir;
 
 use crate::common::program::{Done, PROGRAM, secateur};
 
 const SEED: u64 = 20_261_121;
-const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
+const NETWORK: ResNet = ResNet::resnet18(16, 10);
 
 /// Initial weights with BatchNorm statistics that fit generated images.
 fn weights() -> Weights {
@@ -533,8 +533,8 @@ fn mistakes_are_named() {
     let mut nan = good.clone();
     nan.tensors.get_mut("layer2.0.conv1.weight").unwrap().values[7] = f32::NAN;
     write("nan.safetensors", &nan);
-    write("three.safetensors", &initialise(ResNet18 { width: 16, classes: 3 }, SEED));
-    write("hundred.safetensors", &initialise(ResNet18 { width: 16, classes: 100 }, SEED));
+    write("three.safetensors", &initialise(ResNet::resnet18(16, 3), SEED));
+    write("hundred.safetensors", &initialise(ResNet::resnet18(16, 100), SEED));
     fs::write(path.join("bad.state"), "{}").unwrap();
     let cases = [
         ("--eps -1/255", "'-1/255'"),

@@ -8,7 +8,7 @@ use secateur::data::generated::{self, Part};
 use secateur::engine::{DeviceChoice, Engine, Pass, SignStep, WeightSet, open};
 use secateur::evaluate::sanity::alarms;
 use secateur::evaluate::{Outcome, Protocol, Subject, evaluate};
-use secateur::model::{ResNet18, Weights, initialise};
+use secateur::model::{ResNet, Weights, initialise};
 use secateur::ops::{AscentLoss, CrossEntropy, GatherImages, ImageSet, Noise};
 use secateur::philox::{Key, Purpose};
 
@@ -21,7 +21,7 @@ const RADIUS: f32 = 0.3 / 255.0;
 
 /// An untrained network with BatchNorm statistics that fit, and images labelled as it predicts them, but for every fourth.
 fn prepared() -> (Engine, ImageSet) {
-    let network = ResNet18 { width: 16, classes: 10 };
+    let network = ResNet::resnet18(16, 10);
     let mut engine = open(DeviceChoice::Cpu, network, TESTED).unwrap();
     engine.load_weights(&initialise(network, SEED)).unwrap();
     let test = generated::images(Part::Test, TESTED);
@@ -247,7 +247,7 @@ fn other_ascents_and_single_steps_count_their_passes() {
 
 /// Networks whose logits are not finite: NaN everywhere, and one class infinitely low.
 fn broken_networks() -> Vec<(&'static str, Weights)> {
-    let network = ResNet18 { width: 16, classes: 10 };
+    let network = ResNet::resnet18(16, 10);
     let sound = initialise(network, SEED);
     let mut nan = sound.clone();
     nan.insert("linear.bias", &[10], vec![f32::NAN; 10]);
@@ -263,7 +263,7 @@ fn logits_that_are_not_finite_are_wrong_under_every_protocol() {
     let all = ["clean", "fgsm", "pgd10", "pgd2x3", "cw", "apgd-ce", "apgd-t", "fab-t", "square", "aa"];
     for (device, protocols) in [(DeviceChoice::Cpu, &all[..]), (DeviceChoice::Emulated, &all[..2])] {
         for (what, weights) in broken_networks() {
-            let mut engine = open(device, ResNet18 { width: 16, classes: 10 }, 2).unwrap();
+            let mut engine = open(device, ResNet::resnet18(16, 10), 2).unwrap();
             let engine = &mut engine;
             engine.load_weights(&weights).unwrap();
             let test = generated::images(Part::Test, 2);

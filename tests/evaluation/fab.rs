@@ -5,7 +5,7 @@
 use safetensors::SafeTensors;
 use secateur::attack::{Cost, Fab, Found, Search};
 use secateur::engine::{DeviceChoice, Engine, Tensor, open};
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 use secateur::model::layers::IMAGE_LEN;
 use secateur::ops::{ClassDifference, FabKeep, FabState, FabStep, TargetClass};
 use secateur::philox::{Key, Purpose};
@@ -56,7 +56,7 @@ fn stepped(
 
 fn engines(batch: usize) -> [(DeviceChoice, Engine); 2] {
     [DeviceChoice::Cpu, common::cuda_engine()]
-        .map(|device| (device, open(device, ResNet18 { width: 16, classes: CLASSES }, batch).unwrap()))
+        .map(|device| (device, open(device, ResNet::resnet18(16, CLASSES), batch).unwrap()))
 }
 
 #[test]

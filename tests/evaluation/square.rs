@@ -2,7 +2,7 @@
 
 use secateur::attack::{Found, Search, Square};
 use secateur::engine::{DeviceChoice, Engine, Tensor, WeightSet, open};
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 use secateur::model::layers::IMAGE_LEN;
 use secateur::ops::{Pattern, Query, SearchState, SquareAccept, SquarePropose};
 use secateur::philox::{Key, Purpose};
@@ -189,7 +189,7 @@ const ROWS: [u32; 4] = [5, 0, 3, 2];
 
 impl Bench {
     fn new(device: DeviceChoice) -> Self {
-        let engine = open(device, ResNet18 { width: 16, classes: 10 }, COUNT).unwrap();
+        let engine = open(device, ResNet::resnet18(16, 10), COUNT).unwrap();
         let mut random = Random::new(7);
         let clean = random.uniforms(COUNT * IMAGE_LEN, 0.0, 1.0);
         Self {

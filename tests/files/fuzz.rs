@@ -20,7 +20,7 @@ use secateur::evaluate::state::{Settings, State};
 use secateur::evaluate::{Part, sanity};
 use secateur::measure::document::Document;
 use secateur::model::layers::WIDTHS;
-use secateur::model::{ResNet18, Weights, foreign, initialise};
+use secateur::model::{ResNet, Weights, foreign, initialise};
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::{BUILTIN, Recipe};
 use secateur::report::read_runs;
@@ -183,7 +183,7 @@ fn overrides() {
 
 /// A small safetensors file of two types, and one of a whole network under foreign names.
 fn weights_corpus() -> Vec<Vec<u8>> {
-    let network = ResNet18 { width: WIDTHS[0], classes: 10 };
+    let network = ResNet::resnet18(WIDTHS[0], 10);
     let weights = initialise(network, 1);
     let header = r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},"b":{"dtype":"F64","shape":[1],"data_offsets":[4,12]}}"#;
     let small = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 12]].concat();
@@ -339,7 +339,7 @@ fn one_file(name: &str) -> (tempfile::TempDir, PathBuf) {
 
 /// A checkpoint of the smallest network.
 fn checkpoint() -> Checkpoint {
-    let network = ResNet18 { width: WIDTHS[0], classes: 10 };
+    let network = ResNet::resnet18(WIDTHS[0], 10);
     let weights = initialise(network, 1);
     let trainable = |name: &String| !name.contains("running");
     let tensors = weights.tensors.clone().into_iter().filter(|(name, _)| trainable(name)).collect();

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use proptest::prelude::*;
 use secateur::files::{Existing, Place};
-use secateur::model::{ResNet18, Weights, initialise};
+use secateur::model::{ResNet, Weights, initialise};
 use secateur::report::{Page, read_runs};
 use tempfile::TempDir;
 
@@ -42,7 +42,7 @@ fn refused(folder: &Path, words: &[&str], code: i32, part: &str) -> Done {
 fn text_of_others_reaches_the_terminal_plain_and_short() {
     let folder = TempDir::new().unwrap();
     let path = folder.path();
-    let network = ResNet18 { width: 16, classes: 10 };
+    let network = ResNet::resnet18(16, 10);
     let file = |name: &str, weights: &Weights| {
         Place::from(&path.join(name)).write(&weights.to_bytes(), Existing::Replace).unwrap();
     };

@@ -9,12 +9,12 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use safetensors::tensor::{Dtype, TensorView};
 use secateur::files::Existing;
-use secateur::model::{ResNet18, Weights, WeightsError, initialise};
+use secateur::model::{ResNet, Weights, WeightsError, initialise};
 
 use crate::common::program;
 
 const SEED: u64 = 5;
-const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
+const NETWORK: ResNet = ResNet::resnet18(16, 10);
 static GOOD: LazyLock<(Weights, Vec<u8>)> = LazyLock::new(|| {
     let weights = initialise(NETWORK, SEED);
     let bytes = weights.to_bytes();
@@ -30,7 +30,7 @@ fn file(header: &str, data: &[u8]) -> Vec<u8> {
 fn weights_survive_the_way_through_a_file() {
     println!("seed {SEED}");
     let folder = tempfile::tempdir().unwrap();
-    for network in [NETWORK, ResNet18 { width: 16, classes: 100 }, ResNet18 { width: 64, classes: 10 }] {
+    for network in [NETWORK, ResNet::resnet18(16, 100), ResNet::resnet18(64, 10)] {
         let path = folder.path().join(format!("{}-{}.safetensors", network.width, network.classes));
         let weights = initialise(network, SEED);
         weights.write(&path, Existing::Refuse).unwrap();
@@ -77,7 +77,7 @@ fn check_names_what_is_wrong() {
         error.starts_with("layer5.0.conv1.weight: not a tensor of this network (ResNet-18, width 16, 10"),
         "{error}"
     );
-    let error = good.check(&ResNet18 { width: 64, classes: 10 }).unwrap_err().to_string();
+    let error = good.check(&ResNet::resnet18(64, 10)).unwrap_err().to_string();
     assert_eq!(error, "conv1.weight: shape [16, 3, 3, 3], expected [64, 3, 3, 3]");
 
     // Names as DataParallel saves them.
@@ -176,7 +176,7 @@ fn the_command_writes_checks_and_never_overwrites() {
     let file = path.to_str().unwrap();
     let init = ["init", "--dataset", "cifar100", "--width", "16", "--seed", "5", "--out", file];
     assert_eq!(weights_command(&init).0, 0);
-    let network = ResNet18 { width: 16, classes: 100 };
+    let network = ResNet::resnet18(16, 100);
     assert_eq!(Weights::read_network(&path).unwrap(), (network, initialise(network, 5)));
     let (code, _, error) = weights_command(&init);
     assert_eq!(code, 2);

@@ -3,7 +3,7 @@
 //! The fixture is written by `scripts/make-padding-fixtures.py`.
 
 use secateur::engine::{DeviceChoice, open};
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 use secateur::model::layers::IMAGE_LEN;
 use secateur::ops::gather_images::*;
 use secateur::ops::{Augment, GatherImages, ImageSet, Padding};
@@ -125,7 +125,7 @@ fn crops_are_cut_from_the_image_that_pytorch_pads() {
     let image = bytes("image");
     println!("seed {SEED}");
     for device in [DeviceChoice::Cpu, DeviceChoice::Emulated] {
-        let mut engine = open(device, ResNet18 { width: 16, classes: 10 }, BATCH).unwrap();
+        let mut engine = open(device, ResNet::resnet18(16, 10), BATCH).unwrap();
         let engine = &mut engine;
         let set = ImageSet::upload(&engine, &image.repeat(BATCH), &[3; BATCH]).unwrap();
         let samples = engine.upload("samples", &(0..BATCH as u32).collect::<Vec<u32>>()).unwrap();

@@ -4,8 +4,8 @@
 use half::bf16;
 use secateur::engine::cuda::driver::Address;
 use secateur::engine::cuda::launch::norm::*;
-use secateur::engine::cuda::layout::{Layout, STEM_CHANNELS};
-use secateur::model::ResNet18;
+use secateur::engine::cuda::layout::{Layout, STEM_CHANNELS, packed_len, packed_offset, shape};
+use secateur::model::ResNet;
 use secateur::model::layers::{BN_EPSILON, BN_MOMENTUM, WIDTHS};
 
 use crate::common::*;
@@ -46,7 +46,7 @@ fn random_statistics(random: &mut Random, sets: usize, channels: usize) -> Vec<f
 #[test]
 fn fold_scales_filters_and_shifts_biases() {
     for width in WIDTHS {
-        let layout = Layout::new(ResNet18 { width, classes: 10 });
+        let layout = Layout::new(ResNet::resnet18(width, 10));
         let mut random = Random::new(1);
         let weights = random.normals(layout.convs[0].bn_weight, 0.1);
         let gamma = random.uniforms(layout.channels, -1.0, 2.0);
@@ -63,7 +63,7 @@ fn fold_scales_filters_and_shifts_biases() {
                 input(driver, "mean", &mean),
                 input(driver, "variance", &variance),
             ];
-            let folded = Output::new::<bf16>(driver, "folded", layout.packed);
+            let folded = Output::new::<bf16>(driver, "folded", packed_len(&layout));
             let bias = Output::new::<f32>(driver, "bias", layout.channels);
             let [layers, weights_at, gamma_at, beta_at, mean_at, variance_at] =
                 operands.each_ref().map(|b| b.address());
@@ -85,12 +85,13 @@ fn fold_scales_filters_and_shifts_biases() {
             let scale = |channel: usize| {
                 f64::from(gamma[channel]) / (f64::from(variance[channel]) + f64::from(BN_EPSILON)).sqrt()
             };
-            for slot in &layout.convs {
-                let filter_len = slot.packed_len() / slot.conv.out_channels;
-                let wanted: Vec<f64> = (0..slot.packed_len())
+            for (at, slot) in layout.convs.iter().enumerate() {
+                let (shape, first) = (shape(&layout, at, 1), packed_offset(&layout, at));
+                let filter_len = shape.weight_len() / shape.out_channels;
+                let wanted: Vec<f64> = (0..shape.weight_len())
                     .map(|i| {
                         let channel = slot.channel + i / filter_len;
-                        let source = match (slot.packed_channels(), i % STEM_CHANNELS) {
+                        let source = match (shape.in_channels, i % STEM_CHANNELS) {
                             (STEM_CHANNELS, 6..) => return 0.0,
                             (STEM_CHANNELS, lane) => i / STEM_CHANNELS * 3 + lane % 3,
                             _ => i,
@@ -98,7 +99,7 @@ fn fold_scales_filters_and_shifts_biases() {
                         f64::from(weights[slot.weight + source]) * scale(channel)
                     })
                     .collect();
-                let met = &folded[slot.packed..][..slot.packed_len()];
+                let met = &folded[first..][..shape.weight_len()];
                 assert_close(&format!("{} folded", slot.conv.name), met, &wanted, ROUNDED_TO_BF16);
             }
             let wanted: Vec<f64> =

@@ -3,8 +3,8 @@
 use half::bf16;
 use secateur::engine::cuda::driver::Address;
 use secateur::engine::cuda::launch::optimizer::*;
-use secateur::engine::cuda::layout::{Layout, STEM_CHANNELS};
-use secateur::model::ResNet18;
+use secateur::engine::cuda::layout::{Layout, STEM_CHANNELS, packed_len, packed_offset, shape};
+use secateur::model::ResNet;
 
 use crate::common::*;
 
@@ -16,16 +16,17 @@ fn arena(mut values: Vec<f32>) -> Vec<f32> {
 
 /// The bf16 arena must hold exactly the rounded weights, the stem packed.
 fn assert_copies(layout: &Layout, weights: &[f32], copies: &[bf16]) {
-    for slot in &layout.convs {
-        for i in 0..slot.packed_len() {
-            let wanted = match (slot.packed_channels(), i % STEM_CHANNELS) {
+    for (at, slot) in layout.convs.iter().enumerate() {
+        let (shape, first) = (shape(layout, at, 1), packed_offset(layout, at));
+        for i in 0..shape.weight_len() {
+            let wanted = match (shape.in_channels, i % STEM_CHANNELS) {
                 (STEM_CHANNELS, 6..) => bf16::ZERO,
                 (STEM_CHANNELS, lane) => {
                     bf16::from_f32(weights[slot.weight + i / STEM_CHANNELS * 3 + lane % 3])
                 }
                 _ => bf16::from_f32(weights[slot.weight + i]),
             };
-            let met = copies[slot.packed + i];
+            let met = copies[first + i];
             assert_eq!(met.to_bits(), wanted.to_bits(), "{}: copy {i}, seed {SEED}", slot.conv.name);
         }
     }
@@ -34,7 +35,7 @@ fn assert_copies(layout: &Layout, weights: &[f32], copies: &[bf16]) {
 #[test]
 fn two_steps_move_weights_velocity_average_and_copies() {
     for (width, classes) in [(16, 10), (16, 100), (64, 10)] {
-        let layout = Layout::new(ResNet18 { width, classes });
+        let layout = Layout::new(ResNet::resnet18(width, classes));
         let mut random = Random::new(1);
         let (trainable, total) = (layout.trainable, layout.total);
         let weights = arena(random.normals(total, 0.1));
@@ -64,7 +65,7 @@ fn two_steps_move_weights_velocity_average_and_copies() {
                 let velocity_at = Output::holding(driver, "velocity", &velocity);
                 let average_at = Output::holding(driver, "average", &average);
                 let gradients_at = input(driver, "gradients", &gradients);
-                let copies_at = Output::new::<bf16>(driver, "copies", layout.packed);
+                let copies_at = Output::new::<bf16>(driver, "copies", packed_len(&layout));
                 let params = SgdParams {
                     weights: weights_at.address(),
                     velocity: velocity_at.address(),
@@ -98,11 +99,11 @@ fn two_steps_move_weights_velocity_average_and_copies() {
 #[test]
 fn loaded_weights_are_copied() {
     for width in [16, 64] {
-        let layout = Layout::new(ResNet18 { width, classes: 10 });
+        let layout = Layout::new(ResNet::resnet18(width, 10));
         let weights = arena(Random::new(2).normals(layout.total, 0.1));
         on_every_driver(&format!("bf16 copies, width {width}"), |driver| {
             let weights_at = input(driver, "weights", &weights);
-            let copies = Output::new::<bf16>(driver, "copies", layout.packed);
+            let copies = Output::new::<bf16>(driver, "copies", packed_len(&layout));
             let extents = ArenaExtents::from(&layout);
             weights_to_bf16(&**driver, extents, weights_at.address(), copies.address()).unwrap();
             let copies = copies.read::<bf16>();

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use secateur::attack::AttackWork;
 use secateur::digest::sha256;
 use secateur::engine::OptimizerState;
-use secateur::model::{ResNet18, Weights, initialise};
+use secateur::model::{ResNet, Weights, initialise};
 use secateur::prune::{Diagnosis, MeanScores};
 use secateur::train::checkpoint::{
     Checkpoint, CheckpointError, LastSelection, Progress, SamplesSoFar, SelectionState, list, load,
@@ -16,7 +16,7 @@ use secateur::train::checkpoint::{
 };
 use secateur::train::metrics::{Best, Seconds};
 
-const NETWORK: ResNet18 = ResNet18 { width: 16, classes: 10 };
+const NETWORK: ResNet = ResNet::resnet18(16, 10);
 const FILES: [&str; 8] = [
     "manifest.json",
     "progress.json",

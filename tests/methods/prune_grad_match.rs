@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use secateur::data::order::{epoch_order, shuffled};
 use secateur::engine::{DeviceChoice, Engine, open};
-use secateur::model::ResNet18;
+use secateur::model::ResNet;
 use secateur::ops::{Augment, LastLayerGradients, Padding, Term};
 use secateur::prune::{AtomMode, Candidates, GradMatch, PruneError, RidgeUnit, Subset};
 
@@ -335,7 +335,7 @@ struct Factors {
 impl Factors {
     fn new() -> Self {
         println!("seed {SEED}");
-        let network = ResNet18 { width: 16, classes: CLASSES };
+        let network = ResNet::resnet18(16, CLASSES);
         let mut random = Random::new(7);
         let mut draw = |len: usize| [random.normals(len, 1.0), random.uniforms(len, 0.0, 1.0)];
         let [a, _] = draw(40 * CLASSES);

@@ -9,7 +9,7 @@ use super::eval::{self, EvalPass};
 use super::graphs::Graphs;
 use super::launch::attack::image_pack;
 use super::launch::conv::ImageEpilogue;
-use super::layout::{Layout, STEM_CHANNELS};
+use super::layout::{self, Layout, STEM_CHANNELS};
 use super::pair::Pair;
 use super::parameters::Parameters;
 use super::scratch::Scratch;
@@ -20,7 +20,7 @@ use crate::engine::{
     Storage, Tensor, View, WeightSet,
 };
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
-use crate::model::{ResNet18, Weights};
+use crate::model::{ResNet, Weights};
 use crate::ops::attack_steps::AttackKey;
 
 /// One network on one driver.
@@ -45,14 +45,8 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    pub fn new(driver: Rc<dyn Driver>, network: ResNet18, max_batch: usize) -> Result<Self> {
-        if !crate::model::layers::WIDTHS.contains(&network.width) {
-            return Err(Error::Invalid(format!(
-                "width {}: the kernels are built for widths {:?}",
-                network.width,
-                crate::model::layers::WIDTHS
-            )));
-        }
+    pub fn new(driver: Rc<dyn Driver>, network: ResNet, max_batch: usize) -> Result<Self> {
+        layout::check(network)?;
         let parameters = Parameters::new(&driver, Layout::new(network))?;
         let image = max_batch * IMAGE_SIDE * IMAGE_SIDE * STEM_CHANNELS;
         let graphs = driver.options().graphs;
@@ -74,7 +68,7 @@ impl Cuda {
         })
     }
 
-    pub fn network(&self) -> ResNet18 {
+    pub fn network(&self) -> ResNet {
         self.parameters.layout.network
     }
     pub fn classes(&self) -> usize {

@@ -25,7 +25,7 @@ mod train;
 use std::rc::Rc;
 
 use super::{Device, Engine, Recording, Result};
-use crate::model::ResNet18;
+use crate::model::ResNet;
 use driver::record::Recorder;
 use driver::{DeviceOptions, Driver};
 
@@ -34,7 +34,7 @@ pub use engine::Cuda;
 /// Opens GPU number `ordinal`.
 pub fn open_device(
     ordinal: usize,
-    network: ResNet18,
+    network: ResNet,
     max_batch: usize,
     options: DeviceOptions,
 ) -> Result<Engine> {
@@ -42,7 +42,7 @@ pub fn open_device(
 }
 
 /// Opens a driver.
-pub fn open(driver: Rc<dyn Driver>, network: ResNet18, max_batch: usize) -> Result<Engine> {
+pub fn open(driver: Rc<dyn Driver>, network: ResNet, max_batch: usize) -> Result<Engine> {
     let cuda = Cuda::new(driver, network, max_batch)?;
     Ok(Engine::new(Device::Cuda(Box::new(cuda)), network, max_batch))
 }
@@ -50,7 +50,7 @@ pub fn open(driver: Rc<dyn Driver>, network: ResNet18, max_batch: usize) -> Resu
 /// [`open`], with a record of its launches.
 pub fn open_recorded(
     driver: Rc<dyn Driver>,
-    network: ResNet18,
+    network: ResNet,
     max_batch: usize,
 ) -> Result<(Engine, Recording)> {
     let (driver, recording) = Recorder::wrap(driver);

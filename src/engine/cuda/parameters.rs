@@ -1,13 +1,13 @@
 //! The network's tensors on the device: flat arenas, their bf16 copies, and the optimizer's state.
 //!
-//! One launch serves all of them (layout.rs says where each lies). Called by engine.rs and the two network passes.
+//! One launch serves all of them ([`Layout`] says where each lies).
 
 use std::rc::Rc;
 
 use super::driver::{Address, Buffer, Driver};
 use super::launch::norm::{self, FoldParams};
 use super::launch::optimizer::{self, SgdParams, arena_room};
-use super::layout::Layout;
+use super::layout::{self, Layout, ORDER};
 use crate::engine::{Error, Result, Sgd, WeightSet};
 use crate::model::Weights;
 use crate::model::layers::BN_EPSILON;
@@ -41,8 +41,8 @@ impl Parameters {
             average: None,
             velocity: buffer("momentum", arena_room(layout.trainable), 4)?,
             gradients: buffer("parameter gradients", arena_room(layout.trainable), 4)?,
-            copies: buffer("bf16 weights", layout.packed, 2)?,
-            folded: buffer("folded weights", layout.packed, 2)?,
+            copies: buffer("bf16 weights", layout::packed_len(&layout), 2)?,
+            folded: buffer("folded weights", layout::packed_len(&layout), 2)?,
             bias: buffer("folded biases", layout.channels, 4)?,
             folded_set: None,
             fold_layers: Buffer::from_slice(driver, "layers to fold", &norm::fold_table(&layout))?,
@@ -59,7 +59,7 @@ impl Parameters {
         };
         let trainable = set == WeightSet::Momentum;
         let mut arena = vec![0.0; if trainable { self.layout.trainable } else { self.layout.total }];
-        self.layout.pack(weights, &mut arena)?;
+        self.layout.pack(ORDER, weights, &mut arena)?;
         if set == WeightSet::Average && self.average.is_none() {
             self.average = Some(Buffer::new(&self.driver, "average", self.live.bytes())?);
         }
@@ -78,7 +78,7 @@ impl Parameters {
             WeightSet::Live | WeightSet::Average => self.layout.total,
             WeightSet::Momentum | WeightSet::Gradients => self.layout.trainable,
         };
-        Ok(self.layout.unpack(&self.arena(set)?.to_vec::<f32>()?[..elements]))
+        Ok(self.layout.unpack(ORDER, &self.arena(set)?.to_vec::<f32>()?[..elements]))
     }
 
     /// One optimizer step from `gradients`. The average starts as a copy of the weights after the first step that keeps

@@ -5,7 +5,7 @@ use super::conv_weight::weight_gradient;
 use super::memory::Aligned;
 use super::numbers::{Format, Numbers, high_and_low};
 use super::tiles::Isa;
-use crate::model::{Conv, ResNet18};
+use crate::model::{Conv, ResNet};
 use crate::philox::{Key, Purpose, symmetric};
 
 /// Results in f64 with the sums of magnitudes that bound their rounding.
@@ -63,7 +63,7 @@ fn sum_of_pair(word: f32) -> f32 {
 /// Every shape once.
 fn shapes(width: usize) -> Vec<Conv> {
     let mut shapes: Vec<Conv> = Vec::new();
-    for conv in (ResNet18 { width, classes: 10 }).convs() {
+    for conv in ResNet::resnet18(width, 10).convs() {
         let shape =
             |conv: &Conv| (conv.in_channels, conv.out_channels, conv.kernel, conv.stride, conv.in_side);
         if shapes.iter().all(|known| shape(known) != shape(&conv)) {

@@ -19,7 +19,7 @@ use crate::engine::{
     Storage, Tensor, View, WeightSet,
 };
 use crate::model::layers::IMAGE_LEN;
-use crate::model::{ResNet18, Weights};
+use crate::model::{ResNet, Weights};
 
 /// Images of an attack's micro-batch: enough work for many cores, activations that stay in a shared cache.
 const MICRO_BATCH: usize = 64;
@@ -27,7 +27,7 @@ const MICRO_BATCH: usize = 64;
 /// One network on the CPU.
 pub struct Cpu {
     info: DeviceInfo,
-    network: ResNet18,
+    network: ResNet,
     numbers: Numbers,
     heap: Heap,
     layout: Layout,
@@ -43,8 +43,8 @@ pub struct Cpu {
 
 impl Cpu {
     /// See [`super::open`].
-    pub fn new(network: ResNet18, format: Format) -> Result<Self> {
-        let ResNet18 { width, classes } = network;
+    pub fn new(network: ResNet, format: Format) -> Result<Self> {
+        let ResNet { width, classes, .. } = network;
         if width == 0 || !width.is_multiple_of(16) {
             return Err(Error::Invalid(format!(
                 "network width {width}: expected a multiple of 16 (16 and 64 are tested)"
@@ -81,7 +81,7 @@ impl Cpu {
         })
     }
 
-    pub fn network(&self) -> ResNet18 {
+    pub fn network(&self) -> ResNet {
         self.network
     }
     pub fn classes(&self) -> usize {
@@ -172,9 +172,9 @@ impl Backend for Cpu {
         Ok(match set {
             WeightSet::Live => self.layout.arena_to_weights(&model.live),
             WeightSet::Average => self.layout.arena_to_weights(model.average.as_ref().ok_or_else(missing)?),
-            WeightSet::Momentum => self.layout.parameters_to_weights(&model.velocity),
+            WeightSet::Momentum => self.layout.arena_to_weights(&model.velocity),
             WeightSet::Gradients => {
-                self.layout.parameters_to_weights(self.gradients.as_ref().ok_or_else(missing)?)
+                self.layout.arena_to_weights(self.gradients.as_ref().ok_or_else(missing)?)
             }
         })
     }

@@ -1,23 +1,19 @@
-//! The head: average pool over 4 x 4 pixels and the linear layer, forward and backward.
-//!
-//! Checked by `tests/reference_pytorch.rs`; called by `eval.rs` and `train.rs`.
+//! The head: average pool over all pixels and the linear layer, forward and backward.
 
 use rayon::prelude::*;
 
 use super::numbers::Format;
 
-/// Pixels under the average pool.
-const PIXELS: usize = 16;
-
-/// Means over the pixels of each channel: `batch x 16 x channels` to `batch x channels`.
+/// Means over the pixels of each channel: `batch x pixels x channels` to `batch x channels`.
 pub fn average_pool(x: &[f32], features: &mut [f32], channels: usize) {
-    features.par_chunks_exact_mut(channels).zip(x.par_chunks_exact(PIXELS * channels)).for_each(
+    let pixels = x.len() / features.len();
+    features.par_chunks_exact_mut(channels).zip(x.par_chunks_exact(pixels * channels)).for_each(
         |(features, x)| {
             features.fill(0.0);
             for pixel in x.chunks_exact(channels) {
                 features.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += value);
             }
-            features.iter_mut().for_each(|sum| *sum *= 1.0 / PIXELS as f32);
+            features.iter_mut().for_each(|sum| *sum *= 1.0 / pixels as f32);
         },
     );
 }
@@ -52,7 +48,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums[0]
 }
 
-/// Gradient before the last ReLU: `dz = [activation > 0] * (dlogits * weight) / 16`.
+/// Gradient before the last ReLU: `dz = [activation > 0] * (dlogits * weight) / pixels`.
 pub fn input_gradient(
     format: Format,
     dlogits: &[f32],
@@ -62,7 +58,8 @@ pub fn input_gradient(
     dz: &mut [f32],
 ) {
     let channels = weight.len() / classes;
-    let image = PIXELS * channels;
+    let image = dz.len() / (dlogits.len() / classes);
+    let pixels = image / channels;
     let inputs = dlogits.par_chunks_exact(classes).zip(activations.par_chunks_exact(image));
     dz.par_chunks_exact_mut(image).zip(inputs).for_each(|(dz, (dlogits, activations))| {
         let (first, rest) = dz.split_at_mut(channels);
@@ -70,7 +67,7 @@ pub fn input_gradient(
         for (factor, row) in dlogits.iter().zip(weight.chunks_exact(channels)) {
             first.iter_mut().zip(row).for_each(|(sum, w)| *sum += factor * w);
         }
-        first.iter_mut().for_each(|sum| *sum *= 1.0 / PIXELS as f32);
+        first.iter_mut().for_each(|sum| *sum *= 1.0 / pixels as f32);
         for pixel in rest.chunks_exact_mut(channels) {
             pixel.copy_from_slice(first);
         }

@@ -22,7 +22,7 @@ mod train;
 mod vector;
 
 use super::{Device, Engine, Result};
-use crate::model::ResNet18;
+use crate::model::ResNet;
 
 pub use conv::flops_so_far;
 pub use engine::Cpu;
@@ -33,7 +33,7 @@ pub use numbers::{Format, Numbers};
 /// # Errors
 /// [`Error::Invalid`](super::Error) for a width that is not a multiple of 16, or without classes; [`Error::Setting`](super::Error)
 /// where `SECATEUR_CPU` names instructions that this CPU lacks.
-pub fn open(network: ResNet18, max_batch: usize, format: Format) -> Result<Engine> {
+pub fn open(network: ResNet, max_batch: usize, format: Format) -> Result<Engine> {
     let cpu = Cpu::new(network, format)?;
     Ok(Engine::new(Device::Cpu(Box::new(cpu)), network, max_batch))
 }

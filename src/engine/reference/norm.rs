@@ -1,8 +1,7 @@
 //! BatchNorm: folding into weights, batch statistics, normalisation with ReLU, and the backward pass.
 //!
 //! Sums over pixels are f32 within an image and f64 across images, images in their order. The variance is biased
-//! for the normalisation and unbiased in the running statistics, as in PyTorch. Checked by
-//! `tests/reference_pytorch.rs`; called by `eval.rs` and `train.rs`.
+//! for the normalisation and unbiased in the running statistics, as in PyTorch.
 
 use rayon::prelude::*;
 
@@ -116,15 +115,15 @@ impl BatchNorm {
         norm
     }
 
-    /// `z = relu(norm(y) + residual)`, as numbers of the format.
-    pub fn apply(&self, format: Format, y: &[f32], residual: Residual, z: &mut [f32], batch: usize) {
+    /// `z = relu(norm(y) + added)`, as numbers of the format.
+    pub fn apply(&self, format: Format, y: &[f32], added: Added, z: &mut [f32], batch: usize) {
         let image = y.len() / batch;
         let channels = self.scale.len();
         z.par_chunks_exact_mut(image).zip(y.par_chunks_exact(image)).enumerate().for_each(|(n, (z, y))| {
             let range = n * image..(n + 1) * image;
             let lines = z.chunks_exact_mut(channels).zip(y.chunks_exact(channels));
-            match residual {
-                Residual::None => {
+            match added {
+                Added::Nothing => {
                     for (z, y) in lines {
                         for (((z, y), scale), shift) in z.iter_mut().zip(y).zip(&self.scale).zip(&self.shift)
                         {
@@ -132,7 +131,7 @@ impl BatchNorm {
                         }
                     }
                 }
-                Residual::Identity(x) => {
+                Added::Activation(x) => {
                     for ((z, y), x) in lines.zip(x[range].chunks_exact(channels)) {
                         let affine = self.scale.iter().zip(&self.shift);
                         for (((z, y), x), (scale, shift)) in z.iter_mut().zip(y).zip(x).zip(affine) {
@@ -140,7 +139,7 @@ impl BatchNorm {
                         }
                     }
                 }
-                Residual::Projected(norm, x) => {
+                Added::Normalised(norm, x) => {
                     for ((z, y), x) in lines.zip(x[range].chunks_exact(channels)) {
                         let affine = self.scale.iter().zip(&self.shift);
                         let second = norm.scale.iter().zip(&norm.shift);
@@ -155,7 +154,7 @@ impl BatchNorm {
         });
     }
 
-    /// Gradients of weight and bias, and `dy` from `dz`, the gradient behind the normalisation, as numbers of the format.
+    /// Gradients of weight and bias, and `dy` from `dz`, the gradient after the normalisation, as numbers of the format.
     pub fn backward(
         &self,
         format: Format,
@@ -215,11 +214,11 @@ impl BatchNorm {
 
 /// What is added before the ReLU.
 #[derive(Clone, Copy)]
-pub enum Residual<'a> {
-    None,
-    Identity(&'a [f32]),
+pub enum Added<'a> {
+    Nothing,
+    Activation(&'a [f32]),
     /// Normalised on the way by its own BatchNorm.
-    Projected(&'a BatchNorm, &'a Aligned),
+    Normalised(&'a BatchNorm, &'a Aligned),
 }
 
 /// Keeps NaN, unlike `f32::max`.

@@ -6,7 +6,6 @@
 
 use rayon::prelude::*;
 
-use super::arena::Arena;
 use crate::engine::Sgd;
 
 /// Elements of one task.
@@ -14,13 +13,13 @@ const CHUNK: usize = 1 << 14;
 
 pub fn step(
     sgd: &Sgd,
-    live: &mut Arena,
+    live: &mut [f32],
     velocity: &mut [f32],
     gradient: &[f32],
-    average: &mut Option<Arena>,
+    average: &mut Option<Vec<f32>>,
 ) {
     let Sgd { learning_rate, momentum, weight_decay, average_decay } = *sgd;
-    live.parameters
+    live[..velocity.len()]
         .par_chunks_mut(CHUNK)
         .zip(velocity.par_chunks_mut(CHUNK))
         .zip(gradient.par_chunks(CHUNK))
@@ -32,11 +31,8 @@ pub fn step(
         });
     let Some(decay) = average_decay else { return };
     match average {
-        None => *average = Some(live.clone()),
-        Some(average) => {
-            blend(decay, &mut average.parameters, &live.parameters);
-            blend(decay, &mut average.statistics, &live.statistics);
-        }
+        None => *average = Some(live.to_vec()),
+        Some(average) => blend(decay, average, live),
     }
 }
 

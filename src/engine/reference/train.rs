@@ -1,16 +1,17 @@
 //! The network in train mode: batch statistics, activations kept in slots, parameter and input gradients.
-//!
-//! Checked by `tests/reference_pytorch.rs` (logits, all gradients, running statistics); called by the engine.
 
-use super::arena::{Arena, Layout};
+use std::convert::Infallible;
+
+use super::arena::Layout;
 use super::conv::PackedConv;
 use super::conv_weight::weight_gradient;
-use super::eval::{input_len, output_len};
+use super::eval::{Gradients, begin_with_skip};
 use super::head;
 use super::memory::Aligned;
-use super::norm::{BatchNorm, Residual};
+use super::norm::{Added, BatchNorm};
 use super::numbers::Numbers;
-use crate::model::{Block, Conv, ResNet18};
+use crate::model::pass::{self, Backward, Forward};
+use crate::model::{Conv, Layer, ResNet, Residual};
 
 /// What one forward pass keeps.
 #[derive(Default)]
@@ -18,7 +19,7 @@ struct Slot {
     images: Aligned,
     /// Each convolution's output before its BatchNorm.
     outputs: Vec<Aligned>,
-    /// Behind the ReLU; empty for shortcuts.
+    /// One a layer.
     activations: Vec<Aligned>,
     norms: Vec<BatchNorm>,
     features: Vec<f32>,
@@ -34,52 +35,58 @@ pub struct Wanted<'a> {
 
 /// The slots of [`Pass::Train`](crate::engine::Pass::Train).
 pub const SLOTS: usize = 2;
-/// Those behind them: of the two passes of a pair.
+/// Those after them: of the two passes of a pair.
 pub const PAIR: [usize; 2] = [SLOTS, SLOTS + 1];
 
 /// Packed weights and the slots.
 pub struct TrainPass {
-    classes: usize,
-    numbers: Numbers,
-    blocks: Vec<Block>,
-    convs: Vec<PackedConv>,
-    linear_weight: Vec<f32>,
-    linear_bias: Vec<f32>,
+    packed: Packed,
     slots: [Slot; SLOTS + PAIR.len()],
-    /// Gradients: of a block's output, inside the block, of its input, and before a BatchNorm.
-    gradients: [Aligned; 4],
+    gradients: Gradients,
+    /// Gradient before a BatchNorm.
+    dy: Aligned,
     partials: Aligned,
 }
 
+struct Packed {
+    numbers: Numbers,
+    convs: Vec<PackedConv>,
+    linear_weight: Vec<f32>,
+    linear_bias: Vec<f32>,
+}
+
 impl TrainPass {
-    pub fn new(network: ResNet18, numbers: Numbers) -> Self {
+    pub fn new(network: ResNet, numbers: Numbers) -> Self {
         let convs: Vec<Conv> = network.convs();
+        let layers = network.layers().len();
         let slot = |_| Slot {
             outputs: vec![Aligned::default(); convs.len()],
-            activations: vec![Aligned::default(); convs.len()],
+            activations: vec![Aligned::default(); layers],
             norms: vec![BatchNorm::default(); convs.len()],
             ..Slot::default()
         };
         Self {
-            classes: network.classes,
-            numbers,
-            blocks: network.blocks(),
-            convs: convs.iter().map(|conv| PackedConv::new(conv, numbers)).collect(),
-            linear_weight: Vec::new(),
-            linear_bias: Vec::new(),
             slots: std::array::from_fn(slot),
             gradients: Default::default(),
+            dy: Aligned::default(),
             partials: Aligned::default(),
+            packed: Packed {
+                numbers,
+                convs: convs.iter().map(|conv| PackedConv::new(conv, numbers)).collect(),
+                linear_weight: Vec::new(),
+                linear_bias: Vec::new(),
+            },
         }
     }
 
     /// Takes over the weights of `arena`.
-    pub fn pack(&mut self, layout: &Layout, arena: &Arena) {
-        for (conv, place) in self.convs.iter_mut().zip(&layout.convs) {
-            conv.pack(&arena.parameters[place.weight.clone()], None);
+    pub fn pack(&mut self, layout: &Layout, arena: &[f32]) {
+        let Packed { convs, linear_weight, linear_bias, .. } = &mut self.packed;
+        for (conv, slot) in convs.iter_mut().zip(&layout.convs) {
+            conv.pack(&arena[slot.weight..][..slot.conv.weight_len()], None);
         }
-        self.linear_weight = arena.parameters[layout.linear_weight.clone()].to_vec();
-        self.linear_bias = arena.parameters[layout.linear_bias.clone()].to_vec();
+        let (weight, bias) = layout.linear(arena);
+        (*linear_weight, *linear_bias) = (weight.to_vec(), bias.to_vec());
     }
 
     /// What the last layer saw in the slot's last forward pass.
@@ -92,132 +99,176 @@ impl TrainPass {
         &mut self,
         slot: usize,
         layout: &Layout,
-        arena: &mut Arena,
+        arena: &mut [f32],
         batch: usize,
         images: &[f32],
         logits: &mut [f32],
     ) {
-        let Self { blocks, convs, numbers, .. } = self;
-        let format = numbers.format;
         let slot = &mut self.slots[slot];
         slot.images.reserve(images.len());
         slot.images[..images.len()].copy_from_slice(images);
-        for (at, conv) in convs.iter().enumerate() {
-            let len = batch * output_len(conv.conv());
-            slot.outputs[at].reserve(len);
-            if conv.conv().kernel == 3 {
-                slot.activations[at].reserve(len);
-            }
+        for (output, of) in slot.outputs.iter_mut().zip(&layout.convs) {
+            output.reserve(batch * of.conv.output_len());
         }
-        let Slot { outputs, activations, norms, .. } = slot;
-        let mut convolve = |at: usize, x: &[f32], y: &mut Aligned| {
-            let y = &mut y[..batch * output_len(convs[at].conv())];
-            convs[at].forward(x, y, false, |_, y| format.round_all(y));
-            let place = &layout.convs[at];
-            let Arena { parameters, statistics } = &mut *arena;
-            // The two running tensors of a convolution are neighbours.
-            let (front, back) = statistics.split_at_mut(place.running_var.start);
-            let running = (&mut front[place.running_mean.clone()], &mut back[..place.running_var.len()]);
-            let (weight, bias) = (&parameters[place.bn_weight.clone()], &parameters[place.bn_bias.clone()]);
-            BatchNorm::measure(y, batch, weight, bias, running)
-        };
-        let apply = |norm: &BatchNorm, at: usize, y: &Aligned, residual: Residual, z: &mut Aligned| {
-            let len = batch * output_len(convs[at].conv());
-            norm.apply(format, &y[..len], residual, &mut z[..len], batch);
-        };
-        norms[0] = convolve(0, images, &mut outputs[0]);
-        apply(&norms[0], 0, &outputs[0], Residual::None, &mut activations[0]);
-        let mut input = 0;
-        for &Block { conv1, conv2, shortcut } in blocks.iter() {
-            let (before, rest) = activations.split_at_mut(conv1);
-            let (middle, after) = rest.split_at_mut(1);
-            let (x, middle, out) = (&before[input], &mut middle[0], &mut after[0]);
-            norms[conv1] = convolve(conv1, x, &mut outputs[conv1]);
-            apply(&norms[conv1], conv1, &outputs[conv1], Residual::None, middle);
-            norms[conv2] = convolve(conv2, middle, &mut outputs[conv2]);
-            let residual = match shortcut {
-                None => Residual::Identity(x),
-                Some(at) => {
-                    norms[at] = convolve(at, x, &mut outputs[at]);
-                    Residual::Projected(&norms[at], &outputs[at])
-                }
-            };
-            apply(&norms[conv2], conv2, &outputs[conv2], residual, out);
-            input = conv2;
+        for (layer, activation) in slot.activations.iter_mut().enumerate() {
+            activation.reserve(batch * layout.activation_len(layer));
         }
-        let channels = self.linear_weight.len() / self.classes;
-        slot.features.resize(batch * channels, 0.0);
-        head::average_pool(&activations[input][..batch * 16 * channels], &mut slot.features, channels);
-        head::linear(&slot.features, &self.linear_weight, &self.linear_bias, logits);
+        slot.features.resize(batch * layout.network.features(), 0.0);
+        let mut pass = TrainForward { packed: &self.packed, slot, layout, arena, batch, logits };
+        let Ok(()) = pass::forward(&layout.layers, 0..layout.layers.len(), &mut pass);
     }
 
     /// Backward through the slot's last forward pass of `batch` images.
-    pub fn backward(
-        &mut self,
-        slot: usize,
-        layout: &Layout,
-        batch: usize,
-        dlogits: &[f32],
-        mut wanted: Wanted,
-    ) {
-        let Self { numbers, blocks, convs, gradients, partials, .. } = self;
-        let (numbers, format) = (*numbers, numbers.format);
-        let Slot { images, outputs, activations, norms, features } = &self.slots[slot];
-        let largest = batch * output_len(convs[0].conv());
-        gradients.iter_mut().for_each(|gradient| gradient.reserve(largest));
-        let [dz, dt, next, dy] = gradients;
-        let last = blocks.last().expect("eight blocks").conv2;
-        let len = batch * output_len(convs[last].conv());
-        if let Some((gradients, accumulate)) = &mut wanted.parameters {
-            let (front, back) = gradients.split_at_mut(layout.linear_bias.start);
-            let (weight, bias) =
-                (&mut front[layout.linear_weight.clone()], &mut back[..layout.linear_bias.len()]);
-            head::parameter_gradient(dlogits, features, weight, bias, *accumulate);
-        }
-        let linear = &self.linear_weight;
-        head::input_gradient(format, dlogits, linear, self.classes, &activations[last], &mut dz[..len]);
+    pub fn backward(&mut self, slot: usize, layout: &Layout, batch: usize, dlogits: &[f32], wanted: Wanted) {
+        let Self { packed, slots, gradients, dy, partials } = self;
+        let largest = batch * layout.largest_activation();
+        gradients.iter_mut().chain([&mut *dy]).for_each(|gradient| gradient.reserve(largest));
+        let slot = &slots[slot];
+        let mut pass =
+            TrainBackward { packed, slot, layout, batch, dlogits, gradients, dy, partials, wanted };
+        let Ok(()) = pass::backward(&layout.layers, 0..layout.layers.len(), &mut pass);
+    }
+}
 
-        // From the gradient behind a BatchNorm to the one before it; parameter gradients on the way.
-        let mut through_norm = |at: usize, x: &[f32], dz: &[f32], dy: &mut Aligned| {
-            let conv = convs[at].conv();
-            let len = batch * output_len(conv);
-            let dy = &mut dy[..len];
-            let (weight, bias) = norms[at].backward(format, &outputs[at][..len], &dz[..len], dy, batch);
-            if let Some((gradients, accumulate)) = &mut wanted.parameters {
-                let place = &layout.convs[at];
-                set_or_add(&mut gradients[place.bn_weight.clone()], &weight, *accumulate);
-                set_or_add(&mut gradients[place.bn_bias.clone()], &bias, *accumulate);
-                let gradient = &mut gradients[place.weight.clone()];
-                weight_gradient(conv, numbers, batch, x, dy, partials, gradient, *accumulate);
-            }
+struct TrainForward<'a> {
+    packed: &'a Packed,
+    slot: &'a mut Slot,
+    layout: &'a Layout,
+    arena: &'a mut [f32],
+    batch: usize,
+    logits: &'a mut [f32],
+}
+
+impl TrainForward<'_> {
+    /// Convolution `at` and the statistics of its output.
+    fn convolve(&mut self, at: usize, input: Option<usize>) {
+        let Packed { numbers, convs, .. } = self.packed;
+        let Slot { images, outputs, activations, norms, .. } = &mut *self.slot;
+        let (placed, channels) = (&self.layout.convs[at], self.layout.convs[at].conv.out_channels);
+        let y = &mut outputs[at][..self.batch * placed.conv.output_len()];
+        let x = input.map_or(&*images, |input| &activations[input]);
+        convs[at].forward(x, y, false, |_, y| numbers.format.round_all(y));
+
+        let (parameters, statistics) = self.arena.split_at_mut(self.layout.trainable);
+        let (means, variances) = statistics.split_at_mut(self.layout.channels);
+        let of = |arena: usize| arena..arena + channels;
+        let running = (&mut means[of(placed.channel)], &mut variances[of(placed.channel)]);
+        let (weight, bias) = (&parameters[of(placed.bn_weight)], &parameters[of(placed.bn_bias)]);
+        norms[at] = BatchNorm::measure(y, self.batch, weight, bias, running);
+    }
+}
+
+impl Forward for TrainForward<'_> {
+    type Error = Infallible;
+
+    fn convolution(&mut self, layer: &Layer) -> Result<(), Infallible> {
+        self.convolve(layer.conv, layer.input);
+        Ok(())
+    }
+
+    fn projection(&mut self, _: &Layer, conv: usize, input: usize) -> Result<(), Infallible> {
+        self.convolve(conv, Some(input));
+        Ok(())
+    }
+
+    fn activation(&mut self, layer: &Layer) -> Result<(), Infallible> {
+        let Slot { outputs, activations, norms, .. } = &mut *self.slot;
+        let len = self.batch * self.layout.activation_len(layer.index);
+        let (before, rest) = activations.split_at_mut(layer.index);
+        let added = match layer.residual {
+            Residual::None => Added::Nothing,
+            Residual::Identity(from) => Added::Activation(&before[from]),
+            Residual::Projection { conv, .. } => Added::Normalised(&norms[conv], &outputs[conv]),
         };
-        let masked = |by: usize| {
-            let activations = &activations[by];
-            move |first: usize, out: &mut [f32]| head::mask(format, out, &activations[first..])
-        };
-        for (b, &Block { conv1, conv2, shortcut }) in blocks.iter().enumerate().rev() {
-            let input = if b == 0 { 0 } else { blocks[b - 1].conv2 };
-            let x = &activations[input];
-            let in_len = batch * input_len(convs[conv1].conv());
-            let out_len = batch * output_len(convs[conv2].conv());
-            through_norm(conv2, &activations[conv1], dz, dy);
-            convs[conv2].input_gradient(&dy[..out_len], &mut dt[..out_len], false, masked(conv1));
-            let dx = &mut next[..in_len];
-            match shortcut {
-                None => dx.copy_from_slice(&dz[..in_len]),
-                Some(at) => {
-                    through_norm(at, x, dz, dy);
-                    convs[at].input_gradient(&dy[..out_len], dx, false, |_, dx| format.round_all(dx));
-                }
-            }
-            through_norm(conv1, x, dt, dy);
-            convs[conv1].input_gradient(&dy[..out_len], dx, true, masked(input));
-            std::mem::swap(dz, next);
+        let (y, z) = (&outputs[layer.conv][..len], &mut rest[0][..len]);
+        norms[layer.conv].apply(self.packed.numbers.format, y, added, z, self.batch);
+        Ok(())
+    }
+
+    fn head(&mut self) -> Result<(), Infallible> {
+        let Packed { linear_weight, linear_bias, .. } = self.packed;
+        let Slot { activations, features, .. } = &mut *self.slot;
+        let last = self.layout.layers.len() - 1;
+        let x = &activations[last][..self.batch * self.layout.activation_len(last)];
+        head::average_pool(x, features, self.layout.network.features());
+        head::linear(features, linear_weight, linear_bias, self.logits);
+        Ok(())
+    }
+}
+
+struct TrainBackward<'a> {
+    packed: &'a Packed,
+    slot: &'a Slot,
+    layout: &'a Layout,
+    batch: usize,
+    dlogits: &'a [f32],
+    gradients: &'a mut Gradients,
+    dy: &'a mut Aligned,
+    partials: &'a mut Aligned,
+    wanted: Wanted<'a>,
+}
+
+impl TrainBackward<'_> {
+    /// Gradient of layer `input`, which `conv` reads, from that of the output of `conv`.
+    fn back(&mut self, conv: usize, input: usize, add: bool, finish: impl Fn(usize, &mut [f32]) + Sync) {
+        let (shape, buffer) = (&self.layout.convs[conv].conv, self.layout.layers[input].buffer);
+        let dx = &mut self.gradients[buffer][..self.batch * shape.input_len()];
+        let dy = &self.dy[..self.batch * shape.output_len()];
+        self.packed.convs[conv].input_gradient(dy, dx, add, finish);
+    }
+}
+
+impl Backward for TrainBackward<'_> {
+    type Error = Infallible;
+
+    fn head(&mut self) -> Result<(), Infallible> {
+        let Packed { numbers, linear_weight, .. } = self.packed;
+        if let Some((gradients, accumulate)) = &mut self.wanted.parameters {
+            let (weight, bias) = self.layout.linear_mut(gradients);
+            head::parameter_gradient(self.dlogits, &self.slot.features, weight, bias, *accumulate);
         }
-        through_norm(0, images, dz, dy);
-        if let Some(dx) = wanted.images {
-            convs[0].input_gradient(&dy[..largest], dx, false, |_, _| {});
+        let last = self.layout.layers[self.layout.layers.len() - 1];
+        let dz = &mut self.gradients[last.buffer][..self.batch * self.layout.activation_len(last.index)];
+        let (classes, activations) = (self.layout.network.classes, &self.slot.activations[last.index]);
+        head::input_gradient(numbers.format, self.dlogits, linear_weight, classes, activations, dz);
+        Ok(())
+    }
+
+    fn normalisation(&mut self, layer: &Layer, at: usize, input: Option<usize>) -> Result<(), Infallible> {
+        let Slot { images, outputs, activations, norms, .. } = self.slot;
+        let (numbers, placed) = (self.packed.numbers, &self.layout.convs[at]);
+        let len = self.batch * placed.conv.output_len();
+        let (y, dz, dy) = (&outputs[at][..len], &self.gradients[layer.buffer][..len], &mut self.dy[..len]);
+        let (weight, bias) = norms[at].backward(numbers.format, y, dz, dy, self.batch);
+        if let Some((gradients, accumulate)) = &mut self.wanted.parameters {
+            set_or_add(&mut gradients[placed.bn_weight..], &weight, *accumulate);
+            set_or_add(&mut gradients[placed.bn_bias..], &bias, *accumulate);
+            let x = input.map_or(images, |input| &activations[input]);
+            let gradient = &mut gradients[placed.weight..][..placed.conv.weight_len()];
+            weight_gradient(&placed.conv, numbers, self.batch, x, dy, self.partials, gradient, *accumulate);
         }
+        Ok(())
+    }
+
+    fn input_gradient(&mut self, layer: &Layer, input: usize) -> Result<(), Infallible> {
+        let (format, activations) = (self.packed.numbers.format, &self.slot.activations[input]);
+        let add = begin_with_skip(self.gradients, self.layout, layer, self.batch);
+        self.back(layer.conv, input, add, |first, dx| head::mask(format, dx, &activations[first..]));
+        Ok(())
+    }
+
+    fn projection_gradient(&mut self, _: &Layer, conv: usize, input: usize) -> Result<(), Infallible> {
+        let format = self.packed.numbers.format;
+        self.back(conv, input, false, |_, dx| format.round_all(dx));
+        Ok(())
+    }
+
+    fn image_gradient(&mut self) -> Result<(), Infallible> {
+        if let Some(dx) = &mut self.wanted.images {
+            let dy = &self.dy[..self.batch * self.layout.activation_len(0)];
+            self.packed.convs[0].input_gradient(dy, dx, false, |_, _| {});
+        }
+        Ok(())
     }
 }
 

@@ -25,7 +25,7 @@ use crate::engine::cuda::driver::Address;
 use crate::engine::cuda::launch::{F32, require};
 use crate::engine::reference::Cpu;
 use crate::engine::{Error, Operands, Result, Tensor};
-use crate::model::ResNet18;
+use crate::model::ResNet;
 
 /// Gradients with respect to weight and bias of the last layer, one a sample:
 /// `g_i = sum over the terms of dz_i (x) [h_i, 1]`.
@@ -67,7 +67,7 @@ impl LastLayerGradients {
 }
 
 /// Numbers of a gradient as one vector.
-fn vector_len(network: ResNet18) -> usize {
+fn vector_len(network: ResNet) -> usize {
     network.classes * (network.features() + 1)
 }
 

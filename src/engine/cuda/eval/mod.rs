@@ -2,34 +2,30 @@
 //!
 //! This is the inner loop of every attack, so nothing elementwise stands alone in it: bias, residual, ReLU and its mask are
 //! the epilogue of a convolution, mask and residual gradient that of an input gradient, and the last input gradient ends in
-//! the attack's step. Called by engine.rs; checked by tests/engine_agreement.rs against the reference engine.
+//! the attack's step.
 
+mod layers;
 mod micro_batch;
-mod walk;
 
 use std::num::NonZeroUsize;
 use std::rc::Rc;
 
+use layers::{Launches, Start};
 pub use micro_batch::{in_cache, micro_batch};
-use walk::Walk;
 
 use super::driver::nvtx::Range;
 use super::driver::{Address, Buffer, Driver};
 use super::launch::conv::ImageEpilogue;
-use super::launch::head::{self, HeadAscentParams, HeadBackwardParams, HeadForwardParams};
 use super::parameters::Parameters;
 use super::scratch::Scratch;
 use crate::engine::{AscentLoss, Error, Result};
-use crate::model::Block;
 
 /// What the evaluation pass keeps of a batch: a mask for every ReLU, and the features. Activations lie where the gradients will:
 /// on the way back only masks are asked for, so what an attack touches is no larger than one of its passes.
 pub struct EvalPass {
     driver: Rc<dyn Driver>,
-    blocks: Vec<Block>,
-    /// ReLU masks: of the stem and of each block's output, and inside each block.
-    output_masks: Vec<Buffer>,
-    inner_masks: Vec<Buffer>,
+    /// ReLU masks, one a layer.
+    masks: Vec<Buffer>,
     pooled: Buffer,
     /// Images that the first stage takes at a time.
     part: usize,
@@ -49,27 +45,15 @@ impl EvalPass {
     /// For batches of up to `max_batch` images, of which the first stage takes [`in_cache`] at a time.
     pub fn new(driver: &Rc<dyn Driver>, parameters: &Parameters, max_batch: usize) -> Result<Self> {
         let layout = &parameters.layout;
-        let blocks = layout.network.blocks();
-        let mask = |name, conv: usize| {
-            let conv = &layout.convs[conv].conv;
-            Buffer::new(driver, name, max_batch * conv.out_side() * conv.out_side() * conv.out_channels / 8)
-        };
+        let mask = |layer| Buffer::new(driver, "eval mask", max_batch * layout.activation_len(layer) / 8);
         Ok(Self {
-            output_masks: std::iter::once(0)
-                .chain(blocks.iter().map(|block| block.conv2))
-                .map(|conv| mask("eval output mask", conv))
-                .collect::<Result<_>>()?,
-            inner_masks: blocks
-                .iter()
-                .map(|block| mask("eval inner mask", block.conv1))
-                .collect::<Result<_>>()?,
+            masks: (0..layout.layers.len()).map(mask).collect::<Result<_>>()?,
             pooled: Buffer::new(driver, "eval features", max_batch * layout.network.features() * 4)?,
             part: driver
                 .options()
                 .first_stage_images
                 .map_or_else(|| in_cache(layout.network, driver.info().cache), NonZeroUsize::get),
             driver: driver.clone(),
-            blocks,
             batch: None,
         })
     }
@@ -94,19 +78,9 @@ impl EvalPass {
         logits: Address,
     ) -> Result<()> {
         let _range = Range::new("forward");
-        let (weight, bias) = parameters.folded_linear()?;
+        let linear = parameters.folded_linear()?;
         self.batch = None;
-        let network = parameters.layout.network;
-        let params = HeadForwardParams {
-            activation: self.walk(parameters, scratch, batch).forward(packed)?,
-            weight,
-            bias,
-            pooled: self.pooled.address(),
-            logits,
-            features: network.features() as u32,
-            classes: network.classes as u32,
-        };
-        head::head_forward(&*self.driver, batch, &params)?;
+        self.launches(parameters, scratch, linear, batch).forward(packed, Some(logits))?;
         self.batch = Some(batch);
         Ok(())
     }
@@ -127,17 +101,9 @@ impl EvalPass {
             )));
         }
         let _range = Range::new("backward");
-        let network = parameters.layout.network;
-        let params = HeadBackwardParams {
-            logit_gradient,
-            weight: parameters.folded_linear()?.0,
-            mask: self.output_masks[self.blocks.len()].address(),
-            gradient: scratch.block(self.blocks.len()).address(),
-            features: network.features() as u32,
-            classes: network.classes as u32,
-        };
-        head::head_input_gradient(&*self.driver, batch, &params)?;
-        self.walk(parameters, scratch, batch).backward(image)
+        let linear = parameters.folded_linear()?;
+        let launches = self.launches(parameters, scratch, linear, batch);
+        launches.backward(Start::LogitGradient(logit_gradient), image)
     }
 
     /// A step of an attack: from the packed images forward and back to what `image` makes of their gradient. Leaves no forward pass
@@ -151,32 +117,22 @@ impl EvalPass {
         ascent: &Ascent,
         image: &ImageEpilogue,
     ) -> Result<()> {
-        let (weight, bias) = parameters.folded_linear()?;
-        let network = parameters.layout.network;
-        let (labels, target_logits) = match ascent.loss.needs_clean_logits() {
-            true => (Address::NULL, ascent.operand),
-            false => (ascent.operand, Address::NULL),
-        };
-        let activation = {
+        let launches = self.launches(parameters, scratch, parameters.folded_linear()?, batch);
+        {
             let _range = Range::new("forward");
-            self.walk(parameters, scratch, batch).forward(packed)?
-        };
-        let params = HeadAscentParams {
-            activation,
-            weight,
-            bias,
-            labels,
-            target_logits,
-            gradient: scratch.block(self.blocks.len()).address(),
-            features: network.features() as u32,
-            classes: network.classes as u32,
-        };
-        head::head_ascent(&*self.driver, ascent.loss, batch, &params)?;
+            launches.forward(packed, None)?;
+        }
         let _range = Range::new("backward");
-        self.walk(parameters, scratch, batch).backward(image)
+        launches.backward(Start::Ascent(*ascent), image)
     }
 
-    fn walk<'a>(&'a self, parameters: &'a Parameters, scratch: &'a Scratch, batch: usize) -> Walk<'a> {
-        Walk { pass: self, parameters, scratch, batch }
+    fn launches<'a>(
+        &'a self,
+        parameters: &'a Parameters,
+        scratch: &'a Scratch,
+        linear: (Address, Address),
+        batch: usize,
+    ) -> Launches<'a> {
+        Launches { pass: self, parameters, scratch, linear, batch }
     }
 }

@@ -6,7 +6,8 @@
 use super::{BF16, Cost, F32, require, run};
 use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
-use crate::engine::cuda::layout::Layout;
+use crate::engine::cuda::layout::{Layout, packed_len, packed_offset};
+use crate::model::ConvSlot;
 
 /// Where one convolution lies; offsets in elements.
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -23,13 +24,13 @@ pub struct FoldLayer {
 
 /// The table that [`FoldParams::layers`] points to.
 pub fn fold_table(layout: &Layout) -> Vec<FoldLayer> {
-    let layer = |slot: &crate::engine::cuda::layout::ConvSlot| FoldLayer {
+    let layer = |(at, slot): (usize, &ConvSlot)| FoldLayer {
         first_filter: slot.channel as u32,
         weight: slot.weight as u32,
-        folded: slot.packed as u32,
+        folded: packed_offset(layout, at) as u32,
         filter_length: (slot.conv.weight_len() / slot.conv.out_channels) as u32,
     };
-    layout.convs.iter().map(layer).collect()
+    layout.convs.iter().enumerate().map(layer).collect()
 }
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -55,7 +56,7 @@ pub struct FoldParams {
 pub fn batch_norm_fold(driver: &dyn Driver, layout: &Layout, params: &FoldParams) -> Result<()> {
     let (filters, weights) = (layout.channels, layout.convs[0].bn_weight);
     // A product a weight; a root, a quotient, two products, a sum and a difference a filter.
-    let cost = Cost::new(weights + 6 * filters, (weights + 5 * filters) * F32 + layout.packed * BF16);
+    let cost = Cost::new(weights + 6 * filters, (weights + 5 * filters) * F32 + packed_len(layout) * BF16);
     run(driver, "batch_norm_fold", [filters as u32, 1, 1], params, cost)
 }
 

@@ -1,16 +1,13 @@
 //! The train pass: batch statistics, forward and back to parameters and image.
 //!
 //! A convolution's epilogue leaves partial statistics of its output; the normalisation itself, with residual, ReLU and mask,
-//! is one elementwise pass behind it. On the way back every gradient that reaches a BatchNorm is already masked by the ReLU
-//! behind it.
+//! is one elementwise pass after it. On the way back every gradient that reaches a BatchNorm is already masked by the ReLU
+//! that follows it.
 //!
-//! A pass may hold several sets of images, one behind the other in every buffer: to all but BatchNorm, which keeps statistics
+//! A pass may hold several sets of images, contiguous in every buffer: to all but BatchNorm, which keeps statistics
 //! for each, they are one batch. Both ways are recorded and replayed ([`Graphs`]).
-//!
-//! Called by engine.rs and paired_passes.rs; checked by tests/engine_agreement.rs against the reference engine, and by
-//! tests/paired_passes.rs and tests/graphs.rs.
 
-mod walk;
+mod layers;
 
 use std::rc::Rc;
 
@@ -18,14 +15,13 @@ use super::driver::nvtx::Range;
 use super::driver::{Address, Buffer, Driver};
 use super::graphs::Graphs;
 use super::launch::attack;
-use super::launch::conv::{self, ImageEpilogue};
-use super::layout::STEM_CHANNELS;
+use super::launch::conv::ImageEpilogue;
+use super::layout;
 use super::parameters::Parameters;
 use super::scratch::Scratch;
 use crate::engine::{Error, Result};
-use crate::model::Block;
-use crate::model::layers::IMAGE_SIDE;
-use walk::{Residual, Walk};
+use crate::model::pass;
+use layers::{Launches, TrainBackward, TrainForward};
 
 /// What a backward pass computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,7 +44,7 @@ pub struct PassKey {
     wanted: Option<Wanted>,
 }
 
-/// An activation behind a ReLU, and which of its elements are positive.
+/// The activation of a layer, and which of its elements are positive.
 struct Activation {
     values: Buffer,
     mask: Buffer,
@@ -66,7 +62,6 @@ impl Activation {
 /// Everything a backward pass needs from the forward pass of one batch, or of several.
 pub struct TrainPass {
     driver: Rc<dyn Driver>,
-    blocks: Vec<Block>,
     sets: usize,
     /// The stem's input: hi and lo bf16 parts of the image.
     packed: Buffer,
@@ -74,9 +69,8 @@ pub struct TrainPass {
     convolutions: Vec<Buffer>,
     /// For each convolution and set mean, 1/deviation, scale and shift of every channel.
     statistics: Buffer,
-    /// Of the stem and of each block's output, and inside each block.
-    outputs: Vec<Activation>,
-    inner: Vec<Activation>,
+    /// One a layer.
+    activations: Vec<Activation>,
     pooled: Buffer,
     /// Images of each set in the last forward pass.
     batch: Option<usize>,
@@ -91,27 +85,19 @@ impl TrainPass {
         max_batch: usize,
     ) -> Result<Self> {
         let layout = &parameters.layout;
-        let blocks = layout.network.blocks();
         let images = sets * max_batch;
-        let elements = |at: usize| layout.convs[at].shape(images).output_len();
-        let image = images * IMAGE_SIDE * IMAGE_SIDE * STEM_CHANNELS;
+        let buffer = |name, bytes| Buffer::new(driver, name, bytes);
+        let elements = |at| layout::shape(layout, at, images).output_len();
+        let activation = |layer| Activation::new(driver, images * layout.activation_len(layer));
         Ok(Self {
-            packed: Buffer::new(driver, "packed images", image * 2)?,
+            packed: buffer("packed images", layout::shape(layout, 0, images).input_len() * 2)?,
             convolutions: (0..layout.convs.len())
-                .map(|at| Buffer::new(driver, "convolution output", elements(at) * 2))
+                .map(|at| buffer("convolution output", elements(at) * 2))
                 .collect::<Result<_>>()?,
-            statistics: Buffer::new(driver, "batch statistics", sets * layout.channels * 4 * 4)?,
-            outputs: std::iter::once(0)
-                .chain(blocks.iter().map(|block| block.conv2))
-                .map(|at| Activation::new(driver, elements(at)))
-                .collect::<Result<_>>()?,
-            inner: blocks
-                .iter()
-                .map(|block| Activation::new(driver, elements(block.conv1)))
-                .collect::<Result<_>>()?,
-            pooled: Buffer::new(driver, "train features", images * layout.network.features() * 4)?,
+            statistics: buffer("batch statistics", sets * layout.channels * 4 * 4)?,
+            activations: (0..layout.layers.len()).map(activation).collect::<Result<_>>()?,
+            pooled: buffer("train features", images * layout.network.features() * 4)?,
             driver: driver.clone(),
-            blocks,
             sets,
             batch: None,
         })
@@ -152,32 +138,14 @@ impl TrainPass {
         images: &[Address],
         logits: &[Address],
     ) -> Result<()> {
+        let set_len = layout::shape(&parameters.layout, 0, batch).input_len();
         for (set, images) in images.iter().enumerate() {
-            let packed = self
-                .packed
-                .address()
-                .offset::<u16>(set * parameters.layout.convs[0].shape(batch).input_len());
+            let packed = self.packed.address().offset::<u16>(set * set_len);
             attack::image_pack(&*self.driver, batch, *images, packed)?;
         }
-        let network = Walk { pass: self, parameters, scratch, batch };
-        network.convolve(0, self.packed.address())?;
-        network.normalise(0, Residual::None, &self.outputs[0])?;
-        for (number, block) in self.blocks.iter().enumerate() {
-            let input = self.outputs[number].values.address();
-            network.convolve(block.conv1, input)?;
-            network.normalise(block.conv1, Residual::None, &self.inner[number])?;
-            network.convolve(block.conv2, self.inner[number].values.address())?;
-            let residual = match block.shortcut {
-                Some(at) => {
-                    network.convolve(at, input)?;
-                    Residual::Normalised(at)
-                }
-                None => Residual::Activation(input),
-            };
-            network.normalise(block.conv2, residual, &self.outputs[number + 1])?;
-        }
-        self.driver.layer(None);
-        network.head_forward(logits)
+        let layers = &parameters.layout.layers;
+        let with = Launches { pass: self, parameters, scratch, batch };
+        pass::forward(layers, 0..layers.len(), &mut TrainForward { with, logits })
     }
 
     /// From the gradients of the logits of the last forward pass, one for each set, to whatever is wanted, over all sets.
@@ -211,39 +179,9 @@ impl TrainPass {
         logit_gradients: &[Address],
         wanted: &Wanted,
     ) -> Result<()> {
-        let network = Walk { pass: self, parameters, scratch, batch };
-        network.head_backward(logit_gradients, wanted.parameters, scratch.block(self.blocks.len()))?;
-        let convolution = &scratch.convolution;
-        for (number, block) in self.blocks.iter().enumerate().rev() {
-            let output = scratch.block(number + 1);
-            let (input, inner) = (&self.outputs[number], &self.inner[number]);
-
-            network.normalise_backward(block.conv2, output, convolution, wanted.parameters)?;
-            network.weight_gradient(block.conv2, inner.values.address(), convolution, wanted.parameters)?;
-            network.input_gradient(block.conv2, convolution, None, Some(&inner.mask), &scratch.inner)?;
-
-            // The shortcut comes before conv1, whose epilogue adds its gradient; it leaves `scratch.inner` alone.
-            let residual = match block.shortcut {
-                Some(at) => {
-                    network.normalise_backward(at, output, convolution, wanted.parameters)?;
-                    network.weight_gradient(at, input.values.address(), convolution, wanted.parameters)?;
-                    network.input_gradient(at, convolution, None, None, &scratch.compact)?;
-                    &scratch.compact
-                }
-                None => output,
-            };
-            network.normalise_backward(block.conv1, &scratch.inner, convolution, wanted.parameters)?;
-            network.weight_gradient(block.conv1, input.values.address(), convolution, wanted.parameters)?;
-            let target = scratch.block(number);
-            network.input_gradient(block.conv1, convolution, Some(residual), Some(&input.mask), target)?;
-        }
-        network.normalise_backward(0, scratch.block(0), convolution, wanted.parameters)?;
-        network.weight_gradient(0, self.packed.address(), convolution, wanted.parameters)?;
-        if let Some(image) = &wanted.image {
-            self.driver.layer(Some(0));
-            let (shape, weights) = (network.shape(0), network.weights(0));
-            conv::image_gradient(&*self.driver, &shape, convolution.address(), weights, image)?;
-        }
+        let layers = &parameters.layout.layers;
+        let with = Launches { pass: self, parameters, scratch, batch };
+        pass::backward(layers, 0..layers.len(), &mut TrainBackward { with, logit_gradients, wanted })?;
         self.driver.layer(None);
         Ok(())
     }

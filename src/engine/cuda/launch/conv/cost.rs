@@ -60,11 +60,11 @@ pub fn weight_reduce_cost(shape: &ConvShape, parts: usize, accumulate: bool) -> 
 mod tests {
     use super::*;
     use crate::engine::cuda::driver::Address;
-    use crate::model::ResNet18;
+    use crate::model::ResNet;
 
     #[test]
     fn a_forward_pass_costs_what_the_layer_table_says() {
-        let network = ResNet18 { width: 64, classes: 10 };
+        let network = ResNet::resnet18(64, 10);
         let epilogue = ForwardEpilogue::Bias { bias: Address::NULL };
         for conv in network.convs() {
             let cost = forward_cost(&ConvShape::new(&conv, 3), &epilogue);

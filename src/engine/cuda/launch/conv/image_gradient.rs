@@ -5,9 +5,7 @@ use bytemuck::Zeroable;
 use super::params::ImageGradientParams;
 use super::{ConvShape, Tile, image_gradient_cost};
 use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
-use crate::engine::cuda::layout::STEM_CHANNELS;
 use crate::engine::{Error, Result, SignStep};
-use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 
 /// What becomes of the gradient with respect to the image; images are f32, NHWC, 3 channels.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,16 +18,16 @@ pub enum ImageEpilogue {
 }
 
 impl ImageEpilogue {
-    /// The same for the images of a batch from `first` on.
-    pub fn from_image(&self, first: usize) -> Self {
-        let image = |address: Address| address.offset::<f32>(first * IMAGE_LEN);
+    /// The same for the images of a batch that follow those of `before`, a shape of the stem.
+    pub fn after(&self, before: &ConvShape) -> Self {
+        let image = |address: Address| address.offset::<f32>(before.input_rows() * 3);
         match *self {
             Self::Gradient { gradient } => Self::Gradient { gradient: image(gradient) },
             Self::SignStep { step, images, perturbed, packed } => Self::SignStep {
                 step,
                 images: image(images),
                 perturbed: image(perturbed),
-                packed: packed.offset::<u16>(first * IMAGE_SIDE * IMAGE_SIDE * STEM_CHANNELS),
+                packed: packed.offset::<u16>(before.input_len()),
             },
         }
     }

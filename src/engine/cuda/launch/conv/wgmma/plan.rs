@@ -323,7 +323,7 @@ fn slots(shape: &ConvShape, direction: Direction) -> Option<(Vec<Vec<Slot>>, usi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ResNet18;
+    use crate::model::ResNet;
 
     /// Every product (output pixel row, input row, tap row) of one axis that a plan makes, as (grid position with parity,
     /// gathered position, tap), gathered positions in the whole image.
@@ -375,7 +375,7 @@ mod tests {
     #[test]
     fn a_plan_makes_every_product_of_a_convolution_once() {
         let mut seen = 0;
-        for conv in (ResNet18 { width: 64, classes: 10 }).convs().iter().skip(1) {
+        for conv in ResNet::resnet18(64, 10).convs().iter().skip(1) {
             let shape = ConvShape::new(conv, 5);
             let (side, padding) = (shape.in_side as i64, shape.kernel as i64 / 2);
             let (mut forward, mut gradient) = (Vec::new(), Vec::new());
@@ -441,12 +441,12 @@ mod tests {
 
     #[test]
     fn other_shapes_are_left_to_mma() {
-        for conv in (ResNet18 { width: 16, classes: 10 }).convs() {
+        for conv in ResNet::resnet18(16, 10).convs() {
             let shape = ConvShape::new(&conv, 4);
             let served = shape.in_channels >= 64 && shape.out_channels >= 64;
             assert_eq!(plan(&shape, Direction::Forward, |_| true).is_some(), served, "{}", conv.name);
         }
-        let stem = ConvShape::new(&(ResNet18 { width: 64, classes: 10 }).convs()[0], 4);
+        let stem = ConvShape::new(&ResNet::resnet18(64, 10).convs()[0], 4);
         assert!(plan(&stem, Direction::Forward, |_| true).is_none());
     }
 }

@@ -1,0 +1,265 @@
+//! What an evaluation pass launches for each layer, the first stage part by part.
+//!
+//! Where a micro-batch is larger than the cache ([`super::micro_batch()`]), the first stage, which moves the most bytes for its
+//! products, takes its images part by part: all its layers for one part, then all for the next. Parts share the memory
+//! of what lies inside the stage. Each image's results are the same bits in any part.
+
+use super::{Ascent, EvalPass};
+use crate::engine::cuda::driver::{Address, Driver};
+use crate::engine::cuda::launch::conv::{
+    self, ConvShape, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue,
+};
+use crate::engine::cuda::launch::head::{self, HeadAscentParams, HeadBackwardParams, HeadForwardParams};
+use crate::engine::cuda::layout::{self, Layout};
+use crate::engine::cuda::parameters::Parameters;
+use crate::engine::cuda::scratch::Scratch;
+use crate::engine::{Error, Result};
+use crate::model::pass::{self, Backward, Forward};
+use crate::model::{Layer, Residual};
+
+/// Images of the batch, the first of them and how many.
+#[derive(Clone, Copy)]
+struct Part {
+    first: usize,
+    images: usize,
+}
+
+/// From where a backward pass begins.
+#[derive(Clone, Copy)]
+pub enum Start {
+    /// The gradient of the logits.
+    LogitGradient(Address),
+    /// The last activation, which goes through the loss.
+    Ascent(Ascent),
+}
+
+/// One pass over the network.
+#[derive(Clone, Copy)]
+pub struct Launches<'a> {
+    pub pass: &'a EvalPass,
+    pub parameters: &'a Parameters,
+    pub scratch: &'a Scratch,
+    /// Weight and bias of the linear layer.
+    pub linear: (Address, Address),
+    pub batch: usize,
+}
+
+impl Launches<'_> {
+    /// The last activation for the packed images, every mask, and where they are wanted the logits.
+    pub fn forward(self, packed: Address, logits: Option<Address>) -> Result<()> {
+        let (layers, first) = (&self.layout().layers, self.layout().network.first_stage());
+        let on = |part| EvalForward { of: OnPart { all: self, part }, packed, logits };
+        for part in self.parts() {
+            pass::forward(layers, first.clone(), &mut on(part))?;
+        }
+        pass::forward(layers, first.end..layers.len(), &mut on(self.whole()))
+    }
+
+    /// From the last activation or the gradient of the logits to the image.
+    pub fn backward(self, start: Start, image: &ImageEpilogue) -> Result<()> {
+        let (layers, first) = (&self.layout().layers, self.layout().network.first_stage());
+        let on = |part| EvalBackward { of: OnPart { all: self, part }, start, image };
+        pass::backward(layers, first.end..layers.len(), &mut on(self.whole()))?;
+        for part in self.parts() {
+            pass::backward(layers, first.clone(), &mut on(part))?;
+        }
+        self.pass.driver.layer(None);
+        Ok(())
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.parameters.layout
+    }
+
+    fn whole(&self) -> Part {
+        Part { first: 0, images: self.batch }
+    }
+
+    /// The whole batch, as the first stage takes it.
+    fn parts(&self) -> impl Iterator<Item = Part> + use<> {
+        let (batch, images) = (self.batch, self.pass.part);
+        (0..batch).step_by(images).map(move |first| Part { first, images: images.min(batch - first) })
+    }
+}
+
+/// The same on some of the images.
+struct OnPart<'a> {
+    all: Launches<'a>,
+    part: Part,
+}
+
+impl OnPart<'_> {
+    fn driver(&self) -> &dyn Driver {
+        &*self.all.pass.driver
+    }
+    fn layer(&self, index: usize) -> &Layer {
+        &self.all.layout().layers[index]
+    }
+    fn shape(&self, at: usize) -> ConvShape {
+        layout::shape(self.all.layout(), at, self.part.images)
+    }
+    fn weights(&self, at: usize) -> Address {
+        self.all.parameters.folded.address().offset::<u16>(layout::packed_offset(self.all.layout(), at))
+    }
+    fn bias(&self, at: usize) -> Address {
+        self.all.parameters.bias.address().offset::<f32>(self.all.layout().convs[at].channel)
+    }
+    /// The part's bits in the mask of a layer.
+    fn mask(&self, layer: usize) -> Address {
+        self.all.pass.masks[layer].address() + self.part.first * self.all.layout().activation_len(layer) / 8
+    }
+
+    /// The part's activation of a layer, or its gradient. The buffer in which the first stage ends holds all parts, one after the
+    /// other; the others need to hold only one at a time.
+    fn activation(&self, layer: usize) -> Address {
+        let layout = self.all.layout();
+        let ends_in = self.layer(layout.network.first_stage().end - 1).buffer;
+        let layer = self.layer(layer);
+        let before = if layer.buffer == ends_in { self.part.first } else { 0 };
+        let address = self.all.scratch.layer(layer).address();
+        address.offset::<u16>(before * layout.activation_len(layer.index))
+    }
+
+    fn convolve(&self, at: usize, input: Address, epilogue: &ForwardEpilogue, output: Address) -> Result<()> {
+        self.driver().layer(Some(at));
+        conv::forward(self.driver(), &self.shape(at), input, self.weights(at), epilogue, output)
+    }
+
+    fn gradient(
+        &self,
+        at: usize,
+        from: Address,
+        epilogue: &InputGradientEpilogue,
+        to: Address,
+    ) -> Result<()> {
+        self.driver().layer(Some(at));
+        conv::input_gradient(self.driver(), &self.shape(at), from, self.weights(at), epilogue, to)
+    }
+}
+
+struct EvalForward<'a> {
+    of: OnPart<'a>,
+    packed: Address,
+    logits: Option<Address>,
+}
+
+impl Forward for EvalForward<'_> {
+    type Error = Error;
+
+    fn convolution(&mut self, _: &Layer) -> Result<()> {
+        // One launch with the activation.
+        Ok(())
+    }
+
+    fn projection(&mut self, _: &Layer, conv: usize, input: usize) -> Result<()> {
+        let (from, to) = (self.of.activation(input), self.of.all.scratch.convolution.address());
+        self.of.convolve(conv, from, &ForwardEpilogue::Bias { bias: self.of.bias(conv) }, to)
+    }
+
+    fn activation(&mut self, layer: &Layer) -> Result<()> {
+        let of = &self.of;
+        let input = match layer.input {
+            Some(input) => of.activation(input),
+            None => {
+                let before = of.part.first;
+                self.packed.offset::<u16>(layout::shape(of.all.layout(), layer.conv, before).input_len())
+            }
+        };
+        let residual = match layer.residual {
+            Residual::None => None,
+            Residual::Identity(from) => Some(of.activation(from)),
+            Residual::Projection { .. } => Some(of.all.scratch.convolution.address()),
+        };
+        let mask = of.mask(layer.index);
+        let epilogue = ForwardEpilogue::Relu { bias: of.bias(layer.conv), residual, mask };
+        of.convolve(layer.conv, input, &epilogue, of.activation(layer.index))
+    }
+
+    fn head(&mut self) -> Result<()> {
+        let of = &self.of;
+        of.driver().layer(None);
+        let Some(logits) = self.logits else { return Ok(()) };
+        let network = of.all.layout().network;
+        let params = HeadForwardParams {
+            activation: of.activation(of.all.layout().layers.len() - 1),
+            weight: of.all.linear.0,
+            bias: of.all.linear.1,
+            pooled: of.all.pass.pooled.address(),
+            logits,
+            features: network.features() as u32,
+            classes: network.classes as u32,
+        };
+        head::head_forward(of.driver(), of.part.images, &params)
+    }
+}
+
+struct EvalBackward<'a> {
+    of: OnPart<'a>,
+    start: Start,
+    image: &'a ImageEpilogue,
+}
+
+impl Backward for EvalBackward<'_> {
+    type Error = Error;
+
+    fn head(&mut self) -> Result<()> {
+        let of = &self.of;
+        let (weight, bias) = of.all.linear;
+        let network = of.all.layout().network;
+        let (features, classes) = (network.features() as u32, network.classes as u32);
+        let last = of.all.layout().layers.len() - 1;
+        let gradient = of.activation(last);
+        match self.start {
+            Start::LogitGradient(logit_gradient) => {
+                let mask = of.mask(last);
+                let params = HeadBackwardParams { logit_gradient, weight, mask, gradient, features, classes };
+                head::head_input_gradient(of.driver(), of.part.images, &params)
+            }
+            Start::Ascent(Ascent { loss, operand }) => {
+                let (labels, target_logits) = match loss.needs_clean_logits() {
+                    true => (Address::NULL, operand),
+                    false => (operand, Address::NULL),
+                };
+                let params = HeadAscentParams {
+                    activation: gradient,
+                    weight,
+                    bias,
+                    labels,
+                    target_logits,
+                    gradient,
+                    features,
+                    classes,
+                };
+                head::head_ascent(of.driver(), loss, of.part.images, &params)
+            }
+        }
+    }
+
+    fn normalisation(&mut self, _: &Layer, _: usize, _: Option<usize>) -> Result<()> {
+        // Folded into the convolution.
+        Ok(())
+    }
+
+    fn input_gradient(&mut self, layer: &Layer, input: usize) -> Result<()> {
+        let of = &self.of;
+        let residual = layer.skip.map(|join| match of.layer(join).residual {
+            Residual::Projection { .. } => of.all.scratch.compact.address(),
+            _ => of.activation(join),
+        });
+        let epilogue = InputGradientEpilogue { residual, mask: Some(of.mask(input)) };
+        of.gradient(layer.conv, of.activation(layer.index), &epilogue, of.activation(input))
+    }
+
+    fn projection_gradient(&mut self, layer: &Layer, conv: usize, _: usize) -> Result<()> {
+        let to = self.of.all.scratch.compact.address();
+        self.of.gradient(conv, self.of.activation(layer.index), &InputGradientEpilogue::default(), to)
+    }
+
+    fn image_gradient(&mut self) -> Result<()> {
+        let of = &self.of;
+        of.driver().layer(Some(0));
+        let before = layout::shape(of.all.layout(), 0, of.part.first);
+        let image = self.image.after(&before);
+        conv::image_gradient(of.driver(), &of.shape(0), of.activation(0), of.weights(0), &image)
+    }
+}
