@@ -21,6 +21,7 @@ use crate::philox::Key;
 pub(super) const ROW: AccelerationRow = AccelerationRow {
     name: "bullet-train",
     title: "BulletTrain",
+    about: "the full attack only near the decision boundary",
     paper: "Hua et al., NeurIPS 2021",
     // What the 5.66x of Li et al. (2023) leaves where pruning alone gives 3.44x: 4.4 of 10 steps. A network that predicts little
     // right makes far fewer.

@@ -20,6 +20,7 @@ pub struct AccelerationRow {
     pub name: &'static str,
     /// The name as its paper writes it.
     pub title: &'static str,
+    pub about: &'static str,
     pub paper: &'static str,
     /// Share of the full attack's steps that an image is taken to get before a run has told; the rest of the cost follows from
     /// [`AccelerationRow::groups`].
@@ -44,6 +45,7 @@ table! {
 const NONE: AccelerationRow = AccelerationRow {
     name: "none",
     title: "none",
+    about: "the full attack on every image",
     paper: "",
     step_share: 1.0,
     groups: false,

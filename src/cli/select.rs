@@ -12,7 +12,7 @@ use super::console::Console;
 use super::{inputs, open_interruptible, or_set, selection_failed, weights_for, write};
 use crate::engine::DeviceChoice;
 use crate::names::Named;
-use crate::prune::{Keeps, Scores, SelectionMethod, SelectionRun};
+use crate::prune::{Coverage, Scores, SelectionMethod, SelectionRun};
 use crate::recipe::Recipe;
 
 /// Choose the training samples that a recipe would train on next, and write them as a file
@@ -56,7 +56,7 @@ pub struct Args {
 
 /// Whether what the method chooses is a set of samples, all of them perhaps.
 fn is_of_samples(method: &SelectionMethod) -> bool {
-    !matches!(method.row().keeps, Keeps::FewerEpochs)
+    !matches!(method.row().coverage, Coverage::FewerEpochs)
 }
 
 fn method(name: &str) -> Result<SelectionMethod, String> {

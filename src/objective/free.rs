@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use super::{AttackKind, Objective, ObjectiveRow, Parts, passes};
+use super::{AttackKind, Objective, ObjectiveParts, ObjectiveRow, passes};
 use crate::accelerate::Replays;
 use crate::attack::{AttackDefaults, AttackWork, ScheduledPgd, Start};
 use crate::batch::Batch;
@@ -49,7 +49,7 @@ pub struct Free {
 }
 
 impl Free {
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(parts: ObjectiveParts) -> Self {
         Self {
             moving: parts.replays(),
             attack: parts.attack,

@@ -17,7 +17,7 @@ mod standard;
 mod trades;
 
 pub use config::ObjectiveConfig;
-pub use row::{AttackKind, ObjectiveRow, Parts, TrainPasses};
+pub use row::{AttackKind, ObjectiveParts, ObjectiveRow, TrainPasses};
 
 use crate::attack::AttackWork;
 use crate::batch::Batch;

@@ -2,7 +2,7 @@
 //!
 //! Their methods differ by the form and by what the attack ascends, each in a file of its own.
 
-use super::{Objective, Parts, passes};
+use super::{Objective, ObjectiveParts, passes};
 use crate::attack::{Adversary, AttackWork};
 use crate::batch::Batch;
 use crate::engine::{Engine, Result, Tensor};
@@ -20,7 +20,7 @@ pub struct Paired {
 }
 
 impl Paired {
-    pub fn new(parts: &Parts, form: PairedForm) -> Self {
+    pub fn new(parts: &ObjectiveParts, form: PairedForm) -> Self {
         Self {
             adversary: parts.adversary(|pgd| pgd),
             ascends: parts.config.method.row().ascends,

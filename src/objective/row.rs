@@ -21,7 +21,7 @@ pub struct ObjectiveRow {
     pub beta: f64,
     /// Why the labels cannot be smoothed, where they cannot.
     pub hard_labels: Option<&'static str>,
-    pub new: fn(Parts) -> Box<dyn Objective>,
+    pub new: fn(ObjectiveParts) -> Box<dyn Objective>,
 }
 
 impl ObjectiveRow {
@@ -94,7 +94,7 @@ impl TrainPasses {
 
 /// What an objective is made of.
 #[derive(Clone, Debug)]
-pub struct Parts<'a> {
+pub struct ObjectiveParts<'a> {
     pub config: &'a ObjectiveConfig,
     /// The full attack.
     pub attack: ScheduledPgd,
@@ -103,7 +103,7 @@ pub struct Parts<'a> {
     pub batch: usize,
 }
 
-impl Parts<'_> {
+impl ObjectiveParts<'_> {
     /// The attack of every batch, accelerated; `change` is what the method makes of each of its phases.
     pub(super) fn adversary(&self, change: impl Fn(Pgd) -> Pgd) -> Box<dyn Adversary> {
         (self.accelerate.method.row().adversary)(self.attack.clone().map(change), self.accelerate)

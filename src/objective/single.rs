@@ -2,7 +2,7 @@
 //!
 //! Their methods differ by the attack, each in a file of its own.
 
-use super::{Objective, Parts, passes};
+use super::{Objective, ObjectiveParts, passes};
 use crate::attack::{Adversary, AttackWork, Pgd};
 use crate::batch::Batch;
 use crate::engine::{Engine, Result, Tensor};
@@ -20,7 +20,7 @@ pub struct Single {
 
 impl Single {
     /// The attack is changed by `change` to what the method makes of it.
-    pub fn new(parts: &Parts, change: impl Fn(Pgd) -> Pgd) -> Self {
+    pub fn new(parts: &ObjectiveParts, change: impl Fn(Pgd) -> Pgd) -> Self {
         Self {
             adversary: parts.adversary(change),
             ascends: parts.config.method.row().ascends,

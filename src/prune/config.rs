@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{
-    AtomMode, CandidatePasses, GradientPart, Greedy, Keeps, Knows, RidgeUnit, Sampling, Score,
+    AtomMode, CandidatePasses, Coverage, GradientPart, Greedy, Knowledge, RidgeUnit, Sampling, Score,
     SelectionMethod, StepAlong,
 };
 use crate::config::{self, ConfigError, Refusal, Section, above};
@@ -97,30 +97,30 @@ named! {
 impl SelectionMethod {
     /// Whether subsets are chosen at all, during training.
     pub fn selects(self) -> bool {
-        match self.row().keeps {
-            Keeps::All | Keeps::FewerEpochs => false,
-            Keeps::Fraction | Keeps::Own { .. } => true,
+        match self.row().coverage {
+            Coverage::All | Coverage::FewerEpochs => false,
+            Coverage::Fraction | Coverage::Own { .. } => true,
         }
     }
 
     /// Whether the recipe's `fraction` decides how much is trained on.
     pub fn has_fraction(self) -> bool {
-        match self.row().keeps {
-            Keeps::All | Keeps::Own { .. } => false,
-            Keeps::FewerEpochs | Keeps::Fraction => true,
+        match self.row().coverage {
+            Coverage::All | Coverage::Own { .. } => false,
+            Coverage::FewerEpochs | Coverage::Fraction => true,
         }
     }
 
     /// Whether it chooses a subset of a given size by what it knows: then chance may choose a part of it.
     pub fn is_informed(self) -> bool {
-        matches!(self.row().keeps, Keeps::Fraction) && self.row().knows != Knows::Nothing
+        matches!(self.row().coverage, Coverage::Fraction) && self.row().knowledge != Knowledge::Nothing
     }
 
     /// Epochs from one selection to the next, where the recipe does not say.
     pub fn default_every(self, scores: Scores) -> usize {
-        match self.row().knows {
+        match self.row().knowledge {
             // As often as training scores the samples.
-            Knows::LastLayerScore(_) if scores == Scores::Accumulated => 1,
+            Knowledge::LastLayerScore(_) if scores == Scores::Accumulated => 1,
             _ => self.row().every,
         }
     }
@@ -130,7 +130,7 @@ impl SelectionConfig {
     pub(crate) fn read(mut section: Section) -> Result<Self, ConfigError> {
         let method: SelectionMethod = section.name("method", Some(SelectionMethod::Full))?;
         let fraction = (!method.has_fraction()).then_some(1.0);
-        let warm_start = if matches!(method.row().keeps, Keeps::FewerEpochs) { 1.0 } else { 0.0 };
+        let warm_start = if matches!(method.row().coverage, Coverage::FewerEpochs) { 1.0 } else { 0.0 };
         let scores = section.name("scores", Some(Scores::Accumulated))?;
         let selection = Self {
             method,
@@ -208,28 +208,28 @@ impl SelectionConfig {
 
     /// The score that the selections rank by, where that is a mean over training.
     pub fn mean_score(&self) -> Option<Score> {
-        let score = match self.method.row().knows {
-            Knows::LastLayerScore(score) => score,
-            Knows::InputGradient => Score::InputGradient,
-            Knows::Nothing | Knows::LastLoss | Knows::LastLayerGradient => return None,
+        let score = match self.method.row().knowledge {
+            Knowledge::LastLayerScore(score) => score,
+            Knowledge::InputGradient => Score::InputGradient,
+            Knowledge::Nothing | Knowledge::LastLoss | Knowledge::LastLayerGradient => return None,
         };
         (self.scores == Scores::Accumulated).then_some(score)
     }
 
     /// Whether the mean score over training ranks, and nothing is measured for a selection once training has begun.
     pub fn scored_by_training(&self) -> bool {
-        let from_passes = matches!(self.method.row().knows, Knows::LastLayerScore(_));
+        let from_passes = matches!(self.method.row().knowledge, Knowledge::LastLayerScore(_));
         from_passes && self.scores == Scores::Accumulated
     }
 
     /// What a selection passes of each candidate, where `scored` says whether training has left a loss and a score of them.
     pub fn candidate_passes(&self, scored: bool) -> CandidatePasses {
-        let known = match self.method.row().knows {
-            Knows::Nothing => true,
-            Knows::InputGradient => return CandidatePasses::InputGradient,
-            Knows::LastLoss => scored,
-            Knows::LastLayerScore(_) => scored && self.scored_by_training(),
-            Knows::LastLayerGradient => false,
+        let known = match self.method.row().knowledge {
+            Knowledge::Nothing => true,
+            Knowledge::InputGradient => return CandidatePasses::InputGradient,
+            Knowledge::LastLoss => scored,
+            Knowledge::LastLayerScore(_) => scored && self.scored_by_training(),
+            Knowledge::LastLayerGradient => false,
         };
         if known { CandidatePasses::None } else { CandidatePasses::Attack }
     }

@@ -13,8 +13,8 @@
 
 use super::top_k::Draw;
 use super::{
-    Candidates, Keeps, Knows, LastLayerView, PruneError, Selection, SelectionConfig, SelectionRow, Subset,
-    Survey, TopK, part, residual,
+    Candidates, Coverage, Knowledge, LastLayerView, PruneError, Selection, SelectionConfig, SelectionRow,
+    Subset, Survey, TopK, part, residual,
 };
 use crate::config::Refusal;
 use crate::engine::{Engine, Tensor};
@@ -27,8 +27,8 @@ pub(super) const ROW: SelectionRow = SelectionRow {
     title: "Adv-GLISTER",
     about: "the subset whose step lowers the loss of held-out images most",
     paper: "Li et al., 2023; Killamsetty et al., AAAI 2021",
-    keeps: Keeps::Fraction,
-    knows: Knows::LastLayerGradient,
+    coverage: Coverage::Fraction,
+    knowledge: Knowledge::LastLayerGradient,
     every: 20,
     holds_out: true,
     check: no_weights_of_pools,

@@ -21,7 +21,9 @@
 
 use super::atoms::{DeviceAtoms, squares};
 use super::pursuit::{Atoms, Limits, Pursuit, pursue};
-use super::{Candidates, Keeps, Knows, PruneError, Selection, SelectionRow, Subset, Survey, part, residual};
+use super::{
+    Candidates, Coverage, Knowledge, PruneError, Selection, SelectionRow, Subset, Survey, part, residual,
+};
 use crate::data::order::shuffled;
 use crate::engine::Engine;
 use crate::names::named;
@@ -33,8 +35,8 @@ pub(super) const ROW: SelectionRow = SelectionRow {
     title: "Adv-GRAD-MATCH",
     about: "a weighted subset whose last-layer gradient matches that of all",
     paper: "Li et al., 2023; Killamsetty et al., ICML 2021",
-    keeps: Keeps::Fraction,
-    knows: Knows::LastLayerGradient,
+    coverage: Coverage::Fraction,
+    knowledge: Knowledge::LastLayerGradient,
     every: 20,
     draws: |config| config.target_draws,
     least: |config, batch| match config.mode {

@@ -6,7 +6,7 @@
 //! on all samples. Counts and weights are those of the published code (NUS-HPC-AI-Lab/InfoBatch). Nothing is pruned in the last
 //! epochs: `selection.full_share`.
 
-use super::{Candidates, Keeps, Knows, PruneError, Selection, SelectionRow, Subset, Survey};
+use super::{Candidates, Coverage, Knowledge, PruneError, Selection, SelectionRow, Subset, Survey};
 use crate::data::order::shuffled;
 use crate::engine::Engine;
 
@@ -15,11 +15,11 @@ pub(super) const ROW: SelectionRow = SelectionRow {
     title: "InfoBatch",
     about: "a random half of the easy samples left out, the other half weighted up",
     paper: "Qin et al., ICLR 2024",
-    keeps: Keeps::Own {
+    coverage: Coverage::Own {
         share: |config| 1.0 - EASY_SHARE * config.prune_share,
         assumes: || format!("a share of {EASY_SHARE} of InfoBatch's samples is taken for easy"),
     },
-    knows: Knows::LastLoss,
+    knowledge: Knowledge::LastLoss,
     every: 1,
     full_share: 0.125,
     starts_whole: true,

@@ -41,7 +41,7 @@ pub use info_batch::InfoBatch;
 pub use mean_scores::MeanScores;
 pub use random::{All, PartlyRandom, Random, Sampling, Walk};
 pub use ranking::{Ranking, Score};
-pub use row::{CandidatePasses, Keeps, Knows, SelectionRow, Setting};
+pub use row::{CandidatePasses, Coverage, Knowledge, SelectionRow, Setting};
 pub use session::{Chosen, SelectionRun};
 pub use subset::Subset;
 pub use survey::{LastLayerView, Survey};

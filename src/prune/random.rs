@@ -1,7 +1,7 @@
 //! The controls: all candidates, or so many at random, of each class in proportion if wanted; and a share of chance in
 //! another choice.
 
-use super::{Candidates, Keeps, PruneError, Selection, SelectionConfig, SelectionRow, Subset, Survey};
+use super::{Candidates, Coverage, PruneError, Selection, SelectionConfig, SelectionRow, Subset, Survey};
 use crate::config::Refusal;
 use crate::data::order::shuffled;
 use crate::engine::Engine;
@@ -15,7 +15,7 @@ pub(super) const SHORT: SelectionRow = SelectionRow {
     name: "short",
     title: "short",
     about: "all of them, for a fraction of the epochs under the same learning-rate shape: what pruning must beat",
-    keeps: Keeps::FewerEpochs,
+    coverage: Coverage::FewerEpochs,
     ..SelectionRow::ALL
 };
 
@@ -23,7 +23,7 @@ pub(super) const RANDOM: SelectionRow = SelectionRow {
     name: "random",
     title: "random",
     about: "a random subset, drawn once",
-    keeps: Keeps::Fraction,
+    coverage: Coverage::Fraction,
     check: |config| match config.every {
         0 => Ok(()),
         every => Err(Refusal::new("every", every, "0: random draws once; \"random-online\" draws again")),
@@ -37,7 +37,7 @@ pub(super) const RANDOM_ONLINE: SelectionRow = SelectionRow {
     title: "RS2",
     about: "a random subset, drawn again and again",
     paper: "Okanovic et al., ICLR 2024",
-    keeps: Keeps::Fraction,
+    coverage: Coverage::Fraction,
     every: 1,
     check: |config| match config.every {
         0 => Err(Refusal::new("every", 0, "1 at least: random-online draws again; \"random\" draws once")),
@@ -56,7 +56,7 @@ pub(super) const CLASS_BALANCED: SelectionRow = SelectionRow {
     name: "class-balanced",
     title: "class-balanced",
     about: "a random subset, drawn once, of each class in proportion",
-    keeps: Keeps::Fraction,
+    coverage: Coverage::Fraction,
     new: |_, _| Box::new(Random { class_balanced: true }),
     ..SelectionRow::ALL
 };

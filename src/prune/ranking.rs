@@ -4,7 +4,7 @@
 //! noise and quotas: see `top_k` for why.
 
 use super::top_k::Draw;
-use super::{Candidates, Keeps, Knows, PruneError, Selection, SelectionRow, Subset, Survey, TopK};
+use super::{Candidates, Coverage, Knowledge, PruneError, Selection, SelectionRow, Subset, Survey, TopK};
 use crate::engine::{Engine, Error, Tensor};
 use crate::ops::{CrossEntropy, GradientSquares, LastLayerGradients, RowNorms, SelectTopK, Term};
 
@@ -12,8 +12,8 @@ pub(super) const LOSS_RANK: SelectionRow = SelectionRow {
     name: "loss-rank",
     title: "loss ranking",
     about: "the largest last adversarial losses in training",
-    keeps: Keeps::Fraction,
-    knows: Knows::LastLoss,
+    coverage: Coverage::Fraction,
+    knowledge: Knowledge::LastLoss,
     every: 1,
     new: |config, _| Box::new(Ranking { score: Score::LastLoss, top_k: TopK::from_config(config) }),
     ..SelectionRow::ALL
@@ -24,7 +24,7 @@ pub(super) const EL2N: SelectionRow = SelectionRow {
     title: "EL2N",
     about: "the largest error norms of the adversarial images",
     paper: "Paul et al., NeurIPS 2021",
-    knows: Knows::LastLayerScore(Score::El2n),
+    knowledge: Knowledge::LastLayerScore(Score::El2n),
     every: 20,
     new: |config, _| Box::new(Ranking { score: Score::El2n, top_k: TopK::from_config(config) }),
     ..LOSS_RANK
@@ -34,7 +34,7 @@ pub(super) const GRAND: SelectionRow = SelectionRow {
     name: "grand",
     title: "last-layer GraNd",
     about: "the largest gradient norms of the last layer on the adversarial images (GraNd's are of all layers)",
-    knows: Knows::LastLayerScore(Score::GraNd),
+    knowledge: Knowledge::LastLayerScore(Score::GraNd),
     new: |config, _| Box::new(Ranking { score: Score::GraNd, top_k: TopK::from_config(config) }),
     ..EL2N
 };
@@ -44,7 +44,7 @@ pub(super) const EASY_CORE: SelectionRow = SelectionRow {
     title: "EasyCore",
     about: "the smallest input-gradient norms of the clean images",
     paper: "",
-    knows: Knows::InputGradient,
+    knowledge: Knowledge::InputGradient,
     new: |config, _| Box::new(Ranking { score: Score::InputGradient, top_k: TopK::from_config(config) }),
     ..EL2N
 };

@@ -11,9 +11,9 @@ pub struct SelectionRow {
     /// What it chooses.
     pub about: &'static str,
     pub paper: &'static str,
-    pub keeps: Keeps,
+    pub coverage: Coverage,
     /// What it must know of the candidates: this is what a selection costs.
-    pub knows: Knows,
+    pub knowledge: Knowledge,
     /// `selection.every` where a recipe leaves it out.
     pub every: usize,
     /// `selection.full_share` where a recipe leaves it out.
@@ -38,8 +38,8 @@ impl SelectionRow {
         title: "",
         about: "",
         paper: "",
-        keeps: Keeps::All,
-        knows: Knows::Nothing,
+        coverage: Coverage::All,
+        knowledge: Knowledge::Nothing,
         every: 0,
         full_share: 0.0,
         starts_whole: false,
@@ -53,7 +53,7 @@ impl SelectionRow {
 
 /// How much of the training set a run sees.
 #[derive(Clone, Copy, Debug)]
-pub enum Keeps {
+pub enum Coverage {
     /// Every sample in every epoch.
     All,
     /// Every sample, for `selection.fraction` of the epochs.
@@ -71,7 +71,7 @@ pub enum Keeps {
 
 /// What a method must know of each candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Knows {
+pub enum Knowledge {
     Nothing,
     /// Its last adversarial loss, which training leaves; before there is one, that of an attack.
     LastLoss,

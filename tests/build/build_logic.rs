@@ -3,6 +3,8 @@
 
 #[path = "../../build/ptxas.rs"]
 mod ptxas;
+#[path = "../../build/recipes.rs"]
+mod recipes;
 #[path = "../../build/targets.rs"]
 mod targets;
 #[allow(dead_code)] // finding the sources is for the build alone
@@ -127,4 +129,29 @@ fn a_unit_is_compiled_again_for_arguments_and_sources_but_not_for_the_environmen
     let later = SystemTime::now() + Duration::from_secs(60);
     File::options().write(true).open(file("source")).unwrap().set_modified(later).unwrap();
     assert_eq!(calls_with(None, "-O3"), 3);
+}
+
+#[test]
+fn a_file_of_recipes_is_split_at_its_headers() {
+    let file = "# A family.\n\n# First.\n# Source: here.\n[a]\nepochs = 1\n# Of a key.\ndata.set = \"cifar10\"\n\n# Second.\n[b]\nextends = \"a\"\n";
+    let split = recipes::split(file).unwrap();
+    let text = |name: &str| &split.iter().find(|(known, _)| known == name).unwrap().1;
+    assert_eq!(split.len(), 2);
+    assert_eq!(
+        text("a").trim_end(),
+        "# First.\n# Source: here.\nname = \"a\"\nepochs = 1\n# Of a key.\ndata.set = \"cifar10\""
+    );
+    assert_eq!(text("b"), "# Second.\nname = \"b\"\nextends = \"a\"\n");
+    let error = recipes::split("epochs = 1\n[a]\n").unwrap_err();
+    assert_eq!(error, "line 1: epochs = 1, expected [NAME] before the first key");
+}
+
+#[test]
+fn two_recipes_of_one_name_fail_the_build() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["x.toml", "y.toml"] {
+        std::fs::write(folder.path().join(file), "[a]\nepochs = 1\n").unwrap();
+    }
+    let error = recipes::build(folder.path(), folder.path()).unwrap_err();
+    assert!(error.ends_with("two recipes are named a"), "{error}");
 }

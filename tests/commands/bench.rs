@@ -8,7 +8,7 @@ use secateur::measure::statistics::{ratio_interval, summary};
 use secateur::measure::workload::{Bench, Cache, Work};
 use secateur::model::ResNet;
 use secateur::philox::{Key, Purpose, unit};
-use secateur::recipe::Recipe;
+use secateur::recipe::{BUILTIN, Recipe};
 use tempfile::TempDir;
 
 use crate::common::program;
@@ -195,7 +195,7 @@ fn a_step_is_measured_on_the_cpu() {
 #[test]
 fn a_bench_that_is_killed_leaves_its_rows() {
     let folder = TempDir::new().unwrap();
-    let recipe = include_str!("../../recipes/cifar10-pgd-at.toml");
+    let recipe = BUILTIN.iter().find(|builtin| builtin.name == "cifar10-pgd-at").unwrap().text;
     let endless = recipe.replace("steps = 10", "steps = 1000").replace("cifar10-pgd-at", "endless");
     std::fs::write(folder.path().join("endless.toml"), endless).unwrap();
     let mut child =

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::order::held_out;
 use crate::objective::AttackKind;
-use crate::prune::{CandidatePasses, Keeps};
+use crate::prune::{CandidatePasses, Coverage};
 use crate::recipe::Recipe;
 use crate::train::Stage;
 use crate::train::metrics::EpochMetrics;
@@ -81,10 +81,10 @@ impl Cost {
         let (timeline, attack) = (recipe.timeline(), recipe.full_attack());
         let step_share = recipe.accelerate.method.row().step_share;
         let samples = recipe.data.training_samples();
-        let subset = match recipe.selection.method.row().keeps {
-            Keeps::All | Keeps::FewerEpochs => samples as f64,
-            Keeps::Fraction => recipe.selection.budget(samples) as f64,
-            Keeps::Own { share, .. } => samples as f64 * share(&recipe.selection),
+        let subset = match recipe.selection.method.row().coverage {
+            Coverage::All | Coverage::FewerEpochs => samples as f64,
+            Coverage::Fraction => recipe.selection.budget(samples) as f64,
+            Coverage::Own { share, .. } => samples as f64 * share(&recipe.selection),
         };
         let epochs = (0..timeline.epochs() as u32).map(|epoch| {
             let stage = timeline.stage(epoch);

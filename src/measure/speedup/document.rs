@@ -11,7 +11,7 @@ use super::plan::{Entry, Plan};
 use crate::accelerate::Acceleration;
 use crate::clock;
 use crate::names::Named;
-use crate::prune::{Keeps, SelectionMethod};
+use crate::prune::{Coverage, SelectionMethod};
 use crate::recipe::Recipe;
 use crate::text::command_line;
 use crate::train::metrics::{EpochMetrics, Seconds};
@@ -205,7 +205,7 @@ impl Document {
         }
         for (_, method) in SelectionMethod::ALL {
             let used = plan.entries.iter().any(|entry| entry.recipe.selection.method == *method);
-            if let (Keeps::Own { assumes, .. }, true) = (method.row().keeps, used) {
+            if let (Coverage::Own { assumes, .. }, true) = (method.row().coverage, used) {
                 assumptions.push(assumes());
                 let title = method.row().title;
                 notes.push(format!(

@@ -15,7 +15,7 @@
 use super::cost::Cost;
 use crate::accelerate::Acceleration;
 use crate::names::named;
-use crate::prune::{Keeps, SelectionConfig};
+use crate::prune::{Coverage, SelectionConfig};
 use crate::recipe::{Recipe, RecipeError};
 use crate::train::config::Schedule;
 
@@ -154,7 +154,8 @@ fn controls(recipe: &Recipe) -> &'static [Role] {
     if method.is_informed() {
         return &[Role::Full, Role::Short, Role::Random, Role::RandomOnline];
     }
-    let is_full = matches!(method.row().keeps, Keeps::All) && recipe.accelerate.method == Acceleration::None;
+    let is_full =
+        matches!(method.row().coverage, Coverage::All) && recipe.accelerate.method == Acceleration::None;
     if is_full { &[] } else { &[Role::Full] }
 }
 
