@@ -37,7 +37,7 @@ fn build() -> Result<(), String> {
     let folder = root.join("kernels");
     let kernels = units::find(&folder, Some(&folder.join("extra")))?;
     host::build(&root, &out, &kernels, "secateur_kernels")?;
-    device::build(&root, &out, &kernels)
+    device::build(&root, &out, &kernels, true)
 }
 
 fn env(name: &str) -> Result<String, String> {

@@ -15,7 +15,8 @@ struct Nvcc {
     release: (u32, u32),
 }
 
-pub fn build(root: &Path, out: &Path, sources: &Sources) -> Result<(), String> {
+/// `warns`: whether the absence of nvcc is worth a warning, which one package of a build gives.
+pub fn build(root: &Path, out: &Path, sources: &Sources, warns: bool) -> Result<(), String> {
     for variable in ["NVCC", "CUDA_HOME", "SECATEUR_CUDA_TARGETS", "SECATEUR_CUDA_LINE_INFO"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
@@ -40,9 +41,11 @@ pub fn build(root: &Path, out: &Path, sources: &Sources) -> Result<(), String> {
                 "SECATEUR_CUDA_TARGETS={list} asks for GPU code, and there is no nvcc: {what_to_do}"
             ));
         }
-        println!(
-            "cargo:warning=no nvcc: built without GPU code, --device cuda will not work; to have it, {what_to_do}"
-        );
+        if warns {
+            println!(
+                "cargo:warning=no nvcc: built without GPU code, --device cuda will not work; to have it, {what_to_do}"
+            );
+        }
         return write_table(out, None, &[], &[]);
     };
     if nvcc.release < targets::OLDEST_NVCC {

@@ -30,7 +30,7 @@ fn build() -> Result<(), String> {
     let out = PathBuf::from(env("OUT_DIR")?);
     let kernels = units::find(&folder, None)?;
     host::build(&root, &out, &kernels, "secateur_extra_kernels")?;
-    device::build(&root, &out, &kernels)
+    device::build(&root, &out, &kernels, false)
 }
 
 fn env(name: &str) -> Result<String, String> {

@@ -1,4 +1,4 @@
-//! What the device reaches at most, measured in the same run as what is judged by it. Checked by `tests/bench.rs`.
+//! What the device reaches at most, measured in the same run as what is judged by it.
 
 use std::time::Instant;
 

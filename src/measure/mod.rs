@@ -21,9 +21,6 @@
 //! | [`speedup`] | whole trainings and their controls as a table |
 //! | `table` | columns of text |
 //!
-//! Called by `secateur bench` and `secateur profile`. Checked by `tests/bench.rs`, `tests/bench_versus.rs`,
-//! `tests/bench_speedup.rs` and `tests/profile.rs`.
-//!
 //! # The files
 //!
 //! `--json` writes one object ([`document::Document`]). `secateur_measure` is the version of this layout, 1. Seconds are those

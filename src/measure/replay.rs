@@ -1,7 +1,5 @@
 //! Kernels by themselves: each shape that a training step launches is launched again and again, with every cache overwritten
 //! before a sample (cold), and in batches back to back (warm).
-//!
-//! Called by `secateur bench kernels`; checked by `tests/bench.rs`.
 
 use std::collections::BTreeMap;
 

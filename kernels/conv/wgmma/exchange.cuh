@@ -8,7 +8,7 @@
 // Its places are written again, by the next work of a persistent block, only after `read` has told that their words were used.
 // Behind the last work nobody tells, so a block has all that is on its way to it once it has its peer's sums and, rank 0, its
 // statistics: each waits for these, and may leave. Nor does a block send to one that has not begun: prepare_barriers ends in
-// cluster_sync. Called by pipeline.cuh and forward.cu of this folder; checked by tests/conv_*.rs.
+// cluster_sync.
 #pragma once
 
 #include "conv/wgmma/plan.cuh"

@@ -7,7 +7,7 @@
 // Both operands lie with their channels contiguous and pixels down the rows, so both are MN-major. The taps of a slot are the
 // same planes read one plane further on each: the distance from one 64 columns to the next is a plane, and one product covers
 // all taps. Two warpgroups share the pixels and take 64 output channels each, or, where there are only 64, half of the pixels
-// each, as two parts. Checked by tests/conv_weight_gradient.rs against f64; launched by src/engine/cuda/launch/conv/wgmma/.
+// each, as two parts.
 #include "conv/wgmma/pipeline.cuh"
 
 namespace secateur {

@@ -1,5 +1,5 @@
 //! Options that the commands of `secateur bench` share, and what they mean: which rows, which state of the caches, how long to
-//! sample, where to write. Checked by `tests/bench.rs`.
+//! sample, where to write.
 
 use std::path::PathBuf;
 
