@@ -162,7 +162,7 @@ fn compile(root: &Path, out: &Path, sources: &Sources, nvcc: &Nvcc, wanted: &[Ta
     write_table(out, Some(nvcc.release), &images, &usages)
 }
 
-/// Writes the tables that src/engine/cuda/driver/code.rs includes.
+/// Writes the tables that src/cuda/driver/code.rs includes.
 fn write_table(
     out: &Path,
     release: Option<(u32, u32)>,

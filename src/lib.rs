@@ -18,7 +18,9 @@
 //! | [`attack`] | the inner maximisation: random starts and sign steps over micro-batches; evaluation's searches |
 //! | [`batch`] | the tensors of one batch: images, adversarial images, the outputs of a loss |
 //! | [`ops`] | the operations of a device, one a file: contract, check, CPU form, kernel launch |
-//! | [`engine`] | one network on one device: memory, weights, optimizer, passes; the CPU, and CUDA behind three drivers |
+//! | [`engine`] | one network on one device: memory, weights, optimizer, passes, and every check |
+//! | [`mod@cpu`] | the CPU as a backend: f32, the oracle, or bf16; our own vector kernels |
+//! | [`mod@cuda`] | our kernels as a backend, through a driver: a GPU, the emulator, or a record of what would run |
 //! | [`clock`] | the time of day, and a moment as a date |
 //! | [`progress`] | what a session reports while it works, and how it is stopped |
 //! | [`model`] | ResNet-18: layer table, parameter names, initialisation, weights files |
@@ -39,6 +41,8 @@ pub mod batch;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod cpu;
+pub mod cuda;
 pub mod data;
 pub mod digest;
 pub mod engine;

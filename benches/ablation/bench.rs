@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use regex::Regex;
-use secateur::engine::cuda::driver::{Image, add_code};
+use secateur::cuda::driver::{Image, add_code};
 use secateur::engine::{DeviceChoice, Error, open, open_dry};
 use secateur::files::Files;
 use secateur::measure::ceilings::Ceilings;

@@ -1,19 +1,19 @@
 //! Convolutions on wgmma whose pixels TMA gathers tap by tap: plan, tensor maps and launch of `kernels/extra/ablation/im2col.cu`.
 
 use bytemuck::Zeroable;
-use secateur::engine::Result;
-use secateur::engine::cuda::driver::{
+use secateur::cuda::driver::{
     Address, Driver, Im2colMap, Kernel, MapSpec, Swizzle, TensorMap, TiledMap, launch,
 };
-use secateur::engine::cuda::launch::conv::wgmma::maps::{self, STAGE_PIXELS};
-use secateur::engine::cuda::launch::conv::wgmma::params::{ForwardParams, GradientParams, Operands};
-use secateur::engine::cuda::launch::conv::wgmma::plan::{
+use secateur::cuda::launch::conv::wgmma::maps::{self, STAGE_PIXELS};
+use secateur::cuda::launch::conv::wgmma::params::{ForwardParams, GradientParams, Operands};
+use secateur::cuda::launch::conv::wgmma::plan::{
     DEPTH_CHANNELS, GROUP_CHANNELS, GROUP_PIXELS, PIXEL_BYTES, Phase, Slot, slot,
 };
-use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Direction, Planned, launched};
-use secateur::engine::cuda::launch::conv::{
+use secateur::cuda::launch::conv::wgmma::{self, Block, Direction, Planned, launched};
+use secateur::cuda::launch::conv::{
     ConvShape, ForwardEpilogue, InputGradientEpilogue, forward_cost, input_gradient_cost,
 };
+use secateur::engine::Result;
 
 /// Bytes of an element.
 const BF16: u64 = 2;

@@ -8,9 +8,9 @@ use std::cell::OnceCell;
 use std::rc::Rc;
 use std::time::Instant;
 
-use secateur::engine::cuda::driver::{Buffer, Driver};
-use secateur::engine::cuda::launch::conv::wgmma::{self, BLOCKS, Block, Direction, Planned};
-use secateur::engine::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue};
+use secateur::cuda::driver::{Buffer, Driver};
+use secateur::cuda::launch::conv::wgmma::{self, BLOCKS, Block, Direction, Planned};
+use secateur::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue};
 use secateur::engine::{Error, Result};
 use secateur::measure::predict::wgmma::{Epilogue, Prediction, predict};
 use secateur::measure::probes::random_halves;

@@ -10,7 +10,7 @@
 
 namespace secateur {
 
-/// The grid and the image of one convolution; mirrored in src/engine/cuda/launch/conv/params.rs.
+/// The grid and the image of one convolution; mirrored in src/cuda/launch/conv/params.rs.
 struct Gather {
     uint32_t pixels;             // of the grid, all images together
     uint32_t log2_grid_side;     // of one image

@@ -4,7 +4,7 @@
 // copies of each other; columns 0..2 give the gradient of the three colours. Two endings: the f32 gradient itself, and one
 // sign step, x' <- clip01(clamp(x' + step sign(g), x - epsilon, x + epsilon)), which also writes x' as the stem's next input
 // (hi = bf16(x'), lo = bf16(x' - hi)). Checked by tests/conv_image_gradient.rs; launched by
-// src/engine/cuda/launch/conv/image_gradient.rs.
+// src/cuda/launch/conv/image_gradient.rs.
 #include "conv/epilogue.cuh"
 #include "conv/operands.cuh"
 #include "conv/tiles.cuh"

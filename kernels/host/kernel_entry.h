@@ -1,7 +1,7 @@
 // The table of kernels of the host library: each KERNEL of each file enters itself when the program starts.
 //
 // It is the one place where block size, shared memory and parameter size of a kernel are known; the Rust side reads it
-// (src/engine/cuda/driver/kernel.rs) for both drivers.
+// (src/cuda/driver/kernel.rs) for both drivers.
 #pragma once
 
 #include <stddef.h>

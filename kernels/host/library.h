@@ -1,4 +1,4 @@
-// What the host library offers to Rust (src/engine/cuda/driver/host.rs): the table of kernels, device memory, and the
+// What the host library offers to Rust (src/cuda/driver/host.rs): the table of kernels, device memory, and the
 // execution of one cluster of blocks. Nothing here throws or aborts: failures come back as a message.
 #pragma once
 

@@ -1,5 +1,5 @@
 // Tensor maps of the host runner, and the copies that go through them. The encoding is written by
-// src/engine/cuda/driver/tensor_map.rs, which also checks it against what a GPU takes.
+// src/cuda/driver/tensor_map.rs, which also checks it against what a GPU takes.
 #pragma once
 
 #include <stdint.h>

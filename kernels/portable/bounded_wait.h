@@ -30,7 +30,7 @@ struct Waiting {
     BarrierName barrier;
 };
 
-/// What that error is made of; mirrored in src/engine/cuda/driver/wait_report.rs.
+/// What that error is made of; mirrored in src/cuda/driver/wait_report.rs.
 struct alignas(16) WaitRecord {
     uint32_t barrier[4];
     uint32_t block[3];

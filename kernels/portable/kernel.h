@@ -1,7 +1,7 @@
 // How a kernel is declared: qualifiers, the KERNEL macro, and the built-in indices.
 //
 // KERNEL(symbol, Params, threads, Shared) { body } has `p` (const Params&), `shared` (Shared&) and `kernel` (kernel_id of the symbol)
-// in scope. Params is a POD, mirrored by a #[repr(C)] struct in src/engine/cuda/launch/; Shared is the block's shared memory, a POD as
+// in scope. Params is a POD, mirrored by a #[repr(C)] struct in src/cuda/launch/; Shared is the block's shared memory, a POD as
 // well. When the body starts, all launches before have ended; KERNEL_EARLY sees to that itself (portable/launch_order.h).
 #pragma once
 

@@ -118,7 +118,7 @@ static CUresult probe_map(const ProbeMap& p, void* memory, TensorMap& to) {
                        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     }
     if (result != CUDA_SUCCESS) return result;
-    // As src/engine/cuda/driver/device.rs does.
+    // As src/cuda/driver/device.rs does.
     int driver;
     CHECK(cudaDriverGetVersion(&driver));
     memcpy(&to, &map, sizeof to);

@@ -2,7 +2,7 @@
 //! that this build has code for (registers, spills) and the blocks that fit on a multiprocessor. No GPU is needed.
 
 use super::console::Console;
-use crate::engine::cuda::driver::{Kernel, Usage, kernels, occupancy, static_table};
+use crate::cuda::driver::{Kernel, Usage, kernels, occupancy, static_table};
 
 /// Prints the table of the kernels whose symbol holds `filter`.
 pub fn print(filter: &str, console: &Console) {

@@ -3,8 +3,8 @@
 use std::any::Any;
 use std::rc::Rc;
 
-use super::cuda::driver::Driver;
 use super::{DeviceInfo, GradRequest, Pass, Result, Sgd, StopFlag, Storage, Tensor, View, WeightSet};
+use crate::cuda::driver::Driver;
 use crate::model::Weights;
 
 /// One network on one device. [`Engine`](super::Engine) has checked every argument and the order of the calls.

@@ -1,22 +1,22 @@
 //! An engine: one network on one device, its memory, its passes, and any operation of [`crate::ops`].
 //!
-//! Two backends exist. [`mod@reference`] computes on the CPU; in f32 it is the oracle for every kernel. [`cuda`] runs
+//! Two backends exist. [`mod@crate::cpu`] computes on the CPU; in f32 it is the oracle for every kernel. [`mod@crate::cuda`] runs
 //! our kernels in bf16 with f32 accumulation, through a driver: a real GPU, or the emulator that executes the same
 //! kernel sources on the CPU. What a call may be given and when is checked here, once, for both.
 
 pub(crate) mod backend;
-pub mod cuda;
+
 mod error;
 mod life_cycle;
 mod open;
 mod operands;
 mod passes;
 mod recording;
-pub mod reference;
+
 mod stop;
 mod tensor;
 
-pub use cuda::driver::{DeviceOptions, WgmmaOff, WgmmaSwitch};
+pub use crate::cuda::driver::{DeviceOptions, WgmmaOff, WgmmaSwitch};
 pub use error::{Error, Result};
 pub use open::{DeviceChoice, open, open_dry, open_recorded, open_recorded_with, open_with};
 pub use operands::Operands;
@@ -28,8 +28,8 @@ pub use tensor::{Element, Storage, Tensor, View, Word};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::cuda::driver::Driver;
 use backend::Backend;
-use cuda::driver::Driver;
 use life_cycle::LifeCycle;
 
 use crate::model::layers::IMAGE_LEN;
@@ -104,8 +104,8 @@ pub struct Engine {
 
 /// The backends.
 pub(crate) enum Device {
-    Cpu(Box<reference::Cpu>),
-    Cuda(Box<cuda::Cuda>),
+    Cpu(Box<crate::cpu::Cpu>),
+    Cuda(Box<crate::cuda::Cuda>),
 }
 
 impl Device {

@@ -3,12 +3,13 @@
 use std::rc::Rc;
 use std::str::FromStr;
 
-use super::cuda::driver::Driver;
-use super::cuda::driver::device::DeviceDriver;
-use super::cuda::driver::dry::DryDriver;
-use super::cuda::driver::host::{HostDriver, HostOptions};
-use super::reference::Format;
-use super::{DeviceOptions, Engine, Error, Recording, Result, cuda, reference};
+use super::{DeviceOptions, Engine, Error, Recording, Result};
+use crate::cpu::{self, Format};
+use crate::cuda;
+use crate::cuda::driver::Driver;
+use crate::cuda::driver::device::DeviceDriver;
+use crate::cuda::driver::dry::DryDriver;
+use crate::cuda::driver::host::{HostDriver, HostOptions};
 use crate::model::ResNet;
 
 /// What `--device` means: `auto`, `cpu`, `cpu:bf16`, `cuda`, `cuda:N`, `emulated`, `emulated:sm_90a`.
@@ -74,13 +75,13 @@ pub fn open_with(
 ) -> Result<Engine> {
     expect_batch(max_batch)?;
     match choice {
-        DeviceChoice::Cpu => reference::open(network, max_batch, Format::F32),
-        DeviceChoice::CpuBf16 => reference::open(network, max_batch, Format::Bf16),
+        DeviceChoice::Cpu => cpu::open(network, max_batch, Format::F32),
+        DeviceChoice::CpuBf16 => cpu::open(network, max_batch, Format::Bf16),
         DeviceChoice::Cuda(ordinal) => cuda::open_device(ordinal, network, max_batch, options),
         DeviceChoice::Emulated => cuda::open(emulator(false, options), network, max_batch),
         DeviceChoice::EmulatedHopper => cuda::open(emulator(true, options), network, max_batch),
         DeviceChoice::Auto => match cuda::open_device(0, network, max_batch, options) {
-            Err(Error::Unavailable(_)) => reference::open(network, max_batch, Format::F32),
+            Err(Error::Unavailable(_)) => cpu::open(network, max_batch, Format::F32),
             opened => opened,
         },
     }

@@ -3,9 +3,9 @@
 //! The loop says where a part of a step begins ([`super::Engine::phase`]); an engine from [`super::open_recorded`] keeps every launch of
 //! a kernel with its time and cost.
 
-pub use super::cuda::driver::Mark;
-pub use super::cuda::driver::record::Recording;
-use super::cuda::driver::{Kernel, Occupancy, occupancy, static_table};
+pub use crate::cuda::driver::Mark;
+pub use crate::cuda::driver::record::Recording;
+use crate::cuda::driver::{Kernel, Occupancy, occupancy, static_table};
 
 /// A part of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

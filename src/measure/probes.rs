@@ -7,9 +7,9 @@ use std::rc::Rc;
 
 use rayon::prelude::*;
 
-use crate::engine::cuda::driver::{Buffer, Driver, FLUSH_FACTOR, last_level_cache};
-use crate::engine::cuda::launch::conv::{self, ConvShape, ForwardEpilogue};
-use crate::engine::reference::{self, Format};
+use crate::cpu::{self, Format};
+use crate::cuda::driver::{Buffer, Driver, FLUSH_FACTOR, last_level_cache};
+use crate::cuda::launch::conv::{self, ConvShape, ForwardEpilogue};
 use crate::engine::{Engine, Result};
 use crate::philox::{Key, Purpose};
 
@@ -72,7 +72,7 @@ pub fn flush(engine: &Engine) -> Result<Probe> {
 
 /// Floating-point operations of all convolutions that this process computed, where the engine counts them itself.
 pub fn flops_so_far(engine: &Engine) -> Option<u64> {
-    engine.driver().is_none().then(reference::flops_so_far)
+    engine.driver().is_none().then(cpu::flops_so_far)
 }
 
 /// `len` random bf16 values in [1, 2) and (-2, -1], two a word: a GPU draws more power on these than on zeros, and is slower.
@@ -123,7 +123,7 @@ fn gpu_flush(driver: Rc<dyn Driver>) -> Result<Probe> {
 
 fn cpu_products(engine: &Engine) -> Result<Probe> {
     let format = if engine.device().kind == "cpu:bf16" { Format::Bf16 } else { Format::F32 };
-    let numbers = reference::numbers(format)?;
+    let numbers = cpu::numbers(format)?;
     let threads = rayon::current_num_threads();
     let products = numbers.products();
     let multiply_adds = products.peak(REGISTER_ROUNDS) as usize;

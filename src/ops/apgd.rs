@@ -8,10 +8,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Op;
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::launch::{Cost, F32, Philox, U32, run};
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::{Address, Driver};
+use crate::cuda::launch::{Cost, F32, Philox, U32, run};
 use crate::engine::{Engine, Error, Operands, Result, Tensor};
 use crate::model::layers::IMAGE_LEN;
 use crate::philox::{Key, symmetric};

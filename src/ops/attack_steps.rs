@@ -6,11 +6,11 @@
 //! made of follow one another.
 
 use super::{CrossEntropy, Divergence, LossOutputs, Margin, MarginLoss, Op};
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::Address;
+use crate::cuda::eval::Ascent;
 use crate::engine::backend::Backend;
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::Address;
-use crate::engine::cuda::eval::Ascent;
-use crate::engine::reference::Cpu;
 use crate::engine::{
     AscentLoss, GradRequest, ImageGradient, Operands, Pass, Phase, Result, SignStep, StopFlag, Tensor,
 };

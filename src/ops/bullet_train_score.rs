@@ -4,10 +4,10 @@ use rayon::prelude::*;
 
 use super::Op;
 use super::softmax::{by_logit, by_sample, log_softmax, prediction};
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::launch::require;
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::{Address, Driver};
+use crate::cuda::launch::require;
 use crate::engine::{Operands, Result, Tensor};
 
 /// The standard deviation of softmax(logits) over the classes (unbiased, so two classes at least), with the sign +

@@ -2,9 +2,9 @@
 
 use super::softmax::{at_class, by_logit, by_sample, log_softmax, one_hot, prediction};
 use super::{LossOutputs, Op};
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::{Address, Driver};
 use crate::engine::{Operands, Result, Tensor};
 
 /// With `t = (1 - smoothing) * one_hot + smoothing / classes` and `p = softmax(z)`: loss `-sum t log p`, gradient

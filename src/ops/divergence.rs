@@ -2,9 +2,9 @@
 
 use super::softmax::{by_logit, by_sample, log_softmax, prediction};
 use super::{LossOutputs, Op};
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::{Address, Driver};
 use crate::engine::{Operands, Result, Tensor};
 
 /// KL(p||q) of q = softmax(logits) from a fixed p = softmax(target_logits); the logit gradient is `scale * (q - p)`, the

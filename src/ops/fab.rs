@@ -8,10 +8,10 @@ use rayon::prelude::*;
 use super::Op;
 use super::margin::margin;
 use super::softmax::{at_class, one_hot};
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::launch::{Cost, F32, U32, require, run, run_flat};
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::{Address, Driver};
+use crate::cuda::launch::{Cost, F32, U32, require, run, run_flat};
 use crate::engine::{Operands, Result, Tensor};
 use crate::model::layers::IMAGE_LEN;
 

@@ -5,10 +5,10 @@ use rayon::prelude::*;
 pub use crate::data::Padding;
 
 use super::{NO_CLASS, Op};
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::{Address, Driver, Kernel};
-use crate::engine::cuda::launch::{Cost, F32, Philox, U32, run};
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::{Address, Driver, Kernel};
+use crate::cuda::launch::{Cost, F32, Philox, U32, run};
 use crate::engine::{Engine, Operands, Result, Tensor};
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::philox::{Key, Purpose};

@@ -5,10 +5,10 @@ use std::cmp::Ordering;
 use super::margin::best_wrong;
 use super::softmax::{at_class, by_logit, by_sample, one_hot, prediction};
 use super::{LossOutputs, NO_CLASS, Op};
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::launch::require;
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::{Address, Driver};
+use crate::cuda::launch::require;
 use crate::engine::{Operands, Result, Tensor};
 
 /// Loss, prediction and logit gradient (of that loss, not of a mean) of each sample. A logit that is not finite, or a label or target

@@ -42,8 +42,8 @@ pub use softmax::{LossOutputs, NO_CLASS};
 pub use square::{Pattern, Query, SearchState, SquareAccept, SquarePropose};
 pub use target_class::TargetClass;
 
-use crate::engine::cuda::Cuda;
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
 use crate::engine::{Operands, Pass, Result};
 
 /// An operation and its operands.

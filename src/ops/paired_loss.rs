@@ -5,10 +5,10 @@ use rayon::prelude::*;
 use super::Op;
 use super::margin::best_wrong;
 use super::softmax::{argmax, at_class, by_logit, by_sample, log_softmax, one_hot, prediction};
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::launch::require;
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::{Address, Driver};
+use crate::cuda::launch::require;
 use crate::engine::{Operands, Result, Tensor};
 
 /// With z the clean and z' the adversarial logits, p = softmax(z), q = softmax(z'), y the label and

@@ -5,10 +5,10 @@ use std::f32::consts::TAU;
 use rayon::prelude::*;
 
 use super::Op;
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::launch::{Cost, F32, Philox, U32, run_flat};
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::{Address, Driver};
+use crate::cuda::launch::{Cost, F32, Philox, U32, run_flat};
 use crate::engine::{Operands, Result, Tensor};
 use crate::model::layers::IMAGE_LEN;
 use crate::philox::{Key, symmetric, unit};

@@ -1,10 +1,10 @@
 //! Rows by index: a batch compacted to some of its samples, and back.
 
 use super::Op;
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::launch::{Cost, U32, require, run_flat};
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::{Address, Driver};
+use crate::cuda::launch::{Cost, U32, require, run_flat};
 use crate::engine::{Operands, Result, Tensor, Word};
 
 /// `to[i] = from[rows[i]]`; a row that is not there becomes words of ones (NaN, an impossible label), so that the next loss

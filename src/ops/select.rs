@@ -5,10 +5,10 @@
 use std::cmp::Ordering;
 
 use super::Op;
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::launch::{Cost, F32, U32, run};
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::{Address, Driver};
+use crate::cuda::launch::{Cost, F32, U32, run};
 use crate::engine::{Error, Operands, Result, Tensor};
 
 /// Positions of the `top.len()` largest values, ascending by position.

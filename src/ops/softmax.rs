@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
-use crate::engine::cuda::driver::Driver;
-use crate::engine::cuda::launch::{Cost, F32, U32, require, run};
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::driver::Driver;
+use crate::cuda::launch::{Cost, F32, U32, require, run};
 use crate::engine::{Operands, Result, Tensor};
 
 /// The prediction of a row with a logit that is NaN or infinite: equal to no label, so wrong under every protocol.

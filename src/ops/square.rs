@@ -4,10 +4,10 @@ use rayon::prelude::*;
 
 use super::Op;
 use super::margin::margin;
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::launch::{Cost, F32, Philox, U32, require, run, run_flat};
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::{Address, Driver};
+use crate::cuda::launch::{Cost, F32, Philox, U32, require, run, run_flat};
 use crate::engine::{Error, Operands, Result, Tensor};
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::philox::Key;

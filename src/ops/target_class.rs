@@ -4,10 +4,10 @@ use std::cmp::Ordering;
 
 use super::softmax::{by_logit, by_sample, prediction};
 use super::{NO_CLASS, Op};
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::launch::require;
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::{Address, Driver};
+use crate::cuda::launch::require;
 use crate::engine::{Error, Operands, Result, Tensor};
 
 /// `targets[i]`: the class with the `rank`-th largest logit among the classes that are not the label, the highest index first

@@ -1,6 +1,6 @@
 //! `secateur bench model`: the roofline of a step, from launches that nothing runs, against the arithmetic of the layer table.
 
-use secateur::engine::cuda::driver::Kernel;
+use secateur::cuda::driver::Kernel;
 use secateur::engine::{DeviceChoice, Record};
 use secateur::measure::model::{Part, Prediction, Roof, predict};
 use secateur::measure::predict::predicted_seconds;

@@ -65,7 +65,7 @@ fn a_tool_hears_nested_ranges() {
     // The phases and the passes, the kernels left out.
     let kernel = |path: &&String| {
         let name = path.rsplit('/').next().unwrap();
-        secateur::engine::cuda::driver::Kernel::named(name).is_ok()
+        secateur::cuda::driver::Kernel::named(name).is_ok()
     };
     let parts: Vec<&str> = paths.iter().filter(|path| !kernel(path)).map(String::as_str).collect();
     let wanted = [

@@ -7,10 +7,10 @@ use std::rc::Rc;
 
 use half::bf16;
 use rayon::prelude::*;
-use secateur::engine::cuda::driver::host::{AsyncOrder, HostDriver, HostOptions, WarpOrder};
-use secateur::engine::cuda::driver::{Buffer, Driver};
-use secateur::engine::cuda::launch::conv::ConvShape;
-use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Direction, Planned};
+use secateur::cuda::driver::host::{AsyncOrder, HostDriver, HostOptions, WarpOrder};
+use secateur::cuda::driver::{Buffer, Driver};
+use secateur::cuda::launch::conv::ConvShape;
+use secateur::cuda::launch::conv::wgmma::{self, Block, Direction, Planned};
 use secateur::model::ResNet;
 use secateur::philox::{Key, Purpose, symmetric};
 

@@ -4,12 +4,10 @@
 use std::rc::Rc;
 
 use half::bf16;
+use secateur::cuda::driver::device::DeviceDriver;
+use secateur::cuda::driver::host::{AsyncOrder, HostDriver, HostOptions, WarpOrder};
+use secateur::cuda::driver::{Address, Cost, Driver, Image, Kernel, Swizzle, TiledMap, add_code, launch};
 use secateur::engine::Error;
-use secateur::engine::cuda::driver::device::DeviceDriver;
-use secateur::engine::cuda::driver::host::{AsyncOrder, HostDriver, HostOptions, WarpOrder};
-use secateur::engine::cuda::driver::{
-    Address, Cost, Driver, Image, Kernel, Swizzle, TiledMap, add_code, launch,
-};
 
 /// The runner with its warps and its asynchronous copies in each order, and a name for messages.
 pub fn runners() -> Vec<(String, Rc<dyn Driver>)> {

@@ -18,9 +18,9 @@ pub mod tiny;
 use std::rc::Rc;
 
 use half::bf16;
-use secateur::engine::cuda::driver::device::DeviceDriver;
-use secateur::engine::cuda::driver::host::{HostDriver, WarpOrder};
-use secateur::engine::cuda::driver::{Address, Buffer, Driver};
+use secateur::cuda::driver::device::DeviceDriver;
+use secateur::cuda::driver::host::{HostDriver, WarpOrder};
+use secateur::cuda::driver::{Address, Buffer, Driver};
 use secateur::engine::{DeviceChoice, Error};
 use secateur::philox::{Key, Purpose, unit};
 

@@ -4,8 +4,8 @@
 
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
-use secateur::engine::cuda::driver::host::HostDriver;
-use secateur::engine::cuda::driver::{Address, Im2colMap, MapSpec, Swizzle, TensorMap, TiledMap};
+use secateur::cuda::driver::host::HostDriver;
+use secateur::cuda::driver::{Address, Im2colMap, MapSpec, Swizzle, TensorMap, TiledMap};
 
 use crate::common::hopper::{hoppers, matrix_map, product, run};
 use crate::common::{Bound, Output, Random, SEED, assert_close, input};

@@ -4,8 +4,8 @@
 use std::rc::Rc;
 
 use bytemuck::{Pod, Zeroable};
-use secateur::engine::cuda::driver::host::{AsyncOrder, WarpOrder};
-use secateur::engine::cuda::driver::{Address, Driver, Swizzle, TensorMap, TiledMap};
+use secateur::cuda::driver::host::{AsyncOrder, WarpOrder};
+use secateur::cuda::driver::{Address, Driver, Swizzle, TensorMap, TiledMap};
 
 use crate::common::hopper::{matrix_map, product, run, runner, runners};
 use crate::common::{Bound, Output, Random, assert_close, input};

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use bytemuck::{Pod, Zeroable};
 use extra_kernels as _;
 use half::bf16;
-use secateur::engine::cuda::driver::host::{HostDriver, WarpOrder};
-use secateur::engine::cuda::driver::{Address, Buffer, Cost, Driver, Kernel, launch};
+use secateur::cuda::driver::host::{HostDriver, WarpOrder};
+use secateur::cuda::driver::{Address, Buffer, Cost, Driver, Kernel, launch};
 use secateur::philox::{Key, Purpose, philox4x32_10, symmetric};
 
 const SEED: u64 = 20_260_101;

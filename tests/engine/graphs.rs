@@ -1,14 +1,14 @@
 //! Launches that are recorded and replayed: what a driver promises, and training, which must not tell the difference.
 //!
-//! When an engine records and what it keeps is tested beside the cache, in src/engine/cuda/graphs.rs.
+//! When an engine records and what it keeps is tested beside the cache, in src/cuda/graphs.rs.
 
 use std::rc::Rc;
 
 use secateur::attack::Pgd;
 use secateur::batch::Batch;
+use secateur::cuda::driver::record::Recorder;
+use secateur::cuda::driver::{Address, Buffer, Driver, Kernel};
 use secateur::data::{DataSet, SetKind};
-use secateur::engine::cuda::driver::record::Recorder;
-use secateur::engine::cuda::driver::{Address, Buffer, Driver, Kernel};
 use secateur::engine::{DeviceOptions, GradRequest, Pass, Phase, Sgd, SignStep, WeightSet, open_with};
 use secateur::model::{ResNet, Weights, initialise};
 use secateur::ops::rows::{self, Rows};

@@ -10,9 +10,9 @@ use bench::im2col::{self, Relu};
 use bench::variants::{VARIANTS, Variant};
 use clap::Parser;
 use half::bf16;
+use secateur::cuda::launch::conv::wgmma::{Block, Direction, Planned};
+use secateur::cuda::launch::conv::{ConvShape, InputGradientEpilogue};
 use secateur::engine::Error;
-use secateur::engine::cuda::launch::conv::wgmma::{Block, Direction, Planned};
-use secateur::engine::cuda::launch::conv::{ConvShape, InputGradientEpilogue};
 use secateur::measure::predict::wgmma::{Epilogue, predict};
 
 /// What the command prints.

@@ -1,8 +1,8 @@
 //! The stem's input gradient, and the attack step that ends in it, against an f64 oracle and exact f32 arithmetic.
 
 use half::bf16;
+use secateur::cuda::launch::conv::{ConvShape, ImageEpilogue, image_gradient};
 use secateur::engine::SignStep;
-use secateur::engine::cuda::launch::conv::{ConvShape, ImageEpilogue, image_gradient};
 
 use crate::common::conv::*;
 

@@ -3,13 +3,13 @@
 use std::rc::Rc;
 
 use half::bf16;
-use secateur::engine::Error;
-use secateur::engine::cuda::driver::Driver;
-use secateur::engine::cuda::driver::host::HostDriver;
-use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Direction, Planned};
-use secateur::engine::cuda::launch::conv::{
+use secateur::cuda::driver::Driver;
+use secateur::cuda::driver::host::HostDriver;
+use secateur::cuda::launch::conv::wgmma::{self, Block, Direction, Planned};
+use secateur::cuda::launch::conv::{
     ConvShape, InputGradientEpilogue, Tile, input_gradient as launch_input_gradient, input_gradient_tiled,
 };
+use secateur::engine::Error;
 
 use crate::common::conv::*;
 

@@ -3,10 +3,10 @@
 use std::rc::Rc;
 
 use half::bf16;
-use secateur::engine::cuda::driver::Driver;
-use secateur::engine::cuda::driver::host::HostDriver;
-use secateur::engine::cuda::launch::conv::wgmma::{self, Direction, Planned};
-use secateur::engine::cuda::launch::conv::{
+use secateur::cuda::driver::Driver;
+use secateur::cuda::driver::host::HostDriver;
+use secateur::cuda::launch::conv::wgmma::{self, Direction, Planned};
+use secateur::cuda::launch::conv::{
     ConvShape, weight_gradient as launch_weight_gradient, weight_gradient_workspace,
 };
 

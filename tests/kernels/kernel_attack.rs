@@ -1,7 +1,7 @@
 //! Random starts and the stem's packed input.
 
 use half::bf16;
-use secateur::engine::cuda::launch::attack::image_pack;
+use secateur::cuda::launch::attack::image_pack;
 use secateur::model::layers::IMAGE_LEN;
 use secateur::ops::Noise;
 use secateur::ops::perturb::perturb;

@@ -1,7 +1,7 @@
 //! Average pool and linear layer, forward and backward, against f64 oracles at widths 16 and 64, 10 and 100 classes.
 
 use half::bf16;
-use secateur::engine::cuda::launch::head::*;
+use secateur::cuda::launch::head::*;
 use secateur::model::layers::WIDTHS;
 
 use crate::common::*;

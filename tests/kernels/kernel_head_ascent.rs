@@ -4,8 +4,8 @@
 use std::rc::Rc;
 
 use half::bf16;
-use secateur::engine::cuda::driver::{Address, Driver};
-use secateur::engine::cuda::launch::head::*;
+use secateur::cuda::driver::{Address, Driver};
+use secateur::cuda::launch::head::*;
 use secateur::model::layers::WIDTHS;
 use secateur::ops::AscentLoss;
 use secateur::ops::cross_entropy::*;

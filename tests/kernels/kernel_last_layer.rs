@@ -4,8 +4,8 @@
 
 use std::rc::Rc;
 
+use secateur::cuda::driver::{Address, Buffer, Driver};
 use secateur::engine::Error;
-use secateur::engine::cuda::driver::{Address, Buffer, Driver};
 use secateur::ops::last_layer::*;
 
 use crate::common::*;

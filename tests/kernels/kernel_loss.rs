@@ -1,6 +1,6 @@
 //! Cross-entropy against an f64 oracle and against finite differences of it, for 10 and 100 classes.
 
-use secateur::engine::cuda::driver::Address;
+use secateur::cuda::driver::Address;
 use secateur::ops::NO_CLASS;
 use secateur::ops::cross_entropy::*;
 

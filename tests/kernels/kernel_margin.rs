@@ -1,6 +1,6 @@
 //! Margin losses and the ranking of wrong classes against an f64 oracle and finite differences of it.
 
-use secateur::engine::cuda::driver::Address;
+use secateur::cuda::driver::Address;
 use secateur::ops::NO_CLASS;
 use secateur::ops::margin_loss::*;
 use secateur::ops::target_class::*;

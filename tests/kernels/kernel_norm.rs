@@ -2,9 +2,9 @@
 //! images.
 
 use half::bf16;
-use secateur::engine::cuda::driver::Address;
-use secateur::engine::cuda::launch::norm::*;
-use secateur::engine::cuda::layout::{Layout, STEM_CHANNELS, packed_len, packed_offset, shape};
+use secateur::cuda::driver::Address;
+use secateur::cuda::launch::norm::*;
+use secateur::cuda::layout::{Layout, STEM_CHANNELS, packed_len, packed_offset, shape};
 use secateur::model::ResNet;
 use secateur::model::layers::{BN_EPSILON, BN_MOMENTUM, WIDTHS};
 

@@ -1,9 +1,9 @@
 //! The optimizer step over the whole arena against an f64 oracle, at widths 16 and 64, 10 and 100 classes.
 
 use half::bf16;
-use secateur::engine::cuda::driver::Address;
-use secateur::engine::cuda::launch::optimizer::*;
-use secateur::engine::cuda::layout::{Layout, STEM_CHANNELS, packed_len, packed_offset, shape};
+use secateur::cuda::driver::Address;
+use secateur::cuda::launch::optimizer::*;
+use secateur::cuda::layout::{Layout, STEM_CHANNELS, packed_len, packed_offset, shape};
 use secateur::model::ResNet;
 
 use crate::common::*;

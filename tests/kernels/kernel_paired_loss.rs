@@ -2,7 +2,7 @@
 //!
 //! Samples are of seven kinds (`Pairs::draw`): ordinary ones, logits of +-50, ties, rows that are all equal or hardly differ.
 
-use secateur::engine::cuda::driver::Address;
+use secateur::cuda::driver::Address;
 use secateur::ops::PairedForm;
 use secateur::ops::bullet_train_score::{BulletTrainScoreParams, bullet_train_score};
 use secateur::ops::divergence::{DivergenceParams, divergence};

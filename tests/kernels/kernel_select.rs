@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use secateur::engine::cuda::driver::Driver;
+use secateur::cuda::driver::Driver;
 use secateur::ops::select::*;
 
 use crate::common::*;

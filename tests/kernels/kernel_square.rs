@@ -1,6 +1,6 @@
 //! Random search over squares (`kernels/attack/square.cu`): candidates bit for bit as specified, acceptance by the margin.
 
-use secateur::engine::cuda::driver::Address;
+use secateur::cuda::driver::Address;
 use secateur::model::layers::IMAGE_LEN;
 use secateur::ops::square::*;
 use secateur::ops::{Pattern, Query};

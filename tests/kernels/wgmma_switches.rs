@@ -4,12 +4,12 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use secateur::engine::cuda::driver::Driver;
-use secateur::engine::cuda::driver::dry::DryDriver;
-use secateur::engine::cuda::driver::host::{HostDriver, HostOptions};
-use secateur::engine::cuda::driver::record::Recorder;
-use secateur::engine::cuda::launch::conv::wgmma::{self, Block, Direction};
-use secateur::engine::cuda::launch::conv::{
+use secateur::cuda::driver::Driver;
+use secateur::cuda::driver::dry::DryDriver;
+use secateur::cuda::driver::host::{HostDriver, HostOptions};
+use secateur::cuda::driver::record::Recorder;
+use secateur::cuda::launch::conv::wgmma::{self, Block, Direction};
+use secateur::cuda::launch::conv::{
     self, ConvShape, ForwardEpilogue, InputGradientEpilogue, weight_gradient_workspace,
 };
 use secateur::engine::{DeviceOptions, Error, WgmmaOff, WgmmaSwitch};
@@ -37,7 +37,7 @@ fn convolve(driver: &Rc<dyn Driver>, shape: &ConvShape) -> [Vec<f64>; 3] {
     conv::forward(&**driver, shape, x, w, &epilogue, y.address()).unwrap();
     conv::input_gradient(&**driver, shape, dy, w, &InputGradientEpilogue::default(), dx.address()).unwrap();
     conv::weight_gradient(&**driver, shape, x, dy, workspace.address(), dw.address(), false).unwrap();
-    let halves = |buffer: &secateur::engine::cuda::driver::Buffer| from_halves(&buffer.to_vec().unwrap());
+    let halves = |buffer: &secateur::cuda::driver::Buffer| from_halves(&buffer.to_vec().unwrap());
     [halves(&y), halves(&dx), from_floats(&dw.to_vec().unwrap())]
 }
 

@@ -9,7 +9,7 @@
 //
 // Forward with stride 2 reads the image as four interleaved images (one for each parity of row and column); its input gradient
 // writes them. Everything else that differs between the convolutions is in the slots, which
-// src/engine/cuda/launch/conv/wgmma/plan.rs makes.
+// src/cuda/launch/conv/wgmma/plan.rs makes.
 #pragma once
 
 #include "portable/cluster.h"
@@ -48,7 +48,7 @@ struct Phase {
     uint32_t slots;
 };
 
-/// Mirrored in src/engine/cuda/launch/conv/wgmma/params.rs.
+/// Mirrored in src/cuda/launch/conv/wgmma/params.rs.
 struct WgmmaPlan {
     Slot slots[12];
     Phase phases[4];

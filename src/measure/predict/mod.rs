@@ -6,9 +6,9 @@
 
 pub mod wgmma;
 
-use crate::engine::cuda::driver::Address;
-use crate::engine::cuda::launch::conv::wgmma::{BLOCKS, Block, Direction, plan};
-use crate::engine::cuda::launch::conv::{
+use crate::cuda::driver::Address;
+use crate::cuda::launch::conv::wgmma::{BLOCKS, Block, Direction, plan};
+use crate::cuda::launch::conv::{
     ConvShape, ForwardEpilogue, InputGradientEpilogue, flops, forward_cost, input_gradient_cost,
 };
 use crate::engine::{Engine, Launch};

@@ -5,9 +5,9 @@
 //! follows them was read in the machine code; what no code tells is a guess and says so. A measurement that beats this is a
 //! finding about these numbers.
 
-use crate::engine::cuda::launch::conv::ConvShape;
-use crate::engine::cuda::launch::conv::wgmma::WeightParts;
-use crate::engine::cuda::launch::conv::wgmma::plan::{
+use crate::cuda::launch::conv::ConvShape;
+use crate::cuda::launch::conv::wgmma::WeightParts;
+use crate::cuda::launch::conv::wgmma::plan::{
     BLOCKS, Block, DEPTH_CHANNELS, EXCHANGE_CLOCKS, GROUP_CHANNELS, GROUP_PIXELS, Planned, TAP_CLOCKS,
 };
 
@@ -176,7 +176,7 @@ pub fn predict_weight_gradient(shape: &ConvShape, planned: &Planned) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::cuda::launch::conv::wgmma::{Direction, plan};
+    use crate::cuda::launch::conv::wgmma::{Direction, plan};
 
     const RELU: Epilogue = Epilogue::Relu { residual: false };
 

@@ -3,10 +3,10 @@
 use rayon::prelude::*;
 
 use super::{F64, Factors, Gradients, LastLayerGradients, dot, elements};
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::launch::{Cost, require, run};
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::{Address, Driver};
+use crate::cuda::launch::{Cost, require, run};
 use crate::engine::{Error, Operands, Result, Tensor};
 use crate::ops::Op;
 

@@ -20,10 +20,10 @@ pub use sum::{GradientSum, gradient_sum, gradient_sum_workspace};
 
 use std::ops::Range;
 
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::Address;
-use crate::engine::cuda::launch::{F32, require};
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::Address;
+use crate::cuda::launch::{F32, require};
 use crate::engine::{Error, Operands, Result, Tensor};
 use crate::model::ResNet;
 

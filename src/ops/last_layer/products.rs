@@ -6,10 +6,10 @@ use super::{
     F64, Factors, Gradients, LastLayerGradients, TILE_CLASSES, TILE_SAMPLES, check_features, count, dot,
     elements, vector_len,
 };
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::launch::{Cost, F32, run};
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::{Address, Driver};
+use crate::cuda::launch::{Cost, F32, run};
 use crate::engine::{Operands, Result, Tensor};
 use crate::ops::Op;
 

@@ -3,10 +3,10 @@
 use rayon::prelude::*;
 
 use super::{CombineRowsParams, F64, Gradients, LastLayerGradients, TILE_CLASSES, WARP_FEATURES, vector_len};
-use crate::engine::cuda::Cuda;
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::launch::{Cost, run};
-use crate::engine::reference::Cpu;
+use crate::cpu::Cpu;
+use crate::cuda::Cuda;
+use crate::cuda::driver::{Address, Driver};
+use crate::cuda::launch::{Cost, run};
 use crate::engine::{Operands, Result, Tensor};
 use crate::ops::Op;
 

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::plan::Plan;
-use crate::engine::cuda::driver::{Address, TensorMap};
+use crate::cuda::driver::{Address, TensorMap};
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]

@@ -1,9 +1,9 @@
 //! The optimizer step: `kernels/optimizer/`. Checked by `tests/kernel_optimizer.rs`.
 
 use super::{BF16, Cost, F32, run_flat};
+use crate::cuda::driver::{Address, Driver};
+use crate::cuda::layout::{Layout, STEM_CHANNELS};
 use crate::engine::Result;
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::layout::{Layout, STEM_CHANNELS};
 
 /// Where the parts of the f32 arena end, in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]

@@ -1,8 +1,8 @@
 //! Tensor maps of the convolutions: how TMA sees pixels, weights and outputs.
 
 use super::plan::{DEPTH_CHANNELS, GROUP_CHANNELS, Planned};
+use crate::cuda::driver::{Address, Driver, MapSpec, Swizzle, TensorMap, TiledMap};
 use crate::engine::Result;
-use crate::engine::cuda::driver::{Address, Driver, MapSpec, Swizzle, TensorMap, TiledMap};
 
 const BF16: u64 = 2;
 const BF16_BYTES: u32 = BF16 as u32;

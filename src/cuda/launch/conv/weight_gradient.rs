@@ -3,8 +3,8 @@
 use super::params::{WeightGradientParams, WeightReduceParams};
 use super::wgmma;
 use super::{ConvShape, weight_gradient_cost, weight_reduce_cost};
+use crate::cuda::driver::{Address, Driver, Kernel, launch};
 use crate::engine::Result;
-use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
 
 /// Blocks to aim at: two on each multiprocessor of the largest GPU. A constant, so that the order of the sums, and with it
 /// every bit of a trained network, does not depend on how many multiprocessors there are.

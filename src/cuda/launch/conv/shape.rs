@@ -1,7 +1,7 @@
 //! The shape of a convolution and what the kernels require of it.
 
 use super::params::Gather;
-use crate::engine::cuda::layout::STEM_CHANNELS;
+use crate::cuda::layout::STEM_CHANNELS;
 use crate::engine::{Error, Result};
 use crate::model::Conv;
 

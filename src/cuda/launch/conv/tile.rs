@@ -1,6 +1,6 @@
 //! Which tile a convolution is computed in: one place for the choice, so that it can be measured and changed.
 
-use crate::engine::cuda::driver::Kernel;
+use crate::cuda::driver::Kernel;
 use crate::engine::{Error, Result};
 
 /// A block's share of a forward convolution or an input gradient: 128 pixels by so many channels.

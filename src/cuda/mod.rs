@@ -24,7 +24,7 @@ mod train;
 
 use std::rc::Rc;
 
-use super::{Device, Engine, Recording, Result};
+use crate::engine::{Device, Engine, Recording, Result};
 use crate::model::ResNet;
 use driver::record::Recorder;
 use driver::{DeviceOptions, Driver};

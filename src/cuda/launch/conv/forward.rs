@@ -5,8 +5,8 @@ use bytemuck::Zeroable;
 use super::params::ForwardParams;
 use super::wgmma::{self, Direction};
 use super::{ConvShape, Tile, forward_cost};
+use crate::cuda::driver::{Address, Driver, launch};
 use crate::engine::Result;
-use crate::engine::cuda::driver::{Address, Driver, launch};
 
 /// What happens to the sums before they are stored as bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use bytemuck::Zeroable;
 
 use super::params::ImageGradientParams;
 use super::{ConvShape, Tile, image_gradient_cost};
-use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
+use crate::cuda::driver::{Address, Driver, Kernel, launch};
 use crate::engine::{Error, Result, SignStep};
 
 /// What becomes of the gradient with respect to the image; images are f32, NHWC, 3 channels.

@@ -3,7 +3,7 @@
 use super::params::InputGradientParams;
 use super::wgmma::{self, Direction};
 use super::{ConvShape, Tile, input_gradient_cost};
-use crate::engine::cuda::driver::{Address, Driver, launch};
+use crate::cuda::driver::{Address, Driver, launch};
 use crate::engine::{Error, Result};
 
 /// `input_gradient = (sum + residual) * mask`, both optional.

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::super::ConvShape;
-use crate::engine::cuda::driver::WgmmaSwitch;
+use crate::cuda::driver::WgmmaSwitch;
 
 /// Output pixels that a warpgroup computes, and channels.
 pub const GROUP_PIXELS: usize = 256;

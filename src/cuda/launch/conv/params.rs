@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::engine::cuda::driver::Address;
+use crate::cuda::driver::Address;
 
 /// `Gather` of `kernels/conv/geometry.cuh`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]

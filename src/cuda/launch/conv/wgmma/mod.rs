@@ -16,8 +16,8 @@ mod weight_gradient;
 use bytemuck::Zeroable;
 
 use super::{ConvShape, ForwardEpilogue, InputGradientEpilogue, forward_cost, input_gradient_cost};
+use crate::cuda::driver::{Address, Driver, Kernel, WgmmaSwitch, launch};
 use crate::engine::Result;
-use crate::engine::cuda::driver::{Address, Driver, Kernel, WgmmaSwitch, launch};
 use maps::Images;
 use params::{ForwardParams, GradientParams, Operands};
 pub use plan::{BLOCKS, Block, Direction, Planned, plan};

@@ -21,7 +21,7 @@ mod tiles;
 mod train;
 mod vector;
 
-use super::{Device, Engine, Result};
+use crate::engine::{Device, Engine, Result};
 use crate::model::ResNet;
 
 pub use conv::flops_so_far;
@@ -31,7 +31,7 @@ pub use numbers::{Format, Numbers};
 /// Opens the CPU, with activations and operands in this format.
 ///
 /// # Errors
-/// [`Error::Invalid`](super::Error) for a width that is not a multiple of 16, or without classes; [`Error::Setting`](super::Error)
+/// [`Error::Invalid`](crate::engine::Error) for a width that is not a multiple of 16, or without classes; [`Error::Setting`](crate::engine::Error)
 /// where `SECATEUR_CPU` names instructions that this CPU lacks.
 pub fn open(network: ResNet, max_batch: usize, format: Format) -> Result<Engine> {
     let cpu = Cpu::new(network, format)?;
@@ -41,7 +41,7 @@ pub fn open(network: ResNet, max_batch: usize, format: Format) -> Result<Engine>
 /// Numbers of this format, and the instructions that multiply them here.
 ///
 /// # Errors
-/// [`Error::Setting`](super::Error) where `SECATEUR_CPU` names instructions that this CPU lacks.
+/// [`Error::Setting`](crate::engine::Error) where `SECATEUR_CPU` names instructions that this CPU lacks.
 pub fn numbers(format: Format) -> Result<Numbers> {
     Ok(Numbers { format, isa: tiles::Isa::chosen()? })
 }

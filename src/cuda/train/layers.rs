@@ -1,19 +1,15 @@
 //! What a train pass launches for each layer, both ways.
 
 use super::{TrainPass, Wanted};
-use crate::engine::cuda::driver::{Address, Buffer, Driver};
-use crate::engine::cuda::launch::conv::{
-    self, ConvShape, ForwardEpilogue, InputGradientEpilogue, SetStatistics,
-};
-use crate::engine::cuda::launch::head::{
-    self, HeadBackwardParams, HeadForwardParams, HeadWeightGradientParams,
-};
-use crate::engine::cuda::launch::norm::{
+use crate::cuda::driver::{Address, Buffer, Driver};
+use crate::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue, SetStatistics};
+use crate::cuda::launch::head::{self, HeadBackwardParams, HeadForwardParams, HeadWeightGradientParams};
+use crate::cuda::launch::norm::{
     self, ApplyParams, NormBackwardParams, NormFinishParams, NormSumsParams, StatisticsParams,
 };
-use crate::engine::cuda::layout::{self, Layout};
-use crate::engine::cuda::parameters::Parameters;
-use crate::engine::cuda::scratch::Scratch;
+use crate::cuda::layout::{self, Layout};
+use crate::cuda::parameters::Parameters;
+use crate::cuda::scratch::Scratch;
 use crate::engine::{Error, Result};
 use crate::model::layers::{BN_EPSILON, BN_MOMENTUM};
 use crate::model::pass::{Backward, Forward};

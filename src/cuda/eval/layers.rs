@@ -5,14 +5,12 @@
 //! of what lies inside the stage. Each image's results are the same bits in any part.
 
 use super::{Ascent, EvalPass};
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::launch::conv::{
-    self, ConvShape, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue,
-};
-use crate::engine::cuda::launch::head::{self, HeadAscentParams, HeadBackwardParams, HeadForwardParams};
-use crate::engine::cuda::layout::{self, Layout};
-use crate::engine::cuda::parameters::Parameters;
-use crate::engine::cuda::scratch::Scratch;
+use crate::cuda::driver::{Address, Driver};
+use crate::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue};
+use crate::cuda::launch::head::{self, HeadAscentParams, HeadBackwardParams, HeadForwardParams};
+use crate::cuda::layout::{self, Layout};
+use crate::cuda::parameters::Parameters;
+use crate::cuda::scratch::Scratch;
 use crate::engine::{Error, Result};
 use crate::model::pass::{self, Backward, Forward};
 use crate::model::{Layer, Residual};

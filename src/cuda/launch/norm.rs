@@ -4,9 +4,9 @@
 //! nothing but the grid depends on how many they are, the launch takes their number beside the parameters.
 
 use super::{BF16, Cost, F32, require, run};
+use crate::cuda::driver::{Address, Driver, Kernel, launch};
+use crate::cuda::layout::{Layout, packed_len, packed_offset};
 use crate::engine::Result;
-use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
-use crate::engine::cuda::layout::{Layout, packed_len, packed_offset};
 use crate::model::ConvSlot;
 
 /// Where one convolution lies; offsets in elements.

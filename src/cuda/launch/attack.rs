@@ -1,9 +1,9 @@
 //! The stem's packed input: `kernels/attack/pack.cu`.
 
 use super::{BF16, Cost, F32, run_flat};
+use crate::cuda::driver::{Address, Driver};
+use crate::cuda::layout::STEM_CHANNELS;
 use crate::engine::Result;
-use crate::engine::cuda::driver::{Address, Driver};
-use crate::engine::cuda::layout::STEM_CHANNELS;
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]

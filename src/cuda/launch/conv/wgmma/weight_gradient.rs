@@ -6,9 +6,9 @@ use super::maps::Images;
 use super::params::WeightGradientParams;
 use super::plan::{BLOCKS, DEPTH_CHANNELS, GROUP_CHANNELS, Planned};
 use super::{launched, weight_plan};
+use crate::cuda::driver::{Address, Driver, Kernel, launch};
+use crate::cuda::launch::conv::{ConvShape, weight_gradient_cost};
 use crate::engine::Result;
-use crate::engine::cuda::driver::{Address, Driver, Kernel, launch};
-use crate::engine::cuda::launch::conv::{ConvShape, weight_gradient_cost};
 
 /// How the reduction over pixels is divided.
 pub struct WeightParts {

@@ -1,7 +1,7 @@
 //! FLOPs and bytes of the convolutions.
 
 use super::{ConvShape, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue, statistics_partials};
-use crate::engine::cuda::launch::{BF16, Cost, F32};
+use crate::cuda::launch::{BF16, Cost, F32};
 
 /// Multiply-adds of one pass over a batch, times two. The stem counts its three channels, not the eight stored ones.
 pub fn flops(shape: &ConvShape) -> u64 {
@@ -59,7 +59,7 @@ pub fn weight_reduce_cost(shape: &ConvShape, parts: usize, accumulate: bool) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::cuda::driver::Address;
+    use crate::cuda::driver::Address;
     use crate::model::ResNet;
 
     #[test]

@@ -12,8 +12,8 @@ use super::optimizer;
 use super::sign_step::sign_step;
 use super::tiles::Isa;
 use super::train::{PAIR, TrainPass, Wanted};
+use crate::cuda::driver::Driver;
 use crate::engine::backend::Backend;
-use crate::engine::cuda::driver::Driver;
 use crate::engine::{
     DeviceInfo, Element, Error, GradRequest, ImageGradient, ParameterGradient, Pass, Result, Sgd, StopFlag,
     Storage, Tensor, View, WeightSet,

@@ -1,7 +1,7 @@
 //! Average pool and linear layer: `kernels/head/`. Checked by `tests/kernel_head.rs` and `tests/kernel_head_ascent.rs`.
 
 use super::{BF16, Cost, F32, U32, require, run};
-use crate::engine::cuda::driver::{Address, Driver};
+use crate::cuda::driver::{Address, Driver};
 use crate::engine::{AscentLoss, Result};
 
 /// Pixels of the last stage, which the head averages.
