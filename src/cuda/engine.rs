@@ -184,11 +184,17 @@ impl Backend for Cuda {
 
     fn forward(&mut self, pass: Pass, images: &[&Tensor<f32>], logits: &[&Tensor<f32>]) -> Result<()> {
         let batch = images[0].len() / IMAGE_LEN;
-        self.driver.split_sums(pass.splits_sums());
         if pass.is_eval() {
             self.pack(images[0], batch)?;
             let logits = self.address(logits[0])?;
-            return self.eval.forward(&self.parameters, &self.scratch, self.packed.address(), batch, logits);
+            return self.eval.forward(
+                &self.parameters,
+                &self.scratch,
+                self.packed.address(),
+                pass.into(),
+                batch,
+                logits,
+            );
         }
         let (images, logits) = (self.addresses(images)?, self.addresses(logits)?);
         let Self { driver, passes, parameters, scratch, max_batch, .. } = self;
@@ -219,12 +225,11 @@ impl Backend for Cuda {
         let batch = logit_gradients[0].len() / self.classes();
         let image = request.images.as_ref().map(|request| self.image_epilogue(request)).transpose()?;
         let gradients = self.addresses(logit_gradients)?;
-        self.driver.split_sums(pass.splits_sums());
         let Self { passes, parameters, scratch, .. } = self;
         match (pass, &image) {
             (Pass::Eval | Pass::EvalSplit, None) => {}
             (Pass::Eval | Pass::EvalSplit, Some(image)) => {
-                self.eval.backward(parameters, scratch, batch, gradients[0], image)?;
+                self.eval.backward(parameters, scratch, pass.into(), batch, gradients[0], image)?;
             }
             (Pass::Train { .. } | Pass::Pair, _) => {
                 let parameters_wanted = request.parameters.map(|what| what == ParameterGradient::Add);

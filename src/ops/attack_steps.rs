@@ -164,7 +164,6 @@ impl Op for AttackSteps<'_> {
         let (step, images, perturbed) = (self.step, self.images, self.perturbed);
         let image = cuda.image_epilogue(&ImageGradient::Step { step, images, perturbed })?;
 
-        cuda.driver.split_sums(self.pass.splits_sums());
         cuda.driver.phase(Phase::AttackStep(1));
         cuda.pack(perturbed, batch)?;
         let emulated = cuda.driver.info().kind == "emulated";
@@ -177,7 +176,15 @@ impl Op for AttackSteps<'_> {
                 if step > 1 {
                     driver.phase(Phase::AttackStep(step));
                 }
-                eval.attack_step(parameters, scratch, packed.address(), batch, &ascent, &image)?;
+                eval.attack_step(
+                    parameters,
+                    scratch,
+                    packed.address(),
+                    self.pass.into(),
+                    batch,
+                    &ascent,
+                    &image,
+                )?;
             }
             Ok(())
         };

@@ -10,7 +10,7 @@ use secateur::cuda::driver::host::{HostDriver, HostOptions};
 use secateur::cuda::driver::record::Recorder;
 use secateur::cuda::launch::conv::wgmma::{self, Block, Direction};
 use secateur::cuda::launch::conv::{
-    self, ConvShape, ForwardEpilogue, InputGradientEpilogue, weight_gradient_workspace,
+    self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Sums, weight_gradient_workspace,
 };
 use secateur::engine::{DeviceOptions, Error, WgmmaOff, WgmmaSwitch};
 
@@ -32,10 +32,18 @@ fn convolve(driver: &Rc<dyn Driver>, shape: &ConvShape) -> [Vec<f64>; 3] {
     let workspace = poisoned::<f32>(driver, "workspace", weight_gradient_workspace(shape));
     let dw = poisoned::<f32>(driver, "dw", shape.weight_len());
     let (x, w, dy) = (x.address(), w.address(), dy.address());
-    driver.split_sums(true);
     let epilogue = ForwardEpilogue::Bias { bias: bias.address() };
-    conv::forward(&**driver, shape, x, w, &epilogue, y.address()).unwrap();
-    conv::input_gradient(&**driver, shape, dy, w, &InputGradientEpilogue::default(), dx.address()).unwrap();
+    conv::forward(&**driver, Sums::Split, shape, x, w, &epilogue, y.address()).unwrap();
+    conv::input_gradient(
+        &**driver,
+        Sums::Split,
+        shape,
+        dy,
+        w,
+        &InputGradientEpilogue::default(),
+        dx.address(),
+    )
+    .unwrap();
     conv::weight_gradient(&**driver, shape, x, dy, workspace.address(), dw.address(), false).unwrap();
     let halves = |buffer: &secateur::cuda::driver::Buffer| from_halves(&buffer.to_vec().unwrap());
     [halves(&y), halves(&dx), from_floats(&dw.to_vec().unwrap())]
@@ -73,10 +81,10 @@ fn launched(options: DeviceOptions) -> Vec<&'static str> {
 /// [`convolve`] without numbers.
 fn convolve_dry(driver: &Rc<dyn Driver>, shape: &ConvShape) {
     let any = driver.alloc("any", 1 << 30).unwrap();
-    driver.split_sums(true);
     let epilogue = ForwardEpilogue::Statistics { partials: any };
-    conv::forward(&**driver, shape, any, any, &epilogue, any).unwrap();
-    conv::input_gradient(&**driver, shape, any, any, &InputGradientEpilogue::default(), any).unwrap();
+    conv::forward(&**driver, Sums::Split, shape, any, any, &epilogue, any).unwrap();
+    conv::input_gradient(&**driver, Sums::Split, shape, any, any, &InputGradientEpilogue::default(), any)
+        .unwrap();
     conv::weight_gradient(&**driver, shape, any, any, any, any, false).unwrap();
 }
 

@@ -33,7 +33,6 @@ pub struct DeviceDriver {
     allocations: RefCell<BTreeMap<u64, (usize, &'static str)>>,
     /// The newest launch, for errors that show up later.
     last: Cell<&'static str>,
-    splits: Cell<bool>,
     capture: Capture,
     /// The phases under way, for Nsight.
     ranges: RefCell<PhaseRanges>,
@@ -59,7 +58,6 @@ impl DeviceDriver {
             stream,
             allocations: RefCell::default(),
             last: Cell::new(""),
-            splits: Cell::new(false),
             capture: Capture::default(),
             ranges: RefCell::default(),
             unfreed: RefCell::default(),
@@ -257,14 +255,6 @@ impl Driver for DeviceDriver {
 
     fn options(&self) -> DeviceOptions {
         self.gpu.options
-    }
-
-    fn split_sums(&self, on: bool) {
-        self.splits.set(on);
-    }
-
-    fn splits_sums(&self) -> bool {
-        self.splits.get()
     }
 
     fn captures(&self) -> bool {

@@ -13,7 +13,6 @@ use crate::engine::{DeviceInfo, Result};
 pub struct DryDriver {
     options: DeviceOptions,
     next: Cell<u64>,
-    splits: Cell<bool>,
 }
 
 /// The cache of an H100.
@@ -27,7 +26,7 @@ impl DryDriver {
         Self::with(DeviceOptions::default())
     }
     pub fn with(options: DeviceOptions) -> Rc<dyn Driver> {
-        Rc::new(Self { options, next: Cell::new(ALIGNMENT), splits: Cell::new(false) })
+        Rc::new(Self { options, next: Cell::new(ALIGNMENT) })
     }
 }
 
@@ -78,11 +77,5 @@ impl Driver for DryDriver {
     }
     fn options(&self) -> DeviceOptions {
         self.options
-    }
-    fn split_sums(&self, on: bool) {
-        self.splits.set(on);
-    }
-    fn splits_sums(&self) -> bool {
-        self.splits.get()
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Checked by `tests/runner.rs`. The runner itself is C++, in `kernels/host/`.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void};
 use std::rc::Rc;
 
@@ -70,7 +70,6 @@ pub struct HostOptions {
 #[derive(Default)]
 pub struct HostDriver {
     options: HostOptions,
-    splits: Cell<bool>,
     capture: Capture,
     ranges: RefCell<PhaseRanges>,
 }
@@ -259,12 +258,6 @@ impl Driver for HostDriver {
     fn phase(&self, phase: Phase) {
         self.capture.phase(phase);
         self.ranges.borrow_mut().begin(phase);
-    }
-    fn split_sums(&self, on: bool) {
-        self.splits.set(on);
-    }
-    fn splits_sums(&self) -> bool {
-        self.splits.get()
     }
     fn layer(&self, layer: Option<usize>) {
         self.capture.layer(layer);

@@ -95,14 +95,6 @@ pub trait Driver {
         DeviceOptions::default()
     }
 
-    /// Whether a long sum may be cut into parts, which blocks of a cluster take, where a batch leaves multiprocessors idle. The
-    /// bits of an element then depend on the size of the batch. None is unless this says so.
-    fn split_sums(&self, _on: bool) {}
-    /// What [`Driver::split_sums`] said last.
-    fn splits_sums(&self) -> bool {
-        false
-    }
-
     /// Whether launches can be recorded and replayed.
     fn captures(&self) -> bool {
         false

@@ -189,12 +189,6 @@ impl Driver for Recorder {
     fn read(&self, address: Address, bytes: &mut [u8]) -> Result<()> {
         self.inner.read(address, bytes)
     }
-    fn split_sums(&self, on: bool) {
-        self.inner.split_sums(on);
-    }
-    fn splits_sums(&self) -> bool {
-        self.inner.splits_sums()
-    }
     fn fill(&self, address: Address, byte: u8, count: usize) -> Result<()> {
         self.inner.fill(address, byte, count)
     }

@@ -6,7 +6,9 @@
 
 use super::{Ascent, EvalPass};
 use crate::cuda::driver::{Address, Driver};
-use crate::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue};
+use crate::cuda::launch::conv::{
+    self, ConvShape, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue, Sums,
+};
 use crate::cuda::launch::head::{self, HeadAscentParams, HeadBackwardParams, HeadForwardParams};
 use crate::cuda::layout::{self, Layout};
 use crate::cuda::parameters::Parameters;
@@ -39,6 +41,7 @@ pub struct Launches<'a> {
     pub scratch: &'a Scratch,
     /// Weight and bias of the linear layer.
     pub linear: (Address, Address),
+    pub sums: Sums,
     pub batch: usize,
 }
 
@@ -120,7 +123,15 @@ impl OnPart<'_> {
 
     fn convolve(&self, at: usize, input: Address, epilogue: &ForwardEpilogue, output: Address) -> Result<()> {
         self.driver().layer(Some(at));
-        conv::forward(self.driver(), &self.shape(at), input, self.weights(at), epilogue, output)
+        conv::forward(
+            self.driver(),
+            self.all.sums,
+            &self.shape(at),
+            input,
+            self.weights(at),
+            epilogue,
+            output,
+        )
     }
 
     fn gradient(
@@ -131,7 +142,15 @@ impl OnPart<'_> {
         to: Address,
     ) -> Result<()> {
         self.driver().layer(Some(at));
-        conv::input_gradient(self.driver(), &self.shape(at), from, self.weights(at), epilogue, to)
+        conv::input_gradient(
+            self.driver(),
+            self.all.sums,
+            &self.shape(at),
+            from,
+            self.weights(at),
+            epilogue,
+            to,
+        )
     }
 }
 

@@ -2,7 +2,9 @@
 
 use super::{TrainPass, Wanted};
 use crate::cuda::driver::{Address, Buffer, Driver};
-use crate::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue, SetStatistics};
+use crate::cuda::launch::conv::{
+    self, ConvShape, ForwardEpilogue, InputGradientEpilogue, SetStatistics, Sums,
+};
 use crate::cuda::launch::head::{self, HeadBackwardParams, HeadForwardParams, HeadWeightGradientParams};
 use crate::cuda::launch::norm::{
     self, ApplyParams, NormBackwardParams, NormFinishParams, NormSumsParams, StatisticsParams,
@@ -79,7 +81,7 @@ impl Launches<'_> {
             let epilogue = ForwardEpilogue::Statistics { partials };
             let input = self.input(input).offset::<u16>(set * shape.input_len());
             let output = output.offset::<u16>(set * shape.output_len());
-            conv::forward(self.driver(), &shape, input, self.weights(at), &epilogue, output)?;
+            conv::forward(self.driver(), Sums::Split, &shape, input, self.weights(at), &epilogue, output)?;
         }
         let params = StatisticsParams {
             partials,
@@ -146,7 +148,15 @@ impl Launches<'_> {
     fn input_gradient(&self, at: usize, epilogue: &InputGradientEpilogue, to: &Buffer) -> Result<()> {
         self.driver().layer(Some(at));
         let (from, to) = (self.scratch.convolution.address(), to.address());
-        conv::input_gradient(self.driver(), &self.shape(at), from, self.weights(at), epilogue, to)
+        conv::input_gradient(
+            self.driver(),
+            Sums::Split,
+            &self.shape(at),
+            from,
+            self.weights(at),
+            epilogue,
+            to,
+        )
     }
 }
 

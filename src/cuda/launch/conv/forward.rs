@@ -4,7 +4,7 @@ use bytemuck::Zeroable;
 
 use super::params::ForwardParams;
 use super::wgmma::{self, Direction};
-use super::{ConvShape, Tile, forward_cost};
+use super::{ConvShape, Sums, Tile, forward_cost};
 use crate::cuda::driver::{Address, Driver, launch};
 use crate::engine::Result;
 
@@ -35,7 +35,8 @@ impl ForwardEpilogue {
 
 /// Output pixels that one partial result of [`ForwardEpilogue::Statistics`] covers on this driver.
 pub fn statistics_tile_rows(driver: &dyn Driver, shape: &ConvShape) -> usize {
-    wgmma::product(driver, shape, Direction::Forward).map_or(Tile::ROWS, |_| wgmma::STATISTICS_ROWS)
+    wgmma::product(driver, Sums::Split, shape, Direction::Forward)
+        .map_or(Tile::ROWS, |_| wgmma::STATISTICS_ROWS)
 }
 
 /// The forward convolution of several sets of images that lie one behind the other, each with statistics of its own.
@@ -72,13 +73,14 @@ pub fn statistics_partials(shape: &ConvShape) -> usize {
 /// `output = epilogue(convolution of input with weights)`.
 pub fn forward(
     driver: &dyn Driver,
+    sums: Sums,
     shape: &ConvShape,
     input: Address,
     weights: Address,
     epilogue: &ForwardEpilogue,
     output: Address,
 ) -> Result<()> {
-    match wgmma::product(driver, shape, Direction::Forward) {
+    match wgmma::product(driver, sums, shape, Direction::Forward) {
         Some(planned) => wgmma::forward(driver, &planned, shape, input, weights, epilogue, output),
         None => forward_on_mma(driver, shape, input, weights, epilogue, output),
     }

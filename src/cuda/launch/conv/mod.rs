@@ -17,6 +17,22 @@ mod tile;
 mod weight_gradient;
 pub mod wgmma;
 
+use crate::engine::Pass;
+
+/// Whether a long sum may be cut into parts, which blocks of a cluster take, where a batch leaves multiprocessors idle. The bits
+/// of an element then depend on the size of the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sums {
+    Whole,
+    Split,
+}
+
+impl From<Pass> for Sums {
+    fn from(pass: Pass) -> Self {
+        if pass.splits_sums() { Self::Split } else { Self::Whole }
+    }
+}
+
 pub use cost::{flops, forward_cost, input_gradient_cost};
 use cost::{image_gradient_cost, weight_gradient_cost, weight_reduce_cost};
 pub use forward::{

@@ -15,7 +15,7 @@ mod weight_gradient;
 
 use bytemuck::Zeroable;
 
-use super::{ConvShape, ForwardEpilogue, InputGradientEpilogue, forward_cost, input_gradient_cost};
+use super::{ConvShape, ForwardEpilogue, InputGradientEpilogue, Sums, forward_cost, input_gradient_cost};
 use crate::cuda::driver::{Address, Driver, Kernel, WgmmaSwitch, launch};
 use crate::engine::Result;
 use maps::Images;
@@ -29,9 +29,9 @@ pub const STATISTICS_ROWS: usize = GROUP_PIXELS;
 
 /// How the product computes a convolution of this shape here; `None` where the driver or the shape is not for these kernels, or
 /// those that serve it are switched off.
-pub fn product(driver: &dyn Driver, shape: &ConvShape, direction: Direction) -> Option<Planned> {
+pub fn product(driver: &dyn Driver, sums: Sums, shape: &ConvShape, direction: Direction) -> Option<Planned> {
     let off = driver.options().wgmma_off;
-    let allowed = |block: Block| !off.has(block.switch()) && (driver.splits_sums() || !block.splits());
+    let allowed = |block: Block| !off.has(block.switch()) && (sums == Sums::Split || !block.splits());
     if driver.has_wgmma() && !off.has(direction.switch()) { plan(shape, direction, allowed) } else { None }
 }
 
