@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::cpu::{self, Format};
 use crate::cuda::driver::{Buffer, Driver, FLUSH_FACTOR, last_level_cache};
-use crate::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, Sums};
+use crate::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, Reduction};
 use crate::engine::{Engine, Result};
 use crate::philox::{Key, Purpose};
 
@@ -91,7 +91,7 @@ fn gpu_products(driver: Rc<dyn Driver>) -> Result<Probe> {
         let epilogue = ForwardEpilogue::Bias { bias: bias.address() };
         for _ in 0..ROUNDS {
             let (input, weights) = (input.address(), weights.address());
-            conv::forward(&*driver, Sums::Whole, &SHAPE, input, weights, &epilogue, output.address())?;
+            conv::forward(&*driver, Reduction::Whole, &SHAPE, input, weights, &epilogue, output.address())?;
         }
         driver.synchronize()
     };

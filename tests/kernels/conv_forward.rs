@@ -7,8 +7,8 @@ use secateur::cuda::driver::Driver;
 use secateur::cuda::driver::host::HostDriver;
 use secateur::cuda::launch::conv::wgmma::{self, Block, Direction, Planned};
 use secateur::cuda::launch::conv::{
-    ConvShape, ForwardEpilogue, Sums, Tile, forward as launch_forward, forward_tiled, statistics_partials,
-    statistics_tile_rows,
+    ConvShape, ForwardEpilogue, Reduction, Tile, forward as launch_forward, forward_tiled,
+    statistics_partials, statistics_tile_rows,
 };
 use secateur::engine::Error;
 
@@ -99,7 +99,7 @@ impl Case {
             Kernel::Planned(planned) => {
                 wgmma::forward(&**driver, &planned, shape, from, with, &epilogue, to)?;
             }
-            Kernel::Chosen => launch_forward(&**driver, Sums::Whole, shape, from, with, &epilogue, to)?,
+            Kernel::Chosen => launch_forward(&**driver, Reduction::Whole, shape, from, with, &epilogue, to)?,
         }
         Ok(Outputs { output: output.to_vec()?, mask: mask.to_vec()?, partials: partials.to_vec()? })
     }
@@ -184,7 +184,7 @@ fn every_shape_and_every_epilogue_agree_with_the_oracle() {
     for shape in all_shapes() {
         let case = Case::new(shape);
         let hopper =
-            wgmma::product(&*HostDriver::hopper(), Sums::Whole, &shape, Direction::Forward).is_some();
+            wgmma::product(&*HostDriver::hopper(), Reduction::Whole, &shape, Direction::Forward).is_some();
         for ending in ENDINGS {
             let mut families = Families::new();
             for (name, driver) in conv_drivers(hopper) {
@@ -205,7 +205,7 @@ fn no_block_and_no_grid_changes_a_result() {
     let mut tried = 0;
     for shape in shapes(64, 17)
         .into_iter()
-        .filter(|shape| wgmma::product(&*driver, Sums::Whole, shape, Direction::Forward).is_some())
+        .filter(|shape| wgmma::product(&*driver, Reduction::Whole, shape, Direction::Forward).is_some())
     {
         let shape = ConvShape { batch: if shape.out_side() == 4 { 17 } else { 5 }, ..shape };
         let case = Case::new(shape);
@@ -337,8 +337,8 @@ fn a_shape_that_the_kernels_cannot_do_is_refused() {
         (ConvShape { batch: 1 << 20, ..good }, "2^31"),
     ];
     for (shape, wanted) in bad {
-        let error =
-            launch_forward(&*driver, Sums::Whole, &shape, memory, memory, &epilogue, memory).unwrap_err();
+        let error = launch_forward(&*driver, Reduction::Whole, &shape, memory, memory, &epilogue, memory)
+            .unwrap_err();
         assert!(error.to_string().contains(wanted), "{error}");
     }
     let error =

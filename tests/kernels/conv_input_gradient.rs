@@ -7,7 +7,7 @@ use secateur::cuda::driver::Driver;
 use secateur::cuda::driver::host::HostDriver;
 use secateur::cuda::launch::conv::wgmma::{self, Block, Direction, Planned};
 use secateur::cuda::launch::conv::{
-    ConvShape, InputGradientEpilogue, Sums, Tile, input_gradient as launch_input_gradient,
+    ConvShape, InputGradientEpilogue, Reduction, Tile, input_gradient as launch_input_gradient,
     input_gradient_tiled,
 };
 use secateur::engine::Error;
@@ -102,7 +102,7 @@ impl Case {
                 wgmma::input_gradient(&**driver, &planned, shape, from, with, &epilogue, to)?;
             }
             Kernel::Chosen => {
-                launch_input_gradient(&**driver, Sums::Whole, shape, from, with, &epilogue, to)?
+                launch_input_gradient(&**driver, Reduction::Whole, shape, from, with, &epilogue, to)?
             }
         }
         target.to_vec()
@@ -133,7 +133,7 @@ fn every_shape_and_every_epilogue_agree_with_the_oracle() {
     for shape in all_shapes().into_iter().filter(|shape| !shape.is_stem()) {
         let case = Case::new(shape);
         let hopper =
-            wgmma::product(&*HostDriver::hopper(), Sums::Whole, &shape, Direction::Gradient).is_some();
+            wgmma::product(&*HostDriver::hopper(), Reduction::Whole, &shape, Direction::Gradient).is_some();
         for ending in case.endings() {
             let mut families = Families::new();
             for (name, driver) in conv_drivers(hopper) {
@@ -168,7 +168,7 @@ fn no_block_and_no_grid_changes_a_result() {
     let mut tried = 0;
     for shape in shapes(64, 1)
         .into_iter()
-        .filter(|shape| wgmma::product(&*driver, Sums::Whole, shape, Direction::Gradient).is_some())
+        .filter(|shape| wgmma::product(&*driver, Reduction::Whole, shape, Direction::Gradient).is_some())
     {
         let shape = ConvShape { batch: if shape.out_side() == 4 { 17 } else { 5 }, ..shape };
         let case = Case::new(shape);
@@ -237,12 +237,12 @@ fn what_has_no_gradient_of_this_kind_is_refused() {
     let none = InputGradientEpilogue::default();
     let stem = shapes(16, 1)[0];
     let error =
-        launch_input_gradient(&*driver, Sums::Whole, &stem, memory, memory, &none, memory).unwrap_err();
+        launch_input_gradient(&*driver, Reduction::Whole, &stem, memory, memory, &none, memory).unwrap_err();
     assert!(error.to_string().contains("image_gradient"), "{error}");
 
     let shortcut = shapes(16, 1).into_iter().find(|shape| shape.kernel == 1).unwrap();
     let masked = InputGradientEpilogue { residual: None, mask: Some(memory) };
-    let error =
-        launch_input_gradient(&*driver, Sums::Whole, &shortcut, memory, memory, &masked, memory).unwrap_err();
+    let error = launch_input_gradient(&*driver, Reduction::Whole, &shortcut, memory, memory, &masked, memory)
+        .unwrap_err();
     assert!(error.to_string().contains("compact"), "{error}");
 }

@@ -7,7 +7,7 @@ use secateur::cuda::driver::Driver;
 use secateur::cuda::driver::host::HostDriver;
 use secateur::cuda::launch::conv::wgmma::{self, Direction, Planned};
 use secateur::cuda::launch::conv::{
-    ConvShape, Sums, weight_gradient as launch_weight_gradient, weight_gradient_workspace,
+    ConvShape, Reduction, weight_gradient as launch_weight_gradient, weight_gradient_workspace,
 };
 
 use crate::common::conv::*;
@@ -60,7 +60,8 @@ impl Case {
         let shape = &self.shape;
         let before = numbers(33, self.wanted.len(), 4.0);
         let sum: Vec<f64> = self.wanted.iter().zip(&before).map(|(w, b)| w + f64::from(*b)).collect();
-        let hopper = wgmma::product(&*HostDriver::hopper(), Sums::Whole, shape, Direction::Forward).is_some();
+        let hopper =
+            wgmma::product(&*HostDriver::hopper(), Reduction::Whole, shape, Direction::Forward).is_some();
         let mut families = Families::new();
         for (name, driver) in conv_drivers(hopper) {
             let what = format!("{shape:?}, {name}");

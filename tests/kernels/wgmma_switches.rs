@@ -10,7 +10,7 @@ use secateur::cuda::driver::host::{HostDriver, HostOptions};
 use secateur::cuda::driver::record::Recorder;
 use secateur::cuda::launch::conv::wgmma::{self, Block, Direction};
 use secateur::cuda::launch::conv::{
-    self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Sums, weight_gradient_workspace,
+    self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Reduction, weight_gradient_workspace,
 };
 use secateur::engine::{DeviceOptions, Error, WgmmaOff, WgmmaSwitch};
 
@@ -33,10 +33,10 @@ fn convolve(driver: &Rc<dyn Driver>, shape: &ConvShape) -> [Vec<f64>; 3] {
     let dw = poisoned::<f32>(driver, "dw", shape.weight_len());
     let (x, w, dy) = (x.address(), w.address(), dy.address());
     let epilogue = ForwardEpilogue::Bias { bias: bias.address() };
-    conv::forward(&**driver, Sums::Split, shape, x, w, &epilogue, y.address()).unwrap();
+    conv::forward(&**driver, Reduction::Split, shape, x, w, &epilogue, y.address()).unwrap();
     conv::input_gradient(
         &**driver,
-        Sums::Split,
+        Reduction::Split,
         shape,
         dy,
         w,
@@ -82,9 +82,17 @@ fn launched(options: DeviceOptions) -> Vec<&'static str> {
 fn convolve_dry(driver: &Rc<dyn Driver>, shape: &ConvShape) {
     let any = driver.alloc("any", 1 << 30).unwrap();
     let epilogue = ForwardEpilogue::Statistics { partials: any };
-    conv::forward(&**driver, Sums::Split, shape, any, any, &epilogue, any).unwrap();
-    conv::input_gradient(&**driver, Sums::Split, shape, any, any, &InputGradientEpilogue::default(), any)
-        .unwrap();
+    conv::forward(&**driver, Reduction::Split, shape, any, any, &epilogue, any).unwrap();
+    conv::input_gradient(
+        &**driver,
+        Reduction::Split,
+        shape,
+        any,
+        any,
+        &InputGradientEpilogue::default(),
+        any,
+    )
+    .unwrap();
     conv::weight_gradient(&**driver, shape, any, any, any, any, false).unwrap();
 }
 

@@ -7,7 +7,7 @@
 use super::{Ascent, EvalPass};
 use crate::cuda::driver::{Address, Driver};
 use crate::cuda::launch::conv::{
-    self, ConvShape, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue, Sums,
+    self, ConvShape, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue, Reduction,
 };
 use crate::cuda::launch::head::{self, HeadAscentParams, HeadBackwardParams, HeadForwardParams};
 use crate::cuda::layout::{self, Layout};
@@ -41,7 +41,7 @@ pub struct Launches<'a> {
     pub scratch: &'a Scratch,
     /// Weight and bias of the linear layer.
     pub linear: (Address, Address),
-    pub sums: Sums,
+    pub reduction: Reduction,
     pub batch: usize,
 }
 
@@ -125,7 +125,7 @@ impl OnPart<'_> {
         self.driver().layer(Some(at));
         conv::forward(
             self.driver(),
-            self.all.sums,
+            self.all.reduction,
             &self.shape(at),
             input,
             self.weights(at),
@@ -144,7 +144,7 @@ impl OnPart<'_> {
         self.driver().layer(Some(at));
         conv::input_gradient(
             self.driver(),
-            self.all.sums,
+            self.all.reduction,
             &self.shape(at),
             from,
             self.weights(at),

@@ -15,7 +15,7 @@ pub use micro_batch::{in_cache, micro_batch};
 
 use super::driver::nvtx::Range;
 use super::driver::{Address, Buffer, Driver};
-use super::launch::conv::{ImageEpilogue, Sums};
+use super::launch::conv::{ImageEpilogue, Reduction};
 use super::parameters::Parameters;
 use super::scratch::Scratch;
 use crate::engine::{AscentLoss, Error, Result};
@@ -74,14 +74,14 @@ impl EvalPass {
         parameters: &Parameters,
         scratch: &Scratch,
         packed: Address,
-        sums: Sums,
+        reduction: Reduction,
         batch: usize,
         logits: Address,
     ) -> Result<()> {
         let _range = Range::new("forward");
         let linear = parameters.folded_linear()?;
         self.batch = None;
-        self.launches(parameters, scratch, linear, sums, batch).forward(packed, Some(logits))?;
+        self.launches(parameters, scratch, linear, reduction, batch).forward(packed, Some(logits))?;
         self.batch = Some(batch);
         Ok(())
     }
@@ -91,7 +91,7 @@ impl EvalPass {
         &self,
         parameters: &Parameters,
         scratch: &Scratch,
-        sums: Sums,
+        reduction: Reduction,
         batch: usize,
         logit_gradient: Address,
         image: &ImageEpilogue,
@@ -104,7 +104,7 @@ impl EvalPass {
         }
         let _range = Range::new("backward");
         let linear = parameters.folded_linear()?;
-        let launches = self.launches(parameters, scratch, linear, sums, batch);
+        let launches = self.launches(parameters, scratch, linear, reduction, batch);
         launches.backward(Start::LogitGradient(logit_gradient), image)
     }
 
@@ -115,12 +115,12 @@ impl EvalPass {
         parameters: &Parameters,
         scratch: &Scratch,
         packed: Address,
-        sums: Sums,
+        reduction: Reduction,
         batch: usize,
         ascent: &Ascent,
         image: &ImageEpilogue,
     ) -> Result<()> {
-        let launches = self.launches(parameters, scratch, parameters.folded_linear()?, sums, batch);
+        let launches = self.launches(parameters, scratch, parameters.folded_linear()?, reduction, batch);
         {
             let _range = Range::new("forward");
             launches.forward(packed, None)?;
@@ -134,9 +134,9 @@ impl EvalPass {
         parameters: &'a Parameters,
         scratch: &'a Scratch,
         linear: (Address, Address),
-        sums: Sums,
+        reduction: Reduction,
         batch: usize,
     ) -> Launches<'a> {
-        Launches { pass: self, parameters, scratch, linear, sums, batch }
+        Launches { pass: self, parameters, scratch, linear, reduction, batch }
     }
 }

@@ -3,7 +3,7 @@
 use super::{TrainPass, Wanted};
 use crate::cuda::driver::{Address, Buffer, Driver};
 use crate::cuda::launch::conv::{
-    self, ConvShape, ForwardEpilogue, InputGradientEpilogue, SetStatistics, Sums,
+    self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Reduction, SetStatistics,
 };
 use crate::cuda::launch::head::{self, HeadBackwardParams, HeadForwardParams, HeadWeightGradientParams};
 use crate::cuda::launch::norm::{
@@ -81,7 +81,15 @@ impl Launches<'_> {
             let epilogue = ForwardEpilogue::Statistics { partials };
             let input = self.input(input).offset::<u16>(set * shape.input_len());
             let output = output.offset::<u16>(set * shape.output_len());
-            conv::forward(self.driver(), Sums::Split, &shape, input, self.weights(at), &epilogue, output)?;
+            conv::forward(
+                self.driver(),
+                Reduction::Split,
+                &shape,
+                input,
+                self.weights(at),
+                &epilogue,
+                output,
+            )?;
         }
         let params = StatisticsParams {
             partials,
@@ -150,7 +158,7 @@ impl Launches<'_> {
         let (from, to) = (self.scratch.convolution.address(), to.address());
         conv::input_gradient(
             self.driver(),
-            Sums::Split,
+            Reduction::Split,
             &self.shape(at),
             from,
             self.weights(at),

@@ -54,7 +54,7 @@ pub struct Run {
     pub seed: u64,
     /// Inside the folder of the table.
     pub folder: String,
-    /// Sums over metrics.jsonl; `evaluate` is the validation.
+    /// Reduction over metrics.jsonl; `evaluate` is the validation.
     pub seconds: Seconds,
     /// Of the test images.
     pub seconds_test: f64,

@@ -4,7 +4,7 @@ use bytemuck::Zeroable;
 
 use super::params::ForwardParams;
 use super::wgmma::{self, Direction};
-use super::{ConvShape, Sums, Tile, forward_cost};
+use super::{ConvShape, Reduction, Tile, forward_cost};
 use crate::cuda::driver::{Address, Driver, launch};
 use crate::engine::Result;
 
@@ -35,7 +35,7 @@ impl ForwardEpilogue {
 
 /// Output pixels that one partial result of [`ForwardEpilogue::Statistics`] covers on this driver.
 pub fn statistics_tile_rows(driver: &dyn Driver, shape: &ConvShape) -> usize {
-    wgmma::product(driver, Sums::Split, shape, Direction::Forward)
+    wgmma::product(driver, Reduction::Split, shape, Direction::Forward)
         .map_or(Tile::ROWS, |_| wgmma::STATISTICS_ROWS)
 }
 
@@ -73,14 +73,14 @@ pub fn statistics_partials(shape: &ConvShape) -> usize {
 /// `output = epilogue(convolution of input with weights)`.
 pub fn forward(
     driver: &dyn Driver,
-    sums: Sums,
+    reduction: Reduction,
     shape: &ConvShape,
     input: Address,
     weights: Address,
     epilogue: &ForwardEpilogue,
     output: Address,
 ) -> Result<()> {
-    match wgmma::product(driver, sums, shape, Direction::Forward) {
+    match wgmma::product(driver, reduction, shape, Direction::Forward) {
         Some(planned) => wgmma::forward(driver, &planned, shape, input, weights, epilogue, output),
         None => forward_on_mma(driver, shape, input, weights, epilogue, output),
     }

@@ -2,7 +2,7 @@
 
 use super::params::InputGradientParams;
 use super::wgmma::{self, Direction};
-use super::{ConvShape, Sums, Tile, input_gradient_cost};
+use super::{ConvShape, Reduction, Tile, input_gradient_cost};
 use crate::cuda::driver::{Address, Driver, launch};
 use crate::engine::{Error, Result};
 
@@ -34,7 +34,7 @@ fn check(shape: &ConvShape, epilogue: &InputGradientEpilogue) -> Result<()> {
 /// the gradient of the input pixels with even coordinates; the others have none. It takes no mask and no residual.
 pub fn input_gradient(
     driver: &dyn Driver,
-    sums: Sums,
+    reduction: Reduction,
     shape: &ConvShape,
     output_gradient: Address,
     weights: Address,
@@ -42,7 +42,7 @@ pub fn input_gradient(
     input_gradient: Address,
 ) -> Result<()> {
     check(shape, epilogue)?;
-    match wgmma::product(driver, sums, shape, Direction::Gradient) {
+    match wgmma::product(driver, reduction, shape, Direction::Gradient) {
         Some(planned) => {
             let (from, to) = (output_gradient, input_gradient);
             wgmma::input_gradient(driver, &planned, shape, from, weights, epilogue, to)

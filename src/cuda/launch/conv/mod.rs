@@ -22,12 +22,12 @@ use crate::engine::Pass;
 /// Whether a long sum may be cut into parts, which blocks of a cluster take, where a batch leaves multiprocessors idle. The bits
 /// of an element then depend on the size of the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sums {
+pub enum Reduction {
     Whole,
     Split,
 }
 
-impl From<Pass> for Sums {
+impl From<Pass> for Reduction {
     fn from(pass: Pass) -> Self {
         if pass.splits_sums() { Self::Split } else { Self::Whole }
     }

@@ -15,7 +15,9 @@ mod weight_gradient;
 
 use bytemuck::Zeroable;
 
-use super::{ConvShape, ForwardEpilogue, InputGradientEpilogue, Sums, forward_cost, input_gradient_cost};
+use super::{
+    ConvShape, ForwardEpilogue, InputGradientEpilogue, Reduction, forward_cost, input_gradient_cost,
+};
 use crate::cuda::driver::{Address, Driver, Kernel, WgmmaSwitch, launch};
 use crate::engine::Result;
 use maps::Images;
@@ -29,9 +31,15 @@ pub const STATISTICS_ROWS: usize = GROUP_PIXELS;
 
 /// How the product computes a convolution of this shape here; `None` where the driver or the shape is not for these kernels, or
 /// those that serve it are switched off.
-pub fn product(driver: &dyn Driver, sums: Sums, shape: &ConvShape, direction: Direction) -> Option<Planned> {
+pub fn product(
+    driver: &dyn Driver,
+    reduction: Reduction,
+    shape: &ConvShape,
+    direction: Direction,
+) -> Option<Planned> {
     let off = driver.options().wgmma_off;
-    let allowed = |block: Block| !off.has(block.switch()) && (sums == Sums::Split || !block.splits());
+    let allowed =
+        |block: Block| !off.has(block.switch()) && (reduction == Reduction::Split || !block.splits());
     if driver.has_wgmma() && !off.has(direction.switch()) { plan(shape, direction, allowed) } else { None }
 }
 
