@@ -88,7 +88,7 @@ fn a_tool_hears_nested_ranges() {
     for path in [
         "step/gather/gather_images",
         "step/attack/batch_norm_fold",
-        "step/attack/attack 1/head_ascent_cross_entropy",
+        "step/attack/attack 1/backward/head_ascent_cross_entropy",
         "step/attack/attack 1/backward/conv_image_sign_step_mma_128x16",
         "step/train/forward/batch_norm_statistics",
         "step/train/backward/head_weight_gradient",
