@@ -548,18 +548,23 @@ fn rows_that_are_not_as_expected_do_not_end_a_session() {
 }
 
 /// Kills the session, and all that it started, while the job `victim` hangs in the middle: its rows so far, those of the stages
-/// before it, and what the summary says of it must be in the archive.
+/// before it, and what the summary says of it must be in the archive. `hang` names what hangs.
 fn killed(call: &str, stages: &str, hang: &str, victim: &str, rows: &[&str]) {
     let machine = Machine::new();
-    // It hangs until it is killed, however slow this machine is.
-    let stages_file = "scripts/qualify/stages.py";
-    let table = fs::read_to_string(machine.path(stages_file)).unwrap();
-    machine.write(stages_file, &table.replace("patience: float = 1.0", "patience: float = 20.0"));
     if hang.starts_with(".carry/modules/") {
         machine.script(hang, "echo 'test one ... ok'; exec sleep 100");
     } else {
         machine.write("hang", hang);
     }
+    killed_on(machine, call, stages, victim, rows);
+}
+
+/// The same on a machine where something hangs.
+fn killed_on(machine: Machine, call: &str, stages: &str, victim: &str, rows: &[&str]) {
+    // It hangs until it is killed, however slow this machine is.
+    let stages_file = "scripts/qualify/stages.py";
+    let table = fs::read_to_string(machine.path(stages_file)).unwrap();
+    machine.write(stages_file, &table.replace("patience: float = 1.0", "patience: float = 20.0"));
     let mut child = machine
         .command(&[call, "--archive", "back/archive.tar.gz", "--only", stages])
         .stdout(Stdio::null())
@@ -624,6 +629,56 @@ fn a_kill_in_the_middle_of_any_stage_leaves_every_row() {
                 "train",
                 &[step, "| 1 | 2.10 | 1.50 | 0.50 | 9000 |"],
             )
+        });
+    });
+}
+
+/// A module whose second test fails but without block 128x256; where `hangs` holds of the shell, it hangs in the middle.
+fn hanging_where(hangs: &str) -> String {
+    format!("if {hangs}; then echo 'test one ... ok'; exec sleep 100; fi\n{}", failing_with("128x256"))
+}
+
+#[test]
+fn a_kill_in_the_middle_of_a_stage_that_a_failure_brings_leaves_every_row() {
+    let failed = ["of a training step: 16 of 17 passed"];
+    let without = |machine: &Machine, hangs: &str| {
+        machine.script(".carry/modules/conv_forward", &hanging_where(hangs));
+    };
+    // What is left out is tried once, and then once more together.
+    let again = r#"[ "$SECATEUR_WGMMA" = 128x256 ] && {{ [ -e once ] || {{ touch once; false; }}; }}"#;
+    let again = again.replace("{{", "{").replace("}}", "}");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let machine = Machine::new();
+            without(&machine, r#"[ "$SECATEUR_WGMMA" = 64x512 ]"#);
+            killed_on(machine, "first", "step-tests,switches", "conv_forward-without-64x512", &failed);
+        });
+        scope.spawn(|| {
+            let machine = Machine::new();
+            without(&machine, &again);
+            killed_on(machine, "first", "step-tests,switches,confirm", "conv_forward-again", &failed);
+        });
+        scope.spawn(|| {
+            let machine = Machine::new();
+            without(&machine, "[ -e once ] || { touch once; false; }");
+            killed_on(machine, "first", "step-tests,alone", "alone-conv_forward-wrong", &failed);
+        });
+        scope.spawn(|| {
+            let machine = Machine::new();
+            let refuses = r#"case "$*" in
+*--metrics*) echo '==ERROR== Failed to find metric lts__t_bytes.sum' > "$file"; exit 1 ;;
+*) exec sleep 100 ;;
+esac
+while [ "$1" != .carry"#;
+            machine.script("bin/ncu", &NCU.replace("while [ \"$1\" != .carry", refuses));
+            killed_on(machine, "first", "counters,counters-again", "sections-0", &["counters-0"]);
+        });
+        scope.spawn(|| {
+            let machine = Machine::new();
+            // Nobody writes into it: reading it hangs.
+            let images = machine.path(".carry/images.xz");
+            assert!(Command::new("mkfifo").arg(images).status().unwrap().success());
+            killed_on(machine, "second", "images,rate", "images", &[]);
         });
     });
 }
