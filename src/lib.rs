@@ -23,7 +23,7 @@
 //! | [`mod@cuda`] | our kernels as a backend, through a driver: a GPU, the emulator, or a record of what would run |
 //! | [`clock`] | the time of day, and a moment as a date |
 //! | [`progress`] | what a session reports while it works, and how it is stopped |
-//! | [`model`] | ResNet-18: layer table, parameter names, initialisation, weights files |
+//! | [`model`] | residual networks as data: layers with shapes and offsets, the passes over them, initialisation, weights files |
 //! | [`data`] | CIFAR files, generated images, download, splits and the order of an epoch |
 //! | [`digest`] | SHA-256 as text |
 //! | [`files`] | bounded reading, atomic writing, held folders, locks, and the inputs and outputs of a command |

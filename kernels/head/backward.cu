@@ -14,7 +14,7 @@ struct HeadBackwardParams {
     Global<const float> weight;          // classes x features
     Global<const uint8_t> mask;          // of the last activation: batch x 16 x features bits
     Global<Bf16> gradient;               // batch x 16 x features
-    uint32_t features;                   // 128 or 512: a power of two, at most 1024
+    uint32_t features;                   // a power of two from 8 to 1024
     uint32_t classes;
 };
 

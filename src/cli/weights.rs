@@ -31,7 +31,7 @@ enum WeightsCommand {
         /// cifar10, cifar100 or generated: decides the number of classes
         #[arg(long, value_parser = set_kind, default_value = "cifar10")]
         dataset: SetKind,
-        /// Channels of the first stage, 16 or 64
+        /// Channels of the first stage, 16, 32 or 64
         #[arg(long, value_parser = width, default_value = "64")]
         width: usize,
         #[arg(long, default_value_t = 0)]

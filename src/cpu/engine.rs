@@ -44,11 +44,14 @@ pub struct Cpu {
 impl Cpu {
     /// See [`super::open`].
     pub fn new(network: ResNet, format: Format) -> Result<Self> {
-        let ResNet { width, classes, .. } = network;
+        let ResNet { blocks, width, classes } = network;
         if width == 0 || !width.is_multiple_of(16) {
             return Err(Error::Invalid(format!(
-                "network width {width}: expected a multiple of 16 (16 and 64 are tested)"
+                "network width {width}: expected a multiple of 16 (16, 32 and 64 are tested)"
             )));
+        }
+        if blocks.contains(&0) {
+            return Err(Error::Invalid(format!("blocks {blocks:?}: expected at least 1 in each stage")));
         }
         if classes == 0 {
             return Err(Error::Invalid("0 classes, expected 1 at least".into()));

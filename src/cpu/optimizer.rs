@@ -2,7 +2,6 @@
 //!
 //! PyTorch's form with the velocity starting at zero: `g += decay * w; v = momentum * v + g; w -= rate * v`. The
 //! first step that asks for a moving average copies the weights after that step, as PyTorch's AveragedModel does.
-//! Checked against PyTorch by `tests/reference_pytorch.rs`; called by the engine.
 
 use rayon::prelude::*;
 

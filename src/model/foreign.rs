@@ -92,7 +92,7 @@ pub fn convert(bytes: &[u8]) -> Result<Converted, WeightsError> {
 
 /// How a file with these names, which are not those of this network, is made into weights of this network, or what it holds instead.
 pub(super) fn instead(names: &[&str]) -> String {
-    let known = ResNet::resnet18(WIDTHS[0], 10).parameters();
+    let known = ResNet::resnet34(WIDTHS[0], 10).parameters();
     let names: Vec<&str> =
         names.iter().copied().filter(|name| known.iter().all(|parameter| parameter.name != *name)).collect();
     let names = &names[..];

@@ -1,7 +1,4 @@
 //! Initial weights, distributed as PyTorch's defaults (not its bits: ours come from Philox).
-//!
-//! Checked against the bounds and moments of the distributions and for independence of parameters.
-//! Called by `secateur train` at the start of a run and by `secateur weights init`.
 
 use super::{Parameter, ParameterKind, ResNet, Weights};
 use crate::philox::{Key, Purpose, symmetric};

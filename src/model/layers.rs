@@ -8,7 +8,7 @@ pub const IMAGE_SIDE: usize = 32;
 /// Elements of one image: 32 x 32 x 3.
 pub const IMAGE_LEN: usize = IMAGE_SIDE * IMAGE_SIDE * 3;
 /// Base widths that the kernels are built for: 64 is the product, 16 is for tests and CPU demonstrations.
-pub const WIDTHS: [usize; 2] = [16, 64];
+pub const WIDTHS: [usize; 3] = [16, 32, 64];
 /// PyTorch's default: the denominator of BatchNorm is sqrt(variance + BN_EPSILON).
 pub const BN_EPSILON: f32 = 1e-5;
 /// PyTorch's default: running <- (1 - m) * running + m * batch statistic (the unbiased variance).
@@ -148,6 +148,11 @@ impl ResNet {
     }
     pub const fn resnet34(width: usize, classes: usize) -> Self {
         Self { blocks: NAMED[1].1, width, classes }
+    }
+
+    /// The networks that have a name, the deepest last.
+    pub(super) fn named(width: usize, classes: usize) -> [Self; NAMED.len()] {
+        NAMED.map(|(_, blocks)| Self { blocks, width, classes })
     }
 
     /// `ResNet-18`, `ResNet-34`, or what the blocks are.

@@ -1,8 +1,6 @@
 //! Named tensors in PyTorch's layout, read from and written to safetensors files.
 //!
 //! A file written here loads with `load_state_dict(safetensors.torch.load_file(f))`, and the other way round.
-//! Checked by tests/weights_files.rs (round trips; truncation, bit flips, wrong shapes and values). Called by the
-//! engines (load, read back), checkpoints and `secateur weights`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -96,8 +94,8 @@ impl Weights {
         self.tensors.insert(name.into(), NamedTensor { shape: shape.to_vec(), values });
     }
 
-    /// The network these weights belong to, from the shapes of the first and the last layer.
-    /// Says nothing about the layers between: [`Weights::check`] does.
+    /// The network these weights belong to, from the shapes of the first and the last layer and the names of those between.
+    /// Says nothing about the shapes of these: [`Weights::check`] does.
     pub fn infer_network(&self) -> Result<ResNet, WeightsError> {
         let shape = |name: &str| match self.tensors.get(name) {
             Some(tensor) => Ok(&tensor.shape),
@@ -108,17 +106,24 @@ impl Weights {
         if !WIDTHS.contains(&width) {
             return Err(WeightsError::Width { met: width });
         }
-        let linear = shape("linear.weight")?;
+        let (linear, expected) = (shape("linear.weight")?, ResNet::resnet18(width, 10).features());
         match linear[..] {
-            [classes, features] if classes > 0 && features == 8 * width => {
-                Ok(ResNet::resnet18(width, classes))
-            }
+            [classes, features] if classes > 0 && features == expected => Ok(self.of_depth(width, classes)),
             _ => Err(WeightsError::Shape {
                 name: "linear.weight".into(),
                 met: linear.clone(),
-                wanted: vec![10, 8 * width],
+                wanted: vec![10, expected],
             }),
         }
+    }
+
+    /// Of the networks with a name the one that knows the most of these tensors, and of equals the smallest.
+    fn of_depth(&self, width: usize, classes: usize) -> ResNet {
+        let known = |network: &ResNet| {
+            network.parameters().iter().filter(|parameter| self.tensors.contains_key(&parameter.name)).count()
+        };
+        let named = ResNet::named(width, classes).into_iter().rev();
+        named.max_by_key(known).unwrap_or(ResNet::resnet18(width, classes))
     }
 
     /// Why the tensor `name` is missing, where others are there that it could be.

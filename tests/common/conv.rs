@@ -106,9 +106,9 @@ pub fn shapes(width: usize, batch: usize) -> Vec<ConvShape> {
     shapes
 }
 
-/// The shapes of both widths, in batches that leave partial tiles, and one image alone.
+/// The shapes of every width, in batches that leave partial tiles, and one image alone.
 pub fn all_shapes() -> Vec<ConvShape> {
-    [(64, 3), (16, 3), (16, 1)].into_iter().flat_map(|(width, batch)| shapes(width, batch)).collect()
+    [(64, 3), (32, 1), (16, 3), (16, 1)].into_iter().flat_map(|(width, batch)| shapes(width, batch)).collect()
 }
 
 /// `len` numbers on [-scale, scale), different for each `stream`.

@@ -1,4 +1,4 @@
-//! The cuda engine on the host runner against the reference engine: the whole network at width 16.
+//! The cuda engine on the host runner against the reference engine: whole networks, most of them ResNet-18 at width 16.
 //!
 //! The reference computes in f32, the kernels in bf16 with f32 accumulation: a layer rounds by about 0.2 %. Logits stay
 //! that close. Gradients do not in an ordinary network: where rounding moves a pre-activation across zero, the ReLU's
@@ -39,7 +39,11 @@ fn on_each(test: impl Fn(DeviceChoice)) {
 }
 
 fn reference() -> Device {
-    open(DeviceChoice::Cpu, NETWORK, BATCH).unwrap()
+    reference_of(NETWORK)
+}
+
+fn reference_of(network: ResNet) -> Device {
+    open(DeviceChoice::Cpu, network, BATCH).unwrap()
 }
 
 /// Uniform numbers on [0, 1).
@@ -79,8 +83,12 @@ enum Kind {
 
 /// Initial weights with every BatchNorm tensor moved away from its start, and running statistics that fit the data.
 fn weights(kind: Kind) -> Weights {
-    let mut weights = secateur::model::initialise(NETWORK, SEED);
-    for (stream, parameter) in (100..).zip(NETWORK.parameters()) {
+    weights_of(NETWORK, kind)
+}
+
+fn weights_of(network: ResNet, kind: Kind) -> Weights {
+    let mut weights = secateur::model::initialise(network, SEED);
+    for (stream, parameter) in (100..).zip(network.parameters()) {
         let (low, high) = match (kind, parameter.kind) {
             (Kind::Ordinary, ParameterKind::BnWeight) => (0.6, 1.4),
             (Kind::Ordinary, ParameterKind::BnBias) => (-0.2, 0.2),
@@ -92,11 +100,11 @@ fn weights(kind: Kind) -> Weights {
             uniforms(stream, parameter.len()).iter().map(|u| low + (high - low) * u).collect();
         weights.insert(parameter.name.as_str(), &parameter.shape, moved);
     }
-    let mut engine = reference();
+    let mut engine = reference_of(network);
     engine.load_weights(&weights).unwrap();
     let (images, _) = batch();
     let images = engine.upload("images", &images).unwrap();
-    let logits = engine.alloc("logits", BATCH * NETWORK.classes).unwrap();
+    let logits = engine.alloc("logits", BATCH * network.classes).unwrap();
     for _ in 0..30 {
         engine.forward(Pass::Train { slot: 0 }, &images, &logits).unwrap();
     }
@@ -118,13 +126,14 @@ struct Bench {
 impl Bench {
     fn new(engine: Device) -> Self {
         let (images, labels) = batch();
+        let classes = engine.network().classes;
         Self {
             images: engine.upload("images", &images).unwrap(),
             labels: engine.upload("labels", &labels).unwrap(),
-            logits: engine.alloc("logits", BATCH * NETWORK.classes).unwrap(),
+            logits: engine.alloc("logits", BATCH * classes).unwrap(),
             losses: engine.alloc("losses", BATCH).unwrap(),
             predictions: engine.alloc("predictions", BATCH).unwrap(),
-            logit_gradient: engine.alloc("logit gradient", BATCH * NETWORK.classes).unwrap(),
+            logit_gradient: engine.alloc("logit gradient", BATCH * classes).unwrap(),
             gradient: engine.alloc("gradient", BATCH * IMAGE_LEN).unwrap(),
             engine,
         }
@@ -245,26 +254,26 @@ fn sign_agreement(met: &[f32], wanted: &[f32]) -> f64 {
 }
 
 /// Both engines, ready for the same batch.
-fn pair(device: DeviceChoice, kind: Kind) -> (Bench, Bench) {
-    let weights = weights(kind);
-    let emulated = open(device, NETWORK, BATCH).unwrap();
-    (Bench::ready(emulated, &weights), Bench::ready(reference(), &weights))
+fn pair(device: DeviceChoice, network: ResNet, kind: Kind) -> (Bench, Bench) {
+    let weights = weights_of(network, kind);
+    let emulated = open(device, network, BATCH).unwrap();
+    (Bench::ready(emulated, &weights), Bench::ready(reference_of(network), &weights))
 }
 
 #[test]
 fn evaluation_pass_forward_and_back() {
-    on_each(evaluation_pass);
+    on_each(|device| evaluation_pass(device, NETWORK));
 }
 
-fn evaluation_pass(device: DeviceChoice) {
+fn evaluation_pass(device: DeviceChoice, network: ResNet) {
     let mut comparison = Comparison::default();
     for kind in [Kind::Ordinary, Kind::Steady] {
-        let (mut met, mut wanted) = pair(device, kind);
+        let (mut met, mut wanted) = pair(device, network, kind);
         for bench in [&mut met, &mut wanted] {
             bench.forward(Pass::Eval, &bench.images.clone());
             bench.loss();
         }
-        let name = |what| format!("{device:?}, {kind:?} network, evaluation, {what}");
+        let name = |what| format!("{device:?}, {kind:?} {network}, evaluation, {what}");
         comparison.near(&name("logits"), &met.read_logits(), &wanted.read_logits(), 0.015, 0.04);
         let losses = [&met, &wanted].map(|bench| bench.engine.read(&bench.losses).unwrap());
         comparison.near(&name("losses"), &losses[0], &losses[1], 0.005, 0.02);
@@ -283,19 +292,19 @@ fn evaluation_pass(device: DeviceChoice) {
 
 #[test]
 fn train_pass_forward_and_back() {
-    on_each(train_pass);
+    on_each(|device| train_pass(device, NETWORK));
 }
 
-fn train_pass(device: DeviceChoice) {
+fn train_pass(device: DeviceChoice, network: ResNet) {
     let mut comparison = Comparison::default();
     let pass = Pass::Train { slot: 1 };
     for kind in [Kind::Ordinary, Kind::Steady] {
-        let (mut met, mut wanted) = pair(device, kind);
+        let (mut met, mut wanted) = pair(device, network, kind);
         for bench in [&mut met, &mut wanted] {
             bench.forward(pass, &bench.images.clone());
             bench.loss();
         }
-        let name = |what: &str| format!("{device:?}, {kind:?} network, training, {what}");
+        let name = |what: &str| format!("{device:?}, {kind:?} {network}, training, {what}");
         comparison.near(&name("logits"), &met.read_logits(), &wanted.read_logits(), 0.03, 0.12);
 
         met.take_logit_gradient(&wanted);
@@ -312,7 +321,8 @@ fn train_pass(device: DeviceChoice) {
             bench.engine.weights(WeightSet::Gradients).unwrap().tensors
         });
         assert_eq!(met_gradients.keys().collect::<Vec<_>>(), wanted_gradients.keys().collect::<Vec<_>>());
-        assert_eq!(met_gradients.len(), 62);
+        let trainable = network.parameters().iter().filter(|parameter| parameter.kind.trainable()).count();
+        assert_eq!(met_gradients.len(), trainable);
         for (tensor, wanted) in &wanted_gradients {
             let met = &met_gradients[tensor];
             assert_eq!(met.shape, wanted.shape, "{tensor}");
@@ -329,7 +339,7 @@ fn train_pass(device: DeviceChoice) {
 
         let [met, wanted] =
             [&met, &wanted].map(|bench| bench.engine.weights(WeightSet::Live).unwrap().tensors);
-        for parameter in NETWORK.parameters().iter().filter(|parameter| !parameter.kind.trainable()) {
+        for parameter in network.parameters().iter().filter(|parameter| !parameter.kind.trainable()) {
             let [met, wanted] = [&met, &wanted].map(|tensors| &tensors[&parameter.name].values);
             comparison.near(&name(&parameter.name), met, wanted, 0.01, 0.03);
         }
@@ -440,14 +450,14 @@ struct Run {
     weights: [Weights; 2],
 }
 
-/// Twenty steps of PGD adversarial training with augmentation, momentum, weight decay and a moving average.
-fn train(engine: Device, start: &Weights, learning_rate: f32) -> Run {
+/// Steps of PGD adversarial training with augmentation, momentum, weight decay and a moving average.
+fn train(engine: Device, start: &Weights, learning_rate: f32, steps: u32) -> Run {
     let (set, set_labels) = data(40);
     let mut bench = Bench::ready(engine, start);
     let set = ImageSet::upload(&bench.engine, &set, &set_labels).unwrap();
     let perturbed = bench.engine.alloc("perturbed", BATCH * IMAGE_LEN).unwrap();
     let mut losses = Vec::new();
-    for step in 0..20u32 {
+    for step in 0..steps {
         let ids: Vec<u32> = (0..BATCH as u32).map(|i| (step * BATCH as u32 + i) % 40).collect();
         let samples = bench.engine.upload("samples", &ids).unwrap();
         let augment = Some(Augment { seed: SEED, epoch: step / 5, padding: Padding::Reflect });
@@ -478,10 +488,10 @@ fn train(engine: Device, start: &Weights, learning_rate: f32) -> Run {
 }
 
 /// How far apart two runs are over how far the second went: trainable parameters, then running statistics.
-fn divergence(met: &Weights, wanted: &Weights, start: &Weights) -> [f64; 2] {
+fn divergence(network: ResNet, met: &Weights, wanted: &Weights, start: &Weights) -> [f64; 2] {
     [true, false].map(|trainable| {
         let (mut apart, mut path) = (0.0, 0.0);
-        for parameter in NETWORK.parameters().iter().filter(|p| p.kind.trainable() == trainable) {
+        for parameter in network.parameters().iter().filter(|p| p.kind.trainable() == trainable) {
             let [met, wanted, start] =
                 [met, wanted, start].map(|weights| &weights.tensors[&parameter.name].values);
             for ((met, wanted), start) in met.iter().zip(wanted).zip(start) {
@@ -495,24 +505,50 @@ fn divergence(met: &Weights, wanted: &Weights, start: &Weights) -> [f64; 2] {
 
 #[test]
 fn twenty_training_steps_stay_together() {
-    let start = weights(Kind::Steady);
-    let [met, wanted] = [emulated(), reference()].map(|engine| train(engine, &start, 0.0005));
-    println!("emulated:  {:.3?}\nreference: {:.3?}", met.losses, wanted.losses);
+    let (mut comparison, expected) = training_steps(common::cuda_engine(), NETWORK, 20);
+    comparison.at_least("share of the loss that was learned away", learned(&expected), 0.1);
+    comparison.finish();
+}
+
+/// Steps of a steady network on the device and on the reference: compares each loss and the weights after the last, and returns the
+/// reference's.
+fn training_steps(device: DeviceChoice, network: ResNet, steps: u32) -> (Comparison, Run) {
+    let start = weights_of(network, Kind::Steady);
+    let [actual, expected] = [open(device, network, BATCH).unwrap(), reference_of(network)]
+        .map(|engine| train(engine, &start, 0.0005, steps));
+    println!("{device:?}, {network}: {:.3?}\nreference: {:.3?}", actual.losses, expected.losses);
     let mut comparison = Comparison::default();
-    for (step, (met, wanted)) in met.losses.iter().zip(&wanted.losses).enumerate() {
+    for (step, (actual, expected)) in actual.losses.iter().zip(&expected.losses).enumerate() {
         comparison.at_most(
             &format!("loss of step {step}, relative"),
-            (met / wanted - 1.0).abs().into(),
+            (actual / expected - 1.0).abs().into(),
             0.03,
         );
     }
-    comparison.at_least("share of the loss that was learned away", learned(&wanted), 0.1);
     for (set, name) in ["live", "average"].iter().enumerate() {
-        let [parameters, statistics] = divergence(&met.weights[set], &wanted.weights[set], &start);
+        let [parameters, statistics] =
+            divergence(network, &actual.weights[set], &expected.weights[set], &start);
         comparison.at_most(&format!("{name} parameters, distance over path"), parameters, 0.1);
         comparison.at_most(&format!("{name} statistics, distance over path"), statistics, 0.1);
     }
-    comparison.finish();
+    (comparison, expected)
+}
+
+#[test]
+fn resnet34_trains_a_step() {
+    on_each(|device| trains_a_step(device, ResNet::resnet34(16, 10)));
+}
+
+#[test]
+fn width_32_trains_a_step() {
+    on_each(|device| trains_a_step(device, ResNet::resnet18(32, 10)));
+}
+
+/// Both passes, and a step with its attack, within the bounds of the other tests.
+fn trains_a_step(device: DeviceChoice, network: ResNet) {
+    evaluation_pass(device, network);
+    train_pass(device, network);
+    training_steps(device, network, 1).0.finish();
 }
 
 /// An ordinary network of this size is chaotic on batches of eight: a flipped sign moves a pixel by a whole step, and
@@ -524,7 +560,7 @@ fn twenty_training_steps_stay_together() {
 #[test]
 fn twenty_training_steps_learn_alike() {
     let start = weights(Kind::Ordinary);
-    let [met, wanted] = [emulated(), reference()].map(|engine| train(engine, &start, 0.01));
+    let [met, wanted] = [emulated(), reference()].map(|engine| train(engine, &start, 0.01, 20));
     println!("emulated:  {:.3?}\nreference: {:.3?}", met.losses, wanted.losses);
     let mut comparison = Comparison::default();
     let first = (met.losses[0] / wanted.losses[0] - 1.0).abs();

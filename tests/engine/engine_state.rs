@@ -1,7 +1,7 @@
 //! What the cuda engine keeps and what it refuses: weights and optimizer state there and back, and calls in the wrong
 //! order or of the wrong size, each an error that names the matter.
 
-use secateur::engine::{Engine, Error, GradRequest, Pass, Sgd, SignStep, WeightSet, open};
+use secateur::engine::{DeviceChoice, Engine, Error, GradRequest, Pass, Sgd, SignStep, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet, initialise};
 use secateur::ops::{CrossEntropy, LossOutputs, SelectTopK};
@@ -135,8 +135,13 @@ fn wrong_sizes_and_foreign_tensors_are_refused() {
     let too_many = engine.alloc("top", 4).unwrap();
     assert!(engine.run(&SelectTopK { values: &values, top: &too_many }).is_err());
 
-    let Err(error) = open(common::cuda_engine(), ResNet::resnet18(32, 10), 4) else {
-        panic!("width 32 has no kernels");
+    let Err(error) = open(common::cuda_engine(), ResNet::resnet18(48, 10), 4) else {
+        panic!("width 48 has no kernels");
     };
-    assert!(error.to_string().contains("32"), "{error}");
+    assert_eq!(error.to_string(), "width 48: the kernels are built for widths [16, 32, 64]");
+    let stageless = ResNet { blocks: [2, 0, 2, 2], ..ResNet::resnet18(16, 10) };
+    for device in [common::cuda_engine(), DeviceChoice::Cpu] {
+        let Err(error) = open(device, stageless, 4) else { panic!("a stage without blocks on {device:?}") };
+        assert_eq!(error.to_string(), "blocks [2, 0, 2, 2]: expected at least 1 in each stage");
+    }
 }

@@ -68,6 +68,12 @@ fn parts_give_the_bits_of_the_whole() {
     agree(cuda_engine(), ResNet::resnet18(16, 10), &[2, 100], 2);
 }
 
+/// Its first stage ends in another buffer than that of ResNet-18.
+#[test]
+fn parts_give_the_bits_of_the_whole_of_three_blocks() {
+    agree(cuda_engine(), ResNet::resnet34(16, 10), &[2], 1);
+}
+
 #[test]
 fn parts_give_the_bits_of_the_whole_on_wgmma() {
     let device = match cuda_engine() {

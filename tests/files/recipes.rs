@@ -814,7 +814,7 @@ fn errors_name_key_value_and_wish() {
             "data.validation=2000",
             "recipe test: data.validation = 2000, expected fewer than the 2000 training images it is taken from",
         ),
-        ("model.width=32", "recipe test: model.width = 32, expected 16 or 64"),
+        ("model.width=48", "recipe test: model.width = 48, expected 16 or 32 or 64"),
         (
             "attack.epsilon=8/0",
             "recipe test: attack.epsilon = \"8/0\", expected a fraction such as \"8/255\" or a number, in (0, 1]",

@@ -30,8 +30,15 @@ fn file(header: &str, data: &[u8]) -> Vec<u8> {
 fn weights_survive_the_way_through_a_file() {
     println!("seed {SEED}");
     let folder = tempfile::tempdir().unwrap();
-    for network in [NETWORK, ResNet::resnet18(16, 100), ResNet::resnet18(64, 10)] {
-        let path = folder.path().join(format!("{}-{}.safetensors", network.width, network.classes));
+    let networks = [
+        NETWORK,
+        ResNet::resnet18(16, 100),
+        ResNet::resnet18(64, 10),
+        ResNet::resnet18(32, 10),
+        ResNet::resnet34(16, 10),
+    ];
+    for network in networks {
+        let path = folder.path().join(format!("{network}.safetensors"));
         let weights = initialise(network, SEED);
         weights.write(&path, Existing::Refuse).unwrap();
         let (met, read) = Weights::read_network(&path).unwrap();
@@ -41,7 +48,7 @@ fn weights_survive_the_way_through_a_file() {
         assert!(weights.write(&path, Existing::Refuse).is_err());
         weights.write(&path, Existing::Replace).unwrap();
     }
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "no temporary file stays");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), networks.len(), "no temporary file stays");
 }
 
 #[test]
@@ -94,11 +101,11 @@ fn check_names_what_is_wrong() {
 #[test]
 fn networks_without_kernels_are_refused() {
     let mut weights = Weights::default();
-    weights.insert("conv1.weight", &[32, 3, 3, 3], vec![0.0; 864]);
+    weights.insert("conv1.weight", &[48, 3, 3, 3], vec![0.0; 1296]);
     let error = weights.infer_network().unwrap_err().to_string();
     assert_eq!(
         error,
-        "conv1.weight has 32 output channels, expected 16 or 64 (the widths that have kernels)"
+        "conv1.weight has 48 output channels, expected 16 or 32 or 64 (the widths that have kernels)"
     );
     weights.insert("conv1.weight", &[], vec![0.0]);
     assert!(matches!(weights.infer_network(), Err(WeightsError::Width { met: 0 })));

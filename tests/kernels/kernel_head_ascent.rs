@@ -1,5 +1,5 @@
 //! The head of an attack in one kernel: against an f64 oracle, and bit by bit against the three kernels that it stands for, at
-//! widths 16 and 64, 10 and 100 classes, for every loss.
+//! widths 16, 32 and 64, 10 and 100 classes, for every loss.
 
 use std::rc::Rc;
 

@@ -1,4 +1,4 @@
-//! BatchNorm kernels against f64 oracles, over every shape of the network at widths 16 and 64, in one and in two sets of
+//! BatchNorm kernels against f64 oracles, over every shape of the network at widths 16, 32 and 64, in one and in two sets of
 //! images.
 
 use half::bf16;

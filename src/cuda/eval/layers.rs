@@ -1,8 +1,8 @@
-//! What an evaluation pass launches for each layer, the first stage part by part.
+//! What an evaluation pass launches for each layer, the first stage chunk by chunk.
 //!
 //! Where a micro-batch is larger than the cache ([`super::micro_batch()`]), the first stage, which moves the most bytes for its
-//! products, takes its images part by part: all its layers for one part, then all for the next. Parts share the memory
-//! of what lies inside the stage. Each image's results are the same bits in any part.
+//! products, takes its images in chunks: all its layers for one chunk, then all for the next. Chunks share the memory
+//! of what lies inside the stage. Each image's results are the same bits in any chunk.
 
 use super::{Ascent, EvalPass};
 use crate::cuda::driver::{Address, Driver};
@@ -19,7 +19,7 @@ use crate::model::{Layer, Residual};
 
 /// Images of the batch, the first of them and how many.
 #[derive(Clone, Copy)]
-struct Part {
+struct Chunk {
     first: usize,
     images: usize,
 }
@@ -35,7 +35,7 @@ pub enum Start {
 
 /// One pass over the network.
 #[derive(Clone, Copy)]
-pub struct Launches<'a> {
+pub struct EvalLaunches<'a> {
     pub pass: &'a EvalPass,
     pub parameters: &'a Parameters,
     pub scratch: &'a Scratch,
@@ -45,13 +45,13 @@ pub struct Launches<'a> {
     pub batch: usize,
 }
 
-impl Launches<'_> {
+impl EvalLaunches<'_> {
     /// The last activation for the packed images, every mask, and where they are wanted the logits.
     pub fn forward(self, packed: Address, logits: Option<Address>) -> Result<()> {
         let (layers, first) = (&self.layout().layers, self.layout().network.first_stage());
-        let on = |part| EvalForward { of: OnPart { all: self, part }, packed, logits };
-        for part in self.parts() {
-            pass::forward(layers, first.clone(), &mut on(part))?;
+        let on = |chunk| EvalForward { of: OnChunk { all: self, chunk }, packed, logits };
+        for chunk in self.chunks() {
+            pass::forward(layers, first.clone(), &mut on(chunk))?;
         }
         pass::forward(layers, first.end..layers.len(), &mut on(self.whole()))
     }
@@ -59,10 +59,10 @@ impl Launches<'_> {
     /// From the last activation or the gradient of the logits to the image.
     pub fn backward(self, start: Start, image: &ImageEpilogue) -> Result<()> {
         let (layers, first) = (&self.layout().layers, self.layout().network.first_stage());
-        let on = |part| EvalBackward { of: OnPart { all: self, part }, start, image };
+        let on = |chunk| EvalBackward { of: OnChunk { all: self, chunk }, start, image };
         pass::backward(layers, first.end..layers.len(), &mut on(self.whole()))?;
-        for part in self.parts() {
-            pass::backward(layers, first.clone(), &mut on(part))?;
+        for chunk in self.chunks() {
+            pass::backward(layers, first.clone(), &mut on(chunk))?;
         }
         self.pass.driver.layer(None);
         Ok(())
@@ -72,24 +72,24 @@ impl Launches<'_> {
         &self.parameters.layout
     }
 
-    fn whole(&self) -> Part {
-        Part { first: 0, images: self.batch }
+    fn whole(&self) -> Chunk {
+        Chunk { first: 0, images: self.batch }
     }
 
     /// The whole batch, as the first stage takes it.
-    fn parts(&self) -> impl Iterator<Item = Part> + use<> {
-        let (batch, images) = (self.batch, self.pass.part);
-        (0..batch).step_by(images).map(move |first| Part { first, images: images.min(batch - first) })
+    fn chunks(&self) -> impl Iterator<Item = Chunk> + use<> {
+        let (batch, images) = (self.batch, self.pass.chunk);
+        (0..batch).step_by(images).map(move |first| Chunk { first, images: images.min(batch - first) })
     }
 }
 
 /// The same on some of the images.
-struct OnPart<'a> {
-    all: Launches<'a>,
-    part: Part,
+struct OnChunk<'a> {
+    all: EvalLaunches<'a>,
+    chunk: Chunk,
 }
 
-impl OnPart<'_> {
+impl OnChunk<'_> {
     fn driver(&self) -> &dyn Driver {
         &*self.all.pass.driver
     }
@@ -97,7 +97,7 @@ impl OnPart<'_> {
         &self.all.layout().layers[index]
     }
     fn shape(&self, at: usize) -> ConvShape {
-        layout::shape(self.all.layout(), at, self.part.images)
+        layout::shape(self.all.layout(), at, self.chunk.images)
     }
     fn weights(&self, at: usize) -> Address {
         self.all.parameters.folded.address().offset::<u16>(layout::packed_offset(self.all.layout(), at))
@@ -105,18 +105,18 @@ impl OnPart<'_> {
     fn bias(&self, at: usize) -> Address {
         self.all.parameters.bias.address().offset::<f32>(self.all.layout().convs[at].channel)
     }
-    /// The part's bits in the mask of a layer.
+    /// The chunk's bits in the mask of a layer.
     fn mask(&self, layer: usize) -> Address {
-        self.all.pass.masks[layer].address() + self.part.first * self.all.layout().activation_len(layer) / 8
+        self.all.pass.masks[layer].address() + self.chunk.first * self.all.layout().activation_len(layer) / 8
     }
 
-    /// The part's activation of a layer, or its gradient. The buffer in which the first stage ends holds all parts, one after the
+    /// The chunk's activation of a layer, or its gradient. The buffer in which the first stage ends holds all chunks, one after the
     /// other; the others need to hold only one at a time.
     fn activation(&self, layer: usize) -> Address {
         let layout = self.all.layout();
         let ends_in = self.layer(layout.network.first_stage().end - 1).buffer;
         let layer = self.layer(layer);
-        let before = if layer.buffer == ends_in { self.part.first } else { 0 };
+        let before = if layer.buffer == ends_in { self.chunk.first } else { 0 };
         let address = self.all.scratch.layer(layer).address();
         address.offset::<u16>(before * layout.activation_len(layer.index))
     }
@@ -155,7 +155,7 @@ impl OnPart<'_> {
 }
 
 struct EvalForward<'a> {
-    of: OnPart<'a>,
+    of: OnChunk<'a>,
     packed: Address,
     logits: Option<Address>,
 }
@@ -178,7 +178,7 @@ impl Forward for EvalForward<'_> {
         let input = match layer.input {
             Some(input) => of.activation(input),
             None => {
-                let before = of.part.first;
+                let before = of.chunk.first;
                 self.packed.offset::<u16>(layout::shape(of.all.layout(), layer.conv, before).input_len())
             }
         };
@@ -206,12 +206,12 @@ impl Forward for EvalForward<'_> {
             features: network.features() as u32,
             classes: network.classes as u32,
         };
-        head::head_forward(of.driver(), of.part.images, &params)
+        head::head_forward(of.driver(), of.chunk.images, &params)
     }
 }
 
 struct EvalBackward<'a> {
-    of: OnPart<'a>,
+    of: OnChunk<'a>,
     start: Start,
     image: &'a ImageEpilogue,
 }
@@ -230,7 +230,7 @@ impl Backward for EvalBackward<'_> {
             Start::LogitGradient(logit_gradient) => {
                 let mask = of.mask(last);
                 let params = HeadBackwardParams { logit_gradient, weight, mask, gradient, features, classes };
-                head::head_input_gradient(of.driver(), of.part.images, &params)
+                head::head_input_gradient(of.driver(), of.chunk.images, &params)
             }
             Start::Ascent(Ascent { loss, operand }) => {
                 let (labels, target_logits) = match loss.needs_clean_logits() {
@@ -247,7 +247,7 @@ impl Backward for EvalBackward<'_> {
                     features,
                     classes,
                 };
-                head::head_ascent(of.driver(), loss, of.part.images, &params)
+                head::head_ascent(of.driver(), loss, of.chunk.images, &params)
             }
         }
     }
@@ -275,7 +275,7 @@ impl Backward for EvalBackward<'_> {
     fn image_gradient(&mut self) -> Result<()> {
         let of = &self.of;
         of.driver().layer(Some(0));
-        let before = layout::shape(of.all.layout(), 0, of.part.first);
+        let before = layout::shape(of.all.layout(), 0, of.chunk.first);
         let image = self.image.after(&before);
         conv::image_gradient(of.driver(), &of.shape(0), of.activation(0), of.weights(0), &image)
     }

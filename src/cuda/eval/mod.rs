@@ -10,7 +10,7 @@ mod micro_batch;
 use std::num::NonZeroUsize;
 use std::rc::Rc;
 
-use layers::{Launches, Start};
+use layers::{EvalLaunches, Start};
 pub use micro_batch::{in_cache, micro_batch};
 
 use super::driver::nvtx::Range;
@@ -28,7 +28,7 @@ pub struct EvalPass {
     masks: Vec<Buffer>,
     pooled: Buffer,
     /// Images that the first stage takes at a time.
-    part: usize,
+    chunk: usize,
     /// Images of the last forward pass.
     batch: Option<usize>,
 }
@@ -49,7 +49,7 @@ impl EvalPass {
         Ok(Self {
             masks: (0..layout.layers.len()).map(mask).collect::<Result<_>>()?,
             pooled: Buffer::new(driver, "eval features", max_batch * layout.network.features() * 4)?,
-            part: driver
+            chunk: driver
                 .options()
                 .first_stage_images
                 .map_or_else(|| in_cache(layout.network, driver.info().cache), NonZeroUsize::get),
@@ -136,7 +136,7 @@ impl EvalPass {
         linear: (Address, Address),
         reduction: Reduction,
         batch: usize,
-    ) -> Launches<'a> {
-        Launches { pass: self, parameters, scratch, linear, reduction, batch }
+    ) -> EvalLaunches<'a> {
+        EvalLaunches { pass: self, parameters, scratch, linear, reduction, batch }
     }
 }

@@ -18,7 +18,7 @@ use crate::model::pass::{Backward, Forward};
 use crate::model::{Layer, Residual};
 
 /// What both ways launch with.
-pub struct Launches<'a> {
+pub struct TrainLaunches<'a> {
     pub pass: &'a TrainPass,
     pub parameters: &'a Parameters,
     pub scratch: &'a Scratch,
@@ -26,7 +26,7 @@ pub struct Launches<'a> {
     pub batch: usize,
 }
 
-impl Launches<'_> {
+impl TrainLaunches<'_> {
     fn driver(&self) -> &dyn Driver {
         &*self.pass.driver
     }
@@ -169,7 +169,7 @@ impl Launches<'_> {
 }
 
 pub struct TrainForward<'a> {
-    pub with: Launches<'a>,
+    pub with: TrainLaunches<'a>,
     /// Of each set.
     pub logits: &'a [Address],
 }
@@ -232,7 +232,7 @@ impl Forward for TrainForward<'_> {
 }
 
 pub struct TrainBackward<'a> {
-    pub with: Launches<'a>,
+    pub with: TrainLaunches<'a>,
     /// Of each set.
     pub logit_gradients: &'a [Address],
     pub wanted: &'a Wanted,

@@ -21,7 +21,7 @@ use super::parameters::Parameters;
 use super::scratch::Scratch;
 use crate::engine::{Error, Result};
 use crate::model::pass;
-use layers::{Launches, TrainBackward, TrainForward};
+use layers::{TrainBackward, TrainForward, TrainLaunches};
 
 /// What a backward pass computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -144,7 +144,7 @@ impl TrainPass {
             attack::image_pack(&*self.driver, batch, *images, packed)?;
         }
         let layers = &parameters.layout.layers;
-        let with = Launches { pass: self, parameters, scratch, batch };
+        let with = TrainLaunches { pass: self, parameters, scratch, batch };
         pass::forward(layers, 0..layers.len(), &mut TrainForward { with, logits })
     }
 
@@ -180,7 +180,7 @@ impl TrainPass {
         wanted: &Wanted,
     ) -> Result<()> {
         let layers = &parameters.layout.layers;
-        let with = Launches { pass: self, parameters, scratch, batch };
+        let with = TrainLaunches { pass: self, parameters, scratch, batch };
         pass::backward(layers, 0..layers.len(), &mut TrainBackward { with, logit_gradients, wanted })?;
         self.driver.layer(None);
         Ok(())
