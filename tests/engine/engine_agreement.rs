@@ -8,6 +8,7 @@
 //! compared bit for bit. Every test prints what it met.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, SignStep, Tensor, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
@@ -83,10 +84,15 @@ enum Kind {
 
 /// Initial weights with every BatchNorm tensor moved away from its start, and running statistics that fit the data.
 fn weights(kind: Kind) -> Weights {
-    weights_of(NETWORK, kind)
+    static WEIGHTS: [OnceLock<Weights>; 2] = [OnceLock::new(), OnceLock::new()];
+    WEIGHTS[kind as usize].get_or_init(|| fitted(NETWORK, kind)).clone()
 }
 
 fn weights_of(network: ResNet, kind: Kind) -> Weights {
+    if network == NETWORK { weights(kind) } else { fitted(network, kind) }
+}
+
+fn fitted(network: ResNet, kind: Kind) -> Weights {
     let mut weights = secateur::model::initialise(network, SEED);
     for (stream, parameter) in (100..).zip(network.parameters()) {
         let (low, high) = match (kind, parameter.kind) {

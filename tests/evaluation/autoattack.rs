@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command as Process, Stdio};
+use std::sync::OnceLock;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
@@ -29,7 +30,12 @@ const SEED: u64 = 20_261_121;
 const NETWORK: ResNet = ResNet::resnet18(16, 10);
 
 /// Initial weights with BatchNorm statistics that fit generated images.
-fn weights() -> Weights {
+fn weights() -> &'static Weights {
+    static WEIGHTS: OnceLock<Weights> = OnceLock::new();
+    WEIGHTS.get_or_init(fitted)
+}
+
+fn fitted() -> Weights {
     let mut engine = open(DeviceChoice::Cpu, NETWORK, 16).unwrap();
     engine.load_weights(&initialise(NETWORK, SEED)).unwrap();
     let (set, samples) = images(&mut engine, 16);
@@ -62,7 +68,7 @@ fn subject(count: usize) -> (Engine, ImageSet, Vec<u32>) {
 /// An engine and images of which all but the last are labelled as it predicts them.
 fn subject_on(device: DeviceChoice, count: usize) -> (Engine, ImageSet, Vec<u32>) {
     let mut engine = open(device, NETWORK, count).unwrap();
-    engine.load_weights(&weights()).unwrap();
+    engine.load_weights(weights()).unwrap();
     engine.fold_batch_norm(WeightSet::Live).unwrap();
     let (mut set, samples) = images(&mut engine, count);
     let batch = Batch::alloc(&engine, count).unwrap();

@@ -4,6 +4,8 @@
 //! The network is a steady one (BatchNorm biases keep pre-activations away from zero), so that bf16 flips no ReLU and what
 //! remains is rounding; tests/engine/engine_agreement.rs says why. The gradient is taken on the same adversarial images.
 
+use std::sync::OnceLock;
+
 use secateur::attack::AttackWork;
 use secateur::batch::Batch;
 use secateur::data::DataSet;
@@ -34,8 +36,13 @@ const RECIPE: &str = r#"
     kind = "constant"
 "#;
 
-/// Initial weights with large BatchNorm biases, and running statistics that fit the images.
-fn steady_weights(recipe: &Recipe) -> Weights {
+/// Initial weights with large BatchNorm biases, and running statistics that fit the images; the same for every method.
+fn steady_weights() -> &'static Weights {
+    static WEIGHTS: OnceLock<Weights> = OnceLock::new();
+    WEIGHTS.get_or_init(|| fitted(&Recipe::parse("test", RECIPE, &[]).unwrap()))
+}
+
+fn fitted(recipe: &Recipe) -> Weights {
     let network = train::network(recipe);
     let mut weights = initialise(network, recipe.seed);
     let key = Key { seed: recipe.seed, purpose: Purpose::Generation, epoch: 1, step: 0 };
@@ -100,15 +107,15 @@ fn distance(met: &Weights, wanted: &Weights) -> f64 {
 fn compare(overrides: &[&str]) -> AttackWork {
     let text: Vec<String> = overrides.iter().map(|&text| text.into()).collect();
     let recipe = Recipe::parse("test", RECIPE, &text).unwrap();
-    let weights = steady_weights(&recipe);
+    let weights = steady_weights();
     let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
     let step = |bench: &mut Bench| {
         let mut objective = recipe.new_objective();
         let work = objective.attack(&mut bench.engine, key, &bench.batch).unwrap();
         (objective, work)
     };
-    let mut reference = Bench::new(DeviceChoice::Cpu, &recipe, &weights);
-    let mut emulated = Bench::new(common::cuda_engine(), &recipe, &weights);
+    let mut reference = Bench::new(DeviceChoice::Cpu, &recipe, weights);
+    let mut emulated = Bench::new(common::cuda_engine(), &recipe, weights);
     let (mut reference_objective, reference_work) = step(&mut reference);
     let (mut emulated_objective, emulated_work) = step(&mut emulated);
     assert_eq!(emulated_work, reference_work, "{overrides:?}");
