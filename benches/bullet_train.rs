@@ -110,21 +110,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let accuracy = ((1.0 - outliers) * robust) as f32;
         let mut work = Default::default();
         let mut bullet = BulletTrain::new(recipe.full_attack(), &recipe.accelerate);
-        let met = seconds(engine, |engine| {
+        let actual = seconds(engine, |engine| {
             bullet.set_accuracy(accuracy);
             work = bullet.perturb(engine, ascent, key, &batch).expect("an attack");
         });
         let attacked = (work.boundary + work.robust) as f64;
         let expected = step * work.steps as f64 + forward * (images as f64 + attacked);
         println!(
-            "outliers {:4}, boundary {:4}, robust {:4}: {:.2} steps an image, {met:.2} s, {:.2} of the plain attack; over \
+            "outliers {:4}, boundary {:4}, robust {:4}: {:.2} steps an image, {actual:.2} s, {:.2} of the plain attack; over \
              expected {expected:.2} s: {:.3}",
             work.outliers,
             work.boundary,
             work.robust,
             work.steps as f64 / images as f64,
-            met / plain,
-            met / expected
+            actual / plain,
+            actual / expected
         );
     }
     Ok(())

@@ -22,8 +22,8 @@ pub fn build(root: &Path, out: &Path, sources: &Sources, warns: bool) -> Result<
     }
     let variable = |name: &str| std::env::var(name).ok();
     let asked = variable("SECATEUR_CUDA_TARGETS").filter(|list| !list.is_empty());
-    let mut wanted = targets::wanted(asked.as_deref())?;
-    if wanted.is_empty() {
+    let mut expected = targets::expected(asked.as_deref())?;
+    if expected.is_empty() {
         return write_table(out, None, &[], &[]);
     }
     let places = targets::nvcc_places(
@@ -51,13 +51,13 @@ pub fn build(root: &Path, out: &Path, sources: &Sources, warns: bool) -> Result<
     if nvcc.release < targets::OLDEST_NVCC {
         return Err(too_old(&nvcc, "these kernels", targets::OLDEST_NVCC));
     }
-    if let Some(target) = wanted.iter().find(|target| target.since > nvcc.release) {
+    if let Some(target) = expected.iter().find(|target| target.since > nvcc.release) {
         if asked.is_some() {
             return Err(too_old(&nvcc, target.name, target.since));
         }
-        wanted.retain(|target| target.since <= nvcc.release);
+        expected.retain(|target| target.since <= nvcc.release);
     }
-    compile(root, out, sources, &nvcc, &wanted)
+    compile(root, out, sources, &nvcc, &expected)
 }
 
 fn too_old(nvcc: &Nvcc, what: &str, since: (u32, u32)) -> String {
@@ -97,7 +97,13 @@ struct Image {
     path: PathBuf,
 }
 
-fn compile(root: &Path, out: &Path, sources: &Sources, nvcc: &Nvcc, wanted: &[Target]) -> Result<(), String> {
+fn compile(
+    root: &Path,
+    out: &Path,
+    sources: &Sources,
+    nvcc: &Nvcc,
+    expected: &[Target],
+) -> Result<(), String> {
     // Line tables name the folder of the sources: a build that travels goes without (scripts/pack-gpu.sh).
     let line_info = std::env::var("SECATEUR_CUDA_LINE_INFO").map_or(true, |asked| asked != "off");
     let folder = out.join("device");
@@ -108,7 +114,7 @@ fn compile(root: &Path, out: &Path, sources: &Sources, nvcc: &Nvcc, wanted: &[Ta
         let file = source.strip_prefix(root).unwrap_or(source).display().to_string();
         let text = fs::read_to_string(source).map_err(|e| format!("{file}: {e}"))?;
         let allowed = targets::allowed(&text).map_err(|e| format!("{file}: {e}"))?;
-        for target in wanted.iter().filter(|target| allowed.contains(target)) {
+        for target in expected.iter().filter(|target| allowed.contains(target)) {
             let is_ptx = target.name == "ptx";
             let extension = if is_ptx { "ptx" } else { "cubin" };
             let output =

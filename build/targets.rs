@@ -29,7 +29,7 @@ pub const TARGETS: [Target; 6] = [
 pub const OLDEST_NVCC: (u32, u32) = (12, 0);
 
 /// What `SECATEUR_CUDA_TARGETS` asks for: all where it is not set.
-pub fn wanted(variable: Option<&str>) -> Result<Vec<Target>, String> {
+pub fn expected(variable: Option<&str>) -> Result<Vec<Target>, String> {
     let Some(list) = variable else { return Ok(TARGETS.to_vec()) };
     let names: Vec<&str> = list.split(',').map(str::trim).collect();
     if names == ["none"] {
@@ -82,5 +82,5 @@ pub fn nvcc_places(
 /// The targets that a source file allows: the line `// Targets: sm_90a` in its first lines, else all.
 pub fn allowed(source: &str) -> Result<Vec<Target>, String> {
     let line = source.lines().take(20).find_map(|line| line.strip_prefix("// Targets:"));
-    wanted(line.map(|list| list.trim().trim_end_matches('.')))
+    expected(line.map(|list| list.trim().trim_end_matches('.')))
 }

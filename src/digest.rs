@@ -35,12 +35,12 @@ mod tests {
     fn both_give_the_digests_of_fips_180_4() {
         // The examples of the standard: "abc", and a million times "a", which is more than one block of the reader.
         let long = vec![b'a'; 1_000_000];
-        for (bytes, wanted) in [
+        for (bytes, expected) in [
             (b"abc".as_slice(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
             (&long, "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"),
         ] {
-            assert_eq!(sha256(bytes), wanted);
-            assert_eq!(sha256_of(bytes).unwrap(), wanted);
+            assert_eq!(sha256(bytes), expected);
+            assert_eq!(sha256_of(bytes).unwrap(), expected);
         }
     }
 }

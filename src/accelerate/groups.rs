@@ -144,8 +144,8 @@ impl Grouping {
         let Some(warm_up) = self.warm_up.as_mut().filter(|warm_up| !warm_up.over) else { return false };
         // A score is negative where the prediction is wrong.
         let right = scores.iter().filter(|&&score| score >= 0.0).count();
-        let met = right as f32 / scores.len() as f32;
-        warm_up.accuracy = decay * warm_up.accuracy + (1.0 - decay) * met;
+        let actual = right as f32 / scores.len() as f32;
+        warm_up.accuracy = decay * warm_up.accuracy + (1.0 - decay) * actual;
         warm_up.over = warm_up.accuracy >= warm_up.until;
         !warm_up.over
     }
@@ -153,8 +153,8 @@ impl Grouping {
     /// Moves acc_ref: of a batch of `of` images, `right` are predicted right after the attack. An outlier's x' is its x,
     /// which was predicted wrong: it counts in `of` only.
     pub fn learn(&mut self, right: usize, of: usize) {
-        let met = right as f32 / of as f32;
-        self.accuracy = self.decay * self.accuracy + (1.0 - self.decay) * (self.factor * met);
+        let actual = right as f32 / of as f32;
+        self.accuracy = self.decay * self.accuracy + (1.0 - self.decay) * (self.factor * actual);
     }
 
     /// acc_ref, for checkpoints.

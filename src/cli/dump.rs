@@ -90,8 +90,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
 /// The tensor `x_adv` of a file, as HWC pixels.
 fn given_images(path: &Path, count: usize) -> anyhow::Result<Vec<f32>> {
     let file = Weights::read(path)?;
-    let wanted = [count, 3, IMAGE_SIDE, IMAGE_SIDE];
-    let values = file.get("x_adv", &wanted).with_context(|| path.display().to_string())?;
+    let expected = [count, 3, IMAGE_SIDE, IMAGE_SIDE];
+    let values = file.get("x_adv", &expected).with_context(|| path.display().to_string())?;
     if let Some(position) = values.iter().position(|value| !(0.0..=1.0).contains(value)) {
         bail!("{}: x_adv[{position}] = {}, expected 0 to 1", path.display(), values[position]);
     }

@@ -55,11 +55,13 @@ fn table<'a>(kernels: impl Iterator<Item = &'a Kernel>, usages: &[Usage], filter
             let spills = usage.spill_stores + usage.spill_loads;
             let [registers, stack, spills] = [usage.registers, usage.stack, spills].map(|n| n.to_string());
             let shared = kernel.shared_bytes() + usage.shared;
-            let met = occupancy(usage.target, usage.registers, kernel.threads(), shared);
-            let [blocks, share, limit] = match met {
-                Some(met) => {
-                    [met.blocks.to_string(), format!("{:.1} %", 100.0 * met.share), met.limit.to_string()]
-                }
+            let actual = occupancy(usage.target, usage.registers, kernel.threads(), shared);
+            let [blocks, share, limit] = match actual {
+                Some(actual) => [
+                    actual.blocks.to_string(),
+                    format!("{:.1} %", 100.0 * actual.share),
+                    actual.limit.to_string(),
+                ],
                 None => ["-"; 3].map(String::from),
             };
             declared(usage.target, [registers, stack, spills, blocks, share, limit], usage.shared)

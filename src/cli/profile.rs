@@ -176,8 +176,8 @@ mod tests {
         let args = ["profile", "--recipe", "my recipe.toml", "--print-command", "ncu", "--set", "name=it's"];
         let program = OsStr::new("secateur");
         let line = command(Tool::Nsys, program, args.iter().map(OsString::from));
-        let wanted = r"secateur profile --recipe 'my recipe.toml' --set 'name=it'\''s'";
-        assert!(line.starts_with("nsys profile ") && line.ends_with(wanted), "{line}");
+        let expected = r"secateur profile --recipe 'my recipe.toml' --set 'name=it'\''s'";
+        assert!(line.starts_with("nsys profile ") && line.ends_with(expected), "{line}");
         let line =
             command(Tool::Ncu, program, ["profile", "--print-command=ncu"].map(OsString::from).into_iter());
         assert!(

@@ -59,8 +59,8 @@ enum WeightsCommand {
 
 /// A width that there are kernels for.
 fn width(text: &str) -> Result<usize, String> {
-    let wanted = || format!("expected {}", WIDTHS.map(|width| width.to_string()).join(" or "));
-    text.parse().ok().filter(|width| WIDTHS.contains(width)).ok_or_else(wanted)
+    let expected = || format!("expected {}", WIDTHS.map(|width| width.to_string()).join(" or "));
+    text.parse().ok().filter(|width| WIDTHS.contains(width)).ok_or_else(expected)
 }
 
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {

@@ -28,19 +28,19 @@ impl Oracle {
     }
 
     /// Every element within the rounding of a sum of so many terms, and the whole within what such errors add up to at random.
-    fn check(&self, met: &[f32], before: f32, what: &str) {
-        assert_eq!(met.len(), self.values.len(), "{what}");
+    fn check(&self, actual: &[f32], before: f32, what: &str) {
+        assert_eq!(actual.len(), self.values.len(), "{what}");
         let unit = f64::from(f32::EPSILON) / 2.0;
         let (mut error, mut size) = (0.0f64, 0.0f64);
-        for (at, (&met, (&value, &magnitude))) in
-            met.iter().zip(self.values.iter().zip(&self.magnitudes)).enumerate()
+        for (at, (&actual, (&value, &magnitude))) in
+            actual.iter().zip(self.values.iter().zip(&self.magnitudes)).enumerate()
         {
             let expected = value + f64::from(before);
-            let difference = (f64::from(met) - expected).abs();
+            let difference = (f64::from(actual) - expected).abs();
             let bound = unit * (self.terms + 2) as f64 * (magnitude + f64::from(before.abs()));
             assert!(
                 difference <= bound,
-                "{what}: element {at} is {met}, expected {expected} within {bound:e}"
+                "{what}: element {at} is {actual}, expected {expected} within {bound:e}"
             );
             error += difference * difference;
             size += expected * expected;

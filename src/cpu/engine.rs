@@ -239,8 +239,8 @@ impl Backend for Cpu {
                 let gradients = self.gradients.get_or_insert_with(|| vec![0.0; trainable]);
                 (&mut gradients[..], what == ParameterGradient::Add || set > 0)
             });
-            let wanted = Wanted { parameters, images: image_gradient.as_deref_mut() };
-            self.train.backward(slot, &self.layout, batch, &dlogits, wanted);
+            let expected = Wanted { parameters, images: image_gradient.as_deref_mut() };
+            self.train.backward(slot, &self.layout, batch, &dlogits, expected);
         }
         match (request.images, image_gradient) {
             (Some(ImageGradient::Write(tensor)), Some(values)) => {

@@ -86,8 +86,8 @@ mod tests {
         for upper in 0..=u16::MAX {
             for lower in [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF] {
                 let x = f32::from_bits(u32::from(upper) << 16 | lower);
-                let (met, expected) = (bf16(x), half::bf16::from_f32(x).to_f32());
-                assert!(met.to_bits() == expected.to_bits(), "{x:e}: {met:e}, expected {expected:e}");
+                let (actual, expected) = (bf16(x), half::bf16::from_f32(x).to_f32());
+                assert!(actual.to_bits() == expected.to_bits(), "{x:e}: {actual:e}, expected {expected:e}");
             }
         }
     }

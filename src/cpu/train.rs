@@ -119,13 +119,20 @@ impl TrainPass {
     }
 
     /// Backward through the slot's last forward pass of `batch` images.
-    pub fn backward(&mut self, slot: usize, layout: &Layout, batch: usize, dlogits: &[f32], wanted: Wanted) {
+    pub fn backward(
+        &mut self,
+        slot: usize,
+        layout: &Layout,
+        batch: usize,
+        dlogits: &[f32],
+        expected: Wanted,
+    ) {
         let Self { packed, slots, gradients, dy, partials } = self;
         let largest = batch * layout.largest_activation();
         gradients.iter_mut().chain([&mut *dy]).for_each(|gradient| gradient.reserve(largest));
         let slot = &slots[slot];
         let mut pass =
-            TrainBackward { packed, slot, layout, batch, dlogits, gradients, dy, partials, wanted };
+            TrainBackward { packed, slot, layout, batch, dlogits, gradients, dy, partials, expected };
         let Ok(()) = pass::backward(&layout.layers, 0..layout.layers.len(), &mut pass);
     }
 }
@@ -205,7 +212,7 @@ struct TrainBackward<'a> {
     gradients: &'a mut Gradients,
     dy: &'a mut Aligned,
     partials: &'a mut Aligned,
-    wanted: Wanted<'a>,
+    expected: Wanted<'a>,
 }
 
 impl TrainBackward<'_> {
@@ -223,7 +230,7 @@ impl Backward for TrainBackward<'_> {
 
     fn head(&mut self) -> Result<(), Infallible> {
         let Packed { numbers, linear_weight, .. } = self.packed;
-        if let Some((gradients, accumulate)) = &mut self.wanted.parameters {
+        if let Some((gradients, accumulate)) = &mut self.expected.parameters {
             let (weight, bias) = self.layout.linear_mut(gradients);
             head::parameter_gradient(self.dlogits, &self.slot.features, weight, bias, *accumulate);
         }
@@ -240,7 +247,7 @@ impl Backward for TrainBackward<'_> {
         let len = self.batch * placed.conv.output_len();
         let (y, dz, dy) = (&outputs[at][..len], &self.gradients[layer.buffer][..len], &mut self.dy[..len]);
         let (weight, bias) = norms[at].backward(numbers.format, y, dz, dy, self.batch);
-        if let Some((gradients, accumulate)) = &mut self.wanted.parameters {
+        if let Some((gradients, accumulate)) = &mut self.expected.parameters {
             set_or_add(&mut gradients[placed.bn_weight..], &weight, *accumulate);
             set_or_add(&mut gradients[placed.bn_bias..], &bias, *accumulate);
             let x = input.map_or(images, |input| &activations[input]);
@@ -264,7 +271,7 @@ impl Backward for TrainBackward<'_> {
     }
 
     fn image_gradient(&mut self) -> Result<(), Infallible> {
-        if let Some(dx) = &mut self.wanted.images {
+        if let Some(dx) = &mut self.expected.images {
             let dy = &self.dy[..self.batch * self.layout.activation_len(0)];
             self.packed.convs[0].input_gradient(dy, dx, false, |_, _| {});
         }

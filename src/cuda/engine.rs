@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::driver::{Address, Buffer, Driver};
-use super::eval::{self, EvalPass};
+use super::eval::{self, EvalBatch, EvalPass};
 use super::graphs::Graphs;
 use super::launch::attack::image_pack;
 use super::launch::conv::ImageEpilogue;
@@ -127,6 +127,11 @@ impl Cuda {
         })
     }
 
+    /// So many packed images in an evaluation pass.
+    pub(crate) fn eval_batch(&self, pass: Pass, images: usize) -> EvalBatch {
+        EvalBatch { packed: self.packed.address(), images, reduction: pass.into() }
+    }
+
     fn addresses(&self, tensors: &[&Tensor<f32>]) -> Result<Vec<Address>> {
         tensors.iter().map(|tensor| self.address(tensor)).collect()
     }
@@ -187,14 +192,7 @@ impl Backend for Cuda {
         if pass.is_eval() {
             self.pack(images[0], batch)?;
             let logits = self.address(logits[0])?;
-            return self.eval.forward(
-                &self.parameters,
-                &self.scratch,
-                self.packed.address(),
-                pass.into(),
-                batch,
-                logits,
-            );
+            return self.eval.forward(&self.parameters, &self.scratch, self.eval_batch(pass, batch), logits);
         }
         let (images, logits) = (self.addresses(images)?, self.addresses(logits)?);
         let Self { driver, passes, parameters, scratch, max_batch, .. } = self;
@@ -225,15 +223,16 @@ impl Backend for Cuda {
         let batch = logit_gradients[0].len() / self.classes();
         let image = request.images.as_ref().map(|request| self.image_epilogue(request)).transpose()?;
         let gradients = self.addresses(logit_gradients)?;
+        let eval_batch = self.eval_batch(pass, batch);
         let Self { passes, parameters, scratch, .. } = self;
         match (pass, &image) {
             (Pass::Eval | Pass::EvalSplit, None) => {}
             (Pass::Eval | Pass::EvalSplit, Some(image)) => {
-                self.eval.backward(parameters, scratch, pass.into(), batch, gradients[0], image)?;
+                self.eval.backward(parameters, scratch, eval_batch, gradients[0], image)?;
             }
             (Pass::Train { .. } | Pass::Pair, _) => {
                 let parameters_wanted = request.parameters.map(|what| what == ParameterGradient::Add);
-                let wanted = Wanted { parameters: parameters_wanted, image };
+                let expected = Wanted { parameters: parameters_wanted, image };
                 let (train, scratch) = match pass {
                     Pass::Train { slot } => (self.train[slot].as_ref(), &*scratch),
                     _ => (
@@ -242,7 +241,7 @@ impl Backend for Cuda {
                     ),
                 };
                 let train = train.ok_or_else(|| missing(pass))?;
-                train.backward(passes, parameters, scratch, batch, &gradients, &wanted)?;
+                train.backward(passes, parameters, scratch, batch, &gradients, &expected)?;
             }
         }
         if let Some(ImageGradient::Step { perturbed, .. }) = request.images {

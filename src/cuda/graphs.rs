@@ -178,9 +178,9 @@ mod tests {
     #[test]
     fn what_comes_again_is_recorded_once_and_replayed() {
         let mut bench = Bench::new();
-        for wanted in [[1, 0, 0, 1], [2, 1, 1, 2], [2, 1, 2, 3], [2, 1, 3, 4]] {
+        for expected in [[1, 0, 0, 1], [2, 1, 1, 2], [2, 1, 2, 3], [2, 1, 3, 4]] {
             bench.run(7);
-            assert_eq!(bench.counts(), wanted);
+            assert_eq!(bench.counts(), expected);
         }
         bench.run(8);
         bench.run(7);

@@ -41,7 +41,7 @@ impl FromStr for DeviceChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wanted = || {
+        let expected = || {
             format!(
                 "device '{text}': expected auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a"
             )
@@ -54,8 +54,8 @@ impl FromStr for DeviceChoice {
             "emulated:sm_90a" => Ok(Self::EmulatedHopper),
             "cuda" => Ok(Self::Cuda(0)),
             _ => {
-                let number = text.strip_prefix("cuda:").ok_or_else(wanted)?;
-                number.parse().map(Self::Cuda).map_err(|_| wanted())
+                let number = text.strip_prefix("cuda:").ok_or_else(expected)?;
+                number.parse().map(Self::Cuda).map_err(|_| expected())
             }
         }
     }

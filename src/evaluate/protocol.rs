@@ -227,20 +227,20 @@ impl FromStr for Protocol {
         if let Some(part) = Part::ALL.into_iter().find(|part| part.name() == text) {
             return Ok(Self::Part(part));
         }
-        let wanted = || {
+        let expected = || {
             format!(
                 "protocol '{text}': expected clean, fgsm, pgdN, pgdNxR or pgdN-0.003 (such as pgd20 or pgd50x10), cw, \
                  apgd-ce, apgd-t, fab-t, square or aa"
             )
         };
-        let rest = text.strip_prefix("pgd").ok_or_else(wanted)?;
+        let rest = text.strip_prefix("pgd").ok_or_else(expected)?;
         let (rest, step_size) = match rest.strip_suffix("-0.003") {
             Some(rest) => (rest, StepSize::Trades),
             None => (rest, StepSize::TwoLevels),
         };
         let (steps, restarts) = rest.split_once('x').unwrap_or((rest, "1"));
         let count =
-            |text: &str| text.parse().ok().filter(|&n: &u32| (1..=10_000).contains(&n)).ok_or_else(wanted);
+            |text: &str| text.parse().ok().filter(|&n: &u32| (1..=10_000).contains(&n)).ok_or_else(expected);
         Ok(Self::Pgd(PgdProtocol { steps: count(steps)? as usize, restarts: count(restarts)?, step_size }))
     }
 }

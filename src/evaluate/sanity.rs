@@ -251,7 +251,8 @@ pub fn doubts(protocol: &Protocol, outcome: &Outcome) -> Vec<String> {
 pub fn alarms(outcomes: &[(&Protocol, &Outcome)]) -> Vec<String> {
     let mut alarms: Vec<String> =
         outcomes.iter().flat_map(|(protocol, outcome)| doubts(protocol, outcome)).collect();
-    let named = |wanted: fn(&Protocol) -> bool| outcomes.iter().filter(move |(protocol, _)| wanted(protocol));
+    let named =
+        |expected: fn(&Protocol) -> bool| outcomes.iter().filter(move |(protocol, _)| expected(protocol));
     for (_, fgsm) in named(|protocol| *protocol == Protocol::Fgsm) {
         for (protocol, pgd) in named(|protocol| matches!(protocol, Protocol::Pgd(pgd) if pgd.steps >= 10)) {
             alarms.extend(fgsm_alarm(

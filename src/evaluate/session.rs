@@ -189,7 +189,7 @@ impl<'a> Evaluation<'a> {
         };
         engine.load_weights(&weights.weights)?;
         let EvaluatedImages { images, count, .. } = plan.images;
-        let set = ImageSet::upload(&engine, &images.pixels[..count * IMAGE_BYTES], &images.labels[..count])?;
+        let set = ImageSet::upload(engine, &images.pixels[..count * IMAGE_BYTES], &images.labels[..count])?;
         let scratch = Batch::alloc(engine, plan.batch)?;
         let samples = (0..count as u32).collect();
         Ok(Self { plan, engine, set, samples, scratch, state, place, adversarial, _lock: lock })

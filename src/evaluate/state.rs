@@ -79,8 +79,8 @@ pub enum StateError {
     Io { path: PathBuf, source: io::Error },
     #[error("{}: not a state of an evaluation: {reason}", path.display())]
     Format { path: PathBuf, reason: String },
-    #[error("{}: an evaluation with {name} {met}, this command asks for {wanted}", path.display())]
-    Settings { path: PathBuf, name: String, met: String, wanted: String },
+    #[error("{}: an evaluation with {name} {met}, this command asks for {expected}", path.display())]
+    Settings { path: PathBuf, name: String, met: String, expected: String },
     #[error("{}: an unfinished evaluation; continue it with --resume, or delete the file", path.display())]
     Unfinished { path: PathBuf },
     #[error("{}: another evaluation works with it: {holder}; wait until it has ended, or name another --state", path.display())]
@@ -121,18 +121,18 @@ impl State {
             Ok(serde_json::Value::Object(fields)) => fields,
             _ => serde_json::Map::new(),
         };
-        let (met, wanted) = (fields(&state.settings), fields(settings));
+        let (met, expected) = (fields(&state.settings), fields(settings));
         // Other digests follow from other settings: these say more.
-        let (digests, others): (Vec<_>, Vec<_>) = wanted.keys().partition(|name| name.ends_with("sha256"));
+        let (digests, others): (Vec<_>, Vec<_>) = expected.keys().partition(|name| name.ends_with("sha256"));
         let mut names = others.into_iter().chain(digests);
-        if let Some(name) = names.find(|name| met.get(*name) != wanted.get(*name)) {
+        if let Some(name) = names.find(|name| met.get(*name) != expected.get(*name)) {
             let text =
                 |value: Option<&serde_json::Value>| value.map_or("nothing".into(), |value| value.to_string());
             return Err(StateError::Settings {
                 path: path.clone(),
                 name: name.replace('_', " "),
                 met: text(met.get(name)),
-                wanted: text(wanted.get(name)),
+                expected: text(expected.get(name)),
             });
         }
         let protocols = state.finished.iter().map(|finished| &finished.protocol);

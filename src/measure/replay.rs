@@ -44,7 +44,7 @@ pub struct Plan<'a> {
     pub rule: Rule,
     pub caches: &'a [Cache],
     /// Which rows, by name, to sample at all.
-    pub wanted: &'a dyn Fn(&str) -> bool,
+    pub expected: &'a dyn Fn(&str) -> bool,
     pub stop: &'a dyn Fn() -> bool,
 }
 
@@ -62,7 +62,7 @@ pub fn kernel_rows(
     let recipe = bench.recipe().name.clone();
     let named = |shape: &Shape| format!("{recipe} {}", shape.name);
     let shapes: Vec<Shape> =
-        shapes(&record).into_iter().filter(|shape| (plan.wanted)(&named(shape))).collect();
+        shapes(&record).into_iter().filter(|shape| (plan.expected)(&named(shape))).collect();
     let samplings = shapes.len() * plan.caches.len();
     let rule = Rule { seconds: plan.rule.seconds / samplings.max(1) as f64, ..plan.rule };
     for shape in &shapes {

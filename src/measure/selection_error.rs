@@ -178,7 +178,7 @@ impl<'a> Subject<'a> {
         draws: u32,
         watch: &mut dyn FnMut(usize, usize) -> bool,
     ) -> std::result::Result<Self, PruneError> {
-        let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels)?;
+        let set = ImageSet::upload(engine, &data.train.pixels, &data.train.labels)?;
         let scratch = Batch::alloc(engine, recipe.batch)?;
         let mut objective = Remembering { objective: recipe.new_objective(), known: HashMap::new() };
         let seed = recipe.seed;

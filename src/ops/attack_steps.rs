@@ -167,7 +167,8 @@ impl Op for AttackSteps<'_> {
         cuda.driver.phase(Phase::AttackStep(1));
         cuda.pack(perturbed, batch)?;
         let emulated = cuda.driver.info().kind == "emulated";
-        let Cuda { driver, parameters, eval, scratch, packed, attacks, stop, .. } = cuda;
+        let eval_batch = cuda.eval_batch(self.pass, batch);
+        let Cuda { driver, parameters, eval, scratch, attacks, stop, .. } = cuda;
         eval.forget();
         let steps = || {
             for step in 1..=self.steps {
@@ -176,15 +177,7 @@ impl Op for AttackSteps<'_> {
                 if step > 1 {
                     driver.phase(Phase::AttackStep(step));
                 }
-                eval.attack_step(
-                    parameters,
-                    scratch,
-                    packed.address(),
-                    self.pass.into(),
-                    batch,
-                    &ascent,
-                    &image,
-                )?;
+                eval.attack_step(parameters, scratch, eval_batch, &ascent, &image)?;
             }
             Ok(())
         };

@@ -146,11 +146,11 @@ pub struct MarginParams {
 
 /// Margin loss of each sample, prediction and logit gradient: of the best wrong class, or with targets the DLR loss.
 pub fn margin_loss(driver: &dyn Driver, params: &MarginParams) -> Result<()> {
-    let (name, wanted) = match params.targets {
+    let (name, expected) = match params.targets {
         Address::NULL => ("margin_loss_best_wrong", 2),
         _ => ("margin_loss_targeted_dlr", 4),
     };
-    require(params.classes >= wanted, name, "classes: 2 (with targets 4) to 128", params.classes)?;
+    require(params.classes >= expected, name, "classes: 2 (with targets 4) to 128", params.classes)?;
     // A handful of operations a sample; the rest are comparisons.
     let words = if params.targets == Address::NULL { 3 } else { 4 };
     let cost = by_logit(params.batch, params.classes, 0, 2, words);

@@ -128,26 +128,26 @@ impl Active {
     fn solve(&mut self) -> Vec<usize> {
         let mut removed = Vec::new();
         loop {
-            let wanted = self.factor.solve();
+            let expected = self.factor.solve();
             // How far the weights can move before the first meets zero.
             let mut share = 1.0;
             let mut first = None;
-            for (position, (&weight, &wanted)) in self.weights.iter().zip(&wanted).enumerate() {
-                if wanted <= 0.0 {
-                    let met = weight / (weight - wanted);
+            for (position, (&weight, &expected)) in self.weights.iter().zip(&expected).enumerate() {
+                if expected <= 0.0 {
+                    let actual = weight / (weight - expected);
                     // 0 / 0 where both are zero.
-                    let met = if met.is_nan() { 0.0 } else { met };
-                    if first.is_none() || met < share {
-                        (share, first) = (met, Some(position));
+                    let actual = if actual.is_nan() { 0.0 } else { actual };
+                    if first.is_none() || actual < share {
+                        (share, first) = (actual, Some(position));
                     }
                 }
             }
             let Some(first) = first else {
-                self.weights = wanted;
+                self.weights = expected;
                 return removed;
             };
-            for (weight, wanted) in self.weights.iter_mut().zip(&wanted) {
-                *weight += share * (wanted - *weight);
+            for (weight, expected) in self.weights.iter_mut().zip(&expected) {
+                *weight += share * (expected - *weight);
             }
             self.weights[first] = 0.0;
             for position in (0..self.weights.len()).rev() {

@@ -59,7 +59,7 @@ impl<'a> SelectionRun<'a> {
     ) -> Result<Self, PruneError> {
         let split = recipe.split(data)?;
         engine.load_weights(weights)?;
-        let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels)?;
+        let set = ImageSet::upload(engine, &data.train.pixels, &data.train.labels)?;
         let scratch = Batch::alloc(engine, recipe.batch)?;
         let labels = split.train.iter().map(|&sample| data.train.labels[sample as usize]).collect();
         let objective = recipe.new_objective();

@@ -29,8 +29,8 @@ impl Recipe {
         if let Some(fixed) = kind.fixed_steps() {
             let phases = attack.phases.iter().enumerate();
             let phases = phases.map(|(index, phase)| (format!("attack.phases[{index}].steps"), phase.steps));
-            let all = [("attack.steps".into(), attack.steps)].into_iter().chain(phases);
-            for (key, steps) in all.filter(|&(_, steps)| steps != fixed) {
+            let mut all = [("attack.steps".into(), attack.steps)].into_iter().chain(phases);
+            if let Some((key, steps)) = all.find(|&(_, steps)| steps != fixed) {
                 return Err(Refusal::new(key, steps, format!("{fixed} for {method}")));
             }
         }

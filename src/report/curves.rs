@@ -161,8 +161,9 @@ pub fn time_split(runs: &[RunRecord]) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    let met = STAGES.iter().enumerate().filter(|(_, (field, _))| runs.iter().any(|run| run.sum(field) > 0.0));
-    let entries: Vec<(String, &str)> = met.map(|(i, (_, name))| (format!("s{i}"), *name)).collect();
+    let actual =
+        STAGES.iter().enumerate().filter(|(_, (field, _))| runs.iter().any(|run| run.sum(field) > 0.0));
+    let entries: Vec<(String, &str)> = actual.map(|(i, (_, name))| (format!("s{i}"), *name)).collect();
     format!("<div>{}{}</div>\n", bars("Where the time went", "seconds", &rows, None), area_legend(&entries))
 }
 

@@ -49,7 +49,7 @@ pub fn attack(
 ) -> engine::Result<Vec<Attacked>> {
     let mut test = data.test.clone();
     test.truncate(count.min(data.test.len()));
-    let set = ImageSet::upload(&engine, &test.pixels, &test.labels)?;
+    let set = ImageSet::upload(engine, &test.pixels, &test.labels)?;
     let samples: Vec<u32> = (0..test.len() as u32).collect();
     let scratch = Batch::alloc(engine, test.len())?;
     let batch = gathered(engine, &set, &samples, &scratch)?;

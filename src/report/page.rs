@@ -233,12 +233,12 @@ mod tests {
             }
             assert!(contrast(of("ink"), of("mark")) >= 7.0);
             for run in 0..COLOURS {
-                let met = contrast(of(&format!("c{run}")), of("card"));
-                assert!(met >= 3.0, "c{run}: {met}");
+                let actual = contrast(of(&format!("c{run}")), of("card"));
+                assert!(actual >= 3.0, "c{run}: {actual}");
             }
             for (a, b) in [("s0", "s1"), ("s1", "s2"), ("s2", "s3")] {
-                let met = contrast(of(a), of(b));
-                assert!(met >= 1.5, "{a}, {b}: {met}");
+                let actual = contrast(of(a), of(b));
+                assert!(actual >= 1.5, "{a}, {b}: {actual}");
             }
         }
     }

@@ -76,9 +76,9 @@ pub struct RunRecord {
 /// Reads runs and gives each a name of its own.
 pub fn read_runs(paths: &[PathBuf]) -> Result<Vec<RunRecord>, ReportError> {
     let mut runs = paths.iter().map(|path| RunRecord::read(path)).collect::<Result<Vec<_>, _>>()?;
-    let mut met = BTreeSet::new();
+    let mut actual = BTreeSet::new();
     for path in paths {
-        if !met.insert(whole(path)) {
+        if !actual.insert(whole(path)) {
             return Err(ReportError::Twice { path: path.clone() });
         }
     }

@@ -164,18 +164,18 @@ impl<'a> Pruning<'a> {
 
     /// Whether [`Pruning::restore`] can use a state; says why not.
     pub fn accepts(&self, state: &SelectionState) -> Result<(), String> {
-        let wanted = self.losses.as_ref().map_or(0, Tensor::len);
-        if state.losses.len() != wanted {
-            let met = state.losses.len();
+        let expected = self.losses.as_ref().map_or(0, Tensor::len);
+        if state.losses.len() != expected {
+            let actual = state.losses.len();
             return Err(format!(
-                "last losses of {met} samples, expected {wanted}; it is of a run that selects otherwise"
+                "last losses of {actual} samples, expected {expected}; it is of a run that selects otherwise"
             ));
         }
-        let wanted = self.scores.as_ref().map_or(0, |scores| scores.means.len());
-        if state.scores.means.len() != wanted {
-            let met = state.scores.means.len();
+        let expected = self.scores.as_ref().map_or(0, |scores| scores.means.len());
+        if state.scores.means.len() != expected {
+            let actual = state.scores.means.len();
             return Err(format!(
-                "mean scores of {met} samples, expected {wanted}; it is of a run that ranks otherwise"
+                "mean scores of {actual} samples, expected {expected}; it is of a run that ranks otherwise"
             ));
         }
         if let Some(sample) =
@@ -200,7 +200,7 @@ impl<'a> Pruning<'a> {
     }
 }
 
-/// The places of `wanted` among ascending `samples`, which hold them all.
-fn places<'a>(samples: &'a [u32], wanted: &'a [u32]) -> impl Iterator<Item = u32> + 'a {
-    wanted.iter().map(|sample| samples.binary_search(sample).expect("a sample of the split") as u32)
+/// The places of `expected` among ascending `samples`, which hold them all.
+fn places<'a>(samples: &'a [u32], expected: &'a [u32]) -> impl Iterator<Item = u32> + 'a {
+    expected.iter().map(|sample| samples.binary_search(sample).expect("a sample of the split") as u32)
 }

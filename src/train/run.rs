@@ -128,7 +128,7 @@ impl<'a> TrainingRun<'a> {
         };
         let resumed = checkpoint::load_newest(self.folder.checkpoints(), warn)?;
 
-        let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels)?;
+        let set = ImageSet::upload(engine, &data.train.pixels, &data.train.labels)?;
         let split = recipe.split(data)?;
         engine.load_weights(&initialise(network(recipe), recipe.seed))?;
         let mut trainer = Trainer::new(engine, recipe, &set, &split)?;

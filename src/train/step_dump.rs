@@ -39,7 +39,7 @@ pub fn dump_step(
     range: Range<usize>,
     x_adv: Option<&[f32]>,
 ) -> engine::Result<Weights> {
-    let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels)?;
+    let set = ImageSet::upload(engine, &data.train.pixels, &data.train.labels)?;
     let samples: Vec<u32> = range.map(|sample| sample as u32).collect();
     let scratch = Batch::alloc(engine, samples.len())?;
     let batch = &gathered(engine, &set, &samples, &scratch)?;

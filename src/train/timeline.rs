@@ -155,8 +155,8 @@ mod tests {
             assert_eq!(full.first_at(epoch as usize), epoch as usize);
             for every in 0..5 {
                 let done = epoch as usize + 1;
-                let wanted = done == 7 || (every > 0 && done.is_multiple_of(every));
-                assert_eq!(full.due(every, epoch + 1), wanted, "every {every}, done {done}");
+                let expected = done == 7 || (every > 0 && done.is_multiple_of(every));
+                assert_eq!(full.due(every, epoch + 1), expected, "every {every}, done {done}");
             }
         }
     }

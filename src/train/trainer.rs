@@ -125,19 +125,20 @@ impl<'a> Trainer<'a> {
                 "epoch {epoch}, step {step}; the recipe has {epochs} epochs, this one of {steps} steps"
             ));
         }
-        let (met, wanted) = (checkpoint.samples.losses.len(), count.min(step * self.recipe.batch));
-        if met != wanted {
-            return Err(format!("losses of {met} samples, expected {wanted} behind step {step}"));
+        let (actual, expected) = (checkpoint.samples.losses.len(), count.min(step * self.recipe.batch));
+        if actual != expected {
+            return Err(format!("losses of {actual} samples, expected {expected} behind step {step}"));
         }
-        let (met, wanted) = (checkpoint.samples.scores.len(), self.scores.as_ref().map_or(0, |_| wanted));
-        if met != wanted {
-            return Err(format!("scores of {met} samples, expected {wanted} after step {step}"));
+        let (actual, expected) =
+            (checkpoint.samples.scores.len(), self.scores.as_ref().map_or(0, |_| expected));
+        if actual != expected {
+            return Err(format!("scores of {actual} samples, expected {expected} after step {step}"));
         }
         let waiting = self.super_batch.as_ref().map_or(0, |ahead| ahead.waiting(step, count));
-        let met = checkpoint.samples.adversarial.len();
-        if met != waiting * IMAGE_LEN {
+        let actual = checkpoint.samples.adversarial.len();
+        if actual != waiting * IMAGE_LEN {
             return Err(format!(
-                "{met} pixels of images attacked ahead, expected {} after step {step}; it is of a run with another \
+                "{actual} pixels of images attacked ahead, expected {} after step {step}; it is of a run with another \
                  accelerate.super_batch",
                 waiting * IMAGE_LEN
             ));

@@ -73,13 +73,13 @@ fn kernels_are_found_in_ptx() {
 #[test]
 fn targets_are_chosen_by_name() {
     let names = |list: Option<&str>| -> Vec<&str> {
-        targets::wanted(list).unwrap().iter().map(|target| target.name).collect()
+        targets::expected(list).unwrap().iter().map(|target| target.name).collect()
     };
     assert_eq!(names(None), ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_120", "ptx"]);
     assert_eq!(names(Some("none")), Vec::<&str>::new());
     assert_eq!(names(Some("sm_90a, ptx,sm_90a")), ["sm_90a", "ptx"]);
     for wrong in ["sm_91", "", "sm_80,none", "sm_80;ptx"] {
-        let message = targets::wanted(Some(wrong)).unwrap_err();
+        let message = targets::expected(Some(wrong)).unwrap_err();
         assert!(message.contains("SECATEUR_CUDA_TARGETS") && message.contains("sm_120"), "{message}");
     }
     let source = "// Convolutions for Hopper.\n// Targets: sm_90a\n\n#include <x>";

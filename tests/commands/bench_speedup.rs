@@ -194,8 +194,8 @@ fn recorded(folder: &Path) -> [f64; 3] {
         .map(|key| epochs.iter().map(|epoch| epoch[key].as_f64().unwrap()).sum())
 }
 
-fn near(met: f64, wanted: f64) -> bool {
-    (met - wanted).abs() <= 1e-9 * wanted.abs()
+fn near(actual: f64, wanted: f64) -> bool {
+    (actual - wanted).abs() <= 1e-9 * wanted.abs()
 }
 
 #[test]
@@ -455,12 +455,12 @@ fn errors_of_gradients_are_measured_once_and_kept() {
     assert_eq!(code, Some(0), "{stderr}");
     let table = path.join("out/selection-error.json");
     let rows = |path: &Path| json(path)["rows"].as_array().unwrap().clone();
-    let met = rows(&table);
-    let names: Vec<&str> = met.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    let actual = rows(&table);
+    let names: Vec<&str> = actual.iter().map(|row| row["name"].as_str().unwrap()).collect();
     let matched = "GRAD-MATCH per sample, ridge 0";
     assert_eq!(names, [matched, "InfoBatch", "random", "Adv-GLISTER, quotas and noise"]);
     assert!(names.iter().all(|name| stdout.contains(name)), "{stdout}");
-    let row = |name: &str| met.iter().find(|row| row["name"] == name).unwrap();
+    let row = |name: &str| actual.iter().find(|row| row["name"] == name).unwrap();
     let values = |name: &str, field: &str| -> Vec<f64> {
         row(name)[field].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect()
     };
@@ -473,8 +473,8 @@ fn errors_of_gradients_are_measured_once_and_kept() {
     let glister = "Adv-GLISTER, quotas and noise";
     assert_eq!((values(glister, "same").len(), values(glister, "fresh").len()), (2, 4));
     let random = values("random", "same").iter().sum::<f64>() / 10.0;
-    assert!(values(matched, "same")[0] < 0.5 * random, "{met:?}");
-    assert!(values(matched, "fresh").iter().all(|&error| error > values(matched, "same")[0]), "{met:?}");
+    assert!(values(matched, "same")[0] < 0.5 * random, "{actual:?}");
+    assert!(values(matched, "fresh").iter().all(|&error| error > values(matched, "same")[0]), "{actual:?}");
     assert_eq!(row(glister)["first"]["missing_classes"], 0);
 
     // What is there is not made again; other rows are added.
@@ -483,12 +483,12 @@ fn errors_of_gradients_are_measured_once_and_kept() {
     assert!(fs::read(&table).unwrap() == bytes);
     assert_eq!(run(&["--filter=loss-rank, plain", "--out=out"]).0, Some(0));
     let more = rows(&table);
-    assert_eq!(more.iter().filter(|row| !met.contains(row)).count(), 1);
+    assert_eq!(more.iter().filter(|row| !actual.contains(row)).count(), 1);
     assert_eq!(more.len(), 5);
     // The same network from a file gives the same rows.
     let weights = ["--weights=out/network/last.safetensors", "--out=other", some];
     assert_eq!(run(&weights).0, Some(0));
-    assert_eq!(rows(&path.join("other/selection-error.json")), met);
+    assert_eq!(rows(&path.join("other/selection-error.json")), actual);
 
     for (args, wanted) in [
         (["--out=out", "--set=seed=4"], "a run of another recipe (seed"),

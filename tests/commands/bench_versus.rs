@@ -210,9 +210,9 @@ fn rounds_hold_what_both_measured() {
     other["rows"].as_array_mut().unwrap().push(changed("/rows/0/name", json!("new"))["rows"][0].clone());
     rounds.add(&parsed(&first), &parsed(&other)).unwrap();
     let notes = notes(&parsed(&first), &parsed(&other));
-    let wanted =
+    let expected =
         ["new: in the second only", "step cifar10-pgd-at: 5.00 GFLOP in the first, 4.00 in the second"];
-    assert_eq!(notes, wanted);
+    assert_eq!(notes, expected);
 }
 
 /// Exit code, stdout, stderr of `secateur bench versus`.
@@ -339,8 +339,8 @@ fn what_cannot_be_compared_is_one_clear_error() {
         (&["good", "--timeout=NaN"], step, 2, "--timeout NaN: expected a number of seconds"),
         (&["good", "--json=no/folder/v.json"], step, 2, "no/folder"),
     ] {
-        let (met, stdout, stderr) = secateur(path, &[before, behind].concat());
-        assert_eq!((met, stderr.lines().count()), (Some(code), 1), "{before:?}: {stdout}{stderr}");
+        let (actual, stdout, stderr) = secateur(path, &[before, behind].concat());
+        assert_eq!((actual, stderr.lines().count()), (Some(code), 1), "{before:?}: {stdout}{stderr}");
         assert!(stderr.contains(part), "no {part} in: {stderr}");
     }
 }

@@ -187,9 +187,9 @@ fn train_then_eval_then_dump() {
     assert_eq!(report["samples"], 20);
     assert_eq!(report["results"].as_array().unwrap().len(), 3);
     for (row, protocol) in ["clean", "pgd2"].iter().enumerate() {
-        let (met, said) = (&report["results"][row], &result["test"][row]);
-        assert_eq!(met["protocol"], *protocol);
-        assert_eq!(met["correct"], said["correct"], "{protocol}");
+        let (actual, said) = (&report["results"][row], &result["test"][row]);
+        assert_eq!(actual["protocol"], *protocol);
+        assert_eq!(actual["correct"], said["correct"], "{protocol}");
     }
     assert_eq!(report["results"][1]["epsilon"], "8/255");
     assert_eq!(report["results"][2]["restarts"], 2);

@@ -35,12 +35,16 @@ fn seconds_an_epoch_are_those_of_the_methods_units() {
     for (name, units, seconds) in
         [("cifar10-pgd-at", 23.0, 1.62), ("cifar10-mart", 26.0, 1.83), ("cifar10-trades", 27.0, 1.90)]
     {
-        let met = predicted(name, COMPUTE_ONLY);
-        assert!((met.units / units - 1.0).abs() < 0.01, "{name}: {} units, expected {units}", met.units);
-        assert!((met.epoch_seconds / seconds - 1.0).abs() < 0.01, "{name}: {} s", met.epoch_seconds);
-        assert!((met.seconds - met.flops / 790e12).abs() < 1e-9 * met.seconds);
-        assert_eq!(met.memory_seconds, 0.0);
-        assert!((met.images_per_second * met.epoch_seconds / 50_000.0 - 1.0).abs() < 1e-9);
+        let actual = predicted(name, COMPUTE_ONLY);
+        assert!(
+            (actual.units / units - 1.0).abs() < 0.01,
+            "{name}: {} units, expected {units}",
+            actual.units
+        );
+        assert!((actual.epoch_seconds / seconds - 1.0).abs() < 0.01, "{name}: {} s", actual.epoch_seconds);
+        assert!((actual.seconds - actual.flops / 790e12).abs() < 1e-9 * actual.seconds);
+        assert_eq!(actual.memory_seconds, 0.0);
+        assert!((actual.images_per_second * actual.epoch_seconds / 50_000.0 - 1.0).abs() < 1e-9);
     }
 }
 
@@ -65,12 +69,15 @@ fn large_batches_stay_within_indices_of_32_bits() {
 
 #[test]
 fn memory_only_adds() {
-    let met = predicted("cifar10-pgd-at", Roof::H200);
+    let actual = predicted("cifar10-pgd-at", Roof::H200);
     let compute = predicted("cifar10-pgd-at", COMPUTE_ONLY);
-    assert!(met.seconds > compute.seconds && met.seconds < compute.seconds + met.bytes / Roof::H200.bytes);
-    assert!(met.memory_seconds > 0.0 && met.memory_seconds < met.seconds);
-    let sum = |of: fn(&Part) -> f64| met.parts.iter().map(of).sum::<f64>();
-    assert!((sum(|part| part.seconds) / met.seconds - 1.0).abs() < 1e-12);
+    assert!(
+        actual.seconds > compute.seconds
+            && actual.seconds < compute.seconds + actual.bytes / Roof::H200.bytes
+    );
+    assert!(actual.memory_seconds > 0.0 && actual.memory_seconds < actual.seconds);
+    let sum = |of: fn(&Part) -> f64| actual.parts.iter().map(of).sum::<f64>();
+    assert!((sum(|part| part.seconds) / actual.seconds - 1.0).abs() < 1e-12);
     // Memory alone: every launch is bound by it.
     let memory = predicted("cifar10-pgd-at", Roof { flops: f64::INFINITY, bytes: 1e12 });
     assert!((memory.seconds / (memory.bytes / 1e12) - 1.0).abs() < 1e-9);
@@ -79,11 +86,11 @@ fn memory_only_adds() {
 
 #[test]
 fn every_layer_has_its_passes() {
-    let met = predicted("cifar10-pgd-at", COMPUTE_ONLY);
+    let actual = predicted("cifar10-pgd-at", COMPUTE_ONLY);
     let network = ResNet::resnet18(64, 10);
     for (at, conv) in network.convs().iter().enumerate() {
         let of = |pass: &str| {
-            let part = met.parts.iter().find(|part| part.layer == conv.name && part.pass == pass);
+            let part = actual.parts.iter().find(|part| part.layer == conv.name && part.pass == pass);
             part.unwrap_or_else(|| panic!("{} has no {pass}", conv.name)).flops
         };
         // Ten attack steps and the train pass; nobody asks for the stem's input gradient when training.
@@ -98,8 +105,8 @@ fn every_layer_has_its_passes() {
             assert!((1.0..1.35).contains(&share), "{} {pass}: {share}", conv.name);
         }
     }
-    assert!(met.parts.iter().any(|part| part.layer == "linear" && part.pass == "weight gradient"));
-    assert!(met.parts.iter().any(|part| part.layer == "-" && part.pass == "sgd_step"));
+    assert!(actual.parts.iter().any(|part| part.layer == "linear" && part.pass == "weight gradient"));
+    assert!(actual.parts.iter().any(|part| part.layer == "-" && part.pass == "sgd_step"));
 }
 
 #[test]

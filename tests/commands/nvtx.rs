@@ -68,7 +68,7 @@ fn a_tool_hears_nested_ranges() {
         secateur::cuda::driver::Kernel::named(name).is_ok()
     };
     let parts: Vec<&str> = paths.iter().filter(|path| !kernel(path)).map(String::as_str).collect();
-    let wanted = [
+    let expected = [
         "step",
         "step/gather",
         "step/attack",
@@ -83,7 +83,7 @@ fn a_tool_hears_nested_ranges() {
         "step/train/backward",
         "step/optimizer",
     ];
-    assert_eq!(parts, wanted);
+    assert_eq!(parts, expected);
     // Each launch is a range of its own, where it belongs.
     for path in [
         "step/gather/gather_images",
@@ -94,7 +94,7 @@ fn a_tool_hears_nested_ranges() {
         "step/train/backward/head_weight_gradient",
         "step/optimizer/sgd_step",
     ] {
-        assert!(paths.iter().any(|met| met == path), "no {path} in\n{}", paths.join("\n"));
+        assert!(paths.iter().any(|actual| actual == path), "no {path} in\n{}", paths.join("\n"));
     }
     // Outside of a step the program only loads weights.
     let outside: Vec<&String> = paths.iter().filter(|path| !path.starts_with("step")).collect();

@@ -74,7 +74,7 @@ fn a_record_accounts_for_every_launch_of_a_step() {
 
     let mut phases: Vec<Phase> = record.launches.iter().map(|launch| launch.phase).collect();
     phases.dedup();
-    let wanted = [
+    let expected = [
         Phase::Gather,
         Phase::Attack,
         Phase::AttackStep(1),
@@ -82,7 +82,7 @@ fn a_record_accounts_for_every_launch_of_a_step() {
         Phase::Train,
         Phase::Optimizer,
     ];
-    assert_eq!(phases, wanted);
+    assert_eq!(phases, expected);
 
     // Two attack steps of a forward pass and an input gradient, then forward, input gradient (but for the stem's, which
     // nobody asks for) and weight gradient.
@@ -91,7 +91,7 @@ fn a_record_accounts_for_every_launch_of_a_step() {
 
     let rows = profile::kernels(&record, &Ceilings::default(), "host");
     let calls: BTreeMap<&str, usize> = rows.iter().map(|row| (row.name.as_str(), row.calls)).collect();
-    for (kernel, wanted) in [
+    for (kernel, expected) in [
         ("gather_images", 1),
         ("batch_norm_fold", 1),
         ("perturb_uniform", 1),
@@ -102,7 +102,7 @@ fn a_record_accounts_for_every_launch_of_a_step() {
         ("batch_norm_statistics", 20),
         ("sgd_step", 1),
     ] {
-        assert_eq!(calls.get(kernel), Some(&wanted), "{kernel} in {calls:?}");
+        assert_eq!(calls.get(kernel), Some(&expected), "{kernel} in {calls:?}");
     }
     assert_eq!(rows.iter().map(|row| row.calls).sum::<usize>(), record.launches.len());
     assert!((rows.iter().map(|row| row.share).sum::<f64>() - 1.0).abs() < 1e-9);

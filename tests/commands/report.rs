@@ -152,8 +152,12 @@ fn the_numbers_are_those_of_the_files() {
                 let start = format!("{run}: epoch {epoch}, {name} ");
                 let said: Vec<&String> = titles.iter().filter(|title| title.starts_with(&start)).collect();
                 assert_eq!(said.len(), 1, "{start}");
-                let (met, wanted) = (number(&said[0][start.len()..]), factor * row[field].as_f64().unwrap());
-                assert!((met - wanted).abs() <= 6e-4 * wanted.abs(), "{start}: {met}, expected {wanted}");
+                let (actual, expected) =
+                    (number(&said[0][start.len()..]), factor * row[field].as_f64().unwrap());
+                assert!(
+                    (actual - expected).abs() <= 6e-4 * expected.abs(),
+                    "{start}: {actual}, expected {expected}"
+                );
                 compared += 1;
             }
             if run == "bullet" {
@@ -163,8 +167,8 @@ fn the_numbers_are_those_of_the_files() {
                     ("robust_share", "robust"),
                 ] {
                     let share = 100.0 * row[field].as_f64().unwrap();
-                    let wanted = format!("epoch {epoch}: {group}");
-                    let said = titles.iter().find(|title| title.starts_with(&wanted)).unwrap();
+                    let expected = format!("epoch {epoch}: {group}");
+                    let said = titles.iter().find(|title| title.starts_with(&expected)).unwrap();
                     assert!(said.ends_with(&format!(" {share:.1} %")), "{said}");
                 }
             }
@@ -178,8 +182,8 @@ fn the_numbers_are_those_of_the_files() {
         let whole: f64 = sum("seconds_attack") + sum("seconds_train") + sum("seconds_evaluate");
         for stage in ["attack", "train", "evaluate"] {
             let seconds = sum(&format!("seconds_{stage}"));
-            let wanted = format!("{run}: {stage} {seconds:.1} s ({:.0} %)", 100.0 * seconds / whole);
-            assert!(titles.contains(&wanted), "{wanted}");
+            let expected = format!("{run}: {stage} {seconds:.1} s ({:.0} %)", 100.0 * seconds / whole);
+            assert!(titles.contains(&expected), "{expected}");
         }
     }
     assert_eq!(compared, 20);
@@ -245,7 +249,10 @@ fn what_is_missing_or_damaged_is_left_out_and_named() {
         }
         let html = page();
         let notes = texts(&html, "li");
-        assert!(notes.iter().any(|met| met.starts_with("run: ") && met.contains(note)), "{note}: {notes:?}");
+        assert!(
+            notes.iter().any(|actual| actual.starts_with("run: ") && actual.contains(note)),
+            "{note}: {notes:?}"
+        );
         match before {
             Some(before) => fs::write(&file, before).unwrap(),
             None => fs::remove_file(&file).unwrap(),

@@ -24,20 +24,20 @@ pub fn shortest_way(w: &[f64], t: &[f64], excess: f64, slack: f64) -> Way {
         }
     };
     let covered = |length: f64| (0..w.len()).map(|i| (w[i] * moved(i, length)).abs()).sum::<f64>();
-    let wanted = excess.abs();
+    let expected = excess.abs();
     // Beyond 1 every element is at its wall.
     let (mut low, mut high) = (0.0, 1.0);
-    if covered(1.0) > wanted {
+    if covered(1.0) > expected {
         for _ in 0..100 {
             let middle = 0.5 * (low + high);
-            if covered(middle) < wanted { low = middle } else { high = middle }
+            if covered(middle) < expected { low = middle } else { high = middle }
         }
     }
     let way: Vec<f64> = (0..w.len()).map(|i| moved(i, high)).collect();
     let norm = way.iter().fold(0.0, |most: f64, d| most.max(d.abs()));
     let free: f64 =
         (0..w.len()).filter(|&i| way[i].abs() == high && moved(i, 2.0) != way[i]).map(|i| w[i].abs()).sum();
-    let error = if free > 0.0 { (slack + 4e-6 * wanted) / free } else { 0.0 };
+    let error = if free > 0.0 { (slack + 4e-6 * expected) / free } else { 0.0 };
     Way { way, norm, error }
 }
 
@@ -116,15 +116,15 @@ impl Case {
         ((0..IMAGE_LEN).map(end).collect(), 1e-6 + 1.1 * off + apart * off / (a + b))
     }
 
-    /// Panics unless `met` is where the step ends.
-    pub fn check(&self, step: &Shares, met: &[f32]) {
-        let (wanted, error) = self.step(step);
+    /// Panics unless `actual` is where the step ends.
+    pub fn check(&self, step: &Shares, actual: &[f32]) {
+        let (expected, error) = self.step(step);
         assert!(error < 1e-4, "{}: a bound of {error} shows nothing", self.what);
-        for (i, (met, wanted)) in met.iter().zip(wanted).enumerate() {
-            let off = (f64::from(*met) - wanted).abs();
+        for (i, (actual, expected)) in actual.iter().zip(expected).enumerate() {
+            let off = (f64::from(*actual) - expected).abs();
             assert!(
                 off <= error,
-                "{}, {step:?}, element {i}: {met}, expected {wanted} within {error:e}",
+                "{}, {step:?}, element {i}: {actual}, expected {expected} within {error:e}",
                 self.what
             );
         }

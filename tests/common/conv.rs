@@ -74,7 +74,7 @@ pub fn hopper() -> Rc<dyn Driver> {
     gpu.map_or_else(HostDriver::hopper, |(_, driver)| driver)
 }
 
-/// What the members of each family gave; tells whether `met` is what the first of its family gave.
+/// What the members of each family gave; tells whether `actual` is what the first of its family gave.
 pub struct Families<T>(Vec<(&'static str, T)>);
 
 impl<T: PartialEq> Families<T> {
@@ -82,12 +82,12 @@ impl<T: PartialEq> Families<T> {
         Self(Vec::new())
     }
 
-    pub fn agree(&mut self, name: &'static str, met: T) -> bool {
+    pub fn agree(&mut self, name: &'static str, actual: T) -> bool {
         let family = name.split(',').next().unwrap_or(name);
         match self.0.iter().find(|(known, _)| *known == family) {
-            Some((_, first)) => *first == met,
+            Some((_, first)) => *first == actual,
             None => {
-                self.0.push((family, met));
+                self.0.push((family, actual));
                 true
             }
         }
@@ -276,17 +276,17 @@ pub fn half_ulp(value: f64) -> f64 {
 }
 
 /// Every element within its bound, and the relative L2 error of the whole within `whole`.
-pub fn check(what: &str, met: &[f64], wanted: &[f64], bound: impl Fn(usize) -> f64, whole: f64) {
-    assert_eq!(met.len(), wanted.len(), "{what}");
+pub fn check(what: &str, actual: &[f64], expected: &[f64], bound: impl Fn(usize) -> f64, whole: f64) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
     let (mut error, mut norm) = (0.0, 0.0);
-    for (i, (met, wanted)) in met.iter().zip(wanted).enumerate() {
-        let (difference, bound) = ((met - wanted).abs(), bound(i));
+    for (i, (actual, expected)) in actual.iter().zip(expected).enumerate() {
+        let (difference, bound) = ((actual - expected).abs(), bound(i));
         assert!(
             difference <= bound,
-            "{what}, seed {SEED}: element {i} is {met}, wanted {wanted} within {bound:e}"
+            "{what}, seed {SEED}: element {i} is {actual}, wanted {expected} within {bound:e}"
         );
         error += difference * difference;
-        norm += wanted * wanted;
+        norm += expected * expected;
     }
     let relative = (error / norm.max(f64::MIN_POSITIVE)).sqrt();
     assert!(

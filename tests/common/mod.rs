@@ -165,27 +165,27 @@ pub const ROUNDED_TO_BF16: Bound = Bound { absolute: 1e-6, relative: 0.00392, wh
 /// For short f32 sums.
 pub const F32: Bound = Bound { absolute: 1e-6, relative: 2e-6, whole: 1e-6 };
 
-/// Panics, naming the worst element, unless `met` is within `bound` of `wanted`.
-pub fn assert_close<T: Copy + Into<f64>>(what: &str, met: &[T], wanted: &[f64], bound: Bound) {
-    assert_eq!(met.len(), wanted.len(), "{what}: length");
+/// Panics, naming the worst element, unless `actual` is within `bound` of `expected`.
+pub fn assert_close<T: Copy + Into<f64>>(what: &str, actual: &[T], expected: &[f64], bound: Bound) {
+    assert_eq!(actual.len(), expected.len(), "{what}: length");
     let (mut error, mut norm, mut worst) = (0.0, 0.0, (0.0, 0));
-    for (i, (met, wanted)) in met.iter().zip(wanted).enumerate() {
-        let met: f64 = (*met).into();
-        assert!(met.is_finite(), "{what}, seed {SEED}: element {i} is {met}, expected {wanted}");
-        let difference = (met - wanted).abs();
-        let excess = difference / (bound.absolute + bound.relative * wanted.abs());
+    for (i, (actual, expected)) in actual.iter().zip(expected).enumerate() {
+        let actual: f64 = (*actual).into();
+        assert!(actual.is_finite(), "{what}, seed {SEED}: element {i} is {actual}, expected {expected}");
+        let difference = (actual - expected).abs();
+        let excess = difference / (bound.absolute + bound.relative * expected.abs());
         if excess > worst.0 {
             worst = (excess, i);
         }
         error += difference * difference;
-        norm += wanted * wanted;
+        norm += expected * expected;
     }
     let (excess, i) = worst;
     assert!(
         excess <= 1.0,
         "{what}, seed {SEED}: element {i} is {}, expected {}: {excess:.3} times the bound {bound:?}",
-        met[i].into(),
-        wanted[i]
+        actual[i].into(),
+        expected[i]
     );
     let whole = (error / norm.max(f64::MIN_POSITIVE)).sqrt();
     assert!(

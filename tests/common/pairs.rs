@@ -181,13 +181,13 @@ const F32: Bound = Bound { absolute: 3e-6, relative: 2e-6, whole: 1e-6 };
 const EXTREME: Bound = Bound { absolute: 6e-6, relative: 2e-6, whole: 1e-6 };
 
 /// Compares samples with ordinary and with extreme logits apart, each with its own bound.
-pub fn check(what: &str, row_len: usize, met: &[f32], wanted: &[f64]) {
+pub fn check(what: &str, row_len: usize, actual: &[f32], expected: &[f64]) {
     for (extreme, bound) in [(false, F32), (true, EXTREME)] {
         let of_kind = |i: &usize| Pairs::extreme(i / row_len) == extreme;
-        let places: Vec<usize> = (0..met.len()).filter(of_kind).collect();
-        let met: Vec<f32> = places.iter().map(|i| met[*i]).collect();
-        let wanted: Vec<f64> = places.iter().map(|i| wanted[*i]).collect();
+        let places: Vec<usize> = (0..actual.len()).filter(of_kind).collect();
+        let actual: Vec<f32> = places.iter().map(|i| actual[*i]).collect();
+        let expected: Vec<f64> = places.iter().map(|i| expected[*i]).collect();
         let what = format!("{what}{}", if extreme { ", extreme logits" } else { "" });
-        assert_close(&what, &met, &wanted, bound);
+        assert_close(&what, &actual, &expected, bound);
     }
 }

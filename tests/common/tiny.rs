@@ -104,8 +104,8 @@ fn trained() -> &'static Weights {
                     outputs: batch.outputs(),
                 })
                 .unwrap();
-            let met = engine.read(&batch.predictions).unwrap();
-            if met.iter().zip(&labels).filter(|(met, label)| met == label).count() >= 10 {
+            let actual = engine.read(&batch.predictions).unwrap();
+            if actual.iter().zip(&labels).filter(|(actual, label)| actual == label).count() >= 10 {
                 break;
             }
             let pass = Pass::Train { slot: 0 };

@@ -96,7 +96,7 @@ fn products_through_descriptors_equal_plain_loops() {
                 true => k_at * size + i,
                 false => i * k + k_at,
             };
-            let wanted =
+            let expected =
                 product([64, n, k], |i, k| a[at(a_mn_major, 64, i, k)], |k, j| b[at(b_mn_major, n, j, k)]);
             let mut first: Option<Vec<f32>> = None;
             for (order, driver) in hoppers() {
@@ -117,11 +117,11 @@ fn products_through_descriptors_equal_plain_loops() {
                     ..Zeroable::zeroed()
                 };
                 run(&driver, kernel, 1, &params).unwrap();
-                let met: Vec<f32> = c.read();
-                assert_close(&format!("{kernel}, k {k}, {order}"), &met, &wanted, sums(k));
-                let first = first.get_or_insert_with(|| met.clone());
+                let actual: Vec<f32> = c.read();
+                assert_close(&format!("{kernel}, k {k}, {order}"), &actual, &expected, sums(k));
+                let first = first.get_or_insert_with(|| actual.clone());
                 assert!(
-                    *first == met || order == "GPU",
+                    *first == actual || order == "GPU",
                     "{kernel}, k {k}, {order}: not the same bits as in the first order"
                 );
             }
@@ -156,8 +156,8 @@ fn a_shifted_start_reads_the_pixels_under_a_tap() {
             };
             run(&driver, "test_wgmma_halo", 1, &params).unwrap();
             let pixel = |i: usize, k| pixels[((row + i / 8) * 10 + column + i % 8) * 64 + k];
-            let wanted = product([64, 64, 64], pixel, |k, n| weights[n * 64 + k]);
-            assert_close(&format!("tap ({row}, {column}), {order}"), &c.read::<f32>(), &wanted, sums(64));
+            let expected = product([64, 64, 64], pixel, |k, n| weights[n * 64 + k]);
+            assert_close(&format!("tap ({row}, {column}), {order}"), &c.read::<f32>(), &expected, sums(64));
         }
     }
 }
@@ -308,20 +308,21 @@ fn boxes_travel_to_shared_memory_and_back() {
                 .collect();
             assert!(loaded.contains(&None), "{label}: no element outside");
             let raw: Vec<u8> = raw.read();
-            for (i, wanted) in dense.iter().enumerate() {
+            for (i, expected) in dense.iter().enumerate() {
                 assert_eq!(
                     raw[swizzled(case.swizzle, i)],
-                    *wanted,
+                    *expected,
                     "{label}: byte {i} of the box, seed {SEED}"
                 );
             }
-            let mut wanted = vec![0xFF; size];
+            let mut expected = vec![0xFF; size];
             for (i, offset) in elements_of(&store, case.to_at).into_iter().enumerate() {
                 if let Some(offset) = offset {
-                    wanted[offset..offset + element].copy_from_slice(&dense[i * element..(i + 1) * element]);
+                    expected[offset..offset + element]
+                        .copy_from_slice(&dense[i * element..(i + 1) * element]);
                 }
             }
-            assert_eq!(to.read::<u8>(), wanted, "{label}: stored, seed {SEED}");
+            assert_eq!(to.read::<u8>(), expected, "{label}: stored, seed {SEED}");
         }
     }
 }
@@ -376,16 +377,16 @@ fn im2col_loads_the_pixels_under_every_tap() {
                     let h = (output / out % out * stride + r) as i32 - 1;
                     let w = (output % out * stride + s) as i32 - 1;
                     let inside = |v: i32| (0..size as i32).contains(&v);
-                    let wanted = match n < images && inside(h) && inside(w) {
+                    let expected = match n < images && inside(h) && inside(w) {
                         true => {
                             x[((n * size + h as usize) * size + w as usize) * channels + channel + i % 64]
                         }
                         false => bf16::ZERO,
                     };
-                    let met = raw[swizzled(Swizzle::Bytes128, 2 * i) / 2];
+                    let actual = raw[swizzled(Swizzle::Bytes128, 2 * i) / 2];
                     assert_eq!(
-                        met,
-                        wanted,
+                        actual,
+                        expected,
                         "{size}x{size}, stride {stride}, tap ({r}, {s}), pixel {}, channel {}, {order}, seed {SEED}",
                         i / 64,
                         i % 64
@@ -410,21 +411,21 @@ fn bulk_loads_matrices_and_named_barriers_move_every_word() {
 
         let to = Output::new::<u32>(&driver, "to", 512);
         run(&driver, "test_stmatrix", 1, &params(&to, 0)).unwrap();
-        let met: Vec<u16> = to.read();
+        let actual: Vec<u16> = to.read();
         for group in 0..4 {
             for i in 0..256 {
                 let (matrix, row, column) = (i / 64, i / 8 % 8, i % 8);
                 let (row, column) = if group < 2 { (row, column) } else { (column, row) };
                 let word = words[32 * (4 * (group % 2) + matrix) + 4 * row + column / 2];
-                let wanted = (word >> (column % 2 * 16)) as u16;
-                assert_eq!(met[256 * group + i], wanted, "{order}: stmatrix group {group}, element {i}");
+                let expected = (word >> (column % 2 * 16)) as u16;
+                assert_eq!(actual[256 * group + i], expected, "{order}: stmatrix group {group}, element {i}");
             }
         }
 
         let to = Output::new::<u32>(&driver, "to", 128);
         run(&driver, "test_named_barrier", 1, &params(&to, 0)).unwrap();
-        let wanted: Vec<u32> = (0..128).map(|i| words[(1 - i / 64) * 64 + 63 - i % 64]).collect();
-        assert_eq!(to.read::<u32>(), wanted, "{order}: named barriers");
+        let expected: Vec<u32> = (0..128).map(|i| words[(1 - i / 64) * 64 + 63 - i % 64]).collect();
+        assert_eq!(to.read::<u32>(), expected, "{order}: named barriers");
     }
 }
 

@@ -107,7 +107,7 @@ fn pipeline(driver: &Rc<dyn Driver>, injected: Injected) -> Result<(Vec<f32>, Ve
     let k = 384;
     let mut random = Random::new(1);
     let (a, b) = (random.bf16s(64 * k, 1.0), random.bf16s(64 * k, 1.0));
-    let wanted = product([64, 64, k], |i, k_at| a[i * k + k_at], |k_at, j| b[j * k + k_at]);
+    let expected = product([64, 64, k], |i, k_at| a[i * k + k_at], |k_at, j| b[j * k + k_at]);
     let (a, b) = (input(driver, "a", &a), input(driver, "b", &b));
     let c = Output::new::<f32>(driver, "c", 64 * 64);
     let params = PipelineParams {
@@ -119,14 +119,14 @@ fn pipeline(driver: &Rc<dyn Driver>, injected: Injected) -> Result<(Vec<f32>, Ve
         ..Zeroable::zeroed()
     };
     run(driver, "fault_pipeline", 1, &params)?;
-    Ok((c.read(), wanted))
+    Ok((c.read(), expected))
 }
 
 #[test]
 fn the_pipeline_without_a_fault_is_right_in_every_order() {
     for (order, driver) in runners() {
-        let (met, wanted) = pipeline(&driver, Injected::Nothing).unwrap();
-        assert_close(&order, &met, &wanted, BOUND);
+        let (actual, expected) = pipeline(&driver, Injected::Nothing).unwrap();
+        assert_close(&order, &actual, &expected, BOUND);
     }
 }
 
@@ -134,7 +134,7 @@ fn the_pipeline_without_a_fault_is_right_in_every_order() {
 fn a_missing_wait_for_a_load_is_an_error_or_leaves_nan() {
     for order in [WarpOrder::Forward, WarpOrder::Reversed] {
         match pipeline(&runner(order, LATE), Injected::MissingFullWait) {
-            Ok((met, _)) => assert!(met.iter().all(|v| v.is_nan()), "{order:?}"),
+            Ok((actual, _)) => assert!(actual.iter().all(|v| v.is_nan()), "{order:?}"),
             // The producer finds its barrier released while the bytes of the phase before have not come.
             Err(message) => {
                 let parts = ["more than the 1 arrivals", "which a load still under way is to write"];
@@ -195,15 +195,15 @@ fn faults_of_the_pipeline_are_errors_in_every_order() {
         );
     }
     // The runner is whole after failed blocks.
-    let (met, wanted) = pipeline(&runner(WarpOrder::Forward, LATE), Injected::Nothing).unwrap();
-    assert_close("after failures", &met, &wanted, BOUND);
+    let (actual, expected) = pipeline(&runner(WarpOrder::Forward, LATE), Injected::Nothing).unwrap();
+    assert_close("after failures", &actual, &expected, BOUND);
 }
 
 #[test]
 fn operands_from_ordinary_stores_need_the_fence() {
     let mut random = Random::new(2);
     let (a, b) = (random.bf16s(64 * 64, 1.0), random.bf16s(64 * 64, 1.0));
-    let wanted = product([64, 64, 64], |i, k| a[i * 64 + k], |k, j| b[j * 64 + k]);
+    let expected = product([64, 64, 64], |i, k| a[i * 64 + k], |k, j| b[j * 64 + k]);
     for (order, driver) in runners() {
         let (a, b) = (input(&driver, "a", &a), input(&driver, "b", &b));
         let multiply = |injected| {
@@ -211,7 +211,7 @@ fn operands_from_ordinary_stores_need_the_fence() {
             let params = StoredParams { a: a.address(), b: b.address(), c: c.address(), injected, unused: 0 };
             run(&driver, "fault_stored_operands", 1, &params).map(|()| c.read::<f32>())
         };
-        assert_close(&order, &multiply(0).unwrap(), &wanted, BOUND);
+        assert_close(&order, &multiply(0).unwrap(), &expected, BOUND);
         let unfenced = "written by ordinary stores without fence_async_proxy";
         must_fail(multiply(1), &["wgmma reads byte 0 of shared memory", unfenced]);
         must_fail(multiply(2), &["wgmma reads byte", unfenced]);

@@ -283,11 +283,15 @@ fn bf16_rounds_as_the_half_crate_does() {
     let packed: Vec<[u16; 2]> = packed.to_vec().unwrap();
     let widened: Vec<f32> = widened.to_vec().unwrap();
     for i in 0..count {
-        let wanted = bf16::from_f32(x[i]);
-        assert_eq!(rounded[i].to_bits(), wanted.to_bits(), "seed {SEED}, {:e}", x[i]);
-        assert_eq!(widened[i].to_bits(), wanted.to_f32().to_bits(), "seed {SEED}, {:e}", x[i]);
+        let expected = bf16::from_f32(x[i]);
+        assert_eq!(rounded[i].to_bits(), expected.to_bits(), "seed {SEED}, {:e}", x[i]);
+        assert_eq!(widened[i].to_bits(), expected.to_f32().to_bits(), "seed {SEED}, {:e}", x[i]);
         if i % 2 == 0 && i + 1 < count {
-            assert_eq!(packed[i / 2], [wanted.to_bits(), bf16::from_f32(x[i + 1]).to_bits()], "pair at {i}");
+            assert_eq!(
+                packed[i / 2],
+                [expected.to_bits(), bf16::from_f32(x[i + 1]).to_bits()],
+                "pair at {i}"
+            );
         }
     }
 }
@@ -311,8 +315,8 @@ fn philox_equals_its_rust_twin_and_the_known_answer() {
     run(&driver, "test_philox", 1, &params).unwrap();
     let (got, uniform): (Vec<u32>, Vec<f32>) = (words.to_vec().unwrap(), values.to_vec().unwrap());
     for sample in 0..32 {
-        let wanted = key.block(sample, 17);
-        for (i, word) in wanted.into_iter().enumerate() {
+        let expected = key.block(sample, 17);
+        for (i, word) in expected.into_iter().enumerate() {
             let place = 4 * sample as usize + i;
             assert_eq!(got[place], word, "sample {sample}, word {i}");
             assert_eq!(

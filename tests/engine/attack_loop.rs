@@ -103,11 +103,11 @@ fn one_operation_gives_the_bits_of_its_parts() {
         let whole = LOSSES.map(|loss| (&batch, loss));
         for (batch, loss) in whole.into_iter().chain([(&part, LOSSES[0])]) {
             let attack = steps(Pass::Eval, loss, batch);
-            let wanted = moved(engine, batch, |engine| one_by_one(engine, &attack));
+            let expected = moved(engine, batch, |engine| one_by_one(engine, &attack));
             for time in 0..3 {
-                let met = moved(engine, batch, |engine| engine.run(&attack));
+                let actual = moved(engine, batch, |engine| engine.run(&attack));
                 assert!(
-                    met == wanted,
+                    actual == expected,
                     "{device:?}, graphs {graphs}, {loss:?}, {} images, time {time}",
                     batch.len()
                 );
@@ -146,10 +146,10 @@ fn what_an_attack_leaves_cannot_go_backward_and_is_seen_by_the_next_forward() {
             );
             engine.fold_batch_norm(WeightSet::Live).unwrap();
             engine.forward(Pass::Eval, &batch.perturbed, &batch.logits).unwrap();
-            let met = engine.read(&batch.logits).unwrap();
+            let actual = engine.read(&batch.logits).unwrap();
             let copy = engine.upload("copy", &engine.read(&batch.perturbed).unwrap()).unwrap();
             engine.forward(Pass::Eval, &copy, &batch.logits).unwrap();
-            assert_eq!(met, engine.read(&batch.logits).unwrap(), "{device:?}");
+            assert_eq!(actual, engine.read(&batch.logits).unwrap(), "{device:?}");
         }
     }
 }

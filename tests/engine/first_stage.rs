@@ -56,9 +56,9 @@ fn agree(device: DeviceChoice, network: ResNet, parts: &[usize], steps: u32) {
     let whole = results(device, network, BATCH, steps);
     assert!(whole[1].iter().all(|value| f32::from_bits(*value).is_finite()), "every gradient is written");
     for &part in parts {
-        let met = results(device, network, part, steps);
+        let actual = results(device, network, part, steps);
         for (at, name) in ["logits", "input gradient", "attacked images"].into_iter().enumerate() {
-            assert!(met[at] == whole[at], "{device:?}, parts of {part}: {name}");
+            assert!(actual[at] == whole[at], "{device:?}, parts of {part}: {name}");
         }
     }
 }

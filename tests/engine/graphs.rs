@@ -196,15 +196,15 @@ fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
 #[test]
 fn training_and_evaluation_are_the_same_bits_with_replays_early_starts_and_without() {
     println!("seed {SEED}");
-    let wanted = train(false, false);
+    let expected = train(false, false);
     for (replays, early) in [(true, true), (true, false), (false, true)] {
-        let met = train(replays, early);
+        let actual = train(replays, early);
         let of = format!("replays {replays}, early starts {early}, seed {SEED}");
-        for (step, (met, wanted)) in met.1.iter().zip(&wanted.1).enumerate() {
-            assert!(met == wanted, "images of attack {step} differ, {of}");
+        for (step, (actual, expected)) in actual.1.iter().zip(&expected.1).enumerate() {
+            assert!(actual == expected, "images of attack {step} differ, {of}");
         }
-        assert!(met.0 == wanted.0, "weights differ, {of}");
+        assert!(actual.0 == expected.0, "weights differ, {of}");
     }
-    let [.., live, average, live_again, average_again] = &wanted.1[..] else { panic!("four attacks") };
+    let [.., live, average, live_again, average_again] = &expected.1[..] else { panic!("four attacks") };
     assert!(live != average && live == live_again && average == average_again);
 }

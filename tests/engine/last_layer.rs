@@ -27,15 +27,15 @@ fn engines(network: ResNet, max_batch: usize) -> [(&'static str, Device); 2] {
     ]
 }
 
-fn f64_bound(wanted: &[f64]) -> Bound {
-    let square = wanted.iter().map(|v| v * v).sum::<f64>() / wanted.len().max(1) as f64;
+fn f64_bound(expected: &[f64]) -> Bound {
+    let square = expected.iter().map(|v| v * v).sum::<f64>() / expected.len().max(1) as f64;
     Bound { absolute: 1e-13 * square.sqrt(), relative: 1e-13, whole: 2e-14 }
 }
 
 const ROUNDED_TO_F32: Bound = Bound { absolute: 1e-11, relative: 6.0e-8, whole: 6.0e-8 };
 
-fn near(what: &str, met: &[f64], wanted: &[f64]) {
-    assert_close(what, met, wanted, f64_bound(wanted));
+fn near(what: &str, actual: &[f64], expected: &[f64]) {
+    assert_close(what, actual, expected, f64_bound(expected));
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
@@ -106,19 +106,19 @@ fn the_algebra_equals_explicit_gradients() {
                 let at = |k: usize| (0..len).map(|i| weight(i) * factors.explicit[i][k]).sum();
                 (0..factors.vector_len()).map(at).collect()
             };
-            let wanted = [
+            let expected = [
                 ("sum", sum(&|_| 1.0)),
                 ("weighted sum", sum(&|i| weights[i])),
                 ("products", factors.explicit.iter().map(|g| dot(g, &vector)).collect()),
                 ("column", factors.explicit.iter().map(|g| dot(g, &factors.explicit[len / 2])).collect()),
                 ("squares", factors.explicit.iter().map(|g| dot(g, g)).collect()),
             ];
-            let met = engines(network, 1).map(|(name, mut engine)| {
+            let actual = engines(network, 1).map(|(name, mut engine)| {
                 let gradients = factors.upload(&engine);
                 let weights = engine.upload("weights", &weights).unwrap();
                 let vector = engine.upload("vector", &vector).unwrap();
                 let out: Vec<Tensor<f64>> =
-                    wanted.iter().map(|(what, v)| engine.alloc(what, v.len()).unwrap()).collect();
+                    expected.iter().map(|(what, v)| engine.alloc(what, v.len()).unwrap()).collect();
                 engine.run(&GradientSum { gradients: &gradients, weights: None, sum: &out[0] }).unwrap();
                 engine
                     .run(&GradientSum { gradients: &gradients, weights: Some(&weights), sum: &out[1] })
@@ -130,13 +130,17 @@ fn the_algebra_equals_explicit_gradients() {
                     .run(&GradientColumn { gradients: &gradients, sample: len / 2, column: &out[3] })
                     .unwrap();
                 engine.run(&GradientSquares { gradients: &gradients, squares: &out[4] }).unwrap();
-                let met: Vec<Vec<f64>> = out.iter().map(|out| engine.read(out).unwrap()).collect();
-                for (met, (what, wanted)) in met.iter().zip(&wanted) {
-                    near(&format!("{name}, {network:?}, {len} samples, {terms} terms: {what}"), met, wanted);
+                let actual: Vec<Vec<f64>> = out.iter().map(|out| engine.read(out).unwrap()).collect();
+                for (actual, (what, expected)) in actual.iter().zip(&expected) {
+                    near(
+                        &format!("{name}, {network:?}, {len} samples, {terms} terms: {what}"),
+                        actual,
+                        expected,
+                    );
                 }
-                met
+                actual
             });
-            for ((reference, kernels), (what, _)) in met[0].iter().zip(&met[1]).zip(&wanted) {
+            for ((reference, kernels), (what, _)) in actual[0].iter().zip(&actual[1]).zip(&expected) {
                 near(&format!("engines on {network:?}, {len} samples: {what}"), kernels, reference);
             }
         }
@@ -146,12 +150,12 @@ fn the_algebra_equals_explicit_gradients() {
 #[test]
 fn a_part_of_the_samples_is_a_view() {
     let factors = Factors::new(SMALL, 20, 2);
-    let (part, wanted) = (5..12, factors.explicit[5..12].iter().map(|g| dot(g, g)).collect::<Vec<_>>());
+    let (part, expected) = (5..12, factors.explicit[5..12].iter().map(|g| dot(g, g)).collect::<Vec<_>>());
     for (name, mut engine) in engines(SMALL, 1) {
         let gradients = factors.upload(&engine).rows(part.clone());
         let squares = engine.alloc("squares", 7).unwrap();
         engine.run(&GradientSquares { gradients: &gradients, squares: &squares }).unwrap();
-        near(&format!("{name}: squares of a part"), &engine.read(&squares).unwrap(), &wanted);
+        near(&format!("{name}: squares of a part"), &engine.read(&squares).unwrap(), &expected);
     }
 }
 
@@ -243,13 +247,13 @@ fn sums_equal_the_gradient_of_the_backward_pass() {
                 engine.features(pass, 0, &features).unwrap();
                 let logit_gradient = logit_gradient(&mut engine, &logits);
                 engine.backward(pass, &logit_gradient, GradRequest::PARAMETERS).unwrap();
-                let wanted = last_layer(&engine.weights(WeightSet::Gradients).unwrap());
+                let expected = last_layer(&engine.weights(WeightSet::Gradients).unwrap());
                 let gradients =
                     LastLayerGradients { terms: vec![Term { logit_gradient, features }], len: batch };
-                let sum = engine.alloc("sum", wanted.len()).unwrap();
+                let sum = engine.alloc("sum", expected.len()).unwrap();
                 engine.run(&GradientSum { gradients: &gradients, weights: None, sum: &sum }).unwrap();
-                let met = engine.read(&sum).unwrap();
-                assert_close(&format!("{name}, batch {batch}, slot {slot}"), &met, &wanted, F32);
+                let actual = engine.read(&sum).unwrap();
+                assert_close(&format!("{name}, batch {batch}, slot {slot}"), &actual, &expected, F32);
             }
         }
     }
@@ -271,9 +275,14 @@ fn features_are_what_the_last_layer_saw() {
         engine
             .run(&StepLogits { features: &features, vector: &layer, rate: -1.0, logits: &zero, moved: &zero })
             .unwrap();
-        let wanted: Vec<f64> = engine.read(&logits).unwrap().into_iter().map(f64::from).collect();
+        let expected: Vec<f64> = engine.read(&logits).unwrap().into_iter().map(f64::from).collect();
         let bound = Bound { absolute: 1e-5, relative: 1e-5, whole: 2e-6 };
-        assert_close(&format!("{name}: logits from features"), &engine.read(&zero).unwrap(), &wanted, bound);
+        assert_close(
+            &format!("{name}: logits from features"),
+            &engine.read(&zero).unwrap(),
+            &expected,
+            bound,
+        );
         engine.read(&features).unwrap()
     });
     let reference: Vec<f64> = features[0].iter().map(|v| f64::from(*v)).collect();
@@ -295,7 +304,7 @@ fn steps_equal_plain_loops() {
             let step: f64 = row.iter().zip(h).map(|(v, h)| v * f64::from(*h)).sum();
             f64::from(logits[i]) - 0.3 * step
         };
-        let wanted: Vec<f64> = (0..logits.len()).map(at).collect();
+        let expected: Vec<f64> = (0..logits.len()).map(at).collect();
         for (name, mut engine) in engines(network, 1) {
             let vector = engine.upload("vector", &vector).unwrap();
             let features = engine.upload("features", &features).unwrap();
@@ -311,7 +320,7 @@ fn steps_equal_plain_loops() {
                 })
                 .unwrap();
             let moved = engine.read(&moved).unwrap();
-            assert_close(&format!("{name}, {network:?}: step"), &moved, &wanted, ROUNDED_TO_F32);
+            assert_close(&format!("{name}, {network:?}: step"), &moved, &expected, ROUNDED_TO_F32);
             engine
                 .run(&StepLogits {
                     features: &features,

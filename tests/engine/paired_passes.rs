@@ -106,10 +106,11 @@ fn results(device: DeviceChoice, len: usize, passes: fn(&mut Engine, &Batch)) ->
 }
 
 /// Norm of the difference over the norm of what is wanted.
-fn distance(met: &[f32], wanted: &[f32]) -> f64 {
+fn distance(actual: &[f32], expected: &[f32]) -> f64 {
     let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
-    let apart = square(&mut met.iter().zip(wanted).map(|(met, wanted)| f64::from(met - wanted)));
-    (apart / square(&mut wanted.iter().map(|v| f64::from(*v)))).sqrt()
+    let apart =
+        square(&mut actual.iter().zip(expected).map(|(actual, expected)| f64::from(actual - expected)));
+    (apart / square(&mut expected.iter().map(|v| f64::from(*v)))).sqrt()
 }
 
 #[test]
@@ -121,12 +122,12 @@ fn a_pair_gives_what_two_passes_give() {
         let exact = matches!(device, DeviceChoice::Cpu | DeviceChoice::Emulated);
         // Sets that fill every tile, that share tiles in the later stages, and single images.
         for len in [MAX_BATCH, 3, 1] {
-            let (met, wanted) = (results(device, len, as_a_pair), results(device, len, one_by_one));
-            assert_eq!(met.len(), 4 + 62 + NETWORK.parameters().len());
-            for (name, wanted) in &wanted {
-                let (what, met) = (format!("{device:?}, {len} images, {name}"), &met[name]);
-                assert!(wanted.iter().all(|value| value.is_finite()), "{what}");
-                let apart = distance(met, wanted);
+            let (actual, expected) = (results(device, len, as_a_pair), results(device, len, one_by_one));
+            assert_eq!(actual.len(), 4 + 62 + NETWORK.parameters().len());
+            for (name, expected) in &expected {
+                let (what, actual) = (format!("{device:?}, {len} images, {name}"), &actual[name]);
+                assert!(expected.iter().all(|value| value.is_finite()), "{what}");
+                let apart = distance(actual, expected);
                 let bound = match (exact, device, convolutions.contains(name)) {
                     (true, DeviceChoice::Emulated, true) => 1e-6,
                     (true, ..) => 0.0,

@@ -120,32 +120,35 @@ impl Fixture {
         Some(tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect())
     }
 
-    fn check(&self, name: &str, met: &[f32], bound: &Bound) {
-        let wanted = self.get(name).unwrap_or_else(|| panic!("{name}: not in the fixture"));
+    fn check(&self, name: &str, actual: &[f32], bound: &Bound) {
+        let expected = self.get(name).unwrap_or_else(|| panic!("{name}: not in the fixture"));
         let square = |values: &[f32]| values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
         let sampled: Vec<f32> = match self.get(&format!("{name}.norm")) {
             Some(norm) => {
-                let (norm, wanted) = (square(met).sqrt(), f64::from(norm[0]));
-                assert!((norm / wanted - 1.0).abs() <= bound.whole, "{name}: norm {norm}, PyTorch {wanted}");
-                met.iter().copied().step_by(STRIDE).collect()
+                let (norm, expected) = (square(actual).sqrt(), f64::from(norm[0]));
+                assert!(
+                    (norm / expected - 1.0).abs() <= bound.whole,
+                    "{name}: norm {norm}, PyTorch {expected}"
+                );
+                actual.iter().copied().step_by(STRIDE).collect()
             }
-            None => met.to_vec(),
+            None => actual.to_vec(),
         };
-        assert_eq!(sampled.len(), wanted.len(), "{name}: number of elements");
-        let scale = (square(&wanted) / wanted.len() as f64).sqrt();
+        assert_eq!(sampled.len(), expected.len(), "{name}: number of elements");
+        let scale = (square(&expected) / expected.len() as f64).sqrt();
         let errors: Vec<f64> =
-            sampled.iter().zip(&wanted).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs()).collect();
+            sampled.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs()).collect();
         let (at, worst) = errors
             .iter()
             .enumerate()
             .fold((0, 0.0), |best, (at, &e)| if e > best.1 || e.is_nan() { (at, e) } else { best });
-        let whole = (errors.iter().map(|e| e * e).sum::<f64>() / square(&wanted)).sqrt();
+        let whole = (errors.iter().map(|e| e * e).sum::<f64>() / square(&expected)).sqrt();
         println!("{name}: worst element {:.2e} of the rms, whole {whole:.2e}", worst / scale);
         assert!(
             worst <= bound.element * scale,
             "{name}[{at}]: {} for {} (rms {scale:e})",
             sampled[at],
-            wanted[at]
+            expected[at]
         );
         assert!(whole <= bound.whole, "{name}: relative error {whole:e}");
     }

@@ -140,11 +140,11 @@ fn follow(engine: &mut Engine, what: &str, loss: &str, fixture: &Fixture, toy: &
         })
         .unwrap();
 
-    let wanted = |name: &str| fixture.get(&format!("{loss}.{name}"));
+    let expected = |name: &str| fixture.get(&format!("{loss}.{name}"));
     let row = |values: &[f32], call: usize| values[call * IMAGES..][..IMAGES].to_vec();
-    let (losses, sizes) = (wanted("losses"), wanted("step_size"));
-    let (best, last) = (wanted("best_loss"), wanted("last_loss"));
-    let (increases, broken, points) = (wanted("increases"), wanted("broken"), wanted("points"));
+    let (losses, sizes) = (expected("losses"), expected("step_size"));
+    let (best, last) = (expected("best_loss"), expected("last_loss"));
+    let (increases, broken, points) = (expected("increases"), expected("broken"), expected("points"));
     let point = ApgdPoint {
         images: &batch.images,
         labels: &batch.labels,
@@ -154,9 +154,9 @@ fn follow(engine: &mut Engine, what: &str, loss: &str, fixture: &Fixture, toy: &
     };
     let (mut off, mut seen, mut halvings, mut returns) = (0, 0, 0, 0);
     for (call, phase) in apgd_phases(ITERATIONS).into_iter().enumerate() {
-        let met = engine.read(&batch.perturbed).unwrap();
+        let actual = engine.read(&batch.perturbed).unwrap();
         let logits: Vec<f32> =
-            (0..IMAGES).flat_map(|n| toy.logits(n, &met[n * IMAGE_LEN..][..IMAGE_LEN])).collect();
+            (0..IMAGES).flat_map(|n| toy.logits(n, &actual[n * IMAGE_LEN..][..IMAGE_LEN])).collect();
         engine.write(&batch.logits, &logits).unwrap();
         match loss {
             "ce" => {
@@ -185,17 +185,20 @@ fn follow(engine: &mut Engine, what: &str, loss: &str, fixture: &Fixture, toy: &
         }
         // The decisions are compared on the fixture's losses: near a plateau ours differ from them by more than two
         // neighbours do.
-        for (n, (met, wanted)) in
+        for (n, (actual, expected)) in
             engine.read(&batch.losses).unwrap().iter().zip(row(&losses, call)).enumerate()
         {
-            let bound = 1e-3 * wanted.abs().max(1.0);
-            assert!((met - wanted).abs() <= bound, "{what}, call {call}, image {n}: loss {met}, {wanted}");
+            let bound = 1e-3 * expected.abs().max(1.0);
+            assert!(
+                (actual - expected).abs() <= bound,
+                "{what}, call {call}, image {n}: loss {actual}, {expected}"
+            );
         }
         engine.write(&batch.losses, &row(&losses, call)).unwrap();
         let of_logits = engine.read(&batch.logit_gradient).unwrap();
         let gradient: Vec<f32> = (0..IMAGES)
             .flat_map(|n| {
-                toy.backward(&met[n * IMAGE_LEN..][..IMAGE_LEN], &of_logits[n * CLASSES..][..CLASSES])
+                toy.backward(&actual[n * IMAGE_LEN..][..IMAGE_LEN], &of_logits[n * CLASSES..][..CLASSES])
             })
             .collect();
         engine.write(&state.gradient, &gradient).unwrap();
@@ -218,16 +221,22 @@ fn follow(engine: &mut Engine, what: &str, loss: &str, fixture: &Fixture, toy: &
         );
         let risen: Vec<f32> = engine.read(&state.increases).unwrap().into_iter().map(|n| n as f32).collect();
         assert_eq!(risen, row(&increases, call), "{what}, call {call}: increases");
-        for (name, tensor, wanted) in [("best", &state.best_loss, &best), ("last", &state.last_loss, &last)] {
-            assert_eq!(engine.read(tensor).unwrap(), row(wanted, call), "{what}, call {call}: {name} losses");
+        for (name, tensor, expected) in [("best", &state.best_loss, &best), ("last", &state.last_loss, &last)]
+        {
+            assert_eq!(
+                engine.read(tensor).unwrap(),
+                row(expected, call),
+                "{what}, call {call}: {name} losses"
+            );
         }
         // A gradient within rounding of zero takes the other sign in f32: a few pixels stand one step elsewhere.
         let moved = engine.read(&batch.perturbed).unwrap();
         let per_image = IMAGE_LEN.div_ceil(STRIDE);
         for n in 0..IMAGES {
             let sampled = moved[n * IMAGE_LEN..][..IMAGE_LEN].iter().step_by(STRIDE);
-            let wanted = &points[(call * IMAGES + n) * per_image..][..per_image];
-            off += sampled.zip(wanted).filter(|(met, wanted)| (*met - *wanted).abs() > 1e-6).count();
+            let expected = &points[(call * IMAGES + n) * per_image..][..per_image];
+            off +=
+                sampled.zip(expected).filter(|(actual, expected)| (*actual - *expected).abs() > 1e-6).count();
             seen += per_image;
         }
         if call > 0 {
@@ -246,9 +255,9 @@ fn follow(engine: &mut Engine, what: &str, loss: &str, fixture: &Fixture, toy: &
     let fooled = row(&broken, ITERATIONS).iter().filter(|b| **b == 1.0).count();
     assert!((1..IMAGES).contains(&fooled), "{what}: {fooled} fooled");
     // What is handed out is wrong in the eyes of the network.
-    let met = engine.read(&batch.perturbed).unwrap();
+    let actual = engine.read(&batch.perturbed).unwrap();
     for n in 0..IMAGES {
-        let image = &met[n * IMAGE_LEN..][..IMAGE_LEN];
+        let image = &actual[n * IMAGE_LEN..][..IMAGE_LEN];
         let logits = toy.logits(n, image);
         let best = (0..CLASSES).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
         let wrong = best != toy.labels[n] as usize;
@@ -289,16 +298,16 @@ fn margin_losses_agree_with_autograd() {
                 let outputs =
                     LossOutputs { losses: &losses, predictions: &predictions, logit_gradient: &gradient };
                 engine.run(&MarginLoss { margin, logits: &logits, labels: &labels, outputs }).unwrap();
-                let close = |what: &str, met: Vec<f32>| {
-                    let wanted = fixture.get(&of(&format!("{name}.{what}")));
-                    let scale = wanted
+                let close = |what: &str, actual: Vec<f32>| {
+                    let expected = fixture.get(&of(&format!("{name}.{what}")));
+                    let scale = expected
                         .iter()
                         .fold(1.0f32, |most, w| most.max(if w.abs() < 1e6 { w.abs() } else { 0.0 }));
-                    for (i, (met, wanted)) in met.iter().zip(&wanted).enumerate() {
-                        let bound = 3e-6 * wanted.abs().max(scale);
+                    for (i, (actual, expected)) in actual.iter().zip(&expected).enumerate() {
+                        let bound = 3e-6 * expected.abs().max(scale);
                         assert!(
-                            (met - wanted).abs() <= bound,
-                            "{kind}, {classes} classes, {name}.{what}[{i}]: {met}, {wanted}"
+                            (actual - expected).abs() <= bound,
+                            "{kind}, {classes} classes, {name}.{what}[{i}]: {actual}, {expected}"
                         );
                     }
                 };
@@ -309,8 +318,8 @@ fn margin_losses_agree_with_autograd() {
             let found = engine.alloc("wrong classes", rows).unwrap();
             for rank in 1..classes {
                 engine.run(&TargetClass { rank, logits: &logits, labels: &labels, targets: &found }).unwrap();
-                let wanted: Vec<u32> = (0..rows).map(|n| wrong[n * (classes - 1) + rank - 1]).collect();
-                assert_eq!(engine.read(&found).unwrap(), wanted, "{kind}, {classes} classes, rank {rank}");
+                let expected: Vec<u32> = (0..rows).map(|n| wrong[n * (classes - 1) + rank - 1]).collect();
+                assert_eq!(engine.read(&found).unwrap(), expected, "{kind}, {classes} classes, rank {rank}");
             }
             for rank in [0, classes] {
                 let error = engine
@@ -444,9 +453,9 @@ fn what_is_found_fools_the_network_and_does_not_depend_on_the_batch() {
                 let start = engine.read(&part.samples).unwrap()[0];
                 let at = engine.read(&batch.samples).unwrap().iter().position(|s| *s == start).unwrap();
                 assert_eq!(alone.broken, found.broken[at..at + part.len()], "apgd-{name}, {size} at a time");
-                let (met, range) =
+                let (actual, range) =
                     (engine.read(&part.perturbed).unwrap(), at * IMAGE_LEN..(at + part.len()) * IMAGE_LEN);
-                assert!(met == perturbed[range], "apgd-{name}, {size} at a time: the images differ");
+                assert!(actual == perturbed[range], "apgd-{name}, {size} at a time: the images differ");
             }
         }
     }

@@ -173,12 +173,12 @@ fn a_stopped_evaluation_goes_on_to_the_same_verdicts() {
         calls.push((done, total));
         true
     });
-    let wanted: Vec<bool> = whole
+    let expected: Vec<bool> = whole
         .verdicts
         .iter()
         .map(|verdict| !matches!(verdict, Verdict::Misclassified | Verdict::BrokenBy(Part::ApgdCe)))
         .collect();
-    assert_eq!(alone.unwrap().unwrap().withstood, wanted);
+    assert_eq!(alone.unwrap().unwrap().withstood, expected);
     assert!(
         calls.is_sorted() && calls.iter().all(|(done, total)| done <= total && *total == 18),
         "{calls:?}"

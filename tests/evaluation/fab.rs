@@ -84,16 +84,16 @@ fn ways_are_as_long_as_linear_programmes_say() {
         let (points, weights) = (spread(&points, 0.25), spread(&weights, 0.0));
         let step = Shares { largest_share: 0.0, overshoot: 1.0 };
         for (device, mut engine) in engines(count) {
-            let met = stepped(&mut engine, &step, [&weights, &points, &points], &excess);
+            let actual = stepped(&mut engine, &step, [&weights, &points, &points], &excess);
             let mut out_of_reach = 0;
             for case in 0..count {
                 let what = format!("{device:?}, {size} elements, case {case}");
                 let of = case * IMAGE_LEN..(case + 1) * IMAGE_LEN;
                 let (mut length, mut covered, mut scale) = (0.0f64, 0.0, 1e-6);
-                for ((met, t), w) in met[of.clone()].iter().zip(&points[of.clone()]).zip(&weights[of]) {
-                    assert!((0.0..=1.0).contains(met), "{what}: {met}");
-                    assert!(*w != 0.0 || met == t, "{what}: an element without gradient moved");
-                    let d = f64::from(*met) - f64::from(*t);
+                for ((actual, t), w) in actual[of.clone()].iter().zip(&points[of.clone()]).zip(&weights[of]) {
+                    assert!((0.0..=1.0).contains(actual), "{what}: {actual}");
+                    assert!(*w != 0.0 || actual == t, "{what}: an element without gradient moved");
+                    let d = f64::from(*actual) - f64::from(*t);
                     length = length.max(d.abs());
                     covered += f64::from(*w) * d;
                     scale += f64::from(w.abs());
@@ -126,9 +126,9 @@ fn steps_of_both_engines_end_where_bisection_ends() {
     for (device, mut engine) in engines(cases.len()) {
         for step in STEPS {
             println!("{device:?}, {step:?}, seed {}", common::SEED);
-            let met = stepped(&mut engine, &step, [&gradient, &clean, &current], &differences);
-            for (case, met) in cases.iter().zip(met.chunks_exact(IMAGE_LEN)) {
-                case.check(&step, met);
+            let actual = stepped(&mut engine, &step, [&gradient, &clean, &current], &differences);
+            for (case, actual) in cases.iter().zip(actual.chunks_exact(IMAGE_LEN)) {
+                case.check(&step, actual);
             }
         }
     }
@@ -263,11 +263,11 @@ fn passes_are_counted_for_the_images_that_are_left() {
         easy.len(),
         right.len()
     );
-    for (epsilon, met, broken, searched) in [(0.0, 3, false, &right), (f32::INFINITY, 1, true, &easy)] {
+    for (epsilon, actual, broken, searched) in [(0.0, 3, false, &right), (f32::INFINITY, 1, true, &easy)] {
         let (found, perturbed) = search(&mut judged, fab(epsilon, 3), searched);
         assert_eq!(found.broken, vec![broken; searched.len()], "epsilon {epsilon}");
         let images = searched.len() as u64;
-        let cost = Cost { forwards: images + 2 * 8 * met * images, backwards: 8 * met * images };
+        let cost = Cost { forwards: images + 2 * 8 * actual * images, backwards: 8 * actual * images };
         assert_eq!(found.cost, cost, "epsilon {epsilon}");
         if !broken {
             let batch = judged.gather(searched);

@@ -240,8 +240,8 @@ fn both_engines_try_and_keep_the_same_images() {
         for (i, row) in ROWS.iter().enumerate() {
             logits[i * 10 + *row as usize] += 2.5;
         }
-        let (wanted, met) = (cpu.query(query, &logits), cuda.query(query, &logits));
-        let differs = met.iter().zip(&wanted).position(|(a, b)| a != b);
+        let (expected, actual) = (cpu.query(query, &logits), cuda.query(query, &logits));
+        let differs = actual.iter().zip(&expected).position(|(a, b)| a != b);
         assert_eq!(differs, None, "query {number}, seed {}: the first word that differs", common::SEED);
         kept.insert(common::words(&cpu.engine.read(&cpu.margins).unwrap()));
     }
@@ -261,8 +261,8 @@ fn bad_calls_are_refused() {
             let error = engine
                 .run(&SquarePropose { query: query(side), rows: &rows, state, candidates })
                 .unwrap_err();
-            let wanted = format!("a square of side {side}: expected 1 to 32");
-            assert_eq!(error.to_string(), wanted, "{device:?}");
+            let expected = format!("a square of side {side}: expected 1 to 32");
+            assert_eq!(error.to_string(), expected, "{device:?}");
         }
         let error = engine
             .run(&SquarePropose { query: query(3), rows: &foreign.rows, state, candidates })

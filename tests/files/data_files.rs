@@ -149,20 +149,20 @@ fn damage_is_named_with_the_value_met_and_wanted() {
     let prefix = path.display().to_string();
     let error = || open_error(SetKind::Cifar10, Some(folder.path()));
     set_len(&path, 30_720_000);
-    let wanted = "30720000 bytes, expected 30730000 (10000 records of 3073); the file is cut short";
-    assert_eq!(error(), format!("{prefix}: {wanted}"));
+    let expected = "30720000 bytes, expected 30730000 (10000 records of 3073); the file is cut short";
+    assert_eq!(error(), format!("{prefix}: {expected}"));
     // Sizes are checked also of files that a limit leaves unread.
     assert!(DataSet::open(SetKind::Cifar10, Some(folder.path()), Some(1), None).is_err());
     set_len(&path, 0);
     assert!(error().contains(": 0 bytes, expected 30730000"));
     set_len(&path, 30_730_001);
-    let wanted =
+    let expected =
         "30730001 bytes, expected 30730000 (10000 records of 3073); there are bytes behind the last record";
-    assert_eq!(error(), format!("{prefix}: {wanted}"));
+    assert_eq!(error(), format!("{prefix}: {expected}"));
     set_len(&path, 30_730_000);
     poke(&path, 3073 * 77, 10);
-    let wanted = "record 77 has label 10, expected 0 to 9; the file is damaged or another set's";
-    assert_eq!(error(), format!("{prefix}: {wanted}"));
+    let expected = "record 77 has label 10, expected 0 to 9; the file is damaged or another set's";
+    assert_eq!(error(), format!("{prefix}: {expected}"));
     assert!(DataSet::open(SetKind::Cifar10, Some(folder.path()), Some(20_077), None).is_ok());
 
     let folder = tempfile::tempdir().unwrap();
@@ -326,11 +326,12 @@ fn every_layout_of_a_set_is_the_same_set() {
         for (name, (_, records)) in layout.python_files.iter().zip(layout.files()) {
             fs::write(python.join(name), pickled(&layout, records)).unwrap();
         }
-        let wanted = DataSet::open(kind, Some(&binary), None, None).unwrap();
+        let expected = DataSet::open(kind, Some(&binary), None, None).unwrap();
         let same = |path: &Path| {
-            let met = DataSet::open(kind, Some(path), None, None).unwrap_or_else(|error| panic!("{error}"));
+            let actual =
+                DataSet::open(kind, Some(path), None, None).unwrap_or_else(|error| panic!("{error}"));
             // Not assert_eq: it would print 180 MB.
-            assert!(met == wanted, "{}", path.display());
+            assert!(actual == expected, "{}", path.display());
         };
         same(&python);
         same(python.parent().unwrap());
@@ -343,7 +344,7 @@ fn every_layout_of_a_set_is_the_same_set() {
             pack(folder, &around.join(name));
             same(&around.join(name));
             let limited = DataSet::open(kind, Some(&around), Some(3), Some(2)).unwrap();
-            assert_eq!((limited.train.len(), limited.test.image(1)), (3, wanted.test.image(1)));
+            assert_eq!((limited.train.len(), limited.test.image(1)), (3, expected.test.image(1)));
             // As the other set, and without its last file.
             let other = if kind == SetKind::Cifar10 { SetKind::Cifar100 } else { SetKind::Cifar10 };
             let error = open_error(other, Some(&around.join(name)));

@@ -229,8 +229,8 @@ fn fixture() -> Vec<(String, Vec<u8>)> {
     files.collect()
 }
 
-fn of_fixture(wanted: impl Fn(&str) -> bool) -> Vec<Vec<u8>> {
-    fixture().into_iter().filter(|(name, _)| wanted(name)).map(|(_, bytes)| bytes).collect()
+fn of_fixture(expected: impl Fn(&str) -> bool) -> Vec<Vec<u8>> {
+    fixture().into_iter().filter(|(name, _)| expected(name)).map(|(_, bytes)| bytes).collect()
 }
 
 fn assert_whole(images: &Images, classes: usize) {

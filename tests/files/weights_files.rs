@@ -41,8 +41,8 @@ fn weights_survive_the_way_through_a_file() {
         let path = folder.path().join(format!("{network}.safetensors"));
         let weights = initialise(network, SEED);
         weights.write(&path, Existing::Refuse).unwrap();
-        let (met, read) = Weights::read_network(&path).unwrap();
-        assert_eq!(met, network);
+        let (actual, read) = Weights::read_network(&path).unwrap();
+        assert_eq!(actual, network);
         assert_eq!(read, weights);
         assert_eq!(weights.to_bytes(), fs::read(&path).unwrap(), "the same weights give the same bytes");
         assert!(weights.write(&path, Existing::Refuse).is_err());
@@ -93,9 +93,9 @@ fn check_names_what_is_wrong() {
         wrapped.insert(format!("module.{name}"), &tensor.shape, tensor.values.clone());
     }
     let error = wrapped.infer_network().unwrap_err().to_string();
-    let wanted = "conv1.weight: missing from the weights; found instead: module.bn1.bias, module.bn1.running_mean, \
+    let expected = "conv1.weight: missing from the weights; found instead: module.bn1.bias, module.bn1.running_mean, \
                   module.bn1.running_var and 99 more (module.* is *); `secateur weights convert FILE OUT` renames them";
-    assert_eq!(error, wanted);
+    assert_eq!(error, expected);
 }
 
 #[test]
@@ -362,13 +362,13 @@ proptest! {
         let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let at = at.index(if in_header { header } else { bytes.len() });
         bytes[at] ^= 1 << bit;
-        let Ok(met) = Weights::from_bytes(&bytes) else { return Ok(()) };
-        if met.check(&NETWORK).is_ok() {
+        let Ok(actual) = Weights::from_bytes(&bytes) else { return Ok(()) };
+        if actual.check(&NETWORK).is_ok() {
             let changed: usize = good
                 .tensors
                 .iter()
                 .map(|(name, tensor)| {
-                    let other = &met.tensors[name].values;
+                    let other = &actual.tensors[name].values;
                     tensor.values.iter().zip(other).filter(|(a, b)| a.to_bits() != b.to_bits()).count()
                 })
                 .sum();

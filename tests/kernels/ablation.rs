@@ -84,14 +84,14 @@ fn every_variant_runs_on_the_emulated_hopper() {
 
 #[test]
 fn what_has_no_variants_says_so() {
-    for (args, wanted, of_device) in [
+    for (args, expected, of_device) in [
         (vec!["--device", "emulated"], "no wgmma", true),
         (vec!["--device", "cpu"], "launches no kernels", true),
         (vec!["--dry-run", "--width", "32"], "width 32", false),
         (vec!["--dry-run", "--filter", "layer9"], "matches no row", false),
     ] {
         let error = ablation(&args).unwrap_err();
-        assert!(error.to_string().contains(wanted), "{args:?}: {error}");
+        assert!(error.to_string().contains(expected), "{args:?}: {error}");
         let unavailable = matches!(error.downcast_ref(), Some(Error::Unavailable(_)));
         assert_eq!(unavailable, of_device, "{args:?}: {error}");
     }
@@ -120,10 +120,11 @@ fn im2col_agrees_with_the_oracle_forward() {
         let (bias, residual) = (numbers(3, shape.out_channels, 0.5), halves(4, shape.output_len(), 1.0));
         let sums = forward(&shape, &x, &w);
         let added = |i: usize| f64::from(bias[i % shape.out_channels]) + residual[i].to_f64();
-        let wanted: Vec<f64> = (0..shape.output_len()).map(|i| (sums.value[i] + added(i)).max(0.0)).collect();
+        let expected: Vec<f64> =
+            (0..shape.output_len()).map(|i| (sums.value[i] + added(i)).max(0.0)).collect();
         let bound = |i: usize| {
             let error = sums.error(i) + 2f64.powi(-22) * (sums.value[i].abs() + added(i).abs() + 1.0);
-            half_ulp(wanted[i]) + 1.01 * error
+            half_ulp(expected[i]) + 1.01 * error
         };
         let (x, w) = (upload(&driver, "x", &x), upload(&driver, "w", &w));
         let (bias, residual) = (upload(&driver, "bias", &bias), upload(&driver, "residual", &residual));
@@ -136,13 +137,13 @@ fn im2col_agrees_with_the_oracle_forward() {
             let (from, with, to) = (x.address(), w.address(), output.address());
             im2col::forward(&*driver, &planned, &shape, from, with, relu, to).unwrap();
             let what = format!("{shape:?}, {:?}, at most {} blocks", planned.block, planned.most_blocks);
-            let met: Vec<bf16> = output.to_vec().unwrap();
+            let actual: Vec<bf16> = output.to_vec().unwrap();
             let mask: Vec<u8> = mask.to_vec().unwrap();
-            check(&what, &from_halves(&met), &wanted, bound, WHOLE_BF16);
-            for (i, value) in met.iter().enumerate() {
+            check(&what, &from_halves(&actual), &expected, bound, WHOLE_BF16);
+            for (i, value) in actual.iter().enumerate() {
                 assert_eq!(mask[i / 8] >> (i % 8) & 1 == 1, *value > bf16::ZERO, "{what}: mask of {i}");
             }
-            let bits = (met.iter().map(|value| value.to_bits()).collect(), mask);
+            let bits = (actual.iter().map(|value| value.to_bits()).collect(), mask);
             assert!(*first.get_or_insert_with(|| bits.clone()) == bits, "{what}: another block, other bits");
             tried += 1;
         }
@@ -159,10 +160,10 @@ fn im2col_agrees_with_the_oracle_backward() {
         let (dy, w) = (halves(11, shape.output_len(), 1.0), weights(12, &shape));
         let residual = halves(13, shape.input_len(), 1.0);
         let sums = input_gradient(&shape, &dy, &w);
-        let wanted: Vec<f64> =
+        let expected: Vec<f64> =
             sums.value.iter().zip(&residual).map(|(sum, residual)| sum + residual.to_f64()).collect();
         let bound = |i: usize| {
-            half_ulp(wanted[i]) + 1.01 * (sums.error(i) + 2f64.powi(-22) * (wanted[i].abs() + 1.0))
+            half_ulp(expected[i]) + 1.01 * (sums.error(i) + 2f64.powi(-22) * (expected[i].abs() + 1.0))
         };
         let (dy, w) = (upload(&driver, "dy", &dy), upload(&driver, "w", &w));
         let residual = upload(&driver, "residual", &residual);
@@ -173,9 +174,9 @@ fn im2col_agrees_with_the_oracle_backward() {
             let (from, with, to) = (dy.address(), w.address(), target.address());
             im2col::input_gradient(&*driver, &planned, &shape, from, with, &epilogue, to).unwrap();
             let what = format!("{shape:?}, {:?}, at most {} blocks", planned.block, planned.most_blocks);
-            let met: Vec<bf16> = target.to_vec().unwrap();
-            check(&what, &from_halves(&met), &wanted, bound, WHOLE_BF16);
-            let bits: Vec<u16> = met.iter().map(|value| value.to_bits()).collect();
+            let actual: Vec<bf16> = target.to_vec().unwrap();
+            check(&what, &from_halves(&actual), &expected, bound, WHOLE_BF16);
+            let bits: Vec<u16> = actual.iter().map(|value| value.to_bits()).collect();
             assert!(*first.get_or_insert_with(|| bits.clone()) == bits, "{what}: another block, other bits");
             tried += 1;
         }

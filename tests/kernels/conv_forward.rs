@@ -118,9 +118,9 @@ impl Case {
             })
             .collect();
         let relu = matches!(ending, Ending::Relu | Ending::ReluResidual);
-        let wanted: Vec<f64> = before.iter().map(|(v, _)| if relu { v.max(0.0) } else { *v }).collect();
-        let bound = |i: usize| half_ulp(wanted[i]) + 1.01 * before[i].1;
-        check(what, &from_halves(&outputs.values()), &wanted, bound, WHOLE_BF16);
+        let expected: Vec<f64> = before.iter().map(|(v, _)| if relu { v.max(0.0) } else { *v }).collect();
+        let bound = |i: usize| half_ulp(expected[i]) + 1.01 * before[i].1;
+        check(what, &from_halves(&outputs.values()), &expected, bound, WHOLE_BF16);
 
         if relu {
             for (i, (value, error)) in before.iter().enumerate() {
@@ -148,25 +148,25 @@ impl Case {
     /// The partial statistics are those of the very outputs that were stored.
     fn check_statistics(&self, what: &str, tile: usize, outputs: &Outputs) {
         let channels = self.shape.out_channels;
-        let (values, mut met) = (from_halves(&outputs.values()), outputs.partials());
+        let (values, mut actual) = (from_halves(&outputs.values()), outputs.partials());
         // There is room for the smallest tiles; of larger ones there are fewer.
         let written = self.shape.output_rows().div_ceil(tile) * 2 * channels;
-        assert!(met.split_off(written).iter().all(|v| v.is_nan()), "{what}: wrote beyond its statistics");
-        let mut wanted = vec![0.0; met.len()];
-        let mut bounds = vec![0.0; met.len()];
+        assert!(actual.split_off(written).iter().all(|v| v.is_nan()), "{what}: wrote beyond its statistics");
+        let mut expected = vec![0.0; actual.len()];
+        let mut bounds = vec![0.0; actual.len()];
         for (t, rows) in values.chunks(tile * channels).enumerate() {
             for k in 0..channels {
                 let column: Vec<f64> = rows.iter().skip(k).step_by(channels).copied().collect();
                 let count = column.len() as f64;
                 let mean = column.iter().sum::<f64>() / count;
                 let at = 2 * t * channels + k;
-                wanted[at] = mean;
+                expected[at] = mean;
                 bounds[at] = 1e-6 * column.iter().map(|v| v.abs()).sum::<f64>() / count;
-                wanted[at + channels] = column.iter().map(|v| (v - mean).powi(2)).sum();
-                bounds[at + channels] = 4e-6 * wanted[at + channels] + count * bounds[at].powi(2);
+                expected[at + channels] = column.iter().map(|v| (v - mean).powi(2)).sum();
+                bounds[at + channels] = 4e-6 * expected[at + channels] + count * bounds[at].powi(2);
             }
         }
-        check(&format!("{what}, statistics"), &met, &wanted, |i| bounds[i], 1e-6);
+        check(&format!("{what}, statistics"), &actual, &expected, |i| bounds[i], 1e-6);
     }
 }
 
@@ -336,10 +336,10 @@ fn a_shape_that_the_kernels_cannot_do_is_refused() {
         (ConvShape { kernel: 5, ..good }, "kernel 5"),
         (ConvShape { batch: 1 << 20, ..good }, "2^31"),
     ];
-    for (shape, wanted) in bad {
+    for (shape, expected) in bad {
         let error = launch_forward(&*driver, Reduction::Whole, &shape, memory, memory, &epilogue, memory)
             .unwrap_err();
-        assert!(error.to_string().contains(wanted), "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
     }
     let error =
         forward_tiled(&*driver, Tile::Columns64, &good, memory, memory, &epilogue, memory).unwrap_err();

@@ -54,10 +54,10 @@ fn the_gradient_agrees_with_the_oracle() {
                 image_gradient(&*driver, &case.shape, from, with, &epilogue).unwrap();
                 gradient.to_vec::<f32>().unwrap()
             };
-            let met = run();
+            let actual = run();
             let what = format!("width {width}, {name}");
-            check(&what, &from_floats(&met), &case.gradient, |i| case.error[i], WHOLE_F32);
-            assert!(run() == met, "{what}: the second run differs");
+            check(&what, &from_floats(&actual), &case.gradient, |i| case.error[i], WHOLE_F32);
+            assert!(run() == actual, "{what}: the second run differs");
         }
     }
 }
@@ -105,17 +105,17 @@ fn the_sign_step_is_exact() {
             let (mut at_zero, mut at_rim, mut unsure) = (0, 0, 0);
             for i in 0..len {
                 let (gradient, error) = (case.gradient[i], case.error[i]);
-                let wanted = |sign| step_of(step, clean[i], start[i], sign);
+                let expected = |sign| step_of(step, clean[i], start[i], sign);
                 if error == 0.0 {
-                    assert_eq!(moved[i], wanted(0.0), "{what}, seed {SEED}: element {i} without gradient");
+                    assert_eq!(moved[i], expected(0.0), "{what}, seed {SEED}: element {i} without gradient");
                     at_zero += 1;
                 } else if gradient.abs() > error {
-                    let wanted = wanted(gradient.signum() as f32);
-                    assert_eq!(moved[i], wanted, "{what}, seed {SEED}: element {i}, gradient {gradient}");
-                    at_rim += usize::from((wanted - clean[i]).abs() >= step.epsilon);
+                    let expected = expected(gradient.signum() as f32);
+                    assert_eq!(moved[i], expected, "{what}, seed {SEED}: element {i}, gradient {gradient}");
+                    at_rim += usize::from((expected - clean[i]).abs() >= step.epsilon);
                 } else {
                     unsure += 1;
-                    assert!([-1.0, 0.0, 1.0].map(wanted).contains(&moved[i]), "{what}: element {i}");
+                    assert!([-1.0, 0.0, 1.0].map(expected).contains(&moved[i]), "{what}: element {i}");
                 }
             }
             assert_eq!(at_zero, len / BATCH, "{what}");
@@ -127,8 +127,8 @@ fn the_sign_step_is_exact() {
                 let hi = |c: usize| bf16::from_f32(colours[c]);
                 for c in 0..3 {
                     let lo = bf16::from_f32(colours[c] - hi(c).to_f32());
-                    let wanted = (hi(c).to_bits(), lo.to_bits());
-                    assert_eq!((stored[c], stored[3 + c]), wanted, "{what}: packed pixel {pixel}");
+                    let expected = (hi(c).to_bits(), lo.to_bits());
+                    assert_eq!((stored[c], stored[3 + c]), expected, "{what}: packed pixel {pixel}");
                 }
                 assert_eq!(stored[6..], [0, 0], "{what}: padding of pixel {pixel}");
             }

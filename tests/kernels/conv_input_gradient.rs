@@ -109,21 +109,27 @@ impl Case {
     }
 
     fn check(&self, what: &str, ending: Ending, bits: &[u16]) {
-        let met: Vec<bf16> = bits.iter().map(|bits| bf16::from_bits(*bits)).collect();
+        let actual: Vec<bf16> = bits.iter().map(|bits| bf16::from_bits(*bits)).collect();
         // Elements of the input that the result holds, in its order, with the residual's element of each.
         let held: Vec<(usize, Option<usize>)> = (0..self.shape.input_len())
             .map(|i| (i, self.compact(i)))
             .filter(|(_, compact)| self.shape.kernel == 3 || compact.is_some())
             .collect();
-        let (mut wanted, mut errors) = (Vec::new(), Vec::new());
+        let (mut expected, mut errors) = (Vec::new(), Vec::new());
         for (i, compact) in held {
             let added = compact.filter(|_| ending.residual).map_or(0.0, |at| self.residual[at].to_f64());
             let passes = !ending.mask || self.mask[i / 8] >> (i % 8) & 1 == 1;
             let error = self.sums.error(i) + 2f64.powi(-22) * (self.sums.value[i].abs() + added.abs());
-            wanted.push(if passes { self.sums.value[i] + added } else { 0.0 });
+            expected.push(if passes { self.sums.value[i] + added } else { 0.0 });
             errors.push(if passes { error } else { 0.0 });
         }
-        check(what, &from_halves(&met), &wanted, |i| half_ulp(wanted[i]) + 1.01 * errors[i], WHOLE_BF16);
+        check(
+            what,
+            &from_halves(&actual),
+            &expected,
+            |i| half_ulp(expected[i]) + 1.01 * errors[i],
+            WHOLE_BF16,
+        );
     }
 }
 

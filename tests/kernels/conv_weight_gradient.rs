@@ -16,7 +16,7 @@ struct Case {
     shape: ConvShape,
     input: Vec<bf16>,
     output_gradient: Vec<bf16>,
-    wanted: Vec<f64>,
+    expected: Vec<f64>,
     error: Vec<f64>,
 }
 
@@ -31,7 +31,7 @@ impl Case {
             true => values.chunks(8).flat_map(|v| [v[0] + v[3], v[1] + v[4], v[2] + v[5]]).collect(),
             false => values.to_vec(),
         };
-        Self { wanted: fold(&sums.value), error: fold(&error), shape, input, output_gradient }
+        Self { expected: fold(&sums.value), error: fold(&error), shape, input, output_gradient }
     }
 
     /// The gradient, added to `before` where given.
@@ -41,7 +41,7 @@ impl Case {
         let workspace = poisoned::<f32>(driver, "workspace", weight_gradient_workspace(&self.shape));
         let gradient = match before {
             Some(before) => upload(driver, "weight gradient", before),
-            None => poisoned::<f32>(driver, "weight gradient", self.wanted.len()),
+            None => poisoned::<f32>(driver, "weight gradient", self.expected.len()),
         };
         launch_weight_gradient(
             &**driver,
@@ -58,17 +58,17 @@ impl Case {
 
     fn check_all(&self) {
         let shape = &self.shape;
-        let before = numbers(33, self.wanted.len(), 4.0);
-        let sum: Vec<f64> = self.wanted.iter().zip(&before).map(|(w, b)| w + f64::from(*b)).collect();
+        let before = numbers(33, self.expected.len(), 4.0);
+        let sum: Vec<f64> = self.expected.iter().zip(&before).map(|(w, b)| w + f64::from(*b)).collect();
         let hopper =
             wgmma::product(&*HostDriver::hopper(), Reduction::Whole, shape, Direction::Forward).is_some();
         let mut families = Families::new();
         for (name, driver) in conv_drivers(hopper) {
             let what = format!("{shape:?}, {name}");
-            let met = self.run(&driver, None);
-            check(&what, &from_floats(&met), &self.wanted, |i| self.error[i], WHOLE_F32);
-            assert!(name != "GPU" || self.run(&driver, None) == met, "{what}: the second run differs");
-            assert!(families.agree(name, met), "{what}: other bits than the first of its family");
+            let actual = self.run(&driver, None);
+            check(&what, &from_floats(&actual), &self.expected, |i| self.error[i], WHOLE_F32);
+            assert!(name != "GPU" || self.run(&driver, None) == actual, "{what}: the second run differs");
+            assert!(families.agree(name, actual), "{what}: other bits than the first of its family");
             let added = self.run(&driver, Some(&before));
             let rounding = |i: usize| 2f64.powi(-23) * (sum[i].abs() + f64::from(before[i].abs()));
             check(
@@ -136,14 +136,14 @@ fn a_block_goes_from_group_to_group() {
             )
             .unwrap();
             assert_eq!(parts, if shape.out_channels == 64 { 2 } else { 1 }, "{shape:?}: one block a sum");
-            let met: Vec<f32> = workspace.to_vec().unwrap();
-            let element = |i: usize| met[i..].iter().step_by(shape.weight_len()).take(parts);
+            let actual: Vec<f32> = workspace.to_vec().unwrap();
+            let element = |i: usize| actual[i..].iter().step_by(shape.weight_len()).take(parts);
             let sums: Vec<f64> =
                 (0..shape.weight_len()).map(|i| element(i).map(|v| f64::from(*v)).sum()).collect();
             let what = format!("{shape:?}, {name}");
             let whole = whole_f32(shape.output_rows() / parts);
-            check(&what, &sums, &case.wanted, |i| case.error[i], whole);
-            let bits: Vec<u32> = met.iter().map(|v| v.to_bits()).collect();
+            check(&what, &sums, &case.expected, |i| case.error[i], whole);
+            let bits: Vec<u32> = actual.iter().map(|v| v.to_bits()).collect();
             assert!(families.agree(name, bits), "{what}: other bits than in the first order");
         }
     }

@@ -21,21 +21,21 @@ fn the_start_reaches_the_surface_of_the_ball() {
         let perturbed = Output::new::<f32>(driver, "perturbed", images.len());
         let (from, to) = (images_at.address(), perturbed.address());
         apgd_start(&**driver, EPSILON, key, 3, samples_at.address(), from, to).unwrap();
-        let met = perturbed.read::<f32>();
+        let actual = perturbed.read::<f32>();
         for (n, &sample) in samples.iter().enumerate() {
             let noise = |e: usize| 2.0 * unit(key.block(sample, e as u32 / 4)[e % 4]) - 1.0;
             let largest = (0..IMAGE_LEN).map(|e| noise(e).abs()).fold(0.0, f32::max);
             for e in 0..IMAGE_LEN {
-                let (x, met) = (images[n * IMAGE_LEN + e], met[n * IMAGE_LEN + e]);
-                let wanted = (x + EPSILON * (noise(e) / largest)).clamp(0.0, 1.0);
+                let (x, actual) = (images[n * IMAGE_LEN + e], actual[n * IMAGE_LEN + e]);
+                let expected = (x + EPSILON * (noise(e) / largest)).clamp(0.0, 1.0);
                 assert_eq!(
-                    met.to_bits(),
-                    wanted.to_bits(),
-                    "image {n}, element {e}, seed {SEED}: {met}, {wanted}"
+                    actual.to_bits(),
+                    expected.to_bits(),
+                    "image {n}, element {e}, seed {SEED}: {actual}, {expected}"
                 );
             }
         }
-        words(&met)
+        words(&actual)
     });
 }
 
@@ -180,13 +180,13 @@ fn every_phase_follows_the_rules() {
     ];
     for phase in phases {
         let given = images();
-        let mut wanted = given.clone();
-        for image in &mut wanted {
+        let mut expected = given.clone();
+        for image in &mut expected {
             image.step(phase);
         }
         if phase == (ApgdPhase::Checkpoint { window: 22 }) {
-            let halved = wanted.iter().filter(|image| image.halved == 1).count();
-            assert!((4..wanted.len() - 3).contains(&halved), "{halved} of {} halved", wanted.len());
+            let halved = expected.iter().filter(|image| image.halved == 1).count();
+            assert!((4..expected.len() - 3).contains(&halved), "{halved} of {} halved", expected.len());
         }
         let floats = |of: fn(&Image) -> f32| given.iter().map(of).collect::<Vec<_>>();
         let counts = |of: fn(&Image) -> u32| given.iter().map(of).collect::<Vec<_>>();
@@ -249,37 +249,37 @@ fn every_phase_follows_the_rules() {
             apgd_step(&**driver, EPSILON, phase, given.len(), &operands).unwrap();
 
             let mut bits = Vec::new();
-            let mut same = |name: &str, met: Vec<u32>, wanted: Vec<u32>| {
-                let differs = met.iter().zip(&wanted).position(|(met, wanted)| met != wanted);
+            let mut same = |name: &str, actual: Vec<u32>, expected: Vec<u32>| {
+                let differs = actual.iter().zip(&expected).position(|(actual, expected)| actual != expected);
                 assert_eq!(differs, None, "{phase:?}: {name} differs at this element, seed {SEED}");
-                bits.extend(met);
+                bits.extend(actual);
             };
             let of =
-                |of: fn(&Image) -> f32| wanted.iter().map(|image| of(image).to_bits()).collect::<Vec<_>>();
+                |of: fn(&Image) -> f32| expected.iter().map(|image| of(image).to_bits()).collect::<Vec<_>>();
             same("step sizes", books[0].read(), of(|image| image.step_size));
             same("best losses", books[1].read(), of(|image| image.best_loss));
             same("checked losses", books[2].read(), of(|image| image.checked_loss));
             same("last losses", books[3].read(), of(|image| image.last_loss));
-            let of = |of: fn(&Image) -> u32| wanted.iter().map(of).collect::<Vec<_>>();
+            let of = |of: fn(&Image) -> u32| expected.iter().map(of).collect::<Vec<_>>();
             same("increases", flags[0].read(), of(|image| image.increases));
             same("halved", flags[1].read(), of(|image| image.halved));
             same("broken", flags[2].read(), of(|image| image.broken));
             let of = |of: fn(&Image) -> &Vec<f32>| {
-                wanted.iter().flat_map(|image| words(of(image))).collect::<Vec<u32>>()
+                expected.iter().flat_map(|image| words(of(image))).collect::<Vec<u32>>()
             };
             same("perturbed", perturbed.read(), of(|image| &image.perturbed));
             if phase != ApgdPhase::Last {
                 same("previous", kept[0].read(), of(|image| &image.previous));
                 same("best", kept[1].read(), of(|image| &image.best));
                 same("best gradient", kept[2].read(), of(|image| &image.best_gradient));
-                let met: Vec<u32> = kept[3].read();
+                let actual: Vec<u32> = kept[3].read();
                 for (n, image) in
-                    wanted.iter().enumerate().filter(|(_, image)| image.prediction != image.label)
+                    expected.iter().enumerate().filter(|(_, image)| image.prediction != image.label)
                 {
-                    let met = &met[n * IMAGE_LEN..][..IMAGE_LEN];
-                    assert_eq!(met, words(&image.adversarial), "{phase:?}: adversarial {n}, seed {SEED}");
+                    let actual = &actual[n * IMAGE_LEN..][..IMAGE_LEN];
+                    assert_eq!(actual, words(&image.adversarial), "{phase:?}: adversarial {n}, seed {SEED}");
                 }
-                bits.extend(met);
+                bits.extend(actual);
             }
             bits
         });

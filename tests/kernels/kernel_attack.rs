@@ -31,19 +31,19 @@ fn a_uniform_start_has_the_bits_of_the_specification() {
             let noise = Noise::Uniform { radius };
             perturb(&**driver, noise, key(), 3, samples.address(), from, perturbed.address()).unwrap();
 
-            let met = perturbed.read::<f32>();
-            for (i, (met, clean)) in met.iter().zip(&images).enumerate() {
+            let actual = perturbed.read::<f32>();
+            for (i, (actual, clean)) in actual.iter().zip(&images).enumerate() {
                 let (sample, element) = (SAMPLES[i / IMAGE_LEN], (i % IMAGE_LEN) as u32);
                 let word = key().block(sample, element / 4)[element as usize % 4];
-                let wanted = (clean + symmetric(word, radius)).clamp(0.0, 1.0);
+                let expected = (clean + symmetric(word, radius)).clamp(0.0, 1.0);
                 assert_eq!(
-                    met.to_bits(),
-                    wanted.to_bits(),
-                    "element {i}: {met}, expected {wanted}, seed {SEED}"
+                    actual.to_bits(),
+                    expected.to_bits(),
+                    "element {i}: {actual}, expected {expected}, seed {SEED}"
                 );
-                assert!((met - clean).abs() <= radius + 1e-7, "element {i} left the ball");
+                assert!((actual - clean).abs() <= radius + 1e-7, "element {i} left the ball");
             }
-            words(&met)
+            words(&actual)
         });
     }
 }
@@ -59,8 +59,8 @@ fn a_normal_start_is_box_muller() {
         let noise = Noise::Normal { deviation };
         perturb(&**driver, noise, key(), 3, samples.address(), clean.address(), perturbed.address()).unwrap();
 
-        let met = perturbed.read::<f32>();
-        let wanted: Vec<f64> = (0..met.len())
+        let actual = perturbed.read::<f32>();
+        let expected: Vec<f64> = (0..actual.len())
             .map(|i| {
                 let (sample, element) = (SAMPLES[i / IMAGE_LEN], i % IMAGE_LEN);
                 let words = key().block(sample, element as u32 / 4);
@@ -72,15 +72,16 @@ fn a_normal_start_is_box_muller() {
                 f64::from(images[i]) + f64::from(deviation) * normal
             })
             .collect();
-        assert_close("perturbed", &met, &wanted, Bound { absolute: 1.3e-7, relative: 0.0, whole: 6e-8 });
-        let count = met.len() as f64;
-        let moved: Vec<f64> = met.iter().zip(&images).map(|(v, x)| f64::from(*v) - f64::from(*x)).collect();
+        assert_close("perturbed", &actual, &expected, Bound { absolute: 1.3e-7, relative: 0.0, whole: 6e-8 });
+        let count = actual.len() as f64;
+        let moved: Vec<f64> =
+            actual.iter().zip(&images).map(|(v, x)| f64::from(*v) - f64::from(*x)).collect();
         let mean = moved.iter().sum::<f64>() / count;
         let spread = (moved.iter().map(|v| v.powi(2)).sum::<f64>() / count).sqrt();
         // Five standard errors of 9,216 draws.
         assert!(mean.abs() < 5.0 * 0.001 / count.sqrt(), "mean {mean}, seed {SEED}");
         assert!((spread / 0.001 - 1.0).abs() < 5.0 / (2.0 * count).sqrt(), "deviation {spread}, seed {SEED}");
-        words(&met)
+        words(&actual)
     });
 }
 

@@ -32,18 +32,18 @@ fn targets_are_ranked_with_the_highest_index_first() {
                     padding: 0,
                 };
                 target_class(&**driver, &params).unwrap();
-                let met = targets.read::<u32>();
+                let actual = targets.read::<u32>();
                 for (i, row) in logits.chunks_exact(classes).enumerate() {
                     let mut order: Vec<usize> = (0..classes).filter(|&c| c != labels[i] as usize).collect();
                     order.sort_by(|&a, &b| row[b].partial_cmp(&row[a]).unwrap().then(b.cmp(&a)));
                     assert_eq!(
-                        met[i] as usize,
+                        actual[i] as usize,
                         order[rank - 1],
                         "rank {rank} of {row:?}, label {}",
                         labels[i]
                     );
                 }
-                seen.extend(met);
+                seen.extend(actual);
             }
             seen
         });
@@ -64,14 +64,14 @@ fn the_difference_of_two_classes_is_one_less_the_other() {
             classes: 10,
         };
         class_difference(&**driver, &params).unwrap();
-        let met = gradient.read::<f32>();
-        let mut wanted = [0.0; 40];
+        let actual = gradient.read::<f32>();
+        let mut expected = [0.0; 40];
         for i in 0..4 {
-            wanted[i * 10 + targets[i] as usize] += 1.0;
-            wanted[i * 10 + labels[i] as usize] -= 1.0;
+            expected[i * 10 + targets[i] as usize] += 1.0;
+            expected[i * 10 + labels[i] as usize] -= 1.0;
         }
-        assert_eq!(met, wanted);
-        words(&met)
+        assert_eq!(actual, expected);
+        words(&actual)
     });
 }
 
@@ -114,12 +114,12 @@ fn a_step_ends_where_bisection_ends() {
                 padding: 0,
             };
             fab_step(&**driver, targets.len(), &params).unwrap();
-            let met = moved.read::<f32>();
-            for (case, met) in cases.iter().zip(met.chunks_exact(IMAGE_LEN)) {
-                case.check(&step, met);
+            let actual = moved.read::<f32>();
+            for (case, actual) in cases.iter().zip(actual.chunks_exact(IMAGE_LEN)) {
+                case.check(&step, actual);
             }
-            assert!(met[cases.len() * IMAGE_LEN..] == more[..], "no class: it moved");
-            words(&met)
+            assert!(actual[cases.len() * IMAGE_LEN..] == more[..], "no class: it moved");
+            words(&actual)
         });
     }
 }
@@ -170,11 +170,11 @@ fn the_closest_wrong_image_is_kept() {
             let distance = x.iter().zip(from).map(|(x, y)| (y - x).abs()).fold(0.0, f32::max);
             let kept = wrong[i] && distance < before[i];
             assert_eq!(distances[i], if kept { distance } else { before[i] }, "image {i}");
-            let wanted = if kept { from } else { &old[of.clone()] };
-            assert!(closest[of.clone()] == *wanted, "image {i}: the closest");
-            for (met, (x, from)) in moved[of].iter().zip(x.iter().zip(from)) {
-                let wanted = if wrong[i] { x + (from - x) * 0.9 } else { *from };
-                assert_eq!(met.to_bits(), wanted.to_bits(), "image {i}");
+            let expected = if kept { from } else { &old[of.clone()] };
+            assert!(closest[of.clone()] == *expected, "image {i}: the closest");
+            for (actual, (x, from)) in moved[of].iter().zip(x.iter().zip(from)) {
+                let expected = if wrong[i] { x + (from - x) * 0.9 } else { *from };
+                assert_eq!(actual.to_bits(), expected.to_bits(), "image {i}");
             }
         }
         [words(&moved), words(&closest), words(&distances)].concat()

@@ -48,7 +48,7 @@ fn forward_pools_and_multiplies() {
                 mean[i / (16 * features) * features + i % features] += f64::from(*value) / 16.0;
             }
             assert_close("pooled", &pooled, &mean, F32);
-            let wanted: Vec<f64> = (0..batch * classes)
+            let expected: Vec<f64> = (0..batch * classes)
                 .map(|i| {
                     let (image, class) = (i / classes, i % classes);
                     let products = (0..features)
@@ -56,7 +56,7 @@ fn forward_pools_and_multiplies() {
                     products.sum::<f64>() + f64::from(bias[class])
                 })
                 .collect();
-            assert_close("logits", &logits, &wanted, Bound { absolute: 1e-5, relative: 1e-5, whole: 1e-6 });
+            assert_close("logits", &logits, &expected, Bound { absolute: 1e-5, relative: 1e-5, whole: 1e-6 });
             [words(&pooled), words(&logits)].concat()
         });
     }
@@ -93,13 +93,13 @@ fn backward_spreads_over_pixels_under_the_mask() {
                     (0..classes).map(product).sum::<f64>() / 16.0
                 })
                 .collect();
-            let wanted: Vec<f64> = (0..gradient.len())
+            let expected: Vec<f64> = (0..gradient.len())
                 .map(|i| match bit(&mask, i) {
                     true => feature_gradient[i / (16 * features) * features + i % features],
                     false => 0.0,
                 })
                 .collect();
-            assert_close("gradient", &gradient, &wanted, ROUNDED_TO_BF16);
+            assert_close("gradient", &gradient, &expected, ROUNDED_TO_BF16);
             words(&gradient)
         });
     }
@@ -136,7 +136,7 @@ fn weight_gradient_sums_over_the_batch() {
 
                 let old = |value: f32| if accumulate { f64::from(value) } else { 0.0 };
                 let column = |c: usize| (0..batch).map(move |image| (image, image * classes + c));
-                let wanted: Vec<f64> = (0..classes * features)
+                let expected: Vec<f64> = (0..classes * features)
                     .map(|i| {
                         let (c, f) = (i / features, i % features);
                         let product = |(image, at): (usize, usize)| {
@@ -147,10 +147,10 @@ fn weight_gradient_sums_over_the_batch() {
                     .collect();
                 let (weight, bias) = (weight.read::<f32>(), bias.read::<f32>());
                 let bound = Bound { absolute: 1e-6 + 1e-8 * batch as f64, ..F32 };
-                assert_close("weight gradient", &weight, &wanted, bound);
+                assert_close("weight gradient", &weight, &expected, bound);
                 let sum = |c| column(c).map(|(_, at)| f64::from(logit_gradient[at])).sum::<f64>();
-                let wanted: Vec<f64> = (0..classes).map(|c| old(old_bias[c]) + sum(c)).collect();
-                assert_close("bias gradient", &bias, &wanted, bound);
+                let expected: Vec<f64> = (0..classes).map(|c| old(old_bias[c]) + sum(c)).collect();
+                assert_close("bias gradient", &bias, &expected, bound);
                 [words(&weight), words(&bias)].concat()
             });
         }

@@ -59,7 +59,7 @@ impl Case {
             };
             let logits: Vec<f64> = (0..classes).map(logit).collect();
             let label = self.labels[n] as usize;
-            let one_hot = |c: usize, wanted: usize| f64::from(u8::from(c == wanted));
+            let one_hot = |c: usize, expected: usize| f64::from(u8::from(c == expected));
             let slope: Vec<f64> = match ascended {
                 AscentLoss::CrossEntropy => {
                     let q = softmax(&logits);
@@ -201,16 +201,16 @@ fn every_loss_at_every_shape() {
         for classes in [10, 100] {
             let case = Case::new(7, 8 * width, classes);
             for ascended in LOSSES {
-                let wanted = case.oracle(ascended);
+                let expected = case.oracle(ascended);
                 let name = format!("{ascended:?}, {} features to {classes} classes", case.features);
                 on_every_driver(&name, |driver| {
-                    let met = ascent(driver, &case, ascended, false);
-                    assert_close(&name, &met, &wanted, ROUNDED_TO_BF16);
+                    let actual = ascent(driver, &case, ascended, false);
+                    assert_close(&name, &actual, &expected, ROUNDED_TO_BF16);
                     let zeros = |values: &[bf16]| values.iter().filter(|v| **v == bf16::ZERO).count();
-                    assert!(zeros(&met) > met.len() / 3, "{name}: the mask shows");
-                    assert_eq!(met, composed(driver, &case, ascended), "{name}: the three kernels");
-                    assert_eq!(met, ascent(driver, &case, ascended, true), "{name}: in place");
-                    words(&met)
+                    assert!(zeros(&actual) > actual.len() / 3, "{name}: the mask shows");
+                    assert_eq!(actual, composed(driver, &case, ascended), "{name}: the three kernels");
+                    assert_eq!(actual, ascent(driver, &case, ascended, true), "{name}: in place");
+                    words(&actual)
                 });
             }
         }
@@ -224,9 +224,9 @@ fn one_image_and_the_most_classes() {
         for ascended in LOSSES {
             let name = format!("{ascended:?}, one image, {classes} classes");
             on_every_driver(&name, |driver| {
-                let met = ascent(driver, &case, ascended, false);
-                assert_close(&name, &met, &case.oracle(ascended), ROUNDED_TO_BF16);
-                words(&met)
+                let actual = ascent(driver, &case, ascended, false);
+                assert_close(&name, &actual, &case.oracle(ascended), ROUNDED_TO_BF16);
+                words(&actual)
             });
         }
     }
@@ -237,8 +237,8 @@ fn what_is_broken_shows() {
     on_every_driver("broken activations", |driver| {
         let mut case = Case::new(2, 128, 10);
         case.activation[5] = bf16::NAN;
-        let met = ascent(driver, &case, AscentLoss::CrossEntropy, false);
-        let (first, second) = met.split_at(16 * 128);
+        let actual = ascent(driver, &case, AscentLoss::CrossEntropy, false);
+        let (first, second) = actual.split_at(16 * 128);
         // A NaN passes its own mask and reaches every logit of its image, and no other image.
         assert!(first[5].is_nan() && second.iter().all(|v| v.is_finite()));
         let passed = |(a, v): (&bf16, &bf16)| v.is_nan() == (a.is_nan() || *a > bf16::ZERO);

@@ -23,8 +23,8 @@ const SHAPES: [[usize; 4]; 8] = [
 ];
 
 /// Near the rounding of f64 sums: per element of the tensor's root mean square, and for the tensor.
-fn f64_bound(wanted: &[f64]) -> Bound {
-    let square = wanted.iter().map(|v| v * v).sum::<f64>() / wanted.len().max(1) as f64;
+fn f64_bound(expected: &[f64]) -> Bound {
+    let square = expected.iter().map(|v| v * v).sum::<f64>() / expected.len().max(1) as f64;
     Bound { absolute: 1e-13 * square.sqrt(), relative: 1e-13, whole: 2e-14 }
 }
 
@@ -113,10 +113,10 @@ fn sums_over_samples() {
         let mut case = Case::new(shape);
         let weights = widened(case.random.uniforms(case.len, 0.0, 3.0));
         for weights in [None, Some(&weights)] {
-            let mut wanted = vec![0.0; case.vector_len()];
+            let mut expected = vec![0.0; case.vector_len()];
             for (i, gradient) in case.explicit.iter().enumerate() {
                 let weight = weights.map_or(1.0, |weights| weights[i]);
-                wanted.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += weight * g);
+                expected.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += weight * g);
             }
             on_every_driver(&format!("sum of {shape:?}, weights: {}", weights.is_some()), |driver| {
                 let (_factors, gradients) = case.upload(driver);
@@ -127,11 +127,11 @@ fn sums_over_samples() {
                     Output::new::<f64>(driver, "workspace", gradient_sum_workspace(len, classes, width));
                 let sum = Output::new::<f64>(driver, "sum", case.vector_len());
                 gradient_sum(&**driver, &gradients, weights_at, workspace.address(), sum.address()).unwrap();
-                let met = sum.read::<f64>();
-                assert_close(&format!("sum of {shape:?}"), &met, &wanted, f64_bound(&wanted));
+                let actual = sum.read::<f64>();
+                assert_close(&format!("sum of {shape:?}"), &actual, &expected, f64_bound(&expected));
                 let parts = workspace.read::<f64>();
                 assert!(parts.iter().all(|v| v.is_finite()), "{shape:?}: every part is written whole");
-                words(&met)
+                words(&actual)
             });
         }
     }
@@ -144,9 +144,9 @@ fn the_sum_of_nothing_is_zero_and_parts_follow_the_shape() {
         let (_factors, gradients) = case.upload(driver);
         let sum = Output::new::<f64>(driver, "sum", case.vector_len());
         gradient_sum(&**driver, &gradients, Address::NULL, Address::NULL, sum.address()).unwrap();
-        let met = sum.read::<f64>();
-        assert!(met.iter().all(|v| v.to_bits() == 0), "{met:?}");
-        words(&met)
+        let actual = sum.read::<f64>();
+        assert!(actual.iter().all(|v| v.to_bits() == 0), "{actual:?}");
+        words(&actual)
     });
     // One part needs no room; the largest sums of the two networks stay within a few megabytes.
     assert_eq!(gradient_sum_workspace(64, 10, 512), 0);
@@ -165,15 +165,15 @@ fn products_with_a_vector() {
     for shape in SHAPES {
         let mut case = Case::new(shape);
         let vector = widened(case.random.normals(case.vector_len(), 1.0));
-        let wanted: Vec<f64> = case.explicit.iter().map(|gradient| dot(gradient, &vector)).collect();
+        let expected: Vec<f64> = case.explicit.iter().map(|gradient| dot(gradient, &vector)).collect();
         on_every_driver(&format!("products of {shape:?}"), |driver| {
             let (_factors, gradients) = case.upload(driver);
             let vector = input(driver, "vector", &vector);
             let products = Output::new::<f64>(driver, "products", case.len);
             gradient_products(&**driver, &gradients, vector.address(), products.address()).unwrap();
-            let met = products.read::<f64>();
-            assert_close(&format!("products of {shape:?}"), &met, &wanted, f64_bound(&wanted));
-            words(&met)
+            let actual = products.read::<f64>();
+            assert_close(&format!("products of {shape:?}"), &actual, &expected, f64_bound(&expected));
+            words(&actual)
         });
     }
 }
@@ -193,17 +193,17 @@ fn columns_of_the_gram_matrix_and_its_diagonal() {
             let diagonal = diagonal.read::<f64>();
             assert_close(&format!("squares of {shape:?}"), &diagonal, &squares, f64_bound(&squares));
             let mut seen = words(&diagonal);
-            for (sample, wanted) in samples.iter().zip(&columns) {
+            for (sample, expected) in samples.iter().zip(&columns) {
                 let column = Output::new::<f64>(driver, "column", case.len);
                 gradient_column(&**driver, &gradients, *sample as u32, column.address()).unwrap();
-                let met = column.read::<f64>();
+                let actual = column.read::<f64>();
                 let what = format!("column {sample} of {shape:?}");
-                assert_close(&what, &met, wanted, f64_bound(wanted));
+                assert_close(&what, &actual, expected, f64_bound(expected));
                 assert_eq!(
-                    met[*sample], diagonal[*sample],
+                    actual[*sample], diagonal[*sample],
                     "{what}: its own place is the square, to the bit"
                 );
-                seen.extend(words(&met));
+                seen.extend(words(&actual));
             }
             seen
         });
@@ -224,7 +224,7 @@ fn steps_of_the_last_layer() {
             let step: f64 = row.iter().zip(h.iter().chain(&[1.0])).map(|(v, h)| v * f64::from(*h)).sum();
             f64::from(logits[i]) - rate * step
         };
-        let wanted: Vec<f64> = (0..logits.len()).map(at).collect();
+        let expected: Vec<f64> = (0..logits.len()).map(at).collect();
         for in_place in [false, true] {
             let what = format!("step of {len} x {classes}, {width} features, in place: {in_place}");
             on_every_driver(&what, |driver| {
@@ -244,9 +244,9 @@ fn steps_of_the_last_layer() {
                     padding: 0,
                 };
                 step_logits(&**driver, &params).unwrap();
-                let met = moved.read::<f32>();
-                assert_close(&what, &met, &wanted, ROUNDED_TO_F32);
-                words(&met)
+                let actual = moved.read::<f32>();
+                assert_close(&what, &actual, &expected, ROUNDED_TO_F32);
+                words(&actual)
             });
         }
     }
@@ -279,7 +279,7 @@ fn rows_are_subtracted() {
         for skipped in [0, 1] {
             let rows = &rows[skipped..][..count * len];
             let at = |i: usize| from[i] - (0..count).map(|s| factors[s] * rows[s * len + i]).sum::<f64>();
-            let wanted: Vec<f64> = (0..len).map(at).collect();
+            let expected: Vec<f64> = (0..len).map(at).collect();
             for in_place in [false, true] {
                 let what = format!("{count} rows of {len}, {skipped} skipped, in place: {in_place}");
                 on_every_driver(&what, |driver| {
@@ -297,12 +297,12 @@ fn rows_are_subtracted() {
                         len: len as u32,
                     };
                     subtract_rows(&**driver, &params).unwrap();
-                    let met = to.read::<f64>();
+                    let actual = to.read::<f64>();
                     if count == 0 {
-                        assert_eq!(met, wanted, "{what}: a copy");
+                        assert_eq!(actual, expected, "{what}: a copy");
                     }
-                    assert_close(&what, &met, &wanted, f64_bound(&wanted));
-                    words(&met)
+                    assert_close(&what, &actual, &expected, f64_bound(&expected));
+                    words(&actual)
                 });
             }
         }
@@ -315,7 +315,7 @@ fn products_of_rows() {
         let mut random = Random::new((count * 7 + len) as u32);
         let rows = widened(random.normals(count * len, 1.0));
         let vector = widened(random.normals(len, 1.0));
-        let wanted: Vec<f64> = (0..count).map(|i| dot(&rows[i * len..][..len], &vector)).collect();
+        let expected: Vec<f64> = (0..count).map(|i| dot(&rows[i * len..][..len], &vector)).collect();
         for skipped in [0, 1] {
             let what = format!("products of {count} rows of {len}, {skipped} skipped");
             on_every_driver(&what, |driver| {
@@ -330,9 +330,9 @@ fn products_of_rows() {
                     padding: 0,
                 };
                 row_products(&**driver, count as u32, &params).unwrap();
-                let met = products.read::<f64>();
-                assert_close(&what, &met, &wanted, f64_bound(&wanted));
-                words(&met)
+                let actual = products.read::<f64>();
+                assert_close(&what, &actual, &expected, f64_bound(&expected));
+                words(&actual)
             });
         }
     }
@@ -346,7 +346,7 @@ fn norms_of_rows() {
         // A row whose squares f32 cannot hold.
         values[..len].iter_mut().for_each(|v| *v *= 1e25);
         let norm = |row: &[f32]| row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-        let wanted: Vec<f64> = values.chunks_exact(len).map(norm).collect();
+        let expected: Vec<f64> = values.chunks_exact(len).map(norm).collect();
         for skipped in [0, 1] {
             let what = format!("norms of {count} rows of {len}, {skipped} skipped");
             on_every_driver(&what, |driver| {
@@ -359,9 +359,9 @@ fn norms_of_rows() {
                     len: len as u32,
                 };
                 row_norms(&**driver, &params).unwrap();
-                let met = norms.read::<f32>();
-                assert_close(&what, &met, &wanted, ROUNDED_TO_F32);
-                words(&met)
+                let actual = norms.read::<f32>();
+                assert_close(&what, &actual, &expected, ROUNDED_TO_F32);
+                words(&actual)
             });
         }
     }

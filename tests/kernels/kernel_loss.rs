@@ -70,12 +70,12 @@ fn losses_predictions_and_gradients() {
 
             let (losses, predictions) = (losses.read::<f32>(), predictions.read::<u32>());
             let gradient = gradient.read::<f32>();
-            let (mut wanted_losses, mut wanted_gradient) = (Vec::new(), Vec::new());
+            let (mut expected_losses, mut expected_gradient) = (Vec::new(), Vec::new());
             for sample in 0..batch {
                 let row: Vec<f64> =
                     logits[sample * classes..][..classes].iter().map(|z| f64::from(*z)).collect();
                 let of = |row: &[f64]| loss(row, labels[sample] as usize, f64::from(smoothing));
-                wanted_losses.push(of(&row));
+                expected_losses.push(of(&row));
                 let factor = f64::from(scale) * if weighted { f64::from(weights[sample]) } else { 1.0 };
                 for c in 0..classes {
                     // Central differences of the oracle: the formula of the gradient is not taken on trust.
@@ -85,17 +85,17 @@ fn losses_predictions_and_gradients() {
                         row[c] += by;
                         of(&row)
                     };
-                    wanted_gradient.push(factor * (moved(step) - moved(-step)) / (2.0 * step));
+                    expected_gradient.push(factor * (moved(step) - moved(-step)) / (2.0 * step));
                 }
                 let best = (0..classes).rev().max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
                 assert_eq!(predictions[sample] as usize, best, "prediction of sample {sample}, seed {SEED}");
             }
             assert_eq!(predictions[0], 3, "the tie");
             let loss_bound = Bound { absolute: 1e-6 * f64::from(size.max(4.0)), relative: 1e-6, whole: 1e-6 };
-            assert_close("losses", &losses, &wanted_losses, loss_bound);
+            assert_close("losses", &losses, &expected_losses, loss_bound);
             // The logits are f32 numbers up to `size`: a difference of two carries no more than its own rounding.
             let bound = Bound { absolute: 3e-7, relative: 1e-5 * f64::from(size), whole: 1e-5 };
-            assert_close("logit gradient", &gradient, &wanted_gradient, bound);
+            assert_close("logit gradient", &gradient, &expected_gradient, bound);
             [words(&losses), words(&predictions), words(&gradient)].concat()
         });
     }

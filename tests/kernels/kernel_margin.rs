@@ -59,13 +59,13 @@ fn losses_predictions_gradients_and_ranks() {
                 margin_loss(&**driver, &params).unwrap();
                 let (losses, predictions) = (losses.read::<f32>(), predictions.read::<u32>());
                 let gradient = gradient.read::<f32>();
-                let (mut wanted, mut wanted_gradient) = (Vec::new(), Vec::new());
+                let (mut expected, mut expected_gradient) = (Vec::new(), Vec::new());
                 for (n, row) in rows.iter().enumerate() {
                     let of = |row: &[f64]| match targeted {
                         false => best_wrong(row, labels[n] as usize),
                         true => targeted_dlr(row, labels[n] as usize, targets[n] as usize),
                     };
-                    wanted.push(of(row));
+                    expected.push(of(row));
                     for c in 0..classes {
                         let step = 1e-6 * f64::from(size);
                         let moved = |by: f64| {
@@ -73,14 +73,14 @@ fn losses_predictions_gradients_and_ranks() {
                             row[c] += by;
                             of(&row)
                         };
-                        wanted_gradient.push((moved(step) - moved(-step)) / (2.0 * step));
+                        expected_gradient.push((moved(step) - moved(-step)) / (2.0 * step));
                     }
                     assert_eq!(predictions[n] as usize, ranking(row)[0], "prediction {n}, seed {SEED}");
                 }
                 let bound = Bound { absolute: 1e-6 * f64::from(size), relative: 2e-5, whole: 1e-5 };
-                assert_close("losses", &losses, &wanted, bound);
+                assert_close("losses", &losses, &expected, bound);
                 let bound = Bound { absolute: 1e-5, relative: 1e-4, whole: 1e-5 };
-                assert_close("logit gradient", &gradient, &wanted_gradient, bound);
+                assert_close("logit gradient", &gradient, &expected_gradient, bound);
                 bits.extend([words(&losses), words(&predictions), words(&gradient)].concat());
             }
             for rank in ranks {
@@ -95,16 +95,16 @@ fn losses_predictions_gradients_and_ranks() {
                     padding: 0,
                 };
                 target_class(&**driver, &params).unwrap();
-                let met = wrong.read::<u32>();
+                let actual = wrong.read::<u32>();
                 for (n, row) in rows.iter().enumerate() {
-                    let mut wanted = ranking(row).into_iter().filter(|c| *c != labels[n] as usize);
+                    let mut expected = ranking(row).into_iter().filter(|c| *c != labels[n] as usize);
                     assert_eq!(
-                        met[n] as usize,
-                        wanted.nth(rank - 1).unwrap(),
+                        actual[n] as usize,
+                        expected.nth(rank - 1).unwrap(),
                         "sample {n}, rank {rank}, seed {SEED}"
                     );
                 }
-                bits.extend(met);
+                bits.extend(actual);
             }
             bits
         });

@@ -88,7 +88,7 @@ fn fold_scales_filters_and_shifts_biases() {
             for (at, slot) in layout.convs.iter().enumerate() {
                 let (shape, first) = (shape(&layout, at, 1), packed_offset(&layout, at));
                 let filter_len = shape.weight_len() / shape.out_channels;
-                let wanted: Vec<f64> = (0..shape.weight_len())
+                let expected: Vec<f64> = (0..shape.weight_len())
                     .map(|i| {
                         let channel = slot.channel + i / filter_len;
                         let source = match (shape.in_channels, i % STEM_CHANNELS) {
@@ -99,12 +99,12 @@ fn fold_scales_filters_and_shifts_biases() {
                         f64::from(weights[slot.weight + source]) * scale(channel)
                     })
                     .collect();
-                let met = &folded[first..][..shape.weight_len()];
-                assert_close(&format!("{} folded", slot.conv.name), met, &wanted, ROUNDED_TO_BF16);
+                let actual = &folded[first..][..shape.weight_len()];
+                assert_close(&format!("{} folded", slot.conv.name), actual, &expected, ROUNDED_TO_BF16);
             }
-            let wanted: Vec<f64> =
+            let expected: Vec<f64> =
                 (0..layout.channels).map(|c| f64::from(beta[c]) - f64::from(mean[c]) * scale(c)).collect();
-            assert_close("bias", &bias, &wanted, F32);
+            assert_close("bias", &bias, &expected, F32);
             [words(&folded), words(&bias)].concat()
         });
     }
@@ -164,38 +164,39 @@ fn statistics_merge_tiles() {
                 };
                 batch_norm_statistics(&**driver, &params).unwrap();
 
-                let met = statistics.read::<f32>();
-                let (met_mean, met_variance) = (running_mean.read::<f32>(), running_variance.read::<f32>());
+                let actual = statistics.read::<f32>();
+                let (actual_mean, actual_variance) =
+                    (running_mean.read::<f32>(), running_variance.read::<f32>());
                 let momentum = f64::from(BN_MOMENTUM);
                 let widened = |values: &[f32]| values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
-                let (mut wanted_mean, mut wanted_variance) = (widened(&old_mean), widened(&old_variance));
+                let (mut expected_mean, mut expected_variance) = (widened(&old_mean), widened(&old_variance));
                 // A mean near 50 is known to about 4e-6; over a deviation of 0.1 the variance keeps four digits.
                 let mean_bound = Bound { absolute: 1e-5, relative: 2e-7, whole: 2e-7 };
                 let variance_bound = Bound { absolute: 0.0, relative: 5e-5, whole: 2e-5 };
                 let shift_bound = Bound { absolute: 2e-3, relative: 5e-5, whole: 2e-5 };
                 for set in 0..sets {
-                    let mut wanted = vec![vec![0.0; channels]; 4];
+                    let mut expected = vec![vec![0.0; channels]; 4];
                     for c in 0..channels {
                         let (mean, squares) = moments(set, 0, rows, c);
                         let inverse = 1.0 / (squares / rows as f64 + f64::from(BN_EPSILON)).sqrt();
                         let scale = f64::from(gamma[c]) * inverse;
-                        wanted[0][c] = mean;
-                        wanted[1][c] = inverse;
-                        wanted[2][c] = scale;
-                        wanted[3][c] = f64::from(beta[c]) - mean * scale;
-                        wanted_mean[c] = (1.0 - momentum) * wanted_mean[c] + momentum * mean;
-                        wanted_variance[c] =
-                            (1.0 - momentum) * wanted_variance[c] + momentum * squares / (rows - 1) as f64;
+                        expected[0][c] = mean;
+                        expected[1][c] = inverse;
+                        expected[2][c] = scale;
+                        expected[3][c] = f64::from(beta[c]) - mean * scale;
+                        expected_mean[c] = (1.0 - momentum) * expected_mean[c] + momentum * mean;
+                        expected_variance[c] =
+                            (1.0 - momentum) * expected_variance[c] + momentum * squares / (rows - 1) as f64;
                     }
-                    let part = |i: usize| &met[(set * 4 + i) * channels..][..channels];
-                    assert_close("mean", part(0), &wanted[0], mean_bound);
-                    assert_close("1/deviation", part(1), &wanted[1], variance_bound);
-                    assert_close("scale", part(2), &wanted[2], variance_bound);
-                    assert_close("shift", part(3), &wanted[3], shift_bound);
+                    let part = |i: usize| &actual[(set * 4 + i) * channels..][..channels];
+                    assert_close("mean", part(0), &expected[0], mean_bound);
+                    assert_close("1/deviation", part(1), &expected[1], variance_bound);
+                    assert_close("scale", part(2), &expected[2], variance_bound);
+                    assert_close("shift", part(3), &expected[3], shift_bound);
                 }
-                assert_close("running mean", &met_mean, &wanted_mean, mean_bound);
-                assert_close("running variance", &met_variance, &wanted_variance, variance_bound);
-                [words(&met), words(&met_mean), words(&met_variance)].concat()
+                assert_close("running mean", &actual_mean, &expected_mean, mean_bound);
+                assert_close("running variance", &actual_variance, &expected_variance, variance_bound);
+                [words(&actual), words(&actual_mean), words(&actual_variance)].concat()
             });
         }
     }
@@ -235,7 +236,7 @@ fn apply_normalises_adds_and_masks() {
                     let at = |part: usize| f64::from(statistics[(set * 4 + part) * channels + c]);
                     f64::from(value) * at(2) + at(3)
                 };
-                let wanted: Vec<f64> = (0..len)
+                let expected: Vec<f64> = (0..len)
                     .map(|i| {
                         let residual = match variant {
                             "no residual" => 0.0,
@@ -245,7 +246,7 @@ fn apply_normalises_adds_and_masks() {
                         (affine(&own, y[i], i) + residual).max(0.0)
                     })
                     .collect();
-                assert_close("out", &out, &wanted, Bound { absolute: 5e-6, ..ROUNDED_TO_BF16 });
+                assert_close("out", &out, &expected, Bound { absolute: 5e-6, ..ROUNDED_TO_BF16 });
                 let wrong = (0..len).find(|i| bit(&mask, *i) != (out[*i] > bf16::ZERO));
                 assert_eq!(wrong, None, "mask bit of this element, seed {SEED}");
                 [words(&out), words(&mask)].concat()
@@ -318,7 +319,7 @@ fn backward_takes_sums_and_applies_them() {
                 };
                 batch_norm_backward_apply(&**driver, sets as u32, &apply).unwrap();
 
-                let (met, dy) = (gradients.read::<f32>(), g_at.read::<bf16>());
+                let (actual, dy) = (gradients.read::<f32>(), g_at.read::<bf16>());
                 partials.read::<f32>();
                 coefficients.read::<f32>();
                 let (g, m) = (|i: usize| f64::from(g[i]), rows as f64);
@@ -333,18 +334,18 @@ fn backward_takes_sums_and_applies_them() {
                     gx[column(i)] += g(i) * hat(i);
                     sum[column(i)] += g(i);
                 }
-                let wanted: Vec<f64> = (0..len)
+                let expected: Vec<f64> = (0..len)
                     .map(|i| {
                         let scale = f64::from(gamma[i % channels]) * moment(1, i);
                         scale * (g(i) - sum[column(i)] / m - hat(i) * gx[column(i)] / m)
                     })
                     .collect();
-                assert_close("dy", &dy, &wanted, Bound { absolute: 1e-5, ..ROUNDED_TO_BF16 });
+                assert_close("dy", &dy, &expected, Bound { absolute: 1e-5, ..ROUNDED_TO_BF16 });
                 let over_sets = |sums: &[f64]| -> Vec<f64> {
                     (0..channels).map(|c| sums.iter().skip(c).step_by(channels).sum()).collect()
                 };
                 let (dgamma, dbeta) = (over_sets(&gx), over_sets(&sum));
-                let wanted: Vec<f64> = match variant {
+                let expected: Vec<f64> = match variant {
                     "overwrite" => [dgamma, dbeta].concat(),
                     "accumulate" => {
                         let added = dgamma.iter().chain(&dbeta).zip(&before);
@@ -355,11 +356,11 @@ fn backward_takes_sums_and_applies_them() {
                 // Sums of up to 12,400 terms of size 1 to 4.
                 assert_close(
                     "gradients",
-                    &met,
-                    &wanted,
+                    &actual,
+                    &expected,
                     Bound { absolute: 5e-4, relative: 1e-5, whole: 1e-5 },
                 );
-                [words(&met), words(&dy)].concat()
+                [words(&actual), words(&dy)].concat()
             });
         }
     }

@@ -19,15 +19,15 @@ fn assert_copies(layout: &Layout, weights: &[f32], copies: &[bf16]) {
     for (at, slot) in layout.convs.iter().enumerate() {
         let (shape, first) = (shape(layout, at, 1), packed_offset(layout, at));
         for i in 0..shape.weight_len() {
-            let wanted = match (shape.in_channels, i % STEM_CHANNELS) {
+            let expected = match (shape.in_channels, i % STEM_CHANNELS) {
                 (STEM_CHANNELS, 6..) => bf16::ZERO,
                 (STEM_CHANNELS, lane) => {
                     bf16::from_f32(weights[slot.weight + i / STEM_CHANNELS * 3 + lane % 3])
                 }
                 _ => bf16::from_f32(weights[slot.weight + i]),
             };
-            let met = copies[first + i];
-            assert_eq!(met.to_bits(), wanted.to_bits(), "{}: copy {i}, seed {SEED}", slot.conv.name);
+            let actual = copies[first + i];
+            assert_eq!(actual.to_bits(), expected.to_bits(), "{}: copy {i}, seed {SEED}", slot.conv.name);
         }
     }
 }
@@ -81,16 +81,16 @@ fn two_steps_move_weights_velocity_average_and_copies() {
                 sgd_step(&**driver, &params).unwrap();
                 sgd_step(&**driver, &params).unwrap();
 
-                let met = weights_at.read::<f32>();
-                let (met_v, met_a) = (velocity_at.read::<f32>(), average_at.read::<f32>());
+                let actual = weights_at.read::<f32>();
+                let (actual_v, actual_a) = (velocity_at.read::<f32>(), average_at.read::<f32>());
                 let bound = Bound { absolute: 2e-7, relative: 1e-6, whole: 2e-7 };
-                assert_close("weights", &met[..total], &w, bound);
-                assert_close("velocity", &met_v[..trainable], &v, bound);
-                assert_close("average", &met_a[..total], &a, bound);
-                assert_eq!(met[trainable..], weights[trainable..], "running statistics and room stay");
+                assert_close("weights", &actual[..total], &w, bound);
+                assert_close("velocity", &actual_v[..trainable], &v, bound);
+                assert_close("average", &actual_a[..total], &a, bound);
+                assert_eq!(actual[trainable..], weights[trainable..], "running statistics and room stay");
                 let copies = copies_at.read::<bf16>();
-                assert_copies(&layout, &met, &copies);
-                [words(&met), words(&met_v), words(&met_a), words(&copies)].concat()
+                assert_copies(&layout, &actual, &copies);
+                [words(&actual), words(&actual_v), words(&actual_a), words(&copies)].concat()
             });
         }
     }

@@ -44,13 +44,15 @@ fn the_divergence_and_its_gradient() {
             };
             divergence(&**driver, &params).unwrap();
 
-            let wanted: Vec<f64> = pairs.rows().map(|(z, moved, _)| pairs::divergence(&z, &moved)).collect();
-            let wanted_gradient: Vec<f64> =
+            let expected: Vec<f64> =
+                pairs.rows().map(|(z, moved, _)| pairs::divergence(&z, &moved)).collect();
+            let expected_gradient: Vec<f64> =
                 pairs.rows().flat_map(|(z, moved, _)| pairs::divergence_gradient(&z, &moved)).collect();
-            let wanted_gradient: Vec<f64> = wanted_gradient.iter().map(|g| f64::from(SCALE) * g).collect();
+            let expected_gradient: Vec<f64> =
+                expected_gradient.iter().map(|g| f64::from(SCALE) * g).collect();
             let (losses, gradient) = (losses.read::<f32>(), gradient.read::<f32>());
-            check(&format!("losses, {classes} classes"), 1, &losses, &wanted);
-            check(&format!("gradient, {classes} classes"), classes, &gradient, &wanted_gradient);
+            check(&format!("losses, {classes} classes"), 1, &losses, &expected);
+            check(&format!("gradient, {classes} classes"), classes, &gradient, &expected_gradient);
             assert_eq!(predictions.read::<u32>(), pairs.predictions(), "{classes} classes");
             seen.extend(words(&losses).into_iter().chain(words(&gradient)));
         }
@@ -94,23 +96,23 @@ fn paired_losses_and_both_gradients() {
                     paired_loss(&**driver, form, &params).unwrap();
 
                     let b = f64::from(b);
-                    let wanted: Vec<f64> = pairs
+                    let expected: Vec<f64> = pairs
                         .rows()
                         .map(|(z, moved, y)| pairs::paired_loss(form, b, &z, &moved, y))
                         .collect();
-                    let (mut wanted_clean, mut wanted_adversarial) = (Vec::new(), Vec::new());
+                    let (mut expected_clean, mut expected_adversarial) = (Vec::new(), Vec::new());
                     for ((z, moved, y), weight) in pairs.rows().zip(&pairs.weights) {
                         let factor = f64::from(SCALE) * if weighted { f64::from(*weight) } else { 1.0 };
                         let (clean, adversarial) = pairs::paired_gradients(form, b, &z, &moved, y);
-                        wanted_clean.extend(clean.iter().map(|g| factor * g));
-                        wanted_adversarial.extend(adversarial.iter().map(|g| factor * g));
+                        expected_clean.extend(clean.iter().map(|g| factor * g));
+                        expected_adversarial.extend(adversarial.iter().map(|g| factor * g));
                     }
                     let what = |name| format!("{form:?}: {name}, {classes} classes, batch {batch}");
                     let (losses, clean) = (losses.read::<f32>(), clean_gradient.read::<f32>());
                     let adversarial = gradient.read::<f32>();
-                    check(&what("losses"), 1, &losses, &wanted);
-                    check(&what("clean gradient"), classes, &clean, &wanted_clean);
-                    check(&what("adversarial gradient"), classes, &adversarial, &wanted_adversarial);
+                    check(&what("losses"), 1, &losses, &expected);
+                    check(&what("clean gradient"), classes, &clean, &expected_clean);
+                    check(&what("adversarial gradient"), classes, &adversarial, &expected_adversarial);
                     assert_eq!(predictions.read::<u32>(), pairs.predictions(), "{}", what("predictions"));
                     seen.extend([words(&losses), words(&clean), words(&adversarial)].concat());
                 }
@@ -143,14 +145,14 @@ fn the_signed_deviation() {
                 classes: classes as u32,
             };
             bullet_train_score(&**driver, &params).unwrap();
-            let wanted: Vec<f64> = pairs
+            let expected: Vec<f64> = pairs
                 .rows()
                 .zip(&labels)
                 .map(|((z, _, _), y)| pairs::signed_deviation(&z, *y as usize))
                 .collect();
             let scores = scores.read::<f32>();
             let bound = Bound { absolute: 1e-7, relative: 1e-6, whole: 1e-6 };
-            assert_close(&format!("scores, {classes} classes"), &scores, &wanted, bound);
+            assert_close(&format!("scores, {classes} classes"), &scores, &expected, bound);
             seen.extend(words(&scores));
         }
         seen

@@ -40,18 +40,18 @@ fn gathered_rows_are_the_named_ones() {
                     row_len,
                 };
                 gather_rows(&**driver, &request).unwrap();
-                let wanted: Vec<u32> = rows
+                let expected: Vec<u32> = rows
                     .iter()
                     .flat_map(|row| &from[(*row as usize + skipped) * row_len..][..row_len])
                     .copied()
                     .collect();
-                let met = to.read::<u32>();
+                let actual = to.read::<u32>();
                 assert!(
-                    met == wanted,
+                    actual == expected,
                     "rows of {row_len}, {skipped} skipped: first difference at {:?}",
-                    met.iter().zip(&wanted).position(|(a, b)| a != b)
+                    actual.iter().zip(&expected).position(|(a, b)| a != b)
                 );
-                seen.extend(met);
+                seen.extend(actual);
             }
         }
         seen
@@ -73,17 +73,18 @@ fn scattered_rows_come_back_and_others_stay() {
             let (from_at, to_at, rows_at) = (input_from.address(), to.address(), input_rows.address());
             let request = Rows { from: from_at, to: to_at, rows: rows_at, count, limit, row_len };
             scatter_rows(&**driver, &request).unwrap();
-            let mut wanted = before;
+            let mut expected = before;
             for (i, row) in rows.iter().enumerate() {
-                wanted[*row as usize * row_len..][..row_len].copy_from_slice(&from[i * row_len..][..row_len]);
+                expected[*row as usize * row_len..][..row_len]
+                    .copy_from_slice(&from[i * row_len..][..row_len]);
             }
-            let met = to.read::<u32>();
+            let actual = to.read::<u32>();
             assert!(
-                met == wanted,
+                actual == expected,
                 "rows of {row_len}: first difference at {:?}",
-                met.iter().zip(&wanted).position(|(a, b)| a != b)
+                actual.iter().zip(&expected).position(|(a, b)| a != b)
             );
-            seen.extend(met);
+            seen.extend(actual);
         }
         seen
     });
@@ -100,18 +101,18 @@ fn rows_that_are_not_there_show() {
             let (from, rows_at) = (two.address(), rows.address());
             let request = Rows { from, to: gathered.address(), rows: rows_at, count: 3, limit: 2, row_len };
             gather_rows(&**driver, &request).unwrap();
-            let met = gathered.read::<u32>();
-            assert_eq!(met[..row_len], values[row_len..]);
-            assert!(met[row_len..].iter().all(|word| *word == u32::MAX), "{met:?}");
+            let actual = gathered.read::<u32>();
+            assert_eq!(actual[..row_len], values[row_len..]);
+            assert!(actual[row_len..].iter().all(|word| *word == u32::MAX), "{actual:?}");
 
             let three = input(driver, "three", &vec![9u32; 3 * row_len]);
             let scattered = Output::holding(driver, "scattered", &values);
             let request = Rows { from: three.address(), to: scattered.address(), ..request };
             scatter_rows(&**driver, &request).unwrap();
-            let met = scattered.read::<u32>();
-            assert_eq!(met[..row_len], values[..row_len]);
-            assert!(met[row_len..].iter().all(|word| *word == 9), "{met:?}");
-            seen.extend(met);
+            let actual = scattered.read::<u32>();
+            assert_eq!(actual[..row_len], values[..row_len]);
+            assert!(actual[row_len..].iter().all(|word| *word == 9), "{actual:?}");
+            seen.extend(actual);
         }
         seen
     });

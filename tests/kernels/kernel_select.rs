@@ -82,11 +82,11 @@ fn at_least_keeps_every_position() {
                         |driver: &dyn Driver, s: &Selection| select_at_least(driver, s, threshold).unwrap();
                     let (outcome, positions) = select(driver, &values, len, launch);
                     let at = |p: &u32| values[*p as usize] >= threshold;
-                    let wanted: Vec<u32> = (0..len as u32).filter(at).collect();
-                    assert_eq!(outcome, Outcome { selected: wanted.len() as u32, nan_position: u32::MAX });
-                    assert_eq!(positions[..wanted.len()], wanted, "seed {SEED}");
+                    let expected: Vec<u32> = (0..len as u32).filter(at).collect();
+                    assert_eq!(outcome, Outcome { selected: expected.len() as u32, nan_position: u32::MAX });
+                    assert_eq!(positions[..expected.len()], expected, "seed {SEED}");
                     assert!(
-                        positions[wanted.len()..].iter().all(|p| *p == u32::MAX),
+                        positions[expected.len()..].iter().all(|p| *p == u32::MAX),
                         "wrote behind the last"
                     );
                     [vec![outcome.selected], positions].concat()

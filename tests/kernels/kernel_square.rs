@@ -87,7 +87,7 @@ fn candidates_have_the_bits_of_the_specification() {
             };
             square_propose(&**driver, &query, &proposal).unwrap();
 
-            let met = candidates.read::<f32>();
+            let actual = candidates.read::<f32>();
             for (i, &row) in ROWS[..3].iter().enumerate() {
                 let of = row as usize * IMAGE_LEN..(row as usize + 1) * IMAGE_LEN;
                 let change = change(pattern, SAMPLES[row as usize]);
@@ -95,13 +95,17 @@ fn candidates_have_the_bits_of_the_specification() {
                 for (e, ((start, x), change)) in
                     start[of.clone()].iter().zip(&clean[of]).zip(change).enumerate()
                 {
-                    let wanted = (start + change).max(x - EPSILON).min(x + EPSILON).clamp(0.0, 1.0);
-                    let met = met[i * IMAGE_LEN + e];
-                    assert_eq!(met.to_bits(), wanted.to_bits(), "{pattern:?}: row {row}, element {e}: {met}");
+                    let expected = (start + change).max(x - EPSILON).min(x + EPSILON).clamp(0.0, 1.0);
+                    let actual = actual[i * IMAGE_LEN + e];
+                    assert_eq!(
+                        actual.to_bits(),
+                        expected.to_bits(),
+                        "{pattern:?}: row {row}, element {e}: {actual}"
+                    );
                 }
             }
-            assert!(met[3 * IMAGE_LEN..].iter().all(|x| x.is_nan()), "a row that is not there");
-            words(&met)
+            assert!(actual[3 * IMAGE_LEN..].iter().all(|x| x.is_nan()), "a row that is not there");
+            words(&actual)
         });
     }
 }
@@ -186,12 +190,15 @@ fn the_lower_margin_is_kept() {
             let (margins, queries, best) = (margins.read::<f32>(), queries.read::<u32>(), best.read::<f32>());
             for (row, case) in cases.iter().enumerate() {
                 let what = format!("{}, {classes} classes", case.what);
-                let met = margins[row];
-                assert!(met == case.margin || met.is_nan() && case.margin.is_nan(), "{what}: margin {met}");
+                let actual = margins[row];
+                assert!(
+                    actual == case.margin || actual.is_nan() && case.margin.is_nan(),
+                    "{what}: margin {actual}"
+                );
                 assert_eq!(queries[row], 5 + u32::from(case.counted), "{what}: queries");
                 let i = count - row;
-                let wanted = if case.accepted { &new[i * IMAGE_LEN..] } else { &old[row * IMAGE_LEN..] };
-                assert!(best[row * IMAGE_LEN..][..IMAGE_LEN] == wanted[..IMAGE_LEN], "{what}: image");
+                let expected = if case.accepted { &new[i * IMAGE_LEN..] } else { &old[row * IMAGE_LEN..] };
+                assert!(best[row * IMAGE_LEN..][..IMAGE_LEN] == expected[..IMAGE_LEN], "{what}: image");
             }
             // A NaN has no bits to compare between runs of different devices.
             words(&best)

@@ -137,13 +137,13 @@ fn whatever_takes_over_is_right() {
         for switch in std::iter::once(None).chain(WgmmaSwitch::ALL.map(Some)) {
             let options = HostOptions { hopper: true, device: without(switch), ..HostOptions::default() };
             let what = format!("{shape:?} without {}", switch.map_or("nothing", WgmmaSwitch::name));
-            let met = convolve(&HostDriver::with(options), &shape);
-            for (at, (met, sums)) in met.iter().zip(&sums).enumerate() {
+            let actual = convolve(&HostDriver::with(options), &shape);
+            for (at, (actual, sums)) in actual.iter().zip(&sums).enumerate() {
                 let rounding = |i: usize| if at < 2 { half_ulp(sums.value[i]) } else { 0.0 };
                 let bound = |i: usize| rounding(i) + 1.01 * sums.error(i);
-                check(&what, met, &sums.value, bound, if at < 2 { WHOLE_BF16 } else { WHOLE_F32 });
+                check(&what, actual, &sums.value, bound, if at < 2 { WHOLE_BF16 } else { WHOLE_F32 });
             }
-            first.get_or_insert(met);
+            first.get_or_insert(actual);
         }
         // To fetch maps ahead changes no bit.
         let device = DeviceOptions { prefetch_maps: false, ..without(None) };
@@ -228,9 +228,9 @@ fn a_switch_that_does_not_exist_is_refused() {
     ] {
         let (code, out, err) = secateur("forward,weight_gradient", args);
         assert_eq!((code, out.as_str(), err.lines().count()), (Some(2), "", 1), "{args:?}: {err}");
-        let wanted = "SECATEUR_WGMMA=forward,weight_gradient: 'weight_gradient' is none of off, forward, input-gradient, \
+        let expected = "SECATEUR_WGMMA=forward,weight_gradient: 'weight_gradient' is none of off, forward, input-gradient, \
                       weight-gradient, resident, 128x256, 64x512, 64x256, split";
-        assert!(err.contains(wanted), "{args:?}: {err}");
+        assert!(err.contains(expected), "{args:?}: {err}");
     }
 }
 

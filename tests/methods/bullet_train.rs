@@ -89,11 +89,11 @@ fn bullet_train_gives_each_group_its_own_attack() {
             engine.read(&batch.perturbed).unwrap()
         };
         let (in_full, in_brief) = (attack(engine, &full), attack(engine, &brief));
-        let mut wanted = images.clone();
+        let mut expected = images.clone();
         for (places, moved) in [(&groups.boundary, &in_full), (&groups.robust, &in_brief)] {
             for &place in places {
                 let range = pixels(place);
-                wanted[range.clone()].copy_from_slice(&moved[range]);
+                expected[range.clone()].copy_from_slice(&moved[range]);
             }
         }
 
@@ -104,13 +104,17 @@ fn bullet_train_gives_each_group_its_own_attack() {
             _ => bullet.perturb(engine, AscentLoss::CrossEntropy, *key, batch),
         }
         .unwrap();
-        let met = engine.read(&batch.perturbed).unwrap();
+        let actual = engine.read(&batch.perturbed).unwrap();
         // A gradient of nearly zero may change its sign with the size of the batch: few pixels, whole steps.
-        let off = met.iter().zip(&wanted).filter(|(met, wanted)| (*met - *wanted).abs() > ROUNDING).count();
-        assert!(off * 1000 <= met.len(), "{method}: {off} of {} pixels differ", met.len());
+        let off = actual
+            .iter()
+            .zip(&expected)
+            .filter(|(actual, expected)| (*actual - *expected).abs() > ROUNDING)
+            .count();
+        assert!(off * 1000 <= actual.len(), "{method}: {off} of {} pixels differ", actual.len());
         for &place in &groups.outliers {
             let range = pixels(place);
-            assert_eq!(met[range.clone()], images[range], "an outlier is not attacked");
+            assert_eq!(actual[range.clone()], images[range], "an outlier is not attacked");
         }
         assert_eq!(work.steps as usize, 2 * groups.boundary.len() + groups.robust.len());
         assert_eq!(AttackWork { steps: 0, ..work }, groups.work());
@@ -121,8 +125,8 @@ fn bullet_train_gives_each_group_its_own_attack() {
         let best = |row: &[f32]| (0..10).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
         let right = logits.chunks_exact(10).zip(labels.iter());
         let right = right.filter(|(row, label)| best(row) == **label as usize).count();
-        let wanted = 0.9 * accuracy + 0.1 * 0.8 * right as f32 / BATCH as f32;
-        assert!((bullet.accuracy() - wanted).abs() < 1e-6, "{} wanted {wanted}", bullet.accuracy());
+        let expected = 0.9 * accuracy + 0.1 * 0.8 * right as f32 / BATCH as f32;
+        assert!((bullet.accuracy() - expected).abs() < 1e-6, "{} wanted {expected}", bullet.accuracy());
     }
 }
 
@@ -140,7 +144,7 @@ fn single_step_methods_spare_the_outliers_alone() {
             println!("{method}: {groups:?}");
             let mut bullet = resumed(&recipe, accuracy, None);
             let work = bullet.attack(engine, *key, batch).unwrap();
-            let met = engine.read(&batch.perturbed).unwrap();
+            let actual = engine.read(&batch.perturbed).unwrap();
 
             // The method as it is without BulletTrain, on these samples alone.
             let base = of_method(method, &[]);
@@ -163,7 +167,7 @@ fn single_step_methods_spare_the_outliers_alone() {
             let moved = base_attack(&attacked);
             for (place, moved) in attacked.iter().zip(moved.chunks_exact(IMAGE_LEN)) {
                 assert!(
-                    met[pixels(*place)] == *moved,
+                    actual[pixels(*place)] == *moved,
                     "{method}: place {place} is not what {method} makes of it"
                 );
                 assert!(images[pixels(*place)] != *moved, "{method}: place {place} did not move");
@@ -171,21 +175,21 @@ fn single_step_methods_spare_the_outliers_alone() {
             // In the whole batch a gradient of nearly zero may have the other sign: few pixels.
             let whole = base_attack(&(0..BATCH as u32).collect::<Vec<_>>());
             let of_attacked = attacked.iter().flat_map(|&place| pixels(place));
-            let off = of_attacked.filter(|&pixel| (met[pixel] - whole[pixel]).abs() > ROUNDING).count();
+            let off = of_attacked.filter(|&pixel| (actual[pixel] - whole[pixel]).abs() > ROUNDING).count();
             assert!(off * 1000 <= attacked.len() * IMAGE_LEN, "{method}: {off} pixels differ");
             for &place in &groups.outliers {
-                assert!(met[pixels(place)] == images[pixels(place)], "{method}: outlier {place} moved");
+                assert!(actual[pixels(place)] == images[pixels(place)], "{method}: outlier {place} moved");
             }
             if robust_steps == 0 {
                 Pgd::from_config(&recipe.attack).start(engine, *key, batch).unwrap();
                 let start = engine.read(&batch.perturbed).unwrap();
                 for &place in &groups.robust {
                     assert!(
-                        met[pixels(place)] == start[pixels(place)],
+                        actual[pixels(place)] == start[pixels(place)],
                         "{method}: robust {place} is not its start"
                     );
                 }
-                engine.write(&batch.perturbed, &met).unwrap();
+                engine.write(&batch.perturbed, &actual).unwrap();
             }
             assert_eq!(work, AttackWork { steps: attacked.len() as u64, ..groups.work() }, "{method}");
 
@@ -201,9 +205,10 @@ fn single_step_methods_spare_the_outliers_alone() {
                 })
                 .unwrap();
             let predictions = engine.read(&batch.predictions).unwrap();
-            let right = predictions.iter().zip(labels.iter()).filter(|(met, label)| met == label).count();
-            let wanted = 0.9 * accuracy + 0.1 * 0.8 * right as f32 / BATCH as f32;
-            assert!((accuracy_of(bullet.as_ref()) - wanted).abs() < 1e-6, "{method}: wanted {wanted}");
+            let right =
+                predictions.iter().zip(labels.iter()).filter(|(actual, label)| actual == label).count();
+            let expected = 0.9 * accuracy + 0.1 * 0.8 * right as f32 / BATCH as f32;
+            assert!((accuracy_of(bullet.as_ref()) - expected).abs() < 1e-6, "{method}: wanted {expected}");
         }
     }
 }
@@ -230,10 +235,10 @@ fn free_replays_move_what_their_groups_allow() {
     // The same replays from plain calls on another engine, all images moved and some put back by hand.
     let mut other = Bench::new(&recipe);
     let (plain, plain_batch) = (&mut other.engine, &other.batch);
-    let mut wanted = images.clone();
+    let mut expected = images.clone();
     for &place in groups.boundary.iter().chain(&groups.robust) {
         for pixel in pixels(place) {
-            wanted[pixel] += carried[pixel];
+            expected[pixel] += carried[pixel];
         }
     }
     let step = Pgd::from_config(&recipe.attack).step;
@@ -245,10 +250,10 @@ fn free_replays_move_what_their_groups_allow() {
         let of_minibatch = if replay == 0 { groups.work() } else { AttackWork::default() };
         let moving = groups.boundary.len() + if replay < robust_steps { groups.robust.len() } else { 0 };
         assert_eq!(work, AttackWork { steps: moving as u64, ..of_minibatch }, "replay {replay}");
-        assert!(engine.read(&batch.perturbed).unwrap() == wanted, "replay {replay}: other images");
+        assert!(engine.read(&batch.perturbed).unwrap() == expected, "replay {replay}: other images");
         free.gradient(engine, batch, None).unwrap();
 
-        plain.write(&plain_batch.perturbed, &wanted).unwrap();
+        plain.write(&plain_batch.perturbed, &expected).unwrap();
         plain.forward(pass, &plain_batch.perturbed, &plain_batch.logits).unwrap();
         let (labels_there, outputs) = (&plain_batch.labels, plain_batch.outputs());
         plain
@@ -270,8 +275,8 @@ fn free_replays_move_what_their_groups_allow() {
         let moved = plain.read(perturbed).unwrap();
         let robust = if replay < robust_steps { &groups.robust[..] } else { &[] };
         for &place in groups.boundary.iter().chain(robust) {
-            assert!(wanted[pixels(place)] != moved[pixels(place)], "replay {replay}: place {place} stayed");
-            wanted[pixels(place)].copy_from_slice(&moved[pixels(place)]);
+            assert!(expected[pixels(place)] != moved[pixels(place)], "replay {replay}: place {place} stayed");
+            expected[pixels(place)].copy_from_slice(&moved[pixels(place)]);
         }
         assert_eq!(
             engine.weights(WeightSet::Gradients).unwrap(),
@@ -279,19 +284,19 @@ fn free_replays_move_what_their_groups_allow() {
             "replay {replay}"
         );
     }
-    assert!(engine.read(&batch.perturbed).unwrap() == wanted, "behind the last replay: other images");
+    assert!(engine.read(&batch.perturbed).unwrap() == expected, "behind the last replay: other images");
 
     // The outliers' places sat out; the others carry on what they have now.
     let kept = free.state();
     let kept = kept.get("free.perturbation", &[BATCH, IMAGE_SIDE, IMAGE_SIDE, 3]).unwrap();
     for place in 0..BATCH as u32 {
-        let now: Vec<f32> = pixels(place).map(|pixel| wanted[pixel] - images[pixel]).collect();
+        let now: Vec<f32> = pixels(place).map(|pixel| expected[pixel] - images[pixel]).collect();
         let outlier = groups.outliers.contains(&place);
-        let wanted = if outlier { &carried[pixels(place)] } else { &now };
-        assert!(kept[pixels(place)] == *wanted, "place {place}, outlier {outlier}");
+        let expected = if outlier { &carried[pixels(place)] } else { &now };
+        assert!(kept[pixels(place)] == *expected, "place {place}, outlier {outlier}");
     }
-    let wanted = 0.9 * accuracy + 0.1 * 0.8 * right as f32 / BATCH as f32;
-    assert!(right > 0 && (accuracy_of(free.as_ref()) - wanted).abs() < 1e-6, "wanted {wanted}");
+    let expected = 0.9 * accuracy + 0.1 * 0.8 * right as f32 / BATCH as f32;
+    assert!(right > 0 && (accuracy_of(free.as_ref()) - expected).abs() < 1e-6, "wanted {expected}");
 }
 
 #[test]
@@ -308,8 +313,8 @@ fn standard_training_has_groups_and_no_attack() {
     assert!(engine.read(&batch.perturbed).unwrap() == engine.read(&batch.images).unwrap());
     // What is no outlier is predicted right, and nothing attacks it.
     let right = groups.boundary.len() + groups.robust.len();
-    let wanted = 0.9 * accuracy + 0.1 * 0.8 * right as f32 / BATCH as f32;
-    assert!((accuracy_of(standard.as_ref()) - wanted).abs() < 1e-6, "wanted {wanted}");
+    let expected = 0.9 * accuracy + 0.1 * 0.8 * right as f32 / BATCH as f32;
+    assert!((accuracy_of(standard.as_ref()) - expected).abs() < 1e-6, "wanted {expected}");
 }
 
 /// Full attacks on all images until the running mean of the clean accuracy has come to the wanted one, then the groups, even
@@ -353,11 +358,11 @@ fn the_warm_up_attacks_all_in_full_until_the_clean_accuracy() {
         let count = BATCH as u64;
         let all = AttackWork { samples: count, steps: 2 * count, boundary: count, ..AttackWork::default() };
         assert_eq!(work, all, "batch {at}");
-        let met = engine.read(&batch.perturbed).unwrap();
+        let actual = engine.read(&batch.perturbed).unwrap();
         let now = accuracy_of(bullet.as_ref());
         assert!(now > before, "acc_ref learns during the warm-up");
         plain.new_objective().attack(engine, *key, batch).unwrap();
-        assert!(met == engine.read(&batch.perturbed).unwrap(), "batch {at}: not plain PGD");
+        assert!(actual == engine.read(&batch.perturbed).unwrap(), "batch {at}: not plain PGD");
     }
     assert!(over && clean < until, "the batches did not end the warm-up and fall below it again: {clean}");
 }
@@ -426,7 +431,7 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
             })
             .unwrap();
         let predictions = engine.read(&all.predictions).unwrap();
-        let right = predictions.iter().zip(&labels).filter(|(met, label)| met == label).count();
+        let right = predictions.iter().zip(&labels).filter(|(actual, label)| actual == label).count();
         script.accuracy = 0.9 * script.accuracy + 0.1 * 0.8 * right as f32 / samples.len() as f32;
         script.work +=
             AttackWork { steps: (2 * groups.boundary.len() + groups.robust.len()) as u64, ..groups.work() };
@@ -483,7 +488,7 @@ fn a_super_batch_is_attacked_with_the_weights_at_its_start() {
     trainer.restore(&start).unwrap();
     assert!(!trainer.begin_epoch(&mut |_, _| true).unwrap());
     // Interrupted after each step: what waits was attacked with the weights at the start.
-    let wanted = scripted(&recipe, &data, &order, accuracy, ahead);
+    let expected = scripted(&recipe, &data, &order, accuracy, ahead);
     let mut end = None;
     for step in 1..=4 {
         let finished = trainer.epoch(&mut |_| false).unwrap();
@@ -494,11 +499,16 @@ fn a_super_batch_is_attacked_with_the_weights_at_its_start() {
             1 | 2 => (step * BATCH, ahead * BATCH),
             _ => (0, 0),
         };
-        let (met, wanted) = (&state.samples.adversarial, &wanted.perturbed[from * IMAGE_LEN..to * IMAGE_LEN]);
-        assert_eq!(met.len(), wanted.len(), "step {step}");
+        let (actual, expected) =
+            (&state.samples.adversarial, &expected.perturbed[from * IMAGE_LEN..to * IMAGE_LEN]);
+        assert_eq!(actual.len(), expected.len(), "step {step}");
         // A gradient of nearly zero may change its sign with the size of the micro-batch: few pixels, whole steps.
-        let off = met.iter().zip(wanted).filter(|(met, wanted)| (*met - *wanted).abs() > ROUNDING).count();
-        assert!(off * 1000 <= met.len(), "step {step}: {off} of {} pixels differ", met.len());
+        let off = actual
+            .iter()
+            .zip(expected)
+            .filter(|(actual, expected)| (*actual - *expected).abs() > ROUNDING)
+            .count();
+        assert!(off * 1000 <= actual.len(), "step {step}: {off} of {} pixels differ", actual.len());
         trainer.accepts(&state).unwrap();
         let mut short = state.clone();
         short.samples.adversarial.truncate(IMAGE_LEN);
@@ -512,12 +522,12 @@ fn a_super_batch_is_attacked_with_the_weights_at_its_start() {
         end = Some(state);
     }
     let end = end.unwrap();
-    let AttackWork { outliers, boundary, robust, .. } = wanted.work;
-    assert!(outliers > 0 && boundary > 0 && robust > 0, "{:?}", wanted.work);
-    assert_eq!(end.progress.epoch_attacks, wanted.work);
-    assert!((end.objective.get(ACCURACY, &[1]).unwrap()[0] - wanted.accuracy).abs() < 1e-6);
-    let moved = distance(&wanted.weights, &weights);
-    let apart = distance(&end.weights, &wanted.weights) / moved;
+    let AttackWork { outliers, boundary, robust, .. } = expected.work;
+    assert!(outliers > 0 && boundary > 0 && robust > 0, "{:?}", expected.work);
+    assert_eq!(end.progress.epoch_attacks, expected.work);
+    assert!((end.objective.get(ACCURACY, &[1]).unwrap()[0] - expected.accuracy).abs() < 1e-6);
+    let moved = distance(&expected.weights, &weights);
+    let apart = distance(&end.weights, &expected.weights) / moved;
     let minibatches = scripted(&recipe, &data, &order, accuracy, 1);
     let otherwise = distance(&end.weights, &minibatches.weights) / moved;
     println!("{apart:e} of the way apart; from minibatches {otherwise:e}");
@@ -537,9 +547,12 @@ fn a_run_in_super_batches_resumes_to_the_same_bits_at_every_step() {
         tiny::run(&recipe, broken.path(), Some(stop_after)).unwrap_err();
         let resumed = tiny::run(&recipe, broken.path(), None).unwrap();
         assert!(last(broken.path()) == last(whole.path()), "stopped after question {stop_after}");
-        for (met, wanted) in resumed.iter().zip(&lines) {
-            assert_eq!(met.attack_steps_per_sample, wanted.attack_steps_per_sample);
-            assert_eq!((met.boundary_share, met.train_loss), (wanted.boundary_share, wanted.train_loss));
+        for (actual, expected) in resumed.iter().zip(&lines) {
+            assert_eq!(actual.attack_steps_per_sample, expected.attack_steps_per_sample);
+            assert_eq!(
+                (actual.boundary_share, actual.train_loss),
+                (expected.boundary_share, expected.train_loss)
+            );
         }
     }
 }

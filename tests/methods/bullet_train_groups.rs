@@ -7,9 +7,9 @@ use secateur::philox::{Key, Purpose};
 fn quantiles_are_those_of_torch() {
     // torch.quantile(values, q), linear interpolation.
     let values = [0.3, -0.1, 0.25, 0.0, -0.2];
-    for (q, wanted) in [(0.0, -0.2), (0.1, -0.16), (0.25, -0.1), (0.6, 0.1), (0.9, 0.28), (1.0, 0.3)] {
-        let met = quantile(&values, q);
-        assert!((met - wanted).abs() < 1e-6, "{q}: {met}, wanted {wanted}");
+    for (q, expected) in [(0.0, -0.2), (0.1, -0.16), (0.25, -0.1), (0.6, 0.1), (0.9, 0.28), (1.0, 0.3)] {
+        let actual = quantile(&values, q);
+        assert!((actual - expected).abs() < 1e-6, "{q}: {actual}, wanted {expected}");
     }
     assert_eq!(quantile(&[0.5], 0.7), 0.5);
 }
@@ -23,18 +23,18 @@ fn groups_are_those_of_a_plain_count() {
         let word = |i: usize| f64::from(key.block(round, i as u32)[0]) / f64::from(u32::MAX);
         let scores: Vec<f32> = (0..len).map(|i| (0.6 * word(i) - 0.2) as f32).collect();
         let accuracy = word(1000) as f32;
-        let met = Groups::of_scores(&scores, accuracy);
+        let actual = Groups::of_scores(&scores, accuracy);
 
         // Between the two neighbours of rank (1 - accuracy)(len - 1), counted out without interpolation.
         let rank = (1.0 - accuracy) * (len - 1) as f32;
         let mut sorted = scores.clone();
         sorted.sort_by(|a, b| a.partial_cmp(b).unwrap());
         let (low, high) = (sorted[rank.floor() as usize].max(0.0), sorted[rank.ceil() as usize].max(0.0));
-        let everyone = [&met.outliers[..], &met.boundary, &met.robust].concat();
+        let everyone = [&actual.outliers[..], &actual.boundary, &actual.robust].concat();
         let mut places = everyone.clone();
         places.sort_unstable();
         assert_eq!(places, (0..len as u32).collect::<Vec<_>>(), "each sample in one group");
-        for (group, places) in [(0, &met.outliers), (1, &met.boundary), (2, &met.robust)] {
+        for (group, places) in [(0, &actual.outliers), (1, &actual.boundary), (2, &actual.robust)] {
             assert!(places.is_sorted());
             for &place in places {
                 let score = scores[place as usize];

@@ -17,16 +17,16 @@ use secateur::train::{TrainError, checkpoint};
 use crate::common::tiny::{BATCH, Bench, METHODS, ROUNDING, of_method, run, softmax};
 
 /// Norm of the difference over the norm of what is wanted, and the largest single difference over the largest value.
-fn distances(met: &Weights, wanted: &Weights) -> (f64, f64) {
+fn distances(actual: &Weights, expected: &Weights) -> (f64, f64) {
     let (mut difference, mut norm, mut largest, mut top) = (0.0, 0.0, 0.0f64, 0.0f64);
-    assert_eq!(met.tensors.keys().collect::<Vec<_>>(), wanted.tensors.keys().collect::<Vec<_>>());
-    for (name, wanted) in &wanted.tensors {
-        for (&met, &wanted) in met.tensors[name].values.iter().zip(&wanted.values) {
-            let off = f64::from(met) - f64::from(wanted);
+    assert_eq!(actual.tensors.keys().collect::<Vec<_>>(), expected.tensors.keys().collect::<Vec<_>>());
+    for (name, expected) in &expected.tensors {
+        for (&actual, &expected) in actual.tensors[name].values.iter().zip(&expected.values) {
+            let off = f64::from(actual) - f64::from(expected);
             difference += off * off;
-            norm += f64::from(wanted).powi(2);
+            norm += f64::from(expected).powi(2);
             largest = largest.max(off.abs());
-            top = top.max(f64::from(wanted).abs());
+            top = top.max(f64::from(expected).abs());
         }
     }
     ((difference / norm).sqrt(), largest / top)
@@ -61,8 +61,8 @@ fn every_method_learns_and_tells_its_steps() {
         let all = epochs as f64 * minibatches * replays;
         for (epoch, line) in metrics.iter().enumerate() {
             let share = (minibatches * replays * (epoch as f64 + 1.0) - 1.0) / all;
-            let wanted = 0.02 * 2.0 * share.min(1.0 - share);
-            assert!((line.learning_rate - wanted).abs() < 1e-12, "{method}: {line:?}, wanted {wanted}");
+            let expected = 0.02 * 2.0 * share.min(1.0 - share);
+            assert!((line.learning_rate - expected).abs() < 1e-12, "{method}: {line:?}, wanted {expected}");
         }
     }
 }
@@ -91,9 +91,9 @@ fn every_method_tells_its_groups_under_bullet_train_and_learns() {
                 Method::FgsmRs | Method::NFgsm => [1.0, 1.0],
                 Method::Free => [3.0, 1.0],
             };
-            let wanted = of_boundary * shares[1] + of_robust * shares[2];
-            let met = line.attack_steps_per_sample;
-            assert!((met - wanted).abs() < 1e-12, "{method}: {met} steps, wanted {wanted}");
+            let expected = of_boundary * shares[1] + of_robust * shares[2];
+            let actual = line.attack_steps_per_sample;
+            assert!((actual - expected).abs() < 1e-12, "{method}: {actual} steps, wanted {expected}");
             attacked += shares[1] + shares[2];
             robust += shares[2];
         }
@@ -155,7 +155,7 @@ fn paired_gradients_are_those_of_plain_operations() {
         let mut objective = recipe.new_objective();
         objective.attack(&mut bench.engine, bench.key, &bench.batch).unwrap();
         objective.gradient(&mut bench.engine, &bench.batch, None).unwrap();
-        let met = bench.engine.weights(WeightSet::Gradients).unwrap();
+        let actual = bench.engine.weights(WeightSet::Gradients).unwrap();
         let losses = bench.read(&bench.batch.losses);
 
         // The same step from passes, formulas in f64, and two backward calls.
@@ -180,8 +180,11 @@ fn paired_gradients_are_those_of_plain_operations() {
                 Method::Trades => factor * kl - (0..classes).map(|c| target(c, y) * p[c].ln()).sum::<f64>(),
                 _ => -q[y].ln() - (1.0001 - q[rival]).ln() + factor * doubt * kl,
             };
-            let met = f64::from(losses[row]);
-            assert!((met - loss).abs() < 2e-4 * (1.0 + loss.abs()), "{method}: loss {met}, wanted {loss}");
+            let actual = f64::from(losses[row]);
+            assert!(
+                (actual - loss).abs() < 2e-4 * (1.0 + loss.abs()),
+                "{method}: loss {actual}, wanted {loss}"
+            );
             for c in 0..classes {
                 let slope = p[c] * (p[c].ln() - q[c].ln() - kl);
                 let (clean, adversarial) = match method {
@@ -201,7 +204,7 @@ fn paired_gradients_are_those_of_plain_operations() {
         engine.write(&batch.logit_gradient, &dz_adv).unwrap();
         engine.backward(clean, &batch.clean_gradient, GradRequest::PARAMETERS).unwrap();
         engine.backward(adversarial, &batch.logit_gradient, GradRequest::ADD_PARAMETERS).unwrap();
-        let (whole, single) = distances(&met, &engine.weights(WeightSet::Gradients).unwrap());
+        let (whole, single) = distances(&actual, &engine.weights(WeightSet::Gradients).unwrap());
         println!("{method}: {whole:.1e} over all, {single:.1e} at one");
         assert!(whole < 1e-4 && single < 1e-4, "{method}: {whole:.1e} over all, {single:.1e} at one");
     }
@@ -214,12 +217,12 @@ fn what_a_method_carries_survives_an_interruption() {
     let bullet = bullet.map(|method| of_method(method, &["accelerate.method=bullet-train"]));
     for recipe in [of_method(Method::Free, &[])].into_iter().chain(bullet) {
         let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let wanted = run(&recipe, whole.path(), None).unwrap();
+        let expected = run(&recipe, whole.path(), None).unwrap();
         for stop_after in [2, 5] {
             let stopped = run(&recipe, broken.path(), Some(stop_after));
             assert!(matches!(stopped, Err(TrainError::Interrupted { .. })), "{stopped:?}");
         }
-        let met = run(&recipe, broken.path(), None).unwrap();
+        let actual = run(&recipe, broken.path(), None).unwrap();
         let timeless = |line: &EpochMetrics| EpochMetrics {
             seconds_attack: 0.0,
             seconds_train: 0.0,
@@ -229,8 +232,8 @@ fn what_a_method_carries_survives_an_interruption() {
             ..line.clone()
         };
         assert_eq!(
-            met.iter().map(timeless).collect::<Vec<_>>(),
-            wanted.iter().map(timeless).collect::<Vec<_>>()
+            actual.iter().map(timeless).collect::<Vec<_>>(),
+            expected.iter().map(timeless).collect::<Vec<_>>()
         );
         let last = |path: &Path| fs::read(path.join("last.safetensors")).unwrap();
         assert!(last(broken.path()) == last(whole.path()), "{}: other bits", recipe.objective.method);

@@ -91,13 +91,13 @@ impl Bench {
 }
 
 /// Norm of the difference over the norm, over all tensors together.
-fn distance(met: &Weights, wanted: &Weights) -> f64 {
+fn distance(actual: &Weights, expected: &Weights) -> f64 {
     let (mut difference, mut norm) = (0.0, 0.0);
-    for (name, wanted) in &wanted.tensors {
-        let met = met.get(name, &wanted.shape).unwrap();
-        for (met, wanted) in met.iter().zip(&wanted.values) {
-            difference += f64::from(met - wanted).powi(2);
-            norm += f64::from(*wanted).powi(2);
+    for (name, expected) in &expected.tensors {
+        let actual = actual.get(name, &expected.shape).unwrap();
+        for (actual, expected) in actual.iter().zip(&expected.values) {
+            difference += f64::from(actual - expected).powi(2);
+            norm += f64::from(*expected).powi(2);
         }
     }
     (difference / norm).sqrt()
@@ -123,25 +123,25 @@ fn compare(overrides: &[&str]) -> AttackWork {
     // A sign that differs moves a pixel by two steps; where the gradient is clear none does. The divergence is flat where
     // its ascent starts, so there rounding decides many signs, and only what the attack reaches can be compared.
     let images = reference.engine.read(&reference.batch.perturbed).unwrap();
-    let met = emulated.engine.read(&emulated.batch.perturbed).unwrap();
-    let apart = images.iter().zip(&met).filter(|(a, b)| (*a - *b).abs() > 1e-5).count();
+    let actual = emulated.engine.read(&emulated.batch.perturbed).unwrap();
+    let apart = images.iter().zip(&actual).filter(|(a, b)| (*a - *b).abs() > 1e-5).count();
     let share = apart as f64 / images.len() as f64;
 
     emulated.engine.write(&emulated.batch.perturbed, &images).unwrap();
     reference_objective.gradient(&mut reference.engine, &reference.batch, None).unwrap();
     emulated_objective.gradient(&mut emulated.engine, &emulated.batch, None).unwrap();
-    let wanted = reference.engine.read(&reference.batch.losses).unwrap();
+    let expected = reference.engine.read(&reference.batch.losses).unwrap();
     let losses = emulated.engine.read(&emulated.batch.losses).unwrap();
-    let loss = wanted.iter().zip(&losses).map(|(a, b)| (a - b).abs() / (1.0 + a.abs())).fold(0.0, f32::max);
+    let loss = expected.iter().zip(&losses).map(|(a, b)| (a - b).abs() / (1.0 + a.abs())).fold(0.0, f32::max);
     let gradient = distance(
         &emulated.engine.weights(WeightSet::Gradients).unwrap(),
         &reference.engine.weights(WeightSet::Gradients).unwrap(),
     );
 
     let mean = |losses: &[f32]| losses.iter().sum::<f32>() / BATCH as f32;
-    reference.engine.write(&reference.batch.perturbed, &met).unwrap();
+    reference.engine.write(&reference.batch.perturbed, &actual).unwrap();
     reference_objective.gradient(&mut reference.engine, &reference.batch, None).unwrap();
-    let reached = mean(&reference.engine.read(&reference.batch.losses).unwrap()) / mean(&wanted);
+    let reached = mean(&reference.engine.read(&reference.batch.losses).unwrap()) / mean(&expected);
     println!(
         "seed {}, {overrides:?}: pixels apart {share:.4}, loss reached {reached:.4}, worst loss {loss:.4}, \
          gradient {gradient:.4}",
@@ -219,9 +219,9 @@ fn one_backward_pass_serves_weights_and_images() {
             }
             (engine.weights(WeightSet::Gradients).unwrap(), engine.read(perturbed).unwrap())
         });
-        let [(gradients, perturbed), (wanted_gradients, wanted_perturbed)] = results;
-        assert_eq!(gradients, wanted_gradients, "{device:?}");
-        assert_eq!(perturbed, wanted_perturbed, "{device:?}");
+        let [(gradients, perturbed), (expected_gradients, expected_perturbed)] = results;
+        assert_eq!(gradients, expected_gradients, "{device:?}");
+        assert_eq!(perturbed, expected_perturbed, "{device:?}");
         assert!(
             gradients.tensors.values().any(|tensor| tensor.values.iter().any(|v| *v != 0.0)),
             "{device:?}"

@@ -150,14 +150,14 @@ fn rounds_pick_what_the_definition_picks() {
         let labels = subject.labels(&held_out);
         let (gradients, judges) = (factors(&mut subject, &train), factors(&mut subject, &held_out));
         for (rounds, step_size) in [(1, 1.0), (4, 10.0), (9, 40.0)] {
-            let (wanted, closest) = brute_force(&gradients, &judges, &labels, 18, rounds, step_size);
+            let (expected, closest) = brute_force(&gradients, &judges, &labels, 18, rounds, step_size);
             // Otherwise rounding could decide, and this test would mean nothing.
             assert!(closest > 1e-5, "{method}, {rounds} rounds: two gains only {closest:e} apart");
             let glister = Glister { rounds, step: StepSize::Relative(step_size), ..PLAIN };
-            let met = subject.select(&glister, &train, &held_out, 18, None).unwrap();
-            let wanted: Vec<u32> = wanted.into_iter().map(|place| train[place]).collect();
-            assert_eq!(met.samples, wanted, "{method}, {rounds} rounds, step {step_size}");
-            assert!(met.weights.iter().all(|&weight| weight == 1.0) && met.residual.is_some());
+            let actual = subject.select(&glister, &train, &held_out, 18, None).unwrap();
+            let expected: Vec<u32> = expected.into_iter().map(|place| train[place]).collect();
+            assert_eq!(actual.samples, expected, "{method}, {rounds} rounds, step {step_size}");
+            assert!(actual.weights.iter().all(|&weight| weight == 1.0) && actual.residual.is_some());
         }
     }
 }
@@ -179,15 +179,15 @@ fn the_stochastic_search_lowers_the_held_out_loss() {
         held_out_loss(&judges, &labels, &step)
     };
     let glister = Glister { greedy: Greedy::Stochastic, ..PLAIN };
-    let met = subject.select(&glister, &train, &held_out, 14, None).unwrap();
-    assert_eq!(met.len(), 14);
-    assert_eq!(met, subject.select(&glister, &train, &held_out, 14, None).unwrap(), "the same draws");
+    let actual = subject.select(&glister, &train, &held_out, 14, None).unwrap();
+    assert_eq!(actual.len(), 14);
+    assert_eq!(actual, subject.select(&glister, &train, &held_out, 14, None).unwrap(), "the same draws");
     let random = loss_behind(&(0..70).step_by(5).collect::<Vec<u32>>());
     let (best, _) = brute_force(&gradients, &judges, &labels, 14, 14, 1.0);
     let best = loss_behind(&best.into_iter().map(|place| train[place]).collect::<Vec<_>>());
-    let met = loss_behind(&met.samples);
-    println!("seed {SEED}: held-out loss: random {random}, stochastic {met}, exhaustive {best}");
-    assert!(best <= met && met < random - 0.5 * (random - best));
+    let actual = loss_behind(&actual.samples);
+    println!("seed {SEED}: held-out loss: random {random}, stochastic {actual}, exhaustive {best}");
+    assert!(best <= actual && actual < random - 0.5 * (random - best));
 }
 
 #[test]
@@ -231,8 +231,8 @@ fn the_published_configuration_is_that_of_an_independent_form() {
                 step: StepSize::Absolute(0.1),
                 ..PLAIN
             };
-            let wanted = classes(&format!("{name}.{}", greedy.name()));
-            let met = subject.survey(|engine, survey| {
+            let expected = classes(&format!("{name}.{}", greedy.name()));
+            let actual = subject.survey(|engine, survey| {
                 let width = engine.network().features();
                 // Features that the bias must not see.
                 let features = |len| engine.upload("features", &vec![0.7f32; len * width]).unwrap();
@@ -265,13 +265,13 @@ fn the_published_configuration_is_that_of_an_independent_form() {
                     labels: &labels,
                     classes: CLASSES,
                     held_out: &[],
-                    budget: wanted.len(),
+                    budget: expected.len(),
                     losses: None,
                     key: DRAWS,
                 };
                 glister.choose(engine, &candidates, survey, gradients, held_out).unwrap()
             });
-            assert_eq!(met.samples, wanted, "{name}, {greedy}");
+            assert_eq!(actual.samples, expected, "{name}, {greedy}");
         }
     }
 }
@@ -286,16 +286,19 @@ fn perturbed_gains_keep_the_shares_of_the_classes() {
         for importance_weights in [false, greedy == Greedy::Rounds] {
             let top_k = TopK { temperature: 1.0, class_quotas: true, importance_weights };
             let glister = Glister { greedy, rounds: 4, top_k, ..PLAIN };
-            let met = subject.select(&glister, &train, &held_out, 30, None).unwrap();
+            let actual = subject.select(&glister, &train, &held_out, 30, None).unwrap();
             let mut counts = [0; CLASSES];
-            for &sample in &met.samples {
+            for &sample in &actual.samples {
                 counts[labels[sample as usize] as usize] += 1;
             }
             // Seven candidates a class.
             assert_eq!(counts, [3; CLASSES], "{greedy}");
-            assert_eq!(met, subject.select(&glister, &train, &held_out, 30, None).unwrap(), "{greedy}");
-            let mean = met.weights.iter().sum::<f32>() / 30.0;
-            assert!((mean - 1.0).abs() < 1e-5 && importance_weights == (met.weights[0] != 1.0), "{greedy}");
+            assert_eq!(actual, subject.select(&glister, &train, &held_out, 30, None).unwrap(), "{greedy}");
+            let mean = actual.weights.iter().sum::<f32>() / 30.0;
+            assert!(
+                (mean - 1.0).abs() < 1e-5 && importance_weights == (actual.weights[0] != 1.0),
+                "{greedy}"
+            );
         }
     }
 }

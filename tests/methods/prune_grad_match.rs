@@ -66,21 +66,25 @@ fn match_sum(atoms: Vec<Vec<f64>>, most: usize, ridge: f64) -> (Vec<(usize, f64)
     (found.atoms.into_iter().zip(found.weights).collect(), square, found.residuals)
 }
 
-/// The subset is `wanted` but for rounding and the scale of the weights.
-fn assert_subset(what: &str, met: &Subset, mut wanted: Vec<(u32, f64)>) {
-    wanted.sort_unstable_by_key(|&(sample, _)| sample);
-    let samples: Vec<u32> = wanted.iter().map(|&(sample, _)| sample).collect();
-    assert_eq!(met.samples, samples, "{what}");
-    let mean = wanted.iter().map(|(_, weight)| weight).sum::<f64>() / wanted.len() as f64;
-    for (&met, (sample, weight)) in met.weights.iter().zip(&wanted) {
-        assert!((f64::from(met) - weight / mean).abs() < 1e-5, "{what}, {sample}: {met}, {}", weight / mean);
+/// The subset is `expected` but for rounding and the scale of the weights.
+fn assert_subset(what: &str, actual: &Subset, mut expected: Vec<(u32, f64)>) {
+    expected.sort_unstable_by_key(|&(sample, _)| sample);
+    let samples: Vec<u32> = expected.iter().map(|&(sample, _)| sample).collect();
+    assert_eq!(actual.samples, samples, "{what}");
+    let mean = expected.iter().map(|(_, weight)| weight).sum::<f64>() / expected.len() as f64;
+    for (&actual, (sample, weight)) in actual.weights.iter().zip(&expected) {
+        assert!(
+            (f64::from(actual) - weight / mean).abs() < 1e-5,
+            "{what}, {sample}: {actual}, {}",
+            weight / mean
+        );
     }
 }
 
-fn assert_residuals(what: &str, met: &[f64], wanted: &[f64]) {
-    assert_eq!(met.len(), wanted.len(), "{what}");
-    for (met, wanted) in met.iter().zip(wanted) {
-        assert!((met - wanted).abs() < 1e-7, "{what}: {met} and {wanted}");
+fn assert_residuals(what: &str, actual: &[f64], expected: &[f64]) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    for (actual, expected) in actual.iter().zip(expected) {
+        assert!((actual - expected).abs() < 1e-7, "{what}: {actual} and {expected}");
     }
 }
 
@@ -103,43 +107,43 @@ fn each_kind_of_atom_equals_the_pursuit_over_explicit_gradients() {
         for (ridge, budget) in [(0.0, 30), (0.5, 30), (0.0, 8), (0.1, samples.len())] {
             let what = |mode| format!("{overrides:?}, {mode}, ridge {ridge}, k {budget}");
 
-            let met =
+            let actual =
                 subject.select(&method(AtomMode::PerSample, ridge), &samples, &[], budget, None).unwrap();
             let (found, _, residuals) = match_sum(gradients.clone(), budget, ridge);
             let named = found.iter().map(|&(atom, weight)| (samples[atom], weight)).collect();
-            assert_subset(&what("samples"), &met, named);
-            assert_residuals(&what("samples"), &met.residuals, &residuals);
+            assert_subset(&what("samples"), &actual, named);
+            assert_residuals(&what("samples"), &actual.residuals, &residuals);
 
-            let met =
+            let actual =
                 subject.select(&method(AtomMode::PerClass, ridge), &samples, &[], budget, None).unwrap();
-            let mut wanted = Vec::new();
+            let mut expected = Vec::new();
             let mut traces = Vec::new();
             for class in 0..CLASSES as u32 {
                 let places: Vec<usize> = (0..samples.len()).filter(|&at| labels[at] == class).collect();
                 // Ten in a row hold one of each class, and a seventh of all is missing: 7 to 8 samples a class.
                 let share = (budget * places.len()) as f64 / samples.len() as f64;
                 let taken =
-                    met.samples.iter().filter(|&&sample| subject.images.labels[sample as usize] == class);
+                    actual.samples.iter().filter(|&&sample| subject.images.labels[sample as usize] == class);
                 let taken = taken.count();
                 assert!((taken as f64) < share + 1.0, "class {class}: {taken} of {share}");
                 let atoms = places.iter().map(|&at| gradients[at].clone()).collect();
                 let (found, square, residuals) = match_sum(atoms, taken, ridge);
                 assert_eq!(found.len(), taken, "class {class}");
-                wanted.extend(found.iter().map(|&(atom, weight)| (samples[places[atom]], weight)));
+                expected.extend(found.iter().map(|&(atom, weight)| (samples[places[atom]], weight)));
                 traces.push((square, residuals));
             }
-            assert_subset(&what("classes"), &met, wanted);
+            assert_subset(&what("classes"), &actual, expected);
             if ridge == 0.0 {
                 let total: f64 = traces.iter().map(|(square, _)| square).sum();
                 let left: f64 = (traces.iter())
                     .map(|(square, residuals)| square * residuals.last().copied().unwrap_or(1.0).powi(2))
                     .sum();
-                let wanted = (left / total).sqrt();
-                let last = met.residuals.last().unwrap();
-                assert!((last - wanted).abs() < 1e-7, "{}: {last} and {wanted}", what("classes"));
+                let expected = (left / total).sqrt();
+                let last = actual.residuals.last().unwrap();
+                assert!((last - expected).abs() < 1e-7, "{}: {last} and {expected}", what("classes"));
             }
 
-            let met =
+            let actual =
                 subject.select(&method(AtomMode::PerBatch, ridge), &samples, &[], budget, None).unwrap();
             let places: Vec<u32> = (0..samples.len() as u32).collect();
             let order = shuffled(DRAWS, &places);
@@ -153,8 +157,8 @@ fn each_kind_of_atom_equals_the_pursuit_over_explicit_gradients() {
                 batches[atom].iter().map(move |&at| (at, weight)).collect::<Vec<_>>()
             });
             let named = named.map(|(at, weight)| (samples[at as usize], weight)).collect();
-            assert_subset(&what("batches"), &met, named);
-            assert_residuals(&what("batches"), &met.residuals, &residuals);
+            assert_subset(&what("batches"), &actual, named);
+            assert_residuals(&what("batches"), &actual.residuals, &residuals);
         }
     }
 }
@@ -167,19 +171,19 @@ fn the_residual_is_that_of_the_whole_gradient() {
         let target = sum(&gradients);
         for mode in MODES {
             for ridge in [0.0, 0.05, 0.5] {
-                let met = subject.select(&method(mode, ridge), &samples, &[], 30, None).unwrap();
-                let scale = met.scale.unwrap();
+                let actual = subject.select(&method(mode, ridge), &samples, &[], 30, None).unwrap();
+                let scale = actual.scale.unwrap();
                 let mut left = target.clone();
-                for (sample, &weight) in met.samples.iter().zip(&met.weights) {
+                for (sample, &weight) in actual.samples.iter().zip(&actual.weights) {
                     let gradient = &gradients[samples.binary_search(sample).unwrap()];
                     left.iter_mut()
                         .zip(gradient)
                         .for_each(|(left, g)| *left -= scale * f64::from(weight) * g);
                 }
-                let wanted = (dot(&left, &left) / dot(&target, &target)).sqrt();
-                let residual = met.residual.unwrap();
-                assert!((residual - wanted).abs() < 1e-6, "{mode}, {ridge}: {residual} and {wanted}");
-                let of_pursuits = *met.residuals.last().unwrap();
+                let expected = (dot(&left, &left) / dot(&target, &target)).sqrt();
+                let residual = actual.residual.unwrap();
+                assert!((residual - expected).abs() < 1e-6, "{mode}, {ridge}: {residual} and {expected}");
+                let of_pursuits = *actual.residuals.last().unwrap();
                 match mode {
                     // The targets of the classes and what is left of them cancel in the sums, each to another part.
                     AtomMode::PerClass => {
@@ -310,7 +314,7 @@ fn ends_of_the_budget_and_missing_classes_are_defined() {
 fn parameters_out_of_range_are_refused_before_any_work() {
     let (mut subject, samples, _) = subject(&[]);
     let good = method(AtomMode::PerBatch, 0.0);
-    for (bad, budget, wanted) in [
+    for (bad, budget, expected) in [
         (GradMatch { ridge: -0.5, ..good }, 40, "ridge -0.5, expected a finite number, 0 at least"),
         (GradMatch { ridge: f64::NAN, ..good }, 40, "ridge NaN"),
         (GradMatch { tolerance: 1.0, ..good }, 40, "tolerance 1, expected 0 at least and below 1"),
@@ -319,7 +323,7 @@ fn parameters_out_of_range_are_refused_before_any_work() {
         (GradMatch { batch: 50, ..good }, 40, "a budget of 40 samples, expected one batch of 50 at least"),
     ] {
         let error = subject.select(&bad, &samples, &[], budget, None).unwrap_err();
-        assert!(matches!(&error, PruneError::Invalid(text) if text.contains(wanted)), "{error}");
+        assert!(matches!(&error, PruneError::Invalid(text) if text.contains(expected)), "{error}");
     }
 }
 
@@ -495,7 +499,7 @@ fn the_target_may_be_a_mean_over_draws() {
     let own = self::explicit(&factors.engine, &factors.gradients(&factors.engine));
     let labels = factors.labels.clone();
     // A pursuit of each mode, in plain vectors, over the atoms at `places`.
-    let wanted = |places: &[usize], most: usize| {
+    let expected = |places: &[usize], most: usize| {
         let of = |gradients: &[Vec<f64>]| sum(places.iter().map(|&place| &gradients[place]));
         let mut target = of(&own);
         for draw in &explicit {
@@ -509,14 +513,14 @@ fn the_target_may_be_a_mean_over_draws() {
     };
     let all: Vec<usize> = (0..40).collect();
     let go_on = &mut || true;
-    let met = factors.choose_towards(&method(AtomMode::PerSample, 0.0), 16, &draws, go_on).unwrap();
-    assert_subset("samples", &met, wanted(&all, 16));
+    let actual = factors.choose_towards(&method(AtomMode::PerSample, 0.0), 16, &draws, go_on).unwrap();
+    assert_subset("samples", &actual, expected(&all, 16));
     let alone = factors.choose(&method(AtomMode::PerSample, 0.0), 16).unwrap();
-    assert_ne!(met.samples, alone.samples, "the further draws change nothing");
+    assert_ne!(actual.samples, alone.samples, "the further draws change nothing");
 
-    let met = factors.choose_towards(&method(AtomMode::PerClass, 0.0), 20, &draws, go_on).unwrap();
+    let actual = factors.choose_towards(&method(AtomMode::PerClass, 0.0), 20, &draws, go_on).unwrap();
     let of_class = |class: u32| -> Vec<usize> { (0..40).filter(|&at| labels[at] == class).collect() };
-    assert_subset("classes", &met, (0..10).flat_map(|class| wanted(&of_class(class), 2)).collect());
+    assert_subset("classes", &actual, (0..10).flat_map(|class| expected(&of_class(class), 2)).collect());
 
     // Per batch an atom is a sum over eight samples; all candidates make the target.
     let batches = shuffled(DRAWS, &(0..40).collect::<Vec<u32>>());
@@ -531,8 +535,8 @@ fn the_target_may_be_a_mean_over_draws() {
     let named = found.atoms.iter().zip(&found.weights);
     let named =
         named.flat_map(|(&atom, &weight)| batches[atom].iter().map(move |&at| (100 + 3 * at, weight)));
-    let met = factors.choose_towards(&method(AtomMode::PerBatch, 0.0), 16, &draws, go_on).unwrap();
-    assert_subset("batches", &met, named.collect());
+    let actual = factors.choose_towards(&method(AtomMode::PerBatch, 0.0), 16, &draws, go_on).unwrap();
+    assert_subset("batches", &actual, named.collect());
 }
 
 /// A selection with a target of two draws surveys twice: as the candidates are, then cropped, flipped and attacked anew.
@@ -541,7 +545,7 @@ fn further_draws_are_augmented_and_attacked_anew() {
     let (mut subject, samples, _) = subject(&[]);
     let augment = Augment { seed: 5, epoch: 1, padding: Padding::Zero };
     let twice = GradMatch { target_draws: 2, augment: Some(augment), ..method(AtomMode::PerSample, 0.0) };
-    let met = subject.select(&twice, &samples, &[], 30, None).unwrap();
+    let actual = subject.select(&twice, &samples, &[], 30, None).unwrap();
     let labels = subject.labels(&samples);
     let by_hand = subject.survey(|engine, survey| {
         let first = survey.last_layer(engine, &samples).unwrap().gradients;
@@ -561,9 +565,9 @@ fn further_draws_are_augmented_and_attacked_anew() {
         };
         twice.choose(engine, &candidates, &first, &[second], &mut || true).unwrap()
     });
-    assert_eq!(met, by_hand);
+    assert_eq!(actual, by_hand);
     let once = subject.select(&method(AtomMode::PerSample, 0.0), &samples, &[], 30, None).unwrap();
-    assert_ne!(met.samples, once.samples, "the second draw changes nothing");
+    assert_ne!(actual.samples, once.samples, "the second draw changes nothing");
 }
 
 #[test]

@@ -49,8 +49,8 @@ fn an_epoch_walks_the_published_gradient() {
     for prune_share in [0.3, 0.5, 0.8] {
         const EPOCHS: u32 = 4000;
         let kept: Vec<i64> = fixture(&format!("info.{prune_share}.kept"));
-        let wanted: Vec<f64> = fixture(&format!("info.{prune_share}.epoch"));
-        let mut met = vec![0.0; length];
+        let expected: Vec<f64> = fixture(&format!("info.{prune_share}.epoch"));
+        let mut actual = vec![0.0; length];
         for subset in draws(&losses, prune_share, EPOCHS) {
             assert_eq!(subset.len() as i64, kept[0], "share {prune_share}");
             assert!(
@@ -61,18 +61,18 @@ fn an_epoch_walks_the_published_gradient() {
             );
             for (&sample, &weight) in subset.samples.iter().zip(&subset.weights) {
                 let gradient = &gradients[sample as usize * length..][..length];
-                for (sum, value) in met.iter_mut().zip(gradient) {
+                for (sum, value) in actual.iter_mut().zip(gradient) {
                     *sum += f64::from(weight) * value / f64::from(EPOCHS);
                 }
             }
         }
-        let product: f64 = met.iter().zip(&wanted).map(|(a, b)| a * b).sum();
-        let (ratio, cosine) = (norm(&met) / norm(&wanted), product / (norm(&met) * norm(&wanted)));
+        let product: f64 = actual.iter().zip(&expected).map(|(a, b)| a * b).sum();
+        let (ratio, cosine) = (norm(&actual) / norm(&expected), product / (norm(&actual) * norm(&expected)));
         println!("seed {SEED}, share {prune_share}: norm {ratio}, cosine {cosine}");
         // The draws of one epoch scatter by about a tenth; 4,000 of them by some thousandths.
         assert!((ratio - 1.0).abs() < 0.01 && cosine > 0.9999, "share {prune_share}: {ratio}, {cosine}");
         // As far as an epoch on all samples, but for the truncation of counts.
-        assert!((norm(&wanted) / norm(&whole) - 1.0).abs() < 0.05, "share {prune_share}");
+        assert!((norm(&expected) / norm(&whole) - 1.0).abs() < 0.05, "share {prune_share}");
     }
 }
 
@@ -102,6 +102,6 @@ fn the_ends_are_defined() {
         "{error}"
     );
     // Without losses from training, those behind an attack now.
-    let met = subject.select(&InfoBatch { prune_share: 0.5 }, &samples(), &[], 0, None).unwrap();
-    assert!(met.len() < COUNT as usize && met.len() > COUNT as usize / 2, "{}", met.len());
+    let actual = subject.select(&InfoBatch { prune_share: 0.5 }, &samples(), &[], 0, None).unwrap();
+    assert!(actual.len() < COUNT as usize && actual.len() > COUNT as usize / 2, "{}", actual.len());
 }

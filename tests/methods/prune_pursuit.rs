@@ -65,15 +65,15 @@ fn plain(problem: &Matrix, most: usize, ridge: f64) -> (Vec<usize>, Vec<f64>, us
             };
             let matrix = active.iter().map(|&a| active.iter().map(|&b| gram(a, b)).collect()).collect();
             let right = active.iter().map(|&a| dot(&problem.atoms[a], &problem.target)).collect();
-            let wanted = eliminate(matrix, right);
-            if wanted.iter().all(|&w| w > 0.0) {
-                weights = wanted;
+            let expected = eliminate(matrix, right);
+            if expected.iter().all(|&w| w > 0.0) {
+                weights = expected;
                 break;
             }
-            let moves = weights.iter().zip(&wanted).filter(|(_, wanted)| **wanted <= 0.0);
-            let share = moves.map(|(now, wanted)| now / (now - wanted)).fold(1.0, f64::min);
+            let moves = weights.iter().zip(&expected).filter(|(_, expected)| **expected <= 0.0);
+            let share = moves.map(|(now, expected)| now / (now - expected)).fold(1.0, f64::min);
             let moved: Vec<f64> =
-                weights.iter().zip(&wanted).map(|(now, wanted)| now + share * (wanted - now)).collect();
+                weights.iter().zip(&expected).map(|(now, expected)| now + share * (expected - now)).collect();
             let kept: Vec<usize> = (0..active.len()).filter(|&i| moved[i] > 1e-14).collect();
             removals += active.len() - kept.len();
             active = kept.iter().map(|&i| active[i]).collect();
@@ -153,8 +153,11 @@ fn equals_the_plain_pursuit_at_every_budget() {
                 let what = format!("stream {stream}, ridge {ridge}, k {most}");
                 assert_eq!(found.atoms, atoms, "{what}");
                 assert_eq!(found.removals, removed, "{what}");
-                for (met, wanted) in found.weights.iter().zip(&weights) {
-                    assert!((met - wanted).abs() < 1e-8 * norm(&weights), "{what}: {met} and {wanted}");
+                for (actual, expected) in found.weights.iter().zip(&weights) {
+                    assert!(
+                        (actual - expected).abs() < 1e-8 * norm(&weights),
+                        "{what}: {actual} and {expected}"
+                    );
                 }
                 check(&problem, most, ridge, &found);
                 match found.end {
@@ -183,13 +186,13 @@ impl Fixture {
         Some(tensor.data().chunks_exact(8).map(bytemuck::pod_read_unaligned).collect())
     }
     fn check(&self, name: &str, problem: &Matrix, ridge: f64, found: &Pursuit) {
-        let wanted = self.f64s(&format!("{name}.weights")).unwrap();
-        let support: Vec<usize> = (0..wanted.len()).filter(|&atom| wanted[atom] > 0.0).collect();
+        let expected = self.f64s(&format!("{name}.weights")).unwrap();
+        let support: Vec<usize> = (0..expected.len()).filter(|&atom| expected[atom] > 0.0).collect();
         let mut atoms = found.atoms.clone();
         atoms.sort_unstable();
         assert_eq!(atoms, support, "{name}");
         for (&atom, weight) in found.atoms.iter().zip(&found.weights) {
-            assert!((weight - wanted[atom]).abs() < 1e-8 * norm(&wanted), "{name}: atom {atom}");
+            assert!((weight - expected[atom]).abs() < 1e-8 * norm(&expected), "{name}: atom {atom}");
         }
         let residual = self.f64s(&format!("{name}.residual")).unwrap()[0];
         assert!((found.residuals.last().unwrap() - residual).abs() < 1e-6, "{name}: {residual}");
@@ -237,11 +240,11 @@ fn planted_sparse_weights_are_recovered() {
         }
         let found = Matrix::new(atoms, target).pursue(count, 0.0, 1e-6);
         assert_eq!(found.end, End::Reached, "stream {stream}");
-        let mut met = vec![0.0; count];
+        let mut actual = vec![0.0; count];
         for (&atom, &weight) in found.atoms.iter().zip(&found.weights) {
-            met[atom] = weight;
+            actual[atom] = weight;
         }
-        let wrong = (0..count).find(|&atom| (met[atom] - weights[atom]).abs() > 1e-6);
+        let wrong = (0..count).find(|&atom| (actual[atom] - weights[atom]).abs() > 1e-6);
         assert_eq!(wrong, None, "stream {stream}: {:?}", found.atoms);
         assert_eq!(found.atoms.len(), planted, "stream {stream}");
     }
@@ -383,9 +386,9 @@ fn ends_are_defined() {
 #[test]
 fn numbers_that_are_not_finite_are_refused() {
     let limits = Limits { atoms: 2, ridge: 0.0, tolerance: 0.0 };
-    let refuse = |atoms: Vec<Vec<f64>>, target: Vec<f64>, wanted: &str| {
+    let refuse = |atoms: Vec<Vec<f64>>, target: Vec<f64>, expected: &str| {
         let error = pursue(&mut Matrix::new(atoms, target), &limits, &mut || true).unwrap_err().to_string();
-        assert!(error.contains(wanted) && error.contains("expected a finite number"), "{error}");
+        assert!(error.contains(expected) && error.contains("expected a finite number"), "{error}");
     };
     refuse(vec![vec![1.0], vec![f64::NAN]], vec![1.0], "atom 1: an inner product is NaN");
     refuse(vec![vec![1.0]], vec![f64::INFINITY], "squared norm is inf");

@@ -101,12 +101,12 @@ proptest! {
                     }
                     counts
                 };
-                let (all, met) = (count(&samples), count(&subset.samples));
-                prop_assert_eq!(met[missing as usize], 0);
-                prop_assert_eq!(&met, &quotas(&all, size));
-                for (met, all) in met.iter().zip(&all) {
+                let (all, actual) = (count(&samples), count(&subset.samples));
+                prop_assert_eq!(actual[missing as usize], 0);
+                prop_assert_eq!(&actual, &quotas(&all, size));
+                for (actual, all) in actual.iter().zip(&all) {
                     let fair = (all * size) as f64 / samples.len() as f64;
-                    prop_assert!((*met as f64 - fair).abs() < 1.0 && met <= all, "{} of {}", met, all);
+                    prop_assert!((*actual as f64 - fair).abs() < 1.0 && actual <= all, "{} of {}", actual, all);
                 }
             }
         }
@@ -129,10 +129,10 @@ proptest! {
         let mut places: Vec<usize> = (0..samples.len()).collect();
         // A stable sort: equal losses keep the order of the samples.
         places.sort_by(|&a, &b| losses[b].total_cmp(&losses[a]));
-        let mut wanted: Vec<u32> = places.iter().take(budget).map(|&place| samples[place]).collect();
-        wanted.sort_unstable();
+        let mut expected: Vec<u32> = places.iter().take(budget).map(|&place| samples[place]).collect();
+        expected.sort_unstable();
         assert_is_subset(&subset, &samples, budget.min(samples.len()));
-        prop_assert_eq!(subset.samples, wanted);
+        prop_assert_eq!(subset.samples, expected);
     }
 
     /// Quotas without noise: of each class its share, and of those the largest losses. With noise: the same shares.
@@ -154,13 +154,13 @@ proptest! {
             counts
         };
         let shares = quotas(&counts(&samples), budget.min(samples.len()));
-        let mut wanted = Vec::new();
+        let mut expected = Vec::new();
         for (class, &share) in shares.iter().enumerate() {
             let mut places: Vec<usize> = (0..samples.len()).filter(|&at| labels[at] as usize == class).collect();
             places.sort_by(|&a, &b| losses[b].total_cmp(&losses[a]));
-            wanted.extend(places[..share].iter().map(|&place| samples[place]));
+            expected.extend(places[..share].iter().map(|&place| samples[place]));
         }
-        wanted.sort_unstable();
+        expected.sort_unstable();
         let draw = |temperature, epoch| {
             let top_k = TopK { temperature, class_quotas: true, importance_weights: false };
             let ranking = Ranking { score: Score::LastLoss, top_k };
@@ -168,7 +168,7 @@ proptest! {
             assert_is_subset(&subset, &samples, budget.min(samples.len()));
             subset.samples
         };
-        prop_assert_eq!(draw(0.0, 0), wanted);
+        prop_assert_eq!(draw(0.0, 0), expected);
         prop_assert_eq!(counts(&draw(1.0, 3)), shares);
         prop_assert_eq!(draw(1.0, 3), draw(1.0, 3));
     }
@@ -306,8 +306,8 @@ fn mean_scores_rank_where_there_are_any() {
                 };
                 let subset =
                     Ranking { score, top_k: TopK::PLAIN }.select(engine, &candidates, survey).unwrap();
-                let wanted: Vec<u32> = (0..20).filter(|&at| means[at as usize] >= 15.0).collect();
-                assert_eq!(subset.samples, wanted, "{score:?}");
+                let expected: Vec<u32> = (0..20).filter(|&at| means[at as usize] >= 15.0).collect();
+                assert_eq!(subset.samples, expected, "{score:?}");
             }
         });
     });

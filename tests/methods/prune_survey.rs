@@ -80,12 +80,12 @@ fn rows_do_not_depend_on_their_neighbours() {
         let some = survey.last_layer(engine, &SAMPLES[7..12]).unwrap();
         assert_eq!(all.gradients.terms.len(), 1);
         let part = all.gradients.rows(7..12);
-        let (met, wanted) = (read(engine, &some.gradients.terms[0]), read(engine, &part.terms[0]));
+        let (actual, wanted) = (read(engine, &some.gradients.terms[0]), read(engine, &part.terms[0]));
         // Sums inside a product may be cut otherwise in a batch of another size.
         let bound = Bound { absolute: 1e-4, relative: 1e-3, whole: 1e-3 };
         let f64s = |values: &[f32]| -> Vec<f64> { values.iter().map(|&value| value.into()).collect() };
-        assert_close("gradients", &met.0, &f64s(&wanted.0), bound);
-        assert_close("features", &met.1, &f64s(&wanted.1), bound);
+        assert_close("gradients", &actual.0, &f64s(&wanted.0), bound);
+        assert_close("features", &actual.1, &f64s(&wanted.1), bound);
     });
     assert_eq!(subject.objective.state(), state, "a survey leaves no trace in the objective");
 }

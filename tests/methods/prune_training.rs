@@ -151,10 +151,10 @@ fn assert_resumes_to_the_same_bits(set: &[&str]) {
     assert_eq!(timeless(broken.path()), timeless(whole.path()), "{set:?}");
     assert!(selections(broken.path()) == selections(whole.path()), "{set:?}: other subsets");
     assert!(!selections(whole.path()).is_empty());
-    let (met, wanted) = (newest(broken.path()), newest(whole.path()));
-    assert_eq!(met.selection, wanted.selection);
-    assert_eq!(met.progress.run_images, wanted.progress.run_images);
-    assert!(met.optimizer == wanted.optimizer && met.objective == wanted.objective);
+    let (actual, expected) = (newest(broken.path()), newest(whole.path()));
+    assert_eq!(actual.selection, expected.selection);
+    assert_eq!(actual.progress.run_images, expected.progress.run_images);
+    assert!(actual.optimizer == expected.optimizer && actual.objective == expected.objective);
 }
 
 #[test]
@@ -382,9 +382,9 @@ fn the_losses_of_training_are_remembered_and_ranked() {
     run(&recipe, folder.path(), None).unwrap();
     let mut ranked: Vec<usize> = (0..TRAINED).collect();
     ranked.sort_by(|&a, &b| state.selection.losses[b].total_cmp(&state.selection.losses[a]));
-    let mut wanted: Vec<u32> = ranked[..30].iter().map(|&place| split.train[place]).collect();
-    wanted.sort_unstable();
-    assert_eq!(chosen(folder.path(), 2), (wanted, vec![1.0; 30]));
+    let mut expected: Vec<u32> = ranked[..30].iter().map(|&place| split.train[place]).collect();
+    expected.sort_unstable();
+    assert_eq!(chosen(folder.path(), 2), (expected, vec![1.0; 30]));
 }
 
 #[test]
@@ -434,8 +434,8 @@ fn short_is_all_samples_under_the_same_rates() {
     assert_eq!(lines.iter().map(|line| line.images).collect::<Vec<_>>(), [100, 100, 100]);
     for (epoch, line) in lines.iter().enumerate() {
         let share = (5.0 * epoch as f64 + 4.0) / 15.0;
-        let wanted = 0.02 * (1.0 + (std::f64::consts::PI * share).cos()) / 2.0;
-        assert!((line.learning_rate - wanted).abs() < 1e-12, "{line:?}");
+        let expected = 0.02 * (1.0 + (std::f64::consts::PI * share).cos()) / 2.0;
+        assert!((line.learning_rate - expected).abs() < 1e-12, "{line:?}");
         assert!(!line.selected && line.subset_size.is_none());
     }
     assert!(selections(folder.path()).is_empty());
@@ -582,20 +582,24 @@ fn mean_scores_are_those_of_every_train_pass() {
                     })
                     .unwrap();
             }
-            let met = state(epoch + 1);
-            for (at, wanted) in scores.iter().enumerate() {
-                let mean = wanted.iter().sum::<f64>() / wanted.len() as f64;
-                let apart = (f64::from(met.means[at]) / mean - 1.0).abs();
-                assert!(apart < 1e-3, "{objective}, {method}, epoch {epoch}: {} and {mean}", met.means[at]);
-                assert_eq!(met.counts[at] as usize, wanted.len());
+            let actual = state(epoch + 1);
+            for (at, expected) in scores.iter().enumerate() {
+                let mean = expected.iter().sum::<f64>() / expected.len() as f64;
+                let apart = (f64::from(actual.means[at]) / mean - 1.0).abs();
+                assert!(
+                    apart < 1e-3,
+                    "{objective}, {method}, epoch {epoch}: {} and {mean}",
+                    actual.means[at]
+                );
+                assert_eq!(actual.counts[at] as usize, expected.len());
             }
             if epoch == 0 {
                 // The subset of the second epoch has the largest means of the first.
                 let mut ranked: Vec<usize> = (0..TRAINED).collect();
-                ranked.sort_by(|&a, &b| met.means[b].total_cmp(&met.means[a]));
-                let mut wanted: Vec<u32> = ranked[..50].iter().map(|&at| split.train[at]).collect();
-                wanted.sort_unstable();
-                assert_eq!(chosen(folder.path(), 2).0, wanted);
+                ranked.sort_by(|&a, &b| actual.means[b].total_cmp(&actual.means[a]));
+                let mut expected: Vec<u32> = ranked[..50].iter().map(|&at| split.train[at]).collect();
+                expected.sort_unstable();
+                assert_eq!(chosen(folder.path(), 2).0, expected);
             }
         }
     }
@@ -680,11 +684,11 @@ fn a_selection_may_judge_by_the_moving_average() {
             .collect();
         let mut ranked: Vec<usize> = (0..TRAINED).collect();
         ranked.sort_by(|&a, &b| norms[a].total_cmp(&norms[b]));
-        let mut wanted: Vec<u32> = ranked[..30].iter().map(|&at| split.train[at]).collect();
-        wanted.sort_unstable();
-        let (met, _) = chosen(folder.path(), 2);
-        assert_eq!(met, wanted, "{weights}");
-        subsets.push(met);
+        let mut expected: Vec<u32> = ranked[..30].iter().map(|&at| split.train[at]).collect();
+        expected.sort_unstable();
+        let (actual, _) = chosen(folder.path(), 2);
+        assert_eq!(actual, expected, "{weights}");
+        subsets.push(actual);
     }
     assert_ne!(subsets[0], subsets[1], "both sets of weights judge alike");
 }

@@ -97,9 +97,9 @@ fn timeless(metrics: &EpochMetrics) -> EpochMetrics {
 fn assert_same_run(folder: &Path) {
     let (whole, _) = unbroken();
     for name in ["last.safetensors", "best.safetensors"] {
-        let (met, wanted) =
+        let (actual, wanted) =
             (fs::read(folder.join(name)).unwrap(), fs::read(whole.path().join(name)).unwrap());
-        assert!(met == wanted, "{name}: other bits than those of the unbroken run");
+        assert!(actual == wanted, "{name}: other bits than those of the unbroken run");
     }
     let timeless = |folder: &Path| metrics(folder).iter().map(timeless).collect::<Vec<_>>();
     assert_eq!(timeless(folder), timeless(whole.path()));
@@ -107,10 +107,10 @@ fn assert_same_run(folder: &Path) {
         let checkpoints = RunFolder::open(folder).checkpoints();
         checkpoint::load_newest(&checkpoints, &mut |error| panic!("{error}")).unwrap().unwrap().1
     };
-    let (met, wanted) = (newest(folder), newest(whole.path()));
-    assert!(met.weights == wanted.weights && met.optimizer == wanted.optimizer);
-    assert_eq!(met.progress.best, wanted.progress.best);
-    assert_eq!(met.progress.optimizer_steps, wanted.progress.optimizer_steps);
+    let (actual, wanted) = (newest(folder), newest(whole.path()));
+    assert!(actual.weights == wanted.weights && actual.optimizer == wanted.optimizer);
+    assert_eq!(actual.progress.best, wanted.progress.best);
+    assert_eq!(actual.progress.optimizer_steps, wanted.progress.optimizer_steps);
 }
 
 #[test]

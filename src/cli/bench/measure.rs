@@ -121,8 +121,8 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
         .iter()
         .map(|name| recipe_for(name, Some(options.width), Some(options.batch), &options.set))
         .collect::<anyhow::Result<Vec<Recipe>>>()?;
-    let wanted = |recipe: &&Recipe| kernels || options.filter.is_match(&row_name(kind, recipe));
-    let recipes: Vec<&Recipe> = recipes.iter().filter(wanted).collect();
+    let expected = |recipe: &&Recipe| kernels || options.filter.is_match(&row_name(kind, recipe));
+    let recipes: Vec<&Recipe> = recipes.iter().filter(expected).collect();
     let Some(first) = recipes.first() else { bail!("--filter {}: matches no row", options.filter) };
     let caches = options.cache.unwrap_or(if kernels { Caches::Both } else { Caches::Warm }).states();
     let rule = options.sampling.rule()?;
@@ -155,7 +155,7 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
         let name = row_name(kind, recipe);
         console.bar(name.clone(), rule.samples);
         if kernels {
-            let plan = Plan { rule, caches, wanted: &|name| options.filter.is_match(name), stop: &stop };
+            let plan = Plan { rule, caches, expected: &|name| options.filter.is_match(name), stop: &stop };
             let mut done = 0;
             let mut add = |row, of| {
                 done += 1;

@@ -157,8 +157,8 @@ fn recipe(args: &Args, name: &OsStr, method: Option<SelectionMethod>) -> anyhow:
     let recipe = Recipe::load(name, &overrides)?;
     let selection = &recipe.selection;
     if !selection.method.selects() {
-        let met = selection.method;
-        bail!("recipe {}: selection.method = \"{met}\" selects nothing; give --method", recipe.name);
+        let actual = selection.method;
+        bail!("recipe {}: selection.method = \"{actual}\" selects nothing; give --method", recipe.name);
     }
     // Candidates have a last loss here, as after the first epoch.
     match recipe.validate_attack_on_candidates(true) {

@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn each_gpu_gets_the_best_code() {
-        for (capability, wanted) in [
+        for (capability, expected) in [
             ((8, 0), Some("sm_80")),
             ((8, 6), Some("sm_86")),
             ((8, 7), Some("sm_86")),
@@ -145,7 +145,7 @@ mod tests {
             ((12, 1), Some("sm_120")),
             ((7, 5), None),
         ] {
-            assert_eq!(choose(&ALL, capability), wanted, "{capability:?}");
+            assert_eq!(choose(&ALL, capability), expected, "{capability:?}");
         }
         // sm_90a code runs on nothing else; without it a Hopper takes PTX.
         assert_eq!(choose(&["sm_90a"], (9, 1)), None);

@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn the_scarcest_thing_limits() {
         // (target, registers, threads, shared): blocks, share, limit; by hand from the guide's tables.
-        for ((target, registers, threads, shared), wanted) in [
+        for ((target, registers, threads, shared), expected) in [
             (("sm_90a", 32, 256, 0), (8, 1.0, "registers")),
             (("sm_90a", 33, 256, 0), (6, 0.75, "registers")),
             (("sm_90a", 168, 384, 0), (1, 0.1875, "registers")),
@@ -73,15 +73,15 @@ mod tests {
             (("sm_89", 40, 512, 0), (3, 1.0, "registers")),
             (("sm_120", 20, 1024, 0), (1, 32.0 / 48.0, "threads")),
         ] {
-            let met = occupancy(target, registers, threads, shared).unwrap();
+            let actual = occupancy(target, registers, threads, shared).unwrap();
             assert_eq!(
-                (met.blocks, met.limit),
-                (wanted.0, wanted.2),
+                (actual.blocks, actual.limit),
+                (expected.0, expected.2),
                 "{target} {registers} {threads} {shared}"
             );
-            assert!((met.share - wanted.1).abs() < 1e-12, "{met:?}");
+            assert!((actual.share - expected.1).abs() < 1e-12, "{actual:?}");
         }
         assert_eq!(occupancy("ptx", 32, 256, 0), None);
-        assert_eq!(occupancy("sm_90a", 32, 256, 300 * 1024).map(|met| met.blocks), Some(0));
+        assert_eq!(occupancy("sm_90a", 32, 256, 300 * 1024).map(|actual| actual.blocks), Some(0));
     }
 }

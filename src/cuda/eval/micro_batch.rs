@@ -51,7 +51,7 @@ mod tests {
     fn a_micro_batch_fits_the_cache() {
         let network = |width| ResNet::resnet18(width, 10);
         // An H100 and an H200 name 50 MiB and 60 MB, an RTX 4090 72 MiB, an RTX 4060 24 MiB.
-        for (width, cache, wanted) in [
+        for (width, cache, expected) in [
             (64, Some(50 << 20), 128),
             (64, Some(60_000_000), 128),
             (64, Some(72 << 20), 128),
@@ -61,8 +61,8 @@ mod tests {
             (16, None, 256),
             (64, Some(0), 64),
         ] {
-            assert_eq!(in_cache(network(width), cache), wanted, "width {width}, cache {cache:?}");
-            assert_eq!(micro_batch(network(width), cache, false), wanted, "width {width}, cache {cache:?}");
+            assert_eq!(in_cache(network(width), cache), expected, "width {width}, cache {cache:?}");
+            assert_eq!(micro_batch(network(width), cache, false), expected, "width {width}, cache {cache:?}");
         }
         assert_eq!(micro_batch(network(64), Some(50 << 20), true), 512);
         assert_eq!(micro_batch(network(16), Some(50 << 20), true), 256);

@@ -33,6 +33,15 @@ pub struct EvalPass {
     batch: Option<usize>,
 }
 
+/// The images of a pass.
+#[derive(Clone, Copy, Debug)]
+pub struct EvalBatch {
+    /// The stem's input.
+    pub packed: Address,
+    pub images: usize,
+    pub reduction: Reduction,
+}
+
 /// What a step of an attack ascends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ascent {
@@ -68,21 +77,19 @@ impl EvalPass {
         self.batch = None;
     }
 
-    /// Logits (`batch x classes`) of the packed images.
+    /// Logits (`images x classes`) of the packed images.
     pub fn forward(
         &mut self,
         parameters: &Parameters,
         scratch: &Scratch,
-        packed: Address,
-        reduction: Reduction,
-        batch: usize,
+        batch: EvalBatch,
         logits: Address,
     ) -> Result<()> {
         let _range = Range::new("forward");
         let linear = parameters.folded_linear()?;
         self.batch = None;
-        self.launches(parameters, scratch, linear, reduction, batch).forward(packed, Some(logits))?;
-        self.batch = Some(batch);
+        self.launches(parameters, scratch, linear, batch).forward(batch.packed, Some(logits))?;
+        self.batch = Some(batch.images);
         Ok(())
     }
 
@@ -91,20 +98,20 @@ impl EvalPass {
         &self,
         parameters: &Parameters,
         scratch: &Scratch,
-        reduction: Reduction,
-        batch: usize,
+        batch: EvalBatch,
         logit_gradient: Address,
         image: &ImageEpilogue,
     ) -> Result<()> {
-        if self.batch != Some(batch) {
+        let images = batch.images;
+        if self.batch != Some(images) {
             let of = self.batch.map_or("none".into(), |batch| format!("one of {batch} images"));
             return Err(Error::Invalid(format!(
-                "input gradient of {batch} images in an evaluation pass: the last forward pass was {of}"
+                "input gradient of {images} images in an evaluation pass: the last forward pass was {of}"
             )));
         }
         let _range = Range::new("backward");
         let linear = parameters.folded_linear()?;
-        let launches = self.launches(parameters, scratch, linear, reduction, batch);
+        let launches = self.launches(parameters, scratch, linear, batch);
         launches.backward(Start::LogitGradient(logit_gradient), image)
     }
 
@@ -114,16 +121,14 @@ impl EvalPass {
         &self,
         parameters: &Parameters,
         scratch: &Scratch,
-        packed: Address,
-        reduction: Reduction,
-        batch: usize,
+        batch: EvalBatch,
         ascent: &Ascent,
         image: &ImageEpilogue,
     ) -> Result<()> {
-        let launches = self.launches(parameters, scratch, parameters.folded_linear()?, reduction, batch);
+        let launches = self.launches(parameters, scratch, parameters.folded_linear()?, batch);
         {
             let _range = Range::new("forward");
-            launches.forward(packed, None)?;
+            launches.forward(batch.packed, None)?;
         }
         let _range = Range::new("backward");
         launches.backward(Start::Ascent(*ascent), image)
@@ -134,9 +139,8 @@ impl EvalPass {
         parameters: &'a Parameters,
         scratch: &'a Scratch,
         linear: (Address, Address),
-        reduction: Reduction,
-        batch: usize,
+        EvalBatch { images, reduction, .. }: EvalBatch,
     ) -> EvalLaunches<'a> {
-        EvalLaunches { pass: self, parameters, scratch, linear, reduction, batch }
+        EvalLaunches { pass: self, parameters, scratch, linear, reduction, batch: images }
     }
 }

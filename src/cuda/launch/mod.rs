@@ -67,9 +67,9 @@ pub fn run_flat<P: bytemuck::Pod>(
 }
 
 /// Refuses a shape that a kernel is not made for.
-pub fn require(holds: bool, kernel: &str, what: &str, met: u32) -> Result<()> {
+pub fn require(holds: bool, kernel: &str, what: &str, actual: u32) -> Result<()> {
     if holds {
         return Ok(());
     }
-    Err(Error::Kernel { kernel: kernel.into(), message: format!("{what}, met {met}") })
+    Err(Error::Kernel { kernel: kernel.into(), message: format!("{what}, met {actual}") })
 }

@@ -124,13 +124,13 @@ impl TrainLaunches<'_> {
         let sums = NormSumsParams { g, y, statistics, partials, rows, rows_per_block, channels, padding: 0 };
         norm::batch_norm_backward_sums(self.driver(), self.sets(), &sums)?;
 
-        let wanted = |element| if parameters.is_some() { self.gradient(element) } else { Address::NULL };
+        let expected = |element| if parameters.is_some() { self.gradient(element) } else { Address::NULL };
         let finish = NormFinishParams {
             partials,
             statistics,
             gamma: self.live(slot.bn_weight),
-            gamma_gradient: wanted(slot.bn_weight),
-            beta_gradient: wanted(slot.bn_bias),
+            gamma_gradient: expected(slot.bn_weight),
+            beta_gradient: expected(slot.bn_bias),
             coefficients,
             sets: self.sets(),
             blocks: norm::backward_blocks(rows, channels),
@@ -235,7 +235,7 @@ pub struct TrainBackward<'a> {
     pub with: TrainLaunches<'a>,
     /// Of each set.
     pub logit_gradients: &'a [Address],
-    pub wanted: &'a Wanted,
+    pub expected: &'a Wanted,
 }
 
 impl Backward for TrainBackward<'_> {
@@ -248,7 +248,7 @@ impl Backward for TrainBackward<'_> {
         let (last, [activation, pooled]) = with.last();
         let gradient = with.scratch.layer(&layout.layers[last]).address();
         for (set, &logit_gradient) in self.logit_gradients.iter().enumerate() {
-            if let Some(accumulate) = self.wanted.parameters {
+            if let Some(accumulate) = self.expected.parameters {
                 let params = HeadWeightGradientParams {
                     logit_gradient,
                     pooled: with.pass.pooled.address().offset::<f32>(set * pooled),
@@ -275,7 +275,7 @@ impl Backward for TrainBackward<'_> {
     }
 
     fn normalisation(&mut self, layer: &Layer, conv: usize, input: Option<usize>) -> Result<()> {
-        let (with, parameters) = (&self.with, self.wanted.parameters);
+        let (with, parameters) = (&self.with, self.expected.parameters);
         with.normalise_backward(conv, with.scratch.layer(layer), parameters)?;
         parameters.map_or(Ok(()), |accumulate| with.weight_gradient(conv, input, accumulate))
     }
@@ -296,7 +296,7 @@ impl Backward for TrainBackward<'_> {
     }
 
     fn image_gradient(&mut self) -> Result<()> {
-        let Some(image) = &self.wanted.image else { return Ok(()) };
+        let Some(image) = &self.expected.image else { return Ok(()) };
         let with = &self.with;
         with.driver().layer(Some(0));
         let from = with.scratch.convolution.address();

@@ -41,7 +41,7 @@ pub struct PassKey {
     /// Of each set the images and the logits of a forward pass, or the gradients of the logits.
     operands: Vec<Address>,
     /// What a backward pass computes.
-    wanted: Option<Wanted>,
+    expected: Option<Wanted>,
 }
 
 /// The activation of a layer, and which of its elements are positive.
@@ -126,8 +126,8 @@ impl TrainPass {
         Ok(())
     }
 
-    fn key(&self, batch: usize, operands: Vec<Address>, wanted: Option<Wanted>) -> PassKey {
-        PassKey { pass: self.packed.address(), batch, operands, wanted }
+    fn key(&self, batch: usize, operands: Vec<Address>, expected: Option<Wanted>) -> PassKey {
+        PassKey { pass: self.packed.address(), batch, operands, expected }
     }
 
     fn launch_forward(
@@ -156,7 +156,7 @@ impl TrainPass {
         scratch: &Scratch,
         batch: usize,
         logit_gradients: &[Address],
-        wanted: &Wanted,
+        expected: &Wanted,
     ) -> Result<()> {
         if self.batch != Some(batch) {
             let of = self.batch.map_or("none".into(), |batch| format!("one of {batch} images"));
@@ -165,9 +165,9 @@ impl TrainPass {
             )));
         }
         let _range = Range::new("backward");
-        let key = self.key(batch, logit_gradients.to_vec(), Some(*wanted));
+        let key = self.key(batch, logit_gradients.to_vec(), Some(*expected));
         graphs.run(&*self.driver, key, || {
-            self.launch_backward(parameters, scratch, batch, logit_gradients, wanted)
+            self.launch_backward(parameters, scratch, batch, logit_gradients, expected)
         })
     }
 
@@ -177,11 +177,11 @@ impl TrainPass {
         scratch: &Scratch,
         batch: usize,
         logit_gradients: &[Address],
-        wanted: &Wanted,
+        expected: &Wanted,
     ) -> Result<()> {
         let layers = &parameters.layout.layers;
         let with = TrainLaunches { pass: self, parameters, scratch, batch };
-        pass::backward(layers, 0..layers.len(), &mut TrainBackward { with, logit_gradients, wanted })?;
+        pass::backward(layers, 0..layers.len(), &mut TrainBackward { with, logit_gradients, expected })?;
         self.driver.layer(None);
         Ok(())
     }

@@ -104,14 +104,14 @@ pub fn read<'a>(folder: &Folder, known: &[&'a str]) -> Result<BTreeMap<&'a str, 
             return Err(damaged(MANIFEST, format!("lists '{name}', which is no file of a checkpoint")));
         };
         // The size is compared before the bytes are read, so a wrong file costs no memory.
-        let met = length(name)?;
-        if met != entry.bytes {
-            return Err(damaged(name, format!("{met} bytes, expected {}", entry.bytes)));
+        let actual = length(name)?;
+        if actual != entry.bytes {
+            return Err(damaged(name, format!("{actual} bytes, expected {}", entry.bytes)));
         }
         let bytes = read(name, limit::TENSORS)?;
-        let met = sha256(&bytes);
-        if met != entry.sha256 {
-            return Err(damaged(name, format!("SHA-256 {met}, expected {}", entry.sha256)));
+        let actual = sha256(&bytes);
+        if actual != entry.sha256 {
+            return Err(damaged(name, format!("SHA-256 {actual}, expected {}", entry.sha256)));
         }
         files.insert(name, bytes);
     }

@@ -99,8 +99,8 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         let kept = Kept::of_recipe(&entry.recipe);
         if !sets.iter().any(|(known, _)| *known == kept) {
             let data = entry.recipe.data.open(args.data.as_deref()).map_err(or_set)?;
-            if let Some(wanted) = args.samples.filter(|&wanted| wanted as usize > data.test.len()) {
-                bail!("--samples {wanted}: there are {} test images", data.test.len());
+            if let Some(expected) = args.samples.filter(|&expected| expected as usize > data.test.len()) {
+                bail!("--samples {expected}: there are {} test images", data.test.len());
             }
             sets.push((kept, data));
         }
@@ -172,17 +172,17 @@ fn recipe(args: &Args, name: &OsStr) -> anyhow::Result<Recipe> {
 
 /// The device of the runs, and a warning where they had several: seconds of different machines are not compared.
 fn note_devices(args: &Args, document: &mut Document) -> anyhow::Result<()> {
-    let mut met: Vec<(serde_json::Value, serde_json::Value)> = Vec::new();
+    let mut actual: Vec<(serde_json::Value, serde_json::Value)> = Vec::new();
     for run in document.rows.iter().flat_map(|row| &row.runs) {
         for session in RunFolder::open(&args.out.join(&run.folder)).sessions()? {
             let device = (session["device"].clone(), session["threads"].clone());
-            if !met.contains(&device) {
-                met.push(device);
+            if !actual.contains(&device) {
+                actual.push(device);
             }
         }
     }
-    if met.len() > 1 {
-        let names: Vec<String> = met
+    if actual.len() > 1 {
+        let names: Vec<String> = actual
             .iter()
             .map(|(device, threads)| {
                 format!("{} ({} threads)", device["name"].as_str().unwrap_or("unknown"), threads)
@@ -193,7 +193,7 @@ fn note_devices(args: &Args, document: &mut Document) -> anyhow::Result<()> {
             names.join(", ")
         ));
     }
-    if let Some((device, threads)) = met.into_iter().next() {
+    if let Some((device, threads)) = actual.into_iter().next() {
         document.device = device;
         document.threads = threads.as_u64().unwrap_or(0) as usize;
     }

@@ -66,8 +66,8 @@ impl ConvShape {
 
     /// What the kernels rely on: sides and channels are powers of two, and 32-bit element offsets reach everywhere.
     pub(super) fn check(&self) -> Result<()> {
-        let refuse = |what: &str, met: usize, wanted: &str| {
-            Err(Error::Invalid(format!("convolution {self:?}: {what} {met}, the kernels want {wanted}")))
+        let refuse = |what: &str, actual: usize, expected: &str| {
+            Err(Error::Invalid(format!("convolution {self:?}: {what} {actual}, the kernels want {expected}")))
         };
         if self.batch == 0 {
             return refuse("batch", 0, "at least 1");
@@ -75,9 +75,9 @@ impl ConvShape {
         if !matches!((self.kernel, self.stride), (3, 1 | 2) | (1, 2)) {
             return refuse("kernel", self.kernel, "3 (stride 1 or 2) or 1 (stride 2)");
         }
-        for (what, met) in [("output side", self.out_side()), ("input side", self.in_side)] {
-            if !met.is_power_of_two() {
-                return refuse(what, met, "a power of two");
+        for (what, actual) in [("output side", self.out_side()), ("input side", self.in_side)] {
+            if !actual.is_power_of_two() {
+                return refuse(what, actual, "a power of two");
             }
         }
         if !self.in_channels.is_power_of_two() || self.in_channels < 8 {
