@@ -31,7 +31,7 @@ const TINY: [&str; 12] = [
 ];
 
 fn tiny_run(folder: &Path, more: &[&str]) -> Done {
-    secateur(folder, &[&["train", "--out", "run"], &TINY[..], more].concat())
+    secateur(folder, [&["train", "--out", "run"], &TINY[..], more].concat())
 }
 
 fn json(path: &Path) -> serde_json::Value {
@@ -123,7 +123,7 @@ fn a_mistake_is_one_line_and_leaves_nothing_behind() {
         ),
     ];
     for &(line, code, part) in cases {
-        let done = secateur(path, &line.split(' ').collect::<Vec<_>>());
+        let done = secateur(path, line.split(' ').collect::<Vec<_>>());
         assert_eq!(done.code, Some(code), "{line}: {}", done.stderr);
         assert_eq!(done.stdout, "", "{line}");
         assert_eq!(done.stderr.lines().count(), 1, "{line}: {}", done.stderr);
@@ -158,12 +158,12 @@ fn train_then_eval_then_dump() {
     assert!(again.stderr.contains("run: not empty") && again.stderr.contains("--resume"), "{}", again.stderr);
     assert_eq!(fs::read(path.join("run/metrics.jsonl")).unwrap(), before);
     // Another recipe is not a continuation of this run.
-    let other = secateur(path, &["train", "--out", "run", "--resume", "--set", "epochs=9"]);
+    let other = secateur(path, ["train", "--out", "run", "--resume", "--set", "epochs=9"]);
     assert_eq!(other.code, Some(2));
     assert!(other.stderr.contains("epochs = 9, there epochs = 2"), "{}", other.stderr);
     // Nor is a second process let in while one trains there.
     let claim = RunFolder::open(&path.join("run")).claim().unwrap();
-    let second = secateur(path, &["train", "--out", "run", "--resume", "--device", "cpu"]);
+    let second = secateur(path, ["train", "--out", "run", "--resume", "--device", "cpu"]);
     assert_eq!(second.code, Some(2));
     assert!(second.stderr.contains("run: another process is training into it"), "{}", second.stderr);
     assert_eq!(json(&path.join("run/environment.json")).as_array().unwrap().len(), 1);
@@ -174,14 +174,14 @@ fn train_then_eval_then_dump() {
     assert_ne!(older, recipe);
     fs::write(path.join("run/recipe.toml"), older).unwrap();
     let result = json(&path.join("run/result.json"));
-    let resumed = secateur(path, &["train", "--out", "run", "--resume", "--device", "cpu"]);
+    let resumed = secateur(path, ["train", "--out", "run", "--resume", "--device", "cpu"]);
     assert_eq!(resumed.code, Some(0), "{}", resumed.stderr);
     assert_eq!(json(&path.join("run/result.json"))["test"][0]["correct"], result["test"][0]["correct"]);
     assert_eq!(json(&path.join("run/environment.json")).as_array().unwrap().len(), 2);
 
     // What eval finds is what the run said of its best weights.
     let line = "eval --weights run --protocol clean,pgd2,pgd2x2 --device cpu --out result.json --batch 7";
-    let done = secateur(path, &line.split(' ').collect::<Vec<_>>());
+    let done = secateur(path, line.split(' ').collect::<Vec<_>>());
     assert_eq!(done.code, Some(0), "{}", done.stderr);
     let report = json(&path.join("result.json"));
     assert_eq!(report["samples"], 20);
@@ -207,7 +207,7 @@ fn train_then_eval_then_dump() {
             "--out",
             out,
         ];
-        let done = secateur(path, &[&args[..], more].concat());
+        let done = secateur(path, [&args[..], more].concat());
         assert_eq!(done.code, Some(0), "{}", done.stderr);
         Weights::read(&path.join(out)).unwrap()
     };
@@ -303,7 +303,7 @@ fn a_limit_on_file_sizes_is_an_error_and_nothing_is_lost() {
         (1, 0)
     );
     let resume = ["train", "--out", "run", "--resume", "--device=cpu"];
-    let done = secateur(path, &resume);
+    let done = secateur(path, resume);
     assert_eq!(done.code, Some(0), "{}", done.stderr);
 
     // The metrics of a finished run are not touched by a resume that cannot write.
@@ -317,7 +317,7 @@ fn a_limit_on_file_sizes_is_an_error_and_nothing_is_lost() {
     );
     assert!(fs::read(path.join("run/metrics.jsonl")).unwrap() == before);
     assert_eq!(
-        secateur(path, &["eval", "--weights", "run", "--protocol", "clean", "--device", "cpu"]).code,
+        secateur(path, ["eval", "--weights", "run", "--protocol", "clean", "--device", "cpu"]).code,
         Some(0)
     );
 }
@@ -371,7 +371,7 @@ fn select_writes_a_subset_and_what_it_was_chosen_from() {
     let select = |more: &[&str]| {
         let common =
             ["select", "--weights", "run/last.safetensors", "--recipe", "run/recipe.toml", "--device", "cpu"];
-        secateur(path, &[&common[..], more].concat())
+        secateur(path, [&common[..], more].concat())
     };
     let train: Vec<i64> = {
         let done = select(&["--method", "full", "--out", "all.safetensors"]);
@@ -476,7 +476,7 @@ fn select_writes_a_subset_and_what_it_was_chosen_from() {
     assert!(done.code == Some(2) && done.stderr.contains("--factors s: also"), "{}", done.stderr);
     let hundred = ["--recipe", "cifar100-trades", "--out", "s"];
     let weights = ["select", "--weights", "run/last.safetensors"];
-    let done = secateur(path, &[&weights[..], &random, &hundred].concat());
+    let done = secateur(path, [&weights[..], &random, &hundred].concat());
     assert!(
         done.code == Some(2) && done.stderr.contains("10 classes, and cifar100 has 100"),
         "{}",
@@ -486,7 +486,7 @@ fn select_writes_a_subset_and_what_it_was_chosen_from() {
     damaged.tensors.get_mut("linear.bias").unwrap().values[0] = f32::NAN;
     fs::write(path.join("nan.safetensors"), damaged.to_bytes()).unwrap();
     let done =
-        secateur(path, &[&["select", "--weights", "nan.safetensors", "--out", "s"][..], &random].concat());
+        secateur(path, [&["select", "--weights", "nan.safetensors", "--out", "s"][..], &random].concat());
     assert!(done.code == Some(2) && done.stderr.contains("linear.bias[0]: NaN"), "{}", done.stderr);
 }
 
@@ -509,7 +509,7 @@ fn logits_that_are_not_finite_fail_an_evaluation() {
         weights.tensors.get_mut("conv1.weight").unwrap().values.fill(3e38);
     });
     let line = "eval --weights w.safetensors --samples 4 --protocol clean,fgsm,cw,aa --device cpu --out r.json --dump d";
-    let done = secateur(path, &split(line));
+    let done = secateur(path, split(line));
     assert_eq!(done.code, Some(1), "{}", done.stderr);
     assert!(done.stdout.contains("clean: 0.00 % (0 of 4 test images of generated)"), "{}", done.stdout);
     let warning =
@@ -559,12 +559,12 @@ fn weights_are_evaluated_on_the_images_of_their_own_run() {
     let path = folder.path();
     let eval = |line: &str| {
         let protocol = if line.contains("--protocol") { "" } else { " --protocol clean" };
-        secateur(path, &split(&format!("eval --samples 4 --device cpu {line}{protocol}")))
+        secateur(path, split(&format!("eval --samples 4 --device cpu {line}{protocol}")))
     };
     for (run, recipe) in [("quick", "quick"), ("cifar", "cifar10-demo")] {
         let checkpoint = path.join(run).join("checkpoints/epoch-0001-step-000000");
         fs::create_dir_all(&checkpoint).unwrap();
-        fs::write(path.join(run).join("recipe.toml"), secateur(path, &["recipes", recipe]).stdout).unwrap();
+        fs::write(path.join(run).join("recipe.toml"), secateur(path, ["recipes", recipe]).stdout).unwrap();
         write_weights(&path.join(run).join("best.safetensors"), |_| ());
         write_weights(&checkpoint.join("weights.safetensors"), |_| ());
     }

@@ -38,10 +38,10 @@ fn real() -> &'static Path {
     RUNS.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         for (name, more) in [("full", "--set=seed=1"), ("bullet", "--set=accelerate.method=bullet-train")] {
-            let done = secateur(folder.path(), &[&["train", "--out", name, more], &TINY[..]].concat());
+            let done = secateur(folder.path(), [&["train", "--out", name, more], &TINY[..]].concat());
             assert_eq!(done.code, Some(0), "{}", done.stderr);
         }
-        let done = secateur(folder.path(), &["report", "full", "bullet", "--device=cpu", "--images=4"]);
+        let done = secateur(folder.path(), ["report", "full", "bullet", "--device=cpu", "--images=4"]);
         assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""));
         assert!(done.stdout.starts_with("report.html: 2 runs, "), "{}", done.stdout);
         folder
@@ -317,7 +317,7 @@ fn wrong_arguments_are_one_line_and_leave_no_page() {
         ("report run --device gpu", "device 'gpu'"),
     ];
     for (line, part) in cases {
-        let done = secateur(folder, &line.split(' ').collect::<Vec<_>>());
+        let done = secateur(folder, line.split(' ').collect::<Vec<_>>());
         assert_eq!((done.code, done.stdout.as_str()), (Some(2), ""), "{line}: {}", done.stderr);
         assert_eq!(done.stderr.lines().count(), 1, "{line}: {}", done.stderr);
         assert!(done.stderr.starts_with("error: ") && done.stderr.contains(part), "{line}: {}", done.stderr);
@@ -325,7 +325,7 @@ fn wrong_arguments_are_one_line_and_leave_no_page() {
     assert!(!folder.join("report.html").exists());
 
     // Pictures that cannot be made are no error: here the images of CIFAR-10 are not given, then there are no weights.
-    let done = secateur(folder, &["report", "run", "other/run"]);
+    let done = secateur(folder, ["report", "run", "other/run"]);
     assert_eq!(done.code, Some(0), "{}", done.stderr);
     assert!(done.stderr.lines().all(|line| line.starts_with("warning: ") && line.contains("no pictures: ")));
     assert_eq!(done.stderr.lines().count(), 2, "{}", done.stderr);
@@ -369,7 +369,7 @@ fn selections_are_shown_with_their_weights() {
     };
     write(1, &[1, 2], &[1.0, 1.0]);
     write(2, &[3, 8, 21], &[0.5, 2.0, 0.5]);
-    let done = secateur(folder.path(), &["report", "run", "--device=cpu", "--images=2", "--out=page.html"]);
+    let done = secateur(folder.path(), ["report", "run", "--device=cpu", "--images=2", "--out=page.html"]);
     assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""));
     let html = fs::read_to_string(folder.path().join("page.html")).unwrap();
     check_well_formed(&html);
@@ -379,7 +379,7 @@ fn selections_are_shown_with_their_weights() {
     assert_eq!(html.matches("<img ").count(), 10);
 
     write(3, &[60], &[1.0]);
-    let done = secateur(folder.path(), &["report", "run", "--device=cpu", "--out=page.html"]);
+    let done = secateur(folder.path(), ["report", "run", "--device=cpu", "--out=page.html"]);
     assert_eq!(done.code, Some(0));
     assert!(
         done.stderr.contains("the subset holds image 60, expected one of the 60 training images"),
@@ -477,12 +477,12 @@ fn a_run_that_asks_for_it_keeps_a_tensorboard_file_of_its_epochs() {
         assert_eq!(count(&before, tag), 2, "{}", String::from_utf8_lossy(tag));
     }
     // Resumed from its end, the run has nothing to add.
-    let done = secateur(folder.path(), &["train", "--out=run", "--resume", "--device=cpu"]);
+    let done = secateur(folder.path(), ["train", "--out=run", "--resume", "--device=cpu"]);
     assert_eq!(done.code, Some(0), "{}", done.stderr);
     assert!(events() == before, "a finished run was written again");
     // Resumed from its first epoch, it has the second one once.
     fs::remove_dir_all(run.join("checkpoints/epoch-0002-step-000000")).unwrap();
-    let done = secateur(folder.path(), &["train", "--out=run", "--resume", "--device=cpu"]);
+    let done = secateur(folder.path(), ["train", "--out=run", "--resume", "--device=cpu"]);
     assert_eq!(done.code, Some(0), "{}", done.stderr);
     assert_eq!(count(&events(), b"train/loss"), 2);
 }

@@ -24,7 +24,7 @@ fn weights() -> &'static Weights {
         let engine = &mut engine;
         engine.load_weights(&initialise(NETWORK, super::SEED)).unwrap();
         let train = generated::images(Part::Train, TRAINED);
-        let set = ImageSet::upload(&engine, &train.pixels, &train.labels).unwrap();
+        let set = ImageSet::upload(engine, &train.pixels, &train.labels).unwrap();
         let batch = Batch::alloc(engine, MINIBATCH).unwrap();
         let pass = Pass::Train { slot: 0 };
         for step in 0..STEPS {

@@ -113,7 +113,7 @@ fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
     let engine = &mut engine;
     engine.load_weights(&initialise(NETWORK, SEED)).unwrap();
     let data = DataSet::open(SetKind::Generated, None, Some(9), Some(1)).unwrap();
-    let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
+    let set = ImageSet::upload(engine, &data.train.pixels, &data.train.labels).unwrap();
     let whole = Batch::alloc(engine, 3).unwrap();
     let mut pgd = Pgd {
         start: Some(Noise::Uniform { radius: 8.0 / 255.0 }),

@@ -58,7 +58,7 @@ fn fitted() -> Weights {
 
 fn images(engine: &mut Engine, count: usize) -> (ImageSet, Vec<u32>) {
     let images = generated::images(Half::Test, count);
-    (ImageSet::upload(&engine, &images.pixels, &images.labels).unwrap(), (0..count as u32).collect())
+    (ImageSet::upload(engine, &images.pixels, &images.labels).unwrap(), (0..count as u32).collect())
 }
 
 fn subject(count: usize) -> (Engine, ImageSet, Vec<u32>) {

@@ -268,7 +268,7 @@ fn logits_that_are_not_finite_are_wrong_under_every_protocol() {
             engine.load_weights(&weights).unwrap();
             let test = generated::images(Part::Test, 2);
             // The class that was the prediction of such logits, and that of the largest one.
-            let set = ImageSet::upload(&engine, &test.pixels, &[0, 3]).unwrap();
+            let set = ImageSet::upload(engine, &test.pixels, &[0, 3]).unwrap();
             for protocol in protocols {
                 let outcome = run(engine, &set, &[0, 1], protocol, 2);
                 assert_eq!(outcome.withstood, [false, false], "{device:?}, {what}, {protocol}");

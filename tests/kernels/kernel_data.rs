@@ -127,7 +127,7 @@ fn crops_are_cut_from_the_image_that_pytorch_pads() {
     for device in [DeviceChoice::Cpu, DeviceChoice::Emulated] {
         let mut engine = open(device, ResNet::resnet18(16, 10), BATCH).unwrap();
         let engine = &mut engine;
-        let set = ImageSet::upload(&engine, &image.repeat(BATCH), &[3; BATCH]).unwrap();
+        let set = ImageSet::upload(engine, &image.repeat(BATCH), &[3; BATCH]).unwrap();
         let samples = engine.upload("samples", &(0..BATCH as u32).collect::<Vec<u32>>()).unwrap();
         let images = engine.alloc("images", BATCH * IMAGE_LEN).unwrap();
         let labels = engine.alloc("labels", BATCH).unwrap();

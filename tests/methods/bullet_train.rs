@@ -74,7 +74,6 @@ fn bullet_train_gives_each_group_its_own_attack() {
         brief.step.step_size = 6.0 / 255.0;
         let images = bench.read(&bench.batch.images);
         let Bench { engine, batch, labels, key } = &mut bench;
-        let engine = engine;
 
         // Section 5 in plain words: groups, both attacks on everyone.
         let accuracy = 0.5;
@@ -139,7 +138,6 @@ fn single_step_methods_spare_the_outliers_alone() {
             let mut bench = Bench::new(&recipe);
             let images = bench.read(&bench.batch.images);
             let Bench { engine, batch, labels, key } = &mut bench;
-            let engine = engine;
             let groups = groups_of(engine, batch, labels, accuracy);
             println!("{method}: {groups:?}");
             let mut bullet = resumed(&recipe, accuracy, None);
@@ -306,7 +304,6 @@ fn standard_training_has_groups_and_no_attack() {
     let recipe = of_method(Method::Standard, &[BULLET, "attack.start=uniform"]);
     let mut bench = Bench::new(&recipe);
     let Bench { engine, batch, labels, key } = &mut bench;
-    let engine = engine;
     let groups = groups_of(engine, batch, labels, accuracy);
     let mut standard = resumed(&recipe, accuracy, None);
     assert_eq!(standard.attack(engine, *key, batch).unwrap(), groups.work());
@@ -382,7 +379,7 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
     let mut engine = open(DeviceChoice::Cpu, train::network(recipe), order.len()).unwrap();
     let engine = &mut engine;
     engine.load_weights(&weights).unwrap();
-    let images = ImageSet::upload(&engine, &set.train.pixels, &set.train.labels).unwrap();
+    let images = ImageSet::upload(engine, &set.train.pixels, &set.train.labels).unwrap();
     let full = Pgd::from_config(&recipe.attack);
     let mut brief = Pgd { steps: 1, ..full };
     brief.step.step_size = 6.0 / 255.0;
@@ -480,7 +477,7 @@ fn a_super_batch_is_attacked_with_the_weights_at_its_start() {
     let mut engine = open(DeviceChoice::Cpu, train::network(&recipe), recipe.batch).unwrap();
     let engine = &mut engine;
     engine.load_weights(&weights).unwrap();
-    let images = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
+    let images = ImageSet::upload(engine, &data.train.pixels, &data.train.labels).unwrap();
     let mut trainer = Trainer::new(engine, &recipe, &images, &split).unwrap();
     let fresh = trainer.checkpoint().unwrap();
     let mut start = fresh.clone();

@@ -160,7 +160,6 @@ fn paired_gradients_are_those_of_plain_operations() {
 
         // The same step from passes, formulas in f64, and two backward calls.
         let Bench { engine, batch, labels, .. } = &mut bench;
-        let engine = engine;
         engine.load_weights(&weights).unwrap();
         let (clean, adversarial) = (Pass::Train { slot: 0 }, Pass::Train { slot: 1 });
         engine.forward(clean, &batch.images, &batch.clean_logits).unwrap();

@@ -526,7 +526,7 @@ fn mean_scores_are_those_of_every_train_pass() {
         let mut engine = open(DeviceChoice::Cpu, network, recipe.batch).unwrap();
         let engine = &mut engine;
         engine.load_weights(&initialise(network, recipe.seed)).unwrap();
-        let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
+        let set = ImageSet::upload(engine, &data.train.pixels, &data.train.labels).unwrap();
         let mut by_hand = recipe.new_objective();
         let mut scores: Vec<Vec<f64>> = vec![Vec::new(); TRAINED];
         for epoch in 0..2u32 {
@@ -653,7 +653,7 @@ fn a_selection_may_judge_by_the_moving_average() {
         let average = state.optimizer.average.unwrap();
         engine.load_weights(if weights == "live" { &state.weights } else { &average }).unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
-        let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
+        let set = ImageSet::upload(engine, &data.train.pixels, &data.train.labels).unwrap();
         let batch = Batch::alloc(engine, TRAINED).unwrap();
         engine.write(&batch.samples, &split.train).unwrap();
         engine
