@@ -41,6 +41,7 @@ enum Ending {
 
 /// Which of the kernels runs.
 #[derive(Clone, Copy)]
+#[allow(clippy::large_enum_variant)] // one value at a time
 enum Kernel {
     /// The one that the launch code chooses.
     Chosen,

@@ -29,6 +29,7 @@ const ENDINGS: [Ending; 4] = [
 
 /// Which of the kernels runs.
 #[derive(Clone, Copy)]
+#[allow(clippy::large_enum_variant)] // one value at a time
 enum Kernel {
     /// The one that the launch code chooses.
     Chosen,
