@@ -5,7 +5,7 @@
 //
 // (Sutskever et al. 2013 in PyTorch's form.) The arena is flat: convolutions first, the stem first of all, then the other
 // trainable tensors, then the running statistics, which only enter the average. A thread takes four elements; arenas have
-// room for a multiple of four. Checked by tests/kernel_optimizer.rs; called by Engine::sgd_step and load_weights.
+// room for a multiple of four. Checked by tests/kernels/kernel_optimizer.rs; called by Engine::sgd_step and load_weights.
 
 #include "portable/portable.h"
 

@@ -1,4 +1,4 @@
-//! The optimizer step: `kernels/optimizer/`. Checked by `tests/kernel_optimizer.rs`.
+//! The optimizer step: `kernels/optimizer/`. Checked by `tests/kernels/kernel_optimizer.rs`.
 
 use super::{BF16, Cost, F32, run_flat};
 use crate::cuda::driver::{Address, Driver};
