@@ -35,6 +35,7 @@ use life_cycle::LifeCycle;
 use crate::model::layers::IMAGE_LEN;
 use crate::model::{ParameterKind, ResNet18, Weights};
 use crate::ops::Op;
+pub use crate::ops::Sgd;
 
 /// What a device is, for `environment.json` and the first line of a run.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -66,17 +67,6 @@ pub enum WeightSet {
     Momentum,
     /// Of the last backward passes, of trainable parameters.
     Gradients,
-}
-
-/// SGD as in PyTorch: `g += weight_decay * w; v = momentum * v + g; w -= learning_rate * v`, on every parameter.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sgd {
-    pub learning_rate: f32,
-    pub momentum: f32,
-    pub weight_decay: f32,
-    /// `average <- d * average + (1 - d) * live` after the step, parameters and running statistics alike; where
-    /// there is no average yet, the live weights after the step are the first.
-    pub average_decay: Option<f32>,
 }
 
 /// Everything besides the weights that the optimizer carries from step to step, in file layout.

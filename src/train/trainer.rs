@@ -347,6 +347,7 @@ impl<'a> Trainer<'a> {
                 momentum: rates.momentum as f32,
                 weight_decay: optimizer.weight_decay as f32,
                 average_decay: average_decay(optimizer, *done).map(|decay| decay as f32),
+                ..Sgd::ZERO
             })?;
             *done += 1;
             clock.ended(Part::Train, self.engine)?;

@@ -468,7 +468,8 @@ fn train(engine: Device, start: &Weights, learning_rate: f32) -> Run {
         bench.forward(pass, &perturbed);
         bench.loss();
         bench.engine.backward(pass, &bench.logit_gradient, GradRequest::PARAMETERS).unwrap();
-        let sgd = Sgd { learning_rate, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9) };
+        let sgd =
+            Sgd { learning_rate, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9), ..Sgd::ZERO };
         bench.engine.step(&sgd).unwrap();
         let sample_losses: Vec<f32> = bench.engine.read(&bench.losses).unwrap();
         losses.push(sample_losses.iter().sum::<f32>() / BATCH as f32);

@@ -219,7 +219,13 @@ fn accumulated_gradients_are_sums() {
 fn three_steps_agree() {
     let fixture = Fixture::load();
     let mut setup = Setup::new();
-    let sgd = Sgd { learning_rate: 0.02, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.75) };
+    let sgd = Sgd {
+        learning_rate: 0.02,
+        momentum: 0.9,
+        weight_decay: 5e-4,
+        average_decay: Some(0.75),
+        ..Sgd::ZERO
+    };
     for _ in 0..3 {
         setup.forward(Pass::Train { slot: 0 }, SMOOTHING);
         setup

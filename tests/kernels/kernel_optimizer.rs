@@ -2,9 +2,9 @@
 
 use half::bf16;
 use secateur::engine::cuda::driver::Address;
-use secateur::engine::cuda::launch::optimizer::*;
 use secateur::engine::cuda::layout::{Layout, STEM_CHANNELS};
 use secateur::model::ResNet18;
+use secateur::ops::sgd::*;
 
 use crate::common::*;
 
@@ -65,13 +65,16 @@ fn two_steps_move_weights_velocity_average_and_copies() {
                 let average_at = Output::holding(driver, "average", &average);
                 let gradients_at = input(driver, "gradients", &gradients);
                 let copies_at = Output::new::<bf16>(driver, "copies", layout.packed);
-                let params = SgdParams {
+                let arenas = SgdArenas {
                     weights: weights_at.address(),
                     velocity: velocity_at.address(),
                     gradients: gradients_at.address(),
                     average: if keeps_average { average_at.address() } else { Address::NULL },
                     copies: copies_at.address(),
                     extents: ArenaExtents::from(&layout),
+                };
+                let params = SgdParams {
+                    arenas,
                     learning_rate: 0.1,
                     momentum: 0.9,
                     weight_decay: 5e-4,

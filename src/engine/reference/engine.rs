@@ -8,7 +8,6 @@ use super::arena::{Layout, Model};
 use super::eval::EvalPass;
 use super::memory::{Heap, Input};
 use super::numbers::{Format, Numbers};
-use super::optimizer;
 use super::sign_step::sign_step;
 use super::tiles::Isa;
 use super::train::{PAIR, TrainPass, Wanted};
@@ -183,8 +182,7 @@ impl Backend for Cpu {
         let (Some(model), Some(gradients)) = (&mut self.model, &self.gradients) else {
             return Err(missing());
         };
-        let Model { live, velocity, average } = model;
-        optimizer::step(sgd, live, velocity, gradients, average);
+        sgd.cpu(model, gradients);
         self.packed = false;
         Ok(())
     }
