@@ -3,7 +3,7 @@
 //
 //   g += weight_decay * w, v = momentum * v + g, w -= learning_rate * v, average = d * average + (1 - d) * w
 //
-// (Sutskever et al. 2013 in PyTorch's form.) The arena is flat: convolutions first, the stem first of all, then the other
+// (Sutskever et al. 2013 in PyTorch's form.) A displacement of the weights is taken off them between the last two. The arena is flat: convolutions first, the stem first of all, then the other
 // trainable tensors, then the running statistics, which only enter the average. A thread takes four elements; arenas have
 // room for a multiple of four.
 
@@ -42,6 +42,7 @@ struct SgdArenas {
     Global<float> velocity;  // trainable elements
     Global<const float> gradients;
     Global<float> average;  // null where none is kept
+    Global<const float> displacement;  // trainable elements, without room; null where there is none
     Global<Bf16> copies;
     ArenaExtents extents;
 };
@@ -70,6 +71,7 @@ KERNEL(sgd_step, SgdParams, 256, NoShared) {
             if (i + k >= extents.trainable) continue;
             v.value[k] = p.momentum * v.value[k] + (g.value[k] + p.weight_decay * w.value[k]);
             w.value[k] -= p.learning_rate * v.value[k];
+            if (at.displacement.present()) w.value[k] -= at.displacement[i + k];
         }
         store_vector(at.velocity, i, v);
         store_vector(at.weights, i, w);

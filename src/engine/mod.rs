@@ -215,9 +215,13 @@ impl Engine {
     /// One step of the optimizer by the gradients of the last backward passes.
     ///
     /// # Errors
-    /// Where there are no gradients.
+    /// Where there are no gradients, or a displacement that is not of this network.
     pub fn step(&mut self, sgd: &Sgd) -> Result<()> {
         self.life.expect_set(WeightSet::Gradients)?;
+        let mut operands = self.operands();
+        let trainable = || self.network.elements(ParameterKind::trainable);
+        sgd.displacement.map_or(Ok(()), |displacement| operands.reads(displacement, trainable()))?;
+        self.device.backend().written(&operands.finish()?);
         self.device.backend_mut().step(sgd)?;
         self.life.stepped(sgd.average_decay.is_some());
         Ok(())
@@ -329,17 +333,24 @@ impl Engine {
     pub fn run<O: Op>(&mut self, op: &O) -> Result<O::Output> {
         let mut operands = self.operands();
         op.check(&mut operands)?;
+        operands.sets().iter().try_for_each(|&set| self.life.expect_set(set))?;
         if let Some((pass, batch)) = op.passes() {
             expect_set_count(pass, 1)?;
             self.expect_batch("images", batch)?;
             self.life.expect_ready(pass)?;
             self.life.forget(pass);
         }
+        let weights_change = operands.weights_change();
         self.device.backend().written(&operands.finish()?);
-        match &mut self.device {
+        let output = match &mut self.device {
             Device::Cpu(cpu) => op.cpu(cpu),
             Device::Cuda(cuda) => op.cuda(cuda),
+        };
+        if weights_change {
+            self.device.backend_mut().weights_changed()?;
+            self.life.weights_changed();
         }
+        output
     }
 
     /// From now on a forward or backward pass of evaluation begins only while this stop is not requested, and ends with

@@ -103,6 +103,11 @@ impl ResNet18 {
         8 * self.width
     }
 
+    /// Elements of all tensors of some kinds.
+    pub fn elements(&self, which: impl Fn(ParameterKind) -> bool) -> usize {
+        self.parameters().iter().filter(|parameter| which(parameter.kind)).map(Parameter::len).sum()
+    }
+
     /// All 20 convolutions in the order of the forward pass; a shortcut follows its block's `conv2`.
     pub fn convs(&self) -> Vec<Conv> {
         let conv = |name: String, bn: String, in_channels, out_channels, kernel, stride, in_side| Conv {

@@ -31,6 +31,11 @@ impl ObjectiveConfig {
         Ok(objective)
     }
 
+    /// Gradients of a minibatch in an epoch of the schedule: train passes forward and backward.
+    pub fn gradients(&self, _epoch: usize) -> usize {
+        self.replays
+    }
+
     /// Refuses smoothed labels and replays where the method has none.
     pub fn validate(&self) -> Result<(), Refusal> {
         let row = self.method.row();

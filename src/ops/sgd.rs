@@ -2,30 +2,39 @@
 
 use rayon::prelude::*;
 
-use crate::engine::Result;
 use crate::engine::cuda::driver::{Address, Driver};
 use crate::engine::cuda::launch::{BF16, Cost, F32, run_flat};
 use crate::engine::cuda::layout::{Layout, STEM_CHANNELS};
 use crate::engine::reference::{Arena, Model};
+use crate::engine::{Result, Tensor};
 
 /// SGD as in PyTorch: `g += weight_decay * w; v = momentum * v + g; w -= learning_rate * v`, on every parameter, the velocity from
 /// zero.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sgd {
+#[derive(Clone, Copy, Debug)]
+pub struct Sgd<'a> {
     pub learning_rate: f32,
     pub momentum: f32,
     pub weight_decay: f32,
     /// `average <- d * average + (1 - d) * live` after the step, parameters and running statistics alike; where
     /// there is no average yet, the live weights after the step are the first, as in PyTorch's `AveragedModel`.
     pub average_decay: Option<f32>,
+    /// What was added to the weights before the gradients were taken, of every trainable element in the engine's own order: taken
+    /// off them after the step, before the average.
+    pub displacement: Option<&'a Tensor<f32>>,
 }
 
-impl Sgd {
+impl Sgd<'_> {
     /// Every number 0 and no option.
-    pub const ZERO: Self = Self { learning_rate: 0.0, momentum: 0.0, weight_decay: 0.0, average_decay: None };
+    pub const ZERO: Self = Self {
+        learning_rate: 0.0,
+        momentum: 0.0,
+        weight_decay: 0.0,
+        average_decay: None,
+        displacement: None,
+    };
 
-    pub(crate) fn cpu(&self, model: &mut Model, gradients: &[f32]) {
-        let Self { learning_rate, momentum, weight_decay, average_decay } = *self;
+    pub(crate) fn cpu(&self, model: &mut Model, gradients: &[f32], displacement: Option<&[f32]>) {
+        let Self { learning_rate, momentum, weight_decay, average_decay, .. } = *self;
         let Model { live, velocity, average } = model;
         live.parameters
             .par_chunks_mut(CHUNK)
@@ -37,6 +46,12 @@ impl Sgd {
                     *w -= learning_rate * *v;
                 }
             });
+        if let Some(displacement) = displacement {
+            let weights = live.parameters.par_chunks_mut(CHUNK).zip(displacement.par_chunks(CHUNK));
+            weights.for_each(|(weights, displacement)| {
+                weights.iter_mut().zip(displacement).for_each(|(w, moved)| *w -= moved);
+            });
+        }
         let Some(decay) = average_decay else { return };
         match average {
             None => *average = Some(live.clone()),
@@ -116,6 +131,8 @@ pub struct SgdArenas {
     pub gradients: Address,
     /// Null where none is kept.
     pub average: Address,
+    /// Trainable elements, without room; null where the weights were not moved.
+    pub displacement: Address,
     /// The bf16 arena of the train pass.
     pub copies: Address,
     pub extents: ArenaExtents,
@@ -133,10 +150,13 @@ pub struct SgdParams {
 
 /// One step on all parameters, their bf16 copies and the moving average.
 pub fn sgd_step(driver: &dyn Driver, params: &SgdParams) -> Result<()> {
-    let SgdArenas { extents, average, .. } = params.arenas;
+    let SgdArenas { extents, average, displacement, .. } = params.arenas;
     let (trainable, total) = (extents.trainable as usize, extents.total as usize);
     // Weights and velocity are read and written, the gradient is read; the average, of all, is read and written.
     let mut cost = Cost::new(6 * trainable, 5 * trainable * F32 + extents.copies() * BF16);
+    if displacement != Address::NULL {
+        cost += Cost::new(trainable, trainable * F32);
+    }
     if average != Address::NULL {
         cost += Cost::new(3 * total, (2 * total + (total - trainable)) * F32);
     }

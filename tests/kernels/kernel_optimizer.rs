@@ -70,6 +70,7 @@ fn two_steps_move_weights_velocity_average_and_copies() {
                     velocity: velocity_at.address(),
                     gradients: gradients_at.address(),
                     average: if keeps_average { average_at.address() } else { Address::NULL },
+                    displacement: Address::NULL,
                     copies: copies_at.address(),
                     extents: ArenaExtents::from(&layout),
                 };

@@ -67,10 +67,15 @@ impl Parameters {
         if set == WeightSet::Live {
             self.driver.fill(self.velocity.address(), 0, self.velocity.bytes())?;
             self.average = None;
-            let (live, copies) = (self.live.address(), self.copies.address());
-            sgd::weights_to_bf16(&*self.driver, (&self.layout).into(), live, copies)?;
+            self.copy_live()?;
         }
         Ok(())
+    }
+
+    /// Makes the bf16 copies of the live weights.
+    pub fn copy_live(&self) -> Result<()> {
+        let (live, copies) = (self.live.address(), self.copies.address());
+        sgd::weights_to_bf16(&*self.driver, (&self.layout).into(), live, copies)
     }
 
     pub fn read(&self, set: WeightSet) -> Result<Weights> {
@@ -81,14 +86,15 @@ impl Parameters {
         Ok(self.layout.unpack(&self.arena(set)?.to_vec::<f32>()?[..elements]))
     }
 
-    /// One optimizer step from `gradients`.
-    pub fn step(&mut self, sgd: &Sgd) -> Result<()> {
+    /// One optimizer step from `gradients`; takes `displacement` back, where it is not null.
+    pub fn step(&mut self, sgd: &Sgd, displacement: Address) -> Result<()> {
         let average = self.average.as_ref().filter(|_| sgd.average_decay.is_some());
         let arenas = SgdArenas {
             weights: self.live.address(),
             velocity: self.velocity.address(),
             gradients: self.gradients.address(),
             average: average.map_or(Address::NULL, Buffer::address),
+            displacement,
             copies: self.copies.address(),
             extents: (&self.layout).into(),
         };

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::cell::RefMut;
 use std::rc::Rc;
 
-use super::arena::{Layout, Model};
+use super::arena::{Arena, Layout, Model};
 use super::eval::EvalPass;
 use super::memory::{Heap, Input};
 use super::numbers::{Format, Numbers};
@@ -104,6 +104,19 @@ impl Cpu {
         self.stop.iter().try_for_each(StopFlag::check)
     }
 
+    /// Where the tensors of the network lie in its arenas, and the live ones.
+    pub fn live(&mut self) -> Result<(&Layout, &mut Arena)> {
+        let model = self.model.as_mut().ok_or_else(missing)?;
+        Ok((&self.layout, &mut model.live))
+    }
+    /// The same, and the gradients of the parameters.
+    pub fn live_and_gradients(&mut self) -> Result<(&Layout, &mut Arena, &[f32])> {
+        let (Some(model), Some(gradients)) = (&mut self.model, &self.gradients) else {
+            return Err(missing());
+        };
+        Ok((&self.layout, &mut model.live, gradients))
+    }
+
     fn model(&self) -> Result<&Model> {
         self.model.as_ref().ok_or_else(missing)
     }
@@ -182,7 +195,12 @@ impl Backend for Cpu {
         let (Some(model), Some(gradients)) = (&mut self.model, &self.gradients) else {
             return Err(missing());
         };
-        sgd.cpu(model, gradients);
+        let displacement = sgd.displacement.map(|displacement| self.heap.input(displacement)).transpose()?;
+        sgd.cpu(model, gradients, displacement.as_deref());
+        self.packed = false;
+        Ok(())
+    }
+    fn weights_changed(&mut self) -> Result<()> {
         self.packed = false;
         Ok(())
     }
