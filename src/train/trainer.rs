@@ -346,9 +346,9 @@ impl<'a> Trainer<'a> {
             self.engine.step(&Sgd {
                 learning_rate: rates.learning_rate as f32,
                 momentum: rates.momentum as f32,
-                weight_decay: optimizer.weight_decay as f32,
                 average_decay: average_decay(optimizer, *done).map(|decay| decay as f32),
                 displacement: displacement.as_ref(),
+                ..optimizer.sgd()
             })?;
             *done += 1;
             clock.ended(Part::Train, self.engine)?;
