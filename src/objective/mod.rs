@@ -3,6 +3,7 @@
 //! A new objective is one more file here with its row, and one line in the table [`Method`]. Most rows construct one of two:
 //! `single`, which trains on the adversarial images alone, or `paired`, which trains on both.
 
+mod awp;
 mod config;
 mod fgsm_rs;
 mod free;
@@ -41,7 +42,12 @@ table! {
 
 /// The objective of a configuration at the start of a run.
 pub fn build(parts: Parts) -> Box<dyn Objective> {
-    (parts.config.method.row().new)(parts)
+    let config = parts.config;
+    let objective = (config.method.row().new)(parts);
+    match config.awp > 0.0 {
+        true => Box::new(awp::Awp::new(objective, config)),
+        false => objective,
+    }
 }
 
 /// One way to train.

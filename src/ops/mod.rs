@@ -5,6 +5,7 @@
 
 pub mod apgd;
 pub mod attack_steps;
+pub mod awp;
 pub mod bullet_train_score;
 pub mod cross_entropy;
 pub mod divergence;
@@ -25,6 +26,7 @@ pub mod target_class;
 pub use crate::engine::AscentLoss;
 pub use apgd::{ApgdPhase, ApgdPoint, ApgdStart, ApgdState, ApgdStep};
 pub use attack_steps::AttackSteps;
+pub use awp::{KeepStatistics, PerturbWeights};
 pub use bullet_train_score::BulletTrainScore;
 pub use cross_entropy::CrossEntropy;
 pub use divergence::Divergence;

@@ -62,7 +62,7 @@ fn data(count: usize) -> (Vec<u8>, Vec<u32>) {
 }
 
 /// The first batch as f32 NHWC, and its labels.
-fn batch() -> (Vec<f32>, Vec<u32>) {
+pub fn batch() -> (Vec<f32>, Vec<u32>) {
     let (bytes, labels) = data(BATCH);
     let at = |i: usize| (i / IMAGE_LEN * 3 + i % 3) * 1024 + i % IMAGE_LEN / 3;
     ((0..bytes.len()).map(|i| f32::from(bytes[at(i)]) / 255.0).collect(), labels)
@@ -70,7 +70,7 @@ fn batch() -> (Vec<f32>, Vec<u32>) {
 
 /// How far the network's pre-activations stay from zero.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
+pub enum Kind {
     /// BatchNorm weights near 1, biases near 0: half of all ReLUs are off.
     Ordinary,
     /// Biases four deviations above zero: nearly all ReLUs are on.
@@ -78,7 +78,7 @@ enum Kind {
 }
 
 /// Initial weights with every BatchNorm tensor moved away from its start, and running statistics that fit the data.
-fn weights(kind: Kind) -> Weights {
+pub fn weights(kind: Kind) -> Weights {
     let mut weights = secateur::model::initialise(NETWORK, SEED);
     for (stream, parameter) in (100..).zip(NETWORK.parameters()) {
         let (low, high) = match (kind, parameter.kind) {
@@ -203,7 +203,7 @@ fn difference(met: &[f32], wanted: &[f32]) -> Difference {
 
 /// What is compared in a test, all of it before any of it fails.
 #[derive(Default)]
-struct Comparison {
+pub struct Comparison {
     broken: Vec<String>,
 }
 
@@ -220,7 +220,7 @@ impl Comparison {
         let holds = found.relative <= relative && found.worst <= worst;
         self.check(holds, format!("{what}: {found:?}, bounds: relative {relative}, worst {worst}"));
     }
-    fn direction(&mut self, what: &str, met: &[f32], wanted: &[f32], cosine: f64) {
+    pub fn direction(&mut self, what: &str, met: &[f32], wanted: &[f32], cosine: f64) {
         let found = difference(met, wanted);
         self.check(found.cosine >= cosine, format!("{what}: {found:?}, bound: cosine {cosine}"));
     }
@@ -230,7 +230,7 @@ impl Comparison {
     fn at_most(&mut self, what: &str, met: f64, bound: f64) {
         self.check(met <= bound, format!("{what}: {met:.4}, bound {bound}"));
     }
-    fn finish(self) {
+    pub fn finish(self) {
         assert!(self.broken.is_empty(), "seed {SEED}:\n{}", self.broken.join("\n"));
     }
 }
