@@ -87,7 +87,7 @@ fn what_has_no_variants_says_so() {
     for (args, expected, of_device) in [
         (vec!["--device", "emulated"], "no wgmma", true),
         (vec!["--device", "cpu"], "launches no kernels", true),
-        (vec!["--dry-run", "--width", "32"], "width 32", false),
+        (vec!["--dry-run", "--width", "24"], "width 24", false),
         (vec!["--dry-run", "--filter", "layer9"], "matches no row", false),
     ] {
         let error = ablation(&args).unwrap_err();
@@ -192,7 +192,8 @@ from pathlib import Path
 sys.path.insert(0, "scripts")
 from qualify import stages
 session = types.SimpleNamespace(size=stages.FULL, device="cuda:99", folder=Path("."), left=lambda: 100)
-print(json.dumps([list(map(str, job.command))[1:] for job in stages.variants(session)]))
+commands = [list(map(str, job.command)) for job in stages.kernels(session)]
+print(json.dumps([command[1:] for command in commands if command[0] == stages.ABLATION]))
 "#;
     let root = env!("CARGO_MANIFEST_DIR");
     let output = Command::new("python3").current_dir(root).args(["-B", "-c", script]).output().unwrap();
