@@ -3,7 +3,7 @@
 //! `cargo bench --bench ablation -- --device cuda`; with `--dry-run` the predictions alone, without a device. The slower variants are
 //! kernels of `kernels/extra/ablation/`, which the program does not hold.
 
-#[path = "bench.rs"] // its modules are its neighbours, from tests/ablation.rs as well
+#[path = "bench.rs"] // its modules are its neighbours, from tests/kernels/ablation.rs as well
 mod bench;
 
 use std::process::ExitCode;

@@ -4,7 +4,7 @@
 // the blocks of a column of the grid; each writes its f32 sums as one part of a workspace [part][K][columns], and a second
 // kernel adds the parts in their order, so the result does not depend on which block ends first. The stem's input holds the
 // image as hi and lo parts in 8 channels: the gradient of a colour is the sum over both. Checked by
-// tests/conv_weight_gradient.rs against f64; launched by src/cuda/launch/conv/weight_gradient.rs.
+// tests/kernels/conv_weight_gradient.rs against f64; launched by src/cuda/launch/conv/weight_gradient.rs.
 #include "conv/epilogue.cuh"
 #include "conv/operands.cuh"
 #include "conv/tiles.cuh"

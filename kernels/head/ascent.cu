@@ -5,7 +5,7 @@
 //
 // with L the cross-entropy of a label, the divergence from the softmax of target logits, or the margin of the best wrong class.
 // Sums run in the order of head_forward, the loss kernels and head_input_gradient, so the bits are theirs. A block takes one
-// image and a thread two of its features, whose mask it keeps in a register. Checked by tests/kernel_head_ascent.rs; called by
+// image and a thread two of its features, whose mask it keeps in a register. Checked by tests/kernels/kernel_head_ascent.rs; called by
 // the steps of an attack (eval.rs).
 
 #include "ops/softmax.h"

@@ -2,7 +2,7 @@
 //
 // Issuing only makes a note. The wait that covers a commit group is a rendezvous of the 128 threads; there the operands are
 // read, as late as can be, and the accumulators change. Written in host/wgmma.cpp (rules) and host/wgmma_product.cpp
-// (operands and arithmetic); checked by tests/hopper_runner.rs.
+// (operands and arithmetic); checked by tests/emulator/hopper.rs.
 #pragma once
 
 #include <stdint.h>

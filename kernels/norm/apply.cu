@@ -5,7 +5,7 @@
 // The residual is nothing, an activation, or a shortcut's convolution with its own normalisation. A thread takes eight
 // channels of a pixel: 16 bytes in, 16 bytes and one byte of mask out. Sets of images that lie one behind the other are the
 // second dimension of the grid.
-// Checked by tests/kernel_norm.rs; called by the train pass behind batch_norm_statistics.
+// Checked by tests/kernels/kernel_norm.rs; called by the train pass behind batch_norm_statistics.
 
 #include "portable/portable.h"
 

@@ -7,7 +7,7 @@
 //
 // Sets of images that lie one behind the other have statistics, and so sums, of their own: the second dimension of the grids.
 // The gradients of gamma and beta are added up over the sets in their order, as by one launch for each.
-// Checked by tests/kernel_norm.rs; called by the backward walk of a train pass.
+// Checked by tests/kernels/kernel_norm.rs; called by the backward walk of a train pass.
 
 #include "portable/portable.h"
 

@@ -1,6 +1,6 @@
 // Mean and variance of two sets of numbers together, by Chan, Golub and LeVeque's update ("Updating formulae and a pairwise
 // algorithm for computing sample variances", 1979). Called by norm/statistics.cu, and by conv/wgmma/forward.cu for tiles that two
-// blocks share; checked by tests/kernel_norm.rs and tests/conv_forward.rs.
+// blocks share; checked by tests/kernels/kernel_norm.rs and tests/kernels/conv_forward.rs.
 #pragma once
 
 #include "portable/portable.h"

@@ -5,7 +5,7 @@
 //
 // Sets of images that lie one behind the other, no tile in two of them, have statistics of their own; the running ones move by
 // each set in turn, as by one launch for each.
-// Checked by tests/kernel_norm.rs; called by the train pass behind each convolution.
+// Checked by tests/kernels/kernel_norm.rs; called by the train pass behind each convolution.
 
 #include "norm/moments.h"
 

@@ -1,8 +1,8 @@
 //! APGD (Croce and Hein, "Reliable evaluation of adversarial robustness", ICML 2020): PGD with momentum whose step size each
 //! image halves for itself; on the cross-entropy (APGD-CE) or on the targeted DLR loss, one wrong class after the other (APGD-T).
 //!
-//! What an iteration does is [`AdaptiveSteps`](crate::engine::AdaptiveSteps); here are the schedule of checkpoints, the losses
-//! and the targets. Called by the protocols of `evaluate`. Checked by `tests/apgd.rs`: step by step against an f64
+//! What an iteration does is [`ApgdStep`]; here are the schedule of checkpoints, the losses
+//! and the targets. Called by the protocols of `evaluate`. Checked by `tests/evaluation/apgd.rs`: step by step against an f64
 //! re-implementation of the published algorithm, and on a trained network.
 
 use super::{Cost, Found, Search};

@@ -5,7 +5,7 @@
 //! differences: every image draws a square of its own (there one square serves the whole batch), so that a verdict does
 //! not depend on the batch; and a tie of logits goes on being attacked unless the prediction is wrong by it.
 //!
-//! Called by the protocols of `evaluate`. Checked by `tests/square.rs`.
+//! Called by the protocols of `evaluate`. Checked by `tests/evaluation/square.rs`.
 
 use super::{Cost, Found, Search};
 use crate::batch::Batch;

@@ -2,7 +2,7 @@
 //!
 //! A graph bakes in every address and number of its launches, so its key holds all of them that may differ. What is written in
 //! place between two replays (the weights that an optimizer step moves, the folded ones) needs no new graph. Called by
-//! attack_loop.rs and train/; checked by `tests/graphs.rs`.
+//! attack_loop.rs and train/; checked by `tests/engine/graphs.rs`.
 
 use super::driver::{Driver, Graph};
 use crate::engine::Result;

@@ -4,7 +4,7 @@
 //! (Athalye et al., ICML 2018; Carlini et al., 2019): one large step does better than many small ones, and a search that
 //! sees logits only does better than both. `aa` runs FGSM and PGD-10 on the images that are predicted right, for about a
 //! hundredth of its time; `secateur eval` compares whatever protocols it was asked for. Called by `autoattack` and
-//! `secateur eval`; checked by `tests/autoattack.rs` and its own tests.
+//! `secateur eval`; checked by `tests/evaluation/autoattack.rs` and its own tests.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
 //! What a measurement writes: the device block, the table, JSON and CSV. The layout is described in [`super`]. Checked by
-//! `tests/bench.rs`.
+//! `tests/commands/bench.rs`.
 
 use std::ops::RangeInclusive;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! When to stop sampling: enough samples and little enough noise, or no time left. Checked by `tests/bench.rs`.
+//! When to stop sampling: enough samples and little enough noise, or no time left. Checked by `tests/commands/bench.rs`.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! Robust statistics of timings: one slow sample among many changes none of them much. Checked by `tests/bench.rs` and
-//! `tests/bench_versus.rs`.
+//! Robust statistics of timings: one slow sample among many changes none of them much. Checked by `tests/commands/bench.rs` and
+//! `tests/commands/bench_versus.rs`.
 
 use crate::philox::{Key, Purpose};
 

@@ -7,7 +7,7 @@
 //! zero the solution moves only as far as nonnegativity allows, rather than losing the smallest weight.
 //!
 //! It needs inner products alone, so atoms can be gradients that no one ever writes out. All norms come from them, in f64:
-//! a residual is exact to about 1e-8 of the target. Called by `grad_match`; checked by `tests/prune_pursuit.rs`.
+//! a residual is exact to about 1e-8 of the target. Called by `grad_match`; checked by `tests/methods/prune_pursuit.rs`.
 
 use super::PruneError;
 use super::cholesky::Factor;

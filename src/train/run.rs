@@ -19,7 +19,7 @@ use crate::recipe::Recipe;
 #[derive(Clone, Copy, Debug)]
 pub struct TrainingSetup<'a> {
     pub recipe: &'a Recipe,
-    /// Those of the recipe: [`crate::recipe::Data::open`].
+    /// Those of the recipe: [`DataConfig::open`](crate::data::DataConfig::open).
     pub data: &'a DataSet,
     /// Where they were read from, for environment.json; `None` for generated ones.
     pub data_path: Option<&'a Path>,

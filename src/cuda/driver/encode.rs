@@ -1,5 +1,5 @@
 //! Tensor maps as a GPU takes them, through cuTensorMapEncodeTiled and cuTensorMapEncodeIm2col. Called by device.rs; tried by
-//! `tests/hopper_runner.rs` on a GPU.
+//! `tests/emulator/hopper.rs` on a GPU.
 
 use cudarc::driver::sys::{
     CUtensorMapDataType_enum as DataType, CUtensorMapFloatOOBfill_enum as Fill,

@@ -5,7 +5,7 @@
 //! listens to. The layout of the tables is that of NVTX 3 (nvtxDetail/nvtxTypes.h of github.com/NVIDIA/NVTX); of all its calls
 //! this program makes two, nvtxRangePushA and nvtxRangePop. Where the variable is not set, or the tool cannot be loaded,
 //! ranges do nothing, as everywhere with NVTX. Used by `launch`, by the passes of the cuda engine and for its phases; checked
-//! by `tests/nvtx.rs`, with a tool of its own.
+//! by `tests/commands/nvtx.rs`, with a tool of its own.
 
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::marker::PhantomData;

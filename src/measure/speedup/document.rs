@@ -2,7 +2,7 @@
 //!
 //! Seconds are those of the runs' own `metrics.jsonl`. What a run costs is attack, train and select; evaluation is shown beside
 //! them and counts for nothing. The JSON is one [`Document`]; unknown keys are to be ignored, and keys are changed or taken away
-//! only with another `secateur_speedup`. Called by `secateur bench speedup`; checked by `tests/bench_speedup.rs`.
+//! only with another `secateur_speedup`. Called by `secateur bench speedup`; checked by `tests/commands/bench_speedup.rs`.
 
 use serde::{Deserialize, Serialize};
 
