@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         images: &batch.images,
         perturbed: &batch.perturbed,
     })?;
-    let sgd = Sgd { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4, average_decay: None };
+    let sgd = Sgd { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4, ..Sgd::ZERO };
     let sign = SignStep { step_size: 2.0 / 255.0, epsilon: 8.0 / 255.0 };
     let convs = engine.network().convs();
     let gflop = 2e-9 * (images * convs.iter().map(Conv::multiply_adds).sum::<usize>()) as f64;

@@ -8,7 +8,6 @@ use super::arena::{Layout, Model};
 use super::eval::EvalPass;
 use super::memory::{Heap, Input};
 use super::numbers::{Format, Numbers};
-use super::optimizer;
 use super::sign_step::sign_step;
 use super::tiles::Isa;
 use super::train::{PAIR, TrainPass, Wanted};
@@ -108,6 +107,19 @@ impl Cpu {
         self.stop.iter().try_for_each(StopFlag::check)
     }
 
+    /// Where the tensors of the network lie in its arenas, and the live ones.
+    pub fn live(&mut self) -> Result<(&Layout, &mut [f32])> {
+        let model = self.model.as_mut().ok_or_else(missing)?;
+        Ok((&self.layout, &mut model.live))
+    }
+    /// The same, and the gradients of the parameters.
+    pub fn live_and_gradients(&mut self) -> Result<(&Layout, &mut [f32], &[f32])> {
+        let (Some(model), Some(gradients)) = (&mut self.model, &self.gradients) else {
+            return Err(missing());
+        };
+        Ok((&self.layout, &mut model.live, gradients))
+    }
+
     fn model(&self) -> Result<&Model> {
         self.model.as_ref().ok_or_else(missing)
     }
@@ -186,8 +198,12 @@ impl Backend for Cpu {
         let (Some(model), Some(gradients)) = (&mut self.model, &self.gradients) else {
             return Err(missing());
         };
-        let Model { live, velocity, average } = model;
-        optimizer::step(sgd, live, velocity, gradients, average);
+        let displacement = sgd.displacement.map(|displacement| self.heap.input(displacement)).transpose()?;
+        sgd.cpu(model, gradients, displacement.as_deref());
+        self.packed = false;
+        Ok(())
+    }
+    fn weights_changed(&mut self) -> Result<()> {
         self.packed = false;
         Ok(())
     }

@@ -15,7 +15,6 @@ mod head;
 mod memory;
 mod norm;
 mod numbers;
-mod optimizer;
 mod sign_step;
 mod tiles;
 mod train;
@@ -24,6 +23,7 @@ mod vector;
 use crate::engine::{Device, Engine, Result};
 use crate::model::ResNet;
 
+pub use arena::Model;
 pub use conv::flops_so_far;
 pub use engine::Cpu;
 pub use numbers::{Format, Numbers};

@@ -180,7 +180,11 @@ impl Backend for Cuda {
         self.parameters.read(set)
     }
     fn step(&mut self, sgd: &Sgd) -> Result<()> {
-        self.parameters.step(sgd)
+        let displacement = self.optional(sgd.displacement)?;
+        self.parameters.step(sgd, displacement)
+    }
+    fn weights_changed(&mut self) -> Result<()> {
+        self.parameters.copy_live()
     }
 
     fn fold(&mut self, set: WeightSet) -> Result<()> {

@@ -6,11 +6,11 @@ use std::rc::Rc;
 
 use super::driver::{Address, Buffer, Driver};
 use super::launch::norm::{self, FoldParams};
-use super::launch::optimizer::{self, SgdParams, arena_room};
 use super::layout::{self, Layout, ORDER};
 use crate::engine::{Error, Result, Sgd, WeightSet};
 use crate::model::Weights;
 use crate::model::layers::BN_EPSILON;
+use crate::ops::sgd::{self, SgdArenas, arena_room};
 
 /// All parameters, their gradients and copies.
 pub struct Parameters {
@@ -67,10 +67,15 @@ impl Parameters {
         if set == WeightSet::Live {
             self.driver.fill(self.velocity.address(), 0, self.velocity.bytes())?;
             self.average = None;
-            let (live, copies) = (self.live.address(), self.copies.address());
-            optimizer::weights_to_bf16(&*self.driver, (&self.layout).into(), live, copies)?;
+            self.copy_live()?;
         }
         Ok(())
+    }
+
+    /// Makes the bf16 copies of the live weights.
+    pub fn copy_live(&self) -> Result<()> {
+        let (live, copies) = (self.live.address(), self.copies.address());
+        sgd::weights_to_bf16(&*self.driver, (&self.layout).into(), live, copies)
     }
 
     pub fn read(&self, set: WeightSet) -> Result<Weights> {
@@ -81,23 +86,19 @@ impl Parameters {
         Ok(self.layout.unpack(ORDER, &self.arena(set)?.to_vec::<f32>()?[..elements]))
     }
 
-    /// One optimizer step from `gradients`. The average starts as a copy of the weights after the first step that keeps
-    /// one, as PyTorch's `AveragedModel` does.
-    pub fn step(&mut self, sgd: &Sgd) -> Result<()> {
+    /// One optimizer step from `gradients`; takes `displacement` back, where it is not null.
+    pub fn step(&mut self, sgd: &Sgd, displacement: Address) -> Result<()> {
         let average = self.average.as_ref().filter(|_| sgd.average_decay.is_some());
-        let params = SgdParams {
+        let arenas = SgdArenas {
             weights: self.live.address(),
             velocity: self.velocity.address(),
             gradients: self.gradients.address(),
             average: average.map_or(Address::NULL, Buffer::address),
+            displacement,
             copies: self.copies.address(),
             extents: (&self.layout).into(),
-            learning_rate: sgd.learning_rate,
-            momentum: sgd.momentum,
-            weight_decay: sgd.weight_decay,
-            average_decay: sgd.average_decay.unwrap_or(0.0),
         };
-        optimizer::sgd_step(&*self.driver, &params)?;
+        sgd.cuda(&*self.driver, arenas)?;
         if sgd.average_decay.is_some() && self.average.is_none() {
             let average = Buffer::new(&self.driver, "average", self.live.bytes())?;
             self.driver.copy(self.live.address(), average.address(), self.live.bytes())?;

@@ -28,6 +28,8 @@ pub(crate) trait Backend {
     fn load(&mut self, set: WeightSet, weights: Option<&Weights>) -> Result<()>;
     fn weights(&self, set: WeightSet) -> Result<Weights>;
     fn step(&mut self, sgd: &Sgd) -> Result<()>;
+    /// Called after an operation wrote the live weights: copies of them are stale.
+    fn weights_changed(&mut self) -> Result<()>;
 
     fn fold(&mut self, set: WeightSet) -> Result<()>;
     fn forward(&mut self, pass: Pass, images: &[&Tensor<f32>], logits: &[&Tensor<f32>]) -> Result<()>;

@@ -27,6 +27,9 @@ impl LifeCycle {
     }
     pub fn stepped(&mut self, averaged: bool) {
         self.average |= averaged;
+        self.weights_changed();
+    }
+    pub fn weights_changed(&mut self) {
         self.folded = false;
         self.forward = Default::default();
     }

@@ -35,6 +35,7 @@ use life_cycle::LifeCycle;
 use crate::model::layers::IMAGE_LEN;
 use crate::model::{ParameterKind, ResNet, Weights};
 use crate::ops::Op;
+pub use crate::ops::Sgd;
 
 /// What a device is, for `environment.json` and the first line of a run.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -66,17 +67,6 @@ pub enum WeightSet {
     Momentum,
     /// Of the last backward passes, of trainable parameters.
     Gradients,
-}
-
-/// SGD as in PyTorch: `g += weight_decay * w; v = momentum * v + g; w -= learning_rate * v`, on every parameter.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sgd {
-    pub learning_rate: f32,
-    pub momentum: f32,
-    pub weight_decay: f32,
-    /// `average <- d * average + (1 - d) * live` after the step, parameters and running statistics alike; where
-    /// there is no average yet, the live weights after the step are the first.
-    pub average_decay: Option<f32>,
 }
 
 /// Everything besides the weights that the optimizer carries from step to step, in file layout.
@@ -225,9 +215,13 @@ impl Engine {
     /// One step of the optimizer by the gradients of the last backward passes.
     ///
     /// # Errors
-    /// Where there are no gradients.
+    /// Where there are no gradients, or a displacement that is not of this network.
     pub fn step(&mut self, sgd: &Sgd) -> Result<()> {
         self.life.expect_set(WeightSet::Gradients)?;
+        let mut operands = self.operands();
+        let trainable = || self.network.elements(ParameterKind::trainable);
+        sgd.displacement.map_or(Ok(()), |displacement| operands.reads(displacement, trainable()))?;
+        self.device.backend().written(&operands.finish()?);
         self.device.backend_mut().step(sgd)?;
         self.life.stepped(sgd.average_decay.is_some());
         Ok(())
@@ -339,17 +333,24 @@ impl Engine {
     pub fn run<O: Op>(&mut self, op: &O) -> Result<O::Output> {
         let mut operands = self.operands();
         op.check(&mut operands)?;
+        operands.sets().iter().try_for_each(|&set| self.life.expect_set(set))?;
         if let Some((pass, batch)) = op.passes() {
             expect_set_count(pass, 1)?;
             self.expect_batch("images", batch)?;
             self.life.expect_ready(pass)?;
             self.life.forget(pass);
         }
+        let weights_change = operands.weights_change();
         self.device.backend().written(&operands.finish()?);
-        match &mut self.device {
+        let output = match &mut self.device {
             Device::Cpu(cpu) => op.cpu(cpu),
             Device::Cuda(cuda) => op.cuda(cuda),
+        };
+        if weights_change {
+            self.device.backend_mut().weights_changed()?;
+            self.life.weights_changed();
         }
+        output
     }
 
     /// From now on a forward or backward pass of evaluation begins only while this stop is not requested, and ends with

@@ -1,6 +1,6 @@
 //! The one check of every call: whose memory, how long, and whether it would read what it writes.
 
-use super::{Element, Error, Result, Tensor, View};
+use super::{Element, Error, Result, Tensor, View, WeightSet};
 use crate::model::ResNet;
 
 /// Collects the operands of a call; refuses wrong ones in the same words on every device.
@@ -9,6 +9,8 @@ pub struct Operands {
     engine: u64,
     reads: Vec<Read>,
     writes: Vec<View>,
+    sets: Vec<WeightSet>,
+    changes_weights: bool,
 }
 
 struct Read {
@@ -19,7 +21,14 @@ struct Read {
 
 impl Operands {
     pub(super) fn new(engine: u64, network: ResNet) -> Self {
-        Self { network, engine, reads: Vec::new(), writes: Vec::new() }
+        Self {
+            network,
+            engine,
+            reads: Vec::new(),
+            writes: Vec::new(),
+            sets: Vec::new(),
+            changes_weights: false,
+        }
     }
 
     pub fn network(&self) -> ResNet {
@@ -57,6 +66,25 @@ impl Operands {
         let view = self.admit(from, len)?;
         self.reads.push(Read { view, in_place: Some(self.writes.len()) });
         self.writes(to, len)
+    }
+
+    /// A set of values of the parameters that is read; a call on an engine without it is refused.
+    pub fn reads_set(&mut self, set: WeightSet) {
+        self.sets.push(set);
+    }
+
+    /// The live weights or running statistics are written, whether or not they are read too: evaluation and backward passes need a
+    /// new fold and a new forward pass.
+    pub fn changes_weights(&mut self) {
+        self.sets.push(WeightSet::Live);
+        self.changes_weights = true;
+    }
+
+    pub(super) fn sets(&self) -> &[WeightSet] {
+        &self.sets
+    }
+    pub(super) fn weights_change(&self) -> bool {
+        self.changes_weights
     }
 
     /// Rows of `row_len` elements in a tensor that divides into them.

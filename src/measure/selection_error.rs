@@ -299,7 +299,12 @@ impl Objective for Remembering {
         Ok(work)
     }
 
-    fn gradient(&mut self, engine: &mut Engine, batch: &Batch, weights: Option<&Tensor<f32>>) -> Result<()> {
+    fn gradient(
+        &mut self,
+        engine: &mut Engine,
+        batch: &Batch,
+        weights: Option<&Tensor<f32>>,
+    ) -> Result<Option<Tensor<f32>>> {
         self.objective.gradient(engine, batch, weights)
     }
 

@@ -150,6 +150,11 @@ impl ResNet {
         Self { blocks: NAMED[1].1, width, classes }
     }
 
+    /// Elements of all tensors of some kinds.
+    pub fn elements(&self, which: impl Fn(ParameterKind) -> bool) -> usize {
+        self.parameters().iter().filter(|parameter| which(parameter.kind)).map(Parameter::len).sum()
+    }
+
     /// The networks that have a name, the deepest last.
     pub(super) fn named(width: usize, classes: usize) -> [Self; NAMED.len()] {
         NAMED.map(|(_, blocks)| Self { blocks, width, classes })

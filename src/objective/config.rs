@@ -14,6 +14,10 @@ pub struct ObjectiveConfig {
     pub beta: f64,
     /// Optimizer steps on each minibatch: m of Free-AT, 1 for the others.
     pub replays: usize,
+    /// Gamma of adversarial weight perturbation, 0 for none.
+    pub awp: f64,
+    /// Epochs of the schedule before it begins.
+    pub awp_warmup: usize,
 }
 
 impl ObjectiveConfig {
@@ -25,13 +29,25 @@ impl ObjectiveConfig {
             label_smoothing: section.number("label_smoothing", 0.0..1.0, Some(0.0))?,
             beta: section.number("beta", 0.0..=1000.0, Some(row.beta))?,
             replays: section.integer("replays", 1..=1000, Some(row.attack.replays()))?,
+            awp: section.number("awp", 0.0..=1.0, Some(0.0))?,
+            awp_warmup: section.integer("awp_warmup", 0..=100_000, Some(0))?,
         };
         section.check(objective.validate())?;
         section.finish()?;
         Ok(objective)
     }
 
-    /// Refuses smoothed labels and replays where the method has none.
+    /// Gradients of a minibatch in an epoch of the schedule: train passes forward and backward.
+    pub fn gradients(&self, epoch: usize) -> usize {
+        self.replays * if self.perturbs_weights(epoch) { 2 } else { 1 }
+    }
+
+    /// Whether the weights are perturbed in an epoch of the schedule.
+    pub fn perturbs_weights(&self, epoch: usize) -> bool {
+        self.awp > 0.0 && epoch >= self.awp_warmup
+    }
+
+    /// Refuses smoothed labels, replays and perturbed weights where the method has none.
     pub fn validate(&self) -> Result<(), Refusal> {
         let row = self.method.row();
         if let Some(why) = row.hard_labels.filter(|_| self.label_smoothing > 0.0) {
@@ -40,6 +56,10 @@ impl ObjectiveConfig {
         if !row.attack.is_replayed() && self.replays > 1 {
             let expected = format!("1: {} trains once on each minibatch", self.method);
             return Err(Refusal::new("replays", self.replays, expected));
+        }
+        if row.attack.is_replayed() && self.awp > 0.0 {
+            let expected = format!("0: {} moves its images by the gradient of each step", self.method);
+            return Err(Refusal::new("awp", self.awp, expected));
         }
         Ok(())
     }

@@ -107,7 +107,12 @@ impl Objective for Free {
         Ok(work)
     }
 
-    fn gradient(&mut self, engine: &mut Engine, batch: &Batch, weights: Option<&Tensor<f32>>) -> Result<()> {
+    fn gradient(
+        &mut self,
+        engine: &mut Engine,
+        batch: &Batch,
+        weights: Option<&Tensor<f32>>,
+    ) -> Result<Option<Tensor<f32>>> {
         passes::cross_entropy_forward(engine, batch, self.smoothing, weights)?;
         let (images, perturbed, gradient) = (&batch.images, &batch.perturbed, &batch.logit_gradient);
         let step = self.attack.at(self.epoch).step;
@@ -135,7 +140,7 @@ impl Objective for Free {
                 moving.learn(engine, batch)?;
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     fn loss(

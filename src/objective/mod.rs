@@ -3,6 +3,7 @@
 //! A new objective is one more file here with its row, and one line in the table [`Method`]. Most rows construct one of two:
 //! `single`, which trains on the adversarial images alone, or `paired`, which trains on both.
 
+mod awp;
 mod config;
 mod fgsm_rs;
 mod free;
@@ -39,6 +40,16 @@ table! {
     }
 }
 
+/// The objective of a configuration at the start of a run.
+pub fn build(parts: ObjectiveParts) -> Box<dyn Objective> {
+    let config = parts.config;
+    let objective = (config.method.row().new)(parts);
+    match config.awp > 0.0 {
+        true => Box::new(awp::Awp::new(objective, config)),
+        false => objective,
+    }
+}
+
 /// One way to train.
 ///
 /// On each minibatch the loop calls [`Objective::attack`], then [`Objective::gradient`], then steps the optimizer, and
@@ -57,12 +68,21 @@ pub trait Objective {
         false
     }
 
+    /// Training goes on in an epoch of the schedule, counted from 0; at its start, or within it after a resume.
+    fn begin_epoch(&mut self, _epoch: usize) {}
+
     /// Makes `batch.perturbed` from `batch.images`.
     fn attack(&mut self, engine: &mut Engine, key: Key, batch: &Batch) -> Result<AttackWork>;
 
     /// Train passes, losses and backward: leaves the gradient of the mean loss in the engine, the loss and the
-    /// prediction of each adversarial image in the batch. `weights` are factors on the samples, 1 where absent.
-    fn gradient(&mut self, engine: &mut Engine, batch: &Batch, weights: Option<&Tensor<f32>>) -> Result<()>;
+    /// prediction of each adversarial image in the batch. `weights` are factors on the samples, 1 where absent. Where the weights
+    /// of the network were moved for that, they still are: returns the displacement that the optimizer step takes back.
+    fn gradient(
+        &mut self,
+        engine: &mut Engine,
+        batch: &Batch,
+        weights: Option<&Tensor<f32>>,
+    ) -> Result<Option<Tensor<f32>>>;
 
     /// The loss alone: per-sample losses, predictions and logit gradients (times `scale`) of the logits that the batch
     /// holds, of the clean images too where [`Objective::has_clean_pass`].

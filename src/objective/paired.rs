@@ -43,8 +43,14 @@ impl Objective for Paired {
         self.adversary.perturb(engine, self.ascends, key, batch)
     }
 
-    fn gradient(&mut self, engine: &mut Engine, batch: &Batch, weights: Option<&Tensor<f32>>) -> Result<()> {
-        passes::paired(engine, batch, self.form, self.divergence, weights)
+    fn gradient(
+        &mut self,
+        engine: &mut Engine,
+        batch: &Batch,
+        weights: Option<&Tensor<f32>>,
+    ) -> Result<Option<Tensor<f32>>> {
+        passes::paired(engine, batch, self.form, self.divergence, weights)?;
+        Ok(None)
     }
 
     fn loss(

@@ -38,8 +38,14 @@ impl Objective for Single {
         self.adversary.perturb(engine, self.ascends, key, batch)
     }
 
-    fn gradient(&mut self, engine: &mut Engine, batch: &Batch, weights: Option<&Tensor<f32>>) -> Result<()> {
-        passes::cross_entropy(engine, batch, self.smoothing, weights)
+    fn gradient(
+        &mut self,
+        engine: &mut Engine,
+        batch: &Batch,
+        weights: Option<&Tensor<f32>>,
+    ) -> Result<Option<Tensor<f32>>> {
+        passes::cross_entropy(engine, batch, self.smoothing, weights)?;
+        Ok(None)
     }
 
     fn loss(

@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::config::{self, ConfigError, Refusal, Section, above};
 use crate::names::named;
 use crate::objective::AttackKind;
+use crate::ops::Sgd;
 
 /// `[optimizer]`: SGD.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -172,6 +173,16 @@ impl OptimizerConfig {
         };
         section.finish()?;
         Ok(optimizer)
+    }
+
+    /// A step at the peak of the schedule.
+    pub fn sgd(&self) -> Sgd<'static> {
+        Sgd {
+            learning_rate: self.learning_rate as f32,
+            momentum: self.momentum as f32,
+            weight_decay: self.weight_decay as f32,
+            ..Sgd::ZERO
+        }
     }
 }
 

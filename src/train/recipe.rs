@@ -11,7 +11,7 @@ use crate::attack::{AttackConfig, ScheduledPgd};
 use crate::data::order::{self, Split};
 use crate::data::{DataConfig, DataError, DataSet};
 use crate::model::ModelConfig;
-use crate::objective::{Objective, ObjectiveConfig, ObjectiveParts};
+use crate::objective::{self, Objective, ObjectiveConfig, ObjectiveParts};
 use crate::ops::Augment;
 use crate::prune::{self, Selection, SelectionConfig, Setting};
 
@@ -57,13 +57,12 @@ impl Recipe {
 
     /// The objective at the start of a run.
     pub fn new_objective(&self) -> Box<dyn Objective> {
-        let parts = ObjectiveParts {
+        objective::build(ObjectiveParts {
             config: &self.objective,
             attack: self.full_attack(),
             accelerate: &self.accelerate,
             batch: self.batch,
-        };
-        (self.objective.method.row().new)(parts)
+        })
     }
 
     /// The method that selects samples.

@@ -101,6 +101,12 @@ impl Timeline {
         }
     }
 
+    /// The epoch of the schedule in which epoch `epoch` begins.
+    pub fn schedule_epoch(&self, epoch: u32) -> usize {
+        let Pace { epochs, span, before } = self.pace(epoch);
+        before * span / epochs
+    }
+
     /// The first trained epoch that begins at epoch `at` of the schedule or behind it.
     pub fn first_at(&self, at: usize) -> usize {
         match at < self.span {

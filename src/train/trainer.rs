@@ -274,6 +274,7 @@ impl<'a> Trainer<'a> {
             weights: weights.as_ref().map(upload).transpose()?,
             table: table.map(upload_table).transpose()?,
         };
+        self.objective.begin_epoch(self.timeline().schedule_epoch(self.progress.epoch));
         let steps = self.steps_per_epoch();
         let mut clock = StepClock::new(steps, self.recipe.accelerate.super_batch);
         let begin = Instant::now();
@@ -335,7 +336,7 @@ impl<'a> Trainer<'a> {
             clock.ended(Part::Attack, self.engine)?;
 
             self.engine.phase(Phase::Train);
-            self.objective.gradient(self.engine, &batch, weights.as_ref())?;
+            let displacement = self.objective.gradient(self.engine, &batch, weights.as_ref())?;
             if let Some(scores) = &self.scores {
                 scores.measure(self.engine, &batch, self.objective.has_clean_pass(), range.clone())?;
             }
@@ -346,8 +347,9 @@ impl<'a> Trainer<'a> {
             self.engine.step(&Sgd {
                 learning_rate: rates.learning_rate as f32,
                 momentum: rates.momentum as f32,
-                weight_decay: optimizer.weight_decay as f32,
                 average_decay: average_decay(optimizer, *done).map(|decay| decay as f32),
+                displacement: displacement.as_ref(),
+                ..optimizer.sgd()
             })?;
             *done += 1;
             clock.ended(Part::Train, self.engine)?;

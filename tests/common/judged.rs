@@ -53,7 +53,7 @@ fn weights() -> &'static Weights {
                 })
                 .unwrap();
             engine.backward(pass, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
-            let sgd = Sgd { learning_rate: 0.05, momentum: 0.9, weight_decay: 5e-4, average_decay: None };
+            let sgd = Sgd { learning_rate: 0.05, momentum: 0.9, weight_decay: 5e-4, ..Sgd::ZERO };
             engine.step(&sgd).unwrap();
         }
         engine.weights(WeightSet::Live).unwrap()

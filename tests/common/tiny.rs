@@ -90,7 +90,7 @@ fn trained() -> &'static Weights {
         let (mut engine, batch, labels) = gathered(&recipe(&[]));
         let engine = &mut engine;
         engine.load_weights(&initialise(engine.network(), recipe(&[]).seed)).unwrap();
-        let sgd = Sgd { learning_rate: 0.02, momentum: 0.5, weight_decay: 0.0, average_decay: None };
+        let sgd = Sgd { learning_rate: 0.02, momentum: 0.5, weight_decay: 0.0, ..Sgd::ZERO };
         for _ in 0..100 {
             engine.fold_batch_norm(WeightSet::Live).unwrap();
             engine.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();

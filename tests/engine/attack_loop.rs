@@ -3,7 +3,7 @@
 
 use secateur::batch::Batch;
 use secateur::engine::{
-    DeviceChoice, DeviceOptions, Engine, GradRequest, Pass, SignStep, WeightSet, open_with,
+    DeviceChoice, DeviceOptions, Engine, GradRequest, Pass, Sgd, SignStep, WeightSet, open_with,
 };
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet, initialise};
@@ -165,12 +165,7 @@ fn what_cannot_be_is_refused() {
         assert!(error.contains("labels") || error.contains("expected"), "{device:?}: {error}");
         let attack = steps(Pass::Eval, AscentLoss::Margin, &batch);
         refused(&AttackSteps { perturbed: &part.perturbed, ..attack });
-        let sgd = secateur::engine::Sgd {
-            learning_rate: 0.1,
-            momentum: 0.0,
-            weight_decay: 0.0,
-            average_decay: None,
-        };
+        let sgd = Sgd { learning_rate: 0.1, ..Sgd::ZERO };
         engine.forward(Pass::Train { slot: 0 }, &batch.images, &batch.logits).unwrap();
         engine.backward(Pass::Train { slot: 0 }, &batch.clean_logits, GradRequest::PARAMETERS).unwrap();
         engine.step(&sgd).unwrap();

@@ -67,7 +67,7 @@ fn data(count: usize) -> (Vec<u8>, Vec<u32>) {
 }
 
 /// The first batch as f32 NHWC, and its labels.
-fn batch() -> (Vec<f32>, Vec<u32>) {
+pub fn batch() -> (Vec<f32>, Vec<u32>) {
     let (bytes, labels) = data(BATCH);
     let at = |i: usize| (i / IMAGE_LEN * 3 + i % 3) * 1024 + i % IMAGE_LEN / 3;
     ((0..bytes.len()).map(|i| f32::from(bytes[at(i)]) / 255.0).collect(), labels)
@@ -75,7 +75,7 @@ fn batch() -> (Vec<f32>, Vec<u32>) {
 
 /// How far the network's pre-activations stay from zero.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
+pub enum Kind {
     /// BatchNorm weights near 1, biases near 0: half of all ReLUs are off.
     Ordinary,
     /// Biases four deviations above zero: nearly all ReLUs are on.
@@ -87,7 +87,7 @@ impl Kind {
 }
 
 /// Initial weights with every BatchNorm tensor moved away from its start, and running statistics that fit the data.
-fn weights(kind: Kind) -> Weights {
+pub fn weights(kind: Kind) -> Weights {
     static WEIGHTS: [OnceLock<Weights>; 2] = [OnceLock::new(), OnceLock::new()];
     WEIGHTS[kind as usize].get_or_init(|| fitted(NETWORK, kind)).clone()
 }
@@ -222,7 +222,7 @@ fn difference(met: &[f32], wanted: &[f32]) -> Difference {
 
 /// What is compared in a test, all of it before any of it fails.
 #[derive(Default)]
-struct Comparison {
+pub struct Comparison {
     broken: Vec<String>,
 }
 
@@ -239,7 +239,7 @@ impl Comparison {
         let holds = found.relative <= relative && found.worst <= worst;
         self.check(holds, format!("{what}: {found:?}, bounds: relative {relative}, worst {worst}"));
     }
-    fn direction(&mut self, what: &str, met: &[f32], wanted: &[f32], cosine: f64) {
+    pub fn direction(&mut self, what: &str, met: &[f32], wanted: &[f32], cosine: f64) {
         let found = difference(met, wanted);
         self.check(found.cosine >= cosine, format!("{what}: {found:?}, bound: cosine {cosine}"));
     }
@@ -249,7 +249,7 @@ impl Comparison {
     fn at_most(&mut self, what: &str, met: f64, bound: f64) {
         self.check(met <= bound, format!("{what}: {met:.4}, bound {bound}"));
     }
-    fn finish(self) {
+    pub fn finish(self) {
         assert!(self.broken.is_empty(), "seed {SEED}:\n{}", self.broken.join("\n"));
     }
 }
@@ -488,7 +488,8 @@ fn train(engine: Device, start: &Weights, learning_rate: f32, steps: u32) -> Run
         bench.forward(pass, &perturbed);
         bench.loss();
         bench.engine.backward(pass, &bench.logit_gradient, GradRequest::PARAMETERS).unwrap();
-        let sgd = Sgd { learning_rate, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9) };
+        let sgd =
+            Sgd { learning_rate, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9), ..Sgd::ZERO };
         bench.engine.step(&sgd).unwrap();
         let sample_losses: Vec<f32> = bench.engine.read(&bench.losses).unwrap();
         losses.push(sample_losses.iter().sum::<f32>() / BATCH as f32);

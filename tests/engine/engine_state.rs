@@ -11,7 +11,8 @@ use crate::common;
 const SEED: u64 = 20_261_121;
 const NETWORK: ResNet = ResNet::resnet18(16, 10);
 const BATCH: usize = 2;
-const SGD: Sgd = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9) };
+const SGD: Sgd =
+    Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9), ..Sgd::ZERO };
 
 fn emulated() -> Engine {
     open(common::cuda_engine(), NETWORK, BATCH).unwrap()

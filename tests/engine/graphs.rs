@@ -181,7 +181,7 @@ fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
         let learning_rate = 0.05 - 0.003 * step as f32;
         let momentum = 0.8 + 0.01 * step as f32;
         let average_decay = (step > 1).then_some((1 + step) as f32 / (10 + step) as f32);
-        let sgd = Sgd { learning_rate, momentum, weight_decay: 5e-4, average_decay };
+        let sgd = Sgd { learning_rate, momentum, weight_decay: 5e-4, average_decay, ..Sgd::ZERO };
         engine.step(&sgd).unwrap();
     }
     // One batch at one place: only the weights differ.

@@ -497,7 +497,7 @@ fn features_need_a_forward_pass_on_the_present_weights() {
 
         let logit_gradient = logit_gradient(engine, &logits);
         engine.backward(train, &logit_gradient, GradRequest::PARAMETERS).unwrap();
-        let sgd = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.0, average_decay: None };
+        let sgd = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.0, ..Sgd::ZERO };
         engine.step(&sgd).unwrap();
         said.extend([refused(engine, Pass::Eval, len), refused(engine, train, len)]);
         engine.fold_batch_norm(WeightSet::Live).unwrap();

@@ -4,6 +4,7 @@
 mod common;
 
 mod attack_loop;
+mod awp;
 mod engine_agreement;
 mod engine_state;
 mod first_stage;

@@ -210,7 +210,7 @@ fn what_cannot_be_is_refused() {
             engine.forward(Pass::Eval, &batch.images, &batch.clean_logits),
         );
         assert!(pair_gradient(engine, &batch.rows(0..2)).is_err(), "{device:?}: backward of another batch");
-        let sgd = Sgd { learning_rate: 0.1, momentum: 0.0, weight_decay: 0.0, average_decay: None };
+        let sgd = Sgd { learning_rate: 0.1, momentum: 0.0, weight_decay: 0.0, ..Sgd::ZERO };
         engine.step(&sgd).unwrap();
         invalid("backward behind a step", pair_gradient(engine, &batch));
         forward_pair(engine, &batch).unwrap();

@@ -423,7 +423,8 @@ fn everything() -> (Vec<f32>, Weights) {
     engine
         .backward(Pass::Eval, &batch.logit_gradient, GradRequest::step(step, &images, &batch.images))
         .unwrap();
-    let sgd = Sgd { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9) };
+    let sgd =
+        Sgd { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9), ..Sgd::ZERO };
     for _ in 0..2 {
         batch.loss(&mut engine, Pass::Train { slot: 0 });
         engine.backward(Pass::Train { slot: 0 }, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
@@ -445,7 +446,8 @@ fn bits_do_not_depend_on_the_threads() {
 fn optimizer_state_survives_the_round_trip() {
     let mut engine = engine(2);
     let batch = Batch::new(&engine, 2);
-    let sgd = Sgd { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9) };
+    let sgd =
+        Sgd { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9), ..Sgd::ZERO };
     let step = |engine: &mut Engine| {
         batch.loss(engine, Pass::Train { slot: 0 });
         engine.backward(Pass::Train { slot: 0 }, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
@@ -482,7 +484,7 @@ fn misuse_is_an_error() {
     );
     let pass = Pass::Train { slot: 0 };
     refused(engine.backward(pass, &batch.logit_gradient, GradRequest::PARAMETERS), "no forward pass");
-    let sgd = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.0, average_decay: None };
+    let sgd = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.0, ..Sgd::ZERO };
     refused(engine.step(&sgd), "no parameter gradients");
     refused(engine.fold_batch_norm(WeightSet::Average), "no moving average");
     batch.loss(&mut engine, pass);

@@ -12,19 +12,19 @@ use secateur::model::{ResNet, Weights};
 use secateur::ops::{CrossEntropy, LossOutputs};
 use secateur::philox::{Key, Purpose, unit};
 
-const SEED: u64 = 116;
-const NETWORK: ResNet = ResNet::resnet18(16, 10);
-const BATCH: usize = 4;
+pub const SEED: u64 = 116;
+pub const NETWORK: ResNet = ResNet::resnet18(16, 10);
+pub const BATCH: usize = 4;
 const STRIDE: usize = 7;
 const SMOOTHING: f32 = 0.1;
 
-fn uniform(purpose: Purpose, sample: usize, count: usize) -> Vec<f32> {
-    let key = Key { seed: SEED, purpose, epoch: 0, step: 0 };
+fn uniform(seed: u64, purpose: Purpose, sample: usize, count: usize) -> Vec<f32> {
+    let key = Key { seed, purpose, epoch: 0, step: 0 };
     let words = (0..count.div_ceil(4)).flat_map(|block| key.block(sample as u32, block as u32));
     words.take(count).map(|word| 2.0 * unit(word) - 1.0).collect()
 }
 
-fn weights() -> Weights {
+pub fn weights(seed: u64) -> Weights {
     let mut weights = Weights::default();
     for (position, parameter) in NETWORK.parameters().iter().enumerate() {
         let fan_in: usize = parameter.shape[1..].iter().product();
@@ -35,10 +35,20 @@ fn weights() -> Weights {
             1 => 0.25 * u,
             _ => radius * u,
         };
-        let values = uniform(Purpose::Initialisation, position, parameter.len());
+        let values = uniform(seed, Purpose::Initialisation, position, parameter.len());
         weights.insert(&parameter.name, &parameter.shape, values.into_iter().map(value).collect());
     }
     weights
+}
+
+/// Images from number `first` on.
+pub fn images(seed: u64, first: usize) -> Vec<f32> {
+    let images = (first..first + BATCH).flat_map(|n| uniform(seed, Purpose::Generation, n, IMAGE_LEN));
+    images.map(|u| 0.5 + 0.5 * u).collect()
+}
+
+pub fn labels() -> Vec<u32> {
+    (0..BATCH as u32).map(|n| (3 * n + 1) % 10).collect()
 }
 
 /// An engine with the fixture's weights, images and labels.
@@ -56,13 +66,10 @@ impl Setup {
     fn new() -> Self {
         println!("seed {SEED}");
         let mut engine = open(DeviceChoice::Cpu, NETWORK, BATCH).unwrap();
-        engine.load_weights(&weights()).unwrap();
-        let images: Vec<f32> = (0..BATCH).flat_map(|n| uniform(Purpose::Generation, n, IMAGE_LEN)).collect();
-        let images: Vec<f32> = images.into_iter().map(|u| 0.5 + 0.5 * u).collect();
-        let labels: Vec<u32> = (0..BATCH as u32).map(|n| (3 * n + 1) % 10).collect();
+        engine.load_weights(&weights(SEED)).unwrap();
         Self {
-            images: engine.upload("images", &images).unwrap(),
-            labels: engine.upload("labels", &labels).unwrap(),
+            images: engine.upload("images", &images(SEED, 0)).unwrap(),
+            labels: engine.upload("labels", &labels()).unwrap(),
             logits: engine.alloc("logits", BATCH * 10).unwrap(),
             losses: engine.alloc("losses", BATCH).unwrap(),
             predictions: engine.alloc("predictions", BATCH).unwrap(),
@@ -98,20 +105,22 @@ impl Setup {
     }
 }
 
-struct Fixture {
+pub struct Fixture {
     bytes: Vec<u8>,
+    /// Of the elements that it holds of a large tensor.
+    stride: usize,
 }
 
 /// Bounds: of one element, relative to the tensor's root mean square; of the whole tensor, in the 2-norm.
-struct Bound {
-    element: f64,
-    whole: f64,
+pub struct Bound {
+    pub element: f64,
+    pub whole: f64,
 }
 
 impl Fixture {
-    fn load() -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/resnet18-width16.safetensors");
-        Self { bytes: std::fs::read(path).unwrap() }
+    pub fn load(name: &str, stride: usize) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        Self { bytes: std::fs::read(folder.join(format!("{name}.safetensors"))).unwrap(), stride }
     }
 
     fn get(&self, name: &str) -> Option<Vec<f32>> {
@@ -120,7 +129,7 @@ impl Fixture {
         Some(tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect())
     }
 
-    fn check(&self, name: &str, actual: &[f32], bound: &Bound) {
+    pub fn check(&self, name: &str, actual: &[f32], bound: &Bound) {
         let expected = self.get(name).unwrap_or_else(|| panic!("{name}: not in the fixture"));
         let square = |values: &[f32]| values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
         let sampled: Vec<f32> = match self.get(&format!("{name}.norm")) {
@@ -130,7 +139,7 @@ impl Fixture {
                     (norm / expected - 1.0).abs() <= bound.whole,
                     "{name}: norm {norm}, PyTorch {expected}"
                 );
-                actual.iter().copied().step_by(STRIDE).collect()
+                actual.iter().copied().step_by(self.stride).collect()
             }
             None => actual.to_vec(),
         };
@@ -161,7 +170,7 @@ const STEPS: Bound = Bound { element: 2e-4, whole: 2e-5 };
 
 #[test]
 fn eval_pass_agrees() {
-    let fixture = Fixture::load();
+    let fixture = Fixture::load("resnet18-width16", STRIDE);
     let mut setup = Setup::new();
     setup.engine.fold_batch_norm(WeightSet::Live).unwrap();
     for (tag, smoothing) in [("eval", 0.0), ("eval-smoothed", SMOOTHING)] {
@@ -175,7 +184,7 @@ fn eval_pass_agrees() {
 
 #[test]
 fn train_pass_agrees() {
-    let fixture = Fixture::load();
+    let fixture = Fixture::load("resnet18-width16", STRIDE);
     for slot in [0, 1] {
         let mut setup = Setup::new();
         let pass = Pass::Train { slot };
@@ -198,7 +207,7 @@ fn train_pass_agrees() {
 
 #[test]
 fn accumulated_gradients_are_sums() {
-    let fixture = Fixture::load();
+    let fixture = Fixture::load("resnet18-width16", STRIDE);
     let mut setup = Setup::new();
     for (slot, accumulate) in [(0, false), (1, true)] {
         setup.forward(Pass::Train { slot }, SMOOTHING);
@@ -220,9 +229,15 @@ fn accumulated_gradients_are_sums() {
 
 #[test]
 fn three_steps_agree() {
-    let fixture = Fixture::load();
+    let fixture = Fixture::load("resnet18-width16", STRIDE);
     let mut setup = Setup::new();
-    let sgd = Sgd { learning_rate: 0.02, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.75) };
+    let sgd = Sgd {
+        learning_rate: 0.02,
+        momentum: 0.9,
+        weight_decay: 5e-4,
+        average_decay: Some(0.75),
+        ..Sgd::ZERO
+    };
     for _ in 0..3 {
         setup.forward(Pass::Train { slot: 0 }, SMOOTHING);
         setup

@@ -22,7 +22,7 @@ const BATCH: usize = 2;
 const KEY: Key = Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
 const STEP: SignStep = SignStep { step_size: 0.01, epsilon: 0.03 };
 const TRAIN: Pass = Pass::Train { slot: 0 };
-const SGD: Sgd = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.0, average_decay: None };
+const SGD: Sgd = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.0, ..Sgd::ZERO };
 
 /// Everything that a call may ask for, right in every way.
 struct Operands {

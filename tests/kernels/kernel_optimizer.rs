@@ -2,9 +2,9 @@
 
 use half::bf16;
 use secateur::cuda::driver::Address;
-use secateur::cuda::launch::optimizer::*;
 use secateur::cuda::layout::{Layout, STEM_CHANNELS, packed_len, packed_offset, shape};
 use secateur::model::ResNet;
+use secateur::ops::sgd::*;
 
 use crate::common::*;
 
@@ -66,13 +66,17 @@ fn two_steps_move_weights_velocity_average_and_copies() {
                 let average_at = Output::holding(driver, "average", &average);
                 let gradients_at = input(driver, "gradients", &gradients);
                 let copies_at = Output::new::<bf16>(driver, "copies", packed_len(&layout));
-                let params = SgdParams {
+                let arenas = SgdArenas {
                     weights: weights_at.address(),
                     velocity: velocity_at.address(),
                     gradients: gradients_at.address(),
                     average: if keeps_average { average_at.address() } else { Address::NULL },
+                    displacement: Address::NULL,
                     copies: copies_at.address(),
                     extents: ArenaExtents::from(&layout),
+                };
+                let params = SgdParams {
+                    arenas,
                     learning_rate: 0.1,
                     momentum: 0.9,
                     weight_decay: 5e-4,

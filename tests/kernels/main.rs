@@ -10,6 +10,7 @@ mod conv_input_gradient;
 mod conv_weight_gradient;
 mod kernel_apgd;
 mod kernel_attack;
+mod kernel_awp;
 mod kernel_boundary;
 mod kernel_data;
 mod kernel_head;

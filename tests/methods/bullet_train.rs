@@ -439,7 +439,7 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
                     learning_rate: recipe.optimizer.learning_rate as f32,
                     momentum: recipe.optimizer.momentum as f32,
                     weight_decay: recipe.optimizer.weight_decay as f32,
-                    average_decay: None,
+                    ..Sgd::ZERO
                 })
                 .unwrap();
         }

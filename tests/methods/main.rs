@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod awp;
 mod bullet_train;
 mod bullet_train_groups;
 mod checkpoints;

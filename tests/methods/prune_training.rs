@@ -341,7 +341,7 @@ fn weights_enter_the_gradient() {
         engine.write(&batch.logit_gradient, &gradient).unwrap();
         engine.backward(Pass::Train { slot: 0 }, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
         let learning_rate = recipe.optimizer.learning_rate as f32;
-        let sgd = Sgd { learning_rate, momentum: 0.0, weight_decay: 0.0, average_decay: None };
+        let sgd = Sgd { learning_rate, momentum: 0.0, weight_decay: 0.0, ..Sgd::ZERO };
         engine.step(&sgd).unwrap();
         engine.weights(WeightSet::Live).unwrap()
     };
@@ -578,7 +578,7 @@ fn mean_scores_are_those_of_every_train_pass() {
                         learning_rate: recipe.optimizer.learning_rate as f32,
                         momentum: recipe.optimizer.momentum as f32,
                         weight_decay: recipe.optimizer.weight_decay as f32,
-                        average_decay: None,
+                        ..Sgd::ZERO
                     })
                     .unwrap();
             }

@@ -9,7 +9,6 @@ pub mod attack;
 pub mod conv;
 pub mod head;
 pub mod norm;
-pub mod optimizer;
 
 pub use super::driver::Cost;
 

@@ -4,7 +4,7 @@
 //!
 //! | work | passes an image |
 //! |---|---|
-//! | training on a batch | 3 (forward, backward twice), 6 with a clean pass and the adversarial one (TRADES, MART); times the replays of Free-AT |
+//! | training on a batch | 3 (forward, backward twice), 6 with a clean pass and the adversarial one (TRADES, MART); times the gradients of a minibatch |
 //! | a sign step | 2; 0 for Free-AT, whose steps come with its train passes |
 //! | the clean forward before the attack | 1, where TRADES needs its target or BulletTrain its scores |
 //! | BulletTrain's forward of what it attacked | 1 for each attacked image; 0 for Free-AT and standard training |
@@ -58,7 +58,7 @@ pub struct Cost {
 impl Cost {
     /// The cost of the epochs of a recipe.
     pub fn of_epochs(recipe: &Recipe, epochs: impl IntoIterator<Item = EpochWork>) -> Self {
-        let prices = Prices::of_recipe(recipe);
+        let (prices, timeline) = (Prices::of_recipe(recipe), recipe.timeline());
         let mut cost = Self::default();
         for epoch in epochs {
             let attack = prices.attack(epoch.steps, epoch.attacked);
@@ -66,7 +66,8 @@ impl Cost {
             cost.images += epoch.images;
             cost.attack_steps += epoch.images * epoch.steps;
             cost.attack_passes += epoch.images * attack;
-            cost.train_passes += epoch.images * prices.train;
+            let gradients = recipe.objective.gradients(timeline.schedule_epoch(epoch.epoch));
+            cost.train_passes += epoch.images * prices.train * gradients as f64;
             if epoch.selects {
                 cost.selections += 1;
                 cost.select_passes += selection(recipe, epoch.epoch > 0, attack, prices.forwards);
@@ -124,6 +125,7 @@ impl Cost {
 
 /// Passes an image.
 struct Prices {
+    /// Of one gradient.
     train: f64,
     step: f64,
     /// Before the attack.
@@ -146,7 +148,7 @@ impl Prices {
             AttackKind::Replays { .. } => (0.0, false),
         };
         Self {
-            train: 3.0 * forwards * recipe.objective.replays as f64,
+            train: 3.0 * forwards,
             step,
             clean: f64::from(u8::from(groups || row.ascends.needs_clean_logits())),
             attacked: f64::from(u8::from(attacked)),

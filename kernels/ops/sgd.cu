@@ -3,9 +3,9 @@
 //
 //   g += weight_decay * w, v = momentum * v + g, w -= learning_rate * v, average = d * average + (1 - d) * w
 //
-// (Sutskever et al. 2013 in PyTorch's form.) The arena is flat: convolutions first, the stem first of all, then the other
+// (Sutskever et al. 2013 in PyTorch's form.) A displacement of the weights is taken off them between the last two. The arena is flat: convolutions first, the stem first of all, then the other
 // trainable tensors, then the running statistics, which only enter the average. A thread takes four elements; arenas have
-// room for a multiple of four. Checked by tests/kernels/kernel_optimizer.rs; called by Engine::sgd_step and load_weights.
+// room for a multiple of four.
 
 #include "portable/portable.h"
 
@@ -37,13 +37,18 @@ DEVICE void write_bf16(Global<Bf16> copies, const ArenaExtents& extents, uint32_
     }
 }
 
-struct SgdParams {
+struct SgdArenas {
     Global<float> weights;
     Global<float> velocity;  // trainable elements
     Global<const float> gradients;
     Global<float> average;  // null where none is kept
+    Global<const float> displacement;  // trainable elements, without room; null where there is none
     Global<Bf16> copies;
     ArenaExtents extents;
+};
+
+struct SgdParams {
+    SgdArenas arenas;
     float learning_rate;
     float momentum;
     float weight_decay;
@@ -51,31 +56,34 @@ struct SgdParams {
 };
 
 KERNEL(sgd_step, SgdParams, 256, NoShared) {
+    const SgdArenas& at = p.arenas;
+    const ArenaExtents& extents = at.extents;
     const uint32_t i = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
-    if (i >= p.extents.total) return;
+    if (i >= extents.total) return;
 
-    Float4 w = load_vector<Float4>(p.weights, i);
-    if (i < p.extents.trainable) {
-        const Float4 g = load_vector<Float4>(p.gradients, i);
-        Float4 v = load_vector<Float4>(p.velocity, i);
+    Float4 w = load_vector<Float4>(at.weights, i);
+    if (i < extents.trainable) {
+        const Float4 g = load_vector<Float4>(at.gradients, i);
+        Float4 v = load_vector<Float4>(at.velocity, i);
 #pragma unroll
         for (uint32_t k = 0; k < 4; ++k) {
             // The last vector may reach into the running statistics.
-            if (i + k >= p.extents.trainable) continue;
+            if (i + k >= extents.trainable) continue;
             v.value[k] = p.momentum * v.value[k] + (g.value[k] + p.weight_decay * w.value[k]);
             w.value[k] -= p.learning_rate * v.value[k];
+            if (at.displacement.present()) w.value[k] -= at.displacement[i + k];
         }
-        store_vector(p.velocity, i, v);
-        store_vector(p.weights, i, w);
-        if (i < p.extents.convolutions) write_bf16(p.copies, p.extents, i, w);
+        store_vector(at.velocity, i, v);
+        store_vector(at.weights, i, w);
+        if (i < extents.convolutions) write_bf16(at.copies, extents, i, w);
     }
-    if (p.average.present()) {
-        Float4 a = load_vector<Float4>(p.average, i);
+    if (at.average.present()) {
+        Float4 a = load_vector<Float4>(at.average, i);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
             a.value[k] = p.average_decay * a.value[k] + (1.0f - p.average_decay) * w.value[k];
         }
-        store_vector(p.average, i, a);
+        store_vector(at.average, i, a);
     }
 }
 
