@@ -3,9 +3,10 @@
 //
 //   g += weight_decay * w, v = momentum * v + g, w -= learning_rate * v, average = d * average + (1 - d) * w
 //
-// (Sutskever et al. 2013 in PyTorch's form.) A displacement of the weights is taken off them between the last two. The arena is flat: convolutions first, the stem first of all, then the other
-// trainable tensors, then the running statistics, which only enter the average. A thread takes four elements; arenas have
-// room for a multiple of four.
+// (Sutskever et al. 2013 in PyTorch's form.) With Nesterov's momentum w -= learning_rate * (g + momentum * v). A
+// displacement of the weights is taken off them between the last two. The arena is flat: convolutions first, the stem
+// first of all, then the other trainable tensors, then the running statistics, which only enter the average. A thread
+// takes four elements; arenas have room for a multiple of four.
 
 #include "portable/portable.h"
 
@@ -53,6 +54,8 @@ struct SgdParams {
     float momentum;
     float weight_decay;
     float average_decay;
+    uint32_t nesterov;
+    uint32_t padding;
 };
 
 KERNEL(sgd_step, SgdParams, 256, NoShared) {
@@ -69,8 +72,9 @@ KERNEL(sgd_step, SgdParams, 256, NoShared) {
         for (uint32_t k = 0; k < 4; ++k) {
             // The last vector may reach into the running statistics.
             if (i + k >= extents.trainable) continue;
-            v.value[k] = p.momentum * v.value[k] + (g.value[k] + p.weight_decay * w.value[k]);
-            w.value[k] -= p.learning_rate * v.value[k];
+            const float slope = g.value[k] + p.weight_decay * w.value[k];
+            v.value[k] = p.momentum * v.value[k] + slope;
+            w.value[k] -= p.learning_rate * (p.nesterov ? slope + p.momentum * v.value[k] : v.value[k]);
             if (at.displacement.present()) w.value[k] -= at.displacement[i + k];
         }
         store_vector(at.velocity, i, v);

@@ -9,12 +9,13 @@ use crate::cuda::layout::{Layout, STEM_CHANNELS};
 use crate::engine::{Result, Tensor};
 
 /// SGD as in PyTorch: `g += weight_decay * w; v = momentum * v + g; w -= learning_rate * v`, on every parameter, the velocity from
-/// zero.
+/// zero; or with [`Sgd::nesterov`] `w -= learning_rate * (g + momentum * v)`.
 #[derive(Clone, Copy, Debug)]
 pub struct Sgd<'a> {
     pub learning_rate: f32,
     pub momentum: f32,
     pub weight_decay: f32,
+    pub nesterov: bool,
     /// `average <- d * average + (1 - d) * live` after the step, parameters and running statistics alike; where
     /// there is no average yet, the live weights after the step are the first, as in PyTorch's `AveragedModel`.
     pub average_decay: Option<f32>,
@@ -29,12 +30,13 @@ impl Sgd<'_> {
         learning_rate: 0.0,
         momentum: 0.0,
         weight_decay: 0.0,
+        nesterov: false,
         average_decay: None,
         displacement: None,
     };
 
     pub(crate) fn cpu(&self, model: &mut Model, gradients: &[f32], displacement: Option<&[f32]>) {
-        let Self { learning_rate, momentum, weight_decay, average_decay, .. } = *self;
+        let Self { learning_rate, momentum, weight_decay, nesterov, average_decay, .. } = *self;
         let Model { live, velocity, average } = model;
         live[..velocity.len()]
             .par_chunks_mut(CHUNK)
@@ -42,8 +44,9 @@ impl Sgd<'_> {
             .zip(gradients.par_chunks(CHUNK))
             .for_each(|((weights, velocity), gradients)| {
                 for ((w, v), g) in weights.iter_mut().zip(velocity).zip(gradients) {
-                    *v = momentum * *v + (g + weight_decay * *w);
-                    *w -= learning_rate * *v;
+                    let g = g + weight_decay * *w;
+                    *v = momentum * *v + g;
+                    *w -= learning_rate * if nesterov { g + momentum * *v } else { *v };
                 }
             });
         if let Some(displacement) = displacement {
@@ -67,6 +70,8 @@ impl Sgd<'_> {
             momentum: self.momentum,
             weight_decay: self.weight_decay,
             average_decay: self.average_decay.unwrap_or(0.0),
+            nesterov: self.nesterov.into(),
+            padding: 0,
         };
         sgd_step(driver, &params)
     }
@@ -143,6 +148,8 @@ pub struct SgdParams {
     pub momentum: f32,
     pub weight_decay: f32,
     pub average_decay: f32,
+    pub nesterov: u32,
+    pub padding: u32,
 }
 
 /// One step on all parameters, their bf16 copies and the moving average.
@@ -151,6 +158,9 @@ pub fn sgd_step(driver: &dyn Driver, params: &SgdParams) -> Result<()> {
     let (trainable, total) = (extents.trainable as usize, extents.total as usize);
     // Weights and velocity are read and written, the gradient is read; the average, of all, is read and written.
     let mut cost = Cost::new(6 * trainable, 5 * trainable * F32 + extents.copies() * BF16);
+    if params.nesterov != 0 {
+        cost += Cost::new(2 * trainable, 0);
+    }
     if displacement != Address::NULL {
         cost += Cost::new(trainable, trainable * F32);
     }

@@ -21,6 +21,8 @@ pub struct OptimizerConfig {
     /// Whether its decay begins lower, at min(average_decay, (1 + t) / (10 + t)) in optimizer step t: without, a short
     /// run's average is mostly the untrained network. Unused without an average.
     pub average_warmup: bool,
+    /// Whether a step goes on by momentum once more, as Nesterov's does.
+    pub nesterov: bool,
 }
 
 /// `[overfitting]`: catastrophic overfitting, seen by the PGD-5 accuracy of one batch of training images.
@@ -170,6 +172,7 @@ impl OptimizerConfig {
             weight_decay: section.number("weight_decay", 0.0..=1.0, Some(5e-4))?,
             average_decay: section.number_or("average_decay", "none", 0.0..1.0, None)?,
             average_warmup: section.boolean("average_warmup", true)?,
+            nesterov: section.boolean("nesterov", false)?,
         };
         section.finish()?;
         Ok(optimizer)
@@ -181,6 +184,7 @@ impl OptimizerConfig {
             learning_rate: self.learning_rate as f32,
             momentum: self.momentum as f32,
             weight_decay: self.weight_decay as f32,
+            nesterov: self.nesterov,
             ..Sgd::ZERO
         }
     }

@@ -10,6 +10,7 @@ mod engine_state;
 mod first_stage;
 mod graphs;
 mod last_layer;
+mod nesterov;
 mod paired_losses;
 mod paired_passes;
 mod reference_engine;

@@ -43,7 +43,8 @@ fn two_steps_move_weights_velocity_average_and_copies() {
         let velocity = arena(random.normals(trainable, 0.2));
         let average = arena(random.normals(total, 0.1));
         // The wide network is here for its layout; one variant is enough.
-        for keeps_average in [true, false].into_iter().filter(|keeps| *keeps || width == 16) {
+        let variants = [(true, false), (false, true), (false, false)];
+        for (keeps_average, nesterov) in variants.into_iter().filter(|variant| variant.0 || width == 16) {
             let wide = |values: &[f32], len: usize| values[..len].iter().map(|v| f64::from(*v)).collect();
             let mut w: Vec<f64> = wide(&weights, total);
             let mut v: Vec<f64> = wide(&velocity, trainable);
@@ -51,15 +52,18 @@ fn two_steps_move_weights_velocity_average_and_copies() {
             for _ in 0..2 {
                 for i in 0..total {
                     if i < trainable {
-                        v[i] = 0.9 * v[i] + f64::from(gradients[i]) + 5e-4 * w[i];
-                        w[i] -= 0.1 * v[i];
+                        let g = f64::from(gradients[i]) + 5e-4 * w[i];
+                        v[i] = 0.9 * v[i] + g;
+                        w[i] -= 0.1 * if nesterov { g + 0.9 * v[i] } else { v[i] };
                     }
                     if keeps_average {
                         a[i] = 0.99 * a[i] + 0.01 * w[i];
                     }
                 }
             }
-            let name = format!("SGD, width {width}, {classes} classes, average {keeps_average}");
+            let name = format!(
+                "SGD, width {width}, {classes} classes, average {keeps_average}, nesterov {nesterov}"
+            );
             on_every_driver(&name, |driver| {
                 let weights_at = Output::holding(driver, "weights", &weights);
                 let velocity_at = Output::holding(driver, "velocity", &velocity);
@@ -81,6 +85,8 @@ fn two_steps_move_weights_velocity_average_and_copies() {
                     momentum: 0.9,
                     weight_decay: 5e-4,
                     average_decay: 0.99,
+                    nesterov: nesterov.into(),
+                    padding: 0,
                 };
                 sgd_step(&**driver, &params).unwrap();
                 sgd_step(&**driver, &params).unwrap();
