@@ -1,7 +1,6 @@
 //! A batch on the device: its images and labels, the adversarial images made from them, and the outputs of a loss.
 //!
-//! Attacks, objectives, training and evaluation all work on this one set of tensors, allocated once. Checked by
-//! `tests/evaluation/evaluate.rs` and `tests/methods/training_run.rs`.
+//! Attacks, objectives, training and evaluation all work on this one set of tensors, allocated once.
 
 use std::ops::Range;
 

@@ -1,6 +1,4 @@
 //! SHA-256 as lower-case hexadecimal text, the name of bytes in manifests, records and tables of archives.
-//!
-//! Checked by its own tests. Called by the data download, checkpoints, evaluations and `environment.json`.
 
 use std::io::{self, Read};
 

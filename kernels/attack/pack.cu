@@ -1,6 +1,5 @@
 // The f32 image as the stem reads it: eight bf16 channels a pixel, [hi0 hi1 hi2 lo0 lo1 lo2 0 0] with hi = bf16(x) and
 // lo = bf16(x - hi). One bf16 alone would round an image near 1 to whole pixel levels.
-// Checked by tests/kernels/kernel_attack.rs; called before every forward pass.
 
 #include "portable/portable.h"
 

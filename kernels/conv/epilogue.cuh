@@ -1,8 +1,7 @@
 // What follows the products: the tile of sums is staged in shared memory, so that device memory sees 16-byte accesses.
 //
-// Fragments scatter a row over many lanes. They are written as f32 into shared memory, which the operands no longer need,
-// and read back eight channels of one pixel a thread: one store of 16 bytes of bf16, one byte of mask. Called by the kernels
-// of this folder; checked by tests/conv_*.rs.
+// Fragments scatter a row over many lanes. They are written as f32 into shared memory, which the operands no longer
+// need, and read back eight channels of one pixel a thread: one store of 16 bytes of bf16, one byte of mask.
 #pragma once
 
 #include "conv/tile.cuh"

@@ -1,9 +1,8 @@
 // Forward convolution as an implicit GEMM on tensor cores: rows = output pixels, columns = output channels.
 //
-// y[n,p,q,k] = sum over r, s, c of x[n, stride p + r - pad, stride q + s - pad, c] w[k,r,s,c], zero outside the image; bf16
-// in, f32 sums. Three endings: bias and ReLU with the mask of what passed (a residual added first where one is given), bias
-// alone, and the raw sums with statistics for BatchNorm. Checked by tests/kernels/conv_forward.rs against f64; launched by
-// src/cuda/launch/conv/forward.rs.
+// y[n,p,q,k] = sum over r, s, c of x[n, stride p + r - pad, stride q + s - pad, c] w[k,r,s,c], zero outside the image;
+// bf16 in, f32 sums. Three endings: bias and ReLU with the mask of what passed (a residual added first where one is
+// given), bias alone, and the raw sums with statistics for BatchNorm.
 #include "conv/epilogue.cuh"
 #include "conv/operands.cuh"
 #include "conv/tiles.cuh"

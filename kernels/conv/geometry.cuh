@@ -1,9 +1,9 @@
 // Where a convolution reads: pixels of a grid, taps of a kernel, and the image they gather from.
 //
-// Every convolution here is a GEMM whose rows (forward, input gradient) or whose reduction (weight gradient) runs over the
-// pixels of a grid, in the order image, row, column. A pixel has a place in the gathered NHWC image, and a tap is a
-// displacement from it; a displacement out of the image reads zero. Sides and channels are powers of two, so places come
-// from shifts and masks. Included by the kernels of this folder; checked by tests/conv_*.rs over every shape of the network.
+// Every convolution here is a GEMM whose rows (forward, input gradient) or whose reduction (weight gradient) runs over
+// the pixels of a grid, in the order image, row, column. A pixel has a place in the gathered NHWC image, and a tap is
+// a displacement from it; a displacement out of the image reads zero. Sides and channels are powers of two, so places
+// come from shifts and masks.
 #pragma once
 
 #include "portable/portable.h"

@@ -1,11 +1,10 @@
 // Input gradient of a convolution as an implicit GEMM: rows = input pixels, columns = input channels.
 //
 // Stride 1: dx[n,h,w,c] = sum over r, s, k of dy[n, h + 1 - r, w + 1 - s, k] w[k,r,s,c], the same weights as forward.
-// Stride 2: the input pixels (2i + a, 2j + b) of each phase (a, b) see 1, 2, 2 or 4 of the nine taps, so each phase is a GEMM
-// of its own and nothing is multiplied by zero. A 1 x 1 kernel of stride 2 reaches phase (0, 0) alone; its gradient is written
-// as a compact tensor (a row for each output pixel), which the 3 x 3 kernel of the same block adds in its phase (0, 0).
-// Ending: dx = (sum + residual) * mask, both where given. Checked by tests/kernels/conv_input_gradient.rs against f64; launched by
-// src/cuda/launch/conv/input_gradient.rs.
+// Stride 2: the input pixels (2i + a, 2j + b) of each phase (a, b) see 1, 2, 2 or 4 of the nine taps, so each phase is
+// a GEMM of its own and nothing is multiplied by zero. A 1 x 1 kernel of stride 2 reaches phase (0, 0) alone; its
+// gradient is written as a compact tensor (a row for each output pixel), which the 3 x 3 kernel of the same block adds
+// in its phase (0, 0). Ending: dx = (sum + residual) * mask, both where given.
 #include "conv/epilogue.cuh"
 #include "conv/operands.cuh"
 #include "conv/tiles.cuh"

@@ -1,7 +1,7 @@
 // How the operands of the convolutions reach shared memory: gathers from images, and rows of weights.
 //
-// Each thread copies chunks of 16 bytes, eight channels of one tap, at fixed places of a slab; whatever does not change from
-// slab to slab is computed once. Called by the kernels of this folder inside the pipeline of tile.cuh.
+// Each thread copies chunks of 16 bytes, eight channels of one tap, at fixed places of a slab; whatever does not
+// change from slab to slab is computed once.
 #pragma once
 
 #include "conv/geometry.cuh"

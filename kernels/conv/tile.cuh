@@ -1,10 +1,10 @@
 // The GEMM of one block: tiles in shared memory, the cp.async pipeline, and the products of a warp.
 //
-// A block computes a ROWS x COLUMNS tile of C = A B. Slabs of DEPTH of the reduction pass through STAGES buffers: while one
-// is multiplied the next ones are under way, with one barrier a slab. An operand lies in shared memory either with the
-// reduction contiguous (loaded by plain ldmatrix) or across the rows (loaded by transposed ldmatrix), whichever way it is
-// contiguous in device memory. Chunks of 16 bytes are XOR-swizzled so that the eight rows of an 8x8 matrix lie in different
-// banks. Called by the kernels of this folder; the loaders are in operands.cuh, what follows the loop in epilogue.cuh.
+// A block computes a ROWS x COLUMNS tile of C = A B. Slabs of DEPTH of the reduction pass through STAGES buffers:
+// while one is multiplied the next ones are under way, with one barrier a slab. An operand lies in shared memory
+// either with the reduction contiguous (loaded by plain ldmatrix) or across the rows (loaded by transposed ldmatrix),
+// whichever way it is contiguous in device memory. Chunks of 16 bytes are XOR-swizzled so that the eight rows of an
+// 8x8 matrix lie in different banks. Loaders: operands.cuh; what follows the loop: epilogue.cuh.
 #pragma once
 
 #include "portable/portable.h"

@@ -1,10 +1,9 @@
 // Weight gradient of a convolution: rows = output channels, columns = (tap, input channel), the reduction over all pixels.
 //
-// dw[k,r,s,c] = sum over n, p, q of dy[n,p,q,k] x[n, stride p + r - pad, stride q + s - pad, c]. The pixels are split among
-// the blocks of a column of the grid; each writes its f32 sums as one part of a workspace [part][K][columns], and a second
-// kernel adds the parts in their order, so the result does not depend on which block ends first. The stem's input holds the
-// image as hi and lo parts in 8 channels: the gradient of a colour is the sum over both. Checked by
-// tests/kernels/conv_weight_gradient.rs against f64; launched by src/cuda/launch/conv/weight_gradient.rs.
+// dw[k,r,s,c] = sum over n, p, q of dy[n,p,q,k] x[n, stride p + r - pad, stride q + s - pad, c]. The pixels are split
+// among the blocks of a column of the grid; each writes its f32 sums as one part of a workspace [part][K][columns],
+// and a second kernel adds the parts in their order, so the result does not depend on which block ends first. The
+// stem's input holds the image as hi and lo parts in 8 channels: the gradient of a colour is the sum over both.
 #include "conv/epilogue.cuh"
 #include "conv/operands.cuh"
 #include "conv/tiles.cuh"

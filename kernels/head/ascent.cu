@@ -3,10 +3,9 @@
 //
 //   z = weight * mean over pixels of a + bias, dz = dL/dz, g[pixel][f] = (a > 0) * (1/16) * sum over classes of dz[c] * weight[c][f]
 //
-// with L the cross-entropy of a label, the divergence from the softmax of target logits, or the margin of the best wrong class.
-// Sums run in the order of head_forward, the loss kernels and head_input_gradient, so the bits are theirs. A block takes one
-// image and a thread two of its features, whose mask it keeps in a register. Checked by tests/kernels/kernel_head_ascent.rs; called by
-// the steps of an attack (eval.rs).
+// with L the cross-entropy of a label, the divergence from the softmax of target logits, or the margin of the best
+// wrong class. Sums run in the order of head_forward, the loss kernels and head_input_gradient, so the bits are
+// theirs. A block takes one image and a thread two of its features, whose mask it keeps in a register.
 
 #include "ops/softmax.h"
 

@@ -3,7 +3,7 @@
 //   g[pixel][f] = mask * (1/16) * sum over classes of dz[c] * weight[c][f]
 //   dweight[c][f] = sum over images of dz[c] * pooled[f], dbias[c] = sum over images of dz[c]
 //
-// Sums run in a fixed order. Checked by tests/kernels/kernel_head.rs; called at the start of every backward pass.
+// Sums run in a fixed order.
 
 #include "portable/portable.h"
 

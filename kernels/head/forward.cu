@@ -1,7 +1,6 @@
 // The head: average over the 4x4 pixels of the last stage, then the linear layer.
 //
 // A block takes one image. The pooled features stay in f32, for the weight gradient and for whoever wants features.
-// Checked by tests/kernels/kernel_head.rs; called at the end of every forward pass.
 
 #include "portable/portable.h"
 

@@ -1,5 +1,4 @@
-// The async proxy's view of shared memory. Checked by tests/hopper_runner.rs; called by host/tma.cpp and
-// host/wgmma_product.cpp.
+// The async proxy's view of shared memory.
 
 #include "host/async_proxy.h"
 

@@ -1,4 +1,4 @@
-// The context switch and the stacks. Checked by every test that runs a kernel with a barrier.
+// The context switch and the stacks.
 
 #include "host/fiber.h"
 

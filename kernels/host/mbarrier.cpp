@@ -1,5 +1,4 @@
-// Barriers in shared memory that count arrivals and bytes, and named barriers. Checked by tests/hopper_runner.rs; called
-// through portable/mbarrier.h and by host/tma.cpp.
+// Barriers in shared memory that count arrivals and bytes, and named barriers.
 
 #include "host/mbarrier.h"
 

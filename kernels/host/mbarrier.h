@@ -1,7 +1,7 @@
 // What portable/mbarrier.h calls on the host: barriers in shared memory that count arrivals and bytes, and named barriers.
 //
-// The eight bytes of an Mbarrier hold its whole state, as on a GPU: phase, arrivals a phase, arrivals missing, bytes missing.
-// A wait parks the thread until the phase ends. Written in host/mbarrier.cpp; checked by tests/emulator/hopper.rs.
+// The eight bytes of an Mbarrier hold its whole state, as on a GPU: phase, arrivals a phase, arrivals missing, bytes
+// missing. A wait parks the thread until the phase ends. Written in host/mbarrier.cpp.
 #pragma once
 
 #include <stdint.h>

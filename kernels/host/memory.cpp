@@ -1,5 +1,4 @@
-// Allocating, freeing and explaining bad accesses. Checked by tests/runner.rs with planted faults; called by kernels through
-// Global<T> and by the Rust host driver through the functions of host/library.cpp.
+// Allocating, freeing and explaining bad accesses.
 
 #include "host/memory.h"
 

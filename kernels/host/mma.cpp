@@ -1,5 +1,4 @@
-// mma, ldmatrix and stmatrix of a whole warp. Checked by tests/runner.rs and tests/hopper_runner.rs against plain loops over
-// the matrices.
+// mma, ldmatrix and stmatrix of a whole warp.
 //
 // Accumulators stay where the lanes have them: a lane's registers of one row of tiles, {c0, c1, c2, c3} for each n-tile, are
 // one row of 4 * NT floats, and a product step adds {a, a, a', a'} x {b, b', b, b'} to it. So nothing is gathered or scattered

@@ -1,5 +1,4 @@
-// What every thread may do: meet its warp, wait for its block, copy, fail; and the way in from Rust. Checked by
-// tests/runner.rs.
+// What every thread may do: meet its warp, wait for its block, copy, fail; and the way in from Rust.
 
 #include "host/runner.h"
 

@@ -1,5 +1,4 @@
-// Scheduling of the threads of a cluster over fibers. Checked by tests/runner.rs and tests/hopper_runner.rs; called through
-// secateur_host_run_cluster.
+// Scheduling of the threads of a cluster over fibers.
 
 #include "host/scheduler.h"
 

@@ -1,5 +1,4 @@
-// Copies of boxes between device and shared memory, as a tensor map describes them. Checked by tests/hopper_runner.rs against
-// plain loops; called by host/tma.cpp.
+// Copies of boxes between device and shared memory, as a tensor map describes them.
 
 #include "host/tensor_map.h"
 

@@ -1,5 +1,4 @@
-// The rules of TMA: what is checked when a copy is issued, when it happens, and what must not be left over. Checked by
-// tests/hopper_runner.rs; called through portable/tma.h.
+// The rules of TMA: what is checked when a copy is issued, when it happens, and what must not be left over.
 //
 // Loads happen at once where the launch asks for that (Runner::early), else one by one when nobody can go on, so that whoever
 // does not wait reads poison or old data; a store to another block of the cluster counts as a load of that block. Stores to

@@ -2,7 +2,7 @@
 //
 // A tensor map holds the runner's own encoding there (HostTensorMap), written by src/cuda/driver/tensor_map.rs. Loads
 // and stores are checked when they are issued and happen as the launch's order says (host/library.h). Written in
-// host/tma.cpp (rules) and host/tensor_map.cpp (copies); checked by tests/emulator/hopper.rs.
+// host/tma.cpp (rules) and host/tensor_map.cpp (copies).
 #pragma once
 
 #include <stdint.h>

@@ -1,5 +1,4 @@
-// The rules of wgmma: who issues what, fences, commit groups, and the rendezvous of the wait. Checked by
-// tests/hopper_runner.rs; called through portable/wgmma.h.
+// The rules of wgmma: who issues what, fences, commit groups, and the rendezvous of the wait.
 
 #include "host/wgmma.h"
 

@@ -1,4 +1,4 @@
-// The arithmetic of wgmma: operands through descriptors, products in f32. Checked by tests/hopper_runner.rs against f64 loops.
+// The arithmetic of wgmma: operands through descriptors, products in f32.
 //
 // Operands are read in octets, 8 neighbours in m or n at one k: straight from MN-major rows, by 8x8 transposes from K-major ones.
 // As in host/mma.cpp accumulators stay where the threads have them: thread (warp w, g, t) holds rows 16 w + g and + 8 of columns

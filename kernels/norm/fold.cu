@@ -3,8 +3,8 @@
 //   scale = gamma / sqrt(running variance + epsilon)
 //   folded weight = bf16(weight * scale), folded bias = beta - running mean * scale
 //
-// A block takes one filter (output channel). Filters are numbered through the whole network, so the bias of a layer starts
-// at its first filter. Checked by tests/kernels/kernel_norm.rs; called by Engine::fold_batch_norm.
+// A block takes one filter (output channel). Filters are numbered through the whole network, so the bias of a layer
+// starts at its first filter.
 
 #include "portable/portable.h"
 

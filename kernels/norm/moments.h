@@ -1,6 +1,5 @@
-// Mean and variance of two sets of numbers together, by Chan, Golub and LeVeque's update ("Updating formulae and a pairwise
-// algorithm for computing sample variances", 1979). Called by norm/statistics.cu, and by conv/wgmma/forward.cu for tiles that two
-// blocks share; checked by tests/kernels/kernel_norm.rs and tests/kernels/conv_forward.rs.
+// Mean and variance of two sets of numbers together, by Chan, Golub and LeVeque's update ("Updating formulae and a
+// pairwise algorithm for computing sample variances", 1979).
 #pragma once
 
 #include "portable/portable.h"

@@ -3,7 +3,6 @@
 // A block takes one image, a thread twelve of its 3,072 elements. Every thread reads the image's books and comes to the same
 // decisions; the first one writes them behind a barrier. Formulas: src/engine/apgd.rs. Products are rounded by themselves, so
 // the points have the same bits on every device.
-//
 
 #include "portable/portable.h"
 

@@ -5,7 +5,6 @@
 //
 // Row and column offsets and the flip are words 0, 1 and 2 of the sample's first Philox block. A thread takes one pixel. A
 // sample that the set does not have becomes NaN with an impossible label, so that the loss shows it.
-//
 
 #include "portable/portable.h"
 

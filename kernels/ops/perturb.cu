@@ -3,7 +3,6 @@
 //
 // Element e of a sample uses word e % 4 of Philox block e / 4; a thread takes one block, four elements. The uniform start
 // has the same bits on every device; the normal one differs by the last places of log, sin and cos.
-//
 
 #include "portable/portable.h"
 

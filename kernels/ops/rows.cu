@@ -4,7 +4,6 @@
 //
 // A thread moves one word, or four where rows and addresses allow. A gathered row that is not there becomes NaN with an
 // impossible label, so that the loss shows it; a scattered one goes nowhere.
-//
 
 #include "portable/portable.h"
 

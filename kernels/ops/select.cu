@@ -5,7 +5,6 @@
 // value four bits at a time: each thread counts its values by digit in registers, the block adds up. Then every thread owns
 // a run of neighbouring positions, a scan over the runs gives each its place in the output, and equal values are taken from
 // the lowest position on. Integers only: the result is exact and the same on every run.
-//
 
 #include "portable/portable.h"
 

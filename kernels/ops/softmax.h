@@ -1,8 +1,8 @@
 // Softmax of one row of logits by one warp: lane l holds classes l, l + 32, l + 64 and l + 96, so up to 128 of them.
 //
-// The largest logit is subtracted first, and its own exponential (one) is kept out of the sum, so that log p of a class near
-// certainty keeps its digits. log p is finite for finite logits however far they lie apart; p itself may underflow to zero.
-// Every loss of this folder starts here; checked by their tests.
+// The largest logit is subtracted first, and its own exponential (one) is kept out of the sum, so that log p of a
+// class near certainty keeps its digits. log p is finite for finite logits however far they lie apart; p itself may
+// underflow to zero. Every loss of this folder starts here.
 #pragma once
 
 #include "portable/portable.h"

@@ -8,7 +8,6 @@
 // the network has the same bits on every device. The margin is the label's logit less the largest other one, and negative
 // exactly where the prediction is wrong: a tie lost by the index counts as -FLT_MIN. NaN marks an image before its first
 // query; a logit that is NaN or infinite is a wrong prediction, of margin -infinity.
-//
 
 #include "ops/margin.cuh"
 

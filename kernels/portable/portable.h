@@ -1,7 +1,7 @@
 // Everything a kernel needs, on a GPU and on the host runner alike. Kernels include this file and nothing else.
 //
-// Each part has two bodies behind one name: PTX or intrinsics where nvcc compiles it, C++ and calls into host/ where the
-// C++ compiler does. Checked by tests/emulator/portable.rs, which runs every function here on the host against plain loops.
+// Each part has two bodies behind one name: PTX or intrinsics where nvcc compiles it, C++ and calls into host/ where
+// the C++ compiler does.
 #pragma once
 
 #include "portable/kernel.h"

@@ -1,9 +1,7 @@
 //! APGD (Croce and Hein, "Reliable evaluation of adversarial robustness", ICML 2020): PGD with momentum whose step size each
 //! image halves for itself; on the cross-entropy (APGD-CE) or on the targeted DLR loss, one wrong class after the other (APGD-T).
 //!
-//! What an iteration does is [`ApgdStep`]; here are the schedule of checkpoints, the losses
-//! and the targets. Called by the protocols of `evaluate`. Checked by `tests/evaluation/apgd.rs`: step by step against an f64
-//! re-implementation of the published algorithm, and on a trained network.
+//! What an iteration does is [`ApgdStep`]; here are the schedule of checkpoints, the losses and the targets.
 
 use super::{Cost, Found, Search};
 use crate::batch::Batch;

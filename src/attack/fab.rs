@@ -3,8 +3,6 @@
 //!
 //! It knows no radius: it minimises the distance, and an image is broken if that ends inside of the ball. So it is not
 //! misled where a loss is flat. One start, at the clean image, as AutoAttack's standard version has it; nothing is random.
-//!
-//! Called by the protocols of `evaluate`. Checked by `tests/evaluation/fab.rs`.
 
 use super::{Cost, Found, Search};
 use crate::batch::Batch;

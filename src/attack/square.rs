@@ -4,8 +4,6 @@
 //! square to a corner of the ball in every channel, and is kept if the margin falls. Follows the published code with two
 //! differences: every image draws a square of its own (there one square serves the whole batch), so that a verdict does
 //! not depend on the batch; and a tie of logits goes on being attacked unless the prediction is wrong by it.
-//!
-//! Called by the protocols of `evaluate`. Checked by `tests/evaluation/square.rs`.
 
 use super::{Cost, Found, Search};
 use crate::batch::Batch;

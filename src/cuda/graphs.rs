@@ -1,8 +1,7 @@
 //! Work that comes again and again, recorded once and replayed: the cache of an engine's graphs.
 //!
-//! A graph bakes in every address and number of its launches, so its key holds all of them that may differ. What is written in
-//! place between two replays (the weights that an optimizer step moves, the folded ones) needs no new graph. Called by
-//! attack_loop.rs and train/; checked by `tests/engine/graphs.rs`.
+//! A graph bakes in every address and number of its launches, so its key holds all of them that may differ. What is
+//! written in place between two replays (the weights that an optimizer step moves, the folded ones) needs no new graph.
 
 use super::driver::{Driver, Graph};
 use crate::engine::Result;

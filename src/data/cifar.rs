@@ -2,7 +2,7 @@
 //!
 //! A record is one label byte (CIFAR-10) or a coarse and a fine label byte (CIFAR-100, the fine one is used), then
 //! 3,072 bytes of planar RGB. Format: Krizhevsky, "Learning multiple layers of features from tiny images", 2009, and
-//! the data set's web page. Checked by tests/files/data_files.rs. Called by [`super::DataSet::open`] and the download.
+//! the data set's web page.
 
 use std::fs;
 use std::io::{self, Read};

@@ -2,7 +2,7 @@
 //!
 //! A transfer grows `ARCHIVE.part` and is continued by an HTTP Range request, in the same call while each attempt
 //! brings bytes, or by running the command again. Nothing that is already on disk is changed or removed but that part
-//! file. Checked by tests/files/download.rs against a local server. Called by `secateur data download`.
+//! file.
 
 use std::fs::File;
 use std::io::{self, Read, Write};

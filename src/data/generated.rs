@@ -1,11 +1,9 @@
 //! Generated images: ten classes of coloured shapes among clutter, for a run without any files.
 //!
 //! Class `2 h + s` is hue h (of five) in shape s (of two), at a random place, size, orientation and contrast, on a
-//! shaded background with blobs and noise. The contrast runs from faint to plain, so that a perturbation of 8/255
-//! hides the faintest hues and robust accuracy stays well below clean accuracy. An image is a pure function of
-//! (part, index) by Philox and uses only + - * / and square roots, whose results IEEE 754 fixes: the same bytes on every
-//! machine. Checked by its own tests: a digest, balance, and a colour classifier that names nearly every hue, but far
-//! from all under a perturbation of 8/255. Called by [`super::DataSet::open`].
+//! shaded background with blobs and noise. The contrast runs from faint to plain, so that a perturbation of 8/255 hides
+//! the faintest hues and robust accuracy stays well below clean accuracy. An image is a pure function of (part, index)
+//! by Philox and uses only + - * / and square roots, whose results IEEE 754 fixes: the same bytes on every machine.
 
 use super::{IMAGE_BYTES, Images};
 use crate::model::layers::IMAGE_SIDE;

@@ -1,8 +1,7 @@
 //! Which samples train, which validate, and in what order an epoch visits them: pure functions of the seed.
 //!
 //! A sample's key is 64 bits of Philox; sorting by key shuffles. The key depends on the sample alone and not on which
-//! others take part, so a subset is visited in the order it has within the whole. Checked by its own tests. Called by
-//! the training loop.
+//! others take part, so a subset is visited in the order it has within the whole.
 
 use super::{DataError, Images};
 use crate::names::named;

@@ -1,10 +1,9 @@
 //! Checks around an evaluation: what AutoAttack's own code checks, and the alarm of masked gradients.
 //!
-//! Attacks that follow gradients fail on a network whose gradients mislead, and the figure is then too good. Signs of it
-//! (Athalye et al., ICML 2018; Carlini et al., 2019): one large step does better than many small ones, and a search that
-//! sees logits only does better than both. `aa` runs FGSM and PGD-10 on the images that are predicted right, for about a
-//! hundredth of its time; `secateur eval` compares whatever protocols it was asked for. Called by `autoattack` and
-//! `secateur eval`; checked by `tests/evaluation/autoattack.rs` and its own tests.
+//! Attacks that follow gradients fail on a network whose gradients mislead, and the figure is then too good. Signs of
+//! it (Athalye et al., ICML 2018; Carlini et al., 2019): one large step does better than many small ones, and a search
+//! that sees logits only does better than both. `aa` runs FGSM and PGD-10 on the images that are predicted right, for
+//! about a hundredth of its time; `secateur eval` compares whatever protocols it was asked for.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! Two measurements row by row: did the second take longer? Checked by `tests/commands/bench.rs` with planted data.
+//! Two measurements row by row: did the second take longer?
 //!
 //! With r the ratio of the medians, second over first, and [l, h] its 99 % bootstrap interval ([`ratio_interval`]), and t the
 //! tolerance, [`verdict`] says:

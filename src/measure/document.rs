@@ -1,5 +1,4 @@
-//! What a measurement writes: the device block, the table, JSON and CSV. The layout is described in [`super`]. Checked by
-//! `tests/commands/bench.rs`.
+//! What a measurement writes: the device block, the table, JSON and CSV. The layout is described in [`super`].
 
 use std::ops::RangeInclusive;
 use std::path::Path;

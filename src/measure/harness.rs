@@ -1,4 +1,4 @@
-//! When to stop sampling: enough samples and little enough noise, or no time left. Checked by `tests/commands/bench.rs`.
+//! When to stop sampling: enough samples and little enough noise, or no time left.
 
 use std::time::Instant;
 

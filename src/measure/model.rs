@@ -1,9 +1,9 @@
 //! The roofline prediction: the least seconds that a device needs for a training step, from what the step launches.
 //!
-//! Each launch takes the larger of its FLOPs over the device's rate and its bytes over the device's bandwidth, both those that
-//! `cuda/launch` declares with it; launches follow each other without gaps, and what one leaves in a cache is read from
-//! memory by the next. So a measured time above the prediction is the kernels' loss, and one below it is a cache's gain. Called
-//! by `secateur bench model`; checked by `tests/commands/model_prediction.rs` against the arithmetic of the layer table.
+//! Each launch takes the larger of its FLOPs over the device's rate and its bytes over the device's bandwidth, both
+//! those that `cuda/launch` declares with it; launches follow each other without gaps, and what one leaves in a cache
+//! is read from memory by the next. So a measured time above the prediction is the kernels' loss, and one below it is a
+//! cache's gain.
 
 use serde::Serialize;
 

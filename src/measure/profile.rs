@@ -1,6 +1,4 @@
 //! The kernels of some steps as a table: what each was called for, how long it took and how near it came to the roof.
-//!
-//! Called by `secateur profile` and `secateur bench kernels`; checked by `tests/commands/profile.rs`.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Sampled rows as a table and as CSV. Called by `document`; checked by `tests/commands/bench.rs`.
+//! Sampled rows as a table and as CSV.
 
 use super::document::Row;
 use super::table::{self, number, percent, time};

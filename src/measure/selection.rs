@@ -1,10 +1,9 @@
 //! One selection of training samples, timed in parts: the attack on the candidates, their forward passes and gradients, and
 //! the algorithm that chooses.
 //!
-//! The survey lies before the algorithm in every method, so its end divides the time; inside it the objective's attack is timed
-//! apart, with a wait for the device on both sides. Candidates are generated images under the weights that training starts
-//! from; each has a last loss, as behind an epoch of training. Called by `secateur bench select`; checked by
-//! `tests/commands/bench_speedup.rs`.
+//! The survey lies before the algorithm in every method, so its end divides the time; inside it the objective's attack
+//! is timed apart, with a wait for the device on both sides. Candidates are generated images under the weights that
+//! training starts from; each has a last loss, as behind an epoch of training.
 
 use std::cell::Cell;
 use std::time::Instant;

@@ -1,5 +1,4 @@
-//! Robust statistics of timings: one slow sample among many changes none of them much. Checked by `tests/commands/bench.rs` and
-//! `tests/commands/bench_versus.rs`.
+//! Robust statistics of timings: one slow sample among many changes none of them much.
 
 use crate::philox::{Key, Purpose};
 

@@ -1,7 +1,6 @@
 //! A record as a trace that chrome://tracing and ui.perfetto.dev open: one row of phases, one of kernels.
 //!
-//! The format is the Trace Event Format's JSON object: complete events ("ph": "X") with microseconds. Called by
-//! `secateur profile --trace`; checked by `tests/commands/profile.rs`.
+//! The format is the Trace Event Format's JSON object: complete events ("ph": "X") with microseconds.
 
 use serde_json::{Value, json};
 

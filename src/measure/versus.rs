@@ -1,5 +1,4 @@
-//! Two builds in turns on the same work: did the second take longer, whatever the machine did meanwhile? Called by
-//! `secateur bench versus`, which runs them; checked by `tests/commands/bench_versus.rs` with planted drifts.
+//! Two builds in turns on the same work: did the second take longer, whatever the machine did meanwhile?
 //!
 //! A round is one run of each, so near in time that a drift of the machine reaches both. Of a row it leaves one number: the
 //! logarithm of the median of the second over that of the first. Which goes first is [`second_leads`]'s. Were the two the same

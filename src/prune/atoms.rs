@@ -1,8 +1,7 @@
 //! The atoms of a pursuit on a device: the last-layer gradients of samples, or the sums of those of batches.
 //!
-//! Columns of the Gram matrix are made and kept on the device, in blocks that are allocated as the pursuit grows; the host
-//! reads one column and one vector of correlations a step. Called by `grad_match`; checked by `tests/methods/prune_grad_match.rs`
-//! against explicit gradients.
+//! Columns of the Gram matrix are made and kept on the device, in blocks that are allocated as the pursuit grows; the
+//! host reads one column and one vector of correlations a step.
 
 use super::cholesky::dot;
 use super::pursuit::Atoms;

@@ -1,8 +1,8 @@
 //! The Cholesky factor of a matrix that grows by a row at a time and may lose any of them.
 //!
-//! Beside the factor L of `M = L L^T` it keeps the forward-substituted right-hand side `y = L^-1 c`, so that the solution of
-//! `M w = c` costs one back-substitution, and what it explains, `c . w = |y|^2`, is a sum. All in f64, every sum in a fixed
-//! order. Called by the pursuit; checked by its own tests and by `tests/methods/prune_pursuit.rs`.
+//! Beside the factor L of `M = L L^T` it keeps the forward-substituted right-hand side `y = L^-1 c`, so that the
+//! solution of `M w = c` costs one back-substitution, and what it explains, `c . w = |y|^2`, is a sum. All in f64,
+//! every sum in a fixed order.
 
 /// A row is dependent on those before it where less than this share of its diagonal is left as the pivot's square.
 ///

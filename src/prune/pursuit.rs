@@ -6,8 +6,8 @@
 //! the normal equations are not solved from scratch but a Cholesky factor is updated, and where a weight would fall below
 //! zero the solution moves only as far as nonnegativity allows, rather than losing the smallest weight.
 //!
-//! It needs inner products alone, so atoms can be gradients that no one ever writes out. All norms come from them, in f64:
-//! a residual is exact to about 1e-8 of the target. Called by `grad_match`; checked by `tests/methods/prune_pursuit.rs`.
+//! It needs inner products alone, so atoms can be gradients that no one ever writes out. All norms come from them, in
+//! f64: a residual is exact to about 1e-8 of the target.
 
 use super::PruneError;
 use super::cholesky::Factor;

@@ -1,4 +1,4 @@
-//! A weighted subset of the training samples. Checked by its own tests.
+//! A weighted subset of the training samples.
 
 use super::PruneError;
 

@@ -1,7 +1,7 @@
 //! Runs against each other: which control a run is measured by, its speed-up, and the front of the best trades.
 //!
-//! A run is compared with full training (all samples, the whole attack) of the same objective, on the same images, width,
-//! batch, schedule and device, and with nothing else. Called by the sections. Checked by `tests/commands/report.rs`.
+//! A run is compared with full training (all samples, the whole attack) of the same objective, on the same images,
+//! width, batch, schedule and device, and with nothing else.
 
 use super::read::RunRecord;
 

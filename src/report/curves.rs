@@ -1,7 +1,6 @@
 //! The plots of the page: curves over the epochs, where the time went, speed-ups, and accuracy against time.
 //!
-//! A run keeps its colour and shape through all of them. A plot without data is left out. Called by the page. Checked by
-//! `tests/commands/report.rs`.
+//! A run keeps its colour and shape through all of them. A plot without data is left out.
 
 use super::compare::{SpeedUp, front};
 use super::markup::{Style, area_legend, legend};

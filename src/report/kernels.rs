@@ -1,8 +1,8 @@
 //! The kernels of a bench file over the roof of their device.
 //!
-//! Reads `{"kernels": [{"name", "seconds", "flops", "bytes"}], "ceiling_flops", "ceiling_bytes"}` and passes over all else:
-//! seconds of one call, its operations and its traffic with memory; the ceilings in operations and bytes a second. The
-//! roof is that of Williams, Waterman and Patterson, CACM 2009. Called by the page. Checked by `tests/commands/report.rs`.
+//! Reads `{"kernels": [{"name", "seconds", "flops", "bytes"}], "ceiling_flops", "ceiling_bytes"}` and passes over all
+//! else: seconds of one call, its operations and its traffic with memory; the ceilings in operations and bytes a
+//! second. The roof is that of Williams, Waterman and Patterson, CACM 2009.
 
 use std::path::Path;
 

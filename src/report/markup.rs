@@ -1,7 +1,6 @@
 //! Text that is safe inside HTML, and the styles that tell runs apart.
 //!
-//! Every tag is closed and every attribute quoted, so that the page is also well-formed XML. Called by the plots and the
-//! sections. Checked by its own tests and `tests/commands/report.rs`.
+//! Every tag is closed and every attribute quoted, so that the page is also well-formed XML.
 
 /// `text` with the characters that HTML reads as markup written as entities; for content and for quoted attributes.
 pub fn escape(text: &str) -> String {

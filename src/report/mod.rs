@@ -7,8 +7,6 @@
 //! | `overview`, `curves`, `kernels`, `images` | the sections: tables, plots of runs, roofline, pictures |
 //! | `plot`, `scale`, `markup` | SVG plots, axes and numbers, escaping and styles |
 //! | `page` | the sections on one page |
-//!
-//! Called by `secateur report`. Checked by the tests beside the code and `tests/commands/report.rs`.
 
 mod compare;
 mod curves;

@@ -1,6 +1,4 @@
 //! The tables of the page: what each run is, how it ended, its recipe, its environment, and what is missing.
-//!
-//! Called by the page. Checked by `tests/commands/report.rs`.
 
 use std::collections::BTreeSet;
 

@@ -1,7 +1,6 @@
 //! The page: one HTML file that asks nothing of a network, for any screen, either theme, and paper.
 //!
-//! Its policy forbids scripts and every request. Called by `secateur report`. Checked by `tests/commands/report.rs` (well-formed, no
-//! reference outside) and by its own tests (contrast and colour blindness).
+//! Its policy forbids scripts and every request.
 
 use super::compare::{robust_protocol, speed_ups};
 use super::images::{Attacked, Example, data_uri};

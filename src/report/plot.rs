@@ -1,8 +1,7 @@
 //! Plots as inline SVG: lines and points over two axes, and horizontal bars.
 //!
 //! A plot is 400 units wide and its letters 12 high, so that it can be read at the width of a phone; the page lays
-//! plots side by side where there is room. Each point and bar says its numbers as a hover title. Checked by its own tests
-//! (the mapping) and `tests/commands/report.rs`. Called by the sections.
+//! plots side by side where there is room. Each point and bar says its numbers as a hover title.
 
 use super::markup::{Style, escape};
 use super::scale::{Axis, fixed, significant};

@@ -1,7 +1,7 @@
 //! What a run folder holds, read with patience: a run under way, an older one or a damaged one is reported all the same.
 //!
-//! A folder that is no run is an error. Of a run, what is missing or damaged is left out, and a note says so. Figures are
-//! kept as they stand in the files: none is computed here. Called by `secateur report`. Checked by `tests/commands/report.rs`.
+//! A folder that is no run is an error. Of a run, what is missing or damaged is left out, and a note says so. Figures
+//! are kept as they stand in the files: none is computed here.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,6 +1,4 @@
 //! Axes: from values to places on a plot, ticks at round numbers, and the words beside them.
-//!
-//! Checked by its own tests. Called by the plots.
 
 /// Powers of ten that a logarithmic axis names at most; of more only some.
 const MOST_DECADES: f64 = 16.0;

@@ -1,5 +1,5 @@
-//! How the time of an epoch divides between attacks and training: moments of some of its steps, taken on the device, which
-//! nobody waits for. Called by the trainer; checked by `tests/methods/training_run.rs`.
+//! How the time of an epoch divides between attacks and training: moments of some of its steps, taken on the device,
+//! which nobody waits for.
 
 use super::metrics::Seconds;
 use crate::engine::{Engine, Mark, Result};

@@ -5,7 +5,6 @@
 //
 // A column is asked for at each step of a pursuit, so it is one launch bound by reading the features once: a warp takes four
 // samples, a lane four features of each at a time; what is shared, the features of `sample`, comes out of the nearest cache.
-//
 
 #include "ops/last_layer/gradients.h"
 

@@ -6,7 +6,6 @@
 // V h + b is a matrix product in f64: a block takes 64 samples and ten classes at a time, with the features in chunks of 64
 // that come to shared memory while the chunk before is multiplied. A warp takes every eighth group of four features for all
 // 64 samples, two a lane; so V is read by broadcast, and the warps' sums are added in the order of the warps.
-//
 
 #include "ops/last_layer/gradients.h"
 

@@ -6,7 +6,6 @@
 // All are bound by reading the rows once. A block of the sums takes 32 neighbouring columns (64 in the wide kernel, for rows
 // on 16 bytes) and its sixteen warps every sixteenth row, so that a few thousand columns still keep a GPU busy; the warps'
 // sums are added in the order of the warps. A block of the products takes a row, a warp of the norms likewise.
-//
 
 #include "portable/portable.h"
 

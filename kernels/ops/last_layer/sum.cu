@@ -5,7 +5,6 @@
 // A block takes ten classes, 128 features and one part; its warps take every eighth sample. A lane holds 4 features x 10
 // classes in registers, so that a feature, read once, serves ten classes; the factors w dz are spread by shared memory.
 // `sum_rows` of rows.cu adds the parts up. How many there are depends on the shape alone.
-//
 
 #include "ops/last_layer/gradients.h"
 

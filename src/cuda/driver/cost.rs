@@ -1,7 +1,7 @@
 //! What a kernel has to do at least: the one declaration that bench, profile and report divide by.
 //!
-//! Each function of `launch/` declares the cost of what it launches and hands it to the driver with the launch, so that no
-//! launch goes without. Kept by the recording driver; checked by `tests/commands/profile.rs` against the layer table.
+//! Each function of `launch/` declares the cost of what it launches and hands it to the driver with the launch, so that
+//! no launch goes without.
 
 use std::ops::AddAssign;
 

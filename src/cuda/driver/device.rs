@@ -1,8 +1,7 @@
 //! An NVIDIA GPU as a driver, through the CUDA driver API (cudarc). Nothing here is linked: libcuda is loaded when a GPU is
 //! asked for, and its absence is an ordinary error.
 //!
-//! One stream of our own orders all work. `gpu` says whether a GPU can be used, `loader` loads the code of its kernels; tested by
-//! every kernel test on a machine that has one.
+//! One stream of our own orders all work. `gpu` says whether a GPU can be used, `loader` loads the code of its kernels.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

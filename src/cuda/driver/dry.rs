@@ -1,7 +1,7 @@
 //! A driver that runs nothing: memory is addresses without bytes behind them, launches are heard of and forgotten.
 //!
-//! Behind a [`super::record::Recorder`] it tells what a training step would launch on a GPU, without one and without the time
-//! that the host runner takes. Reads answer zeros. Called by `engine::open_dry`; checked by `tests/commands/model_prediction.rs`.
+//! Behind a [`super::record::Recorder`] it tells what a training step would launch on a GPU, without one and without
+//! the time that the host runner takes. Reads answer zeros.
 
 use std::cell::Cell;
 use std::rc::Rc;

@@ -1,5 +1,4 @@
-//! Tensor maps as a GPU takes them, through cuTensorMapEncodeTiled and cuTensorMapEncodeIm2col. Called by device.rs; tried by
-//! `tests/emulator/hopper.rs` on a GPU.
+//! Tensor maps as a GPU takes them, through cuTensorMapEncodeTiled and cuTensorMapEncodeIm2col.
 
 use cudarc::driver::sys::{
     CUtensorMapDataType_enum as DataType, CUtensorMapFloatOOBfill_enum as Fill,

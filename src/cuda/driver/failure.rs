@@ -1,4 +1,4 @@
-//! Failed calls of the CUDA driver as errors of the engine. Called by device.rs.
+//! Failed calls of the CUDA driver as errors of the engine.
 
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;

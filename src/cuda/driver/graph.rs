@@ -1,8 +1,8 @@
 //! Launches that are recorded once and replayed as one piece of work: a CUDA graph on a GPU, a list on the host runner.
 //!
-//! While a capture is open, launches are kept and not done, and everything else that touches the device is refused: a GPU could
-//! not record it, and the host runner refuses it so that tests find it. The list of launches is kept on a GPU too, for profiles,
-//! which want to see each. Used by the drivers; checked by `tests/engine/graphs.rs`.
+//! While a capture is open, launches are kept and not done, and everything else that touches the device is refused: a
+//! GPU could not record it, and the host runner refuses it so that tests find it. The list of launches is kept on a GPU
+//! too, for profiles, which want to see each.
 
 use std::cell::{Cell, RefCell};
 

@@ -1,6 +1,6 @@
 //! The host runner as a driver: blocks in parallel over the CPU's cores, every memory access checked.
 //!
-//! Checked by `tests/emulator/portable.rs`. The runner itself is C++, in `kernels/host/`.
+//! The runner itself is C++, in `kernels/host/`.
 
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void};

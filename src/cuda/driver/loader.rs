@@ -1,6 +1,6 @@
 //! The code of kernels on a GPU: files of cubins or PTX, loaded when a kernel of theirs is first asked for.
 //!
-//! Which file is `code`'s choice. Called by device.rs; tested by every kernel test on a machine with a GPU.
+//! Which file is `code`'s choice.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

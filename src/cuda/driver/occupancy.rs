@@ -1,8 +1,8 @@
 //! How many blocks of a kernel a multiprocessor holds at once, from what ptxas and the kernel's table say.
 //!
-//! The limits are those of the CUDA C++ Programming Guide (technical specifications per compute capability); registers are
-//! given out per warp in steps of 256, warps in steps of four (one a scheduler), and a block's shared memory in steps of 128
-//! bytes with 1 KiB more for the system. Called by `secateur profile`.
+//! The limits are those of the CUDA C++ Programming Guide (technical specifications per compute capability); registers
+//! are given out per warp in steps of 256, warps in steps of four (one a scheduler), and a block's shared memory in
+//! steps of 128 bytes with 1 KiB more for the system.
 
 /// What one multiprocessor has.
 struct Multiprocessor {

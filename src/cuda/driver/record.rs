@@ -3,9 +3,8 @@
 //! On a GPU a launch is timed between two events of the stream, which add about a microsecond to it; on the host runner by the
 //! clock. A launch is kept as it is made and its times are asked for at the end, so that recording makes nobody wait.
 //!
-//! A launch can be made again by itself, from its kernel, grid and parameter bytes ([`Recording::replay`]); the memory that
-//! its parameters name is then held back from being freed. Opened by `engine::open_recorded`; checked by `tests/commands/profile.rs`
-//! and `tests/commands/bench.rs`.
+//! A launch can be made again by itself, from its kernel, grid and parameter bytes ([`Recording::replay`]); the memory
+//! that its parameters name is then held back from being freed.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

@@ -1,7 +1,7 @@
 //! Tensor maps: what TMA needs to know of a tensor to copy boxes of it ([`TiledMap`]) or pixels under a filter tap
 //! ([`Im2colMap`]). [`Driver::tensor_map`](super::Driver::tensor_map) makes one, which a parameter struct then holds.
 //!
-//! Both drivers refuse what either cannot do, with the same words: [`MapSpec::check`]. Checked by `tests/emulator/hopper.rs`.
+//! Both drivers refuse what either cannot do, with the same words: [`MapSpec::check`].
 
 use bytemuck::{Pod, Zeroable};
 

@@ -1,4 +1,4 @@
-//! Average pool and linear layer: `kernels/head/`. Checked by `tests/kernels/kernel_head.rs` and `tests/kernels/kernel_head_ascent.rs`.
+//! Average pool and linear layer: `kernels/head/`.
 
 use super::{BF16, Cost, F32, U32, require, run};
 use crate::cuda::driver::{Address, Driver};

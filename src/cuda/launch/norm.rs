@@ -1,4 +1,4 @@
-//! BatchNorm: `kernels/norm/`. Checked by `tests/kernels/kernel_norm.rs`.
+//! BatchNorm: `kernels/norm/`.
 //!
 //! A batch of the train pass may be several sets of as many images, one behind the other, each with statistics of its own. Where
 //! nothing but the grid depends on how many they are, the launch takes their number beside the parameters.

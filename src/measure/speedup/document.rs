@@ -1,8 +1,8 @@
 //! What a table holds: a row a recipe or control, its runs, their figures as means and deviations over the seeds; its JSON.
 //!
-//! Seconds are those of the runs' own `metrics.jsonl`. What a run costs is attack, train and select; evaluation is shown beside
-//! them and counts for nothing. The JSON is one [`Document`]; unknown keys are to be ignored, and keys are changed or taken away
-//! only with another `secateur_speedup`. Called by `secateur bench speedup`; checked by `tests/commands/bench_speedup.rs`.
+//! Seconds are those of the runs' own `metrics.jsonl`. What a run costs is attack, train and select; evaluation is
+//! shown beside them and counts for nothing. The JSON is one [`Document`]; unknown keys are to be ignored, and keys are
+//! changed or taken away only with another `secateur_speedup`.
 
 use serde::{Deserialize, Serialize};
 

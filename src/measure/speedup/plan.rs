@@ -7,10 +7,10 @@
 //! | `random` | a random subset as large, drawn once |
 //! | `random-online` | the same, for every epoch the next stretch of one permutation |
 //!
-//! The last three keep the acceleration, so that they differ by the choice of the samples alone. A control that several recipes
-//! share is one row; a recipe that is the control of another is that row. Recipes whose own selection is random or `short` have
-//! `full` alone, and so have those that prune nothing and only attack less; InfoBatch too, which decides itself how much it
-//! keeps. Called by `secateur bench speedup`; checked by `tests/commands/bench_speedup.rs`.
+//! The last three keep the acceleration, so that they differ by the choice of the samples alone. A control that several
+//! recipes share is one row; a recipe that is the control of another is that row. Recipes whose own selection is random
+//! or `short` have `full` alone, and so have those that prune nothing and only attack less; InfoBatch too, which
+//! decides itself how much it keeps.
 
 use super::cost::Cost;
 use crate::accelerate::Acceleration;

@@ -1,7 +1,6 @@
 //! The table of a [`Document`]: which figures a run has, their statistics over the seeds, and the rows as text and CSV.
 //!
-//! A speed-up is the cost of the full method under the same seed over that of the run, so its mean is one of ratios. Called by
-//! `secateur bench speedup`; checked by `tests/commands/bench_speedup.rs`.
+//! A speed-up is the cost of the full method under the same seed over that of the run, so its mean is one of ratios.
 
 use super::super::table::{lines, number};
 use super::document::{Accuracy, Document, Figure, Row, Run, Statistic};

@@ -1,6 +1,6 @@
 //! A folder of files under a manifest that holds the size and the SHA-256 of each: written to disk whole, read only whole.
 //!
-//! What the files say is the checkpoint's. Called by `save` and `load`. Checked by `tests/methods/checkpoints.rs`.
+//! What the files say is the checkpoint's.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};

@@ -1,9 +1,8 @@
 //! Checkpoints: everything a run needs to go on with the very same bits.
 //!
-//! A checkpoint is a folder, built under a temporary name, synced to disk and renamed, with a manifest that holds
-//! the SHA-256 of each file (`manifest`). A damaged one is passed over for the newest whole one. Written by the training
-//! loop, read by `--resume` and by `secateur eval` of a run folder. Checked by `tests/methods/checkpoints.rs` (property tests on
-//! damaged folders) and `tests/methods/training_run.rs` (resume is bit-identical).
+//! A checkpoint is a folder, built under a temporary name, synced to disk and renamed, with a manifest that holds the
+//! SHA-256 of each file (`manifest`). A damaged one is passed over for the newest whole one. Written by the training
+//! loop, read by `--resume` and by `secateur eval` of a run folder.
 
 mod manifest;
 

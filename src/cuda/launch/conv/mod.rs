@@ -3,9 +3,9 @@
 //! Two families of kernels serve them: `mma` (mma.sync and cp.async, any GPU from sm_80 on, every width) and [`wgmma`] (Hopper,
 //! channels in multiples of 64); each function takes the second where the driver and the shape allow it.
 //!
-//! Activations are bf16 NHWC, weights bf16 KRSC, sums f32. Each function checks its shape, chooses a tile and a grid, and
-//! launches one kernel (the weight gradient two). Addresses must hold what the shape says: on the host runner a wrong one is
-//! an error, on a GPU it is not caught. Kernels in `kernels/conv/`; checked by `tests/conv_*.rs`.
+//! Activations are bf16 NHWC, weights bf16 KRSC, sums f32. Each function checks its shape, chooses a tile and a grid,
+//! and launches one kernel (the weight gradient two). Addresses must hold what the shape says: on the host runner a
+//! wrong one is an error, on a GPU it is not caught. Kernels in `kernels/conv/`.
 
 mod cost;
 mod forward;
