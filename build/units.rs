@@ -113,7 +113,7 @@ fn compile_one(unit: &Unit) -> Result<Compiled, String> {
     Ok(Compiled { output: unit.output.clone(), log })
 }
 
-/// What decides the output beside the sources: program and arguments, quoted. The environment stays out, since it differs from
+/// What decides the output besides the sources: program and arguments, quoted. The environment stays out, since it differs from
 /// shell to shell; what of it the compiler crate reads (`CXX`, `CXXFLAGS`) is in the arguments.
 fn described(command: &Command) -> String {
     std::iter::once(command.get_program())

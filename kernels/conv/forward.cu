@@ -1,7 +1,7 @@
 // Forward convolution as an implicit GEMM on tensor cores: rows = output pixels, columns = output channels.
 //
 // y[n,p,q,k] = sum over r, s, c of x[n, stride p + r - pad, stride q + s - pad, c] w[k,r,s,c], zero outside the image;
-// bf16 in, f32 sums. Three endings: bias and ReLU with the mask of what passed (a residual added first where one is
+// bf16 in, f32 sums. Three epilogues: bias and ReLU with the mask of what passed (a residual added first where one is
 // given), bias alone, and the raw sums with statistics for BatchNorm.
 #include "conv/epilogue.cuh"
 #include "conv/operands.cuh"

@@ -1,7 +1,7 @@
 // Input gradient of the stem, the gradient with respect to the image, and the attack step that ends in it.
 //
 // The stem's weights are stored for an input of 8 channels, [hi0, hi1, hi2, lo0, lo1, lo2, 0, 0], the hi and lo
-// columns being copies of each other; columns 0..2 give the gradient of the three colours. Two endings: the f32
+// columns being copies of each other; columns 0..2 give the gradient of the three colours. Two epilogues: the f32
 // gradient itself, and one sign step, x' <- clip01(clamp(x' + step sign(g), x - epsilon, x + epsilon)), which also
 // writes x' as the stem's next input (hi = bf16(x'), lo = bf16(x' - hi)).
 #include "conv/epilogue.cuh"

@@ -4,7 +4,7 @@
 // Stride 2: the input pixels (2i + a, 2j + b) of each phase (a, b) see 1, 2, 2 or 4 of the nine taps, so each phase is
 // a GEMM of its own and nothing is multiplied by zero. A 1 x 1 kernel of stride 2 reaches phase (0, 0) alone; its
 // gradient is written as a compact tensor (a row for each output pixel), which the 3 x 3 kernel of the same block adds
-// in its phase (0, 0). Ending: dx = (sum + residual) * mask, both where given.
+// in its phase (0, 0). Epilogue: dx = (sum + residual) * mask, both where given.
 #include "conv/epilogue.cuh"
 #include "conv/operands.cuh"
 #include "conv/tiles.cuh"

@@ -1,6 +1,6 @@
 // Fibers: stacks between which one OS thread switches by hand, at the cost of a few register moves.
 //
-// The runner gives one to each CUDA thread that has to wait. Written for x86-64 and aarch64, with ucontext elsewhere.
+// The emulator gives one to each CUDA thread that has to wait. Written for x86-64 and aarch64, with ucontext elsewhere.
 #pragma once
 
 #include <stddef.h>

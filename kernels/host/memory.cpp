@@ -63,7 +63,7 @@ std::string diagnosis(uint64_t address, uint64_t bytes, uint64_t alignment) {
             snprintf(text, sizeof text, "%llu bytes at byte offset %lld of buffer '%s': use after free",
                      (unsigned long long)bytes, (long long)offset, l.slot[slot].name.c_str());
         } else {
-            snprintf(text, sizeof text, "0x%016llx is not a device address of this runner", (unsigned long long)address);
+            snprintf(text, sizeof text, "0x%016llx is not a device address of this emulator", (unsigned long long)address);
         }
         return text;
     }

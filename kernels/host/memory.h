@@ -1,4 +1,4 @@
-// Checked device memory of the host runner.
+// Checked device memory of the emulator.
 //
 // A device address is a handle: bits 40..63 say which allocation (16 bits of slot, 8 bits of generation), bits 0..39 the
 // byte offset, counted from the middle, so that arithmetic below the start of a buffer still names that buffer. A slot is

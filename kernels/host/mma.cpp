@@ -167,7 +167,7 @@ void check_row(const char* what, const void* address, int lane) {
 
 void mma_warp_tile(int row_tiles, int column_tiles, void* const* lanes) {
     if (row_tiles > max_tiles || column_tiles > max_tiles) {
-        fault("mma_bf16: a warp tile of %d x %d products, the host runner has room for %d x %d", row_tiles, column_tiles,
+        fault("mma_bf16: a warp tile of %d x %d products, the emulator has room for %d x %d", row_tiles, column_tiles,
               max_tiles, max_tiles);
     }
     static MultiplyTile* const tile = chosen_multiply_tile();

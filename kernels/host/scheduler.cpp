@@ -243,7 +243,7 @@ void Runner::finish() {
     }
     if (fibers.overflowed()) {
         failed = true;
-        snprintf(text, sizeof text, "a thread needs more than the %zu bytes of stack that the host runner has for it",
+        snprintf(text, sizeof text, "a thread needs more than the %zu bytes of stack that the emulator has for it",
                  FiberPool::stack_bytes);
         message = text;
     }

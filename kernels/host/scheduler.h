@@ -1,4 +1,4 @@
-// The inside of the runner: the blocks of a cluster, their threads, and what they wait for. For the files of host/ only; what
+// The inside of the emulator: the blocks of a cluster, their threads, and what they wait for. For the files of host/ only; what
 // kernels see is host/runner.h.
 //
 // One OS thread runs one cluster (mostly of one block). Warps run in turn, each until all its lanes wait. When nobody can go on:

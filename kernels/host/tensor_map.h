@@ -1,4 +1,4 @@
-// Tensor maps of the host runner, and the copies that go through them. The encoding is written by
+// Tensor maps of the emulator, and the copies that go through them. The encoding is written by
 // src/cuda/driver/tensor_map.rs, which also checks it against what a GPU takes.
 #pragma once
 

@@ -28,7 +28,7 @@ HostTensorMap read_map(const char* what, const void* address, uint32_t kind) {
     if (map.kind == HostTensorMap::tiled || map.kind == HostTensorMap::im2col) {
         fault("%s: the tensor map is for %s", what, kind == HostTensorMap::tiled ? "im2col loads" : "tiled copies");
     }
-    fault("%s: no tensor map of this runner in the parameters (Driver::tensor_map makes one)", what);
+    fault("%s: no tensor map of this emulator in the parameters (Driver::tensor_map makes one)", what);
 }
 
 /// The place of a box in the block's shared memory.

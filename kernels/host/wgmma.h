@@ -1,7 +1,7 @@
 // What portable/wgmma.h calls on the host: products of a warpgroup whose operands lie in shared memory.
 //
 // Issuing only makes a note. The wait that covers a commit group is a rendezvous of the 128 threads; there the
-// operands are read, as late as can be, and the accumulators change. Written in host/wgmma.cpp (rules) and
+// operands are read, at the latest point that the memory model allows, and the accumulators change. Written in host/wgmma.cpp (rules) and
 // host/wgmma_product.cpp (operands and arithmetic).
 #pragma once
 

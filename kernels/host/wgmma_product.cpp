@@ -65,7 +65,7 @@ struct Operand {
           mn_major(mn_major),
           name(name) {
         if (descriptor >> 62 != 1) {
-            fault("wgmma: the descriptor of %s, 0x%llx, is not of the 128-byte swizzle, the only one the host runner has", name,
+            fault("wgmma: the descriptor of %s, 0x%llx, is not of the 128-byte swizzle, the only one the emulator has", name,
                   (unsigned long long)descriptor);
         }
     }

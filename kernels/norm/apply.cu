@@ -3,7 +3,7 @@
 //   out = bf16(relu(scale * y + shift + residual)), mask bit = out > 0
 //
 // The residual is nothing, an activation, or a shortcut's convolution with its own normalisation. A thread takes eight
-// channels of a pixel: 16 bytes in, 16 bytes and one byte of mask out. Sets of images that lie one behind the other
+// channels of a pixel: 16 bytes in, 16 bytes and one byte of mask out. Sets of images that lie one after the other
 // are the second dimension of the grid.
 
 #include "portable/portable.h"

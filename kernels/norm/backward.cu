@@ -5,7 +5,7 @@
 // (Ioffe and Szegedy, 2015, section 3). Partial sums of fixed blocks of rows come first, then a reduction in a fixed order,
 // then one elementwise pass. g is already masked by the ReLU behind the normalisation.
 //
-// Sets of images that lie one behind the other have statistics, and so sums, of their own: the second dimension of the
+// Sets of images that lie one after the other have statistics, and so sums, of their own: the second dimension of the
 // grids. The gradients of gamma and beta are added up over the sets in their order, as by one launch for each.
 
 #include "portable/portable.h"

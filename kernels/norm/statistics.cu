@@ -3,7 +3,7 @@
 // Tiles are merged pairwise (norm/moments.h), in an order that depends on the number of tiles alone. Outputs, K each: mean,
 // 1/deviation, and the affine form of the whole normalisation, scale = gamma/deviation and shift = beta - mean * scale.
 //
-// Sets of images that lie one behind the other, no tile in two of them, have statistics of their own; the running ones
+// Sets of images that lie one after the other, no tile in two of them, have statistics of their own; the running ones
 // move by each set in turn, as by one launch for each.
 
 #include "norm/moments.h"

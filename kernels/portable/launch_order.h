@@ -3,7 +3,7 @@
 // A launch may start when every block of the one before has called launch_dependents() or ended. What that one, and all before
 // it, left in device memory can be relied on after wait_for_prerequisites(), and may be overwritten only then. KERNEL calls both
 // first; a KERNEL_EARLY kernel calls them itself, after work of its own that touches no device memory. Other GPUs start
-// launches one after the other. So does the host runner, where an access by a thread that has not waited is an error.
+// launches one after the other. So does the emulator, where an access by a thread that has not waited is an error.
 #pragma once
 
 #include "portable/kernel.h"

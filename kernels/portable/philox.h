@@ -1,4 +1,4 @@
-// Philox4x32-10, the twin of src/philox.rs: the same counters, the same bits. tests/emulator/portable.rs compares the two.
+// Philox4x32-10, the mirror of src/philox.rs: the same counters, the same bits. tests/emulator/portable.rs compares the two.
 #pragma once
 
 #include "portable/exact.h"

@@ -1,6 +1,6 @@
-// Everything a kernel needs, on a GPU and on the host runner alike. Kernels include this file and nothing else.
+// Everything a kernel needs, on a GPU and on the emulator alike. Kernels include this file and nothing else.
 //
-// Each part has two bodies behind one name: PTX or intrinsics where nvcc compiles it, C++ and calls into host/ where
+// Each part has two bodies of one name: PTX or intrinsics where nvcc compiles it, C++ and calls into host/ where
 // the C++ compiler does.
 #pragma once
 

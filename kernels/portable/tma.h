@@ -15,7 +15,7 @@
 
 namespace secateur {
 
-/// A CUtensorMap on a GPU, the runner's encoding on the host.
+/// A CUtensorMap on a GPU, the emulator's encoding on the host.
 struct alignas(64) TensorMap {
     uint64_t word[16];
 };

@@ -11,7 +11,7 @@
 // b. What rate do 2 warpgroups an SM reach with operands that stay in shared memory: m64n256k16 (weights on the M side, pixels on
 //    the N side, as kernels/conv/wgmma) against m64n128k16 and m64n64k16; with transposed weights, as the input gradient has
 //    them; and fp8?
-// c. Do TMA loads and stores, tiled and im2col, treat boxes and what lies outside the tensor as the host runner does (tma.cuh)?
+// c. Do TMA loads and stores, tiled and im2col, treat boxes and what lies outside the tensor as the emulator does (tma.cuh)?
 //
 // (a) and (c) compare every element, (a) with sums of small integers, which bf16 and f32 hold exactly. (b) runs on normal random
 // numbers, since power limits a Hopper and zeros cost less. Exit code 1 where CUDA fails, 2 for a name that is no question, 3 where

@@ -1,6 +1,6 @@
 //! Attacks of an evaluation: each looks for one adversarial image per image, and says which it found.
 //!
-//! A new one is one more file beside this one.
+//! A new one is one more file next to this one.
 
 use std::ops::AddAssign;
 

@@ -1,4 +1,4 @@
-//! The kinds of value a recipe holds beside numbers: exact fractions, and words for absent options.
+//! The kinds of value a recipe holds besides numbers: exact fractions, and words for absent options.
 
 use std::fmt;
 

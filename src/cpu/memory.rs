@@ -1,4 +1,4 @@
-//! Memory of the CPU: storage behind tensors, aligned buffers, and scratch of a thread.
+//! Memory of the CPU: storage of tensors, aligned buffers, and scratch of a thread.
 //!
 //! Tensors are bytes in a `RefCell`, so that an operation can read some allocations and write others.
 
@@ -67,7 +67,7 @@ struct Memory {
     bytes: usize,
 }
 
-/// The memory behind tensors.
+/// The memory of tensors.
 #[derive(Default)]
 pub struct Heap {
     /// Allocations that the present call writes.

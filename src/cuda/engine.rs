@@ -127,7 +127,7 @@ impl Cuda {
         })
     }
 
-    /// So many packed images in an evaluation pass.
+    /// Number of packed images in an evaluation pass.
     pub(crate) fn eval_batch(&self, pass: Pass, images: usize) -> EvalBatch {
         EvalBatch { packed: self.packed.address(), images, reduction: pass.into() }
     }

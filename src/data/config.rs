@@ -11,7 +11,7 @@ use crate::names::named;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DataConfig {
     pub set: SetKind,
-    /// The first so many training images of the files, validation included; of the generated set, how many are made.
+    /// The first N training images of the files, validation included; of the generated set, how many are made.
     #[serde(serialize_with = "config::all")]
     pub train_limit: Option<usize>,
     #[serde(serialize_with = "config::all")]

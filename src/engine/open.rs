@@ -24,7 +24,7 @@ pub enum DeviceChoice {
     CpuBf16,
     /// Our kernels on GPU number N.
     Cuda(usize),
-    /// Our kernels on the host runner: those that every GPU from sm_80 on runs.
+    /// Our kernels on the emulator: those that every GPU from sm_80 on runs.
     Emulated,
     /// The same as an H100 or H200 would run them: wgmma and TMA where there are kernels for them.
     EmulatedHopper,

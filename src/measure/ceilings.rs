@@ -1,4 +1,4 @@
-//! What the device reaches at most, measured in the same run as what is judged by it.
+//! What the device reaches at most, measured in the same run as what is compared with it.
 
 use std::time::Instant;
 

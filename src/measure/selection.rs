@@ -3,7 +3,7 @@
 //!
 //! The survey lies before the algorithm in every method, so its end divides the time; inside it the objective's attack
 //! is timed apart, with a wait for the device on both sides. Candidates are generated images under the weights that
-//! training starts from; each has a last loss, as behind an epoch of training.
+//! training starts from; each has a last loss, as after an epoch of training.
 
 use std::cell::Cell;
 use std::time::Instant;

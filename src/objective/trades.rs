@@ -1,4 +1,4 @@
-//! TRADES: L = CE(z, t) + beta KL(p || q), its attack ascending KL; the target t is the label, smoothed if wanted.
+//! TRADES: L = CE(z, t) + beta KL(p || q), its attack ascending KL; the target t is the label, smoothed where asked for.
 //!
 //! dL/dz = (p - t) + beta p (log p - log q - KL), dL/dz' = beta (q - p). The target p of the attack is computed once
 //! a step, under the attack's BatchNorm (the official code computes it again in each step of the attack, with the same

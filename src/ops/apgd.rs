@@ -56,7 +56,7 @@ pub enum ApgdPhase {
     /// halve their step size and return to their best point.
     Checkpoint { window: u32 },
     /// The network has seen the last point: updates the state and moves `perturbed` to a wrongly predicted point where one
-    /// was met.
+    /// was found.
     Last,
 }
 
@@ -83,7 +83,7 @@ pub struct ApgdState {
     /// The point of the best loss, and the gradient there.
     pub best: Tensor<f32>,
     pub best_gradient: Tensor<f32>,
-    /// The last wrongly predicted point; unspecified where none was met.
+    /// The last wrongly predicted point; unspecified where none was found.
     pub adversarial: Tensor<f32>,
 }
 
@@ -289,7 +289,7 @@ impl Op for ApgdStep<'_> {
 }
 
 impl ApgdStep<'_> {
-    /// The last call: moves `perturbed` to a wrongly predicted point where one was met.
+    /// The last call: moves `perturbed` to a wrongly predicted point where one was found.
     fn finish(&self, cpu: &Cpu, wrong: impl Iterator<Item = bool>) -> Result<()> {
         let mut broken = cpu.output(&self.state.broken)?;
         let adversarial = cpu.output(&self.state.adversarial)?;

@@ -33,7 +33,7 @@ pub struct DeviceAtoms<'a> {
     products: Tensor<f64>,
     host_products: Vec<f64>,
     squares: Vec<f64>,
-    /// Columns one behind the other, `rows` in each block.
+    /// Columns one after the other, `rows` in each block.
     blocks: Vec<Tensor<f64>>,
     rows: usize,
     /// Room for two vectors of correlations.

@@ -1,6 +1,6 @@
 //! The Cholesky factor of a matrix that grows by a row at a time and may lose any of them.
 //!
-//! Beside the factor L of `M = L L^T` it keeps the forward-substituted right-hand side `y = L^-1 c`, so that the
+//! Besides the factor L of `M = L L^T` it keeps the forward-substituted right-hand side `y = L^-1 c`, so that the
 //! solution of `M w = c` costs one back-substitution, and what it explains, `c . w = |y|^2`, is a sum. All in f64,
 //! every sum in a fixed order.
 
@@ -13,7 +13,7 @@ const DEPENDENT: f64 = 1e-10;
 /// Lower triangle and forward-substituted right-hand side.
 #[derive(Clone, Debug, Default)]
 pub struct Factor {
-    /// The rows of L one behind the other, row i with i + 1 numbers.
+    /// The rows of L one after the other, row i with i + 1 numbers.
     rows: Vec<f64>,
     /// `L^-1 c`.
     forward: Vec<f64>,

@@ -93,7 +93,7 @@ pub enum CandidatePasses {
     Attack,
 }
 
-/// What of a run a method works with, beside its own configuration.
+/// What of a run a method works with, besides its own configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
     /// Images of a minibatch.

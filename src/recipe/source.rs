@@ -15,7 +15,7 @@ use crate::files::{limit, read_text};
 
 /// The key that names the recipe to extend.
 const EXTENDS: &str = "extends";
-/// Recipes in a chain, beside the built-in ones at its end.
+/// Recipes in a chain, after the built-in ones at its end.
 const MAX_CHAIN: usize = 8;
 
 /// Where a text lies; what it extends is looked for from there.

@@ -39,9 +39,9 @@ pub struct OverfittingConfig {
 /// `[evaluation]` during training.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EvaluationConfig {
-    /// Every so many epochs of the schedule, and after the last; 0 for the last only.
+    /// Every N epochs of the schedule, and after the last; 0 for the last only.
     pub every: usize,
-    /// The first so many test images.
+    /// The first N test images.
     #[serde(serialize_with = "config::all")]
     pub samples: Option<usize>,
     /// Names of `evaluate`'s protocols, such as "clean", "pgd20", "pgd50x10".
@@ -53,7 +53,7 @@ pub struct EvaluationConfig {
 /// `[checkpoint]`
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CheckpointConfig {
-    /// Every so many epochs of the schedule, and after the last; 0 for the last only.
+    /// Every N epochs of the schedule, and after the last; 0 for the last only.
     pub every: usize,
     /// How many of the newest stay on disk; the best one stays besides.
     pub keep: usize,
@@ -62,7 +62,7 @@ pub struct CheckpointConfig {
 /// `[metrics]`
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MetricsConfig {
-    /// Whether a TensorBoard event file is kept beside metrics.jsonl.
+    /// Whether a TensorBoard event file is kept next to metrics.jsonl.
     pub tensorboard: bool,
 }
 

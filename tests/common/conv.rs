@@ -16,7 +16,7 @@ use secateur::philox::{Key, Purpose, symmetric};
 
 pub use super::{SEED, drivers};
 
-/// [`drivers`], and where `hopper` the host runner as a Hopper in every order that it knows. The first word of a name is its
+/// [`drivers`], and where `hopper` the emulator as a Hopper in every order that it knows. The first word of a name is its
 /// family: its members must agree to the bit.
 pub fn conv_drivers(hopper: bool) -> Vec<(&'static str, Rc<dyn Driver>)> {
     let mut all = drivers();
@@ -67,7 +67,7 @@ pub fn in_one_block(shape: ConvShape, direction: Direction) -> (ConvShape, Vec<P
         .expect("more images are more works")
 }
 
-/// Where every variant runs: the GPU, where the tests are to use it and it has wgmma, else the host runner.
+/// Where every variant runs: the GPU, where the tests are to use it and it has wgmma, else the emulator.
 pub fn hopper() -> Rc<dyn Driver> {
     super::hopper::add_extra_code();
     let gpu = drivers().into_iter().find(|(name, driver)| *name == "GPU" && driver.has_wgmma());

@@ -1,4 +1,4 @@
-//! What the tests of kernels for Hopper share: the host runner with every freedom it has, a GPU where there is one, launches, and
+//! What the tests of kernels for Hopper share: the emulator with every freedom it has, a GPU where there is one, launches, and
 //! plain tensor maps.
 
 use std::rc::Rc;

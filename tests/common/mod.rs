@@ -26,7 +26,7 @@ use secateur::philox::{Key, Purpose, unit};
 
 pub const SEED: u64 = 20_261_121;
 
-/// The device of the tests that compare the cuda engine as a whole with the reference: the host runner, or what
+/// The device of the tests that compare the cuda engine as a whole with the reference: the emulator, or what
 /// SECATEUR_TEST_DEVICE names.
 pub fn cuda_engine() -> DeviceChoice {
     match std::env::var("SECATEUR_TEST_DEVICE") {
@@ -35,7 +35,7 @@ pub fn cuda_engine() -> DeviceChoice {
     }
 }
 
-/// Every driver that a kernel can run on here: the host runner with its warps in both orders, and the first GPU where this
+/// Every driver that a kernel can run on here: the emulator with its warps in both orders, and the first GPU where this
 /// machine and this build have one. Where SECATEUR_TEST_DEVICE is `cuda`, that GPU alone, and it must be there.
 pub fn drivers() -> Vec<(&'static str, Rc<dyn Driver>)> {
     if std::env::var("SECATEUR_TEST_DEVICE").is_ok_and(|name| name == "cuda") {

@@ -1,4 +1,4 @@
-//! The cuda engine on the host runner against the reference engine: whole networks, most of them ResNet-18 at width 16.
+//! The cuda engine on the emulator against the reference engine: whole networks, most of them ResNet-18 at width 16.
 //!
 //! The reference computes in f32, the kernels in bf16 with f32 accumulation: a layer rounds by about 0.2 %. Logits stay
 //! that close. Gradients do not in an ordinary network: where rounding moves a pre-activation across zero, the ReLU's
@@ -29,7 +29,7 @@ fn emulated() -> Device {
     open(common::cuda_engine(), NETWORK, BATCH).unwrap()
 }
 
-/// Runs `test` on the device of these tests, and where that is the host runner on it as a Hopper too: the last two stages of
+/// Runs `test` on the device of these tests, and where that is the emulator on it as a Hopper too: the last two stages of
 /// this network have channels enough for wgmma.
 fn on_each(test: impl Fn(DeviceChoice)) {
     let named = common::cuda_engine();

@@ -1,6 +1,6 @@
 //! Launches that are recorded and replayed: what a driver promises, and training, which must not tell the difference.
 //!
-//! When an engine records and what it keeps is tested beside the cache, in src/cuda/graphs.rs.
+//! When an engine records and what it keeps is tested with the cache, in src/cuda/graphs.rs.
 
 use std::rc::Rc;
 

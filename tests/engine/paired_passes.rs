@@ -21,7 +21,7 @@ const NETWORK: ResNet = ResNet::resnet18(16, 10);
 const MAX_BATCH: usize = 16;
 const SLOTS: [Pass; 2] = [Pass::Train { slot: 0 }, Pass::Train { slot: 1 }];
 
-/// Both host engines, the host runner as a Hopper, or what SECATEUR_TEST_DEVICE names.
+/// Both host engines, the emulator as a Hopper, or what SECATEUR_TEST_DEVICE names.
 fn devices() -> Vec<DeviceChoice> {
     match cuda_engine() {
         DeviceChoice::Emulated => {
@@ -283,7 +283,7 @@ fn a_convolution_of_a_pair_is_one_launch() {
     assert_eq!(products(&full), products(&apart));
     assert!(full.launches.len() * 10 < apart.launches.len() * 6, "{}", full.launches.len());
 
-    // On the host runner a tile has 128 pixels: 3 images of 16 x 16 fill tiles, 3 of 8 x 8 do not.
+    // On the emulator a tile has 128 pixels: 3 images of 16 x 16 fill tiles, 3 of 8 x 8 do not.
     let twice = NETWORK.convs().iter().map(|conv| if conv.out_side() > 8 { 1 } else { 2 }).collect();
     check(&recorded(open_recorded(DeviceChoice::Emulated, NETWORK, 3).unwrap(), 3, as_a_pair), twice);
 }

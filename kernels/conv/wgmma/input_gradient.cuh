@@ -59,7 +59,7 @@ DEVICE void conv_input_gradient(const WgmmaGradientParams& p, WgmmaShared<T>& sh
         [&](const Work& work, uint32_t consumer) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
             if (work.phase_index == p.residual_phase) stager.begin(tile);
-            // Asked for before the products, so that they are there behind them.
+            // Asked for before the products, so that they are there after them.
 #pragma unroll
             for (uint32_t stage = 0; stage < STAGES<T>; ++stage) bits[stage] = mask_bits<T>(p, tile, work.phase_index, stage);
         },

@@ -1,5 +1,5 @@
 // Convolutions on wgmma whose pixels TMA gathers in its im2col mode: the kernels of conv/wgmma with another order of pixels, to be
-// measured beside them.
+// measured next to them.
 //
 // Targets: sm_90a
 //

@@ -75,7 +75,7 @@ KERNEL(test_mma_64x32, TileParams, 32, TileShared) {
     }
 }
 
-// The product of one warp tile straight from fragments: every combination of row and column tiles that the runner treats
+// The product of one warp tile straight from fragments: every combination of row and column tiles that the emulator treats
 // differently.
 template <int MT, int NT>
 DEVICE void multiply_fragments(const TileParams& p) {

@@ -110,7 +110,7 @@ struct StoredParams {
     Global<const Bf16> a;  // 64 m x 64 k
     Global<const Bf16> b;  // 64 n x 64 k
     Global<float> c;
-    uint32_t injected;  // 1: no fence, 2: the fence before the stores, 3: no fence for B, 4: no barrier behind the fence
+    uint32_t injected;  // 1: no fence, 2: the fence before the stores, 3: no fence for B, 4: no barrier after the fence
     uint32_t unused;
 };
 

@@ -89,7 +89,7 @@ impl DeviceDriver {
         }
     }
 
-    /// Checks that a range lies in one allocation, as the host runner does.
+    /// Checks that a range lies in one allocation, as the emulator does.
     fn check(&self, call: &'static str, address: Address, bytes: usize) -> Result<()> {
         let allocations = self.allocations.borrow();
         let found = allocations.range(..=address.0).next_back();
@@ -204,7 +204,7 @@ impl Driver for DeviceDriver {
         // SAFETY: the struct has the size that the kernel declared (checked by `launch`), block and shared memory are what it
         // was compiled for, and the driver copies parameters and attributes before it returns. A kernel that may start early
         // waits before it touches memory. The addresses in the parameters are the caller's word, as on every GPU; the host
-        // runner checks the same launches access by access.
+        // emulator checks the same launches access by access.
         unsafe {
             let params: *mut c_void = params.as_mut_ptr().cast();
             sys::cuLaunchKernelEx(&config, function.handle, &mut [params] as *mut _, ptr::null_mut())

@@ -1,7 +1,7 @@
 //! A driver that runs nothing: memory is addresses without bytes behind them, launches are heard of and forgotten.
 //!
-//! Behind a [`super::record::Recorder`] it tells what a training step would launch on a GPU, without one and without
-//! the time that the host runner takes. Reads answer zeros.
+//! Under a [`super::record::Recorder`] it tells what a training step would launch on a GPU, without one and without
+//! the time that the emulator takes. Reads return zeros.
 
 use std::cell::Cell;
 use std::rc::Rc;

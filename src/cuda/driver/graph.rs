@@ -1,7 +1,7 @@
-//! Launches that are recorded once and replayed as one piece of work: a CUDA graph on a GPU, a list on the host runner.
+//! Launches that are recorded once and replayed as one piece of work: a CUDA graph on a GPU, a list on the emulator.
 //!
 //! While a capture is open, launches are kept and not done, and everything else that touches the device is refused: a
-//! GPU could not record it, and the host runner refuses it so that tests find it. The list of launches is kept on a GPU
+//! GPU could not record it, and the emulator refuses it so that tests find it. The list of launches is kept on a GPU
 //! too, for profiles, which want to see each.
 
 use std::cell::{Cell, RefCell};

@@ -1,6 +1,6 @@
-//! The host runner as a driver: blocks in parallel over the CPU's cores, every memory access checked.
+//! The emulator as a driver: blocks in parallel over the CPU's cores, every memory access checked.
 //!
-//! The runner itself is C++, in `kernels/host/`.
+//! The emulator itself is C++, in `kernels/host/`.
 
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int, c_void};
@@ -56,7 +56,7 @@ pub enum AsyncOrder {
     Early,
 }
 
-/// How the runner takes its freedoms, and what it claims to be.
+/// How the emulator takes its freedoms, and what it claims to be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HostOptions {
     pub warp_order: WarpOrder,
@@ -81,7 +81,7 @@ impl HostDriver {
     pub fn with_warp_order(warp_order: WarpOrder) -> Rc<dyn Driver> {
         Self::with(HostOptions { warp_order, ..HostOptions::default() })
     }
-    /// A runner that stands for a Hopper.
+    /// An emulator that stands for a Hopper.
     pub fn hopper() -> Rc<dyn Driver> {
         Self::with(HostOptions { hopper: true, ..HostOptions::default() })
     }
@@ -135,7 +135,7 @@ fn run_cluster(
     let mut message = Message::new();
     let (text, room) = message.room();
     // SAFETY: `params` has the size that the kernel declared (checked by `launch`) and its alignment; grid and block are
-    // three words; the kernel's own accesses are checked by the runner.
+    // three words; the kernel's own accesses are checked by the emulator.
     let failed = unsafe {
         secateur_host_run_cluster(
             kernel.entry(),

@@ -1,4 +1,4 @@
-//! Drivers: memory and launches, on a GPU ([`device`]) or on the host runner ([`host`]). The only unsafe code of the crate.
+//! Drivers: memory and launches, on a GPU ([`device`]) or on the emulator ([`host`]). The only unsafe code of the crate.
 //! A third, [`record`], wraps another and keeps what each launch took; a fourth, [`dry`], runs nothing, to be recorded.
 //! Launches that come again and again may be recorded once and replayed ([`Graph`]).
 //!
@@ -44,7 +44,7 @@ use cudarc::driver::CudaEvent;
 
 use crate::engine::{DeviceInfo, Error, Phase, Result};
 
-/// A place in device memory: eight bytes in parameter structs, `Global<T>` in kernels. On the host runner it is a handle,
+/// A place in device memory: eight bytes in parameter structs, `Global<T>` in kernels. On the emulator it is a handle,
 /// not a host address; only the driver that made it can follow it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]

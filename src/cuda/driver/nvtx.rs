@@ -1,7 +1,7 @@
 //! NVTX ranges: named stretches of a thread's time that Nsight Systems and Nsight Compute show beside the kernels.
 //!
 //! NVTX has no library to link with. A tool names its own in NVTX_INJECTION64_PATH; the program loads it, calls its
-//! `InitializeInjectionNvtx2` with a function that answers tables of slots, and the tool writes its callbacks into
+//! `InitializeInjectionNvtx2` with a function that returns tables of slots, and the tool writes its callbacks into
 //! those it listens to. The layout of the tables is that of NVTX 3 (nvtxDetail/nvtxTypes.h of github.com/NVIDIA/NVTX);
 //! of all its calls this program makes two, nvtxRangePushA and nvtxRangePop. Where the variable is not set, or the tool
 //! cannot be loaded, ranges do nothing, as everywhere with NVTX.

@@ -1,6 +1,6 @@
 //! A driver that wraps another and keeps, while it is asked to, what each launch was and how long it took.
 //!
-//! On a GPU a launch is timed between two events of the stream, which add about a microsecond to it; on the host runner by the
+//! On a GPU a launch is timed between two events of the stream, which add about a microsecond to it; on the emulator by the
 //! clock. A launch is kept as it is made and its times are asked for at the end, so that recording makes nobody wait.
 //!
 //! A launch can be made again by itself, from its kernel, grid and parameter bytes ([`Recording::replay`]); the memory

@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 use super::Address;
 use crate::engine::{Error, Result};
 
-/// 128 bytes that a kernel's `TensorMap` receives: a CUtensorMap on a GPU, the runner's own encoding on the host. A parameter
+/// 128 bytes that a kernel's `TensorMap` receives: a CUtensorMap on a GPU, the emulator's own encoding on the host. A parameter
 /// struct with one is aligned to 64 bytes, so its size is a multiple of 64, with explicit padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(64))]
@@ -155,7 +155,7 @@ impl MapSpec {
         last + common.dims[0] * u64::from(common.element_bytes)
     }
 
-    /// What a GPU or the runner would not take, named with the value met and the value wanted.
+    /// What a GPU or the emulator would not take, named with the value met and the value wanted.
     pub fn check(&self) -> Result<()> {
         let common = self.common();
         let rank = common.dims.len();

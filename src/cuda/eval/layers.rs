@@ -46,7 +46,7 @@ pub struct EvalLaunches<'a> {
 }
 
 impl EvalLaunches<'_> {
-    /// The last activation for the packed images, every mask, and where they are wanted the logits.
+    /// The last activation for the packed images, every mask, and where asked for the logits.
     pub fn forward(self, packed: Address, logits: Option<Address>) -> Result<()> {
         let (layers, first) = (&self.layout().layers, self.layout().network.first_stage());
         let on = |chunk| EvalForward { of: OnChunk { all: self, chunk }, packed, logits };

@@ -2,7 +2,7 @@
 //!
 //! The gradient of a loss with respect to the last layer is a sum of one or two outer products a sample, so sums and
 //! inner products never need the `classes * (features + 1)` numbers of each. Everything is added up in f64, in a fixed order:
-//! products of two f32 are exact there, and what is left of a residual late in a pursuit is small beside what it began with. No
+//! products of two f32 are exact there, and what is left of a residual late in a pursuit is small against what it began with. No
 //! gradients, no rows: sums are 0. Formulas: methods of GRAD-MATCH (Killamsetty et al., ICML 2021) on the adversarial losses.
 
 mod inner_products;

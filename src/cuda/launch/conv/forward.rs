@@ -39,7 +39,7 @@ pub fn statistics_tile_rows(driver: &dyn Driver, shape: &ConvShape) -> usize {
         .map_or(Tile::ROWS, |_| wgmma::STATISTICS_ROWS)
 }
 
-/// The forward convolution of several sets of images that lie one behind the other, each with statistics of its own.
+/// The forward convolution of several sets of images that lie one after the other, each with statistics of its own.
 #[derive(Clone, Copy, Debug)]
 pub struct SetStatistics {
     /// One over all images, or one for each set where a tile of partial results would lie in two of them.

@@ -4,7 +4,7 @@
 //! channels in multiples of 64); each function takes the second where the driver and the shape allow it.
 //!
 //! Activations are bf16 NHWC, weights bf16 KRSC, sums f32. Each function checks its shape, chooses a tile and a grid,
-//! and launches one kernel (the weight gradient two). Addresses must hold what the shape says: on the host runner a
+//! and launches one kernel (the weight gradient two). Addresses must hold what the shape says: on the emulator a
 //! wrong one is an error, on a GPU it is not caught. Kernels in `kernels/conv/`.
 
 mod cost;
