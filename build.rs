@@ -1,5 +1,5 @@
-//! Compiles `kernels/` twice: for the emulator with the C++ compiler, always, and for GPUs with nvcc where there is one; what only
-//! tests and benches launch, `kernels/extra/`, is a package of its own. Lists `recipes/` for the binary.
+//! Compiles `kernels/` twice: for the emulator with the C++ compiler, always, and for GPUs with nvcc where there is one. Tests and
+//! benches alone link `kernels/extra/`. Lists `recipes/` for the binary.
 //!
 //! Each unit is compiled by itself, in parallel, and again only when something it includes has changed.
 
@@ -35,9 +35,11 @@ fn build() -> Result<(), String> {
     let out = PathBuf::from(env("OUT_DIR")?);
     recipes::build(&root.join("recipes"), &out)?;
     let folder = root.join("kernels");
-    let kernels = units::find(&folder, Some(&folder.join("extra")))?;
-    host::build(&root, &out, &kernels, "secateur_kernels")?;
-    device::build(&root, &out, &kernels, true)
+    let extra = folder.join("extra");
+    let (kernels, extra) = (units::find(&folder, Some(&extra))?, units::find(&extra, None)?);
+    host::link(&root, &out, &kernels)?;
+    host::link_to_tests(&root, &out, &extra)?;
+    device::build(&root, &out, &kernels, &extra)
 }
 
 fn env(name: &str) -> Result<String, String> {

@@ -4,7 +4,7 @@
 # kernel must wait for the launches before it (ACQBULK): all are launched so that they may start early.
 # One line a wgmma kernel; exit code 1 where one fails, 2 where nothing can be looked at.
 #
-#   scripts/check-sass.sh              the sm_90a cubins of the newest release build, and those of kernels/extra where it was built
+#   scripts/check-sass.sh              the sm_90a cubins of the newest release build
 #   scripts/check-sass.sh FILE...      cubins, or what cuobjdump -sass printed
 set -euo pipefail
 
@@ -18,11 +18,9 @@ if [ -z "$cuobjdump" ] && [ -x "$tools/cuobjdump" ]; then
 fi
 
 if [ $# = 0 ]; then
-    for package in secateur extra-kernels; do
-        folder=$(ls -td "${CARGO_TARGET_DIR:-$root/target}"/release/build/"$package"-*/out/device 2>/dev/null | head -n 1 || true)
-        shopt -s nullglob
-        set -- "$@" ${folder:+"$folder"/*.sm_90a.cubin}
-    done
+    folder=$(ls -td "${CARGO_TARGET_DIR:-$root/target}"/release/build/secateur-*/out/device 2>/dev/null | head -n 1 || true)
+    shopt -s nullglob
+    set -- ${folder:+"$folder"/*.sm_90a.cubin}
     if [ $# = 0 ]; then
         echo 'check-sass.sh: no sm_90a cubins under target/release: run scripts/install-nvcc.sh, then cargo build --release' >&2
         exit 2

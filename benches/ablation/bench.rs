@@ -62,10 +62,8 @@ pub fn run(args: &Args, line: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
     if args.dry_run && json.is_some() {
         bail!("--dry-run measures nothing: --json has nothing to hold");
     }
-    add_code(extra_kernels::IMAGES.iter().map(|image| {
-        let extra_kernels::Image { file, target, kernels, code } = *image;
-        Image { file, target, kernels, code }
-    }));
+    const EXTRA: &[Image] = include!(concat!(env!("OUT_DIR"), "/extra_images.rs"));
+    add_code(EXTRA);
     let network = ResNet::resnet18(args.width, 10);
     let mut engine = match args.dry_run {
         true => open_dry(network, 1)?.0,

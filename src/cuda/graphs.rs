@@ -64,8 +64,6 @@ fn record(driver: &dyn Driver, work: impl FnOnce() -> Result<()>) -> Result<Grap
 
 #[cfg(test)]
 mod tests {
-    use extra_kernels as _;
-
     use std::cell::Cell;
     use std::rc::Rc;
 
@@ -73,6 +71,7 @@ mod tests {
     use super::super::driver::{Address, Buffer, Cost, Kernel, MapSpec, TensorMap};
     use super::*;
     use crate::engine::{DeviceInfo, Error};
+    use crate::ops::last_layer::{CombineRowsParams, subtract_rows};
 
     /// The host driver, and how often it recorded and replayed.
     struct Counting {
@@ -131,21 +130,13 @@ mod tests {
         }
     }
 
-    /// `ScaleParams` of kernels/extra/tests/faults.cu: `y = factor * x`.
-    #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-    #[repr(C)]
-    struct ScaleParams {
-        x: Address,
-        y: Address,
-        factor: f32,
-        count: u32,
-    }
-
-    /// A cache, and numbers that one launch doubles in place.
+    /// A cache, and a number that one launch counts up in place.
     struct Bench {
         driver: Rc<Counting>,
         graphs: Graphs<u32>,
-        numbers: Buffer,
+        number: Buffer,
+        one: Buffer,
+        less: Buffer,
         calls: Cell<usize>,
     }
 
@@ -154,22 +145,22 @@ mod tests {
             let (recorded, replayed) = (Cell::new(0), Cell::new(0));
             let driver = Rc::new(Counting { host: HostDriver::open(), recorded, replayed });
             let shared: Rc<dyn Driver> = driver.clone();
-            let numbers = Buffer::from_slice(&shared, "numbers", &[1.0f32]).unwrap();
-            Self { driver, graphs: Graphs::new(true), numbers, calls: Cell::new(0) }
+            let [number, one, less] =
+                [0.0f64, 1.0, -1.0].map(|value| Buffer::from_slice(&shared, "number", &[value]).unwrap());
+            Self { driver, graphs: Graphs::new(true), number, one, less, calls: Cell::new(0) }
         }
         fn run(&mut self, key: u32) {
-            let (x, y) = (self.numbers.address(), self.numbers.address());
-            let params = ScaleParams { x, y, factor: 2.0, count: 1 };
-            let kernel = Kernel::named("test_scale").unwrap();
+            let [rows, factors, from] = [&self.one, &self.less, &self.number].map(Buffer::address);
+            let params = CombineRowsParams { rows, factors, from, to: from, count: 1, len: 1 };
             let work = || {
                 self.calls.set(self.calls.get() + 1);
-                super::super::driver::launch(&*self.driver, &kernel, [1, 1, 1], &params, Cost::default())
+                subtract_rows(&*self.driver, &params)
             };
             self.graphs.run(&*self.driver, key, work).unwrap();
         }
-        /// How often work was called, recorded and replayed, and what the numbers say of how often it was done.
+        /// How often work was called, recorded and replayed, and what the number says of how often it was done.
         fn counts(&self) -> [usize; 4] {
-            let done = self.numbers.to_vec::<f32>().unwrap()[0].log2();
+            let done = self.number.to_vec::<f64>().unwrap()[0];
             [self.calls.get(), self.driver.recorded.get(), self.driver.replayed.get(), done as usize]
         }
     }

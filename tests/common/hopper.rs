@@ -22,10 +22,8 @@ pub fn runners() -> Vec<(String, Rc<dyn Driver>)> {
 
 /// Has a GPU find the kernels of tests and ablations.
 pub fn add_extra_code() {
-    add_code(extra_kernels::IMAGES.iter().map(|image| {
-        let extra_kernels::Image { file, target, kernels, code } = *image;
-        Image { file, target, kernels, code }
-    }));
+    const EXTRA: &[Image] = include!(concat!(env!("OUT_DIR"), "/extra_images.rs"));
+    add_code(EXTRA);
 }
 
 /// The runners, and the first GPU where it is a Hopper and this build has code for it.

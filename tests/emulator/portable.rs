@@ -4,7 +4,6 @@
 use std::rc::Rc;
 
 use bytemuck::{Pod, Zeroable};
-use extra_kernels as _;
 use half::bf16;
 use secateur::cuda::driver::host::{HostDriver, WarpOrder};
 use secateur::cuda::driver::{Address, Buffer, Cost, Driver, Kernel, launch};

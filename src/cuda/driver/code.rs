@@ -29,19 +29,20 @@ pub struct Usage {
     pub spill_loads: u32,
 }
 
-include!(concat!(env!("OUT_DIR"), "/device_code.rs"));
+include!(concat!(env!("OUT_DIR"), "/usages.rs"));
+pub static IMAGES: &[Image] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 /// Code of kernels that the program does not hold.
-static ADDED: OnceLock<Vec<Image>> = OnceLock::new();
+static ADDED: OnceLock<&[Image]> = OnceLock::new();
 
 /// Has GPUs find these kernels too, for tests and benches with kernels of their own. The first call counts.
-pub fn add_code(images: impl IntoIterator<Item = Image>) {
-    ADDED.get_or_init(|| images.into_iter().collect());
+pub fn add_code(images: &'static [Image]) {
+    ADDED.get_or_init(|| images);
 }
 
 /// All that there is code for.
 pub fn images() -> impl Iterator<Item = &'static Image> {
-    IMAGES.iter().chain(ADDED.get().into_iter().flatten())
+    IMAGES.iter().chain(ADDED.get().copied().into_iter().flatten())
 }
 
 /// What every kernel takes on every target that this build has code for; empty in a build without GPU code.

@@ -105,14 +105,14 @@ pub fn kernels() -> &'static HashMap<&'static str, Kernel> {
 
 #[cfg(test)]
 mod tests {
-    use extra_kernels as _;
-
     use super::*;
+    use crate::ops::sgd::SgdParams;
 
     #[test]
     fn the_table_survives_linking() {
-        let kernel = Kernel::named("test_scale").unwrap();
-        assert_eq!((kernel.threads(), kernel.shared_bytes(), kernel.params_bytes()), (256, 0, 24));
+        let kernel = Kernel::named("sgd_step").unwrap();
+        let declared = (kernel.threads(), kernel.shared_bytes(), kernel.params_bytes());
+        assert_eq!(declared, (256, 0, size_of::<SgdParams>()));
         let error = Kernel::named("no_such_kernel").unwrap_err().to_string();
         assert!(error.contains("no_such_kernel"), "{error}");
     }
@@ -122,8 +122,8 @@ mod tests {
         let ids: std::collections::HashSet<u32> = kernels().values().map(Kernel::id).collect();
         assert_eq!(ids.len(), kernels().len());
         assert!(!ids.contains(&0), "0 is none");
-        // FNV-1a of "test_scale", 32 bits.
+        // FNV-1a of the name, 32 bits.
         let fnv = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(16_777_619);
-        assert_eq!(Kernel::named("test_scale").unwrap().id(), b"test_scale".iter().fold(2_166_136_261, fnv));
+        assert_eq!(Kernel::named("sgd_step").unwrap().id(), b"sgd_step".iter().fold(2_166_136_261, fnv));
     }
 }
