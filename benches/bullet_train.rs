@@ -14,7 +14,7 @@ use secateur::accelerate::BulletTrain;
 use secateur::attack::{Adversary, Pgd};
 use secateur::engine::{DeviceChoice, Engine, Pass, WeightSet};
 use secateur::measure::workload::Bench;
-use secateur::ops::{AscentLoss, CrossEntropy};
+use secateur::ops::AscentLoss;
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::Recipe;
 
@@ -69,16 +69,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let clean = |engine: &mut Engine| {
         for part in batch.parts(engine.micro_batch()) {
             engine.forward(Pass::Eval, &part.images, &part.logits).expect("a forward pass");
-            engine
-                .run(&CrossEntropy {
-                    smoothing: 0.0,
-                    scale: 1.0,
-                    logits: &part.logits,
-                    labels: &part.labels,
-                    weights: None,
-                    outputs: part.outputs(),
-                })
-                .expect("a cross-entropy");
+            engine.run(&part.cross_entropy(1.0)).expect("a cross-entropy");
         }
     };
     clean(engine);

@@ -10,7 +10,7 @@ use std::time::Instant;
 use secateur::engine::{DeviceChoice, GradRequest, Pass, Sgd, SignStep, WeightSet};
 use secateur::measure::workload::Bench;
 use secateur::model::Conv;
-use secateur::ops::{CrossEntropy, Noise, Perturb};
+use secateur::ops::{Noise, Perturb};
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::Recipe;
 
@@ -53,14 +53,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "step" => {
                 engine.forward(Pass::Train { slot: 0 }, &batch.images, &batch.logits)?;
                 let forward = lap();
-                engine.run(&CrossEntropy {
-                    smoothing: 0.0,
-                    scale: 1.0 / images as f32,
-                    logits: &batch.logits,
-                    labels: &batch.labels,
-                    weights: None,
-                    outputs: batch.outputs(),
-                })?;
+                engine.run(&batch.cross_entropy(1.0 / images as f32))?;
                 engine.backward(Pass::Train { slot: 0 }, &batch.logit_gradient, GradRequest::PARAMETERS)?;
                 let backward = lap();
                 engine.step(&sgd)?;
@@ -71,14 +64,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 let fold = lap();
                 engine.forward(Pass::Eval, &batch.perturbed, &batch.logits)?;
                 let forward = lap();
-                engine.run(&CrossEntropy {
-                    smoothing: 0.0,
-                    scale: 1.0 / images as f32,
-                    logits: &batch.logits,
-                    labels: &batch.labels,
-                    weights: None,
-                    outputs: batch.outputs(),
-                })?;
+                engine.run(&batch.cross_entropy(1.0 / images as f32))?;
                 engine.backward(
                     Pass::Eval,
                     &batch.logit_gradient,

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use crate::engine::{Engine, Result, Tensor};
 use crate::model::layers::IMAGE_LEN;
-use crate::ops::{LossOutputs, PairedLossOutputs};
+use crate::ops::{Augment, CrossEntropy, GatherImages, ImageSet, LossOutputs, PairedLossOutputs};
 
 /// The tensors of one batch, or (as views of the same memory) of a part of one.
 #[derive(Clone, Debug)]
@@ -92,6 +92,23 @@ impl Batch {
     /// The same batch with other tensors for what outlives it: slices of an epoch's order, losses and predictions.
     pub fn keeping(self, samples: Tensor<u32>, losses: Tensor<f32>, predictions: Tensor<u32>) -> Self {
         Self { samples, losses, predictions, ..self }
+    }
+
+    /// Fills images and labels with those of `samples`.
+    pub fn gather<'a>(&'a self, set: &'a ImageSet, augment: Option<Augment>) -> GatherImages<'a> {
+        GatherImages { set, samples: &self.samples, augment, images: &self.images, labels: &self.labels }
+    }
+
+    /// The cross-entropy of `logits` and the labels, without smoothing and weights; `scale` as in [`CrossEntropy::scale`].
+    pub fn cross_entropy(&self, scale: f32) -> CrossEntropy<'_> {
+        CrossEntropy {
+            smoothing: 0.0,
+            scale,
+            logits: &self.logits,
+            labels: &self.labels,
+            weights: None,
+            outputs: self.outputs(),
+        }
     }
 
     /// Where a loss over this batch writes.

@@ -27,7 +27,7 @@ pub enum Purpose {
     /// A random search over squares; `step` is the restart, block `n` the n-th query of an image.
     SquareQuery = 9,
     /// The random start of APGD; `step` is the restart, and the target where there is one.
-    AdaptiveStart = 10,
+    ApgdStart = 10,
     /// The Gumbel noise on the scores of a selection; `step` is the round.
     SelectionNoise = 11,
 }

@@ -158,13 +158,13 @@ class AdversarialStep:
         if not all(torch.isfinite(p).all() for p in self.model.parameters()):
             return "a weight is not finite"
         if not 0.9 * self.recipe["epsilon"] <= distance <= self.recipe["epsilon"] + 1e-6:
-            return f"x' is {distance:.6f} from x, wanted nearly {self.recipe['epsilon']:.6f}"
+            return f"x' is {distance:.6f} from x, expected nearly {self.recipe['epsilon']:.6f}"
         if not 0 <= float(self.x_adv.min()) <= float(self.x_adv.max()) <= 1:
             return "x' leaves [0, 1]"
         cosine = self.gradient_cosine() if gradients else 1
         # bf16 beside f32 in a network at its random start: 0.9 and more (results/emulated-agreement).
         if not cosine >= 0.8:
-            return f"the attack's gradient and f32's have a cosine of {cosine:.3f}, wanted at least 0.8"
+            return f"the attack's gradient and f32's have a cosine of {cosine:.3f}, expected at least 0.8"
         return None
 
     def gradient_cosine(self, images=64):

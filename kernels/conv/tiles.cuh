@@ -1,4 +1,4 @@
-// The tile shapes that the convolutions are built with; src/cuda/launch/conv/tiles.rs chooses among them.
+// The tile shapes that the convolutions are built with; src/cuda/launch/conv/tile.rs chooses among them.
 //
 // A warp tile of 64 x 64 reads 4 KiB of shared memory for 131 kFLOP, 64 x 32 reads 3 KiB for 66 kFLOP. Four stages of 32
 // take 64 KiB and 48 KiB a block, so that even the 100 KiB of a consumer GPU hold one or two blocks.

@@ -184,7 +184,7 @@ void named_barrier(uint32_t id, uint32_t threads) {
     BlockState& block = block_of(self);
     if (id < 1 || id > 15) fault("named_barrier_sync: barrier %u, they are numbered 1 to 15", id);
     if (threads == 0 || threads % 32 != 0 || threads > block.dim.x) {
-        fault("named_barrier_sync: %u threads, wanted full warps of the block's %u threads", threads, block.dim.x);
+        fault("named_barrier_sync: %u threads, expected full warps of the block's %u threads", threads, block.dim.x);
     }
     NamedBarrier& barrier = block.named[id];
     if (barrier.waiting.empty()) {

@@ -121,7 +121,7 @@ void store_remote(const void* to, const void* value, uint32_t bytes, uint64_t* f
     PendingLoad load{};
     load.kind = LoadKind::value;
     load.to = shared_offset(to);
-    if (load.to % bytes != 0) fault("store_remote: byte %u of shared memory, wanted a multiple of %u", load.to, bytes);
+    if (load.to % bytes != 0) fault("store_remote: byte %u of shared memory, expected a multiple of %u", load.to, bytes);
     load.bytes = bytes;
     memcpy(load.value, value, bytes);
     auto& filled = runner->filled_remotely;
@@ -130,12 +130,12 @@ void store_remote(const void* to, const void* value, uint32_t bytes, uint64_t* f
 }
 
 void bulk_load(void* to, uint64_t from, uint32_t bytes, uint64_t* full) {
-    if (bytes == 0 || bytes % 16 != 0) fault("bulk_load: %u bytes, wanted a multiple of 16", bytes);
+    if (bytes == 0 || bytes % 16 != 0) fault("bulk_load: %u bytes, expected a multiple of 16", bytes);
     if (!in_shared(to, bytes)) fault("bulk_load: %u bytes to outside the block's shared memory", bytes);
     PendingLoad load{};
     load.kind = LoadKind::bulk;
     load.to = shared_offset(to);
-    if (load.to % 16 != 0) fault("bulk_load: byte %u of shared memory, wanted a multiple of 16", load.to);
+    if (load.to % 16 != 0) fault("bulk_load: byte %u of shared memory, expected a multiple of 16", load.to);
     load.bytes = bytes;
     load.from = resolve(from, bytes, 16);
     issue(load, full, 0);

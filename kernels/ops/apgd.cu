@@ -1,21 +1,21 @@
-// APGD: the start on the ball's surface, and the step that keeps each image's books and moves it.
+// APGD: the start on the ball's surface, and the step that updates each image's state and moves it.
 //
-// A block takes one image, a thread twelve of its 3,072 elements. Every thread reads the image's books and comes to the same
-// decisions; the first one writes them behind a barrier. Formulas: src/engine/apgd.rs. Products are rounded by themselves, so
+// A block takes one image, a thread twelve of its 3,072 elements. Every thread reads the image's state and comes to the same
+// decisions; the first one writes it after a barrier. Formulas: src/ops/apgd.rs. Products are rounded by themselves, so
 // the points have the same bits on every device.
 
 #include "portable/portable.h"
 
 namespace secateur {
 
-constexpr uint32_t ADAPTIVE_THREADS = 256;
+constexpr uint32_t APGD_THREADS = 256;
 constexpr uint32_t IMAGE_QUADS = 32 * 32 * 3 / 4;
-constexpr int QUADS_PER_THREAD = IMAGE_QUADS / ADAPTIVE_THREADS;
-static_assert(IMAGE_QUADS % ADAPTIVE_THREADS == 0, "every thread takes as many elements");
+constexpr int QUADS_PER_THREAD = IMAGE_QUADS / APGD_THREADS;
+static_assert(IMAGE_QUADS % APGD_THREADS == 0, "every thread takes as many elements");
 
 /// First element of quad `i` of this thread.
 DEVICE int64_t quad_of(int i) {
-    return (int64_t(blockIdx.x) * IMAGE_QUADS + uint32_t(i) * ADAPTIVE_THREADS + threadIdx.x) * 4;
+    return (int64_t(blockIdx.x) * IMAGE_QUADS + uint32_t(i) * APGD_THREADS + threadIdx.x) * 4;
 }
 
 struct ApgdStartParams {
@@ -27,24 +27,24 @@ struct ApgdStartParams {
     uint32_t padding;
 };
 
-struct AdaptiveStartShared {
-    float largest[ADAPTIVE_THREADS / 32];
+struct ApgdStartShared {
+    float largest[APGD_THREADS / 32];
 };
 
-KERNEL(apgd_start, ApgdStartParams, 256, AdaptiveStartShared) {
+KERNEL(apgd_start, ApgdStartParams, 256, ApgdStartShared) {
     const uint32_t sample = p.samples[blockIdx.x];
     Float4 t[QUADS_PER_THREAD];
     float largest = 0.0f;
 #pragma unroll
     for (int i = 0; i < QUADS_PER_THREAD; ++i) {
-        const PhiloxBlock random = p.random.block(sample, uint32_t(i) * ADAPTIVE_THREADS + threadIdx.x);
+        const PhiloxBlock random = p.random.block(sample, uint32_t(i) * APGD_THREADS + threadIdx.x);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
             t[i].value[k] = philox_symmetric(random.word[k], 1.0f);
             largest = fmaxf(largest, fabsf(t[i].value[k]));
         }
     }
-    largest = block_max<ADAPTIVE_THREADS>(largest, shared.largest);
+    largest = block_max<APGD_THREADS>(largest, shared.largest);
 #pragma unroll
     for (int i = 0; i < QUADS_PER_THREAD; ++i) {
         Float4 x = load_vector<Float4>(p.images, quad_of(i));
@@ -57,7 +57,7 @@ KERNEL(apgd_start, ApgdStartParams, 256, AdaptiveStartShared) {
     }
 }
 
-enum AdaptivePhase : uint32_t { FIRST = 0, WITHIN = 1, LAST = 2 };
+enum ApgdPhase : uint32_t { FIRST = 0, WITHIN = 1, LAST = 2 };
 
 struct ApgdStepParams {
     Global<const float> images;          // batch x 3072
@@ -83,7 +83,7 @@ struct ApgdStepParams {
     uint32_t padding;
 };
 
-struct AdaptiveMove {
+struct ApgdMove {
     float epsilon;
     float size;
     bool first;
@@ -100,7 +100,7 @@ struct AdaptiveMove {
     }
 };
 
-/// Closes the books: the moved image becomes the last wrongly predicted one.
+/// Ends the attack: the moved image becomes the last wrongly predicted one.
 DEVICE void apgd_last(const ApgdStepParams& p, bool wrong) {
     const bool broken = p.broken[blockIdx.x] != 0;
     syncthreads();
@@ -149,7 +149,7 @@ KERNEL(apgd_step, ApgdStepParams, 256, NoShared) {
         p.broken[n] = broken;
     }
 
-    const AdaptiveMove move{p.epsilon, size, first};
+    const ApgdMove move{p.epsilon, size, first};
 #pragma unroll
     for (int i = 0; i < QUADS_PER_THREAD; ++i) {
         const int64_t at = quad_of(i);

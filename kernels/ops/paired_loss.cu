@@ -2,9 +2,9 @@
 //
 // With p = softmax(clean), q = softmax(adversarial), label y, best wrong class k of q, b the factor on the divergence and the
 // target t = (1 - smoothing) e_y + smoothing / classes:
-//   clean cross-entropy:   L = - sum t log p + b KL(p||q)
-//   boosted cross-entropy: L = - log q_y - log(1.0001 - q_k + 1e-12) + b (1.0000001 - p_y) KL(p || q + 1e-12)
-// The gradients are written out at PairedForm in src/engine/softmax_losses.rs. Differences from one are taken through expm1 of a log
+//   TRADES:   L = - sum t log p + b KL(p||q)
+//   MART:     L = - log q_y - log(1.0001 - q_k + 1e-12) + b (1.0000001 - p_y) KL(p || q + 1e-12)
+// The gradients are written out at PairedForm in src/ops/paired_loss.rs. Differences from one are taken through expm1 of a log
 // probability: the small constants would otherwise drown in its rounding.
 //
 // A warp takes one sample.

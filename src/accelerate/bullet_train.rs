@@ -15,7 +15,7 @@ use crate::batch::Batch;
 use crate::engine::{Engine, Pass, Result, Tensor};
 use crate::model::Weights;
 use crate::model::layers::IMAGE_LEN;
-use crate::ops::{AscentLoss, CrossEntropy, GatherRows, Noise, Perturb, ScatterRows};
+use crate::ops::{AscentLoss, GatherRows, Noise, Perturb, ScatterRows};
 use crate::philox::Key;
 
 pub(super) const ROW: AccelerationRow = AccelerationRow {
@@ -133,14 +133,7 @@ impl Room {
 
         for part in group.parts(engine.micro_batch()) {
             engine.forward(Pass::EvalSplit, &part.perturbed, &part.logits)?;
-            engine.run(&CrossEntropy {
-                smoothing: 0.0,
-                scale: 1.0,
-                logits: &part.logits,
-                labels: &part.labels,
-                weights: None,
-                outputs: part.outputs(),
-            })?;
+            engine.run(&part.cross_entropy(1.0))?;
         }
         let (predictions, labels) = (engine.read(&group.predictions)?, engine.read(&group.labels)?);
         Ok(predictions.iter().zip(&labels).filter(|(prediction, label)| prediction == label).count())

@@ -8,8 +8,8 @@ use crate::batch::Batch;
 use crate::engine::{Engine, GradRequest, Pass, Result, Tensor};
 use crate::model::layers::IMAGE_LEN;
 use crate::ops::{
-    ApgdPhase, ApgdPoint, ApgdStart, ApgdState, ApgdStep, CrossEntropy, GatherRows, Margin, MarginLoss,
-    Noise, Perturb, ScatterRows, TargetClass,
+    ApgdPhase, ApgdPoint, ApgdStart, ApgdState, ApgdStep, GatherRows, Margin, MarginLoss, Noise, Perturb,
+    ScatterRows, TargetClass,
 };
 use crate::philox::{Key, Purpose};
 
@@ -96,7 +96,7 @@ impl Apgd {
         targets: Option<&Tensor<u32>>,
         state: &ApgdState,
     ) -> Result<Vec<bool>> {
-        let key = Key { purpose: Purpose::AdaptiveStart, ..key };
+        let key = Key { purpose: Purpose::ApgdStart, ..key };
         engine.run(&ApgdStart {
             epsilon: self.epsilon,
             key,
@@ -122,14 +122,7 @@ impl Apgd {
                 match &targets {
                     None => {
                         // Scale 1: only the gradient's sign matters.
-                        engine.run(&CrossEntropy {
-                            smoothing: 0.0,
-                            scale: 1.0,
-                            logits: &part.logits,
-                            labels: &part.labels,
-                            weights: None,
-                            outputs: part.outputs(),
-                        })?;
+                        engine.run(&part.cross_entropy(1.0))?;
                     }
                     Some(targets) => {
                         let margin = Margin::TargetedDlr { targets };

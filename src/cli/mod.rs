@@ -197,7 +197,7 @@ fn recipe_for(
 fn or_set(error: DataError) -> anyhow::Error {
     let set = match &error {
         DataError::Unwanted { .. } => "cifar10".to_string(),
-        DataError::WrongSet { met, .. } => met.to_string(),
+        DataError::WrongSet { actual, .. } => actual.to_string(),
         _ => return error.into(),
     };
     anyhow::anyhow!("{error}; the recipe's data.set decides: --set data.set={set}, or another recipe")

@@ -127,8 +127,8 @@ pub fn read(
     let (mut train, mut test) = (Images::default(), Images::default());
     let limit = train_limit.unwrap_or(sizes.train).min(sizes.train);
     for name in layout.train_files {
-        let wanted = (limit - train.len()).min(layout.train_records);
-        read_records(layout, &place.join(name), wanted, &mut train)?;
+        let expected = (limit - train.len()).min(layout.train_records);
+        read_records(layout, &place.join(name), expected, &mut train)?;
     }
     let limit = test_limit.unwrap_or(sizes.test).min(sizes.test);
     read_records(layout, &place.join(layout.test_file), limit, &mut test)?;
@@ -189,7 +189,11 @@ pub fn find(layout: &Layout, folder: &Path) -> Result<PathBuf, DataError> {
     let Some(place) = layout.locate(folder) else {
         let other = if layout.kind == SetKind::Cifar10 { CIFAR100 } else { CIFAR10 };
         if other.locate(folder).is_some() {
-            return Err(DataError::WrongSet { folder: folder.into(), met: other.kind, wanted: layout.kind });
+            return Err(DataError::WrongSet {
+                folder: folder.into(),
+                actual: other.kind,
+                expected: layout.kind,
+            });
         }
         return Err(missing(layout, folder));
     };
@@ -198,8 +202,9 @@ pub fn find(layout: &Layout, folder: &Path) -> Result<PathBuf, DataError> {
     }
     for (name, records) in layout.files() {
         let path = place.join(name);
-        let met = fs::metadata(&path).map_err(|source| DataError::Io { path: path.clone(), source })?.len();
-        check_size(layout, &path, met, records)?;
+        let actual =
+            fs::metadata(&path).map_err(|source| DataError::Io { path: path.clone(), source })?.len();
+        check_size(layout, &path, actual, records)?;
     }
     Ok(place)
 }
@@ -213,15 +218,15 @@ fn missing(layout: &Layout, folder: &Path) -> DataError {
     DataError::Missing { folder: folder.into(), missing, set: layout.kind, form: "binary", files, hint }
 }
 
-pub(super) fn check_size(layout: &Layout, path: &Path, met: u64, records: usize) -> Result<(), DataError> {
+pub(super) fn check_size(layout: &Layout, path: &Path, actual: u64, records: usize) -> Result<(), DataError> {
     let record = layout.record();
-    let wanted = (records * record) as u64;
-    if met == wanted {
+    let expected = (records * record) as u64;
+    if actual == expected {
         return Ok(());
     }
     let diagnosis =
-        if met < wanted { "the file is cut short" } else { "there are bytes behind the last record" };
-    Err(DataError::Size { path: path.into(), met, wanted, records, record, diagnosis })
+        if actual < expected { "the file is cut short" } else { "there are bytes behind the last record" };
+    Err(DataError::Size { path: path.into(), actual, expected, records, record, diagnosis })
 }
 
 /// Appends the first `count` records of a file.
@@ -240,10 +245,10 @@ pub fn append(layout: &Layout, path: &Path, bytes: &[u8], images: &mut Images) -
     images.labels.reserve(count);
     for (record, bytes) in bytes.chunks_exact(layout.record()).enumerate() {
         let (labels, pixels) = bytes.split_at(layout.labels.len());
-        for (&met, &(what, classes)) in labels.iter().zip(layout.labels) {
-            if usize::from(met) >= classes {
-                let (path, met) = (path.into(), met.into());
-                return Err(DataError::Label { path, record, what, met, classes });
+        for (&actual, &(what, classes)) in labels.iter().zip(layout.labels) {
+            if usize::from(actual) >= classes {
+                let (path, actual) = (path.into(), actual.into());
+                return Err(DataError::Label { path, record, what, actual, classes });
             }
         }
         images.labels.extend(labels.last().map(|&label| u32::from(label)));

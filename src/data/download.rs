@@ -73,19 +73,19 @@ pub enum DownloadError {
     #[error("{} is in the way: {source}; move it elsewhere and run again", folder.display())]
     InTheWay { folder: PathBuf, source: Box<DataError> },
     #[error(
-        "{url}: {reason}; {kept} of {wanted} bytes are kept in {}, run the same command again to continue", part.display()
+        "{url}: {reason}; {kept} of {expected} bytes are kept in {}, run the same command again to continue", part.display()
     )]
-    Interrupted { url: String, reason: String, kept: u64, wanted: u64, part: PathBuf },
+    Interrupted { url: String, reason: String, kept: u64, expected: u64, part: PathBuf },
     #[error("{url}: the server answers {status}, expected 200 or 206; check the address (--url)")]
     Status { url: String, status: u16 },
     #[error(
         "{url}: the server does not continue from byte {have} ({answer}); remove {} and run again to start from the first byte", part.display()
     )]
     Resume { url: String, have: u64, answer: String, part: PathBuf },
-    #[error("{url}: {met} bytes, expected {wanted}; this is not the archive")]
-    Length { url: String, met: u64, wanted: u64 },
-    #[error("{}: SHA-256 {met}, expected {wanted}; {advice}", path.display())]
-    Digest { path: PathBuf, met: String, wanted: String, advice: &'static str },
+    #[error("{url}: {actual} bytes, expected {expected}; this is not the archive")]
+    Length { url: String, actual: u64, expected: u64 },
+    #[error("{}: SHA-256 {actual}, expected {expected}; {advice}", path.display())]
+    Digest { path: PathBuf, actual: String, expected: String, advice: &'static str },
     #[error("{}: {source}; the archive cannot be unpacked", path.display())]
     Unpack { path: PathBuf, source: io::Error },
     #[error("{}: another download into this folder: {holder}; wait until it has ended", path.display())]
@@ -182,8 +182,8 @@ fn transfer(
         };
         let kept = file.metadata().map_err(io_at(part))?.len();
         if kept <= before {
-            let (part, wanted) = (part.into(), archive.bytes);
-            return Err(DownloadError::Interrupted { url, reason, kept, wanted, part });
+            let (part, expected) = (part.into(), archive.bytes);
+            return Err(DownloadError::Interrupted { url, reason, kept, expected, part });
         }
     }
 }
@@ -220,7 +220,7 @@ fn attempt(
         status => return Err(DownloadError::Status { url: url.into(), status }),
     };
     if let Some(rest) = response.body().content_length().filter(|rest| done + rest != archive.bytes) {
-        return Err(DownloadError::Length { url: url.into(), met: done + rest, wanted: archive.bytes });
+        return Err(DownloadError::Length { url: url.into(), actual: done + rest, expected: archive.bytes });
     }
     file.set_len(done).map_err(io_at(part))?;
     let mut body = response.into_body().into_reader();
@@ -234,7 +234,7 @@ fn attempt(
         };
         done += read as u64;
         if done > archive.bytes {
-            return Err(DownloadError::Length { url: url.into(), met: done, wanted: archive.bytes });
+            return Err(DownloadError::Length { url: url.into(), actual: done, expected: archive.bytes });
         }
         file.write_all(&block[..read]).map_err(io_at(part))?;
         progress(done);
@@ -257,11 +257,11 @@ fn check_digest(
     advice: &'static str,
 ) -> Result<(), DownloadError> {
     let path = &place.path().join(name);
-    let met = place.file(name, How::Read).and_then(sha256_of).map_err(io_at(path))?;
-    if met == archive.sha256 {
+    let actual = place.file(name, How::Read).and_then(sha256_of).map_err(io_at(path))?;
+    if actual == archive.sha256 {
         return Ok(());
     }
-    Err(DownloadError::Digest { path: path.into(), met, wanted: archive.sha256.clone(), advice })
+    Err(DownloadError::Digest { path: path.into(), actual, expected: archive.sha256.clone(), advice })
 }
 
 /// Unpacks the files of the set into a temporary folder beside their place, checks them, and renames the folder.

@@ -180,9 +180,9 @@ pub enum DataError {
     )]
     Unwanted { folder: PathBuf },
     #[error(
-        "{}: holds {met}, expected {wanted}", folder.display()
+        "{}: holds {actual}, expected {expected}", folder.display()
     )]
-    WrongSet { folder: PathBuf, met: SetKind, wanted: SetKind },
+    WrongSet { folder: PathBuf, actual: SetKind, expected: SetKind },
     #[error(
         "{}: {} missing, expected the {form} version of {set} ({files}); {hint}", folder.display(), missing.join(", ")
     )]
@@ -200,19 +200,19 @@ pub enum DataError {
     OneFile { path: PathBuf, what: String, set: SetKind },
     #[error("{}: not a file of the Python version of {set}: {reason}", path.display())]
     Pickle { path: PathBuf, set: SetKind, reason: String },
-    #[error("{}: {met} bytes, expected {wanted} ({records} records of {record}); {diagnosis}", path.display())]
-    Size { path: PathBuf, met: u64, wanted: u64, records: usize, record: usize, diagnosis: &'static str },
+    #[error("{}: {actual} bytes, expected {expected} ({records} records of {record}); {diagnosis}", path.display())]
+    Size { path: PathBuf, actual: u64, expected: u64, records: usize, record: usize, diagnosis: &'static str },
     #[error(
-        "{}: record {record} has {what} {met}, expected 0 to {}; the file is damaged or another set's", path.display(),
+        "{}: record {record} has {what} {actual}, expected 0 to {}; the file is damaged or another set's", path.display(),
         classes - 1
     )]
-    Label { path: PathBuf, record: usize, what: &'static str, met: i64, classes: usize },
+    Label { path: PathBuf, record: usize, what: &'static str, actual: i64, classes: usize },
     #[error("{}: SHA-256 {actual}, expected {expected} ({SUMS}); the file is damaged", path.display())]
     Digest { path: PathBuf, actual: String, expected: String },
     #[error("{}: expected a line `SHA-256  NAME` for each file of the set, found none for {name}", path.display())]
     Sums { path: PathBuf, name: String },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{wanted} validation images, expected fewer than the {count} training images")]
-    Validation { wanted: usize, count: usize },
+    #[error("{expected} validation images, expected fewer than the {count} training images")]
+    Validation { expected: usize, count: usize },
 }

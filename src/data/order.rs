@@ -74,7 +74,7 @@ pub fn split(
 ) -> Result<Split, DataError> {
     let count = images.len();
     if validation >= count {
-        return Err(DataError::Validation { wanted: validation, count });
+        return Err(DataError::Validation { expected: validation, count });
     }
     let key = Key { seed, purpose: Purpose::Order, epoch: 0, step: SPLIT_STEP };
     let all: Vec<u32> = (0..count as u32).collect();

@@ -338,7 +338,7 @@ impl Machine<'_> {
     fn take(&mut self, len: usize) -> Result<Range<usize>, String> {
         let left = self.bytes.len() - self.at;
         if len > left {
-            return Err(format!("{len} bytes wanted, {left} are left: the file is cut short"));
+            return Err(format!("{len} bytes expected, {left} are left: the file is cut short"));
         }
         self.at += len;
         Ok(self.at - len..self.at)
@@ -441,7 +441,7 @@ mod tests {
         let pickle = Pickle::parse(b"\x80\x02cos\nsystem\nU\x04true\x85R.").unwrap();
         assert!(matches!(pickle.root(), Value::Called { .. }) && pickle.byte_array(pickle.root()).is_none());
         for (bytes, part) in [
-            (&b""[..], "1 bytes wanted, 0 are left: the file is cut short, at byte 0"),
+            (&b""[..], "1 bytes expected, 0 are left: the file is cut short, at byte 0"),
             (b"PK\x03\x04", "no pickle of protocol 2 or later, at byte 0"),
             (b"\x80\x09N.", "protocol 9, expected 2 to 5"),
             (b"\x80\x02N", "cut short, at byte 3"),
@@ -452,7 +452,7 @@ mod tests {
             (b"\x80\x02N(e.", "no list"),
             (b"\x80\x02}(Nu.", "a key without a value"),
             (b"\x80\x02h\x07.", "nothing was remembered as 7"),
-            (b"\x80\x02T\xff\xff\xff\x7fabc", "2147483647 bytes wanted, 3 are left"),
+            (b"\x80\x02T\xff\xff\xff\x7fabc", "2147483647 bytes expected, 3 are left"),
             (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\xffabc", "bytes wanted"),
             (b"\x80\x02Nb.", "too few values"),
             (b"\x80\x02NNb.", "a state for what was not made"),

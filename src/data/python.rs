@@ -33,10 +33,12 @@ pub fn append(
     };
     let array = pickle.byte_array(entry("data")?);
     let array = array.ok_or_else(|| wrong("'data' is no NumPy array of bytes in C order".into()))?;
-    let wanted = [records as i64, IMAGE_BYTES as i64];
-    if array.shape != wanted || array.data.len() != records * IMAGE_BYTES {
+    let expected = [records as i64, IMAGE_BYTES as i64];
+    if array.shape != expected || array.data.len() != records * IMAGE_BYTES {
         let (shape, len) = (array.shape, array.data.len());
-        return Err(wrong(format!("'data' has shape {shape:?} and {len} bytes, expected shape {wanted:?}")));
+        return Err(wrong(format!(
+            "'data' has shape {shape:?} and {len} bytes, expected shape {expected:?}"
+        )));
     }
     let mut labels = Vec::new();
     for (key, &(what, classes)) in label_keys(layout).iter().zip(layout.labels) {
@@ -50,7 +52,7 @@ pub fn append(
                 Value::Int(label) if (0..classes as i64).contains(label) => labels.push(*label as u32),
                 Value::Int(label) => {
                     let path = path.into();
-                    return Err(DataError::Label { path, record, what, met: *label, classes });
+                    return Err(DataError::Label { path, record, what, actual: *label, classes });
                 }
                 _ => return Err(wrong(format!("item {record} of '{key}' is no number"))),
             }

@@ -154,7 +154,7 @@ fn locate(layout: &Layout, path: &Path) -> Result<Source, DataError> {
     }
     let other = if layout.kind == SetKind::Cifar10 { CIFAR100 } else { CIFAR10 };
     if inside(&other, path).is_some() {
-        return Err(DataError::WrongSet { folder: path.into(), met: other.kind, wanted: layout.kind });
+        return Err(DataError::WrongSet { folder: path.into(), actual: other.kind, expected: layout.kind });
     }
     Err(missing(layout, Form::Binary, path, &|name| path.join(name).is_file()))
 }
@@ -242,7 +242,7 @@ pub fn from_archive(layout: &Layout, path: &Path, archive: impl Read) -> Result<
         found[form as usize].insert(file, bytes);
     }
     if found.iter().all(HashMap::is_empty) && of_other {
-        return Err(DataError::WrongSet { folder: path.into(), met: other.kind, wanted: layout.kind });
+        return Err(DataError::WrongSet { folder: path.into(), actual: other.kind, expected: layout.kind });
     }
     for form in Form::ALL {
         let files = &mut found[form as usize];

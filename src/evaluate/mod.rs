@@ -28,7 +28,7 @@ use crate::attack::{Cost, Pgd};
 use crate::batch::Batch;
 use crate::engine::{self, Engine, Pass, Phase, WeightSet, unless_stopped};
 use crate::model::layers::IMAGE_LEN;
-use crate::ops::{AscentLoss, CrossEntropy, GatherImages, ImageSet, NO_CLASS};
+use crate::ops::{AscentLoss, ImageSet, NO_CLASS};
 use crate::philox::{Key, Purpose};
 
 /// What is evaluated, besides the protocol.
@@ -153,13 +153,7 @@ pub fn gathered(
 ) -> engine::Result<Batch> {
     let batch = scratch.rows(0..samples.len());
     engine.write(&batch.samples, samples)?;
-    engine.run(&GatherImages {
-        set,
-        samples: &batch.samples,
-        augment: None,
-        images: &batch.images,
-        labels: &batch.labels,
-    })?;
+    engine.run(&batch.gather(set, None))?;
     Ok(batch)
 }
 
@@ -170,14 +164,7 @@ pub fn predict(engine: &mut Engine, batch: &Batch, perturbed: bool) -> engine::R
     for part in batch.parts(engine.micro_batch()) {
         let images = if perturbed { &part.perturbed } else { &part.images };
         engine.forward(Pass::Eval, images, &part.logits)?;
-        engine.run(&CrossEntropy {
-            smoothing: 0.0,
-            scale: 1.0,
-            logits: &part.logits,
-            labels: &part.labels,
-            weights: None,
-            outputs: part.outputs(),
-        })?;
+        engine.run(&part.cross_entropy(1.0))?;
     }
     engine.read(&batch.predictions)
 }

@@ -15,7 +15,6 @@ use crate::attack::Cost;
 use crate::batch::Batch;
 use crate::engine::{self, Engine, GradRequest, Pass};
 use crate::model::layers::IMAGE_LEN;
-use crate::ops::CrossEntropy;
 use crate::philox::{Key, Purpose};
 
 /// A weak attack must break more than this share of all images beyond a strong one before it raises the alarm; the share
@@ -138,14 +137,7 @@ impl Checks {
                 let range = start..batch.len().min(start + size);
                 let part = batch.rows(range.clone());
                 engine.forward(Pass::Eval, &part.images, &part.logits)?;
-                engine.run(&CrossEntropy {
-                    smoothing: 0.0,
-                    scale: 1.0,
-                    logits: &part.logits,
-                    labels: &part.labels,
-                    weights: None,
-                    outputs: part.outputs(),
-                })?;
+                engine.run(&part.cross_entropy(1.0))?;
                 engine.backward(
                     Pass::Eval,
                     &part.logit_gradient,

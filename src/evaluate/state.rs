@@ -79,8 +79,8 @@ pub enum StateError {
     Io { path: PathBuf, source: io::Error },
     #[error("{}: not a state of an evaluation: {reason}", path.display())]
     Format { path: PathBuf, reason: String },
-    #[error("{}: an evaluation with {name} {met}, this command asks for {expected}", path.display())]
-    Settings { path: PathBuf, name: String, met: String, expected: String },
+    #[error("{}: an evaluation with {name} {actual}, this command asks for {expected}", path.display())]
+    Settings { path: PathBuf, name: String, actual: String, expected: String },
     #[error("{}: an unfinished evaluation; continue it with --resume, or delete the file", path.display())]
     Unfinished { path: PathBuf },
     #[error("{}: another evaluation works with it: {holder}; wait until it has ended, or name another --state", path.display())]
@@ -112,26 +112,26 @@ impl State {
         if header.version != VERSION {
             return Err(format(format!("version {}, expected {VERSION}", header.version)));
         }
-        let actual = sha256(state);
-        if actual != header.sha256 {
-            return Err(format(format!("SHA-256 {actual}, expected {}: it is damaged", header.sha256)));
+        let digest = sha256(state);
+        if digest != header.sha256 {
+            return Err(format(format!("SHA-256 {digest}, expected {}: it is damaged", header.sha256)));
         }
         let state: Self = serde_json::from_slice(state).map_err(|error| format(error.to_string()))?;
         let fields = |settings: &Settings| match serde_json::to_value(settings) {
             Ok(serde_json::Value::Object(fields)) => fields,
             _ => serde_json::Map::new(),
         };
-        let (met, expected) = (fields(&state.settings), fields(settings));
+        let (actual, expected) = (fields(&state.settings), fields(settings));
         // Other digests follow from other settings: these say more.
         let (digests, others): (Vec<_>, Vec<_>) = expected.keys().partition(|name| name.ends_with("sha256"));
         let mut names = others.into_iter().chain(digests);
-        if let Some(name) = names.find(|name| met.get(*name) != expected.get(*name)) {
+        if let Some(name) = names.find(|name| actual.get(*name) != expected.get(*name)) {
             let text =
                 |value: Option<&serde_json::Value>| value.map_or("nothing".into(), |value| value.to_string());
             return Err(StateError::Settings {
                 path: path.clone(),
                 name: name.replace('_', " "),
-                met: text(met.get(name)),
+                actual: text(actual.get(name)),
                 expected: text(expected.get(name)),
             });
         }
@@ -149,8 +149,10 @@ impl State {
                 progress.adversarial_predictions.len(),
             ]
         });
-        match outcomes.chain(progress).find(|met| *met != settings.samples) {
-            Some(met) => Err(format(format!("verdicts on {met} images, expected {}", settings.samples))),
+        match outcomes.chain(progress).find(|images| *images != settings.samples) {
+            Some(images) => {
+                Err(format(format!("verdicts on {images} images, expected {}", settings.samples)))
+            }
             None => Ok(state),
         }
     }

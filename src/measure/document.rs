@@ -83,7 +83,7 @@ pub struct Row {
     /// Seconds that an H200 should take, where all of it has a model.
     #[serde(default)]
     pub predicted: Option<f64>,
-    /// What the stop rule still wanted when the time was up.
+    /// What the stop rule still asked for when the time was up.
     pub unmet: Option<String>,
 }
 

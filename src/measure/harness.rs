@@ -28,11 +28,11 @@ impl Rule {
     /// What `values` still lack.
     pub fn unmet(&self, values: &[f64]) -> Option<String> {
         if values.len() < self.samples {
-            return Some(format!("{} samples, wanted {}", values.len(), self.samples));
+            return Some(format!("{} samples, expected {}", values.len(), self.samples));
         }
         let error = summary(values).map_or(f64::INFINITY, |summary| summary.error);
         (error > self.error).then(|| {
-            format!("relative standard error {:.2} %, wanted {:.2} %", 100.0 * error, 100.0 * self.error)
+            format!("relative standard error {:.2} %, expected {:.2} %", 100.0 * error, 100.0 * self.error)
         })
     }
 
@@ -52,11 +52,11 @@ impl Rule {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Samples {
     pub values: Vec<f64>,
-    /// What the rule still wanted when the time was up.
+    /// What the rule still asked for when the time was up.
     pub unmet: Option<String>,
 }
 
-/// Samples `work`, which answers its own seconds, until the rule is met or `stop` answers true; `None` where it did.
+/// Samples `work`, which returns its own seconds, until the rule holds or `stop` returns true; `None` where it did.
 pub fn sample<E>(
     rule: &Rule,
     stop: &dyn Fn() -> bool,

@@ -127,7 +127,7 @@ fn unmet(interval: Option<[f64; 2]>, tolerance: f64) -> Option<String> {
     let Some([low, high]) = interval else { return Some(format!("fewer than {LEAST_ROUNDS} rounds")) };
     let width = high / low - 1.0;
     (width > tolerance)
-        .then(|| format!("interval {:.1} % wide, wanted {:.1} %", 100.0 * width, 100.0 * tolerance))
+        .then(|| format!("interval {:.1} % wide, expected {:.1} %", 100.0 * width, 100.0 * tolerance))
 }
 
 /// What of the rows of two documents is worth knowing beside their times: rows of one alone, and counts of operations that

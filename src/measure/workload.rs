@@ -17,7 +17,7 @@ use crate::engine::{
 };
 use crate::evaluate::{Protocol, Subject, evaluate};
 use crate::model::initialise;
-use crate::ops::{GatherImages, ImageSet};
+use crate::ops::ImageSet;
 use crate::philox::{Key, Purpose};
 use crate::recipe::Recipe;
 use crate::train::{self, Trainer};
@@ -201,13 +201,7 @@ impl Bench {
             Work::Attack => {
                 let batch = &self.batch;
                 engine.write(&batch.samples, first)?;
-                engine.run(&GatherImages {
-                    set: &self.set,
-                    samples: &batch.samples,
-                    augment: None,
-                    images: &batch.images,
-                    labels: &batch.labels,
-                })?;
+                engine.run(&batch.gather(&self.set, None))?;
                 let mut objective = recipe.new_objective();
                 let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
                 engine.synchronize()?;
@@ -299,13 +293,7 @@ impl Bench {
 fn first_batch(engine: &mut Engine, set: &ImageSet, samples: &[u32]) -> Result<Batch> {
     let batch = Batch::alloc(engine, samples.len())?;
     engine.write(&batch.samples, samples)?;
-    engine.run(&GatherImages {
-        set,
-        samples: &batch.samples,
-        augment: None,
-        images: &batch.images,
-        labels: &batch.labels,
-    })?;
+    engine.run(&batch.gather(set, None))?;
     Ok(batch)
 }
 

@@ -161,8 +161,8 @@ fn values(name: &str, view: &TensorView) -> Result<Vec<f32>, WeightsError> {
         other => {
             return Err(WeightsError::Type {
                 name: name.into(),
-                met: format!("{other:?}"),
-                wanted: "F32, F16, BF16 or F64",
+                actual: format!("{other:?}"),
+                expected: "F32, F16, BF16 or F64",
             });
         }
     };
@@ -194,9 +194,9 @@ mod tests {
         assert_eq!(prefix(&["layers.conv1.weight"]), "layers.");
         assert_eq!(prefix(&["net.0.weight"]), "");
         let said = instead(&["net.conv1.weight", "net.fc.weight", "net.fc.bias", "net.bn1.bias"]);
-        let wanted = "found instead: net.conv1.weight, net.fc.weight, net.fc.bias and 1 more (net.* is *, fc.* is linear.*); \
+        let expected = "found instead: net.conv1.weight, net.fc.weight, net.fc.bias and 1 more (net.* is *, fc.* is linear.*); \
                       `secateur weights convert FILE OUT` renames them";
-        assert_eq!(said, wanted);
+        assert_eq!(said, expected);
         assert_eq!(instead(&["a"]), "found instead: a");
     }
 

@@ -31,8 +31,8 @@ pub struct NamedTensor {
 pub enum WeightsError {
     #[error("{name}: missing from the weights")]
     Missing { name: String },
-    #[error("{name}: shape {met:?}, expected {wanted:?}")]
-    Shape { name: String, met: Vec<usize>, wanted: Vec<usize> },
+    #[error("{name}: shape {actual:?}, expected {expected:?}")]
+    Shape { name: String, actual: Vec<usize>, expected: Vec<usize> },
     #[error("{name}: not a tensor of this network ({network})")]
     Unknown { name: String, network: ResNet },
     #[error("{name}: missing from the weights; {instead}")]
@@ -41,12 +41,17 @@ pub enum WeightsError {
     Twice { name: String, other: String },
     #[error("{name}[{index}]: {value} is too large for F32")]
     Range { name: String, index: usize, value: f64 },
-    #[error("{name}[{index}]: {value}, expected {wanted}; the weights are damaged or the training diverged")]
-    Value { name: String, index: usize, value: f32, wanted: &'static str },
-    #[error("{name}: type {met}, expected {wanted}")]
-    Type { name: String, met: String, wanted: &'static str },
-    #[error("conv1.weight has {met} output channels, expected {} (the widths that have kernels)", widths())]
-    Width { met: usize },
+    #[error(
+        "{name}[{index}]: {value}, expected {expected}; the weights are damaged or the training diverged"
+    )]
+    Value { name: String, index: usize, value: f32, expected: &'static str },
+    #[error("{name}: type {actual}, expected {expected}")]
+    Type { name: String, actual: String, expected: &'static str },
+    #[error(
+        "conv1.weight has {actual} output channels, expected {} (the widths that have kernels)",
+        widths()
+    )]
+    Width { actual: usize },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error("{path}: not a whole safetensors file: {reason}")]
@@ -83,8 +88,8 @@ impl Weights {
         if tensor.shape != shape {
             return Err(WeightsError::Shape {
                 name: name.into(),
-                met: tensor.shape.clone(),
-                wanted: shape.into(),
+                actual: tensor.shape.clone(),
+                expected: shape.into(),
             });
         }
         Ok(&tensor.values)
@@ -104,15 +109,17 @@ impl Weights {
         let stem = shape("conv1.weight")?;
         let width = stem.first().copied().unwrap_or(0);
         if !WIDTHS.contains(&width) {
-            return Err(WeightsError::Width { met: width });
+            return Err(WeightsError::Width { actual: width });
         }
-        let (linear, expected) = (shape("linear.weight")?, ResNet::resnet18(width, 10).features());
+        let (linear, features_of) = (shape("linear.weight")?, ResNet::resnet18(width, 10).features());
         match linear[..] {
-            [classes, features] if classes > 0 && features == expected => Ok(self.of_depth(width, classes)),
+            [classes, features] if classes > 0 && features == features_of => {
+                Ok(self.of_depth(width, classes))
+            }
             _ => Err(WeightsError::Shape {
                 name: "linear.weight".into(),
-                met: linear.clone(),
-                wanted: vec![10, expected],
+                actual: linear.clone(),
+                expected: vec![10, features_of],
             }),
         }
     }
@@ -145,11 +152,11 @@ impl Weights {
                 values => values?,
             };
             let is_variance = parameter.kind == ParameterKind::BnRunningVar;
-            let wanted = if is_variance { "a finite number >= 0" } else { "a finite number" };
+            let expected = if is_variance { "a finite number >= 0" } else { "a finite number" };
             let bad = values.iter().position(|value| !value.is_finite() || (is_variance && *value < 0.0));
             if let Some(index) = bad {
                 let (name, value) = (parameter.name.clone(), values[index]);
-                return Err(WeightsError::Value { name, index, value, wanted });
+                return Err(WeightsError::Value { name, index, value, expected });
             }
         }
         if self.tensors.len() > parameters.len()
@@ -217,8 +224,8 @@ impl Weights {
             if view.dtype() != Dtype::F32 {
                 return Err(WeightsError::Type {
                     name: name.into(),
-                    met: format!("{:?}", view.dtype()),
-                    wanted: "F32; `secateur weights convert FILE OUT` makes it so",
+                    actual: format!("{:?}", view.dtype()),
+                    expected: "F32; `secateur weights convert FILE OUT` makes it so",
                 });
             }
             // Not a cast: nothing promises that the file's data is aligned for f32.

@@ -38,14 +38,7 @@ pub fn cross_entropy_loss(
     scale: f32,
     weights: Option<&Tensor<f32>>,
 ) -> Result<()> {
-    engine.run(&CrossEntropy {
-        smoothing,
-        scale,
-        logits: &batch.logits,
-        labels: &batch.labels,
-        weights,
-        outputs: batch.outputs(),
-    })
+    engine.run(&CrossEntropy { smoothing, weights, ..batch.cross_entropy(scale) })
 }
 
 /// Gradient of the mean of a loss of both logits, through both passes.

@@ -10,7 +10,7 @@ use crate::model::Weights;
 use crate::ops::AscentLoss;
 use crate::philox::Key;
 
-/// Cross-entropy, with label smoothing if wanted, on the images that an attack made.
+/// Cross-entropy, with label smoothing where asked for, on the images that an attack made.
 pub struct Single {
     adversary: Box<dyn Adversary>,
     ascends: AscentLoss,

@@ -6,7 +6,7 @@
 //!
 //! | file | what it chooses |
 //! |---|---|
-//! | `random` | all; so many at random, of each class in proportion if wanted; a share of chance in another choice |
+//! | `random` | all; N at random, of each class in proportion where asked for; a share of chance in another choice |
 //! | `ranking` | by scores: last loss, EL2N, last-layer GraNd, EasyCore's input-gradient norm |
 //! | `top_k` | what rankings and Adv-GLISTER make of scores: the best, with noise and class quotas |
 //! | `info_batch` | InfoBatch's unbiased random half of the easy samples |

@@ -1,4 +1,4 @@
-//! The controls: all candidates, or so many at random, of each class in proportion if wanted; and a share of chance in
+//! The controls: all candidates, or N at random, of each class in proportion where asked for; and a share of chance in
 //! another choice.
 
 use super::{Candidates, Coverage, PruneError, Selection, SelectionConfig, SelectionRow, Subset, Survey};

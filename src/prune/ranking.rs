@@ -6,7 +6,7 @@
 use super::top_k::Draw;
 use super::{Candidates, Coverage, Knowledge, PruneError, Selection, SelectionRow, Subset, Survey, TopK};
 use crate::engine::{Engine, Error, Tensor};
-use crate::ops::{CrossEntropy, GradientSquares, LastLayerGradients, RowNorms, SelectTopK, Term};
+use crate::ops::{GradientSquares, LastLayerGradients, RowNorms, SelectTopK, Term};
 
 pub(super) const LOSS_RANK: SelectionRow = SelectionRow {
     name: "loss-rank",
@@ -131,14 +131,7 @@ impl Ranking {
                 while start < samples.len() {
                     let batch =
                         view.batch(survey.scratch, start..samples.len().min(start + survey.scratch.len()));
-                    engine.run(&CrossEntropy {
-                        smoothing: 0.0,
-                        scale: 1.0,
-                        logits: &batch.logits,
-                        labels: &batch.labels,
-                        weights: None,
-                        outputs: batch.outputs(),
-                    })?;
+                    engine.run(&batch.cross_entropy(1.0))?;
                     start += batch.len();
                 }
                 let Term { logit_gradient, features } = view.terms().1.clone();

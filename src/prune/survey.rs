@@ -10,7 +10,7 @@ use crate::batch::Batch;
 use crate::engine::{Engine, Error, GradRequest, Pass, Phase, Tensor, WeightSet};
 use crate::model::layers::IMAGE_LEN;
 use crate::objective::Objective;
-use crate::ops::{Augment, CrossEntropy, GatherImages, ImageSet, LastLayerGradients, RowNorms, Term};
+use crate::ops::{Augment, ImageSet, LastLayerGradients, RowNorms, Term};
 use crate::philox::Key;
 
 /// The means to look at samples of an image set with the present weights.
@@ -77,13 +77,7 @@ impl Survey<'_> {
             let range = done..done + chunk.len();
             let batch = view.batch(self.scratch, range.clone());
             engine.write(&batch.samples, chunk)?;
-            engine.run(&GatherImages {
-                set: self.set,
-                samples: &batch.samples,
-                augment: self.augment,
-                images: &batch.images,
-                labels: &batch.labels,
-            })?;
+            engine.run(&batch.gather(self.set, self.augment))?;
             self.objective.attack(engine, self.key, &batch)?;
             engine.phase(Phase::Select);
             let mut start = done;
@@ -114,24 +108,11 @@ impl Survey<'_> {
         for chunk in samples.chunks(self.scratch.len()) {
             let batch = self.scratch.rows(0..chunk.len());
             engine.write(&batch.samples, chunk)?;
-            engine.run(&GatherImages {
-                set: self.set,
-                samples: &batch.samples,
-                augment: None,
-                images: &batch.images,
-                labels: &batch.labels,
-            })?;
+            engine.run(&batch.gather(self.set, None))?;
             for part in batch.parts(engine.micro_batch()) {
                 engine.forward(Pass::Eval, &part.images, &part.logits)?;
             }
-            engine.run(&CrossEntropy {
-                smoothing: 0.0,
-                scale: 1.0,
-                logits: &batch.logits,
-                labels: &batch.labels,
-                weights: None,
-                outputs: batch.outputs(),
-            })?;
+            engine.run(&batch.cross_entropy(1.0))?;
             let (predictions, labels) = (engine.read(&batch.predictions)?, engine.read(&batch.labels)?);
             correct +=
                 predictions.iter().zip(&labels).filter(|(predicted, label)| predicted == label).count();
@@ -151,22 +132,9 @@ impl Survey<'_> {
         for chunk in samples.chunks(self.scratch.len().min(engine.micro_batch())) {
             let batch = self.scratch.rows(0..chunk.len());
             engine.write(&batch.samples, chunk)?;
-            engine.run(&GatherImages {
-                set: self.set,
-                samples: &batch.samples,
-                augment: None,
-                images: &batch.images,
-                labels: &batch.labels,
-            })?;
+            engine.run(&batch.gather(self.set, None))?;
             engine.forward(Pass::Eval, &batch.images, &batch.logits)?;
-            engine.run(&CrossEntropy {
-                smoothing: 0.0,
-                scale: 1.0,
-                logits: &batch.logits,
-                labels: &batch.labels,
-                weights: None,
-                outputs: batch.outputs(),
-            })?;
+            engine.run(&batch.cross_entropy(1.0))?;
             engine.backward(Pass::Eval, &batch.logit_gradient, GradRequest::images(&batch.perturbed))?;
             let norms = norms.slice(done..done + chunk.len());
             engine.run(&RowNorms { values: &batch.perturbed, row_len: IMAGE_LEN, norms: &norms })?;

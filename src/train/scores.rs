@@ -54,14 +54,7 @@ impl EpochScores {
             predictions: &self.predictions.slice(0..len),
             logit_gradient: &logit_gradient,
         };
-        engine.run(&CrossEntropy {
-            smoothing: 0.0,
-            scale: 1.0,
-            logits: &batch.logits,
-            labels: &batch.labels,
-            weights: None,
-            outputs,
-        })?;
+        engine.run(&CrossEntropy { outputs, ..batch.cross_entropy(1.0) })?;
         engine.run(&RowNorms {
             values: &logit_gradient,
             row_len: network.classes,

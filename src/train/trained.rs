@@ -103,7 +103,7 @@ pub fn images(weights: &Path, folder: Option<&Path>, classes: usize) -> Result<D
         return Err(TrainedError::Classes { weights, classes, set, hint });
     }
     DataSet::open(set, folder, limits.0, limits.1).map_err(|error| match error {
-        DataError::WrongSet { folder, met: actual, .. } => {
+        DataError::WrongSet { folder, actual, .. } => {
             TrainedError::OtherSet { weights, classes, folder, actual }
         }
         DataError::Unwanted { folder } => TrainedError::Generated { weights, folder },

@@ -20,7 +20,7 @@ use crate::data::order::{Split, epoch_order};
 use crate::engine::{Engine, Error, Phase, Result, Sgd, Tensor, WeightSet, unless_stopped};
 use crate::model::layers::IMAGE_LEN;
 use crate::objective::Objective;
-use crate::ops::{GatherImages, ImageSet, ScatterRows};
+use crate::ops::{ImageSet, ScatterRows};
 use crate::philox::{Key, Purpose};
 use crate::prune::{PruneError, Subset};
 
@@ -369,13 +369,7 @@ impl<'a> Trainer<'a> {
     fn gather(&mut self, batch: &Batch) -> Result<()> {
         let (seed, epoch) = (self.recipe.seed, self.progress.epoch);
         let augment = self.recipe.augmentation(seed, epoch);
-        self.engine.run(&GatherImages {
-            set: self.set,
-            samples: &batch.samples,
-            augment,
-            images: &batch.images,
-            labels: &batch.labels,
-        })
+        self.engine.run(&batch.gather(self.set, augment))
     }
 
     /// Makes the adversarial images of a minibatch: by an attack now, or by that on the super-batch it belongs to.

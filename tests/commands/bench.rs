@@ -52,9 +52,9 @@ fn sampling_ends_by_its_rule() {
     let noisy = [1.0, 2.0, 1.0, 2.0, 1.0, 2.0];
     assert_eq!(rule.verdict(&noisy, 1.0), Verdict::GoOn);
     let Verdict::TimeUp(unmet) = rule.verdict(&noisy, 10.0) else { panic!("the time is up") };
-    assert!(unmet.contains("standard error") && unmet.contains("wanted 1.00 %"), "{unmet}");
+    assert!(unmet.contains("standard error") && unmet.contains("expected 1.00 %"), "{unmet}");
     let Verdict::TimeUp(unmet) = rule.verdict(&[1.0; 2], 11.0) else { panic!("the time is up") };
-    assert!(unmet.contains("2 samples, wanted 5"), "{unmet}");
+    assert!(unmet.contains("2 samples, expected 5"), "{unmet}");
 
     let mut calls = 0;
     let mut work = || -> Result<f64, String> {
@@ -172,7 +172,8 @@ fn a_step_is_measured_on_the_cpu() {
     let args = [&["bench", "step", "--device=cpu", "--json=a.json", "--csv=a.csv"], &TINY[..]].concat();
     let (code, stdout, stderr) = secateur(&folder, &args);
     assert_eq!(code, Some(0), "{stderr}");
-    for part in ["device ", "build ", "ceilings ", "images/s", "step cifar10-pgd-at", "1 samples, wanted 5"] {
+    for part in ["device ", "build ", "ceilings ", "images/s", "step cifar10-pgd-at", "1 samples, expected 5"]
+    {
         assert!(stdout.contains(part), "no {part} in:\n{stdout}");
     }
     let read = json(&folder, "a.json");
@@ -184,7 +185,7 @@ fn a_step_is_measured_on_the_cpu() {
     let row = &read["rows"][0];
     assert_eq!(row["flops"].as_f64().unwrap(), step_flops(16, 4));
     assert_eq!(row["images"], 4);
-    assert!(row["unmet"].as_str().unwrap().contains("wanted 5"));
+    assert!(row["unmet"].as_str().unwrap().contains("expected 5"));
     assert!(row["median"].as_f64().unwrap() > 0.0 && row["ceiling_share"].as_f64().unwrap() > 0.0);
     let csv = std::fs::read_to_string(folder.path().join("a.csv")).unwrap();
     let lines: Vec<&str> = csv.lines().collect();
@@ -272,7 +273,7 @@ fn kernels_are_measured_by_shape() {
     let tiny = [&["bench", "kernels", "--device=emulated", "--batch=1"], &TINY[..1], &TINY[2..]].concat();
     let (code, stdout, stderr) = secateur(&folder, &[&tiny[..], &["--json=k.json", "--csv=k.csv"]].concat());
     assert_eq!(code, Some(0), "{stderr}");
-    for part in ["cifar10-pgd-at sgd_step", "cold time", "batch time", "samples, wanted 5"] {
+    for part in ["cifar10-pgd-at sgd_step", "cold time", "batch time", "samples, expected 5"] {
         assert!(stdout.contains(part), "no {part} in:\n{stdout}");
     }
     let read = json(&folder, "k.json");

@@ -124,7 +124,7 @@ fn every_control_is_planned_once() {
         [(recipe, "plain", String::new(), "plain")]
     );
     let renamed = Recipe { name: "other".into(), ..plain.clone() };
-    for (recipes, seeds, wanted) in [
+    for (recipes, seeds, text) in [
         (vec![plain.clone(), renamed], vec![0], "--recipes other: named twice, expected each recipe once"),
         (vec![plain], vec![4, 4], "--seeds 4: named twice, expected each seed once"),
         (
@@ -133,7 +133,7 @@ fn every_control_is_planned_once() {
             "two rows are named a.full, expected a name for each; give the recipe's file another name",
         ),
     ] {
-        assert_eq!(Plan::new(&recipes, &seeds).unwrap_err().to_string(), wanted);
+        assert_eq!(Plan::new(&recipes, &seeds).unwrap_err().to_string(), text);
     }
 }
 
@@ -194,8 +194,8 @@ fn recorded(folder: &Path) -> [f64; 3] {
         .map(|key| epochs.iter().map(|epoch| epoch[key].as_f64().unwrap()).sum())
 }
 
-fn near(actual: f64, wanted: f64) -> bool {
-    (actual - wanted).abs() <= 1e-9 * wanted.abs()
+fn near(actual: f64, expected: f64) -> bool {
+    (actual - expected).abs() <= 1e-9 * expected.abs()
 }
 
 #[test]
@@ -230,9 +230,9 @@ fn a_table_is_what_its_runs_recorded_and_they_are_made_once() {
             assert_eq!([run.seconds.attack, run.seconds.train, run.seconds.select], seconds);
             assert_eq!(["full", "short"].contains(&row.selection.as_str()), seconds[2] == 0.0, "{name}");
             let full = recorded(&path.join(format!("out/tiny.full-seed-{}", run.seed)));
-            let wanted = full.iter().sum::<f64>() / seconds.iter().sum::<f64>();
-            assert!(near(run.speed_up.unwrap(), wanted), "{name}: {:?}, wanted {wanted}", run.speed_up);
-            speed_ups.push(wanted);
+            let expected = full.iter().sum::<f64>() / seconds.iter().sum::<f64>();
+            assert!(near(run.speed_up.unwrap(), expected), "{name}: {:?}, expected {expected}", run.speed_up);
+            speed_ups.push(expected);
             // The pursuit may end with fewer samples than its budget.
             assert_eq!(run.cost.epochs, epochs);
             assert!(run.cost.passes() <= passes && (run.cost.passes() == passes || name == "tiny"), "{name}");
@@ -242,16 +242,16 @@ fn a_table_is_what_its_runs_recorded_and_they_are_made_once() {
                 .iter()
                 .map(|row| (row.weights.as_str(), row.protocol.as_str(), row.total))
                 .collect();
-            let wanted =
+            let expected =
                 [("best", "clean", 4), ("best", "pgd2", 4), ("last", "clean", 4), ("last", "pgd2", 4)];
-            assert_eq!(verdicts, wanted);
+            assert_eq!(verdicts, expected);
             let result = json(&path.join("out").join(&run.folder).join("result.json"));
             assert_eq!(result["test"].as_array().unwrap().len(), 4, "every reader of a run finds them");
             assert_eq!(result["best"]["epoch"].as_u64(), run.best_epoch.map(u64::from));
         }
-        let wanted = Statistic::of(&speed_ups).unwrap();
-        assert!(near(figure("speed_up").mean, wanted.mean), "{name}");
-        assert!((figure("speed_up").deviation.unwrap() - wanted.deviation.unwrap()).abs() < 1e-9, "{name}");
+        let expected = Statistic::of(&speed_ups).unwrap();
+        assert!(near(figure("speed_up").mean, expected.mean), "{name}");
+        assert!((figure("speed_up").deviation.unwrap() - expected.deviation.unwrap()).abs() < 1e-9, "{name}");
         let seconds: f64 = row.runs.iter().map(|run| run.cost_seconds()).sum::<f64>() / 2.0;
         assert!(near(figure("seconds").mean, seconds));
         assert!(near(figure("seconds_per_epoch").mean, seconds / epochs as f64));
@@ -433,13 +433,13 @@ fn a_selection_is_measured_in_parts() {
         let rows = parts.iter().map(|part| format!("{whole}: {part}")).collect::<Vec<_>>();
         [vec![whole], rows].concat()
     };
-    let wanted = [
+    let expected = [
         of("random", &["algorithm"]),
         of("loss-rank", &["algorithm"]),
         of("easy-core", &["gradients", "algorithm"]),
         of("adv-glister", &["attack", "gradients", "algorithm"]),
     ];
-    assert_eq!(names, wanted.concat());
+    assert_eq!(names, expected.concat());
 }
 
 #[test]
@@ -490,7 +490,7 @@ fn errors_of_gradients_are_measured_once_and_kept() {
     assert_eq!(run(&weights).0, Some(0));
     assert_eq!(rows(&path.join("other/selection-error.json")), actual);
 
-    for (args, wanted) in [
+    for (args, expected) in [
         (["--out=out", "--set=seed=4"], "a run of another recipe (seed"),
         (
             ["--out=out", "--draws=3"],
@@ -501,6 +501,6 @@ fn errors_of_gradients_are_measured_once_and_kept() {
     ] {
         let base = &base[..if args[1].starts_with("--draws") { 5 } else { 6 }];
         let (code, _, stderr) = secateur(path, &[base, &args].concat());
-        assert!(code == Some(2) && stderr.contains(wanted) && stderr.lines().count() == 1, "{stderr}");
+        assert!(code == Some(2) && stderr.contains(expected) && stderr.lines().count() == 1, "{stderr}");
     }
 }

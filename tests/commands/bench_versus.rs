@@ -184,7 +184,7 @@ fn rounds_hold_what_both_measured() {
     // One more round, of another ratio: the interval is wider than the tolerance.
     rounds.add(&parsed(&first), &parsed(&document(&[2.0]))).unwrap();
     let unmet = rounds.judge(TOLERANCE).pop().unwrap().unmet.unwrap();
-    assert!(unmet.contains("% wide, wanted 3.0 %"), "{unmet}");
+    assert!(unmet.contains("% wide, expected 3.0 %"), "{unmet}");
 
     let changed = |pointer: &str, value: Value| {
         let mut document = document(&[1.0]);

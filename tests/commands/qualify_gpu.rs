@@ -67,7 +67,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 row() { printf '{%s "name": "%s cifar10-%s", "median": %s, "images": 500, "flops": 1e12, "unmet": %s}' "${4:-}" "$kind" "$1" "$2" "$3"; }
-first=$(row pgd-at 0.5 null '"predicted": 0.4,') second=", $(row trades 0.5 '"time is up: 3 samples, wanted 5"')"
+first=$(row pgd-at 0.5 null '"predicted": 0.4,') second=", $(row trades 0.5 '"time is up: 3 samples, expected 5"')"
 case $kind in
 attack) first=$(row pgd-at 0.4 null) second= ;;
 ablation) first='{"name": "layer2.0.conv2 forward, mma", "median": 2e-3, "flops": 8e11}'
@@ -343,7 +343,7 @@ fn a_session_where_all_is_well_measures_everything_in_order() {
         "| pgd-at, batch 512 | 1000 | 25.5 | 25.5 % | 50.00 | 1250 | all | 250 (compile) | 6.4 % | 4.00 x |",
     );
     done.says("| trades, batch 128 | 1000 | 30.0 | 30.0 % | 50.00 | - | all | - | - | - |");
-    done.says("step-512, step cifar10-trades: time is up: 3 samples, wanted 5");
+    done.says("step-512, step cifar10-trades: time is up: 3 samples, expected 5");
     // 1250 images/s x 20 x 1.1108 GFLOP.
     done.says("| pgd-at, batch 512 | 1250 | 27.8 | 27.8 % | - | all |");
     done.says("| attack pgd-at, batch 512, first stage 256 | 1250 | 1250 | 1.000 | all |");

@@ -283,7 +283,7 @@ pub fn check(what: &str, actual: &[f64], expected: &[f64], bound: impl Fn(usize)
         let (difference, bound) = ((actual - expected).abs(), bound(i));
         assert!(
             difference <= bound,
-            "{what}, seed {SEED}: element {i} is {actual}, wanted {expected} within {bound:e}"
+            "{what}, seed {SEED}: element {i} is {actual}, expected {expected} within {bound:e}"
         );
         error += difference * difference;
         norm += expected * expected;
@@ -291,7 +291,7 @@ pub fn check(what: &str, actual: &[f64], expected: &[f64], bound: impl Fn(usize)
     let relative = (error / norm.max(f64::MIN_POSITIVE)).sqrt();
     assert!(
         relative <= whole,
-        "{what}, seed {SEED}: relative L2 error {relative:e}, wanted at most {whole:e}"
+        "{what}, seed {SEED}: relative L2 error {relative:e}, expected at most {whole:e}"
     );
 }
 

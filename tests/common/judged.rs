@@ -7,7 +7,7 @@ use secateur::data::generated::{self, Part};
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet, Weights, initialise};
-use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
+use secateur::ops::ImageSet;
 
 pub const EPSILON: f32 = 8.0 / 255.0;
 const NETWORK: ResNet = ResNet::resnet18(16, 10);
@@ -32,26 +32,9 @@ fn weights() -> &'static Weights {
             let sample = |i: usize| ((step * MINIBATCH + i) * 7 % TRAINED) as u32;
             let samples: Vec<u32> = (0..MINIBATCH).map(sample).collect();
             engine.write(&batch.samples, &samples).unwrap();
-            engine
-                .run(&GatherImages {
-                    set: &set,
-                    samples: &batch.samples,
-                    augment: None,
-                    images: &batch.images,
-                    labels: &batch.labels,
-                })
-                .unwrap();
+            engine.run(&batch.gather(&set, None)).unwrap();
             engine.forward(pass, &batch.images, &batch.logits).unwrap();
-            engine
-                .run(&CrossEntropy {
-                    smoothing: 0.0,
-                    scale: 1.0 / MINIBATCH as f32,
-                    logits: &batch.logits,
-                    labels: &batch.labels,
-                    weights: None,
-                    outputs: batch.outputs(),
-                })
-                .unwrap();
+            engine.run(&batch.cross_entropy(1.0 / MINIBATCH as f32)).unwrap();
             engine.backward(pass, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
             let sgd = Sgd { learning_rate: 0.05, momentum: 0.9, weight_decay: 5e-4, ..Sgd::ZERO };
             engine.step(&sgd).unwrap();
@@ -93,15 +76,7 @@ impl Judged {
         let engine = &mut self.engine;
         let batch = Batch::alloc(engine, positions.len()).unwrap();
         engine.write(&batch.samples, positions).unwrap();
-        engine
-            .run(&GatherImages {
-                set: &self.set,
-                samples: &batch.samples,
-                augment: None,
-                images: &batch.images,
-                labels: &batch.labels,
-            })
-            .unwrap();
+        engine.run(&batch.gather(&self.set, None)).unwrap();
         engine.write(&batch.perturbed, &vec![f32::NAN; batch.perturbed.len()]).unwrap();
         batch
     }

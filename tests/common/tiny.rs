@@ -9,11 +9,14 @@ use secateur::data::DataSet;
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, Tensor, WeightSet, open};
 use secateur::model::{Weights, initialise};
 use secateur::objective::Method;
-use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
+use secateur::ops::ImageSet;
 use secateur::philox::{Key, Purpose};
 use secateur::progress::StopWhen;
 use secateur::recipe::Recipe;
+use secateur::train::checkpoint::{self, Checkpoint};
 use secateur::train::metrics::EpochMetrics;
+use secateur::train::result::Summary;
+use secateur::train::run_folder::RunFolder;
 use secateur::train::{self, TrainError, TrainingRun, TrainingSetup};
 
 /// 60 images in batches of 16: three steps and a smaller fourth.
@@ -68,7 +71,8 @@ pub fn of_method(method: Method, overrides: &[&str]) -> Recipe {
     recipe(&all)
 }
 
-pub fn run(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Vec<EpochMetrics>, TrainError> {
+/// Starts or resumes the run in `path`; it is asked to stop at its `stop_after`-th check.
+pub fn train_in(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Summary, TrainError> {
     let data = recipe.data.open(None).unwrap();
     let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
     let asked = Cell::new(0);
@@ -77,9 +81,23 @@ pub fn run(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Ve
         stop_after == Some(asked.get())
     });
     let setup = TrainingSetup { recipe, data: &data, data_path: None };
-    let mut run = TrainingRun::start_or_resume(&mut engine, setup, path)?;
-    run.run(&stop)?;
-    Ok(run.folder().read_metrics()?)
+    TrainingRun::start_or_resume(&mut engine, setup, path)?.run(&stop)
+}
+
+/// What [`train_in`] leaves in metrics.jsonl.
+pub fn run(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Vec<EpochMetrics>, TrainError> {
+    train_in(recipe, path, stop_after)?;
+    Ok(metrics(path))
+}
+
+pub fn metrics(path: &Path) -> Vec<EpochMetrics> {
+    RunFolder::open(path).read_metrics().unwrap()
+}
+
+/// The newest state that a run saved.
+pub fn newest(path: &Path) -> Checkpoint {
+    let checkpoints = RunFolder::open(path).checkpoints();
+    checkpoint::load_newest(&checkpoints, &mut |error| panic!("{error}")).unwrap().unwrap().1
 }
 
 /// Weights of a short plain training, until most images of the first batch are right under the running statistics, and some are
@@ -94,32 +112,14 @@ fn trained() -> &'static Weights {
         for _ in 0..100 {
             engine.fold_batch_norm(WeightSet::Live).unwrap();
             engine.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
-            engine
-                .run(&CrossEntropy {
-                    smoothing: 0.0,
-                    scale: 1.0 / BATCH as f32,
-                    logits: &batch.logits,
-                    labels: &batch.labels,
-                    weights: None,
-                    outputs: batch.outputs(),
-                })
-                .unwrap();
+            engine.run(&batch.cross_entropy(1.0 / BATCH as f32)).unwrap();
             let actual = engine.read(&batch.predictions).unwrap();
             if actual.iter().zip(&labels).filter(|(actual, label)| actual == label).count() >= 10 {
                 break;
             }
             let pass = Pass::Train { slot: 0 };
             engine.forward(pass, &batch.images, &batch.logits).unwrap();
-            engine
-                .run(&CrossEntropy {
-                    smoothing: 0.0,
-                    scale: 1.0 / BATCH as f32,
-                    logits: &batch.logits,
-                    labels: &batch.labels,
-                    weights: None,
-                    outputs: batch.outputs(),
-                })
-                .unwrap();
+            engine.run(&batch.cross_entropy(1.0 / BATCH as f32)).unwrap();
             engine.backward(pass, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
             engine.step(&sgd).unwrap();
         }
@@ -134,15 +134,7 @@ fn gathered(recipe: &Recipe) -> (Engine, Batch, Vec<u32>) {
     let set = ImageSet::upload(&engine, &data.train.pixels, &data.train.labels).unwrap();
     let batch = Batch::alloc(&engine, BATCH).unwrap();
     engine.write(&batch.samples, &(0..BATCH as u32).collect::<Vec<_>>()).unwrap();
-    engine
-        .run(&GatherImages {
-            set: &set,
-            samples: &batch.samples,
-            augment: None,
-            images: &batch.images,
-            labels: &batch.labels,
-        })
-        .unwrap();
+    engine.run(&batch.gather(&set, None)).unwrap();
     let labels = engine.read(&batch.labels).unwrap();
     (engine, batch, labels)
 }

@@ -498,15 +498,15 @@ fn maps_that_a_gpu_would_refuse_are_errors() {
     refused(&|map| map.address = buffer.address() + 8, &["multiple of 16"]);
     refused(&|map| map.address = Address::NULL, &["address 0x0"]);
     refused(&|map| map.dims[1] = 65, &["'activations'", "out of bounds"]);
-    refused(&|map| map.dims[0] = 0, &["dimension 0", "wanted 1"]);
+    refused(&|map| map.dims[0] = 0, &["dimension 0", "expected 1"]);
     refused(&|map| map.strides[0] = 120, &["stride of 120", "multiple of 16"]);
-    refused(&|map| map.strides.clear(), &["0 strides", "wanted 1"]);
+    refused(&|map| map.strides.clear(), &["0 strides", "expected 1"]);
     refused(&|map| map.element_bytes = 3, &["elements of 3 bytes"]);
     refused(&|map| map.box_dims[1] = 257, &["257", "1 to 256"]);
     refused(&|map| map.box_dims[0] = 128, &["rows of 256 bytes", "at most the 128"]);
     refused(&|map| map.box_dims[0] = 4, &["rows of 8 bytes", "multiple of 16"]);
     refused(&|map| map.element_strides[1] = 9, &["element stride 9"]);
-    refused(&|map| map.dims = vec![64], &["1 dimensions, wanted 2 to 5"]);
+    refused(&|map| map.dims = vec![64], &["1 dimensions, expected 2 to 5"]);
     let mut pixels = Im2colMap {
         address: buffer.address(),
         element_bytes: 2,

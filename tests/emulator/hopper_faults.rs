@@ -331,7 +331,7 @@ fn stores_to_another_block_need_its_barrier_its_wait_and_its_presence() {
             swap(3, 3),
             &["mbarrier_wait, byte 1024", "another block stored", "only mbarrier_wait_cluster"],
         );
-        must_fail(swap(6, 3), &["store_remote: byte", "of shared memory, wanted a multiple of 16"]);
+        must_fail(swap(6, 3), &["store_remote: byte", "of shared memory, expected a multiple of 16"]);
         must_fail(swap(7, 3), &["store_remote: block 2 of a cluster of 2"]);
         // A block that does not wait has gone when the words come.
         must_fail(swap(2, 1), &["store_remote: block", "left the kernel"]);

@@ -200,23 +200,23 @@ struct Difference {
     worst: f64,
 }
 
-fn difference(met: &[f32], wanted: &[f32]) -> Difference {
-    assert_eq!(met.len(), wanted.len());
-    let (mut error, mut product, mut met_norm, mut norm, mut worst) = (0.0, 0.0, 0.0, 0.0, 0.0f64);
-    for (met, wanted) in met.iter().zip(wanted) {
-        let (met, wanted) = (f64::from(*met), f64::from(*wanted));
-        assert!(met.is_finite() && wanted.is_finite(), "{met} and {wanted}, seed {SEED}");
-        error += (met - wanted) * (met - wanted);
-        product += met * wanted;
-        met_norm += met * met;
-        norm += wanted * wanted;
-        worst = worst.max((met - wanted).abs());
+fn difference(actual: &[f32], expected: &[f32]) -> Difference {
+    assert_eq!(actual.len(), expected.len());
+    let (mut error, mut product, mut actual_norm, mut norm, mut worst) = (0.0, 0.0, 0.0, 0.0, 0.0f64);
+    for (actual, expected) in actual.iter().zip(expected) {
+        let (actual, expected) = (f64::from(*actual), f64::from(*expected));
+        assert!(actual.is_finite() && expected.is_finite(), "{actual} and {expected}, seed {SEED}");
+        error += (actual - expected) * (actual - expected);
+        product += actual * expected;
+        actual_norm += actual * actual;
+        norm += expected * expected;
+        worst = worst.max((actual - expected).abs());
     }
     let tiny = f64::MIN_POSITIVE;
     Difference {
         relative: (error / norm.max(tiny)).sqrt(),
-        cosine: product / (met_norm * norm).sqrt().max(tiny),
-        worst: worst / (norm / wanted.len() as f64).sqrt().max(tiny),
+        cosine: product / (actual_norm * norm).sqrt().max(tiny),
+        worst: worst / (norm / expected.len() as f64).sqrt().max(tiny),
     }
 }
 
@@ -234,20 +234,20 @@ impl Comparison {
         }
     }
     /// Bounds the error of the whole tensor, and of each element over the tensor's root mean square.
-    fn near(&mut self, what: &str, met: &[f32], wanted: &[f32], relative: f64, worst: f64) {
-        let found = difference(met, wanted);
+    fn near(&mut self, what: &str, actual: &[f32], expected: &[f32], relative: f64, worst: f64) {
+        let found = difference(actual, expected);
         let holds = found.relative <= relative && found.worst <= worst;
         self.check(holds, format!("{what}: {found:?}, bounds: relative {relative}, worst {worst}"));
     }
-    pub fn direction(&mut self, what: &str, met: &[f32], wanted: &[f32], cosine: f64) {
-        let found = difference(met, wanted);
+    pub fn direction(&mut self, what: &str, actual: &[f32], expected: &[f32], cosine: f64) {
+        let found = difference(actual, expected);
         self.check(found.cosine >= cosine, format!("{what}: {found:?}, bound: cosine {cosine}"));
     }
-    fn at_least(&mut self, what: &str, met: f64, bound: f64) {
-        self.check(met >= bound, format!("{what}: {met:.4}, bound {bound}"));
+    fn at_least(&mut self, what: &str, actual: f64, bound: f64) {
+        self.check(actual >= bound, format!("{what}: {actual:.4}, bound {bound}"));
     }
-    fn at_most(&mut self, what: &str, met: f64, bound: f64) {
-        self.check(met <= bound, format!("{what}: {met:.4}, bound {bound}"));
+    fn at_most(&mut self, what: &str, actual: f64, bound: f64) {
+        self.check(actual <= bound, format!("{what}: {actual:.4}, bound {bound}"));
     }
     pub fn finish(self) {
         assert!(self.broken.is_empty(), "seed {SEED}:\n{}", self.broken.join("\n"));
@@ -255,12 +255,13 @@ impl Comparison {
 }
 
 /// Share of the elements whose signs agree, of those whose size is above a tenth of the root mean square.
-fn sign_agreement(met: &[f32], wanted: &[f32]) -> f64 {
-    let square = wanted.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / wanted.len() as f64;
+fn sign_agreement(actual: &[f32], expected: &[f32]) -> f64 {
+    let square = expected.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / expected.len() as f64;
     let large: Vec<_> =
-        met.iter().zip(wanted).filter(|(_, w)| f64::from(w.abs()) > 0.1 * square.sqrt()).collect();
-    assert!(large.len() > wanted.len() / 2, "most elements are judged");
-    large.iter().filter(|(met, wanted)| met.signum() == wanted.signum()).count() as f64 / large.len() as f64
+        actual.iter().zip(expected).filter(|(_, w)| f64::from(w.abs()) > 0.1 * square.sqrt()).collect();
+    assert!(large.len() > expected.len() / 2, "most elements are judged");
+    large.iter().filter(|(actual, expected)| actual.signum() == expected.signum()).count() as f64
+        / large.len() as f64
 }
 
 /// Both engines, ready for the same batch.
@@ -278,24 +279,24 @@ fn evaluation_pass_forward_and_back() {
 fn evaluation_pass(device: DeviceChoice, network: ResNet, kinds: &[Kind]) {
     let mut comparison = Comparison::default();
     for &kind in kinds {
-        let (mut met, mut wanted) = pair(device, network, kind);
-        for bench in [&mut met, &mut wanted] {
+        let (mut actual, mut expected) = pair(device, network, kind);
+        for bench in [&mut actual, &mut expected] {
             bench.forward(Pass::Eval, &bench.images.clone());
             bench.loss();
         }
         let name = |what| format!("{device:?}, {kind:?} {network}, evaluation, {what}");
-        comparison.near(&name("logits"), &met.read_logits(), &wanted.read_logits(), 0.015, 0.04);
-        let losses = [&met, &wanted].map(|bench| bench.engine.read(&bench.losses).unwrap());
+        comparison.near(&name("logits"), &actual.read_logits(), &expected.read_logits(), 0.015, 0.04);
+        let losses = [&actual, &expected].map(|bench| bench.engine.read(&bench.losses).unwrap());
         comparison.near(&name("losses"), &losses[0], &losses[1], 0.005, 0.02);
 
-        met.take_logit_gradient(&wanted);
-        let [met, wanted] = [&mut met, &mut wanted].map(|bench| bench.input_gradient(Pass::Eval));
+        actual.take_logit_gradient(&expected);
+        let [actual, expected] = [&mut actual, &mut expected].map(|bench| bench.input_gradient(Pass::Eval));
         match kind {
-            Kind::Ordinary => comparison.direction(&name("input gradient"), &met, &wanted, 0.93),
-            Kind::Steady => comparison.near(&name("input gradient"), &met, &wanted, 0.025, 0.5),
+            Kind::Ordinary => comparison.direction(&name("input gradient"), &actual, &expected, 0.93),
+            Kind::Steady => comparison.near(&name("input gradient"), &actual, &expected, 0.025, 0.5),
         }
         let bound = if kind == Kind::Ordinary { 0.92 } else { 0.995 };
-        comparison.at_least(&name("signs that agree"), sign_agreement(&met, &wanted), bound);
+        comparison.at_least(&name("signs that agree"), sign_agreement(&actual, &expected), bound);
     }
     comparison.finish();
 }
@@ -309,16 +310,16 @@ fn train_pass(device: DeviceChoice, network: ResNet, kinds: &[Kind]) {
     let mut comparison = Comparison::default();
     let pass = Pass::Train { slot: 1 };
     for &kind in kinds {
-        let (mut met, mut wanted) = pair(device, network, kind);
-        for bench in [&mut met, &mut wanted] {
+        let (mut actual, mut expected) = pair(device, network, kind);
+        for bench in [&mut actual, &mut expected] {
             bench.forward(pass, &bench.images.clone());
             bench.loss();
         }
         let name = |what: &str| format!("{device:?}, {kind:?} {network}, training, {what}");
-        comparison.near(&name("logits"), &met.read_logits(), &wanted.read_logits(), 0.03, 0.12);
+        comparison.near(&name("logits"), &actual.read_logits(), &expected.read_logits(), 0.03, 0.12);
 
-        met.take_logit_gradient(&wanted);
-        let gradients = [&mut met, &mut wanted].map(|bench| bench.input_gradient(pass));
+        actual.take_logit_gradient(&expected);
+        let gradients = [&mut actual, &mut expected].map(|bench| bench.input_gradient(pass));
         match kind {
             Kind::Ordinary => {
                 comparison.direction(&name("input gradient"), &gradients[0], &gradients[1], 0.89)
@@ -326,16 +327,19 @@ fn train_pass(device: DeviceChoice, network: ResNet, kinds: &[Kind]) {
             Kind::Steady => comparison.near(&name("input gradient"), &gradients[0], &gradients[1], 0.03, 0.5),
         }
 
-        let [met_gradients, wanted_gradients] = [&mut met, &mut wanted].map(|bench| {
+        let [actual_gradients, expected_gradients] = [&mut actual, &mut expected].map(|bench| {
             bench.engine.backward(pass, &bench.logit_gradient, GradRequest::PARAMETERS).unwrap();
             bench.engine.weights(WeightSet::Gradients).unwrap().tensors
         });
-        assert_eq!(met_gradients.keys().collect::<Vec<_>>(), wanted_gradients.keys().collect::<Vec<_>>());
+        assert_eq!(
+            actual_gradients.keys().collect::<Vec<_>>(),
+            expected_gradients.keys().collect::<Vec<_>>()
+        );
         let trainable = network.parameters().iter().filter(|parameter| parameter.kind.trainable()).count();
-        assert_eq!(met_gradients.len(), trainable);
-        for (tensor, wanted) in &wanted_gradients {
-            let met = &met_gradients[tensor];
-            assert_eq!(met.shape, wanted.shape, "{tensor}");
+        assert_eq!(actual_gradients.len(), trainable);
+        for (tensor, expected) in &expected_gradients {
+            let actual = &actual_gradients[tensor];
+            assert_eq!(actual.shape, expected.shape, "{tensor}");
             // Where nearly all ReLUs are on, the next BatchNorm takes away what a bias adds: its gradient is the small
             // rest of sums that cancel.
             let cancels = kind == Kind::Steady && tensor.ends_with(".bias");
@@ -344,14 +348,14 @@ fn train_pass(device: DeviceChoice, network: ResNet, kinds: &[Kind]) {
                 Kind::Steady if cancels => 0.94,
                 Kind::Steady => 0.985,
             };
-            comparison.direction(&name(tensor), &met.values, &wanted.values, cosine);
+            comparison.direction(&name(tensor), &actual.values, &expected.values, cosine);
         }
 
-        let [met, wanted] =
-            [&met, &wanted].map(|bench| bench.engine.weights(WeightSet::Live).unwrap().tensors);
+        let [actual, expected] =
+            [&actual, &expected].map(|bench| bench.engine.weights(WeightSet::Live).unwrap().tensors);
         for parameter in network.parameters().iter().filter(|parameter| !parameter.kind.trainable()) {
-            let [met, wanted] = [&met, &wanted].map(|tensors| &tensors[&parameter.name].values);
-            comparison.near(&name(&parameter.name), met, wanted, 0.01, 0.03);
+            let [actual, expected] = [&actual, &expected].map(|tensors| &tensors[&parameter.name].values);
+            comparison.near(&name(&parameter.name), actual, expected, 0.01, 0.03);
         }
     }
     comparison.finish();
@@ -407,13 +411,13 @@ fn data_and_random_starts_have_the_same_bits() {
         let normal: Vec<f32> = engine.read(&perturbed).unwrap();
         (bits, normal)
     });
-    let [(met, met_normal), (wanted, wanted_normal)] = results;
-    for (name, wanted) in &wanted {
-        let differs = met[name].iter().zip(wanted).position(|(a, b)| a != b);
+    let [(actual, actual_normal), (expected, expected_normal)] = results;
+    for (name, expected) in &expected {
+        let differs = actual[name].iter().zip(expected).position(|(a, b)| a != b);
         assert_eq!(differs, None, "{name}: the engines differ at this element, seed {SEED}");
     }
     // Logarithm, sine and cosine may differ in their last places; the images are near 1 at most.
-    let worst = met_normal.iter().zip(&wanted_normal).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let worst = actual_normal.iter().zip(&expected_normal).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst <= 2e-7, "normal start: {worst}, seed {SEED}");
 }
 
@@ -499,15 +503,15 @@ fn train(engine: Device, start: &Weights, learning_rate: f32, steps: u32) -> Run
 }
 
 /// How far apart two runs are over how far the second went: trainable parameters, then running statistics.
-fn divergence(network: ResNet, met: &Weights, wanted: &Weights, start: &Weights) -> [f64; 2] {
+fn divergence(network: ResNet, actual: &Weights, expected: &Weights, start: &Weights) -> [f64; 2] {
     [true, false].map(|trainable| {
         let (mut apart, mut path) = (0.0, 0.0);
         for parameter in network.parameters().iter().filter(|p| p.kind.trainable() == trainable) {
-            let [met, wanted, start] =
-                [met, wanted, start].map(|weights| &weights.tensors[&parameter.name].values);
-            for ((met, wanted), start) in met.iter().zip(wanted).zip(start) {
-                apart += f64::from(met - wanted).powi(2);
-                path += f64::from(wanted - start).powi(2);
+            let [actual, expected, start] =
+                [actual, expected, start].map(|weights| &weights.tensors[&parameter.name].values);
+            for ((actual, expected), start) in actual.iter().zip(expected).zip(start) {
+                apart += f64::from(actual - expected).powi(2);
+                path += f64::from(expected - start).powi(2);
             }
         }
         (apart / path).sqrt()
@@ -575,21 +579,21 @@ fn width_32_trains_a_step() {
 #[test]
 fn twenty_training_steps_learn_alike() {
     let start = weights(Kind::Ordinary);
-    let [met, wanted] = [emulated(), reference()].map(|engine| train(engine, &start, 0.01, 20));
-    println!("emulated:  {:.3?}\nreference: {:.3?}", met.losses, wanted.losses);
+    let [actual, expected] = [emulated(), reference()].map(|engine| train(engine, &start, 0.01, 20));
+    println!("emulated:  {:.3?}\nreference: {:.3?}", actual.losses, expected.losses);
     let mut comparison = Comparison::default();
-    let first = (met.losses[0] / wanted.losses[0] - 1.0).abs();
+    let first = (actual.losses[0] / expected.losses[0] - 1.0).abs();
     comparison.at_most("loss of the first step, relative", first.into(), 0.03);
-    let fives = met.losses.chunks(5).zip(wanted.losses.chunks(5));
+    let fives = actual.losses.chunks(5).zip(expected.losses.chunks(5));
     let most = if common::cuda_engine() == DeviceChoice::Emulated { 0.1f64 } else { 1.0 };
-    for (number, ((met, wanted), bound)) in
+    for (number, ((actual, expected), bound)) in
         fives.zip([0.03, 0.08, 0.2, 0.4].map(|of| most.min(of))).enumerate()
     {
-        let apart = (met.iter().sum::<f32>() / wanted.iter().sum::<f32>() - 1.0).abs();
+        let apart = (actual.iter().sum::<f32>() / expected.iter().sum::<f32>() - 1.0).abs();
         comparison.at_most(&format!("loss of five steps, number {number}, relative"), apart.into(), bound);
     }
-    comparison.at_least("share of the loss that the emulated engine learned away", learned(&met), 0.1);
-    comparison.at_least("share of the loss that the reference learned away", learned(&wanted), 0.1);
+    comparison.at_least("share of the loss that the emulated engine learned away", learned(&actual), 0.1);
+    comparison.at_least("share of the loss that the reference learned away", learned(&expected), 0.1);
     comparison.finish();
 }
 
@@ -617,10 +621,10 @@ fn an_attack_step_is_the_sign_of_the_input_gradient() {
         for (i, ((moved, clean), gradient)) in moved.iter().zip(&clean).zip(&gradient).enumerate() {
             let sign = if *gradient == 0.0 { 0.0 } else { gradient.signum() };
             let target = clean + step.step_size * sign;
-            let wanted = target.clamp(clean - EPSILON, clean + EPSILON).clamp(0.0, 1.0);
+            let expected = target.clamp(clean - EPSILON, clean + EPSILON).clamp(0.0, 1.0);
             assert!(
-                (moved - wanted).abs() <= 1.2e-7,
-                "{pass:?}, element {i}: {moved}, {wanted}, seed {SEED}"
+                (moved - expected).abs() <= 1.2e-7,
+                "{pass:?}, element {i}: {moved}, {expected}, seed {SEED}"
             );
         }
         bench.engine.fold_batch_norm(WeightSet::Live).unwrap();
@@ -680,10 +684,14 @@ fn part_of_the_batch(device: DeviceChoice) {
         let part = bench.gradient.rows(range.clone(), IMAGE_LEN);
         bench.engine.forward(Pass::Eval, &images, &logits).unwrap();
         bench.engine.backward(Pass::Eval, &logit_gradient, GradRequest::images(&part)).unwrap();
-        let met: Vec<f32> = bench.engine.read(&logits).unwrap();
-        assert_eq!(met, whole[range.start * 10..range.end * 10], "logits of {range:?}, seed {SEED}");
-        let met: Vec<f32> = bench.engine.read(&part).unwrap();
-        assert_eq!(met, gradient[range.start * IMAGE_LEN..range.end * IMAGE_LEN], "{range:?}, seed {SEED}");
+        let actual: Vec<f32> = bench.engine.read(&logits).unwrap();
+        assert_eq!(actual, whole[range.start * 10..range.end * 10], "logits of {range:?}, seed {SEED}");
+        let actual: Vec<f32> = bench.engine.read(&part).unwrap();
+        assert_eq!(
+            actual,
+            gradient[range.start * IMAGE_LEN..range.end * IMAGE_LEN],
+            "{range:?}, seed {SEED}"
+        );
     }
 }
 

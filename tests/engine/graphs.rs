@@ -12,7 +12,7 @@ use secateur::data::{DataSet, SetKind};
 use secateur::engine::{DeviceOptions, GradRequest, Pass, Phase, Sgd, SignStep, WeightSet, open_with};
 use secateur::model::{ResNet, Weights, initialise};
 use secateur::ops::rows::{self, Rows};
-use secateur::ops::{AscentLoss, CrossEntropy, GatherImages, ImageSet, Noise, PairedForm, PairedLoss};
+use secateur::ops::{AscentLoss, ImageSet, Noise, PairedForm, PairedLoss};
 use secateur::philox::{Key, Purpose};
 
 use crate::common::*;
@@ -127,15 +127,7 @@ fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
         let batch = if step % 3 == 2 { whole.rows(0..2) } else { whole.clone() };
         let samples: Vec<u32> = (0..batch.len() as u32).map(|i| (3 * step + i) % 9).collect();
         engine.write(&batch.samples, &samples).unwrap();
-        engine
-            .run(&GatherImages {
-                set: &set,
-                samples: &batch.samples,
-                augment: None,
-                images: &batch.images,
-                labels: &batch.labels,
-            })
-            .unwrap();
+        engine.run(&batch.gather(&set, None)).unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
         if step == 5 {
             pgd.step.step_size = 1.0 / 255.0;
@@ -146,16 +138,7 @@ fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
         if step % 2 == 0 {
             let pass = Pass::Train { slot: 0 };
             engine.forward(pass, &batch.perturbed, &batch.logits).unwrap();
-            engine
-                .run(&CrossEntropy {
-                    smoothing: 0.0,
-                    scale,
-                    logits: &batch.logits,
-                    labels: &batch.labels,
-                    weights: None,
-                    outputs: batch.outputs(),
-                })
-                .unwrap();
+            engine.run(&batch.cross_entropy(scale)).unwrap();
             engine.backward(pass, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
         } else {
             let logits = [&batch.clean_logits, &batch.logits];

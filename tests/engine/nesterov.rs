@@ -31,19 +31,21 @@ fn three_steps_are_pytorchs() {
             engine.step(&SGD).unwrap();
             let after = read(&engine);
             for (name, gradient) in &gradients.tensors {
-                let [[w, v], [met_w, met_v]] =
+                let [[w, v], [actual_w, actual_v]] =
                     [&before, &after].map(|sets| sets.each_ref().map(|set| &set.tensors[name].values));
                 for (i, g) in gradient.values.iter().enumerate() {
                     let wide = |values: &[f32]| f64::from(values[i]);
                     let g = f64::from(*g) + 5e-3 * wide(w);
-                    let wanted_v = 0.9 * wide(v) + g;
-                    let wanted_w = wide(w) - 0.1 * (g + 0.9 * wanted_v);
-                    for (what, met, wanted) in [("v", wide(met_v), wanted_v), ("w", wide(met_w), wanted_w)] {
+                    let expected_v = 0.9 * wide(v) + g;
+                    let expected_w = wide(w) - 0.1 * (g + 0.9 * expected_v);
+                    for (what, actual, expected) in
+                        [("v", wide(actual_v), expected_v), ("w", wide(actual_w), expected_w)]
+                    {
                         let scale = wide(w).abs() + wide(v).abs() + g.abs();
-                        let holds = (met - wanted).abs() <= 5e-7 * scale + 1e-12;
+                        let holds = (actual - expected).abs() <= 5e-7 * scale + 1e-12;
                         assert!(
                             holds,
-                            "{device:?}, step {step}, {what} of {name}[{i}]: {met}, expected {wanted}"
+                            "{device:?}, step {step}, {what} of {name}[{i}]: {actual}, expected {expected}"
                         );
                     }
                 }

@@ -115,13 +115,13 @@ fn losses_and_gradients_are_those_of_pytorch() {
                     outputs: outputs.paired(),
                 })
                 .unwrap();
-            for (part, met) in [
+            for (part, actual) in [
                 ("losses", &outputs.losses),
                 ("clean_gradient", &outputs.clean_gradient),
                 ("adversarial_gradient", &outputs.adversarial_gradient),
             ] {
                 let part = format!("{name}.{part}");
-                assert_close(&what(&part), &engine.read(met).unwrap(), &fixture.f64s(&of(&part)), PYTORCH);
+                assert_close(&what(&part), &engine.read(actual).unwrap(), &fixture.f64s(&of(&part)), PYTORCH);
             }
         }
         let outputs = Outputs::new(&engine, labels.len());
@@ -133,16 +133,17 @@ fn losses_and_gradients_are_those_of_pytorch() {
                 outputs: outputs.single(),
             })
             .unwrap();
-        for (part, met) in
+        for (part, actual) in
             [("losses", &outputs.losses), ("adversarial_gradient", &outputs.adversarial_gradient)]
         {
             let part = format!("divergence.{part}");
-            assert_close(&what(&part), &engine.read(met).unwrap(), &fixture.f64s(&of(&part)), PYTORCH);
+            assert_close(&what(&part), &engine.read(actual).unwrap(), &fixture.f64s(&of(&part)), PYTORCH);
         }
         engine.run(&BulletTrainScore { logits: &clean, labels: &labels, scores: &outputs.losses }).unwrap();
-        let (scores, wanted) = (engine.read(&outputs.losses).unwrap(), fixture.f64s(&of("signed_deviation")));
-        assert_close(&what("signed deviation"), &scores, &wanted, PYTORCH);
-        assert!(wanted.iter().any(|s| *s > 0.0) && wanted.iter().any(|s| *s < 0.0), "one sign only");
+        let (scores, expected) =
+            (engine.read(&outputs.losses).unwrap(), fixture.f64s(&of("signed_deviation")));
+        assert_close(&what("signed deviation"), &scores, &expected, PYTORCH);
+        assert!(expected.iter().any(|s| *s > 0.0) && expected.iter().any(|s| *s < 0.0), "one sign only");
     }
 }
 
@@ -184,8 +185,8 @@ fn engines_agree_with_the_formulas_on_extreme_logits_and_ties() {
             }
             check(&what("losses"), 1, &engine.read(&outputs.losses).unwrap(), &losses);
             check(&what("clean"), classes, &engine.read(&outputs.clean_gradient).unwrap(), &of_clean);
-            let met = engine.read(&outputs.adversarial_gradient).unwrap();
-            check(&what("adversarial"), classes, &met, &of_adversarial);
+            let actual = engine.read(&outputs.adversarial_gradient).unwrap();
+            check(&what("adversarial"), classes, &actual, &of_adversarial);
             assert_eq!(engine.read(&outputs.predictions).unwrap(), pairs.predictions(), "{}", what("argmax"));
         }
         let outputs = Outputs::new(&engine, labels.len());
@@ -203,8 +204,8 @@ fn engines_agree_with_the_formulas_on_extreme_logits_and_ties() {
         let gradient: Vec<f64> = gradient.iter().map(|g| f64::from(SCALE) * g).collect();
         let what = |part: &str| format!("{device:?}, divergence, {classes} classes, {part}");
         check(&what("losses"), 1, &engine.read(&outputs.losses).unwrap(), &losses);
-        let met = engine.read(&outputs.adversarial_gradient).unwrap();
-        check(&what("gradient"), classes, &met, &gradient);
+        let actual = engine.read(&outputs.adversarial_gradient).unwrap();
+        check(&what("gradient"), classes, &actual, &gradient);
         assert_eq!(engine.read(&outputs.predictions).unwrap(), pairs.predictions(), "{}", what("argmax"));
 
         engine.run(&BulletTrainScore { logits: &clean, labels: &labels, scores: &outputs.losses }).unwrap();
@@ -235,11 +236,11 @@ fn the_formulas_agree_with_finite_differences() {
                     let slope = |loss: &dyn Fn(f64) -> f64| (loss(step) - loss(-step)) / (2.0 * step);
                     let of_clean = slope(&|h| pairs::paired_loss(form, b, &shifted(&z, h), &moved, y));
                     let of_moved = slope(&|h| pairs::paired_loss(form, b, &z, &shifted(&moved, h), y));
-                    for (met, wanted) in [(clean[c], of_clean), (adversarial[c], of_moved)] {
-                        let error = (met - wanted).abs();
+                    for (actual, expected) in [(clean[c], of_clean), (adversarial[c], of_moved)] {
+                        let error = (actual - expected).abs();
                         assert!(
-                            error < absolute + 2e-8 * wanted.abs(),
-                            "{name}, {classes} classes, row {row}, class {c}: {met}, {wanted} by differences"
+                            error < absolute + 2e-8 * expected.abs(),
+                            "{name}, {classes} classes, row {row}, class {c}: {actual}, {expected} by differences"
                         );
                     }
                     let of_divergence = slope(&|h| pairs::divergence(&z, &shifted(&moved, h)));
@@ -267,9 +268,9 @@ fn rows_go_out_and_come_back() {
         engine.write(&part, &doubled).unwrap();
         engine.run(&ScatterRows { from: &part, rows: &rows, row_len: 5, to: &from }).unwrap();
         let moved = |i: usize| [0, 3, 6].contains(&(i / 5));
-        let wanted: Vec<f32> =
+        let expected: Vec<f32> =
             all.iter().enumerate().map(|(i, v)| if moved(i) { 2.0 * v } else { *v }).collect();
-        assert_eq!(engine.read(&from).unwrap(), wanted, "{device:?}");
+        assert_eq!(engine.read(&from).unwrap(), expected, "{device:?}");
 
         // Views that start inside their storage, of labels.
         let labels = engine.upload("labels", &[1u32, 2, 3, 4, 5]).unwrap();
@@ -300,8 +301,8 @@ fn wrong_operands_are_named() {
             weights: Some(&three),
             outputs: outputs.paired(),
         });
-        let met = result.unwrap_err().to_string();
-        assert_eq!(met, "three weights: 3 elements, expected 2", "{device:?}");
+        let error = result.unwrap_err().to_string();
+        assert_eq!(error, "three weights: 3 elements, expected 2", "{device:?}");
         let short = logits.slice(0..10);
         let result = engine.run(&Divergence {
             target_logits: &short,
@@ -367,8 +368,11 @@ fn a_label_or_a_row_that_is_not_there_shows_on_every_device() {
         let rows = engine.upload("rows", &[1u32, 2]).unwrap();
         let to = engine.alloc::<f32>("to", 20).unwrap();
         engine.run(&GatherRows { from: &logits, rows: &rows, row_len: 10, to: &to }).unwrap();
-        let met = engine.read(&to).unwrap();
-        assert!(met[..10] == [0.0; 10] && met[10..].iter().all(|x| x.is_nan()), "{device:?}: {met:?}");
+        let actual = engine.read(&to).unwrap();
+        assert!(
+            actual[..10] == [0.0; 10] && actual[10..].iter().all(|x| x.is_nan()),
+            "{device:?}: {actual:?}"
+        );
     }
 }
 
@@ -391,9 +395,9 @@ fn logits_that_are_not_finite_predict_nothing() {
         let sound = engine.upload("clean logits", &[3.0f32, 1.0, 2.0].repeat(rows.len())).unwrap();
         let labels = engine.upload("labels", &[0u32; 6]).unwrap();
         let outputs = Outputs::new(engine, rows.len());
-        let wanted = [0, NO_CLASS, NO_CLASS, NO_CLASS, NO_CLASS, NO_CLASS];
+        let expected = [0, NO_CLASS, NO_CLASS, NO_CLASS, NO_CLASS, NO_CLASS];
         let check = |engine: &Engine, what: &str| {
-            assert_eq!(engine.read(&outputs.predictions).unwrap(), wanted, "{device:?}: {what}");
+            assert_eq!(engine.read(&outputs.predictions).unwrap(), expected, "{device:?}: {what}");
             engine.write(&outputs.predictions, &[7; 6]).unwrap();
         };
         engine

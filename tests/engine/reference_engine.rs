@@ -3,14 +3,12 @@
 //!
 //! Every test prints its seed; outputs are NaN before they are written, because the engine's fresh memory is.
 
-use secateur::engine::{
-    DeviceChoice, Engine, Error, GradRequest, Pass, Sgd, SignStep, Tensor, WeightSet, open,
-};
+use secateur::batch::Batch;
+use secateur::engine::{DeviceChoice, Engine, Error, GradRequest, Pass, Sgd, SignStep, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet, Weights};
 use secateur::ops::{
-    Augment, CrossEntropy, GatherImages, ImageSet, LossOutputs, Noise, Padding, Perturb, SelectAtLeast,
-    SelectTopK,
+    Augment, CrossEntropy, GatherImages, ImageSet, Noise, Padding, Perturb, SelectAtLeast, SelectTopK,
 };
 use secateur::philox::{Key, Purpose, symmetric, unit};
 
@@ -52,56 +50,25 @@ fn engine(max_batch: usize) -> Engine {
     engine
 }
 
-/// Buffers of a batch.
-struct Batch {
-    images: Tensor<f32>,
-    labels: Tensor<u32>,
-    logits: Tensor<f32>,
-    losses: Tensor<f32>,
-    predictions: Tensor<u32>,
-    logit_gradient: Tensor<f32>,
-    gradient: Tensor<f32>,
+/// Random images and their labels; `perturbed` takes input gradients.
+fn new_batch(engine: &Engine, count: usize) -> Batch {
+    let batch = Batch::alloc(engine, count).unwrap();
+    let pixels: Vec<f32> =
+        (0..count as u32).flat_map(|n| uniform(Purpose::Generation, n, IMAGE_LEN)).collect();
+    let labels: Vec<u32> = (0..count as u32).map(|n| (n * 7 + 3) % 10).collect();
+    engine.write(&batch.images, &pixels).unwrap();
+    engine.write(&batch.labels, &labels).unwrap();
+    batch
 }
 
-impl Batch {
-    fn new(engine: &Engine, count: usize) -> Self {
-        let pixels: Vec<f32> =
-            (0..count as u32).flat_map(|n| uniform(Purpose::Generation, n, IMAGE_LEN)).collect();
-        let labels: Vec<u32> = (0..count as u32).map(|n| (n * 7 + 3) % 10).collect();
-        Self {
-            images: engine.upload("images", &pixels).unwrap(),
-            labels: engine.upload("labels", &labels).unwrap(),
-            logits: engine.alloc("logits", count * 10).unwrap(),
-            losses: engine.alloc("losses", count).unwrap(),
-            predictions: engine.alloc("predictions", count).unwrap(),
-            logit_gradient: engine.alloc("logit gradient", count * 10).unwrap(),
-            gradient: engine.alloc("gradient", count * IMAGE_LEN).unwrap(),
-        }
+/// Sum of the losses of a pass; leaves its gradient.
+fn loss(engine: &mut Engine, batch: &Batch, pass: Pass) -> f64 {
+    if pass == Pass::Eval {
+        engine.fold_batch_norm(WeightSet::Live).unwrap();
     }
-
-    fn outputs(&self) -> LossOutputs<'_> {
-        let Self { losses, predictions, logit_gradient, .. } = self;
-        LossOutputs { losses, predictions, logit_gradient }
-    }
-
-    /// Sum of the losses of a pass; leaves its gradient.
-    fn loss(&self, engine: &mut Engine, pass: Pass) -> f64 {
-        if pass == Pass::Eval {
-            engine.fold_batch_norm(WeightSet::Live).unwrap();
-        }
-        engine.forward(pass, &self.images, &self.logits).unwrap();
-        engine
-            .run(&CrossEntropy {
-                smoothing: 0.1,
-                scale: 1.0,
-                logits: &self.logits,
-                labels: &self.labels,
-                weights: None,
-                outputs: self.outputs(),
-            })
-            .unwrap();
-        engine.read(&self.losses).unwrap().iter().map(|&loss| f64::from(loss)).sum()
-    }
+    engine.forward(pass, &batch.images, &batch.logits).unwrap();
+    engine.run(&CrossEntropy { smoothing: 0.1, ..batch.cross_entropy(1.0) }).unwrap();
+    engine.read(&batch.losses).unwrap().iter().map(|&loss| f64::from(loss)).sum()
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
@@ -112,7 +79,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 fn cross_entropy_against_f64_and_its_differences() {
     let (classes, count) = (10, 6);
     let mut engine = engine(count);
-    let batch = Batch::new(&engine, count);
+    let batch = new_batch(&engine, count);
     let logits: Vec<f32> =
         uniform(Purpose::Order, 0, count * classes).iter().map(|u| 12.0 * u - 6.0).collect();
     let factors: Vec<f32> = uniform(Purpose::Order, 1, count);
@@ -121,14 +88,7 @@ fn cross_entropy_against_f64_and_its_differences() {
     let labels = engine.read(&batch.labels).unwrap();
     for smoothing in [0.0f32, 0.3] {
         engine
-            .run(&CrossEntropy {
-                smoothing,
-                scale: 0.25,
-                logits: &batch.logits,
-                labels: &batch.labels,
-                weights: Some(&weights),
-                outputs: batch.outputs(),
-            })
+            .run(&CrossEntropy { smoothing, weights: Some(&weights), ..batch.cross_entropy(0.25) })
             .unwrap();
         let (losses, gradient) =
             (engine.read(&batch.losses).unwrap(), engine.read(&batch.logit_gradient).unwrap());
@@ -150,9 +110,9 @@ fn cross_entropy_against_f64_and_its_differences() {
                     z[c] += by;
                     value(&z, label)
                 };
-                let wanted = 0.25 * f64::from(factors[n]) * (moved(1e-5) - moved(-1e-5)) / 2e-5;
-                let met = f64::from(gradient[n * classes + c]);
-                assert!((met - wanted).abs() < 1e-6, "sample {n}, class {c}: {met} for {wanted}");
+                let expected = 0.25 * f64::from(factors[n]) * (moved(1e-5) - moved(-1e-5)) / 2e-5;
+                let actual = f64::from(gradient[n * classes + c]);
+                assert!((actual - expected).abs() < 1e-6, "sample {n}, class {c}: {actual} for {expected}");
             }
         }
     }
@@ -161,37 +121,28 @@ fn cross_entropy_against_f64_and_its_differences() {
 #[test]
 fn equal_logits_predict_the_lowest_class() {
     let mut engine = engine(1);
-    let batch = Batch::new(&engine, 1);
+    let batch = new_batch(&engine, 1);
     engine.write(&batch.logits, &[1.0, 3.0, 3.0, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0]).unwrap();
-    engine
-        .run(&CrossEntropy {
-            smoothing: 0.0,
-            scale: 1.0,
-            logits: &batch.logits,
-            labels: &batch.labels,
-            weights: None,
-            outputs: batch.outputs(),
-        })
-        .unwrap();
+    engine.run(&batch.cross_entropy(1.0)).unwrap();
     assert_eq!(engine.read(&batch.predictions).unwrap(), [1]);
 }
 
 #[test]
 fn input_gradient_is_the_slope_of_the_loss() {
     let mut engine = engine(3);
-    let batch = Batch::new(&engine, 3);
+    let batch = new_batch(&engine, 3);
     for pass in [Pass::Eval, Pass::Train { slot: 1 }] {
         let pixels = engine.read(&batch.images).unwrap();
-        batch.loss(&mut engine, pass);
-        engine.backward(pass, &batch.logit_gradient, GradRequest::images(&batch.gradient)).unwrap();
-        let gradient = engine.read(&batch.gradient).unwrap();
+        loss(&mut engine, &batch, pass);
+        engine.backward(pass, &batch.logit_gradient, GradRequest::images(&batch.perturbed)).unwrap();
+        let gradient = engine.read(&batch.perturbed).unwrap();
         // Along the gradient itself, far enough to move the loss by 0.01: the slope is its squared norm.
         let norm = dot(&gradient, &gradient).sqrt();
         let h = 1e-2 / (norm * norm) as f32;
         let mut at = |h: f32| {
             let moved: Vec<f32> = pixels.iter().zip(&gradient).map(|(x, g)| x + h * g).collect();
             engine.write(&batch.images, &moved).unwrap();
-            batch.loss(&mut engine, pass)
+            loss(&mut engine, &batch, pass)
         };
         let slope = (at(h) - at(-h)) / (2.0 * f64::from(h));
         engine.write(&batch.images, &pixels).unwrap();
@@ -203,10 +154,10 @@ fn input_gradient_is_the_slope_of_the_loss() {
 #[test]
 fn parameter_gradients_are_slopes_of_the_loss() {
     let mut engine = engine(3);
-    let batch = Batch::new(&engine, 3);
+    let batch = new_batch(&engine, 3);
     let pass = Pass::Train { slot: 0 };
     let start = weights();
-    batch.loss(&mut engine, pass);
+    loss(&mut engine, &batch, pass);
     engine.backward(pass, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
     let gradients = engine.weights(WeightSet::Gradients).unwrap();
     for name in [
@@ -227,7 +178,7 @@ fn parameter_gradients_are_slopes_of_the_loss() {
             let tensor = moved.tensors.get_mut(name).unwrap();
             tensor.values.iter_mut().zip(gradient).for_each(|(w, g)| *w += h * g);
             engine.load_weights(&moved).unwrap();
-            batch.loss(&mut engine, pass)
+            loss(&mut engine, &batch, pass)
         };
         let slope = (at(h) - at(-h)) / (2.0 * f64::from(h));
         println!("{name}: slope {slope:e}, squared norm {:e}", norm * norm);
@@ -251,7 +202,7 @@ fn gather_follows_its_definition() {
             .run(&GatherImages { set: &set, samples: &samples, augment, images: &images, labels: &labels })
             .unwrap();
         assert_eq!(engine.read(&labels).unwrap(), [1, 4, 1, 0]);
-        let met: Vec<f32> = engine.read(&images).unwrap();
+        let actual: Vec<f32> = engine.read(&images).unwrap();
         for (n, &sample) in chosen.iter().enumerate() {
             let words = Key { seed: SEED, purpose: Purpose::Augment, epoch, step: 0 }.block(sample, 0);
             let (row, column, flip) = match augment {
@@ -262,14 +213,14 @@ fn gather_follows_its_definition() {
                 let (h, w, c) = (at / 96, at / 3 % 32, at % 3);
                 let (y, x) = (h + row - 4, if flip { 31 - w } else { w } + column - 4);
                 let inside = (0..32).contains(&y) && (0..32).contains(&x);
-                let wanted = if inside {
+                let expected = if inside {
                     f32::from(bytes[sample as usize * IMAGE_LEN + (c * 1024 + y * 32 + x) as usize]) / 255.0
                 } else {
                     0.0
                 };
                 assert_eq!(
-                    met[n * IMAGE_LEN + at as usize],
-                    wanted,
+                    actual[n * IMAGE_LEN + at as usize],
+                    expected,
                     "epoch {epoch}, sample {sample}, element {at}"
                 );
             }
@@ -307,9 +258,9 @@ fn random_starts_depend_on_the_sample_alone() {
         let moved: Vec<f64> = first.iter().zip(&pixels).map(|(a, b)| f64::from(a - b)).collect();
         match noise {
             Noise::Uniform { radius } => {
-                for (at, (x, met)) in pixels.iter().zip(&first).take(IMAGE_LEN).enumerate() {
+                for (at, (x, actual)) in pixels.iter().zip(&first).take(IMAGE_LEN).enumerate() {
                     let noise = symmetric(key.block(7, at as u32 / 4)[at % 4], radius);
-                    assert_eq!(*met, (x + noise).clamp(0.0, 1.0), "element {at}");
+                    assert_eq!(*actual, (x + noise).clamp(0.0, 1.0), "element {at}");
                 }
             }
             Noise::Normal { deviation } => {
@@ -318,9 +269,9 @@ fn random_starts_depend_on_the_sample_alone() {
                 assert!(first.iter().any(|x| *x < 0.0) && first.iter().any(|x| *x > 1.0), "clipped");
                 let count = moved.len() as f64;
                 let mean = moved.iter().sum::<f64>() / count;
-                let met = (moved.iter().map(|d| d * d).sum::<f64>() / count).sqrt();
+                let actual = (moved.iter().map(|d| d * d).sum::<f64>() / count).sqrt();
                 assert!(mean.abs() < 5.0 * f64::from(deviation) / count.sqrt(), "mean {mean}");
-                assert!((met / f64::from(deviation) - 1.0).abs() < 0.05, "deviation {met}");
+                assert!((actual / f64::from(deviation) - 1.0).abs() < 0.05, "deviation {actual}");
             }
         }
     }
@@ -329,19 +280,19 @@ fn random_starts_depend_on_the_sample_alone() {
 #[test]
 fn attack_steps_stay_in_the_ball_and_raise_the_loss() {
     let mut engine = engine(4);
-    let batch = Batch::new(&engine, 4);
+    let batch = new_batch(&engine, 4);
     let epsilon = 8.0 / 255.0;
     let clean = engine.read(&batch.images).unwrap();
     let images = engine.upload("clean images", &clean).unwrap();
-    let first = batch.loss(&mut engine, Pass::Eval);
+    let first = loss(&mut engine, &batch, Pass::Eval);
     for _ in 0..5 {
-        engine.backward(Pass::Eval, &batch.logit_gradient, GradRequest::images(&batch.gradient)).unwrap();
+        engine.backward(Pass::Eval, &batch.logit_gradient, GradRequest::images(&batch.perturbed)).unwrap();
         let before = engine.read(&batch.images).unwrap();
         let step = SignStep { step_size: 2.5 / 255.0, epsilon };
         engine
             .backward(Pass::Eval, &batch.logit_gradient, GradRequest::step(step, &images, &batch.images))
             .unwrap();
-        let gradient = engine.read(&batch.gradient).unwrap();
+        let gradient = engine.read(&batch.perturbed).unwrap();
         let after = engine.read(&batch.images).unwrap();
         for at in 0..clean.len() {
             let sign = if gradient[at] > 0.0 {
@@ -352,21 +303,21 @@ fn attack_steps_stay_in_the_ball_and_raise_the_loss() {
                 0.0
             };
             let moved = before[at] + step.step_size * sign;
-            let wanted = moved.max(clean[at] - epsilon).min(clean[at] + epsilon).clamp(0.0, 1.0);
-            assert_eq!(after[at], wanted, "element {at}");
+            let expected = moved.max(clean[at] - epsilon).min(clean[at] + epsilon).clamp(0.0, 1.0);
+            assert_eq!(after[at], expected, "element {at}");
             assert!((after[at] - clean[at]).abs() <= epsilon + 1e-7 && (0.0..=1.0).contains(&after[at]));
         }
-        batch.loss(&mut engine, Pass::Eval);
+        loss(&mut engine, &batch, Pass::Eval);
     }
-    let last = batch.loss(&mut engine, Pass::Eval);
+    let last = loss(&mut engine, &batch, Pass::Eval);
     assert!(last > first, "loss {first} before, {last} after five steps");
 }
 
 #[test]
 fn a_zero_gradient_moves_nothing() {
     let mut engine = engine(1);
-    let batch = Batch::new(&engine, 1);
-    batch.loss(&mut engine, Pass::Eval);
+    let batch = new_batch(&engine, 1);
+    loss(&mut engine, &batch, Pass::Eval);
     engine.write(&batch.logit_gradient, &[0.0; 10]).unwrap();
     let before = engine.read(&batch.images).unwrap();
     let images = engine.upload("clean images", &before).unwrap();
@@ -390,16 +341,17 @@ fn ranking_agrees_with_sorting() {
         for k in [0, 1, count / 3, count - 1, count] {
             let top = engine.alloc::<u32>("top", k).unwrap();
             engine.run(&SelectTopK { values: &tensor, top: &top }).unwrap();
-            let mut wanted = order[..k].to_vec();
-            wanted.sort();
-            assert_eq!(engine.read(&top).unwrap(), wanted, "{k} of {count}");
+            let mut expected = order[..k].to_vec();
+            expected.sort();
+            assert_eq!(engine.read(&top).unwrap(), expected, "{k} of {count}");
         }
         for threshold in [-6.0, 0.0, 3.0, 100.0] {
             let positions = engine.alloc::<u32>("positions", count).unwrap();
-            let met =
+            let actual =
                 engine.run(&SelectAtLeast { values: &tensor, threshold, positions: &positions }).unwrap();
-            let wanted: Vec<u32> = (0..count as u32).filter(|&at| values[at as usize] >= threshold).collect();
-            assert_eq!(engine.read(&positions).unwrap()[..met], wanted);
+            let expected: Vec<u32> =
+                (0..count as u32).filter(|&at| values[at as usize] >= threshold).collect();
+            assert_eq!(engine.read(&positions).unwrap()[..actual], expected);
         }
     }
     let values = engine.upload("values", &[1.0, f32::NAN, 2.0]).unwrap();
@@ -416,9 +368,9 @@ fn ranking_agrees_with_sorting() {
 /// One attack step and two training steps; everything that came out.
 fn everything() -> (Vec<f32>, Weights) {
     let mut engine = engine(5);
-    let batch = Batch::new(&engine, 5);
+    let batch = new_batch(&engine, 5);
     let images = engine.upload("clean images", &engine.read(&batch.images).unwrap()).unwrap();
-    batch.loss(&mut engine, Pass::Eval);
+    loss(&mut engine, &batch, Pass::Eval);
     let step = SignStep { step_size: 0.01, epsilon: 0.03 };
     engine
         .backward(Pass::Eval, &batch.logit_gradient, GradRequest::step(step, &images, &batch.images))
@@ -426,7 +378,7 @@ fn everything() -> (Vec<f32>, Weights) {
     let sgd =
         Sgd { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9), ..Sgd::ZERO };
     for _ in 0..2 {
-        batch.loss(&mut engine, Pass::Train { slot: 0 });
+        loss(&mut engine, &batch, Pass::Train { slot: 0 });
         engine.backward(Pass::Train { slot: 0 }, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
         engine.step(&sgd).unwrap();
     }
@@ -445,41 +397,41 @@ fn bits_do_not_depend_on_the_threads() {
 #[test]
 fn optimizer_state_survives_the_round_trip() {
     let mut engine = engine(2);
-    let batch = Batch::new(&engine, 2);
+    let batch = new_batch(&engine, 2);
     let sgd =
         Sgd { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4, average_decay: Some(0.9), ..Sgd::ZERO };
     let step = |engine: &mut Engine| {
-        batch.loss(engine, Pass::Train { slot: 0 });
+        loss(engine, &batch, Pass::Train { slot: 0 });
         engine.backward(Pass::Train { slot: 0 }, &batch.logit_gradient, GradRequest::PARAMETERS).unwrap();
         engine.step(&sgd).unwrap();
     };
     step(&mut engine);
     let (live, state) = (engine.weights(WeightSet::Live).unwrap(), engine.optimizer().unwrap());
     step(&mut engine);
-    let wanted = (engine.weights(WeightSet::Live).unwrap(), engine.optimizer().unwrap());
+    let expected = (engine.weights(WeightSet::Live).unwrap(), engine.optimizer().unwrap());
     engine.load_weights(&live).unwrap();
     engine.load_optimizer(&state).unwrap();
     step(&mut engine);
-    assert!((engine.weights(WeightSet::Live).unwrap(), engine.optimizer().unwrap()) == wanted);
+    assert!((engine.weights(WeightSet::Live).unwrap(), engine.optimizer().unwrap()) == expected);
 }
 
 fn refused(result: secateur::engine::Result<()>, part: &str) {
     match result {
         Err(Error::Invalid(text)) => assert!(text.contains(part), "'{text}' does not say '{part}'"),
-        other => panic!("expected Error::Invalid with '{part}', met {other:?}"),
+        other => panic!("expected Error::Invalid with '{part}', got {other:?}"),
     }
 }
 
 #[test]
 fn misuse_is_an_error() {
     let mut engine = open(DeviceChoice::Cpu, NETWORK, 2).unwrap();
-    let batch = Batch::new(&engine, 2);
+    let batch = new_batch(&engine, 2);
     refused(engine.forward(Pass::Eval, &batch.images, &batch.logits), "load_weights");
     engine.load_weights(&weights()).unwrap();
     refused(engine.forward(Pass::Eval, &batch.images, &batch.logits), "fold_batch_norm");
     refused(engine.forward(Pass::Train { slot: 2 }, &batch.images, &batch.logits), "slot 2");
     refused(
-        engine.backward(Pass::Eval, &batch.logit_gradient, GradRequest::images(&batch.gradient)),
+        engine.backward(Pass::Eval, &batch.logit_gradient, GradRequest::images(&batch.perturbed)),
         "no forward pass",
     );
     let pass = Pass::Train { slot: 0 };
@@ -487,7 +439,7 @@ fn misuse_is_an_error() {
     let sgd = Sgd { learning_rate: 0.1, momentum: 0.9, weight_decay: 0.0, ..Sgd::ZERO };
     refused(engine.step(&sgd), "no parameter gradients");
     refused(engine.fold_batch_norm(WeightSet::Average), "no moving average");
-    batch.loss(&mut engine, pass);
+    loss(&mut engine, &batch, pass);
     refused(
         engine.backward(pass, &batch.logit_gradient, GradRequest::ADD_PARAMETERS),
         "no parameter gradients",

@@ -9,8 +9,8 @@ use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Tensor, WeightSe
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet, initialise};
 use secateur::ops::{
-    ApgdPhase, ApgdPoint, ApgdStart, ApgdState, ApgdStep, CrossEntropy, GatherImages, ImageSet, LossOutputs,
-    Margin, MarginLoss, TargetClass,
+    ApgdPhase, ApgdPoint, ApgdStart, ApgdState, ApgdStep, ImageSet, LossOutputs, Margin, MarginLoss,
+    TargetClass,
 };
 use secateur::philox::{Key, Purpose, unit};
 
@@ -129,7 +129,7 @@ fn follow(engine: &mut Engine, what: &str, loss: &str, fixture: &Fixture, toy: &
     engine.write(&batch.labels, &toy.labels).unwrap();
     engine.write(&batch.images, images).unwrap();
     let targets = engine.upload("targets", &fixture.words("targets")).unwrap();
-    let key = Key { seed: SEED, purpose: Purpose::AdaptiveStart, epoch: 0, step: 0 };
+    let key = Key { seed: SEED, purpose: Purpose::ApgdStart, epoch: 0, step: 0 };
     engine
         .run(&ApgdStart {
             epsilon: EPSILON,
@@ -160,16 +160,7 @@ fn follow(engine: &mut Engine, what: &str, loss: &str, fixture: &Fixture, toy: &
         engine.write(&batch.logits, &logits).unwrap();
         match loss {
             "ce" => {
-                engine
-                    .run(&CrossEntropy {
-                        smoothing: 0.0,
-                        scale: 1.0,
-                        logits: &batch.logits,
-                        labels: &batch.labels,
-                        weights: None,
-                        outputs: batch.outputs(),
-                    })
-                    .unwrap();
+                engine.run(&batch.cross_entropy(1.0)).unwrap();
             }
             _ => {
                 let margin = Margin::TargetedDlr { targets: &targets };
@@ -368,15 +359,7 @@ fn network_and_images() -> (Engine, Batch) {
     let set = ImageSet::upload(&engine, &images.pixels, &images.labels).unwrap();
     let batch = Batch::alloc(&engine, TESTED).unwrap();
     engine.write(&batch.samples, &(0..TESTED as u32).collect::<Vec<_>>()).unwrap();
-    engine
-        .run(&GatherImages {
-            set: &set,
-            samples: &batch.samples,
-            augment: None,
-            images: &batch.images,
-            labels: &batch.labels,
-        })
-        .unwrap();
+    engine.run(&batch.gather(&set, None)).unwrap();
     for _ in 0..30 {
         engine.forward(Pass::Train { slot: 0 }, &batch.images, &batch.logits).unwrap();
     }
@@ -389,16 +372,7 @@ fn network_and_images() -> (Engine, Batch) {
 
 fn right(engine: &mut Engine, batch: &Batch, images: &Tensor<f32>) -> Vec<bool> {
     engine.forward(Pass::Eval, images, &batch.logits).unwrap();
-    engine
-        .run(&CrossEntropy {
-            smoothing: 0.0,
-            scale: 1.0,
-            logits: &batch.logits,
-            labels: &batch.labels,
-            weights: None,
-            outputs: batch.outputs(),
-        })
-        .unwrap();
+    engine.run(&batch.cross_entropy(1.0)).unwrap();
     let (predictions, labels) =
         (engine.read(&batch.predictions).unwrap(), engine.read(&batch.labels).unwrap());
     predictions.iter().zip(&labels).map(|(prediction, label)| prediction == label).collect()

@@ -21,7 +21,7 @@ use secateur::evaluate::{AdversarialImages, Part, Protocol, Subject, evaluate};
 use secateur::files::{Existing, Place};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet, Weights, initialise};
-use secateur::ops::{GatherImages, ImageSet};
+use secateur::ops::ImageSet;
 use tempfile::TempDir;
 
 use crate::common::program::{Done, PROGRAM, secateur};
@@ -41,15 +41,7 @@ fn fitted() -> Weights {
     let (set, samples) = images(&mut engine, 16);
     let batch = Batch::alloc(&engine, 16).unwrap();
     engine.write(&batch.samples, &samples).unwrap();
-    engine
-        .run(&GatherImages {
-            set: &set,
-            samples: &batch.samples,
-            augment: None,
-            images: &batch.images,
-            labels: &batch.labels,
-        })
-        .unwrap();
+    engine.run(&batch.gather(&set, None)).unwrap();
     for _ in 0..30 {
         engine.forward(Pass::Train { slot: 0 }, &batch.images, &batch.logits).unwrap();
     }
@@ -73,15 +65,7 @@ fn subject_on(device: DeviceChoice, count: usize) -> (Engine, ImageSet, Vec<u32>
     let (mut set, samples) = images(&mut engine, count);
     let batch = Batch::alloc(&engine, count).unwrap();
     engine.write(&batch.samples, &samples).unwrap();
-    engine
-        .run(&GatherImages {
-            set: &set,
-            samples: &batch.samples,
-            augment: None,
-            images: &batch.images,
-            labels: &batch.labels,
-        })
-        .unwrap();
+    engine.run(&batch.gather(&set, None)).unwrap();
     engine.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
     let logits = engine.read(&batch.logits).unwrap();
     let mut labels: Vec<u32> = logits.chunks(10).map(|row| argmax(row) as u32).collect();

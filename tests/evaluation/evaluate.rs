@@ -9,7 +9,7 @@ use secateur::engine::{DeviceChoice, Engine, Pass, SignStep, WeightSet, open};
 use secateur::evaluate::sanity::alarms;
 use secateur::evaluate::{Outcome, Protocol, Subject, evaluate};
 use secateur::model::{ResNet, Weights, initialise};
-use secateur::ops::{AscentLoss, CrossEntropy, GatherImages, ImageSet, Noise};
+use secateur::ops::{AscentLoss, ImageSet, Noise};
 use secateur::philox::{Key, Purpose};
 
 const SEED: u64 = 20261121;
@@ -53,15 +53,7 @@ fn gathered(engine: &mut Engine, set: &ImageSet, count: usize) -> Batch {
     let batch = Batch::alloc(engine, count).unwrap();
     let samples: Vec<u32> = (0..count as u32).collect();
     engine.write(&batch.samples, &samples).unwrap();
-    engine
-        .run(&GatherImages {
-            set,
-            samples: &batch.samples,
-            augment: None,
-            images: &batch.images,
-            labels: &batch.labels,
-        })
-        .unwrap();
+    engine.run(&batch.gather(set, None)).unwrap();
     batch
 }
 
@@ -69,16 +61,7 @@ fn gathered(engine: &mut Engine, set: &ImageSet, count: usize) -> Batch {
 fn judged(engine: &mut Engine, batch: &Batch, perturbed: bool) -> (Vec<f32>, Vec<u32>) {
     let images = if perturbed { &batch.perturbed } else { &batch.images };
     engine.forward(Pass::Eval, images, &batch.logits).unwrap();
-    engine
-        .run(&CrossEntropy {
-            smoothing: 0.0,
-            scale: 1.0,
-            logits: &batch.logits,
-            labels: &batch.labels,
-            weights: None,
-            outputs: batch.outputs(),
-        })
-        .unwrap();
+    engine.run(&batch.cross_entropy(1.0)).unwrap();
     (engine.read(&batch.losses).unwrap(), engine.read(&batch.predictions).unwrap())
 }
 

@@ -100,7 +100,7 @@ fn ways_are_as_long_as_linear_programmes_say() {
                 }
                 let gap = (covered + f64::from(excess[case])).abs();
                 let (length_wanted, gap_wanted) = (f64::from(lengths[case]), f64::from(gaps[case]));
-                assert!((gap - gap_wanted).abs() <= 1e-6 * scale, "{what}: gap {gap}, wanted {gap_wanted}");
+                assert!((gap - gap_wanted).abs() <= 1e-6 * scale, "{what}: gap {gap}, expected {gap_wanted}");
                 match length_wanted.is_nan() {
                     true => out_of_reach += 1,
                     false => {

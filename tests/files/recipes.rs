@@ -195,13 +195,13 @@ fn methods_attack_as_their_sources_do() {
 fn phases_change_the_attack_over_training() {
     let phases = "attack.phases=[{from_epoch=1, steps=5}, {from_epoch=4, step_size='1/255'}]";
     let recipe = parse(SMALL, &["attack.steps=2", phases]).unwrap();
-    let met: Vec<(usize, usize, String)> = recipe
+    let actual: Vec<(usize, usize, String)> = recipe
         .attack
         .phases
         .iter()
         .map(|phase| (phase.from_epoch, phase.steps, phase.step_size.to_string()))
         .collect();
-    assert_eq!(met, [(1, 5, "2/255".into()), (4, 2, "1/255".into())]);
+    assert_eq!(actual, [(1, 5, "2/255".into()), (4, 2, "1/255".into())]);
     assert_eq!(parse(&recipe.to_toml(), &[]).unwrap(), recipe);
 }
 
@@ -246,8 +246,8 @@ fn what_a_method_cannot_do_is_refused() {
         ),
         (&["overfitting.stop=true"], "overfitting.check = false, expected true where overfitting.stop is"),
     ];
-    for (overrides, wanted) in cases {
-        assert_eq!(parse(SMALL, overrides).unwrap_err(), format!("recipe test: {wanted}"), "{overrides:?}");
+    for (overrides, expected) in cases {
+        assert_eq!(parse(SMALL, overrides).unwrap_err(), format!("recipe test: {expected}"), "{overrides:?}");
     }
 }
 
@@ -263,7 +263,7 @@ fn pruned_recipes_meet_the_papers_speed_ups() {
         assert_eq!(unpruned, base, "{name}");
         recipe
     };
-    for (set, wanted) in [("cifar10", 3.44), ("cifar100", 2.02)] {
+    for (set, expected) in [("cifar10", 3.44), ("cifar100", 2.02)] {
         for (objective, passes) in [("trades", 27.0), ("mart", 26.0)] {
             for (short, method) in
                 [("gradmatch", SelectionMethod::AdvGradMatch), ("glister", SelectionMethod::AdvGlister)]
@@ -284,8 +284,8 @@ fn pruned_recipes_meet_the_papers_speed_ups() {
                         .sum();
                     let speed_up = recipe.epochs as f64 / cost;
                     assert!(
-                        (wanted..1.05 * wanted).contains(&speed_up),
-                        "{name}: {speed_up}, wanted {wanted}"
+                        (expected..1.05 * expected).contains(&speed_up),
+                        "{name}: {speed_up}, expected {expected}"
                     );
                     // The model of the speed-up tables counts images instead, those that Adv-GLISTER holds out too, and
                     // what BulletTrain leaves of the attack.
@@ -565,8 +565,8 @@ fn what_a_selection_cannot_do_is_refused() {
             "objective.method = \"free\", expected another: el2n attacks candidates, and the attack of free is that of a place",
         ),
     ];
-    for (overrides, wanted) in cases {
-        assert_eq!(parse(SMALL, overrides).unwrap_err(), format!("recipe test: {wanted}"), "{overrides:?}");
+    for (overrides, expected) in cases {
+        assert_eq!(parse(SMALL, overrides).unwrap_err(), format!("recipe test: {expected}"), "{overrides:?}");
     }
     // Where training has left losses to rank by, nothing is attacked.
     let scored: [&[&str]; 4] = [
@@ -769,9 +769,9 @@ fn what_cannot_be_extended_is_refused() {
         ),
         ("chain-0", &["extends=quick"], "--set extends=quick: a recipe's file says what it extends".into()),
     ];
-    for (name, overrides, wanted) in cases {
+    for (name, overrides, expected) in cases {
         let error = load(&folder, &format!("{name}.toml"), overrides).unwrap_err();
-        assert_eq!(error, *wanted, "{name}, {overrides:?}");
+        assert_eq!(error, *expected, "{name}, {overrides:?}");
     }
     let error = load(&folder, "broken.toml", &[]).unwrap_err();
     assert!(error.starts_with("recipe syntax: not TOML: "), "{error}");
@@ -861,10 +861,10 @@ fn errors_name_key_value_and_wish() {
         ),
         ("steps", "--set steps: expected key=value, such as attack.steps=7"),
     ];
-    for (text, wanted) in cases {
+    for (text, expected) in cases {
         match parse(SMALL, &[text]) {
-            Ok(_) => assert_eq!(*wanted, "", "--set {text} was accepted"),
-            Err(error) => assert_eq!(error, *wanted, "--set {text}"),
+            Ok(_) => assert_eq!(*expected, "", "--set {text} was accepted"),
+            Err(error) => assert_eq!(error, *expected, "--set {text}"),
         }
     }
     let missing = parse("batch = 1", &[]).unwrap_err();

@@ -108,7 +108,7 @@ fn networks_without_kernels_are_refused() {
         "conv1.weight has 48 output channels, expected 16 or 32 or 64 (the widths that have kernels)"
     );
     weights.insert("conv1.weight", &[], vec![0.0]);
-    assert!(matches!(weights.infer_network(), Err(WeightsError::Width { met: 0 })));
+    assert!(matches!(weights.infer_network(), Err(WeightsError::Width { actual: 0 })));
     weights.insert("conv1.weight", &[16, 3, 3, 3], vec![0.0; 432]);
     weights.insert("linear.weight", &[10, 512], vec![0.0; 5120]);
     let error = weights.infer_network().unwrap_err().to_string();

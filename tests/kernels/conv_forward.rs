@@ -305,7 +305,7 @@ fn the_stem_sees_the_image_beyond_bf16() {
         for (pixel, value) in exact.chunks(3).enumerate() {
             for (c, value) in value.iter().enumerate() {
                 let split = packed[8 * pixel + c].to_f64() + packed[8 * pixel + 3 + c].to_f64();
-                assert!((split - value).abs() <= 2f64.powi(-16), "pixel {pixel}: {split}, wanted {value}");
+                assert!((split - value).abs() <= 2f64.powi(-16), "pixel {pixel}: {split}, expected {value}");
             }
         }
         for (name, driver) in drivers() {

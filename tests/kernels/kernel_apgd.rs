@@ -15,7 +15,7 @@ fn the_start_reaches_the_surface_of_the_ball() {
     let samples = [3u32, 9_999, 0];
     let images: Vec<f32> =
         Random::new(1).uniforms(3 * IMAGE_LEN, -0.2, 1.2).iter().map(|v| v.clamp(0.0, 1.0)).collect();
-    let key = Key { seed: SEED << 20 | 5, purpose: Purpose::AdaptiveStart, epoch: 2, step: 8 };
+    let key = Key { seed: SEED << 20 | 5, purpose: Purpose::ApgdStart, epoch: 2, step: 8 };
     on_every_driver("start of APGD", |driver| {
         let (samples_at, images_at) = (input(driver, "samples", &samples), input(driver, "images", &images));
         let perturbed = Output::new::<f32>(driver, "perturbed", images.len());
@@ -39,7 +39,7 @@ fn the_start_reaches_the_surface_of_the_ball() {
     });
 }
 
-/// One image's books and points.
+/// One image's state and points.
 #[derive(Clone, Debug)]
 struct Image {
     x: Vec<f32>,
@@ -126,7 +126,7 @@ impl Image {
     }
 }
 
-/// Images whose books stand at every side of every rule.
+/// Images whose state stands at every side of every rule.
 fn images() -> Vec<Image> {
     let mut images = Vec::new();
     let mut random = Random::new(2);
@@ -209,7 +209,7 @@ fn every_phase_follows_the_rules() {
             let predictions = input(driver, "predictions", &counts(|image| image.prediction));
             let losses = input(driver, "losses", &floats(|image| image.loss));
             let gradient = input(driver, "gradient", &points(|image| &image.gradient));
-            let books = [
+            let state = [
                 book("step sizes", floats(|image| image.step_size)),
                 book("best losses", floats(|image| image.best_loss)),
                 book("checked losses", floats(|image| image.checked_loss)),
@@ -232,10 +232,10 @@ fn every_phase_follows_the_rules() {
                 labels: labels.address(),
                 losses: losses.address(),
                 predictions: predictions.address(),
-                step_size: books[0].address(),
-                best_loss: books[1].address(),
-                checked_loss: books[2].address(),
-                last_loss: books[3].address(),
+                step_size: state[0].address(),
+                best_loss: state[1].address(),
+                checked_loss: state[2].address(),
+                last_loss: state[3].address(),
                 increases: flags[0].address(),
                 halved: flags[1].address(),
                 broken: flags[2].address(),
@@ -256,10 +256,10 @@ fn every_phase_follows_the_rules() {
             };
             let of =
                 |of: fn(&Image) -> f32| expected.iter().map(|image| of(image).to_bits()).collect::<Vec<_>>();
-            same("step sizes", books[0].read(), of(|image| image.step_size));
-            same("best losses", books[1].read(), of(|image| image.best_loss));
-            same("checked losses", books[2].read(), of(|image| image.checked_loss));
-            same("last losses", books[3].read(), of(|image| image.last_loss));
+            same("step sizes", state[0].read(), of(|image| image.step_size));
+            same("best losses", state[1].read(), of(|image| image.best_loss));
+            same("checked losses", state[2].read(), of(|image| image.checked_loss));
+            same("last losses", state[3].read(), of(|image| image.last_loss));
             let of = |of: fn(&Image) -> u32| expected.iter().map(of).collect::<Vec<_>>();
             same("increases", flags[0].read(), of(|image| image.increases));
             same("halved", flags[1].read(), of(|image| image.halved));

@@ -23,7 +23,7 @@ const SAMPLES: [u32; 64] = {
 };
 
 /// Element (row, column, channel) of the augmented sample.
-fn wanted(set: &[u8], sample: u32, at: [usize; 3], augment: Option<Augment>) -> f32 {
+fn expected(set: &[u8], sample: u32, at: [usize; 3], augment: Option<Augment>) -> f32 {
     let [row, column, channel] = at.map(|v| v as i32);
     let (mut source_row, mut source_column) = (row, column);
     if let Some(augment) = augment {
@@ -76,14 +76,14 @@ fn batches_are_gathered_cropped_and_flipped() {
             };
             gather_images(&**driver, augment, &gather).unwrap();
             let (images, labels) = (images.read::<f32>(), labels.read::<u32>());
-            for (i, met) in images.iter().enumerate() {
+            for (i, actual) in images.iter().enumerate() {
                 let (sample, element) = (SAMPLES[i / IMAGE_LEN], i % IMAGE_LEN);
                 let at = [element / 96, element / 3 % 32, element % 3];
-                let wanted = wanted(&set, sample, at, augment);
-                assert_eq!(met.to_bits(), wanted.to_bits(), "sample {sample} at {at:?}, seed {SEED}");
+                let expected = expected(&set, sample, at, augment);
+                assert_eq!(actual.to_bits(), expected.to_bits(), "sample {sample} at {at:?}, seed {SEED}");
             }
-            let wanted: Vec<u32> = SAMPLES.iter().map(|s| set_labels[*s as usize]).collect();
-            assert_eq!(labels, wanted);
+            let expected: Vec<u32> = SAMPLES.iter().map(|s| set_labels[*s as usize]).collect();
+            assert_eq!(labels, expected);
             [words(&images), labels].concat()
         });
     }

@@ -257,10 +257,10 @@ fn what_is_broken_shows() {
             classes: 10,
         };
         let refused = |ascended, params| head_ascent(&*driver, ascended, 1, &params).unwrap_err().to_string();
-        assert!(refused(AscentLoss::Margin, params).contains("met 513"));
+        assert!(refused(AscentLoss::Margin, params).contains("actual 513"));
         let params = HeadAscentParams { features: 512, classes: 1, ..params };
-        assert!(refused(AscentLoss::Margin, params).contains("met 1"));
+        assert!(refused(AscentLoss::Margin, params).contains("actual 1"));
         let params = HeadAscentParams { classes: 129, ..params };
-        assert!(refused(AscentLoss::CrossEntropy, params).contains("met 129"));
+        assert!(refused(AscentLoss::CrossEntropy, params).contains("actual 129"));
     }
 }

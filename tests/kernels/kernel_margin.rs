@@ -160,7 +160,7 @@ fn broken_inputs_show() {
         params.classes = 3;
         params.targets = targets_at.address();
         let error = margin_loss(&**driver, &params).unwrap_err().to_string();
-        assert!(error.contains("met 3"), "{error}");
+        assert!(error.contains("actual 3"), "{error}");
         wrong.read()
     });
 }

@@ -1,4 +1,4 @@
-//! Rows by index (`kernels/data/rows.cu`): every word must be where plain indexing puts it.
+//! Rows by index (`kernels/ops/rows.cu`): every word must be where plain indexing puts it.
 
 use secateur::ops::rows::{Rows, gather_rows, scatter_rows};
 

@@ -1,4 +1,4 @@
-//! Random search over squares (`kernels/attack/square.cu`): candidates bit for bit as specified, acceptance by the margin.
+//! Random search over squares (`kernels/ops/square.cu`): candidates bit for bit as specified, acceptance by the margin.
 
 use secateur::cuda::driver::Address;
 use secateur::model::layers::IMAGE_LEN;

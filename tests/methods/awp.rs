@@ -7,18 +7,11 @@ use secateur::measure::speedup::cost::Cost;
 use secateur::objective::Method;
 use secateur::recipe::Recipe;
 use secateur::train::TrainError;
-use secateur::train::checkpoint::{self, Checkpoint};
-use secateur::train::run_folder::RunFolder;
+use secateur::train::checkpoint::Checkpoint;
 
-use crate::common::tiny::{METHODS, RECIPE, of_method, recipe, run};
+use crate::common::tiny::{METHODS, RECIPE, newest, of_method, recipe, run};
 
 const AWP: &str = "objective.awp=0.005";
-
-/// The state at the end of a run.
-fn newest(path: &Path) -> Checkpoint {
-    let checkpoints = RunFolder::open(path).checkpoints();
-    checkpoint::load_newest(&checkpoints, &mut |error| panic!("{error}")).unwrap().unwrap().1
-}
 
 /// The state after a run without a break.
 fn trained(recipe: &Recipe) -> Checkpoint {

@@ -12,7 +12,7 @@ use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, WeightSet, 
 use secateur::model::Weights;
 use secateur::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use secateur::objective::{Method, Objective};
-use secateur::ops::{AscentLoss, CrossEntropy, GatherImages, ImageSet};
+use secateur::ops::{AscentLoss, CrossEntropy, ImageSet};
 use secateur::philox::{Key, Purpose, unit};
 use secateur::recipe::Recipe;
 use secateur::train::{self, Trainer};
@@ -125,7 +125,7 @@ fn bullet_train_gives_each_group_its_own_attack() {
         let right = logits.chunks_exact(10).zip(labels.iter());
         let right = right.filter(|(row, label)| best(row) == **label as usize).count();
         let expected = 0.9 * accuracy + 0.1 * 0.8 * right as f32 / BATCH as f32;
-        assert!((bullet.accuracy() - expected).abs() < 1e-6, "{} wanted {expected}", bullet.accuracy());
+        assert!((bullet.accuracy() - expected).abs() < 1e-6, "{} expected {expected}", bullet.accuracy());
     }
 }
 
@@ -192,21 +192,12 @@ fn single_step_methods_spare_the_outliers_alone() {
             assert_eq!(work, AttackWork { steps: attacked.len() as u64, ..groups.work() }, "{method}");
 
             engine.forward(Pass::Eval, &batch.perturbed, &batch.logits).unwrap();
-            engine
-                .run(&CrossEntropy {
-                    smoothing: 0.0,
-                    scale: 1.0,
-                    logits: &batch.logits,
-                    labels: &batch.labels,
-                    weights: None,
-                    outputs: batch.outputs(),
-                })
-                .unwrap();
+            engine.run(&batch.cross_entropy(1.0)).unwrap();
             let predictions = engine.read(&batch.predictions).unwrap();
             let right =
                 predictions.iter().zip(labels.iter()).filter(|(actual, label)| actual == label).count();
             let expected = 0.9 * accuracy + 0.1 * 0.8 * right as f32 / BATCH as f32;
-            assert!((accuracy_of(bullet.as_ref()) - expected).abs() < 1e-6, "{method}: wanted {expected}");
+            assert!((accuracy_of(bullet.as_ref()) - expected).abs() < 1e-6, "{method}: expected {expected}");
         }
     }
 }
@@ -294,7 +285,7 @@ fn free_replays_move_what_their_groups_allow() {
         assert!(kept[pixels(place)] == *expected, "place {place}, outlier {outlier}");
     }
     let expected = 0.9 * accuracy + 0.1 * 0.8 * right as f32 / BATCH as f32;
-    assert!(right > 0 && (accuracy_of(free.as_ref()) - expected).abs() < 1e-6, "wanted {expected}");
+    assert!(right > 0 && (accuracy_of(free.as_ref()) - expected).abs() < 1e-6, "expected {expected}");
 }
 
 #[test]
@@ -311,7 +302,7 @@ fn standard_training_has_groups_and_no_attack() {
     // What is no outlier is predicted right, and nothing attacks it.
     let right = groups.boundary.len() + groups.robust.len();
     let expected = 0.9 * accuracy + 0.1 * 0.8 * right as f32 / BATCH as f32;
-    assert!((accuracy_of(standard.as_ref()) - expected).abs() < 1e-6, "wanted {expected}");
+    assert!((accuracy_of(standard.as_ref()) - expected).abs() < 1e-6, "expected {expected}");
 }
 
 /// Full attacks on all images until the running mean of the clean accuracy has come to the wanted one, then the groups, even
@@ -395,15 +386,7 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
         let all = Batch::alloc(engine, samples.len()).unwrap();
         engine.write(&all.samples, samples).unwrap();
         let augment = recipe.augmentation(recipe.seed, 0);
-        engine
-            .run(&GatherImages {
-                set: &images,
-                samples: &all.samples,
-                augment,
-                images: &all.images,
-                labels: &all.labels,
-            })
-            .unwrap();
+        engine.run(&all.gather(&images, augment)).unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
         let labels = engine.read(&all.labels).unwrap();
         let groups = groups_by_hand(engine, &all, &labels, script.accuracy);
@@ -417,16 +400,7 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
         }
         engine.write(&all.perturbed, &moved).unwrap();
         engine.forward(Pass::Eval, &all.perturbed, &all.logits).unwrap();
-        engine
-            .run(&CrossEntropy {
-                smoothing: 0.0,
-                scale: 1.0,
-                logits: &all.logits,
-                labels: &all.labels,
-                weights: None,
-                outputs: all.outputs(),
-            })
-            .unwrap();
+        engine.run(&all.cross_entropy(1.0)).unwrap();
         let predictions = engine.read(&all.predictions).unwrap();
         let right = predictions.iter().zip(&labels).filter(|(actual, label)| actual == label).count();
         script.accuracy = 0.9 * script.accuracy + 0.1 * 0.8 * right as f32 / samples.len() as f32;

@@ -9,7 +9,7 @@ fn quantiles_are_those_of_torch() {
     let values = [0.3, -0.1, 0.25, 0.0, -0.2];
     for (q, expected) in [(0.0, -0.2), (0.1, -0.16), (0.25, -0.1), (0.6, 0.1), (0.9, 0.28), (1.0, 0.3)] {
         let actual = quantile(&values, q);
-        assert!((actual - expected).abs() < 1e-6, "{q}: {actual}, wanted {expected}");
+        assert!((actual - expected).abs() < 1e-6, "{q}: {actual}, expected {expected}");
     }
     assert_eq!(quantile(&[0.5], 0.7), 0.5);
 }

@@ -243,12 +243,12 @@ fn no_folder_is_no_checkpoint_and_no_whole_one_is_an_error() {
 #[test]
 fn an_older_checkpoint_still_loads() {
     let folder = tempfile::tempdir().unwrap();
-    let mut wanted = checkpoint(1, 2);
-    wanted.selection = SelectionState::default();
-    wanted.progress.run_images = None;
-    wanted.progress.selection = None;
-    wanted.progress.run_seconds.select = 0.0;
-    let path = save(folder.path(), &wanted, 2).unwrap();
+    let mut expected = checkpoint(1, 2);
+    expected.selection = SelectionState::default();
+    expected.progress.run_images = None;
+    expected.progress.selection = None;
+    expected.progress.run_seconds.select = 0.0;
+    let path = save(folder.path(), &expected, 2).unwrap();
     assert!(!path.join("selection.safetensors").exists());
 
     let json = |name: &str| -> serde_json::Value {
@@ -267,7 +267,7 @@ fn an_older_checkpoint_still_loads() {
         serde_json::json!({ "bytes": bytes.len(), "sha256": sha256(&bytes) });
     fs::write(path.join("progress.json"), bytes).unwrap();
     fs::write(path.join("manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
-    assert_eq!(load(&path).unwrap(), wanted);
+    assert_eq!(load(&path).unwrap(), expected);
 }
 
 #[test]

@@ -62,7 +62,7 @@ fn every_method_learns_and_tells_its_steps() {
         for (epoch, line) in metrics.iter().enumerate() {
             let share = (minibatches * replays * (epoch as f64 + 1.0) - 1.0) / all;
             let expected = 0.02 * 2.0 * share.min(1.0 - share);
-            assert!((line.learning_rate - expected).abs() < 1e-12, "{method}: {line:?}, wanted {expected}");
+            assert!((line.learning_rate - expected).abs() < 1e-12, "{method}: {line:?}, expected {expected}");
         }
     }
 }
@@ -93,7 +93,7 @@ fn every_method_tells_its_groups_under_bullet_train_and_learns() {
             };
             let expected = of_boundary * shares[1] + of_robust * shares[2];
             let actual = line.attack_steps_per_sample;
-            assert!((actual - expected).abs() < 1e-12, "{method}: {actual} steps, wanted {expected}");
+            assert!((actual - expected).abs() < 1e-12, "{method}: {actual} steps, expected {expected}");
             attacked += shares[1] + shares[2];
             robust += shares[2];
         }
@@ -182,7 +182,7 @@ fn paired_gradients_are_those_of_plain_operations() {
             let actual = f64::from(losses[row]);
             assert!(
                 (actual - loss).abs() < 2e-4 * (1.0 + loss.abs()),
-                "{method}: loss {actual}, wanted {loss}"
+                "{method}: loss {actual}, expected {loss}"
             );
             for c in 0..classes {
                 let slope = p[c] * (p[c].ln() - q[c].ln() - kl);

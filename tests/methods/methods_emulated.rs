@@ -12,7 +12,7 @@ use secateur::data::DataSet;
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, SignStep, WeightSet, open};
 use secateur::model::{ParameterKind, Weights, initialise};
 use secateur::objective::Method;
-use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
+use secateur::ops::ImageSet;
 use secateur::philox::{Key, Purpose, unit};
 use secateur::recipe::Recipe;
 use secateur::train;
@@ -77,15 +77,7 @@ impl Bench {
         engine.write(&batch.samples, &(0..BATCH as u32).collect::<Vec<_>>()).unwrap();
         engine.load_weights(weights).unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
-        engine
-            .run(&GatherImages {
-                set: &set,
-                samples: &batch.samples,
-                augment: None,
-                images: &batch.images,
-                labels: &batch.labels,
-            })
-            .unwrap();
+        engine.run(&batch.gather(&set, None)).unwrap();
         Self { engine, batch }
     }
 }
@@ -198,16 +190,7 @@ fn one_backward_pass_serves_weights_and_images() {
             let images = engine.read(&batch.images).unwrap();
             engine.write(&batch.perturbed, &images).unwrap();
             engine.forward(pass, &batch.perturbed, &batch.logits).unwrap();
-            engine
-                .run(&CrossEntropy {
-                    smoothing: 0.0,
-                    scale: 1.0 / BATCH as f32,
-                    logits: &batch.logits,
-                    labels: &batch.labels,
-                    weights: None,
-                    outputs: batch.outputs(),
-                })
-                .unwrap();
+            engine.run(&batch.cross_entropy(1.0 / BATCH as f32)).unwrap();
             let (gradient, images, perturbed) = (&batch.logit_gradient, &batch.images, &batch.perturbed);
             if in_one {
                 engine

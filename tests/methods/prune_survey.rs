@@ -2,7 +2,7 @@
 
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, StopFlag};
 use secateur::model::layers::IMAGE_LEN;
-use secateur::ops::{CrossEntropy, GatherImages, Term};
+use secateur::ops::Term;
 use secateur::prune::{PruneError, Survey};
 
 use crate::common::survey::Subject;
@@ -80,12 +80,12 @@ fn rows_do_not_depend_on_their_neighbours() {
         let some = survey.last_layer(engine, &SAMPLES[7..12]).unwrap();
         assert_eq!(all.gradients.terms.len(), 1);
         let part = all.gradients.rows(7..12);
-        let (actual, wanted) = (read(engine, &some.gradients.terms[0]), read(engine, &part.terms[0]));
+        let (actual, expected) = (read(engine, &some.gradients.terms[0]), read(engine, &part.terms[0]));
         // Sums inside a product may be cut otherwise in a batch of another size.
         let bound = Bound { absolute: 1e-4, relative: 1e-3, whole: 1e-3 };
         let f64s = |values: &[f32]| -> Vec<f64> { values.iter().map(|&value| value.into()).collect() };
-        assert_close("gradients", &actual.0, &f64s(&wanted.0), bound);
-        assert_close("features", &actual.1, &f64s(&wanted.1), bound);
+        assert_close("gradients", &actual.0, &f64s(&expected.0), bound);
+        assert_close("features", &actual.1, &f64s(&expected.1), bound);
     });
     assert_eq!(subject.objective.state(), state, "a survey leaves no trace in the objective");
 }
@@ -100,26 +100,9 @@ fn input_gradient_norms_are_of_the_sample_alone() {
         for (place, &sample) in SAMPLES.iter().enumerate().step_by(5) {
             let batch = survey.scratch.rows(0..1);
             engine.write(&batch.samples, &[sample]).unwrap();
-            engine
-                .run(&GatherImages {
-                    set: survey.set,
-                    samples: &batch.samples,
-                    augment: None,
-                    images: &batch.images,
-                    labels: &batch.labels,
-                })
-                .unwrap();
+            engine.run(&batch.gather(survey.set, None)).unwrap();
             engine.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
-            engine
-                .run(&CrossEntropy {
-                    smoothing: 0.0,
-                    scale: 1.0,
-                    logits: &batch.logits,
-                    labels: &batch.labels,
-                    weights: None,
-                    outputs: batch.outputs(),
-                })
-                .unwrap();
+            engine.run(&batch.cross_entropy(1.0)).unwrap();
             let gradient = engine.alloc("gradient", IMAGE_LEN).unwrap();
             engine.backward(Pass::Eval, &batch.logit_gradient, GradRequest::images(&gradient)).unwrap();
             let values = engine.read(&gradient).unwrap();

@@ -1,7 +1,6 @@
 //! Training on subsets: the schedule's clock, the weights in the gradient and the metrics, what a run leaves behind, and
 //! the same bits wherever it is broken off.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -13,15 +12,15 @@ use secateur::data::order::{Split, epoch_order, split};
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, Tensor, WeightSet, open};
 use secateur::measure::speedup::cost::Cost;
 use secateur::model::{Weights, initialise};
-use secateur::ops::{CrossEntropy, GatherImages, ImageSet};
+use secateur::ops::ImageSet;
 use secateur::philox::{Key, Purpose};
-use secateur::progress::StopWhen;
 use secateur::recipe::Recipe;
-use secateur::train::checkpoint::{self, Checkpoint};
+use secateur::train::checkpoint::{self};
 use secateur::train::metrics::EpochMetrics;
-use secateur::train::result::Summary;
 use secateur::train::run_folder::RunFolder;
-use secateur::train::{self, TrainError, Trainer, TrainingRun, TrainingSetup};
+use secateur::train::{self, TrainError, Trainer};
+
+use crate::common::tiny::{metrics, newest, train_in as run};
 
 /// 100 training images in batches of 24, 20 for validation. Subsets of half: two steps and a smaller third.
 const RECIPE: &str = r#"
@@ -64,28 +63,6 @@ fn split_of(recipe: &Recipe) -> Split {
     let data = data(recipe);
     let kept = &recipe.data;
     split(&data.train, data.classes, kept.validation, kept.validation_split, recipe.seed).unwrap()
-}
-
-/// Starts or resumes the run in `path`; after `stop_after` questions it is asked to stop.
-fn run(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Summary, TrainError> {
-    let data = data(recipe);
-    let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
-    let asked = Cell::new(0);
-    let stop = StopWhen(|| {
-        asked.set(asked.get() + 1);
-        stop_after == Some(asked.get())
-    });
-    let setup = TrainingSetup { recipe, data: &data, data_path: None };
-    TrainingRun::start_or_resume(&mut engine, setup, path)?.run(&stop)
-}
-
-fn metrics(folder: &Path) -> Vec<EpochMetrics> {
-    RunFolder::open(folder).read_metrics().unwrap()
-}
-
-fn newest(folder: &Path) -> Checkpoint {
-    let checkpoints = RunFolder::open(folder).checkpoints();
-    checkpoint::load_newest(&checkpoints, &mut |error| panic!("{error}")).unwrap().unwrap().1
 }
 
 /// The bytes of each kept selection, by file name.
@@ -311,29 +288,12 @@ fn weights_enter_the_gradient() {
         engine.load_weights(&state.weights).unwrap();
         let batch = Batch::alloc(engine, outcome.order.len()).unwrap();
         engine.write(&batch.samples, &outcome.order).unwrap();
-        engine
-            .run(&GatherImages {
-                set: &set,
-                samples: &batch.samples,
-                augment: None,
-                images: &batch.images,
-                labels: &batch.labels,
-            })
-            .unwrap();
+        engine.run(&batch.gather(&set, None)).unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
         let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 1, step: 0 };
         recipe.new_objective().attack(engine, key, &batch).unwrap();
         engine.forward(Pass::Train { slot: 0 }, &batch.perturbed, &batch.logits).unwrap();
-        engine
-            .run(&CrossEntropy {
-                smoothing: 0.0,
-                scale: 1.0,
-                logits: &batch.logits,
-                labels: &batch.labels,
-                weights: None,
-                outputs: batch.outputs(),
-            })
-            .unwrap();
+        engine.run(&batch.cross_entropy(1.0)).unwrap();
         let mut gradient = engine.read(&batch.logit_gradient).unwrap();
         for (row, weight) in gradient.chunks_exact_mut(network.classes).zip(weights) {
             row.iter_mut().for_each(|value| *value *= weight / weights.len() as f32);
@@ -535,15 +495,7 @@ fn mean_scores_are_those_of_every_train_pass() {
                 let batch = Batch::alloc(engine, part.len()).unwrap();
                 engine.write(&batch.samples, part).unwrap();
                 let augment = recipe.augmentation(recipe.seed, epoch);
-                engine
-                    .run(&GatherImages {
-                        set: &set,
-                        samples: &batch.samples,
-                        augment,
-                        images: &batch.images,
-                        labels: &batch.labels,
-                    })
-                    .unwrap();
+                engine.run(&batch.gather(&set, augment)).unwrap();
                 engine.fold_batch_norm(WeightSet::Live).unwrap();
                 let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch, step: 0 };
                 by_hand.attack(engine, key, &batch).unwrap();
@@ -656,26 +608,9 @@ fn a_selection_may_judge_by_the_moving_average() {
         let set = ImageSet::upload(engine, &data.train.pixels, &data.train.labels).unwrap();
         let batch = Batch::alloc(engine, TRAINED).unwrap();
         engine.write(&batch.samples, &split.train).unwrap();
-        engine
-            .run(&GatherImages {
-                set: &set,
-                samples: &batch.samples,
-                augment: None,
-                images: &batch.images,
-                labels: &batch.labels,
-            })
-            .unwrap();
+        engine.run(&batch.gather(&set, None)).unwrap();
         engine.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
-        engine
-            .run(&CrossEntropy {
-                smoothing: 0.0,
-                scale: 1.0,
-                logits: &batch.logits,
-                labels: &batch.labels,
-                weights: None,
-                outputs: batch.outputs(),
-            })
-            .unwrap();
+        engine.run(&batch.cross_entropy(1.0)).unwrap();
         engine.backward(Pass::Eval, &batch.logit_gradient, GradRequest::images(&batch.perturbed)).unwrap();
         let gradients = engine.read(&batch.perturbed).unwrap();
         let norms: Vec<f64> = gradients

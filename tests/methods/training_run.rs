@@ -17,6 +17,8 @@ use secateur::train::run_folder::{RunFolder, RunFolderError};
 use secateur::train::{self, TrainError, TrainingRun, TrainingSetup};
 use tempfile::TempDir;
 
+use crate::common::tiny::{metrics, train_in as run};
+
 /// 100 training images in batches of 24: four steps and a smaller fifth. 20 for validation.
 const RECIPE: &str = r#"
     seed = 5
@@ -55,19 +57,6 @@ fn data(recipe: &Recipe) -> DataSet {
     recipe.data.open(None).unwrap()
 }
 
-/// Starts or resumes the run in `path`; `stop_after` questions it is asked to stop.
-fn run(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Summary, TrainError> {
-    let data = data(recipe);
-    let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
-    let asked = Cell::new(0);
-    let stop = StopWhen(|| {
-        asked.set(asked.get() + 1);
-        stop_after == Some(asked.get())
-    });
-    let setup = TrainingSetup { recipe, data: &data, data_path: None };
-    TrainingRun::start_or_resume(&mut engine, setup, path)?.run(&stop)
-}
-
 /// One run without a break, shared by the tests.
 fn unbroken() -> &'static (TempDir, Summary) {
     static RUN: OnceLock<(TempDir, Summary)> = OnceLock::new();
@@ -76,10 +65,6 @@ fn unbroken() -> &'static (TempDir, Summary) {
         let summary = run(&recipe(), folder.path(), None).unwrap();
         (folder, summary)
     })
-}
-
-fn metrics(folder: &Path) -> Vec<EpochMetrics> {
-    RunFolder::open(folder).read_metrics().unwrap()
 }
 
 /// Everything that must not depend on when the run was interrupted: all but the times.
@@ -97,9 +82,9 @@ fn timeless(metrics: &EpochMetrics) -> EpochMetrics {
 fn assert_same_run(folder: &Path) {
     let (whole, _) = unbroken();
     for name in ["last.safetensors", "best.safetensors"] {
-        let (actual, wanted) =
+        let (actual, expected) =
             (fs::read(folder.join(name)).unwrap(), fs::read(whole.path().join(name)).unwrap());
-        assert!(actual == wanted, "{name}: other bits than those of the unbroken run");
+        assert!(actual == expected, "{name}: other bits than those of the unbroken run");
     }
     let timeless = |folder: &Path| metrics(folder).iter().map(timeless).collect::<Vec<_>>();
     assert_eq!(timeless(folder), timeless(whole.path()));
@@ -107,10 +92,10 @@ fn assert_same_run(folder: &Path) {
         let checkpoints = RunFolder::open(folder).checkpoints();
         checkpoint::load_newest(&checkpoints, &mut |error| panic!("{error}")).unwrap().unwrap().1
     };
-    let (actual, wanted) = (newest(folder), newest(whole.path()));
-    assert!(actual.weights == wanted.weights && actual.optimizer == wanted.optimizer);
-    assert_eq!(actual.progress.best, wanted.progress.best);
-    assert_eq!(actual.progress.optimizer_steps, wanted.progress.optimizer_steps);
+    let (actual, expected) = (newest(folder), newest(whole.path()));
+    assert!(actual.weights == expected.weights && actual.optimizer == expected.optimizer);
+    assert_eq!(actual.progress.best, expected.progress.best);
+    assert_eq!(actual.progress.optimizer_steps, expected.progress.optimizer_steps);
 }
 
 #[test]

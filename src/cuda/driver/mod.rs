@@ -200,7 +200,7 @@ pub fn launch<P: bytemuck::Pod>(
         return Err(Error::Kernel {
             kernel: kernel.name().into(),
             message: format!(
-                "grid {grid:?}, wanted x a multiple of the {} blocks of a cluster",
+                "grid {grid:?}, expected x a multiple of the {} blocks of a cluster",
                 kernel.cluster_blocks()
             ),
         });

@@ -155,48 +155,50 @@ impl MapSpec {
         last + common.dims[0] * u64::from(common.element_bytes)
     }
 
-    /// What a GPU or the emulator would not take, named with the value met and the value wanted.
+    /// What a GPU or the emulator would not take, named with the actual and the expected value.
     pub fn check(&self) -> Result<()> {
         let common = self.common();
         let rank = common.dims.len();
         if !(2..=5).contains(&rank) {
-            return wrong(format!("{rank} dimensions, wanted 2 to 5"));
+            return wrong(format!("{rank} dimensions, expected 2 to 5"));
         }
         if common.strides.len() != rank - 1 || common.element_strides.len() != rank {
             return wrong(format!(
-                "{} strides and {} element strides for {rank} dimensions, wanted {} and {rank}",
+                "{} strides and {} element strides for {rank} dimensions, expected {} and {rank}",
                 common.strides.len(),
                 common.element_strides.len(),
                 rank - 1
             ));
         }
         if ![1, 2, 4].contains(&common.element_bytes) {
-            return wrong(format!("elements of {} bytes, wanted 1, 2 or 4", common.element_bytes));
+            return wrong(format!("elements of {} bytes, expected 1, 2 or 4", common.element_bytes));
         }
         if common.address == Address::NULL || !common.address.0.is_multiple_of(16) {
-            return wrong(format!("address {:#x}, wanted a multiple of 16", common.address.0));
+            return wrong(format!("address {:#x}, expected a multiple of 16", common.address.0));
         }
         if let Some(dim) = common.dims.iter().find(|dim| !(1..=u64::from(u32::MAX)).contains(*dim)) {
-            return wrong(format!("dimension {dim} in {:?}, wanted 1 to {}", common.dims, u32::MAX));
+            return wrong(format!("dimension {dim} in {:?}, expected 1 to {}", common.dims, u32::MAX));
         }
         if let Some(stride) =
             common.strides.iter().find(|stride| !stride.is_multiple_of(16) || **stride >= 1 << 40)
         {
-            return wrong(format!("stride of {stride} bytes, wanted a multiple of 16 below 2^40"));
+            return wrong(format!("stride of {stride} bytes, expected a multiple of 16 below 2^40"));
         }
         if let Some(step) = common.element_strides.iter().find(|step| !(1..=8).contains(*step)) {
-            return wrong(format!("element stride {step}, wanted 1 to 8"));
+            return wrong(format!("element stride {step}, expected 1 to 8"));
         }
         if common.element_strides[0] != 1 {
-            return wrong(format!("element stride {} in dimension 0, wanted 1", common.element_strides[0]));
+            return wrong(format!("element stride {} in dimension 0, expected 1", common.element_strides[0]));
         }
         let row = u64::from(common.row) * u64::from(common.element_bytes);
         if row == 0 || !row.is_multiple_of(16) {
-            return wrong(format!("rows of {row} bytes in a box, wanted a multiple of 16"));
+            return wrong(format!("rows of {row} bytes in a box, expected a multiple of 16"));
         }
         let span = common.swizzle.span();
         if span != 0 && row > span {
-            return wrong(format!("rows of {row} bytes in a box, wanted at most the {span} of the swizzle"));
+            return wrong(format!(
+                "rows of {row} bytes in a box, expected at most the {span} of the swizzle"
+            ));
         }
         match self {
             Self::Tiled(map) => check_box(map),
@@ -246,29 +248,29 @@ fn check_box(map: &TiledMap) -> Result<()> {
         ));
     }
     match map.box_dims.iter().find(|elements| !(1..=256).contains(*elements)) {
-        Some(elements) => wrong(format!("{elements} in the box {:?}, wanted 1 to 256", map.box_dims)),
+        Some(elements) => wrong(format!("{elements} in the box {:?}, expected 1 to 256", map.box_dims)),
         None => Ok(()),
     }
 }
 
 fn check_pixels(map: &Im2colMap) -> Result<()> {
     if map.channels > 256 {
-        return wrong(format!("{} channels a pixel, wanted at most 256", map.channels));
+        return wrong(format!("{} channels a pixel, expected at most 256", map.channels));
     }
     if !(1..=1024).contains(&map.pixels) {
-        return wrong(format!("{} pixels a load, wanted 1 to 1024", map.pixels));
+        return wrong(format!("{} pixels a load, expected 1 to 1024", map.pixels));
     }
     for i in 0..2 {
         let (lower, upper) = (map.lower[i], map.upper[i]);
         if !(-128..128).contains(&lower) || !(-128..128).contains(&upper) {
             return wrong(format!(
-                "pixel box corners {lower} and {upper} in {}, wanted -128 to 127",
+                "pixel box corners {lower} and {upper} in {}, expected -128 to 127",
                 ["w", "h"][i]
             ));
         }
         if map.dims[i + 1] as i64 - 1 + i64::from(upper) < i64::from(lower) {
             return wrong(format!(
-                "pixel box from {lower} to {} + {upper} in {}, wanted at least one pixel",
+                "pixel box from {lower} to {} + {upper} in {}, expected at least one pixel",
                 map.dims[i + 1] - 1,
                 ["w", "h"][i]
             ));

@@ -98,7 +98,7 @@ pub fn head_ascent(
     batch: usize,
     params: &HeadAscentParams,
 ) -> Result<()> {
-    // Operations of the loss on a logit (those of launch/loss.rs, without the loss itself), and bytes that tell it what to
+    // Operations of the loss on a logit (those of src/ops, without the loss itself), and bytes that tell it what to
     // ascend.
     let (features, classes) = (params.features as usize, params.classes as usize);
     let (name, fewest, operations, bytes) = match loss {

@@ -70,5 +70,5 @@ pub fn require(holds: bool, kernel: &str, what: &str, actual: u32) -> Result<()>
     if holds {
         return Ok(());
     }
-    Err(Error::Kernel { kernel: kernel.into(), message: format!("{what}, met {actual}") })
+    Err(Error::Kernel { kernel: kernel.into(), message: format!("{what}, actual {actual}") })
 }
