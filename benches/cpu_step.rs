@@ -10,7 +10,7 @@ use std::time::Instant;
 use secateur::engine::{DeviceChoice, GradRequest, Pass, Sgd, SignStep, WeightSet};
 use secateur::measure::workload::Bench;
 use secateur::model::Conv;
-use secateur::ops::{Noise, Perturb};
+use secateur::ops::Noise;
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::Recipe;
 
@@ -28,13 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let batch = bench.first_batch()?;
     let engine = &mut bench.engine;
     let key = Key { seed: 1, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
-    engine.run(&Perturb {
-        noise: Noise::Uniform { radius: 0.0 },
-        key,
-        samples: &batch.samples,
-        images: &batch.images,
-        perturbed: &batch.perturbed,
-    })?;
+    engine.run(&batch.perturb(Noise::Uniform { radius: 0.0 }, key))?;
     let sgd = Sgd { learning_rate: 0.01, momentum: 0.9, weight_decay: 5e-4, ..Sgd::ZERO };
     let sign = SignStep { step_size: 2.0 / 255.0, epsilon: 8.0 / 255.0 };
     let convs = engine.network().convs();

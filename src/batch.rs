@@ -6,7 +6,10 @@ use std::ops::Range;
 
 use crate::engine::{Engine, Result, Tensor};
 use crate::model::layers::IMAGE_LEN;
-use crate::ops::{Augment, CrossEntropy, GatherImages, ImageSet, LossOutputs, PairedLossOutputs};
+use crate::ops::{
+    Augment, CrossEntropy, GatherImages, ImageSet, LossOutputs, Noise, PairedLossOutputs, Perturb,
+};
+use crate::philox::Key;
 
 /// The tensors of one batch, or (as views of the same memory) of a part of one.
 #[derive(Clone, Debug)]
@@ -97,6 +100,11 @@ impl Batch {
     /// Fills images and labels with those of `samples`.
     pub fn gather<'a>(&'a self, set: &'a ImageSet, augment: Option<Augment>) -> GatherImages<'a> {
         GatherImages { set, samples: &self.samples, augment, images: &self.images, labels: &self.labels }
+    }
+
+    /// Fills `perturbed` with the images and noise.
+    pub fn perturb(&self, noise: Noise, key: Key) -> Perturb<'_> {
+        Perturb { noise, key, samples: &self.samples, images: &self.images, perturbed: &self.perturbed }
     }
 
     /// The cross-entropy of `logits` and the labels, without smoothing and weights; `scale` as in [`CrossEntropy::scale`].

@@ -1,4 +1,4 @@
-// APGD: the start on the ball's surface, and the step that updates each image's state and moves it.
+// APGD: the step that updates each image's state and moves it.
 //
 // A block takes one image, a thread twelve of its 3,072 elements. Every thread reads the image's state and comes to the same
 // decisions; the first one writes it after a barrier. Formulas: src/ops/apgd.rs. Products are rounded by themselves, so
@@ -16,45 +16,6 @@ static_assert(IMAGE_QUADS % APGD_THREADS == 0, "every thread takes as many eleme
 /// First element of quad `i` of this thread.
 DEVICE int64_t quad_of(int i) {
     return (int64_t(blockIdx.x) * IMAGE_QUADS + uint32_t(i) * APGD_THREADS + threadIdx.x) * 4;
-}
-
-struct ApgdStartParams {
-    Global<const uint32_t> samples;
-    Global<const float> images;  // batch x 3072
-    Global<float> perturbed;
-    Philox random;
-    float epsilon;
-    uint32_t padding;
-};
-
-struct ApgdStartShared {
-    float largest[APGD_THREADS / 32];
-};
-
-KERNEL(apgd_start, ApgdStartParams, 256, ApgdStartShared) {
-    const uint32_t sample = p.samples[blockIdx.x];
-    Float4 t[QUADS_PER_THREAD];
-    float largest = 0.0f;
-#pragma unroll
-    for (int i = 0; i < QUADS_PER_THREAD; ++i) {
-        const PhiloxBlock random = p.random.block(sample, uint32_t(i) * APGD_THREADS + threadIdx.x);
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            t[i].value[k] = philox_symmetric(random.word[k], 1.0f);
-            largest = fmaxf(largest, fabsf(t[i].value[k]));
-        }
-    }
-    largest = block_max<APGD_THREADS>(largest, shared.largest);
-#pragma unroll
-    for (int i = 0; i < QUADS_PER_THREAD; ++i) {
-        Float4 x = load_vector<Float4>(p.images, quad_of(i));
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            const float moved = x.value[k] + product(p.epsilon, t[i].value[k] / largest);
-            x.value[k] = fminf(fmaxf(moved, 0.0f), 1.0f);
-        }
-        store_vector(p.perturbed, quad_of(i), x);
-    }
 }
 
 enum ApgdPhase : uint32_t { FIRST = 0, WITHIN = 1, LAST = 2 };

@@ -15,7 +15,7 @@ use crate::batch::Batch;
 use crate::engine::{Engine, Pass, Result, Tensor};
 use crate::model::Weights;
 use crate::model::layers::IMAGE_LEN;
-use crate::ops::{AscentLoss, GatherRows, Noise, Perturb, ScatterRows};
+use crate::ops::{AscentLoss, GatherRows, Noise, ScatterRows};
 use crate::philox::Key;
 
 pub(super) const ROW: AccelerationRow = AccelerationRow {
@@ -162,13 +162,7 @@ impl Adversary for BulletTrain {
 
         // x' = x to begin with, which is all that an outlier gets; a radius of zero copies.
         let nothing = Noise::Uniform { radius: 0.0 };
-        engine.run(&Perturb {
-            noise: nothing,
-            key,
-            samples: &batch.samples,
-            images: &batch.images,
-            perturbed: &batch.perturbed,
-        })?;
+        engine.run(&batch.perturb(nothing, key))?;
         let full = self.full.at(key.epoch);
         let brief = self.brief(&full);
         work.steps = (boundary.len() * full.steps + robust.len() * brief.steps) as u64;

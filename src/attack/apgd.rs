@@ -8,8 +8,8 @@ use crate::batch::Batch;
 use crate::engine::{Engine, GradRequest, Pass, Result, Tensor};
 use crate::model::layers::IMAGE_LEN;
 use crate::ops::{
-    ApgdPhase, ApgdPoint, ApgdStart, ApgdState, ApgdStep, GatherRows, Margin, MarginLoss, Noise, Perturb,
-    ScatterRows, TargetClass,
+    ApgdPhase, ApgdPoint, ApgdState, ApgdStep, GatherRows, Margin, MarginLoss, Noise, ScatterRows,
+    TargetClass,
 };
 use crate::philox::{Key, Purpose};
 
@@ -97,13 +97,7 @@ impl Apgd {
         state: &ApgdState,
     ) -> Result<Vec<bool>> {
         let key = Key { purpose: Purpose::ApgdStart, ..key };
-        engine.run(&ApgdStart {
-            epsilon: self.epsilon,
-            key,
-            samples: &batch.samples,
-            images: &batch.images,
-            perturbed: &batch.perturbed,
-        })?;
+        engine.run(&batch.perturb(Noise::Surface { radius: self.epsilon }, key))?;
         let phases = phases(self.iterations);
         let (len, size) = (batch.len(), engine.micro_batch());
         for start in (0..len).step_by(size) {
@@ -163,13 +157,7 @@ impl Apgd {
     ) -> Result<Found> {
         // x' = x to begin with: a radius of zero copies.
         let nothing = Noise::Uniform { radius: 0.0 };
-        engine.run(&Perturb {
-            noise: nothing,
-            key,
-            samples: &batch.samples,
-            images: &batch.images,
-            perturbed: &batch.perturbed,
-        })?;
+        engine.run(&batch.perturb(nothing, key))?;
         for part in batch.parts(engine.micro_batch()) {
             engine.forward(Pass::Eval, &part.images, &part.clean_logits)?;
         }

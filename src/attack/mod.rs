@@ -137,21 +137,9 @@ impl Pgd {
         // A radius of zero adds nothing and clips.
         let clip = Noise::Uniform { radius: 0.0 };
         let noise = self.start.unwrap_or(clip);
-        engine.run(&Perturb {
-            noise,
-            key,
-            samples: &batch.samples,
-            images: &batch.images,
-            perturbed: &batch.perturbed,
-        })?;
+        engine.run(&batch.perturb(noise, key))?;
         if self.steps == 0 && matches!(noise, Noise::Normal { .. }) {
-            engine.run(&Perturb {
-                noise: clip,
-                key,
-                samples: &batch.samples,
-                images: &batch.perturbed,
-                perturbed: &batch.perturbed,
-            })?;
+            engine.run(&Perturb { images: &batch.perturbed, ..batch.perturb(clip, key) })?;
         }
         Ok(())
     }

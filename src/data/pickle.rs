@@ -453,7 +453,7 @@ mod tests {
             (b"\x80\x02}(Nu.", "a key without a value"),
             (b"\x80\x02h\x07.", "nothing was remembered as 7"),
             (b"\x80\x02T\xff\xff\xff\x7fabc", "2147483647 bytes expected, 3 are left"),
-            (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\xffabc", "bytes wanted"),
+            (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\xffabc", "bytes expected"),
             (b"\x80\x02Nb.", "too few values"),
             (b"\x80\x02NNb.", "a state for what was not made"),
             (b"\x80\x02P1\n.", "operation 0x50"),

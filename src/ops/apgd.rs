@@ -1,4 +1,4 @@
-//! The steps of APGD (Croce and Hein, 2020): a momentum step whose size each image halves for itself.
+//! The step of APGD (Croce and Hein, 2020): a momentum step whose size each image halves for itself.
 //!
 //! The state of every image lies on the device ([`ApgdState`]), and one call an iteration updates it and moves the image: the
 //! host looks at none. The CPU rounds operation by operation as the kernel does: the same bits from the same inputs.
@@ -11,22 +11,9 @@ use super::Op;
 use crate::cpu::Cpu;
 use crate::cuda::Cuda;
 use crate::cuda::driver::{Address, Driver};
-use crate::cuda::launch::{Cost, F32, Philox, U32, run};
+use crate::cuda::launch::{Cost, F32, U32, run};
 use crate::engine::{Engine, Error, Operands, Result, Tensor};
 use crate::model::layers::IMAGE_LEN;
-use crate::philox::{Key, symmetric};
-
-/// `perturbed = clip01(images + epsilon * t / |t|_inf)`, t uniform on [-1, 1): element `e` of a sample uses word
-/// `e % 4` of block `e / 4`. At least one pixel of each image starts on the ball's surface.
-#[derive(Clone, Copy, Debug)]
-pub struct ApgdStart<'a> {
-    pub epsilon: f32,
-    pub key: Key,
-    pub samples: &'a Tensor<u32>,
-    /// `samples x 32 x 32 x 3`.
-    pub images: &'a Tensor<f32>,
-    pub perturbed: &'a Tensor<f32>,
-}
 
 /// Updates the state and steps, in this order:
 ///
@@ -52,7 +39,7 @@ pub enum ApgdPhase {
     First,
     /// The network has seen the point of an iteration: updates the state and takes a step with momentum.
     Within,
-    /// The same at a checkpoint, the end of a window of so many iterations: before the step, images that did not improve
+    /// The same at a checkpoint, the end of a window of iterations: before the step, images that did not improve
     /// halve their step size and return to their best point.
     Checkpoint { window: u32 },
     /// The network has seen the last point: updates the state and moves `perturbed` to a wrongly predicted point where one
@@ -148,38 +135,6 @@ impl ApgdState {
             best_gradient: image(&self.best_gradient),
             adversarial: image(&self.adversarial),
         }
-    }
-}
-
-impl Op for ApgdStart<'_> {
-    type Output = ();
-
-    fn check(&self, operands: &mut Operands) -> Result<()> {
-        let batch = self.samples.len();
-        operands.reads(self.samples, batch)?;
-        operands.maps(self.images, self.perturbed, batch * IMAGE_LEN)
-    }
-
-    fn cpu(&self, cpu: &mut Cpu) -> Result<()> {
-        let (samples, images) = (cpu.input(self.samples)?, cpu.input(self.images)?);
-        let mut perturbed = cpu.output(self.perturbed)?;
-        let (epsilon, key) = (self.epsilon, self.key);
-        let rows = images.par_chunks_exact(IMAGE_LEN).zip(&samples[..]);
-        perturbed.par_chunks_exact_mut(IMAGE_LEN).zip(rows).for_each(|(perturbed, (image, &sample))| {
-            let blocks = (0..IMAGE_LEN as u32 / 4).flat_map(|block| key.block(sample, block));
-            let noise: Vec<f32> = blocks.map(|word| symmetric(word, 1.0)).collect();
-            let largest = noise.iter().fold(0.0f32, |largest, t| largest.max(t.abs()));
-            for ((out, x), t) in perturbed.iter_mut().zip(image).zip(noise) {
-                *out = (x + epsilon * (t / largest)).clamp(0.0, 1.0);
-            }
-        });
-        Ok(())
-    }
-
-    fn cuda(&self, cuda: &mut Cuda) -> Result<()> {
-        let (samples, images) = (cuda.address(self.samples)?, cuda.address(self.images)?);
-        let (batch, perturbed) = (self.samples.len(), cuda.address(self.perturbed)?);
-        apgd_start(cuda.driver(), self.epsilon, self.key, batch, samples, images, perturbed)
     }
 }
 
@@ -448,34 +403,6 @@ impl ImageState {
         fill(cpu, &state.halved, images, |image| image.halved.into())?;
         fill(cpu, &state.broken, images, |image| image.broken.into())
     }
-}
-
-#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct ApgdStartParams {
-    samples: Address,
-    images: Address,
-    perturbed: Address,
-    random: Philox,
-    epsilon: f32,
-    padding: u32,
-}
-
-/// `perturbed = clip01(images + epsilon * t / |t|_inf)` for `batch` images (f32), t keyed by `samples` (u32).
-pub fn apgd_start(
-    driver: &dyn Driver,
-    epsilon: f32,
-    key: Key,
-    batch: usize,
-    samples: Address,
-    images: Address,
-    perturbed: Address,
-) -> Result<()> {
-    let params = ApgdStartParams { samples, images, perturbed, random: key.into(), epsilon, padding: 0 };
-    let elements = batch * IMAGE_LEN;
-    // A scale, a quotient and a sum an element.
-    let cost = Cost::new(5 * elements, 2 * elements * F32 + batch * U32);
-    run(driver, "apgd_start", [batch as u32, 1, 1], &params, cost)
 }
 
 /// Operands of a step, in the order of the kernel's parameters; f32 where nothing else is said.

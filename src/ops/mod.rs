@@ -24,7 +24,7 @@ pub mod square;
 pub mod target_class;
 
 pub use crate::engine::AscentLoss;
-pub use apgd::{ApgdPhase, ApgdPoint, ApgdStart, ApgdState, ApgdStep};
+pub use apgd::{ApgdPhase, ApgdPoint, ApgdState, ApgdStep};
 pub use attack_steps::AttackSteps;
 pub use awp::{KeepStatistics, PerturbWeights};
 pub use bullet_train_score::BulletTrainScore;

@@ -8,7 +8,7 @@ use super::Op;
 use crate::cpu::Cpu;
 use crate::cuda::Cuda;
 use crate::cuda::driver::{Address, Driver};
-use crate::cuda::launch::{Cost, F32, Philox, U32, run_flat};
+use crate::cuda::launch::{Cost, F32, Philox, U32, run, run_flat};
 use crate::engine::{Operands, Result, Tensor};
 use crate::model::layers::IMAGE_LEN;
 use crate::philox::{Key, symmetric, unit};
@@ -22,6 +22,9 @@ pub enum Noise {
     /// `sqrt(-2 ln(1 - u0)) * (cos, sin)(2 pi u1)`. The sum is not clipped: TRADES and MART take their first
     /// gradient there, and the first [`SignStep`](crate::engine::SignStep) returns to [0, 1].
     Normal { deviation: f32 },
+    /// `radius * t / |t|_inf` for t uniform on [-1, 1), as APGD starts: one pixel of each image at least is on the surface of
+    /// the ball. The sum is clipped to [0, 1].
+    Surface { radius: f32 },
 }
 
 /// `perturbed = images + noise`, the noise of each image keyed by its sample; clipped as [`Noise`] says. `perturbed`
@@ -51,15 +54,18 @@ impl Op for Perturb<'_> {
         let (noise, key) = (self.noise, self.key);
         let images = images.par_chunks_exact(IMAGE_LEN).zip(&samples[..]);
         perturbed.par_chunks_exact_mut(IMAGE_LEN).zip(images).for_each(|(perturbed, (image, &sample))| {
-            let blocks = perturbed.chunks_exact_mut(4).zip(image.chunks_exact(4));
-            for (block, (perturbed, image)) in blocks.enumerate() {
-                let drawn = draw(noise, key.block(sample, block as u32));
-                for ((out, x), drawn) in perturbed.iter_mut().zip(image).zip(drawn) {
-                    *out = match noise {
-                        Noise::Uniform { .. } => (x + drawn).clamp(0.0, 1.0),
-                        Noise::Normal { .. } => x + drawn,
-                    };
-                }
+            let blocks = 0..IMAGE_LEN as u32 / 4;
+            let mut drawn: Vec<f32> =
+                blocks.flat_map(|block| draw(noise, key.block(sample, block))).collect();
+            if let Noise::Surface { radius } = noise {
+                let largest = drawn.iter().fold(0.0f32, |largest, t| largest.max(t.abs()));
+                drawn.iter_mut().for_each(|t| *t = radius * (*t / largest));
+            }
+            for ((out, x), drawn) in perturbed.iter_mut().zip(image).zip(drawn) {
+                *out = match noise {
+                    Noise::Uniform { .. } | Noise::Surface { .. } => (x + drawn).clamp(0.0, 1.0),
+                    Noise::Normal { .. } => x + drawn,
+                };
             }
         });
         Ok(())
@@ -72,10 +78,11 @@ impl Op for Perturb<'_> {
     }
 }
 
-/// Four numbers from the four words of a block.
+/// Four numbers from the four words of a block; of [`Noise::Surface`] t.
 fn draw(noise: Noise, words: [u32; 4]) -> [f32; 4] {
     match noise {
         Noise::Uniform { radius } => words.map(|word| symmetric(word, radius)),
+        Noise::Surface { .. } => words.map(|word| symmetric(word, 1.0)),
         Noise::Normal { deviation } => {
             let pair = |u0: u32, u1: u32| {
                 let radius = deviation * (-2.0 * (1.0 - unit(u0)).ln()).sqrt();
@@ -110,14 +117,18 @@ pub fn perturb(
     images: Address,
     perturbed: Address,
 ) -> Result<()> {
-    // Scale and shift, or Box-Muller, and the sum with the image.
+    // Scale and shift, or Box-Muller, or scale and quotient, and the sum with the image.
     let (name, size, operations) = match noise {
         Noise::Uniform { radius } => ("perturb_uniform", radius, 3),
         Noise::Normal { deviation } => ("perturb_normal", deviation, 6),
+        Noise::Surface { radius } => ("perturb_surface", radius, 5),
     };
     let elements = batch * IMAGE_LEN;
     let cost = Cost::new(operations * elements, 2 * elements * F32 + batch * U32);
     let blocks = (batch * IMAGE_LEN / 4) as u32;
     let params = PerturbParams { samples, images, perturbed, random: key.into(), blocks, size };
-    run_flat(driver, name, blocks, &params, cost)
+    match noise {
+        Noise::Surface { .. } => run(driver, name, [batch as u32, 1, 1], &params, cost),
+        _ => run_flat(driver, name, blocks, &params, cost),
+    }
 }

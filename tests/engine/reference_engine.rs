@@ -243,7 +243,7 @@ fn random_starts_depend_on_the_sample_alone() {
     let images = engine.upload("images", &pixels).unwrap();
     let perturbed = engine.alloc("perturbed", 3 * IMAGE_LEN).unwrap();
     let (radius, key) = (8.0 / 255.0, key(Purpose::AttackStart));
-    for noise in [Noise::Uniform { radius }, Noise::Normal { deviation: 0.001 }] {
+    for noise in [Noise::Uniform { radius }, Noise::Normal { deviation: 0.001 }, Noise::Surface { radius }] {
         let mut draw = |samples: [u32; 3]| {
             let samples = engine.upload("samples", &samples).unwrap();
             engine
@@ -261,6 +261,16 @@ fn random_starts_depend_on_the_sample_alone() {
                 for (at, (x, actual)) in pixels.iter().zip(&first).take(IMAGE_LEN).enumerate() {
                     let noise = symmetric(key.block(7, at as u32 / 4)[at % 4], radius);
                     assert_eq!(*actual, (x + noise).clamp(0.0, 1.0), "element {at}");
+                }
+            }
+            Noise::Surface { radius } => {
+                let t: Vec<f32> = (0..IMAGE_LEN as u32 / 4)
+                    .flat_map(|block| key.block(7, block))
+                    .map(|word| symmetric(word, 1.0))
+                    .collect();
+                let largest = t.iter().fold(0.0f32, |largest, t| largest.max(t.abs()));
+                for (at, (x, actual)) in pixels.iter().zip(&first).take(IMAGE_LEN).enumerate() {
+                    assert_eq!(*actual, (x + radius * (t[at] / largest)).clamp(0.0, 1.0), "element {at}");
                 }
             }
             Noise::Normal { deviation } => {

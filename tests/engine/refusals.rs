@@ -8,10 +8,10 @@ use secateur::engine::{
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet, Weights, initialise};
 use secateur::ops::{
-    ApgdPhase, ApgdPoint, ApgdStart, ApgdState, ApgdStep, AscentLoss, AttackSteps, BulletTrainScore,
-    ClassDifference, CrossEntropy, Divergence, FabKeep, FabState, FabStep, GatherImages, GatherRows,
-    ImageSet, LossOutputs, Margin, MarginLoss, Noise, PairedForm, PairedLoss, Pattern, Perturb, Query,
-    RowNorms, ScatterRows, SearchState, SelectAtLeast, SelectTopK, SquareAccept, SquarePropose, TargetClass,
+    ApgdPhase, ApgdPoint, ApgdState, ApgdStep, AscentLoss, AttackSteps, BulletTrainScore, ClassDifference,
+    CrossEntropy, Divergence, FabKeep, FabState, FabStep, GatherImages, GatherRows, ImageSet, LossOutputs,
+    Margin, MarginLoss, Noise, PairedForm, PairedLoss, Pattern, Perturb, Query, RowNorms, ScatterRows,
+    SearchState, SelectAtLeast, SelectTopK, SquareAccept, SquarePropose, TargetClass,
 };
 use secateur::philox::{Key, Purpose};
 
@@ -157,9 +157,10 @@ const CALLS: &[(&str, &[&str], Call)] = &[
         let Batch { logits, labels, .. } = &o.batch;
         e.run(&BulletTrainScore { logits, labels, scores: &o.short })
     }),
-    ("APGD start: images of another engine", &["another engine"], |e, o| {
+    ("perturb onto the surface: images of another engine", &["another engine"], |e, o| {
         let Batch { samples, perturbed, .. } = &o.batch;
-        e.run(&ApgdStart { epsilon: 0.1, key: KEY, samples, images: &o.foreign.images, perturbed })
+        let noise = Noise::Surface { radius: 0.1 };
+        e.run(&Perturb { noise, key: KEY, samples, images: &o.foreign.images, perturbed })
     }),
     ("APGD step: a state of fewer images", &["1 images", "2"], |e, o| {
         let Batch { images, labels, losses, predictions, perturbed, .. } = &o.batch;

@@ -9,8 +9,7 @@ use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Tensor, WeightSe
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet, initialise};
 use secateur::ops::{
-    ApgdPhase, ApgdPoint, ApgdStart, ApgdState, ApgdStep, ImageSet, LossOutputs, Margin, MarginLoss,
-    TargetClass,
+    ApgdPhase, ApgdPoint, ApgdState, ApgdStep, ImageSet, LossOutputs, Margin, MarginLoss, Noise, TargetClass,
 };
 use secateur::philox::{Key, Purpose, unit};
 
@@ -130,15 +129,7 @@ fn follow(engine: &mut Engine, what: &str, loss: &str, fixture: &Fixture, toy: &
     engine.write(&batch.images, images).unwrap();
     let targets = engine.upload("targets", &fixture.words("targets")).unwrap();
     let key = Key { seed: SEED, purpose: Purpose::ApgdStart, epoch: 0, step: 0 };
-    engine
-        .run(&ApgdStart {
-            epsilon: EPSILON,
-            key,
-            samples: &batch.samples,
-            images: &batch.images,
-            perturbed: &batch.perturbed,
-        })
-        .unwrap();
+    engine.run(&batch.perturb(Noise::Surface { radius: EPSILON }, key)).unwrap();
 
     let expected = |name: &str| fixture.get(&format!("{loss}.{name}"));
     let row = |values: &[f32], call: usize| values[call * IMAGES..][..IMAGES].to_vec();

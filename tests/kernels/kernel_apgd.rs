@@ -4,40 +4,10 @@
 use secateur::model::layers::IMAGE_LEN;
 use secateur::ops::ApgdPhase;
 use secateur::ops::apgd::*;
-use secateur::philox::{Key, Purpose, unit};
 
 use crate::common::*;
 
 const EPSILON: f32 = 8.0 / 255.0;
-
-#[test]
-fn the_start_reaches_the_surface_of_the_ball() {
-    let samples = [3u32, 9_999, 0];
-    let images: Vec<f32> =
-        Random::new(1).uniforms(3 * IMAGE_LEN, -0.2, 1.2).iter().map(|v| v.clamp(0.0, 1.0)).collect();
-    let key = Key { seed: SEED << 20 | 5, purpose: Purpose::ApgdStart, epoch: 2, step: 8 };
-    on_every_driver("start of APGD", |driver| {
-        let (samples_at, images_at) = (input(driver, "samples", &samples), input(driver, "images", &images));
-        let perturbed = Output::new::<f32>(driver, "perturbed", images.len());
-        let (from, to) = (images_at.address(), perturbed.address());
-        apgd_start(&**driver, EPSILON, key, 3, samples_at.address(), from, to).unwrap();
-        let actual = perturbed.read::<f32>();
-        for (n, &sample) in samples.iter().enumerate() {
-            let noise = |e: usize| 2.0 * unit(key.block(sample, e as u32 / 4)[e % 4]) - 1.0;
-            let largest = (0..IMAGE_LEN).map(|e| noise(e).abs()).fold(0.0, f32::max);
-            for e in 0..IMAGE_LEN {
-                let (x, actual) = (images[n * IMAGE_LEN + e], actual[n * IMAGE_LEN + e]);
-                let expected = (x + EPSILON * (noise(e) / largest)).clamp(0.0, 1.0);
-                assert_eq!(
-                    actual.to_bits(),
-                    expected.to_bits(),
-                    "image {n}, element {e}, seed {SEED}: {actual}, {expected}"
-                );
-            }
-        }
-        words(&actual)
-    });
-}
 
 /// One image's state and points.
 #[derive(Clone, Debug)]

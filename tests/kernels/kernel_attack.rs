@@ -49,6 +49,36 @@ fn a_uniform_start_has_the_bits_of_the_specification() {
 }
 
 #[test]
+fn the_start_of_apgd_reaches_the_surface_of_the_ball() {
+    let (images, radius) = (images(), 8.0 / 255.0);
+    for in_place in [false, true] {
+        on_every_driver(&format!("start on the surface, in place {in_place}"), |driver| {
+            let (samples, clean) = (input(driver, "samples", &SAMPLES), input(driver, "images", &images));
+            let perturbed = Output::holding(driver, "perturbed", &images);
+            let from = if in_place { perturbed.address() } else { clean.address() };
+            let noise = Noise::Surface { radius };
+            perturb(&**driver, noise, key(), 3, samples.address(), from, perturbed.address()).unwrap();
+
+            let actual = perturbed.read::<f32>();
+            for (n, &sample) in SAMPLES.iter().enumerate() {
+                let noise = |e: usize| 2.0 * unit(key().block(sample, e as u32 / 4)[e % 4]) - 1.0;
+                let largest = (0..IMAGE_LEN).map(|e| noise(e).abs()).fold(0.0, f32::max);
+                for e in 0..IMAGE_LEN {
+                    let (x, actual) = (images[n * IMAGE_LEN + e], actual[n * IMAGE_LEN + e]);
+                    let expected = (x + radius * (noise(e) / largest)).clamp(0.0, 1.0);
+                    assert_eq!(
+                        actual.to_bits(),
+                        expected.to_bits(),
+                        "image {n}, element {e}, seed {SEED}: {actual}, {expected}"
+                    );
+                }
+            }
+            words(&actual)
+        });
+    }
+}
+
+#[test]
 fn a_normal_start_is_box_muller() {
     // Black, grey and white: the sum with the noise is not clipped.
     let images: Vec<f32> = (0..SAMPLES.len() * IMAGE_LEN).map(|i| (i % 3) as f32 / 2.0).collect();

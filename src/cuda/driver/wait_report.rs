@@ -106,10 +106,10 @@ mod tests {
         assert!(record.error().is_none());
         record.barrier[..4].copy_from_slice(b"done");
         (record.block, record.thread) = ([2, 1, 0], 7);
-        record.kernel = Kernel::named("conv_forward_wgmma_128x256").unwrap().id();
+        record.kernel = Kernel::named("conv_forward_relu_wgmma_128x256").unwrap().id();
         assert_eq!(
             record.error().unwrap().to_string(),
-            "kernel conv_forward_wgmma_128x256: block (2, 1, 0), thread 7: barrier done: waited for more than 1 s"
+            "kernel conv_forward_relu_wgmma_128x256: block (2, 1, 0), thread 7: barrier done: waited for more than 1 s"
         );
     }
 }
