@@ -1,17 +1,18 @@
 //! Convolutions as sums over runs of neighbouring words: packed weights, forward pass and input gradient.
 //!
-//! Images are copied into a frame of zeros, so that no filter hangs over a border, and a line of its taps is one run of words. The
-//! input gradient is the same loop over output gradients with mirrored weights; at a stride of two each of the four parities of input
-//! pixels has taps of its own, so nothing is multiplied by zero. The bits of an image depend neither on the batch nor on the number
-//! of threads.
+//! Sums of a few lines and a block of channels go through an [`Epilogue`] while they are in cache. The input gradient is the same loop
+//! over output gradients with mirrored weights; at a stride of two each of the four parities of input pixels has taps of its own, so
+//! nothing is multiplied by zero. The bits of an image depend neither on the batch nor on the number of threads.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
+use super::epilogue::Epilogue;
+use super::maps::{BORDER, Maps};
 use super::memory::{Aligned, with_scratch};
 use super::numbers::{Format, Numbers, bf16, high_and_low, pair};
-use super::tiles::{LANES, Pixel, Run};
+use super::tiles::{LANES, Phase, Pixel, Products, Run};
 use crate::model::Conv;
 
 /// Operations of all convolutions of this process.
@@ -27,15 +28,13 @@ pub fn count_flops(conv: &Conv, batch: usize) {
     FLOPS.fetch_add(2 * (batch * conv.multiply_adds()) as u64, Ordering::Relaxed);
 }
 
-/// Images of one task: eight tasks or more where each still has enough pixels to read the weights for.
-fn task_images(batch: usize, pixels: usize) -> usize {
-    (batch * pixels / 8).next_power_of_two().clamp(128, 512).div_ceil(pixels)
-}
-
 /// A convolution with its weights laid out for both directions.
 #[derive(Clone)]
 pub struct PackedConv {
     conv: Conv,
+    /// Of the input where it is no image, and of the output.
+    input: Maps,
+    output: Maps,
     forward: Direction,
     backward: Direction,
 }
@@ -45,11 +44,16 @@ impl PackedConv {
     pub fn new(conv: &Conv, numbers: Numbers) -> Self {
         let backward =
             if conv.in_channels < LEAST { patches(conv, numbers) } else { backward(conv, numbers) };
-        Self { conv: conv.clone(), forward: forward(conv, numbers), backward }
+        let [input, output] = [Maps::input, Maps::output].map(|of| of(conv, numbers.format));
+        Self { conv: conv.clone(), input, output, forward: forward(conv, numbers), backward }
     }
 
-    pub fn conv(&self) -> &Conv {
-        &self.conv
+    pub fn output(&self) -> Maps {
+        self.output
+    }
+
+    pub fn input(&self) -> Maps {
+        self.input
     }
 
     /// Packs `weights` (K, C, R, S), each output channel times its `scale`, where there is one.
@@ -75,48 +79,65 @@ impl PackedConv {
         }
     }
 
-    /// `out = conv(x)`, or `out += conv(x)` where `add`.
-    ///
-    /// `finish(first element, outputs)` sees each task's outputs while they are in cache.
-    pub fn forward(&self, x: &[f32], out: &mut [f32], add: bool, finish: impl Fn(usize, &mut [f32]) + Sync) {
-        self.count(out.len(), self.forward.out_image());
-        self.forward.run(x, out, add, finish);
-    }
-
-    /// `dx =` input gradient of `dy`, or `dx +=` where `add`; `finish` as in the forward pass.
-    pub fn input_gradient(
-        &self,
-        dy: &[f32],
-        dx: &mut [f32],
-        add: bool,
-        finish: impl Fn(usize, &mut [f32]) + Sync,
-    ) {
-        self.count(dy.len(), self.backward.in_image());
-        if self.conv.in_channels < LEAST {
-            self.gradient_from_patches(dy, dx, add, finish);
-        } else {
-            self.backward.run(dy, dx, add, finish);
+    /// `out = epilogue(conv(x))` of so many images on this thread; `x` and `out` are [`Maps`], or `x` whole images.
+    pub fn forward(&self, images: usize, x: &[f32], out: &mut [f32], epilogue: &Epilogue) {
+        count_flops(&self.conv, images);
+        if self.conv.in_channels >= LEAST {
+            return self.write(&self.forward, (images, self.input), x, (self.output, out), epilogue);
         }
+        let framed = image_maps(&self.conv);
+        with_scratch(framed.words(images), |input| {
+            for (input, x) in input.chunks_exact_mut(framed.image()).zip(x.chunks_exact(self.conv.input_len()))
+            {
+                framed.clear_border(input);
+                let line = framed.side * framed.channels;
+                for (y, x) in x.chunks_exact(line).enumerate() {
+                    self.forward.operands.copy(x, framed.line_mut(input, y));
+                }
+            }
+            self.write(&self.forward, (images, framed), input, (self.output, out), epilogue);
+        });
     }
 
-    /// Fewer channels than a vector has lanes: the gradients of whole patches, which are then added where the patches came from.
-    fn gradient_from_patches(
+    /// `dx = epilogue(input gradient of dy)`, all of them [`Maps`].
+    pub fn input_gradient(&self, images: usize, dy: &[f32], dx: &mut [f32], epilogue: &Epilogue) {
+        count_flops(&self.conv, images);
+        self.write(&self.backward, (images, self.output), dy, (self.input, dx), epilogue);
+    }
+
+    /// Sums of a direction through an epilogue into [`Maps`].
+    fn write(
         &self,
-        dy: &[f32],
-        dx: &mut [f32],
-        add: bool,
-        finish: impl Fn(usize, &mut [f32]) + Sync,
+        direction: &Direction,
+        (images, input): (usize, Maps),
+        x: &[f32],
+        (maps, out): (Maps, &mut [f32]),
+        epilogue: &Epilogue,
     ) {
+        out.chunks_exact_mut(maps.image()).take(images).for_each(|image| maps.clear_border(image));
+        direction.run(images, input.image(), x, |n, channel, line, sums| {
+            let at = n * maps.image();
+            epilogue.write(direction.numbers, maps, line, channel, sums, at, &mut out[at..][..maps.image()]);
+        });
+    }
+
+    /// Gradient of the images, of the first convolution: `dx` are whole images.
+    ///
+    /// An image has fewer channels than a vector lanes: these are gradients of whole patches, added where the patches came from.
+    pub fn image_gradient(&self, images: usize, dy: &[f32], dx: &mut [f32]) {
+        count_flops(&self.conv, images);
         let (side, channels, row) = (self.conv.in_side, self.conv.in_channels, self.backward.outputs);
-        let image = side * side * channels;
         let line = self.conv.kernel * channels;
-        let images = dx.par_chunks_mut(image).zip(dy.par_chunks(self.backward.in_image()));
-        images.enumerate().for_each(|(n, (dx, dy))| {
-            with_scratch(self.backward.out_image(), |patches| {
-                self.backward.run_images(dy, patches, false);
-                if !add {
-                    dx.fill(0.0);
-                }
+        let inputs = dy.chunks(self.output.image()).zip(dx.chunks_exact_mut(self.conv.input_len()));
+        for (n, (_, dx)) in inputs.take(images).enumerate() {
+            with_scratch(side * side * row, |patches| {
+                self.backward.run(1, 0, &dy[n * self.output.image()..], |_, channel, first, sums| {
+                    let pixels = patches[first * side * row..].chunks_exact_mut(row);
+                    for (pixel, sums) in pixels.zip(sums.values.chunks_exact(sums.block)) {
+                        pixel[channel..][..sums.len()].copy_from_slice(sums);
+                    }
+                });
+                dx.fill(0.0);
                 // A line of a patch: three pixels that are neighbours in memory, or two at a border.
                 for (pixel, patch) in patches.chunks_exact(row).enumerate() {
                     let (y, x) = (pixel / side, pixel % side);
@@ -129,17 +150,17 @@ impl PackedConv {
                     }
                 }
             });
-            finish(n * image, dx);
-        });
-    }
-
-    fn count(&self, len: usize, image: usize) {
-        count_flops(&self.conv, len / image);
+        }
     }
 }
 
 /// Input channels from which on they are summed in vectors and, in bf16, in pairs; an image has fewer.
 pub const LEAST: usize = LANES;
+
+/// Words of an image in a border, as the first convolution reads it: one a channel.
+fn image_maps(conv: &Conv) -> Maps {
+    Maps::input(conv, Format::F32)
+}
 
 /// One direction of a convolution, from images of `inputs` channels to images of `outputs`.
 #[derive(Clone)]
@@ -148,80 +169,160 @@ struct Direction {
     operands: Operands,
     inputs: usize,
     outputs: usize,
-    in_side: usize,
-    out_side: usize,
-    /// Lines and columns of zeros around an input image.
-    frame: usize,
-    phases: Vec<Phase>,
     /// (line, column) of every tap, as they are packed.
     taps: Vec<(usize, usize)>,
     /// Channels of a block of packed weights.
     block: usize,
     /// Blocks of (tap, input word) x output channel.
     weights: Aligned,
+    chunk: Chunk,
+    /// Of the first chunk.
+    phases: Vec<Phase>,
 }
 
-/// The output pixels that see the same taps.
-#[derive(Clone)]
-struct Phase {
-    runs: Vec<Run>,
-    pixels: Vec<Pixel>,
+/// The output lines that are summed at a time.
+#[derive(Clone, Copy)]
+struct Chunk {
+    lines: usize,
+    count: usize,
+    /// Words of input from the image's beginning to the first chunk, and from one to the next.
+    first: usize,
+    step: usize,
+    /// Sums of a line: of its pixels, and of those between two lines where tiles run over them.
+    pitch: usize,
+    /// Pixels of an output line.
+    side: usize,
+}
+
+/// Sums of a chunk: `block` channels of a pixel, `pitch` pixels of a line.
+pub struct Sums<'a> {
+    pub values: &'a [f32],
+    pub block: usize,
+    pub pitch: usize,
+    pub lines: usize,
+}
+
+/// Sums of a chunk at most, unless it has the fewest lines possible: they stay in the first cache with what they are made of.
+const CHUNK: usize = 4096;
+
+/// Lines of `side` pixels, all of them a chunk's or of one parity of it.
+struct Lines {
+    count: usize,
+    across: usize,
+    /// Words from a line and a pixel to the next: of the input, and of the sums.
+    input: (usize, usize),
+    output: (usize, usize),
+    /// The first sum.
+    start: usize,
+}
+
+impl Lines {
+    /// The pixels, or every first of `rows` neighbours; over the ends of lines where `over`.
+    fn phase(&self, runs: Vec<Run>, rows: usize, over: bool, block: usize) -> Phase {
+        let Self { count, across, input, output, start } = *self;
+        let pixel = |y: usize, x: usize| Pixel {
+            input: y * input.0 + x * input.1,
+            output: start + y * output.0 + x * output.1,
+        };
+        let steps = (input.1, output.1);
+        if over {
+            let positions = (count - 1) * (input.0 / input.1) + across;
+            let pixels = (0..positions).step_by(rows).map(|x| pixel(0, x)).collect();
+            return Phase::new(runs, pixels, rows, steps, block);
+        }
+        let rows = rows.min(across);
+        let line = |y: usize| (0..across).step_by(rows).map(move |x| pixel(y, x));
+        Phase::new(runs, (0..count).flat_map(line).collect(), rows, steps, block)
+    }
+}
+
+impl Chunk {
+    /// Of outputs of `side` lines in `parities` of each axis, from inputs of which a line has `pitch` words.
+    fn new(products: &Products, side: usize, block: usize, parities: usize, first: usize, line: usize) -> Self {
+        let fits = |lines: &usize| {
+            side.is_multiple_of(*lines)
+                && lines.is_multiple_of(parities)
+                && (lines * side * block <= CHUNK || *lines == parities)
+        };
+        let lines = (parities..=side).rev().find(fits).unwrap_or(side);
+        // Lines shorter than a tile are summed with the border between them.
+        let over = parities == 1 && side < products.rows;
+        let pitch = if over { side + 2 * BORDER } else { side };
+        Self { lines, count: side / lines, first, step: lines / parities * line, pitch, side }
+    }
+
+    /// Words of the sums; tiles may go on after the last line.
+    fn room(&self, rows: usize, block: usize) -> usize {
+        (self.lines * self.pitch + rows) * block
+    }
 }
 
 fn forward(conv: &Conv, numbers: Numbers) -> Direction {
-    let Conv { in_channels, out_channels, kernel, stride, in_side, .. } = *conv;
-    let (frame, out_side) = (conv.padding(), conv.out_side());
-    let pitch = in_side + 2 * frame;
+    let Conv { in_channels, out_channels, kernel, stride, .. } = *conv;
     let operands = Operands::new(numbers.format, in_channels);
-    let words = operands.words(in_channels);
-    let line = kernel * words;
-    let run = |tap: usize| Run { input: tap * pitch * words, row: tap * line, words: line };
-    let pixel = |at: usize| Pixel {
-        input: (at / out_side * stride * pitch + at % out_side * stride) * words,
-        output: at * out_channels,
+    let maps = match operands {
+        Operands::Pairs => Maps::input(conv, Format::Bf16),
+        _ => image_maps(conv),
     };
-    let phase =
-        Phase { runs: (0..kernel).map(run).collect(), pixels: (0..out_side * out_side).map(pixel).collect() };
+    let products = numbers.products();
+    let (pitch, words, block) = (maps.pitch(), maps.pixel(), products.block(out_channels));
+    let first = (BORDER - conv.padding()) * (pitch + words);
+    let chunk = Chunk::new(products, conv.out_side(), block, 1, first, stride * pitch);
+    let line = kernel * words;
+    let runs = (0..kernel).map(|tap| Run { input: tap * pitch, row: tap * line, words: line }).collect();
+    let lines = Lines {
+        count: chunk.lines,
+        across: chunk.side,
+        input: (stride * pitch, stride * words),
+        output: (chunk.pitch * block, block),
+        start: 0,
+    };
+    // At a stride, what lies between two lines is more than a border.
+    let over = stride == 1 && chunk.pitch != chunk.side;
     let taps = (0..kernel * kernel).map(|tap| (tap / kernel, tap % kernel)).collect();
-    Direction::new(numbers, (in_channels, in_side, frame), (out_channels, out_side), vec![phase], taps)
+    let phases = vec![lines.phase(runs, products.rows, over, block)];
+    Direction::new(numbers, operands, (in_channels, out_channels), taps, chunk, phases)
 }
 
 fn backward(conv: &Conv, numbers: Numbers) -> Direction {
     let Conv { in_channels, out_channels, stride, in_side, .. } = *conv;
-    let words = Operands::new(numbers.format, out_channels).words(out_channels);
-    let (frame, out_side) = (conv.padding(), conv.out_side());
-    let pitch = out_side + 2 * frame;
+    let maps = Maps::output(conv, numbers.format);
+    let products = numbers.products();
+    let (pitch, words, block) = (maps.pitch(), maps.pixel(), products.block(in_channels));
+    let first = (BORDER - conv.padding()) * (pitch + words);
+    let chunk = Chunk::new(products, in_side, block, stride, first, pitch);
     let mut taps = Vec::new();
     let mut phases = Vec::new();
     for parity in (0..stride * stride).map(|phase| (phase / stride, phase % stride)) {
-        let (lines, columns) = (mirrored(conv, parity.0), mirrored(conv, parity.1));
+        let (rows, columns) = (mirrored(conv, parity.0), mirrored(conv, parity.1));
         let mut runs = Vec::new();
         if let Some(&(_, first)) = columns.first() {
-            for &(line, offset) in &lines {
+            for &(line, offset) in &rows {
                 runs.push(Run {
-                    input: (offset * pitch + first) * words,
+                    input: offset * pitch + first * words,
                     row: taps.len() * words,
                     words: columns.len() * words,
                 });
                 taps.extend(columns.iter().map(|&(column, _)| (line, column)));
             }
         }
-        let across = in_side / stride;
-        let pixel = |at: usize| {
-            let (y, x) = (at / across, at % across);
-            Pixel {
-                input: (y * pitch + x) * words,
-                output: ((y * stride + parity.0) * in_side + x * stride + parity.1) * in_channels,
-            }
+        let lines = Lines {
+            count: chunk.lines / stride,
+            across: in_side / stride,
+            input: (pitch, words),
+            output: (stride * chunk.pitch * block, stride * block),
+            start: (parity.0 * chunk.pitch + parity.1) * block,
         };
-        phases.push(Phase { runs, pixels: (0..across * across).map(pixel).collect() });
+        phases.push(lines.phase(runs, products.rows, chunk.pitch != chunk.side, block));
     }
-    Direction::new(numbers, (out_channels, out_side, frame), (in_channels, in_side), phases, taps)
+    let operands = Operands::new(numbers.format, out_channels);
+    Direction::new(numbers, operands, (out_channels, in_channels), taps, chunk, phases)
 }
 
-/// Along one axis: the taps that reach input positions of this parity, each with its output's offset in the frame, offsets ascending.
+/// Along one axis: the taps that reach input positions of this parity, each with its output's offset from the first that one
+/// reaches at parity 0, offsets ascending.
 fn mirrored(conv: &Conv, parity: usize) -> Vec<(usize, usize)> {
-    // Output o sees input o * stride + tap - padding; the frame is as wide as the padding.
+    // Output o sees input o * stride + tap - padding.
     let above = |tap: usize| parity + conv.padding() + conv.stride * conv.padding() - tap;
     (0..conv.kernel)
         .rev()
@@ -232,52 +333,46 @@ fn mirrored(conv: &Conv, parity: usize) -> Vec<(usize, usize)> {
 
 /// From the gradient of a pixel to that of its patch, (line, column, channel).
 fn patches(conv: &Conv, numbers: Numbers) -> Direction {
-    let (inputs, side) = (conv.out_channels, conv.out_side());
+    let (maps, products) = (Maps::output(conv, numbers.format), numbers.products());
     // Rows of whole blocks; what is beyond the patch stays zero.
     let len = (conv.kernel * conv.kernel * conv.in_channels).next_multiple_of(LEAST);
-    let words = Operands::new(numbers.format, inputs).words(inputs);
-    let pixel = |at: usize| Pixel { input: at * words, output: at * len };
-    let phase =
-        Phase { runs: vec![Run { input: 0, row: 0, words }], pixels: (0..side * side).map(pixel).collect() };
-    Direction::new(numbers, (inputs, side, 0), (len, side), vec![phase], vec![(0, 0)])
+    let (pitch, words, block) = (maps.pitch(), maps.pixel(), products.block(len));
+    let chunk = Chunk::new(products, maps.side, block, 1, BORDER * (pitch + words), pitch);
+    let lines = Lines {
+        count: chunk.lines,
+        across: chunk.side,
+        input: (pitch, words),
+        output: (chunk.pitch * block, block),
+        start: 0,
+    };
+    let runs = vec![Run { input: 0, row: 0, words }];
+    let phases = vec![lines.phase(runs, products.rows, false, block)];
+    let operands = Operands::new(numbers.format, conv.out_channels);
+    Direction::new(numbers, operands, (conv.out_channels, len), vec![(0, 0)], chunk, phases)
 }
 
 impl Direction {
-    /// Of inputs (channels, side, frame) and outputs (channels, side).
     fn new(
         numbers: Numbers,
-        (inputs, in_side, frame): (usize, usize, usize),
-        (outputs, out_side): (usize, usize),
-        phases: Vec<Phase>,
+        operands: Operands,
+        (inputs, outputs): (usize, usize),
         taps: Vec<(usize, usize)>,
+        chunk: Chunk,
+        phases: Vec<Phase>,
     ) -> Self {
-        let operands = Operands::new(numbers.format, inputs);
         let weights = Aligned::zeros(taps.len() * operands.words(inputs) * outputs);
         let block = numbers.products().block(outputs);
-        Self { numbers, operands, inputs, outputs, in_side, out_side, frame, phases, taps, block, weights }
-    }
-
-    fn in_image(&self) -> usize {
-        self.in_side * self.in_side * self.inputs
-    }
-
-    fn out_image(&self) -> usize {
-        self.out_side * self.out_side * self.outputs
+        Self { numbers, operands, inputs, outputs, taps, block, weights, chunk, phases }
     }
 
     /// Rows of a block of weights.
     fn rows(&self) -> usize {
-        self.taps.len() * self.words()
-    }
-
-    /// Words of an input pixel.
-    fn words(&self) -> usize {
-        self.operands.words(self.inputs)
+        self.taps.len() * self.operands.words(self.inputs)
     }
 
     /// Packs `weight(tap, input channel, output channel)`.
     fn pack(&mut self, weight: impl Fn((usize, usize), usize, usize) -> f32 + Sync) {
-        let (words, block, rows) = (self.words(), self.block, self.rows());
+        let (words, block, rows) = (self.operands.words(self.inputs), self.block, self.rows());
         let (taps, operands) = (&self.taps, self.operands);
         self.weights.par_chunks_exact_mut(rows * block).enumerate().for_each(|(at, weights)| {
             for word in 0..words {
@@ -291,46 +386,24 @@ impl Direction {
         });
     }
 
-    /// All images of `x`, a few a task.
-    fn run(&self, x: &[f32], out: &mut [f32], add: bool, finish: impl Fn(usize, &mut [f32]) + Sync) {
-        let (in_image, out_image) = (self.in_image(), self.out_image());
-        let images = task_images(out.len() / out_image, self.in_side.min(self.out_side).pow(2));
-        let tasks = out.par_chunks_mut(images * out_image).zip(x.par_chunks(images * in_image));
-        tasks.enumerate().for_each(|(task, (out, x))| {
-            self.run_images(x, out, add);
-            finish(task * images * out_image, out);
-        });
-    }
-
-    /// A few images on this thread.
-    fn run_images(&self, x: &[f32], out: &mut [f32], add: bool) {
-        if self.frame == 0 && self.operands == Operands::Singles {
-            return self.sum(x, self.in_image(), out, add);
-        }
-        let framed = framed_len(self.in_side, self.frame, self.words());
-        let images = x.len() / self.in_image();
-        with_scratch(images * framed, |input| {
-            for (input, x) in input.chunks_exact_mut(framed).zip(x.chunks_exact(self.in_image())) {
-                let line = self.in_side * self.inputs;
-                in_frame(input, self.in_side, self.frame, |y, to| {
-                    self.operands.copy(&x[y * line..][..line], to);
-                });
-            }
-            self.sum(input, framed, out, add);
-        });
-    }
-
-    /// A block of weights meets every image before the next block is read.
-    fn sum(&self, input: &[f32], image: usize, out: &mut [f32], add: bool) {
-        let (block, out_image, products) = (self.block, self.out_image(), self.numbers.products());
-        for (at, weights) in self.weights.chunks_exact(self.rows() * block).enumerate() {
-            for (input, out) in input.chunks_exact(image).zip(out.chunks_exact_mut(out_image)) {
-                let out = &mut out[at * block..];
-                for Phase { runs, pixels } in &self.phases {
-                    products.tile(block, input, runs, weights, pixels, out, add);
+    /// `sink(image, first channel, first line, sums)` of every chunk of `images` that are `image` words apart. A block of weights meets
+    /// every image before the next block is read.
+    fn run(&self, images: usize, image: usize, x: &[f32], mut sink: impl FnMut(usize, usize, usize, &Sums)) {
+        let (Chunk { lines, count, first, step, pitch, .. }, block) = (self.chunk, self.block);
+        let products = self.numbers.products();
+        with_scratch(self.chunk.room(products.rows, block), |values| {
+            for (at, weights) in self.weights.chunks_exact(self.rows() * block).enumerate() {
+                for n in 0..images {
+                    for chunk in 0..count {
+                        let input = &x[n * image + first + chunk * step..];
+                        for phase in &self.phases {
+                            products.tile(block, input, phase, weights, values);
+                        }
+                        sink(n, at * block, chunk * lines, &Sums { values, block, pitch, lines });
+                    }
                 }
             }
-        }
+        });
     }
 }
 
@@ -387,25 +460,5 @@ impl Operands {
                 words.iter_mut().zip(values).for_each(|(word, value)| *word = high_and_low(*value));
             }
         }
-    }
-}
-
-/// Words of an image with its frame.
-pub fn framed_len(side: usize, frame: usize, words: usize) -> usize {
-    (side + 2 * frame).pow(2) * words
-}
-
-/// Fills an image that has a frame of zeros around it, line by line: `copy(line, its words)`.
-pub fn in_frame(framed: &mut [f32], side: usize, frame: usize, mut copy: impl FnMut(usize, &mut [f32])) {
-    let pitch = framed.len() / (side + 2 * frame);
-    let edge = pitch / (side + 2 * frame) * frame;
-    let (top, rest) = framed.split_at_mut(frame * pitch);
-    let (lines, bottom) = rest.split_at_mut(side * pitch);
-    top.fill(0.0);
-    bottom.fill(0.0);
-    for (y, line) in lines.chunks_exact_mut(pitch).enumerate() {
-        line[..edge].fill(0.0);
-        copy(y, &mut line[edge..pitch - edge]);
-        line[pitch - edge..].fill(0.0);
     }
 }

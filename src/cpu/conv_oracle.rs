@@ -1,12 +1,17 @@
 //! Convolutions of every instruction set against f64, over every shape of the network at widths 16, 32 and 64.
 
-use super::conv::PackedConv;
+use super::conv::{LEAST, PackedConv};
 use super::conv_weight::weight_gradient;
+use super::epilogue::{Added, Epilogue};
+use super::maps::Maps;
 use super::memory::Aligned;
-use super::numbers::{Format, Numbers, high_and_low};
+use super::numbers::{Format, Number, Numbers, high_and_low};
 use super::tiles::Isa;
 use crate::model::{Conv, ResNet};
 use crate::philox::{Key, Purpose, symmetric};
+
+/// Half the distance of two bf16 numbers near 1.
+const BF16: f64 = 1.0 / 256.0;
 
 /// Results in f64 with the sums of magnitudes that bound their rounding.
 struct Oracle {
@@ -28,7 +33,8 @@ impl Oracle {
     }
 
     /// Every element within the rounding of a sum of so many terms, and the whole within what such errors add up to at random.
-    fn check(&self, actual: &[f32], before: f32, what: &str) {
+    /// Both with what rounding to `stored` adds.
+    fn check(&self, actual: &[f32], before: f32, stored: Option<Format>, what: &str) {
         assert_eq!(actual.len(), self.values.len(), "{what}");
         let unit = f64::from(f32::EPSILON) / 2.0;
         let (mut error, mut size) = (0.0f64, 0.0f64);
@@ -37,7 +43,8 @@ impl Oracle {
         {
             let expected = value + f64::from(before);
             let difference = (f64::from(actual) - expected).abs();
-            let bound = unit * (self.terms + 2) as f64 * (magnitude + f64::from(before.abs()));
+            let bound = unit * (self.terms + 2) as f64 * (magnitude + f64::from(before.abs()))
+                + stored.map_or(0.0, |_| BF16 * expected.abs());
             assert!(
                 difference <= bound,
                 "{what}: element {at} is {actual}, expected {expected} within {bound:e}"
@@ -46,6 +53,7 @@ impl Oracle {
             size += expected * expected;
         }
         let (relative, bound) = ((error / size).sqrt(), 8.0 * unit * (self.terms as f64).sqrt());
+        let bound = bound + stored.map_or(0.0, |_| BF16);
         assert!(relative <= bound, "{what}: relative error {relative:e}, expected at most {bound:e}");
     }
 }
@@ -96,11 +104,6 @@ fn products(conv: &Conv, batch: usize, mut each: impl FnMut(usize, usize, usize)
     }
 }
 
-fn lens(conv: &Conv, batch: usize) -> (usize, usize) {
-    let image = |side: usize, channels: usize| batch * side * side * channels;
-    (image(conv.in_side, conv.in_channels), image(conv.out_side(), conv.out_channels))
-}
-
 fn check(width: usize, batch: usize, seed: u64) {
     println!("seed {seed}");
     [Format::F32, Format::Bf16].into_iter().for_each(|format| check_format(format, width, batch, seed));
@@ -112,16 +115,16 @@ fn check_format(format: Format, width: usize, batch: usize, seed: u64) {
         println!("skipped, as this CPU lacks them: {}", lacking.join(", "));
     }
     for conv in shapes(width) {
-        let (inputs, outputs) = lens(&conv, batch);
+        let (inputs, outputs) = (batch * conv.input_len(), batch * conv.output_len());
         let (mut x, mut dy, weights) =
             (random(seed, 0, inputs), random(seed, 1, outputs), random(seed, 2, conv.weight_len()));
-        format.round_all(&mut dy);
+        dy.iter_mut().for_each(|value| *value = format.round(*value));
         let mut rounded = weights.clone();
-        format.round_all(&mut rounded);
+        rounded.iter_mut().for_each(|value| *value = format.round(*value));
         // The stem sees an image almost as it is.
         let image = format == Format::Bf16 && conv.in_channels == 3;
         if !image {
-            format.round_all(&mut x);
+            x.iter_mut().for_each(|value| *value = format.round(*value));
         }
         let seen = |x: f32| if image { sum_of_pair(high_and_low(x)) } else { x };
         let taps = conv.kernel * conv.kernel;
@@ -141,6 +144,45 @@ fn check_format(format: Format, width: usize, batch: usize, seed: u64) {
     }
 }
 
+/// Values as maps, between which and after which lies `else_`.
+fn maps_of(maps: Maps, format: Format, values: &[f32], else_: f32) -> Aligned {
+    let len = maps.side * maps.channels;
+    let mut words = Aligned::zeros(maps.words(values.len() / (maps.side * len)));
+    words.fill(else_);
+    for (image, values) in words.chunks_exact_mut(maps.image()).zip(values.chunks_exact(maps.side * len)) {
+        maps.clear_border(image);
+        for (y, values) in values.chunks_exact(len).enumerate() {
+            match format {
+                Format::F32 => maps.line_mut::<f32>(image, y).copy_from_slice(values),
+                Format::Bf16 => {
+                    let numbers = maps.line_mut::<half::bf16>(image, y).iter_mut();
+                    numbers.zip(values).for_each(|(number, value)| *number = Number::nearest(*value));
+                }
+            }
+        }
+    }
+    words
+}
+
+/// The values of maps, whose borders must be zero.
+fn values_of(maps: Maps, format: Format, batch: usize, words: &[f32]) -> Vec<f32> {
+    let mut values = Vec::new();
+    for image in words.chunks_exact(maps.image()).take(batch) {
+        for y in 0..maps.side {
+            match format {
+                Format::F32 => values.extend(maps.line::<f32>(image, y)),
+                Format::Bf16 => {
+                    values.extend(maps.line::<half::bf16>(image, y).iter().map(|number| number.get()));
+                }
+            }
+        }
+        let mut cleared = image.to_vec();
+        maps.clear_border(&mut cleared);
+        assert!(cleared.iter().zip(image).all(|(a, b)| a.to_bits() == b.to_bits()), "a border is not zero");
+    }
+    values
+}
+
 fn check_one(
     conv: &Conv,
     numbers: Numbers,
@@ -148,22 +190,38 @@ fn check_one(
     [forward, backward, gradient]: [&Oracle; 3],
     what: impl Fn(&str) -> String,
 ) {
-    let batch = x.len() / (conv.in_side * conv.in_side * conv.in_channels);
+    let format = numbers.format;
+    let batch = x.len() / conv.input_len();
     let mut packed = PackedConv::new(conv, numbers);
     packed.pack(weights, None);
+    let [input, output] = [Maps::input, Maps::output].map(|of| of(conv, format));
+    let image = conv.in_channels < LEAST;
+    // What lies after the last image is NaN: nothing may depend on it.
+    let x = if image { x.to_vec() } else { maps_of(input, format, x, f32::NAN).to_vec() };
+    let dy_len = dy.len();
+    let dy = maps_of(output, format, dy, f32::NAN);
     for add in [false, true] {
         // What is not added to is overwritten whatever it was.
         let (start, before) = if add { (0.5, 0.5) } else { (f32::NAN, 0.0) };
-        let mut out = vec![start; dy.len()];
-        packed.forward(x, &mut out, add, |_, _| {});
-        forward.check(&out, before, &what("forward"));
-        let mut dx = vec![start; x.len()];
-        packed.input_gradient(dy, &mut dx, add, |_, _| {});
-        backward.check(&dx, before, &what("input gradient"));
+        let added = if add { Added::Present } else { Added::Nothing };
+        let epilogue = Epilogue { added, ..Epilogue::default() };
+        let stored = if format == Format::Bf16 { Some(format) } else { None };
+        let mut out = maps_of(output, format, &vec![start; dy_len], start);
+        packed.forward(batch, &x, &mut out, &epilogue);
+        forward.check(&values_of(output, format, batch, &out), before, stored, &what("forward"));
+        if image && !add {
+            let mut dx = vec![start; x.len()];
+            packed.image_gradient(batch, &dy, &mut dx);
+            backward.check(&dx, before, None, &what("image gradient"));
+        } else if !image {
+            let mut dx = maps_of(input, format, &vec![start; backward.values.len()], start);
+            packed.input_gradient(batch, &dy, &mut dx, &epilogue);
+            backward.check(&values_of(input, format, batch, &dx), before, stored, &what("input gradient"));
+        }
         let mut sums = vec![start; weights.len()];
         let mut partials = Aligned::zeros(0);
-        weight_gradient(conv, numbers, batch, x, dy, &mut partials, &mut sums, add);
-        gradient.check(&sums, before, &what("weight gradient"));
+        weight_gradient(conv, numbers, batch, &x, &dy, &mut partials, &mut sums, add);
+        gradient.check(&sums, before, None, &what("weight gradient"));
     }
 }
 

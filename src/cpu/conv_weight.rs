@@ -5,9 +5,12 @@
 
 use rayon::prelude::*;
 
-use super::conv::{LEAST, count_flops, framed_len, in_frame};
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+use super::conv::{LEAST, count_flops};
+use super::maps::{BORDER, Maps};
 use super::memory::{Aligned, with_scratch};
-use super::numbers::{Format, Numbers, pair};
+use super::numbers::{Format, Number, Numbers, pair};
 use super::tiles::Pixel;
 use crate::model::Conv;
 
@@ -24,7 +27,7 @@ struct Split {
     groups: usize,
     run: usize,
     runs: usize,
-    /// Elements of a task's sums: (tap, channel) x column.
+    /// Elements of a task's sums.
     partial: usize,
 }
 
@@ -39,7 +42,17 @@ impl Split {
     }
 }
 
-/// Sets `gradient` (K, C, R, S) to the weight gradient over `batch` images, or adds it where `accumulate`.
+/// The order of a task's sums.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// (tap, channel) x column.
+    ColumnsLast,
+    /// Column x (tap, channel).
+    ColumnsFirst,
+}
+
+/// Sets `gradient` (K, C, R, S) to the weight gradient over `batch` images, or adds it where `accumulate`. `dy` are [`Maps`], and so is
+/// `x` where it is no images.
 #[allow(clippy::too_many_arguments)]
 pub fn weight_gradient(
     conv: &Conv,
@@ -56,100 +69,269 @@ pub fn weight_gradient(
     let len = split.runs * split.groups * split.partial;
     partials.reserve(len);
     let partials = &mut partials[..len];
-    let x_image = conv.in_side * conv.in_side * conv.in_channels;
-    let dy_image = conv.out_side() * conv.out_side() * conv.out_channels;
+    let work = Work::new(conv, numbers, split.columns);
     partials.par_chunks_mut(split.partial).enumerate().for_each(|(task, partial)| {
         let images = task / split.groups * split.run..((task / split.groups + 1) * split.run).min(batch);
-        let x = &x[images.start * x_image..images.end * x_image];
-        let dy = &dy[images.start * dy_image..images.end * dy_image];
         let first = task % split.groups * split.columns;
         partial.fill(0.0);
-        add_products(conv, numbers, x, &dy[first..], split.columns, partial);
+        for start in images.clone().step_by(work.panel) {
+            work.add_panel(start..(start + work.panel).min(images.end), x, dy, first, partial);
+        }
     });
-    reduce(conv, &split, partials, gradient, accumulate);
+    reduce(conv, &split, work.order(), partials, gradient, accumulate);
 }
 
-/// Adds the products of all pixels to `partial`, panel by panel; `dy` begins at the first of `columns` channels.
-///
-/// The words of bf16 numbers are pairs of neighbouring output pixels: of an input channel at both, and of an output channel.
-fn add_products(conv: &Conv, numbers: Numbers, x: &[f32], dy: &[f32], columns: usize, partial: &mut [f32]) {
-    let Conv { in_channels, out_channels, kernel, stride, in_side, .. } = *conv;
-    // An image is not made of bf16 numbers.
-    let format = if in_channels < LEAST { Format::F32 } else { numbers.format };
-    let products = Numbers { format, ..numbers }.products();
-    let (frame, out_side, per_word) = (conv.padding(), conv.out_side(), format.per_word());
-    let image = framed_len(in_side, frame, in_channels);
-    let (pitch, rows) = (in_side + 2 * frame, kernel * in_channels);
-    let block = products.block(columns);
-    let (per_line, per_image) = (out_side / per_word, out_side * out_side / per_word);
-    let dy_row = if per_word == 1 { out_channels } else { columns };
-    let pixels: Vec<Pixel> = (0..per_image * PANEL.div_ceil(out_side * out_side))
-        .map(|at| {
-            let (n, word) = (at / per_image, at % per_image);
-            let (y, x) = (word / per_line * stride, word % per_line * per_word * stride);
-            Pixel { input: n * image + (y * pitch + x) * in_channels, output: at * dy_row }
-        })
-        .collect();
-    let (x_image, dy_image) = (in_side * in_side * in_channels, out_side * out_side * out_channels);
-    let panel = pixels.len() / per_image;
-    for (n, x) in x.chunks(panel * x_image).enumerate() {
-        let images = x.len() / x_image;
-        let (pixels, dy) = (&pixels[..images * per_image], &dy[n * panel * dy_image..]);
-        with_scratch(images * (image + per_image * columns), |scratch| {
-            let (input, pairs) = scratch.split_at_mut(images * image);
-            for (input, x) in input.chunks_exact_mut(image).zip(x.chunks_exact(x_image)) {
-                let line = in_side * in_channels;
-                in_frame(input, in_side, frame, |y, to| to.copy_from_slice(&x[y * line..][..line]));
-                if per_word == 2 {
-                    pair_pixels(input, stride * in_channels);
+/// What all tasks of a weight gradient know.
+struct Work<'a> {
+    conv: &'a Conv,
+    numbers: Numbers,
+    /// Of the products: an image is not made of bf16 numbers.
+    format: Format,
+    /// Inputs with their border, one channel a word.
+    x: Maps,
+    dy: Maps,
+    columns: usize,
+    /// Images of a panel.
+    panel: usize,
+}
+
+impl<'a> Work<'a> {
+    fn new(conv: &'a Conv, numbers: Numbers, columns: usize) -> Self {
+        let format = if conv.in_channels < LEAST { Format::F32 } else { numbers.format };
+        Self {
+            conv,
+            numbers,
+            format,
+            x: Maps::input(conv, Format::F32),
+            dy: Maps::output(conv, numbers.format),
+            columns,
+            panel: PANEL.div_ceil(conv.out_side() * conv.out_side()),
+        }
+    }
+
+    fn products(&self) -> &'static super::tiles::Products {
+        Numbers { format: self.format, ..self.numbers }.products()
+    }
+
+    fn order(&self) -> Order {
+        if self.products().has_outer() { Order::ColumnsLast } else { Order::ColumnsFirst }
+    }
+
+    /// Adds the products of all pixels of some images to `partial`, of the columns from `first` on.
+    fn add_panel(
+        &self,
+        images: std::ops::Range<usize>,
+        x: &[f32],
+        dy: &[f32],
+        first: usize,
+        partial: &mut [f32],
+    ) {
+        with_scratch(images.len() * self.x.image() + SLACK * self.x.channels, |input| {
+            let (words, slack) = input.split_at_mut(images.len() * self.x.image());
+            slack.fill(0.0);
+            for (n, words) in images.clone().zip(words.chunks_exact_mut(self.x.image())) {
+                self.input_words(x, n, words);
+            }
+            if self.order() == Order::ColumnsFirst {
+                self.add_tiles(images, input, dy, first, partial);
+            } else {
+                self.add_vectors(images, input, dy, first, partial);
+            }
+        });
+    }
+
+    /// The words of image `n`: of bf16 numbers pairs of a channel at two neighbouring output pixels.
+    fn input_words(&self, x: &[f32], n: usize, words: &mut [f32]) {
+        let Conv { in_channels, stride, .. } = *self.conv;
+        if self.format == Format::Bf16 {
+            let maps = Maps::input(self.conv, Format::Bf16);
+            let numbers: &[half::bf16] = bytemuck::cast_slice(&x[n * maps.image()..][..maps.image()]);
+            let (whole, last) = words.split_at_mut(words.len() - stride * in_channels);
+            self.numbers.isa.vectorised(|| {
+                let pairs = numbers.iter().zip(&numbers[stride * in_channels..]);
+                for (word, (a, b)) in whole.iter_mut().zip(pairs) {
+                    *word = f32::from_bits(u32::from(b.to_bits()) << 16 | u32::from(a.to_bits()));
+                }
+            });
+            last.fill(0.0);
+        } else if in_channels < LEAST {
+            let line = self.x.side * in_channels;
+            self.x.clear_border(words);
+            for (y, x) in x[n * self.conv.input_len()..][..self.conv.input_len()].chunks_exact(line).enumerate() {
+                self.x.line_mut(words, y).copy_from_slice(x);
+            }
+        } else {
+            words.copy_from_slice(&x[n * self.x.image()..][..self.x.image()]);
+        }
+    }
+
+    /// Where the taps of the first output pixel begin, in words.
+    fn origin(&self) -> usize {
+        (BORDER - self.conv.padding()) * (self.x.pitch() + self.x.channels)
+    }
+
+    fn add_vectors(
+        &self,
+        images: std::ops::Range<usize>,
+        input: &[f32],
+        dy: &[f32],
+        first: usize,
+        partial: &mut [f32],
+    ) {
+        let Conv { in_channels, kernel, stride, .. } = *self.conv;
+        let (columns, per_word, side) = (self.columns, self.format.per_word(), self.dy.side);
+        let (per_line, products) = (side / per_word, self.products());
+        let (block, rows) = (products.block(columns), kernel * in_channels);
+        let pixels: Vec<Pixel> = (0..images.len() * side * per_line)
+            .map(|at| {
+                let (n, y, x) = (at / (side * per_line), at / per_line % side, at % per_line);
+                let place = y * stride * self.x.pitch() + x * per_word * stride * in_channels;
+                Pixel { input: n * self.x.image() + place, output: at * columns }
+            })
+            .collect();
+        with_scratch(pixels.len() * columns, |gradient| {
+            self.gradient_words(images, dy, first, gradient);
+            for (line, partial) in partial.chunks_exact_mut(rows * columns).enumerate() {
+                let input = &input[self.origin() + line * self.x.pitch()..];
+                for column in (0..columns).step_by(block) {
+                    let (gradient, sums) = (&gradient[column..], &mut partial[column..]);
+                    products.outer(block, input, &pixels, gradient, rows, sums, columns);
                 }
             }
-            let dy = if per_word == 2 {
-                for (at, row) in pairs.chunks_exact_mut(columns).enumerate() {
-                    let [a, b] = [0, 1].map(|second| &dy[(2 * at + second) * out_channels..][..columns]);
-                    row.iter_mut().zip(a.iter().zip(b)).for_each(|(word, (a, b))| *word = pair(*a, *b));
+        });
+    }
+
+    /// Output gradients of the columns as words: of bf16 numbers pairs of neighbouring pixels, of f32 where products are so.
+    fn gradient_words(&self, images: std::ops::Range<usize>, dy: &[f32], first: usize, words: &mut [f32]) {
+        let (columns, channels, side) = (self.columns, self.dy.channels, self.dy.side);
+        let lines = images.flat_map(|n| (0..side).map(move |y| (n, y)));
+        let per_line = side / self.format.per_word() * columns;
+        for (words, (n, y)) in words.chunks_exact_mut(per_line).zip(lines) {
+            let image = &dy[n * self.dy.image()..][..self.dy.image()];
+            self.numbers.isa.vectorised(|| match (self.numbers.format, self.format) {
+                (Format::F32, _) => copy_columns::<f32>(self.dy.line(image, y), channels, first, columns, words),
+                (_, Format::F32) => {
+                    copy_columns::<half::bf16>(self.dy.line(image, y), channels, first, columns, words);
                 }
-                &*pairs
-            } else {
-                dy
-            };
-            for (line, partial) in partial.chunks_exact_mut(rows * columns).enumerate() {
-                let input = &input[line * pitch * in_channels..];
-                for column in (0..columns).step_by(block) {
-                    let (dy, sums) = (&dy[column..], &mut partial[column..]);
-                    products.outer(block, input, pixels, dy, rows, sums, columns);
+                _ => {
+                    let line: &[half::bf16] = self.dy.line(image, y);
+                    for (words, pixels) in
+                        words.chunks_exact_mut(columns).zip(line.chunks_exact(2 * channels))
+                    {
+                        let (a, b) = pixels.split_at(channels);
+                        for (word, (a, b)) in words.iter_mut().zip(a[first..].iter().zip(&b[first..])) {
+                            *word = pair(a.get(), b.get());
+                        }
+                    }
                 }
+            });
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn add_tiles(&self, _: std::ops::Range<usize>, _: &[f32], _: &[f32], _: usize, _: &mut [f32]) {
+        unreachable!("tiles are of x86-64")
+    }
+
+    /// By AMX: over whole images with their border, whose output gradients are zero, so that pairs are evenly spaced.
+    #[cfg(target_arch = "x86_64")]
+    fn add_tiles(
+        &self,
+        images: std::ops::Range<usize>,
+        input: &[f32],
+        dy: &[f32],
+        first: usize,
+        partial: &mut [f32],
+    ) {
+        let Conv { in_channels, kernel, stride, .. } = *self.conv;
+        let (columns, side, count) = (self.columns, self.dy.side, images.len());
+        // Pairs of a line and of an image; two output pixels are `2 * stride` input pixels.
+        let (line, image) = (self.x.across() / 2, self.x.across() * self.x.across() / (2 * stride));
+        let step = 2 * stride * in_channels;
+        let pairs = (count * image).next_multiple_of(amx::ROWS);
+        let rows = kernel * in_channels;
+        with_scratch(pairs * columns, |gradient| {
+            gradient.fill(0.0);
+            for (at, n) in images.enumerate() {
+                let of = &dy[n * self.dy.image()..][..self.dy.image()];
+                for y in 0..side {
+                    let pixels: &[half::bf16] = self.dy.line(of, y);
+                    for (x, pixels) in pixels.chunks_exact(2 * self.dy.channels).enumerate() {
+                        let (a, b) = pixels.split_at(self.dy.channels);
+                        let place = at * image + y * line + x;
+                        for (k, (a, b)) in a[first..].iter().zip(&b[first..]).take(columns).enumerate() {
+                            gradient[k * pairs + place] = pair(a.get(), b.get());
+                        }
+                    }
+                }
+            }
+            for tap in 0..kernel {
+                let outer = amx::Outer {
+                    gradient,
+                    gradient_stride: pairs,
+                    channels: columns,
+                    input: &input[self.origin() + tap * self.x.pitch()..],
+                    input_stride: step,
+                    pairs,
+                    rows,
+                    sums_stride: kernel * rows,
+                };
+                outer.add(&mut partial[tap * rows..]);
             }
         });
     }
 }
 
-/// Makes a word of every value of an image and the one `distance` behind it; behind the end there is nothing.
-fn pair_pixels(image: &mut [f32], distance: usize) {
-    for at in 0..image.len() - distance {
-        image[at] = pair(image[at], image[at + distance]);
+/// Pixels that a tile may read behind the last image.
+const SLACK: usize = 160;
+
+/// Some columns of a line of pixels.
+#[inline(always)]
+fn copy_columns<E: Number>(line: &[E], channels: usize, first: usize, columns: usize, words: &mut [f32]) {
+    for (words, pixel) in words.chunks_exact_mut(columns).zip(line.chunks_exact(channels)) {
+        words.iter_mut().zip(&pixel[first..]).for_each(|(word, value)| *word = value.get());
     }
 }
 
-/// Adds the partial sums in the order of their runs, from (tap, channel, K) to (K, channel, tap).
-fn reduce(conv: &Conv, split: &Split, partials: &[f32], gradient: &mut [f32], accumulate: bool) {
+/// Adds the partial sums in the order of their runs, to (K, channel, tap).
+fn reduce(
+    conv: &Conv,
+    split: &Split,
+    order: Order,
+    partials: &[f32],
+    gradient: &mut [f32],
+    accumulate: bool,
+) {
     let taps = conv.kernel * conv.kernel;
-    let filter = conv.in_channels * taps;
+    let (channels, filter) = (conv.in_channels, conv.in_channels * taps);
     gradient.par_chunks_mut(16 * filter).enumerate().for_each(|(k, gradient)| {
         let (group, column) = (16 * k / split.columns, 16 * k % split.columns);
-        for c in 0..conv.in_channels {
-            for tap in 0..taps {
-                let at = (tap * conv.in_channels + c) * split.columns + column;
-                let mut sums = [0.0f32; 16];
-                for run in 0..split.runs {
-                    let start = (run * split.groups + group) * split.partial + at;
-                    for (sum, value) in sums.iter_mut().zip(&partials[start..start + 16]) {
-                        *sum += value;
+        let mut add = |at: usize, k: usize, sum: f32| {
+            let (tap, c) = (at / channels, at % channels);
+            let slot = &mut gradient[k * filter + c * taps + tap];
+            *slot = if accumulate { *slot + sum } else { sum };
+        };
+        let partial = |run: usize| &partials[(run * split.groups + group) * split.partial..][..split.partial];
+        match order {
+            Order::ColumnsLast => {
+                for at in 0..filter {
+                    let mut sums = [0.0f32; 16];
+                    for run in 0..split.runs {
+                        let values = &partial(run)[at * split.columns + column..][..16];
+                        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
                     }
+                    sums.iter().enumerate().for_each(|(k, sum)| add(at, k, *sum));
                 }
-                for (gradient, sum) in gradient.chunks_exact_mut(filter).zip(sums) {
-                    let slot = &mut gradient[c * taps + tap];
-                    *slot = if accumulate { *slot + sum } else { sum };
+            }
+            Order::ColumnsFirst => {
+                let mut sums = vec![0.0f32; filter];
+                for k in 0..16 {
+                    sums.fill(0.0);
+                    for run in 0..split.runs {
+                        let values = &partial(run)[(column + k) * filter..][..filter];
+                        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+                    }
+                    sums.iter().enumerate().for_each(|(at, sum)| add(at, k, *sum));
                 }
             }
         }

@@ -247,7 +247,7 @@ impl Backend for Cpu {
         for ((logit_gradient, slot), set) in logit_gradients.iter().zip(slots(pass)).zip(0..) {
             let dlogits = self.heap.input(logit_gradient)?;
             if let (true, Some(images)) = (pass.is_eval(), &mut image_gradient) {
-                self.eval.input_gradient(batch, &dlogits, images);
+                self.eval.input_gradient(&dlogits, images);
                 continue;
             }
             let trainable = self.layout.trainable;

@@ -1,25 +1,45 @@
 //! The network in eval mode: BatchNorm folded into the weights; forward and input gradient, no weight gradients.
 //!
-//! This is what an attack spends its time in. A block's projection shortcut accumulates into the same outputs as its
-//! second convolution; biases, residuals and ReLU follow while a task's outputs are in cache. The
-//! activations kept for the backward pass serve only through their signs.
+//! This is what an attack spends its time in. A thread takes a few images through the whole network, so that their activations stay
+//! in its cache and no layer waits for another thread. The activations kept for the backward pass serve only through their signs.
 
 use std::convert::Infallible;
 
+use rayon::prelude::*;
+
 use super::arena::Layout;
 use super::conv::PackedConv;
+use super::epilogue::{Added, Epilogue, Gate};
+use super::maps::Maps;
 use super::memory::Aligned;
-use super::numbers::{Format, Numbers};
+use super::numbers::Numbers;
 use super::{head, norm};
+use crate::model::layers::IMAGE_LEN;
 use crate::model::pass::{self, Backward, Forward};
 use crate::model::{Layer, ResNet, Residual};
+
+/// Images of a task at most: enough to read the weights for.
+const TASK: usize = 16;
+
+/// Images of a task, of so many: two tasks a thread or more. No bit depends on it.
+pub fn task_images(batch: usize) -> usize {
+    batch.div_ceil(2 * rayon::current_num_threads()).clamp(1, TASK)
+}
 
 /// Folded weights and the state of the last forward pass.
 pub struct EvalPass {
     folded: Folded,
+    tasks: Vec<Task>,
+    /// Images of each task but the last.
+    task_images: usize,
+    features: Vec<f32>,
+}
+
+/// What a task keeps of its images.
+#[derive(Default)]
+struct Task {
     /// One a layer.
     activations: Vec<Aligned>,
-    features: Vec<f32>,
     gradients: Gradients,
 }
 
@@ -29,22 +49,29 @@ pub type Gradients = [Aligned; Layer::BUFFERS];
 /// The network with BatchNorm folded into its convolutions.
 struct Folded {
     layout: Layout,
-    format: Format,
+    numbers: Numbers,
     convs: Vec<PackedConv>,
     biases: Vec<Vec<f32>>,
     linear_weight: Vec<f32>,
     linear_bias: Vec<f32>,
 }
 
+impl Folded {
+    /// Of a layer's activation.
+    fn maps(&self, layer: usize) -> Maps {
+        self.convs[self.layout.layers[layer].conv].output()
+    }
+}
+
 impl EvalPass {
     pub fn new(network: ResNet, numbers: Numbers) -> Self {
         let layout = Layout::new(network);
         Self {
-            activations: vec![Aligned::default(); layout.layers.len()],
+            tasks: Vec::new(),
+            task_images: 1,
             features: Vec::new(),
-            gradients: Default::default(),
             folded: Folded {
-                format: numbers.format,
+                numbers,
                 convs: layout.convs.iter().map(|slot| PackedConv::new(&slot.conv, numbers)).collect(),
                 biases: layout.convs.iter().map(|slot| vec![0.0; slot.conv.out_channels]).collect(),
                 linear_weight: Vec::new(),
@@ -79,24 +106,38 @@ impl EvalPass {
 
     /// Logits of `batch` images.
     pub fn forward(&mut self, batch: usize, images: &[f32], logits: &mut [f32]) {
-        let Self { folded, activations, features, .. } = self;
-        let layout = &folded.layout;
-        for (layer, activation) in activations.iter_mut().enumerate() {
-            activation.reserve(batch * layout.activation_len(layer));
-        }
-        features.resize(batch * layout.network.features(), 0.0);
-        let mut pass = EvalForward { folded, batch, images, activations, features, logits };
-        let Ok(()) = pass::forward(&layout.layers, 0..layout.layers.len(), &mut pass);
+        let Self { folded, tasks, task_images: size, features } = self;
+        let (layers, network) = (&folded.layout.layers, folded.layout.network);
+        features.resize(batch * network.features(), 0.0);
+        *size = task_images(batch);
+        tasks.resize_with(batch.div_ceil(*size).max(tasks.len()), Task::default);
+        let inputs = images.par_chunks(*size * IMAGE_LEN).zip(tasks.par_iter_mut());
+        let outputs =
+            features.par_chunks_mut(*size * network.features()).zip(logits.par_chunks_mut(*size * network.classes));
+        inputs.zip(outputs).for_each(|((images, task), (features, logits))| {
+            task.activations.resize_with(layers.len(), Aligned::default);
+            for (layer, activation) in task.activations.iter_mut().enumerate() {
+                folded.maps(layer).reserve(activation, *size);
+            }
+            let (batch, activations) = (images.len() / IMAGE_LEN, &mut task.activations[..]);
+            let mut pass = EvalForward { folded, batch, images, activations, features, logits };
+            let Ok(()) = pass::forward(layers, 0..layers.len(), &mut pass);
+        });
     }
 
     /// Gradient with respect to the images of the last forward pass.
-    pub fn input_gradient(&mut self, batch: usize, dlogits: &[f32], dx: &mut [f32]) {
-        let Self { folded, activations, gradients, .. } = self;
-        let layout = &folded.layout;
-        let largest = batch * layout.largest_activation();
-        gradients.iter_mut().for_each(|gradient| gradient.reserve(largest));
-        let mut pass = EvalBackward { folded, batch, activations, gradients, dlogits, dx };
-        let Ok(()) = pass::backward(&layout.layers, 0..layout.layers.len(), &mut pass);
+    pub fn input_gradient(&mut self, dlogits: &[f32], dx: &mut [f32]) {
+        let Self { folded, tasks, task_images, .. } = self;
+        let layers = &folded.layout.layers;
+        let largest = (0..layers.len()).map(|layer| folded.maps(layer).words(*task_images)).max().unwrap_or(0);
+        let inputs = dlogits.par_chunks(*task_images * folded.layout.network.classes).zip(tasks.par_iter_mut());
+        inputs.zip(dx.par_chunks_mut(*task_images * IMAGE_LEN)).for_each(|((dlogits, task), dx)| {
+            let Task { activations, gradients } = task;
+            gradients.iter_mut().for_each(|gradient| gradient.reserve(largest));
+            let batch = dx.len() / IMAGE_LEN;
+            let mut pass = EvalBackward { folded, batch, activations, gradients, dlogits, dx };
+            let Ok(()) = pass::backward(layers, 0..layers.len(), &mut pass);
+        });
     }
 }
 
@@ -118,38 +159,31 @@ impl Forward for EvalForward<'_> {
     }
 
     fn projection(&mut self, layer: &Layer, conv: usize, input: usize) -> Result<(), Infallible> {
-        let Folded { format, convs, biases, .. } = self.folded;
-        let (conv, bias) = (&convs[conv], &biases[conv]);
+        let Folded { convs, biases, .. } = self.folded;
         let (before, rest) = self.activations.split_at_mut(layer.index);
-        let x = &before[input][..self.batch * conv.conv().input_len()];
-        let out = &mut rest[0][..self.batch * conv.conv().output_len()];
-        conv.forward(x, out, false, |_, out| project(*format, out, bias));
+        let epilogue = Epilogue { bias: Some(&biases[conv]), ..Epilogue::default() };
+        convs[conv].forward(self.batch, &before[input], &mut rest[0], &epilogue);
         Ok(())
     }
 
     fn activation(&mut self, layer: &Layer) -> Result<(), Infallible> {
-        let Folded { format, convs, biases, .. } = self.folded;
-        let (format, conv, bias) = (*format, &convs[layer.conv], &biases[layer.conv]);
+        let Folded { convs, biases, .. } = self.folded;
         let (before, rest) = self.activations.split_at_mut(layer.index);
-        let in_len = self.batch * conv.conv().input_len();
-        let x = layer.input.map_or(self.images, |input| &before[input][..in_len]);
-        let out = &mut rest[0][..self.batch * conv.conv().output_len()];
-        match layer.residual {
-            Residual::None => conv.forward(x, out, false, |_, out| add_bias(format, out, bias)),
-            Residual::Identity(from) => {
-                let from = &before[from];
-                conv.forward(x, out, false, |first, out| add_residual(format, out, bias, &from[first..]));
-            }
-            Residual::Projection { .. } => conv.forward(x, out, true, |_, out| add_bias(format, out, bias)),
-        }
+        let added = match layer.residual {
+            Residual::None => Added::Nothing,
+            Residual::Identity(from) => Added::Maps(&before[from]),
+            Residual::Projection { .. } => Added::Present,
+        };
+        let epilogue = Epilogue { bias: Some(&biases[layer.conv]), added, gate: Gate::Relu };
+        let x = layer.input.map_or(self.images, |input| &before[input]);
+        convs[layer.conv].forward(self.batch, x, &mut rest[0], &epilogue);
         Ok(())
     }
 
     fn head(&mut self) -> Result<(), Infallible> {
-        let Folded { layout, linear_weight, linear_bias, .. } = self.folded;
+        let Folded { layout, numbers, linear_weight, linear_bias, .. } = self.folded;
         let last = layout.layers.len() - 1;
-        let x = &self.activations[last][..self.batch * layout.activation_len(last)];
-        head::average_pool(x, self.features, layout.network.features());
+        head::average_pool(*numbers, self.folded.maps(last), &self.activations[last], self.features);
         head::linear(self.features, linear_weight, linear_bias, self.logits);
         Ok(())
     }
@@ -165,32 +199,15 @@ struct EvalBackward<'a> {
     dx: &'a mut [f32],
 }
 
-impl EvalBackward<'_> {
-    /// Gradient of the input of `conv` from that of `layer`.
-    fn back(
-        &mut self,
-        conv: usize,
-        layer: &Layer,
-        input: usize,
-        add: bool,
-        finish: impl Fn(usize, &mut [f32]) + Sync,
-    ) {
-        let conv = &self.folded.convs[conv];
-        let [dy, dx] = two(self.gradients, layer.buffer, self.folded.layout.layers[input].buffer);
-        let dy = &dy[..self.batch * conv.conv().output_len()];
-        conv.input_gradient(dy, &mut dx[..self.batch * conv.conv().input_len()], add, finish);
-    }
-}
-
 impl Backward for EvalBackward<'_> {
     type Error = Infallible;
 
     fn head(&mut self) -> Result<(), Infallible> {
-        let Folded { layout, format, linear_weight, .. } = self.folded;
+        let Folded { layout, numbers, linear_weight, .. } = self.folded;
         let last = layout.layers[layout.layers.len() - 1];
-        let dz = &mut self.gradients[last.buffer][..self.batch * layout.activation_len(last.index)];
-        let (classes, activations) = (layout.network.classes, &self.activations[last.index]);
-        head::input_gradient(*format, self.dlogits, linear_weight, classes, activations, dz);
+        let (maps, activations) = (self.folded.maps(last.index), &self.activations[last.index]);
+        let dz = &mut self.gradients[last.buffer];
+        head::input_gradient(*numbers, maps, self.dlogits, linear_weight, activations, dz);
         Ok(())
     }
 
@@ -200,63 +217,51 @@ impl Backward for EvalBackward<'_> {
     }
 
     fn input_gradient(&mut self, layer: &Layer, input: usize) -> Result<(), Infallible> {
-        let (format, activations) = (self.folded.format, self.activations);
-        let add = begin_with_skip(self.gradients, &self.folded.layout, layer, self.batch);
-        let mask = |first: usize, dx: &mut [f32]| head::mask(format, dx, &activations[input][first..]);
-        self.back(layer.conv, layer, input, add, mask);
+        let Folded { layout, convs, .. } = self.folded;
+        let ([dy, dx], added) = gradients_of(self.gradients, layout, layer, input);
+        let epilogue = Epilogue { bias: None, added, gate: Gate::Mask(&self.activations[input]) };
+        convs[layer.conv].input_gradient(self.batch, dy, dx, &epilogue);
         Ok(())
     }
 
     fn projection_gradient(&mut self, layer: &Layer, conv: usize, input: usize) -> Result<(), Infallible> {
-        let format = self.folded.format;
-        self.back(conv, layer, input, false, |_, dx| format.round_all(dx));
+        let Folded { layout, convs, .. } = self.folded;
+        let [dy, dx] = two(self.gradients, layer.buffer, layout.layers[input].buffer);
+        convs[conv].input_gradient(self.batch, dy, dx, &Epilogue::default());
         Ok(())
     }
 
     fn image_gradient(&mut self) -> Result<(), Infallible> {
         let Folded { layout, convs, .. } = self.folded;
-        let dy = &self.gradients[layout.layers[0].buffer][..self.batch * layout.activation_len(0)];
-        convs[0].input_gradient(dy, self.dx, false, |_, _| {});
+        convs[0].image_gradient(self.batch, &self.gradients[layout.layers[0].buffer], self.dx);
         Ok(())
     }
 }
 
-/// Two different buffers.
-fn two(gradients: &mut Gradients, a: usize, b: usize) -> [&mut Aligned; 2] {
-    gradients.get_disjoint_mut([a, b]).expect("layers next to each other have buffers of their own")
+/// Two different buffers: to read, and to write.
+pub fn two(gradients: &mut Gradients, from: usize, to: usize) -> [&mut Aligned; 2] {
+    gradients.get_disjoint_mut([from, to]).expect("layers next to each other have buffers of their own")
 }
 
-/// Whether the gradient of a residual is there to which the layer's input gradient is to be added. A projection left it there; that
-/// of an identity is the gradient of the layer that added it.
-pub fn begin_with_skip(gradients: &mut Gradients, layout: &Layout, layer: &Layer, batch: usize) -> bool {
-    let Some(join) = layer.skip.map(|join| layout.layers[join]) else { return false };
-    if let Residual::Identity(from) = join.residual {
-        let [dz, dx] = two(gradients, join.buffer, layout.layers[from].buffer);
-        let len = batch * layout.activation_len(from);
-        dx[..len].copy_from_slice(&dz[..len]);
-    }
-    true
-}
-
-/// `out = out + bias`.
-fn project(format: Format, out: &mut [f32], bias: &[f32]) {
-    for pixel in out.chunks_exact_mut(bias.len()) {
-        pixel.iter_mut().zip(bias).for_each(|(out, bias)| *out = format.round(*out + bias));
-    }
-}
-
-/// `out = relu(out + bias)`.
-fn add_bias(format: Format, out: &mut [f32], bias: &[f32]) {
-    for pixel in out.chunks_exact_mut(bias.len()) {
-        pixel.iter_mut().zip(bias).for_each(|(out, bias)| *out = format.round(norm::relu(*out + bias)));
-    }
-}
-
-/// `out = relu(out + bias + x)`.
-fn add_residual(format: Format, out: &mut [f32], bias: &[f32], x: &[f32]) {
-    for (out, x) in out.chunks_exact_mut(bias.len()).zip(x.chunks_exact(bias.len())) {
-        for ((out, x), bias) in out.iter_mut().zip(x).zip(bias) {
-            *out = format.round(norm::relu(*out + bias + x));
+/// The gradients of a layer and of its input, and what the second adds: the gradient of the residual that begins there. A projection
+/// left it in place; that of an identity is the gradient of the layer that added it.
+pub fn gradients_of<'a>(
+    gradients: &'a mut Gradients,
+    layout: &Layout,
+    layer: &Layer,
+    input: usize,
+) -> ([&'a mut Aligned; 2], Added<'a>) {
+    let (from, to) = (layer.buffer, layout.layers[input].buffer);
+    let Some(join) = layer.skip.map(|join| layout.layers[join]) else {
+        return (two(gradients, from, to), Added::Nothing);
+    };
+    match join.residual {
+        Residual::Identity(_) => {
+            let [dy, dx, dz] = gradients
+                .get_disjoint_mut([from, to, join.buffer])
+                .expect("layers of a block have buffers of their own");
+            ([dy, dx], Added::Maps(&dz[..]))
         }
+        _ => (two(gradients, from, to), Added::Present),
     }
 }

@@ -2,20 +2,29 @@
 
 use rayon::prelude::*;
 
-use super::numbers::Format;
+use super::maps::Maps;
+use super::numbers::{Format, Number, Numbers};
 
-/// Means over the pixels of each channel: `batch x pixels x channels` to `batch x channels`.
-pub fn average_pool(x: &[f32], features: &mut [f32], channels: usize) {
-    let pixels = x.len() / features.len();
-    features.par_chunks_exact_mut(channels).zip(x.par_chunks_exact(pixels * channels)).for_each(
-        |(features, x)| {
-            features.fill(0.0);
-            for pixel in x.chunks_exact(channels) {
-                features.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += value);
-            }
-            features.iter_mut().for_each(|sum| *sum *= 1.0 / pixels as f32);
-        },
-    );
+/// Means over the pixels of each channel: [`Maps`] to `batch x channels`.
+pub fn average_pool(numbers: Numbers, maps: Maps, x: &[f32], features: &mut [f32]) {
+    let images = x.par_chunks_exact(maps.image());
+    features.par_chunks_exact_mut(maps.channels).zip(images).for_each(|(features, x)| {
+        numbers.isa.vectorised(|| match numbers.format {
+            Format::F32 => pool::<f32>(maps, x, features),
+            Format::Bf16 => pool::<half::bf16>(maps, x, features),
+        });
+    });
+}
+
+#[inline(always)]
+fn pool<E: Number>(maps: Maps, x: &[f32], features: &mut [f32]) {
+    features.fill(0.0);
+    for y in 0..maps.side {
+        for pixel in maps.line::<E>(x, y).chunks_exact(maps.channels) {
+            features.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += value.get());
+        }
+    }
+    features.iter_mut().for_each(|sum| *sum *= 1.0 / (maps.side * maps.side) as f32);
 }
 
 /// `logits = features * weight^T + bias`; `weight` is classes x channels.
@@ -48,37 +57,41 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums[0]
 }
 
-/// Gradient before the last ReLU: `dz = [activation > 0] * (dlogits * weight) / pixels`.
+/// Gradient before the last ReLU: `dz = [activation > 0] * (dlogits * weight) / pixels`; activations and `dz` are [`Maps`].
 pub fn input_gradient(
-    format: Format,
+    numbers: Numbers,
+    maps: Maps,
     dlogits: &[f32],
     weight: &[f32],
-    classes: usize,
     activations: &[f32],
     dz: &mut [f32],
 ) {
-    let channels = weight.len() / classes;
-    let image = dz.len() / (dlogits.len() / classes);
-    let pixels = image / channels;
-    let inputs = dlogits.par_chunks_exact(classes).zip(activations.par_chunks_exact(image));
-    dz.par_chunks_exact_mut(image).zip(inputs).for_each(|(dz, (dlogits, activations))| {
-        let (first, rest) = dz.split_at_mut(channels);
-        first.fill(0.0);
-        for (factor, row) in dlogits.iter().zip(weight.chunks_exact(channels)) {
-            first.iter_mut().zip(row).for_each(|(sum, w)| *sum += factor * w);
+    let classes = weight.len() / maps.channels;
+    let inputs = dlogits.par_chunks_exact(classes).zip(activations.par_chunks_exact(maps.image()));
+    dz.par_chunks_exact_mut(maps.image()).zip(inputs).for_each(|(dz, (dlogits, activations))| {
+        let mut pixel = vec![0.0f32; maps.channels];
+        for (factor, row) in dlogits.iter().zip(weight.chunks_exact(maps.channels)) {
+            pixel.iter_mut().zip(row).for_each(|(sum, w)| *sum += factor * w);
         }
-        first.iter_mut().for_each(|sum| *sum *= 1.0 / pixels as f32);
-        for pixel in rest.chunks_exact_mut(channels) {
-            pixel.copy_from_slice(first);
-        }
-        mask(format, dz, activations);
+        pixel.iter_mut().for_each(|sum| *sum *= 1.0 / (maps.side * maps.side) as f32);
+        maps.clear_border(dz);
+        numbers.isa.vectorised(|| match numbers.format {
+            Format::F32 => spread::<f32>(maps, &pixel, activations, dz),
+            Format::Bf16 => spread::<half::bf16>(maps, &pixel, activations, dz),
+        });
     });
 }
 
-/// Zeroes a gradient where the ReLU did not pass.
-pub fn mask(format: Format, gradient: &mut [f32], activations: &[f32]) {
-    for (g, a) in gradient.iter_mut().zip(activations) {
-        *g = if *a > 0.0 { format.round(*g) } else { 0.0 };
+/// The same gradient in every pixel, where the ReLU passed.
+#[inline(always)]
+fn spread<E: Number>(maps: Maps, pixel: &[f32], activations: &[f32], dz: &mut [f32]) {
+    for y in 0..maps.side {
+        let pixels = maps.line_mut::<E>(dz, y).chunks_exact_mut(maps.channels);
+        for (dz, activations) in pixels.zip(maps.line::<E>(activations, y).chunks_exact(maps.channels)) {
+            for ((dz, gradient), activation) in dz.iter_mut().zip(pixel).zip(activations) {
+                *dz = E::nearest(if activation.get() > 0.0 { *gradient } else { 0.0 });
+            }
+        }
     }
 }
 

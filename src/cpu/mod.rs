@@ -4,14 +4,18 @@
 //! Work is cut by batch and shape, never by the number of threads, and every reduction has one order: same seed, same build, same
 //! CPU = same bits.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod arena;
 mod conv;
 #[cfg(test)]
 mod conv_oracle;
 mod conv_weight;
 mod engine;
+mod epilogue;
 mod eval;
 mod head;
+mod maps;
 mod memory;
 mod norm;
 mod numbers;

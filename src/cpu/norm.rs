@@ -3,10 +3,14 @@
 //! Sums over pixels are f32 within an image and f64 across images, images in their order. The variance is biased
 //! for the normalisation and unbiased in the running statistics, as in PyTorch.
 
+#![allow(clippy::needless_range_loop)] // indices stand for lanes
+
 use rayon::prelude::*;
 
-use super::memory::Aligned;
-use super::numbers::Format;
+use super::eval::task_images;
+use super::maps::Maps;
+use super::numbers::{Format, Number, Numbers};
+use super::tiles::LANES;
 use crate::model::layers::{BN_EPSILON, BN_MOMENTUM};
 
 /// Factor and offset of each channel: BatchNorm with fixed statistics is `scale * y + shift`.
@@ -27,43 +31,46 @@ pub struct BatchNorm {
     shift: Vec<f32>,
 }
 
-/// Sixteen channels of per-image sums, pixels in their order.
+/// Two sums over the pixels of an image for each channel, pixels in their order: `term(y, offset in the line)` of sixteen channels.
 #[inline(always)]
-fn sums_of_block<const N: usize>(
-    pixels: usize,
-    channels: usize,
-    at: usize,
-    mut term: impl FnMut(usize) -> [[f32; 16]; N],
-) -> [[f32; 16]; N] {
-    let mut sums = [[0.0f32; 16]; N];
-    for p in 0..pixels {
-        for (sum, value) in sums.iter_mut().zip(term(p * channels + at)) {
-            sum.iter_mut().zip(value).for_each(|(sum, value)| *sum += value);
+fn sums_of_image(
+    maps: Maps,
+    sums: &mut [f32],
+    mut term: impl FnMut(usize, usize) -> [[f32; LANES]; 2],
+) {
+    let (first, second) = sums.split_at_mut(maps.channels);
+    for at in (0..maps.channels).step_by(LANES) {
+        let mut sums = [[0.0f32; LANES]; 2];
+        for y in 0..maps.side {
+            for x in 0..maps.side {
+                let terms = term(y, x * maps.channels + at);
+                for (sum, term) in sums.iter_mut().zip(terms) {
+                    for i in 0..LANES {
+                        sum[i] += term[i];
+                    }
+                }
+            }
         }
+        first[at..at + LANES].copy_from_slice(&sums[0]);
+        second[at..at + LANES].copy_from_slice(&sums[1]);
     }
-    sums
 }
 
+/// Sixteen values of a line.
 #[inline(always)]
-fn sixteen(values: &[f32], at: usize) -> [f32; 16] {
-    values[at..at + 16].try_into().expect("sixteen values")
+fn sixteen<E: Number>(line: &[E], at: usize) -> [f32; LANES] {
+    let values: &[E; LANES] = line[at..].first_chunk().expect("sixteen values");
+    values.map(E::get)
 }
 
-/// Adds two sums of each channel over images: `per_image(image index, channel) -> sums of sixteen channels`.
+/// Two sums of each channel over images: `per_image(image index, sums)`, all first sums before the second ones.
 fn two_sums(
     batch: usize,
     channels: usize,
-    per_image: impl Fn(usize, usize) -> [[f32; 16]; 2] + Sync,
+    per_image: impl Fn(usize, &mut [f32]) + Sync,
 ) -> (Vec<f64>, Vec<f64>) {
     let mut partial = vec![0.0f32; batch * 2 * channels];
-    partial.par_chunks_exact_mut(2 * channels).enumerate().for_each(|(n, partial)| {
-        let (first, second) = partial.split_at_mut(channels);
-        for at in (0..channels).step_by(16) {
-            let [a, b] = per_image(n, at);
-            first[at..at + 16].copy_from_slice(&a);
-            second[at..at + 16].copy_from_slice(&b);
-        }
-    });
+    partial.par_chunks_exact_mut(2 * channels).enumerate().for_each(|(n, sums)| per_image(n, sums));
     let total = |offset: usize| {
         let mut sums = vec![0.0f64; channels];
         for partial in partial.chunks_exact(2 * channels) {
@@ -75,25 +82,23 @@ fn two_sums(
 }
 
 impl BatchNorm {
-    /// Statistics of `y` (batch x pixels x channels); moves the running mean and variance.
+    /// Statistics of `y`, maps of `batch` images; moves the running mean and variance.
     pub fn measure(
+        numbers: Numbers,
+        maps: Maps,
         y: &[f32],
         batch: usize,
-        weight: &[f32],
-        bias: &[f32],
+        (weight, bias): (&[f32], &[f32]),
         running: (&mut [f32], &mut [f32]),
     ) -> Self {
-        let channels = weight.len();
-        let image = y.len() / batch;
-        let pixels = image / channels;
-        let (sums, squares) = two_sums(batch, channels, |n, at| {
-            let y = &y[n * image..][..image];
-            sums_of_block(pixels, channels, at, |p| {
-                let y = sixteen(y, p);
-                [y, y.map(|y| y * y)]
-            })
+        let (sums, squares) = two_sums(batch, maps.channels, |n, sums| {
+            let y = &y[n * maps.image()..][..maps.image()];
+            numbers.isa.vectorised(|| match numbers.format {
+                Format::F32 => moments::<f32>(maps, y, sums),
+                Format::Bf16 => moments::<half::bf16>(maps, y, sums),
+            });
         });
-        let count = (batch * pixels) as f64;
+        let count = (batch * maps.side * maps.side) as f64;
         let mut norm = Self::default();
         for (c, (sum, square)) in sums.iter().zip(squares).enumerate() {
             let mean = sum / count;
@@ -115,71 +120,87 @@ impl BatchNorm {
         norm
     }
 
-    /// `z = relu(norm(y) + added)`, as numbers of the format.
-    pub fn apply(&self, format: Format, y: &[f32], added: Added, z: &mut [f32], batch: usize) {
-        let image = y.len() / batch;
-        let channels = self.scale.len();
-        z.par_chunks_exact_mut(image).zip(y.par_chunks_exact(image)).enumerate().for_each(|(n, (z, y))| {
-            let range = n * image..(n + 1) * image;
-            let lines = z.chunks_exact_mut(channels).zip(y.chunks_exact(channels));
-            match added {
-                Added::Nothing => {
-                    for (z, y) in lines {
-                        for (((z, y), scale), shift) in z.iter_mut().zip(y).zip(&self.scale).zip(&self.shift)
-                        {
-                            *z = format.round(relu(scale * y + shift));
-                        }
-                    }
-                }
-                Added::Activation(x) => {
-                    for ((z, y), x) in lines.zip(x[range].chunks_exact(channels)) {
-                        let affine = self.scale.iter().zip(&self.shift);
-                        for (((z, y), x), (scale, shift)) in z.iter_mut().zip(y).zip(x).zip(affine) {
-                            *z = format.round(relu(scale * y + shift + x));
-                        }
-                    }
-                }
-                Added::Normalised(norm, x) => {
-                    for ((z, y), x) in lines.zip(x[range].chunks_exact(channels)) {
-                        let affine = self.scale.iter().zip(&self.shift);
-                        let second = norm.scale.iter().zip(&norm.shift);
-                        for ((((z, y), x), (a, b)), (c, d)) in
-                            z.iter_mut().zip(y).zip(x).zip(affine).zip(second)
-                        {
-                            *z = format.round(relu(a * y + b + (c * x + d)));
-                        }
-                    }
-                }
+    /// `z = relu(norm(y) + residual)` of `batch` images, all of them maps.
+    pub fn apply(
+        &self,
+        numbers: Numbers,
+        maps: Maps,
+        batch: usize,
+        y: &[f32],
+        residual: Residual,
+        z: &mut [f32],
+    ) {
+        in_tasks(batch, maps, z, |first, z| {
+            for (n, z) in z.chunks_exact_mut(maps.image()).enumerate() {
+                let image = (first + n) * maps.image()..(first + n + 1) * maps.image();
+                let y = &y[image.clone()];
+                let residual = match residual {
+                    Residual::Nothing => Residual::Nothing,
+                    Residual::Activation(x) => Residual::Activation(&x[image]),
+                    Residual::Normalised(norm, x) => Residual::Normalised(norm, &x[image]),
+                };
+                maps.clear_border(z);
+                numbers.isa.vectorised(|| match numbers.format {
+                    Format::F32 => self.apply_as::<f32>(maps, y, residual, z),
+                    Format::Bf16 => self.apply_as::<half::bf16>(maps, y, residual, z),
+                });
             }
         });
     }
 
-    /// Gradients of weight and bias, and `dy` from `dz`, the gradient after the normalisation, as numbers of the format.
+    #[inline(always)]
+    fn apply_as<E: Number>(&self, maps: Maps, y: &[f32], residual: Residual, z: &mut [f32]) {
+        for line in 0..maps.side {
+            let (y, z): (&[E], &mut [E]) = (maps.line(y, line), maps.line_mut(z, line));
+            let residual_line: Option<&[E]> = match residual {
+                Residual::Nothing => None,
+                Residual::Activation(x) | Residual::Normalised(_, x) => Some(maps.line(x, line)),
+            };
+            for channel in (0..maps.channels).step_by(LANES) {
+                let of = |values: &[f32]| sixteen(values, channel);
+                let (scale, shift) = (of(&self.scale), of(&self.shift));
+                let (second_scale, second_shift) = match residual {
+                    Residual::Normalised(norm, _) => (of(&norm.scale), of(&norm.shift)),
+                    _ => ([1.0; LANES], [0.0; LANES]),
+                };
+                for at in (channel..z.len()).step_by(maps.channels) {
+                    let mut values = sixteen(y, at);
+                    for i in 0..LANES {
+                        values[i] = scale[i] * values[i] + shift[i];
+                    }
+                    if let Some(x) = residual_line {
+                        let x = sixteen(x, at);
+                        for i in 0..LANES {
+                            values[i] += second_scale[i] * x[i] + second_shift[i];
+                        }
+                    }
+                    z[at..at + LANES].copy_from_slice(&values.map(|value| E::nearest(relu(value))));
+                }
+            }
+        }
+    }
+
+    /// Gradients of weight and bias, and `dy` from `dz`, the gradient after the normalisation: maps of `batch` images.
     pub fn backward(
         &self,
-        format: Format,
+        numbers: Numbers,
+        maps: Maps,
+        batch: usize,
         y: &[f32],
         dz: &[f32],
         dy: &mut [f32],
-        batch: usize,
     ) -> (Vec<f32>, Vec<f32>) {
-        let channels = self.scale.len();
-        let image = y.len() / batch;
-        let pixels = image / channels;
+        let channels = maps.channels;
+        let image = |of: usize| of * maps.image()..(of + 1) * maps.image();
         // Sums of dz and of dz * (y - mean): the second becomes the weight's gradient by one factor.
-        let (sums, products) = two_sums(batch, channels, |n, at| {
-            let (y, dz) = (&y[n * image..][..image], &dz[n * image..][..image]);
-            let mean = sixteen(&self.mean, at);
-            sums_of_block(pixels, channels, at, |p| {
-                let (y, dz) = (sixteen(y, p), sixteen(dz, p));
-                let mut product = [0.0; 16];
-                for i in 0..16 {
-                    product[i] = dz[i] * (y[i] - mean[i]);
-                }
-                [dz, product]
-            })
+        let (sums, products) = two_sums(batch, channels, |n, sums| {
+            let (y, dz) = (&y[image(n)], &dz[image(n)]);
+            numbers.isa.vectorised(|| match numbers.format {
+                Format::F32 => self.products::<f32>(maps, y, dz, sums),
+                Format::Bf16 => self.products::<half::bf16>(maps, y, dz, sums),
+            });
         });
-        let count = (batch * pixels) as f64;
+        let count = (batch * maps.side * maps.side) as f64;
         let bias: Vec<f32> = sums.iter().map(|sum| *sum as f32).collect();
         let weight: Vec<f32> = products
             .iter()
@@ -195,30 +216,82 @@ impl BatchNorm {
             .collect();
         let offset: Vec<f32> =
             (0..channels).map(|c| (-f64::from(self.scale[c]) * sums[c] / count) as f32).collect();
-        let inputs = y.par_chunks_exact(image).zip(dz.par_chunks_exact(image));
-        dy.par_chunks_exact_mut(image).zip(inputs).for_each(|(dy, (y, dz))| {
-            let lines =
-                dy.chunks_exact_mut(channels).zip(y.chunks_exact(channels)).zip(dz.chunks_exact(channels));
-            for ((dy, y), dz) in lines {
-                let affine = self.scale.iter().zip(&slope).zip(&self.mean).zip(&offset);
-                for (((dy, y), dz), (((scale, slope), mean), offset)) in
-                    dy.iter_mut().zip(y).zip(dz).zip(affine)
-                {
-                    *dy = format.round(scale * dz + (slope * (y - mean) + offset));
-                }
+        in_tasks(batch, maps, dy, |first, dy| {
+            for (n, dy) in dy.chunks_exact_mut(maps.image()).enumerate() {
+                let (y, dz) = (&y[image(first + n)], &dz[image(first + n)]);
+                maps.clear_border(dy);
+                numbers.isa.vectorised(|| match numbers.format {
+                    Format::F32 => self.gradient::<f32>(maps, y, dz, (&slope, &offset), dy),
+                    Format::Bf16 => self.gradient::<half::bf16>(maps, y, dz, (&slope, &offset), dy),
+                });
             }
         });
         (weight, bias)
     }
+
+    #[inline(always)]
+    fn products<E: Number>(&self, maps: Maps, y: &[f32], dz: &[f32], sums: &mut [f32]) {
+        sums_of_image(maps, sums, |line, at| {
+            let mean = sixteen(&self.mean, at % maps.channels);
+            let (y, dz) = (sixteen::<E>(maps.line(y, line), at), sixteen::<E>(maps.line(dz, line), at));
+            let mut product = [0.0; LANES];
+            for i in 0..LANES {
+                product[i] = dz[i] * (y[i] - mean[i]);
+            }
+            [dz, product]
+        });
+    }
+
+    #[inline(always)]
+    fn gradient<E: Number>(
+        &self,
+        maps: Maps,
+        y: &[f32],
+        dz: &[f32],
+        (slope, offset): (&[f32], &[f32]),
+        dy: &mut [f32],
+    ) {
+        for line in 0..maps.side {
+            let (y, dz): (&[E], &[E]) = (maps.line(y, line), maps.line(dz, line));
+            let dy: &mut [E] = maps.line_mut(dy, line);
+            for channel in (0..maps.channels).step_by(LANES) {
+                let of = |values: &[f32]| sixteen(values, channel);
+                let (scale, mean, slope, offset) = (of(&self.scale), of(&self.mean), of(slope), of(offset));
+                for at in (channel..dy.len()).step_by(maps.channels) {
+                    let (y, dz) = (sixteen(y, at), sixteen(dz, at));
+                    let mut values = [0.0f32; LANES];
+                    for i in 0..LANES {
+                        values[i] = scale[i] * dz[i] + (slope[i] * (y[i] - mean[i]) + offset[i]);
+                    }
+                    dy[at..at + LANES].copy_from_slice(&values.map(E::nearest));
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn moments<E: Number>(maps: Maps, y: &[f32], sums: &mut [f32]) {
+    sums_of_image(maps, sums, |line, at| {
+        let y = sixteen::<E>(maps.line(y, line), at);
+        [y, y.map(|y| y * y)]
+    });
+}
+
+/// Tasks of a few images: `task(first image, their part of out)`.
+pub fn in_tasks(batch: usize, maps: Maps, out: &mut [f32], task: impl Fn(usize, &mut [f32]) + Sync) {
+    let images = task_images(batch);
+    let parts = out[..batch * maps.image()].par_chunks_mut(images * maps.image());
+    parts.enumerate().for_each(|(at, part)| task(at * images, part));
 }
 
 /// What is added before the ReLU.
 #[derive(Clone, Copy)]
-pub enum Added<'a> {
+pub enum Residual<'a> {
     Nothing,
     Activation(&'a [f32]),
     /// Normalised on the way by its own BatchNorm.
-    Normalised(&'a BatchNorm, &'a Aligned),
+    Normalised(&'a BatchNorm, &'a [f32]),
 }
 
 /// Keeps NaN, unlike `f32::max`.

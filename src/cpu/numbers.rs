@@ -1,8 +1,37 @@
 //! What activations, gradients and weights are made of: f32, or the bf16 numbers of the GPU, products of pairs of which the CPU adds in f32.
 //!
-//! bf16 numbers lie in memory as the f32 they are; convolutions pack two of them to a word as they copy their operands.
+//! Activations and gradients lie in memory as *words* of 32 bits: one f32, or two neighbouring bf16.
 
 use super::tiles::{Isa, Products};
+
+/// A number of an activation or a gradient.
+pub trait Number: bytemuck::Pod + Send + Sync {
+    fn get(self) -> f32;
+    /// The nearest.
+    fn nearest(x: f32) -> Self;
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn get(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn nearest(x: f32) -> Self {
+        x
+    }
+}
+
+impl Number for half::bf16 {
+    #[inline(always)]
+    fn get(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    #[inline(always)]
+    fn nearest(x: f32) -> Self {
+        Self::from_bits((bf16(x).to_bits() >> 16) as u16)
+    }
+}
 
 /// The numbers of an engine and the instructions that multiply them.
 #[derive(Clone, Copy)]
@@ -37,18 +66,11 @@ impl Format {
     }
 
     /// The nearest number of this format.
-    #[inline(always)]
+    #[cfg(test)]
     pub fn round(self, x: f32) -> f32 {
         match self {
             Self::F32 => x,
             Self::Bf16 => bf16(x),
-        }
-    }
-
-    /// Rounds every value.
-    pub fn round_all(self, values: &mut [f32]) {
-        if self == Self::Bf16 {
-            values.iter_mut().for_each(|value| *value = bf16(*value));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The two inner loops of every convolution, over a vector type: sums for a tile of pixels, and sums over pixels.
+//! The two inner loops of every convolution, over a vector type or AMX: sums for a tile of pixels, and sums over pixels.
 //!
 //! [`Products`] holds both for one instruction set and one kind of words; the best that the CPU has is found once, and
 //! `SECATEUR_CPU` names another. Sums stay in registers over all products; each adds them in the order of its runs.
@@ -6,6 +6,8 @@
 // Indices stand for registers: every loop over them unrolls.
 #![allow(clippy::needless_range_loop)]
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 #[cfg(target_arch = "aarch64")]
 use super::vector::Neon;
 #[cfg(target_arch = "x86_64")]
@@ -26,15 +28,73 @@ pub struct Run {
     pub words: usize,
 }
 
-/// An output pixel: where its input begins and where its channels go, in words of an image.
+/// An output pixel, or the first of a row of them: where its input begins and where its sums go, in words.
 #[derive(Clone, Copy, Debug)]
 pub struct Pixel {
     pub input: usize,
     pub output: usize,
 }
 
-/// `tile(input, runs, weights, pixels, output, add)`.
-type Tile = unsafe fn(*const f32, &[Run], *const f32, &[Pixel], *mut f32, bool);
+/// Operands that tiles multiply: from where their input and their weights begin, in bytes.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Step {
+    pub input: usize,
+    pub weights: usize,
+}
+
+/// Output pixels that see the same taps.
+#[derive(Clone, Debug)]
+pub struct Phase {
+    runs: Vec<Run>,
+    /// Each the first of `rows` evenly spaced ones.
+    pub pixels: Vec<Pixel>,
+    pub rows: usize,
+    /// Words between two of a row, and between their sums.
+    pub input_step: usize,
+    pub output_step: usize,
+    /// Words of a step: of neighbours that are multiplied at once.
+    pub words: usize,
+    pub steps: Vec<Step>,
+}
+
+impl Phase {
+    /// For blocks of `block` output channels.
+    pub fn new(
+        runs: Vec<Run>,
+        pixels: Vec<Pixel>,
+        rows: usize,
+        (input_step, output_step): (usize, usize),
+        block: usize,
+    ) -> Self {
+        // The same of every run.
+        let divides = |words: &usize| runs.iter().all(|run| run.words.is_multiple_of(*words));
+        let words = (1..=LANES).rev().find(divides).expect("one divides all");
+        let step = |run: &Run, at: usize| Step {
+            input: size_of::<f32>() * (run.input + at),
+            weights: size_of::<f32>() * (run.row + at) * block,
+        };
+        let steps = runs
+            .iter()
+            .flat_map(|run| (0..run.words).step_by(words).map(move |at| step(run, at)))
+            .collect();
+        Self { runs, pixels, rows, input_step, output_step, words, steps }
+    }
+
+    /// Words of input from the first pixel's on that its taps and those of all other pixels reach, and words of sums.
+    fn reach(&self, block: usize) -> (usize, usize) {
+        let largest = |of: fn(&Pixel) -> usize| self.pixels.iter().map(of).max().unwrap_or(0);
+        let taps = self.runs.iter().map(|run| run.input + run.words).max().unwrap_or(0);
+        let last = self.rows - 1;
+        (
+            largest(|pixel| pixel.input) + last * self.input_step + taps,
+            largest(|pixel| pixel.output) + last * self.output_step + block,
+        )
+    }
+}
+
+/// `tile(input, phase, weights, sums)`.
+type Tile = unsafe fn(*const f32, &Phase, *const f32, *mut f32);
 
 /// `outer(input, pixels, gradient, rows, sums, words between two rows of sums)`.
 type Outer = unsafe fn(*const f32, &[Pixel], *const f32, usize, *mut f32, usize);
@@ -48,9 +108,12 @@ pub struct Products {
     /// Products a round of `registers`.
     products: usize,
     tile: [Tile; 2],
-    outer: [Outer; 2],
+    /// `None` where sums over pixels are tiles of AMX, too.
+    outer: Option<[Outer; 2]>,
     /// Whether registers suffice for blocks of two vectors.
     wide: bool,
+    /// Evenly spaced pixels that a tile takes at once; it may also take others, whose sums nobody reads.
+    pub rows: usize,
 }
 
 impl Products {
@@ -59,30 +122,23 @@ impl Products {
         if self.wide && channels.is_multiple_of(2 * LANES) { 2 * LANES } else { LANES }
     }
 
-    /// `output[pixel][..block] = sum over runs of words times rows of weights`, or `+=` where `add`.
+    /// Whether [`Products::outer`] is there; else [`amx::Outer`].
+    pub fn has_outer(&self) -> bool {
+        self.outer.is_some()
+    }
+
+    /// `sums[pixel][..block] = sum over runs of words times rows of weights`.
     ///
     /// `weights` are rows of `block` words. Panics where a run or a pixel lies outside of a slice.
-    #[allow(clippy::too_many_arguments)]
-    pub fn tile(
-        &self,
-        block: usize,
-        input: &[f32],
-        runs: &[Run],
-        weights: &[f32],
-        pixels: &[Pixel],
-        output: &mut [f32],
-        add: bool,
-    ) {
-        let largest = |of: fn(&Pixel) -> usize| pixels.iter().map(of).max().unwrap_or(0);
-        let reach = runs.iter().map(|run| run.input + run.words).max().unwrap_or(0);
-        let rows = runs.iter().map(|run| run.row + run.words).max().unwrap_or(0);
-        assert!(largest(|pixel| pixel.input) + reach <= input.len(), "a patch reaches over the input");
-        assert!(largest(|pixel| pixel.output) + block <= output.len(), "a pixel lies behind the output");
+    pub fn tile(&self, block: usize, input: &[f32], phase: &Phase, weights: &[f32], sums: &mut [f32]) {
+        let (reach, room) = phase.reach(block);
+        let rows = phase.runs.iter().map(|run| run.row + run.words).max().unwrap_or(0);
+        assert!(reach <= input.len(), "a patch ends at word {reach} of {}", input.len());
+        assert!(room <= sums.len(), "{room} sums, room for {}", sums.len());
         assert!(rows * block <= weights.len(), "{rows} rows of {block} of {} weights", weights.len());
         // SAFETY: every word read and written lies in its slice, as just checked; `Isa::present` found the instructions.
         unsafe {
-            let (input, output) = (input.as_ptr(), output.as_mut_ptr());
-            self.tile[block / LANES - 1](input, runs, weights.as_ptr(), pixels, output, add);
+            self.tile[block / LANES - 1](input.as_ptr(), phase, weights.as_ptr(), sums.as_mut_ptr());
         }
     }
 
@@ -102,12 +158,13 @@ impl Products {
     ) {
         let largest = |of: fn(&Pixel) -> usize| pixels.iter().map(of).max().unwrap_or(0);
         assert!(largest(|pixel| pixel.input) + rows <= input.len(), "a patch reaches over the input");
-        assert!(largest(|pixel| pixel.output) + block <= gradient.len(), "a pixel lies behind the gradient");
+        assert!(largest(|pixel| pixel.output) + block <= gradient.len(), "a pixel lies after the gradient");
         assert!(rows > 0 && (rows - 1) * stride + block <= sums.len(), "{rows} rows of {} sums", sums.len());
         // SAFETY: as in `tile`.
         unsafe {
             let (input, gradient) = (input.as_ptr(), gradient.as_ptr());
-            self.outer[block / LANES - 1](input, pixels, gradient, rows, sums.as_mut_ptr(), stride);
+            let outer = self.outer.expect("sums over pixels by vectors");
+            outer[block / LANES - 1](input, pixels, gradient, rows, sums.as_mut_ptr(), stride);
         }
     }
 }
@@ -130,9 +187,45 @@ pub struct Isa {
     pub singles: Products,
     /// Words are pairs of bf16.
     pub pairs: Products,
+    level: Level,
+}
+
+/// What a compiler may use in loops over numbers.
+#[derive(Clone, Copy)]
+enum Level {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// What the build is for.
+    Build,
 }
 
 impl Isa {
+    /// Runs `task` compiled for this instruction set, as far as it is inlined. Products and sums are never fused: every set has the
+    /// same bits.
+    #[inline(always)]
+    pub fn vectorised<R>(&self, task: impl FnOnce() -> R) -> R {
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+            fn avx512<R>(task: impl FnOnce() -> R) -> R {
+                task()
+            }
+            #[target_feature(enable = "avx2")]
+            fn avx2<R>(task: impl FnOnce() -> R) -> R {
+                task()
+            }
+            // SAFETY: `Isa::present` found the instructions.
+            match self.level {
+                Level::Avx512 => return unsafe { avx512(task) },
+                Level::Avx2 => return unsafe { avx2(task) },
+                Level::Build => {}
+            }
+        }
+        task()
+    }
+
     /// The fastest that this CPU has, or the one that `SECATEUR_CPU` names.
     ///
     /// # Errors
@@ -176,14 +269,11 @@ unsafe fn tile<V: Vector, W: Words, const P: usize, const N: usize>(
     weights: *const f32,
     pixels: &[Pixel; P],
     out: *mut f32,
-    add: bool,
 ) {
     // SAFETY: the caller's pointers reach every word of the runs and pixels.
     unsafe {
         let place = |p: usize, n: usize| out.add(pixels[p].output + n * LANES);
-        let mut sums: [[V; N]; P] = std::array::from_fn(|p| {
-            std::array::from_fn(|n| if add { V::load(place(p, n)) } else { V::zero() })
-        });
+        let mut sums = [[V::zero(); N]; P];
         for run in runs {
             let x: [*const f32; P] = std::array::from_fn(|p| x.add(pixels[p].input + run.input));
             let weights = weights.add(run.row * N * LANES);
@@ -208,20 +298,18 @@ unsafe fn tile<V: Vector, W: Words, const P: usize, const N: usize>(
 #[inline(always)]
 unsafe fn tiles<V: Vector, W: Words, const P: usize, const N: usize>(
     x: *const f32,
-    runs: &[Run],
+    phase: &Phase,
     weights: *const f32,
-    pixels: &[Pixel],
     out: *mut f32,
-    add: bool,
 ) {
-    let (whole, rest) = pixels.as_chunks::<P>();
+    let (whole, rest) = phase.pixels.as_chunks::<P>();
     // SAFETY: the caller's.
     unsafe {
         for pixels in whole {
-            tile::<V, W, P, N>(x, runs, weights, pixels, out, add);
+            tile::<V, W, P, N>(x, &phase.runs, weights, pixels, out);
         }
         for &pixel in rest {
-            tile::<V, W, 1, N>(x, runs, weights, &[pixel], out, add);
+            tile::<V, W, 1, N>(x, &phase.runs, weights, &[pixel], out);
         }
     }
 }
@@ -301,14 +389,12 @@ macro_rules! products {
         $(#[target_feature(enable = $features)])?
         unsafe fn tile_of<const N: usize>(
             input: *const f32,
-            runs: &[Run],
+            phase: &Phase,
             weights: *const f32,
-            pixels: &[Pixel],
             output: *mut f32,
-            add: bool,
         ) {
             // SAFETY: the caller's.
-            unsafe { tiles::<$vector, $words, $pixels, N>(input, runs, weights, pixels, output, add) }
+            unsafe { tiles::<$vector, $words, $pixels, N>(input, phase, weights, output) }
         }
         $(#[target_feature(enable = $features)])?
         unsafe fn outer_of<const N: usize>(
@@ -331,35 +417,66 @@ macro_rules! products {
             registers: registers_of,
             products: $pixels * (1 + $wide as usize) * LANES * <$words>::PER_WORD,
             tile: [tile_of::<1>, tile_of::<2>],
-            outer: [outer_of::<1>, outer_of::<2>],
+            outer: Some([outer_of::<1>, outer_of::<2>]),
             wide: $wide,
+            rows: 1,
         }
     }};
 }
 
+/// The loops of AMX, for pairs of bf16.
+#[cfg(target_arch = "x86_64")]
+const AMX: Products = Products {
+    registers: amx::registers,
+    products: 2 * amx::ROWS * LANES * 2 * amx::ROWS,
+    tile: [amx::tile::<1>, amx::tile::<2>],
+    outer: None,
+    wide: true,
+    rows: amx::ROWS,
+};
+
 /// An [`Isa`]: its name, whether the CPU has it, its vector and features, and how many pixels a tile has.
 macro_rules! isa {
-    ($name:literal, $present:expr, $vector:ty, [$($features:literal)?], pixels: $pixels:literal, wide: $wide:literal) => {
+    ($name:literal, $present:expr, $level:ident, $vector:ty, [$($features:literal)?],
+     pixels: $pixels:literal, wide: $wide:literal) => {
         Isa {
             name: $name,
             present: || $present,
+            level: Level::$level,
             singles: products!($vector, Singles, [$($features)?], pixels: $pixels, wide: $wide),
             pairs: products!($vector, Pairs, [$($features)?], pixels: $pixels, wide: $wide),
         }
     };
 }
 
+#[cfg(target_arch = "x86_64")]
+fn has_avx512() -> bool {
+    // With the two that every server CPU since 2017 has besides.
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+}
+
 /// All of this build, the fastest first.
 static ISAS: &[Isa] = &[
     #[cfg(target_arch = "x86_64")]
-    isa!("avx512-bf16", is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16"),
-        Avx512Bf16, ["avx512f,avx512bf16"], pixels: 8, wide: true),
+    Isa {
+        name: "amx",
+        present: || has_avx512() && amx::present(),
+        level: Level::Avx512,
+        singles: products!(Avx512, Singles, ["avx512f"], pixels: 8, wide: true),
+        pairs: AMX,
+    },
     #[cfg(target_arch = "x86_64")]
-    isa!("avx512", is_x86_feature_detected!("avx512f"), Avx512, ["avx512f"], pixels: 8, wide: true),
+    isa!("avx512-bf16", has_avx512() && is_x86_feature_detected!("avx512bf16"),
+        Avx512, Avx512Bf16, ["avx512f,avx512bf16"], pixels: 8, wide: true),
     #[cfg(target_arch = "x86_64")]
-    isa!("avx2", is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"), Avx2, ["avx2,fma"],
+    isa!("avx512", has_avx512(), Avx512, Avx512, ["avx512f"], pixels: 8, wide: true),
+    #[cfg(target_arch = "x86_64")]
+    isa!("avx2", is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"), Avx2, Avx2, ["avx2,fma"],
         pixels: 4, wide: false),
     #[cfg(target_arch = "aarch64")]
-    isa!("neon", true, Neon, [], pixels: 4, wide: false),
-    isa!("portable", true, Portable, [], pixels: 2, wide: false),
+    isa!("neon", true, Build, Neon, [], pixels: 4, wide: false),
+    isa!("portable", true, Build, Portable, [], pixels: 2, wide: false),
 ];

@@ -2,14 +2,19 @@
 
 use std::convert::Infallible;
 
+use rayon::prelude::*;
+
 use super::arena::Layout;
 use super::conv::PackedConv;
 use super::conv_weight::weight_gradient;
-use super::eval::{Gradients, begin_with_skip};
+use super::epilogue::{Epilogue, Gate};
+use super::eval::{Gradients, gradients_of, two};
 use super::head;
+use super::maps::Maps;
 use super::memory::Aligned;
-use super::norm::{Added, BatchNorm};
+use super::norm::{self, BatchNorm, in_tasks};
 use super::numbers::Numbers;
+use crate::model::layers::IMAGE_LEN;
 use crate::model::pass::{self, Backward, Forward};
 use crate::model::{Conv, Layer, ResNet, Residual};
 
@@ -53,6 +58,13 @@ struct Packed {
     convs: Vec<PackedConv>,
     linear_weight: Vec<f32>,
     linear_bias: Vec<f32>,
+}
+
+impl Packed {
+    /// Of a layer's activation.
+    fn maps(&self, layer: &Layer) -> Maps {
+        self.convs[layer.conv].output()
+    }
 }
 
 impl TrainPass {
@@ -107,11 +119,11 @@ impl TrainPass {
         let slot = &mut self.slots[slot];
         slot.images.reserve(images.len());
         slot.images[..images.len()].copy_from_slice(images);
-        for (output, of) in slot.outputs.iter_mut().zip(&layout.convs) {
-            output.reserve(batch * of.conv.output_len());
+        for (output, conv) in slot.outputs.iter_mut().zip(&self.packed.convs) {
+            conv.output().reserve(output, batch);
         }
-        for (layer, activation) in slot.activations.iter_mut().enumerate() {
-            activation.reserve(batch * layout.activation_len(layer));
+        for (layer, activation) in layout.layers.iter().zip(&mut slot.activations) {
+            self.packed.maps(layer).reserve(activation, batch);
         }
         slot.features.resize(batch * layout.network.features(), 0.0);
         let mut pass = TrainForward { packed: &self.packed, slot, layout, arena, batch, logits };
@@ -128,7 +140,7 @@ impl TrainPass {
         expected: Wanted,
     ) {
         let Self { packed, slots, gradients, dy, partials } = self;
-        let largest = batch * layout.largest_activation();
+        let largest = layout.layers.iter().map(|layer| packed.maps(layer).words(batch)).max().unwrap_or(0);
         gradients.iter_mut().chain([&mut *dy]).for_each(|gradient| gradient.reserve(largest));
         let slot = &slots[slot];
         let mut pass =
@@ -152,16 +164,23 @@ impl TrainForward<'_> {
         let Packed { numbers, convs, .. } = self.packed;
         let Slot { images, outputs, activations, norms, .. } = &mut *self.slot;
         let (placed, channels) = (&self.layout.convs[at], self.layout.convs[at].conv.out_channels);
-        let y = &mut outputs[at][..self.batch * placed.conv.output_len()];
-        let x = input.map_or(&*images, |input| &activations[input]);
-        convs[at].forward(x, y, false, |_, y| numbers.format.round_all(y));
+        let (conv, y) = (&convs[at], &mut outputs[at]);
+        // Whole images, or maps.
+        let (x, image) = match input {
+            Some(input) => (&activations[input][..], conv.input().image()),
+            None => (&images[..], IMAGE_LEN),
+        };
+        let maps = conv.output();
+        in_tasks(self.batch, maps, y, |first, y| {
+            conv.forward(y.len() / maps.image(), &x[first * image..], y, &Epilogue::default());
+        });
 
         let (parameters, statistics) = self.arena.split_at_mut(self.layout.trainable);
         let (means, variances) = statistics.split_at_mut(self.layout.channels);
         let of = |arena: usize| arena..arena + channels;
         let running = (&mut means[of(placed.channel)], &mut variances[of(placed.channel)]);
         let (weight, bias) = (&parameters[of(placed.bn_weight)], &parameters[of(placed.bn_bias)]);
-        norms[at] = BatchNorm::measure(y, self.batch, weight, bias, running);
+        norms[at] = BatchNorm::measure(*numbers, maps, y, self.batch, (weight, bias), running);
     }
 }
 
@@ -180,24 +199,23 @@ impl Forward for TrainForward<'_> {
 
     fn activation(&mut self, layer: &Layer) -> Result<(), Infallible> {
         let Slot { outputs, activations, norms, .. } = &mut *self.slot;
-        let len = self.batch * self.layout.activation_len(layer.index);
         let (before, rest) = activations.split_at_mut(layer.index);
-        let added = match layer.residual {
-            Residual::None => Added::Nothing,
-            Residual::Identity(from) => Added::Activation(&before[from]),
-            Residual::Projection { conv, .. } => Added::Normalised(&norms[conv], &outputs[conv]),
+        let residual = match layer.residual {
+            Residual::None => norm::Residual::Nothing,
+            Residual::Identity(from) => norm::Residual::Activation(&before[from]),
+            Residual::Projection { conv, .. } => norm::Residual::Normalised(&norms[conv], &outputs[conv]),
         };
-        let (y, z) = (&outputs[layer.conv][..len], &mut rest[0][..len]);
-        norms[layer.conv].apply(self.packed.numbers.format, y, added, z, self.batch);
+        let maps = self.packed.maps(layer);
+        let (y, z) = (&outputs[layer.conv], &mut rest[0]);
+        norms[layer.conv].apply(self.packed.numbers, maps, self.batch, y, residual, z);
         Ok(())
     }
 
     fn head(&mut self) -> Result<(), Infallible> {
-        let Packed { linear_weight, linear_bias, .. } = self.packed;
+        let Packed { numbers, linear_weight, linear_bias, .. } = self.packed;
         let Slot { activations, features, .. } = &mut *self.slot;
-        let last = self.layout.layers.len() - 1;
-        let x = &activations[last][..self.batch * self.layout.activation_len(last)];
-        head::average_pool(x, features, self.layout.network.features());
+        let last = &self.layout.layers[self.layout.layers.len() - 1];
+        head::average_pool(*numbers, self.packed.maps(last), &activations[last.index], features);
         head::linear(features, linear_weight, linear_bias, self.logits);
         Ok(())
     }
@@ -215,16 +233,6 @@ struct TrainBackward<'a> {
     expected: Wanted<'a>,
 }
 
-impl TrainBackward<'_> {
-    /// Gradient of layer `input`, which `conv` reads, from that of the output of `conv`.
-    fn back(&mut self, conv: usize, input: usize, add: bool, finish: impl Fn(usize, &mut [f32]) + Sync) {
-        let (shape, buffer) = (&self.layout.convs[conv].conv, self.layout.layers[input].buffer);
-        let dx = &mut self.gradients[buffer][..self.batch * shape.input_len()];
-        let dy = &self.dy[..self.batch * shape.output_len()];
-        self.packed.convs[conv].input_gradient(dy, dx, add, finish);
-    }
-}
-
 impl Backward for TrainBackward<'_> {
     type Error = Infallible;
 
@@ -235,45 +243,64 @@ impl Backward for TrainBackward<'_> {
             head::parameter_gradient(self.dlogits, &self.slot.features, weight, bias, *accumulate);
         }
         let last = self.layout.layers[self.layout.layers.len() - 1];
-        let dz = &mut self.gradients[last.buffer][..self.batch * self.layout.activation_len(last.index)];
-        let (classes, activations) = (self.layout.network.classes, &self.slot.activations[last.index]);
-        head::input_gradient(numbers.format, self.dlogits, linear_weight, classes, activations, dz);
+        let activations = &self.slot.activations[last.index];
+        let dz = &mut self.gradients[last.buffer];
+        head::input_gradient(
+            *numbers,
+            self.packed.maps(&last),
+            self.dlogits,
+            linear_weight,
+            activations,
+            dz,
+        );
         Ok(())
     }
 
     fn normalisation(&mut self, layer: &Layer, at: usize, input: Option<usize>) -> Result<(), Infallible> {
         let Slot { images, outputs, activations, norms, .. } = self.slot;
         let (numbers, placed) = (self.packed.numbers, &self.layout.convs[at]);
-        let len = self.batch * placed.conv.output_len();
-        let (y, dz, dy) = (&outputs[at][..len], &self.gradients[layer.buffer][..len], &mut self.dy[..len]);
-        let (weight, bias) = norms[at].backward(numbers.format, y, dz, dy, self.batch);
+        let (maps, dz) = (self.packed.maps(layer), &self.gradients[layer.buffer]);
+        let (weight, bias) = norms[at].backward(numbers, maps, self.batch, &outputs[at], dz, self.dy);
         if let Some((gradients, accumulate)) = &mut self.expected.parameters {
             set_or_add(&mut gradients[placed.bn_weight..], &weight, *accumulate);
             set_or_add(&mut gradients[placed.bn_bias..], &bias, *accumulate);
             let x = input.map_or(images, |input| &activations[input]);
             let gradient = &mut gradients[placed.weight..][..placed.conv.weight_len()];
-            weight_gradient(&placed.conv, numbers, self.batch, x, dy, self.partials, gradient, *accumulate);
+            weight_gradient(&placed.conv, numbers, self.batch, x, self.dy, self.partials, gradient, *accumulate);
         }
         Ok(())
     }
 
     fn input_gradient(&mut self, layer: &Layer, input: usize) -> Result<(), Infallible> {
-        let (format, activations) = (self.packed.numbers.format, &self.slot.activations[input]);
-        let add = begin_with_skip(self.gradients, self.layout, layer, self.batch);
-        self.back(layer.conv, input, add, |first, dx| head::mask(format, dx, &activations[first..]));
+        let (conv, maps) = (&self.packed.convs[layer.conv], self.packed.convs[layer.conv].input());
+        // What the layer's own convolution sees is the gradient before its BatchNorm.
+        let ([_, dx], added) = gradients_of(self.gradients, self.layout, layer, input);
+        let epilogue = Epilogue { bias: None, added, gate: Gate::Mask(&self.slot.activations[input]) };
+        let (dy, image) = (&self.dy[..], conv.output().image());
+        in_tasks(self.batch, maps, dx, |first, dx| {
+            let images = dx.len() / maps.image();
+            conv.input_gradient(images, &dy[first * image..], dx, &epilogue.from(first * maps.image()));
+        });
         Ok(())
     }
 
-    fn projection_gradient(&mut self, _: &Layer, conv: usize, input: usize) -> Result<(), Infallible> {
-        let format = self.packed.numbers.format;
-        self.back(conv, input, false, |_, dx| format.round_all(dx));
+    fn projection_gradient(&mut self, layer: &Layer, conv: usize, input: usize) -> Result<(), Infallible> {
+        let (conv, maps) = (&self.packed.convs[conv], self.packed.convs[conv].input());
+        let [_, dx] = two(self.gradients, layer.buffer, self.layout.layers[input].buffer);
+        let (dy, image) = (&self.dy[..], conv.output().image());
+        in_tasks(self.batch, maps, dx, |first, dx| {
+            conv.input_gradient(dx.len() / maps.image(), &dy[first * image..], dx, &Epilogue::default());
+        });
         Ok(())
     }
 
     fn image_gradient(&mut self) -> Result<(), Infallible> {
         if let Some(dx) = &mut self.expected.images {
-            let dy = &self.dy[..self.batch * self.layout.activation_len(0)];
-            self.packed.convs[0].input_gradient(dy, dx, false, |_, _| {});
+            let (conv, dy) = (&self.packed.convs[0], &self.dy[..]);
+            let image = conv.output().image();
+            dx.par_chunks_mut(IMAGE_LEN).enumerate().for_each(|(n, dx)| {
+                conv.image_gradient(1, &dy[n * image..], dx);
+            });
         }
         Ok(())
     }

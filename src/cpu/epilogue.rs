@@ -1,0 +1,126 @@
+//! What becomes of a convolution's sums: bias, what is added, ReLU or its mask, and the numbers that are stored.
+
+use super::conv::Sums;
+use super::maps::Maps;
+use super::norm::relu;
+use super::numbers::{Format, Number, Numbers};
+use super::tiles::LANES;
+
+/// `gate(sum + bias + added)`, of [`Maps`] that begin at the first image written.
+#[derive(Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// One a channel.
+    pub bias: Option<&'a [f32]>,
+    pub added: Added<'a>,
+    pub gate: Gate<'a>,
+}
+
+#[derive(Clone, Copy, Default)]
+pub enum Added<'a> {
+    #[default]
+    Nothing,
+    /// Other maps.
+    Maps(&'a [f32]),
+    /// What the sums overwrite.
+    Present,
+}
+
+#[derive(Clone, Copy, Default)]
+pub enum Gate<'a> {
+    #[default]
+    Open,
+    Relu,
+    /// Zero where these activations are not positive.
+    Mask(&'a [f32]),
+}
+
+impl<'a> Epilogue<'a> {
+    /// Of the maps from word `at` on.
+    pub fn from(self, at: usize) -> Self {
+        let added = match self.added {
+            Added::Maps(maps) => Added::Maps(&maps[at..]),
+            other => other,
+        };
+        let gate = match self.gate {
+            Gate::Mask(maps) => Gate::Mask(&maps[at..]),
+            other => other,
+        };
+        Self { added, gate, ..self }
+    }
+
+    /// Writes sums of a block of channels from `channel` on and of lines from `line` on to an image that begins at word `at` of its
+    /// maps.
+    #[allow(clippy::too_many_arguments)]
+    pub fn write(
+        &self,
+        numbers: Numbers,
+        maps: Maps,
+        line: usize,
+        channel: usize,
+        sums: &Sums,
+        at: usize,
+        image: &mut [f32],
+    ) {
+        let epilogue = self.from(at);
+        numbers.isa.vectorised(|| match numbers.format {
+            Format::F32 => epilogue.write_as::<f32>(maps, line, channel, sums, image),
+            Format::Bf16 => epilogue.write_as::<half::bf16>(maps, line, channel, sums, image),
+        });
+    }
+
+    #[inline(always)]
+    fn write_as<E: Number>(&self, maps: Maps, line: usize, channel: usize, sums: &Sums, image: &mut [f32]) {
+        for (at, sums_of_line) in sums.values.chunks_exact(sums.pitch * sums.block).take(sums.lines).enumerate()
+        {
+            let y = line + at;
+            let added: Option<&[E]> = match self.added {
+                Added::Maps(added) => Some(maps.line(added, y)),
+                _ => None,
+            };
+            let mask: Option<&[E]> = match self.gate {
+                Gate::Mask(mask) => Some(maps.line(mask, y)),
+                _ => None,
+            };
+            let out: &mut [E] = maps.line_mut(image, y);
+            for x in 0..maps.side {
+                let sums = &sums_of_line[x * sums.block..][..sums.block];
+                for (vector, sums) in sums.as_chunks::<LANES>().0.iter().enumerate() {
+                    let channel = channel + vector * LANES;
+                    let at = x * maps.channels + channel;
+                    let mut values = *sums;
+                    if let Some(bias) = self.bias {
+                        add(&mut values, lanes(bias, channel));
+                    }
+                    match (self.added, added) {
+                        (Added::Nothing, _) => {}
+                        (Added::Present, _) => add(&mut values, lanes(out, at)),
+                        (_, added) => add(&mut values, lanes(added.expect("maps"), at)),
+                    }
+                    match (self.gate, mask) {
+                        (Gate::Open, _) => {}
+                        (Gate::Relu, _) => values = values.map(relu),
+                        (_, mask) => {
+                            let mask = lanes(mask.expect("a mask"), at);
+                            for i in 0..LANES {
+                                values[i] = if mask[i].get() > 0.0 { values[i] } else { 0.0 };
+                            }
+                        }
+                    }
+                    out[at..at + LANES].copy_from_slice(&values.map(E::nearest));
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn lanes<E: Number>(values: &[E], at: usize) -> &[E; LANES] {
+    values[at..].first_chunk().expect("a whole vector")
+}
+
+#[inline(always)]
+fn add<E: Number>(values: &mut [f32; LANES], added: &[E; LANES]) {
+    for (value, added) in values.iter_mut().zip(added) {
+        *value += added.get();
+    }
+}
