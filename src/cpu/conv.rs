@@ -59,23 +59,20 @@ impl PackedConv {
     /// Packs `weights` (K, C, R, S), each output channel times its `scale`, where there is one.
     pub fn pack(&mut self, weights: &[f32], scale: Option<&[f32]>) {
         let Conv { in_channels, kernel, .. } = self.conv;
-        let weight = |k: usize, c: usize, (line, column): (usize, usize)| {
-            let value = weights[((k * in_channels + c) * kernel + line) * kernel + column];
+        let taps = kernel * kernel;
+        let weight = |k: usize, c: usize, tap: usize| {
+            let value = weights[(k * in_channels + c) * taps + tap];
             scale.map_or(value, |scale| value * scale[k])
         };
-        self.forward.pack(|tap, c, k| weight(k, c, tap));
+        self.forward.pack(kernel, |tap, c, k| weight(k, c, tap));
         if in_channels < LEAST {
-            let len = kernel * kernel * in_channels;
-            self.backward.pack(|_, k, at| match at {
-                at if at < len => {
-                    let (tap, c) = (at / in_channels, at % in_channels);
-                    weight(k, c, (tap / kernel, tap % kernel))
-                }
-                // Behind the patch, to the end of its last vector.
+            self.backward.pack(kernel, |_, k, at| match at {
+                at if at < taps * in_channels => weight(k, at % in_channels, at / in_channels),
+                // After the patch, to the end of its last vector.
                 _ => 0.0,
             });
         } else {
-            self.backward.pack(|tap, k, c| weight(k, c, tap));
+            self.backward.pack(kernel, |tap, k, c| weight(k, c, tap));
         }
     }
 
@@ -370,16 +367,18 @@ impl Direction {
         self.taps.len() * self.operands.words(self.inputs)
     }
 
-    /// Packs `weight(tap, input channel, output channel)`.
-    fn pack(&mut self, weight: impl Fn((usize, usize), usize, usize) -> f32 + Sync) {
+    /// Packs `weight(tap of a kernel of so many lines, input channel, output channel)`.
+    fn pack(&mut self, kernel: usize, weight: impl Fn(usize, usize, usize) -> f32 + Sync) {
         let (words, block, rows) = (self.operands.words(self.inputs), self.block, self.rows());
-        let (taps, operands) = (&self.taps, self.operands);
+        let taps: Vec<usize> = self.taps.iter().map(|(line, column)| line * kernel + column).collect();
+        let operands = self.operands;
         self.weights.par_chunks_exact_mut(rows * block).enumerate().for_each(|(at, weights)| {
+            // The taps of a filter are neighbours in memory.
             for word in 0..words {
-                for (tap, &of) in taps.iter().enumerate() {
-                    let row = &mut weights[(tap * words + word) * block..][..block];
-                    for (k, slot) in row.iter_mut().enumerate() {
-                        *slot = operands.weights(word, |c| weight(of, c, at * block + k));
+                for k in 0..block {
+                    for (at_tap, &tap) in taps.iter().enumerate() {
+                        let weight = |c: usize| weight(tap, c, at * block + k);
+                        weights[(at_tap * words + word) * block + k] = operands.weights(word, weight);
                     }
                 }
             }

@@ -12,6 +12,7 @@ use super::maps::{BORDER, Maps};
 use super::memory::{Aligned, with_scratch};
 use super::numbers::{Format, Number, Numbers, pair};
 use super::tiles::Pixel;
+use super::vectorised::vectorised;
 use crate::model::Conv;
 
 /// Output channels of one task, where they divide those of the convolution; else one task has them all.
@@ -147,12 +148,7 @@ impl<'a> Work<'a> {
             let maps = Maps::input(self.conv, Format::Bf16);
             let numbers: &[half::bf16] = bytemuck::cast_slice(&x[n * maps.image()..][..maps.image()]);
             let (whole, last) = words.split_at_mut(words.len() - stride * in_channels);
-            self.numbers.isa.vectorised(|| {
-                let pairs = numbers.iter().zip(&numbers[stride * in_channels..]);
-                for (word, (a, b)) in whole.iter_mut().zip(pairs) {
-                    *word = f32::from_bits(u32::from(b.to_bits()) << 16 | u32::from(a.to_bits()));
-                }
-            });
+            pair_up(self.numbers, numbers, &numbers[stride * in_channels..], whole);
             last.fill(0.0);
         } else if in_channels < LEAST {
             let line = self.x.side * in_channels;
@@ -208,23 +204,15 @@ impl<'a> Work<'a> {
         let per_line = side / self.format.per_word() * columns;
         for (words, (n, y)) in words.chunks_exact_mut(per_line).zip(lines) {
             let image = &dy[n * self.dy.image()..][..self.dy.image()];
-            self.numbers.isa.vectorised(|| match (self.numbers.format, self.format) {
-                (Format::F32, _) => copy_columns::<f32>(self.dy.line(image, y), channels, first, columns, words),
-                (_, Format::F32) => {
-                    copy_columns::<half::bf16>(self.dy.line(image, y), channels, first, columns, words);
+            if self.format == Format::Bf16 {
+                let pixels = self.dy.line::<half::bf16>(image, y).chunks_exact(2 * channels);
+                for (words, pixels) in words.chunks_exact_mut(columns).zip(pixels) {
+                    let (a, b) = pixels.split_at(channels);
+                    pair_up(self.numbers, &a[first..], &b[first..], words);
                 }
-                _ => {
-                    let line: &[half::bf16] = self.dy.line(image, y);
-                    for (words, pixels) in
-                        words.chunks_exact_mut(columns).zip(line.chunks_exact(2 * channels))
-                    {
-                        let (a, b) = pixels.split_at(channels);
-                        for (word, (a, b)) in words.iter_mut().zip(a[first..].iter().zip(&b[first..])) {
-                            *word = pair(a.get(), b.get());
-                        }
-                    }
-                }
-            });
+            } else {
+                copy_columns(self.numbers, self.dy, image, y, first, columns, words);
+            }
         }
     }
 
@@ -285,11 +273,22 @@ impl<'a> Work<'a> {
 /// Pixels that a tile may read behind the last image.
 const SLACK: usize = 160;
 
-/// Some columns of a line of pixels.
-#[inline(always)]
-fn copy_columns<E: Number>(line: &[E], channels: usize, first: usize, columns: usize, words: &mut [f32]) {
-    for (words, pixel) in words.chunks_exact_mut(columns).zip(line.chunks_exact(channels)) {
-        words.iter_mut().zip(&pixel[first..]).for_each(|(word, value)| *word = value.get());
+vectorised! {
+    /// Some columns of a line of pixels, as f32.
+    fn copy_columns<E>(maps: Maps, image: &[f32], y: usize, first: usize, columns: usize, words: &mut [f32]) {
+        let line: &[E] = maps.line(image, y);
+        for (words, pixel) in words.chunks_exact_mut(columns).zip(line.chunks_exact(maps.channels)) {
+            words.iter_mut().zip(&pixel[first..]).for_each(|(word, value)| *word = value.get());
+        }
+    }
+}
+
+vectorised! {
+    /// Words of two bf16 each.
+    fn pair_up<E>(first: &[half::bf16], second: &[half::bf16], words: &mut [f32]) {
+        for (word, (a, b)) in words.iter_mut().zip(first.iter().zip(second)) {
+            *word = f32::from_bits(u32::from(b.to_bits()) << 16 | u32::from(a.to_bits()));
+        }
     }
 }
 

@@ -3,8 +3,9 @@
 use super::conv::Sums;
 use super::maps::Maps;
 use super::norm::relu;
-use super::numbers::{Format, Number, Numbers};
+use super::numbers::{Number, Numbers};
 use super::tiles::LANES;
+use super::vectorised::vectorised;
 
 /// `gate(sum + bias + added)`, of [`Maps`] that begin at the first image written.
 #[derive(Clone, Copy, Default)]
@@ -61,23 +62,27 @@ impl<'a> Epilogue<'a> {
         at: usize,
         image: &mut [f32],
     ) {
-        let epilogue = self.from(at);
-        numbers.isa.vectorised(|| match numbers.format {
-            Format::F32 => epilogue.write_as::<f32>(maps, line, channel, sums, image),
-            Format::Bf16 => epilogue.write_as::<half::bf16>(maps, line, channel, sums, image),
-        });
+        write(numbers, &self.from(at), maps, line, channel, sums, image);
     }
+}
 
-    #[inline(always)]
-    fn write_as<E: Number>(&self, maps: Maps, line: usize, channel: usize, sums: &Sums, image: &mut [f32]) {
+vectorised! {
+    fn write<E>(
+        epilogue: &Epilogue,
+        maps: Maps,
+        line: usize,
+        channel: usize,
+        sums: &Sums,
+        image: &mut [f32],
+    ) {
         for (at, sums_of_line) in sums.values.chunks_exact(sums.pitch * sums.block).take(sums.lines).enumerate()
         {
             let y = line + at;
-            let added: Option<&[E]> = match self.added {
+            let added: Option<&[E]> = match epilogue.added {
                 Added::Maps(added) => Some(maps.line(added, y)),
                 _ => None,
             };
-            let mask: Option<&[E]> = match self.gate {
+            let mask: Option<&[E]> = match epilogue.gate {
                 Gate::Mask(mask) => Some(maps.line(mask, y)),
                 _ => None,
             };
@@ -88,15 +93,15 @@ impl<'a> Epilogue<'a> {
                     let channel = channel + vector * LANES;
                     let at = x * maps.channels + channel;
                     let mut values = *sums;
-                    if let Some(bias) = self.bias {
+                    if let Some(bias) = epilogue.bias {
                         add(&mut values, lanes(bias, channel));
                     }
-                    match (self.added, added) {
+                    match (epilogue.added, added) {
                         (Added::Nothing, _) => {}
                         (Added::Present, _) => add(&mut values, lanes(out, at)),
                         (_, added) => add(&mut values, lanes(added.expect("maps"), at)),
                     }
-                    match (self.gate, mask) {
+                    match (epilogue.gate, mask) {
                         (Gate::Open, _) => {}
                         (Gate::Relu, _) => values = values.map(relu),
                         (_, mask) => {

@@ -3,28 +3,27 @@
 use rayon::prelude::*;
 
 use super::maps::Maps;
-use super::numbers::{Format, Number, Numbers};
+use super::numbers::Numbers;
+use super::vectorised::vectorised;
 
 /// Means over the pixels of each channel: [`Maps`] to `batch x channels`.
 pub fn average_pool(numbers: Numbers, maps: Maps, x: &[f32], features: &mut [f32]) {
     let images = x.par_chunks_exact(maps.image());
     features.par_chunks_exact_mut(maps.channels).zip(images).for_each(|(features, x)| {
-        numbers.isa.vectorised(|| match numbers.format {
-            Format::F32 => pool::<f32>(maps, x, features),
-            Format::Bf16 => pool::<half::bf16>(maps, x, features),
-        });
+        pool(numbers, maps, x, features);
     });
 }
 
-#[inline(always)]
-fn pool<E: Number>(maps: Maps, x: &[f32], features: &mut [f32]) {
-    features.fill(0.0);
-    for y in 0..maps.side {
-        for pixel in maps.line::<E>(x, y).chunks_exact(maps.channels) {
-            features.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += value.get());
+vectorised! {
+    fn pool<E>(maps: Maps, x: &[f32], features: &mut [f32]) {
+        features.fill(0.0);
+        for y in 0..maps.side {
+            for pixel in maps.line::<E>(x, y).chunks_exact(maps.channels) {
+                features.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += value.get());
+            }
         }
+        features.iter_mut().for_each(|sum| *sum *= 1.0 / (maps.side * maps.side) as f32);
     }
-    features.iter_mut().for_each(|sum| *sum *= 1.0 / (maps.side * maps.side) as f32);
 }
 
 /// `logits = features * weight^T + bias`; `weight` is classes x channels.
@@ -75,21 +74,19 @@ pub fn input_gradient(
         }
         pixel.iter_mut().for_each(|sum| *sum *= 1.0 / (maps.side * maps.side) as f32);
         maps.clear_border(dz);
-        numbers.isa.vectorised(|| match numbers.format {
-            Format::F32 => spread::<f32>(maps, &pixel, activations, dz),
-            Format::Bf16 => spread::<half::bf16>(maps, &pixel, activations, dz),
-        });
+        spread(numbers, maps, &pixel, activations, dz);
     });
 }
 
-/// The same gradient in every pixel, where the ReLU passed.
-#[inline(always)]
-fn spread<E: Number>(maps: Maps, pixel: &[f32], activations: &[f32], dz: &mut [f32]) {
-    for y in 0..maps.side {
-        let pixels = maps.line_mut::<E>(dz, y).chunks_exact_mut(maps.channels);
-        for (dz, activations) in pixels.zip(maps.line::<E>(activations, y).chunks_exact(maps.channels)) {
-            for ((dz, gradient), activation) in dz.iter_mut().zip(pixel).zip(activations) {
-                *dz = E::nearest(if activation.get() > 0.0 { *gradient } else { 0.0 });
+vectorised! {
+    /// The same gradient in every pixel, where the ReLU passed.
+    fn spread<E>(maps: Maps, pixel: &[f32], activations: &[f32], dz: &mut [f32]) {
+        for y in 0..maps.side {
+            let pixels = maps.line_mut::<E>(dz, y).chunks_exact_mut(maps.channels);
+            for (dz, activations) in pixels.zip(maps.line::<E>(activations, y).chunks_exact(maps.channels)) {
+                for ((dz, gradient), activation) in dz.iter_mut().zip(pixel).zip(activations) {
+                    *dz = E::nearest(if activation.get() > 0.0 { *gradient } else { 0.0 });
+                }
             }
         }
     }

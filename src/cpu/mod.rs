@@ -23,6 +23,7 @@ mod sign_step;
 mod tiles;
 mod train;
 mod vector;
+mod vectorised;
 
 use crate::engine::{Device, Engine, Result};
 use crate::model::ResNet;

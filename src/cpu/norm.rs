@@ -9,8 +9,9 @@ use rayon::prelude::*;
 
 use super::eval::task_images;
 use super::maps::Maps;
-use super::numbers::{Format, Number, Numbers};
+use super::numbers::{Number, Numbers};
 use super::tiles::LANES;
+use super::vectorised::vectorised;
 use crate::model::layers::{BN_EPSILON, BN_MOMENTUM};
 
 /// Factor and offset of each channel: BatchNorm with fixed statistics is `scale * y + shift`.
@@ -93,10 +94,7 @@ impl BatchNorm {
     ) -> Self {
         let (sums, squares) = two_sums(batch, maps.channels, |n, sums| {
             let y = &y[n * maps.image()..][..maps.image()];
-            numbers.isa.vectorised(|| match numbers.format {
-                Format::F32 => moments::<f32>(maps, y, sums),
-                Format::Bf16 => moments::<half::bf16>(maps, y, sums),
-            });
+            moments(numbers, maps, y, sums);
         });
         let count = (batch * maps.side * maps.side) as f64;
         let mut norm = Self::default();
@@ -140,44 +138,9 @@ impl BatchNorm {
                     Residual::Normalised(norm, x) => Residual::Normalised(norm, &x[image]),
                 };
                 maps.clear_border(z);
-                numbers.isa.vectorised(|| match numbers.format {
-                    Format::F32 => self.apply_as::<f32>(maps, y, residual, z),
-                    Format::Bf16 => self.apply_as::<half::bf16>(maps, y, residual, z),
-                });
+                apply(numbers, self, maps, y, residual, z);
             }
         });
-    }
-
-    #[inline(always)]
-    fn apply_as<E: Number>(&self, maps: Maps, y: &[f32], residual: Residual, z: &mut [f32]) {
-        for line in 0..maps.side {
-            let (y, z): (&[E], &mut [E]) = (maps.line(y, line), maps.line_mut(z, line));
-            let residual_line: Option<&[E]> = match residual {
-                Residual::Nothing => None,
-                Residual::Activation(x) | Residual::Normalised(_, x) => Some(maps.line(x, line)),
-            };
-            for channel in (0..maps.channels).step_by(LANES) {
-                let of = |values: &[f32]| sixteen(values, channel);
-                let (scale, shift) = (of(&self.scale), of(&self.shift));
-                let (second_scale, second_shift) = match residual {
-                    Residual::Normalised(norm, _) => (of(&norm.scale), of(&norm.shift)),
-                    _ => ([1.0; LANES], [0.0; LANES]),
-                };
-                for at in (channel..z.len()).step_by(maps.channels) {
-                    let mut values = sixteen(y, at);
-                    for i in 0..LANES {
-                        values[i] = scale[i] * values[i] + shift[i];
-                    }
-                    if let Some(x) = residual_line {
-                        let x = sixteen(x, at);
-                        for i in 0..LANES {
-                            values[i] += second_scale[i] * x[i] + second_shift[i];
-                        }
-                    }
-                    z[at..at + LANES].copy_from_slice(&values.map(|value| E::nearest(relu(value))));
-                }
-            }
-        }
     }
 
     /// Gradients of weight and bias, and `dy` from `dz`, the gradient after the normalisation: maps of `batch` images.
@@ -195,10 +158,7 @@ impl BatchNorm {
         // Sums of dz and of dz * (y - mean): the second becomes the weight's gradient by one factor.
         let (sums, products) = two_sums(batch, channels, |n, sums| {
             let (y, dz) = (&y[image(n)], &dz[image(n)]);
-            numbers.isa.vectorised(|| match numbers.format {
-                Format::F32 => self.products::<f32>(maps, y, dz, sums),
-                Format::Bf16 => self.products::<half::bf16>(maps, y, dz, sums),
-            });
+            products_of(numbers, self, maps, y, dz, sums);
         });
         let count = (batch * maps.side * maps.side) as f64;
         let bias: Vec<f32> = sums.iter().map(|sum| *sum as f32).collect();
@@ -220,19 +180,50 @@ impl BatchNorm {
             for (n, dy) in dy.chunks_exact_mut(maps.image()).enumerate() {
                 let (y, dz) = (&y[image(first + n)], &dz[image(first + n)]);
                 maps.clear_border(dy);
-                numbers.isa.vectorised(|| match numbers.format {
-                    Format::F32 => self.gradient::<f32>(maps, y, dz, (&slope, &offset), dy),
-                    Format::Bf16 => self.gradient::<half::bf16>(maps, y, dz, (&slope, &offset), dy),
-                });
+                gradient(numbers, self, maps, y, dz, &slope, &offset, dy);
             }
         });
         (weight, bias)
     }
+}
 
-    #[inline(always)]
-    fn products<E: Number>(&self, maps: Maps, y: &[f32], dz: &[f32], sums: &mut [f32]) {
+vectorised! {
+    fn apply<E>(norm: &BatchNorm, maps: Maps, y: &[f32], residual: Residual, z: &mut [f32]) {
+        for line in 0..maps.side {
+            let (y, z): (&[E], &mut [E]) = (maps.line(y, line), maps.line_mut(z, line));
+            let residual_line: Option<&[E]> = match residual {
+                Residual::Nothing => None,
+                Residual::Activation(x) | Residual::Normalised(_, x) => Some(maps.line(x, line)),
+            };
+            for channel in (0..maps.channels).step_by(LANES) {
+                let of = |values: &[f32]| sixteen(values, channel);
+                let (scale, shift) = (of(&norm.scale), of(&norm.shift));
+                let (second_scale, second_shift) = match residual {
+                    Residual::Normalised(second, _) => (of(&second.scale), of(&second.shift)),
+                    _ => ([1.0; LANES], [0.0; LANES]),
+                };
+                for at in (channel..z.len()).step_by(maps.channels) {
+                    let mut values = sixteen(y, at);
+                    for i in 0..LANES {
+                        values[i] = scale[i] * values[i] + shift[i];
+                    }
+                    if let Some(x) = residual_line {
+                        let x = sixteen(x, at);
+                        for i in 0..LANES {
+                            values[i] += second_scale[i] * x[i] + second_shift[i];
+                        }
+                    }
+                    z[at..at + LANES].copy_from_slice(&values.map(|value| E::nearest(relu(value))));
+                }
+            }
+        }
+    }
+}
+
+vectorised! {
+    fn products_of<E>(norm: &BatchNorm, maps: Maps, y: &[f32], dz: &[f32], sums: &mut [f32]) {
         sums_of_image(maps, sums, |line, at| {
-            let mean = sixteen(&self.mean, at % maps.channels);
+            let mean = sixteen(&norm.mean, at % maps.channels);
             let (y, dz) = (sixteen::<E>(maps.line(y, line), at), sixteen::<E>(maps.line(dz, line), at));
             let mut product = [0.0; LANES];
             for i in 0..LANES {
@@ -241,14 +232,16 @@ impl BatchNorm {
             [dz, product]
         });
     }
+}
 
-    #[inline(always)]
-    fn gradient<E: Number>(
-        &self,
+vectorised! {
+    fn gradient<E>(
+        norm: &BatchNorm,
         maps: Maps,
         y: &[f32],
         dz: &[f32],
-        (slope, offset): (&[f32], &[f32]),
+        slope: &[f32],
+        offset: &[f32],
         dy: &mut [f32],
     ) {
         for line in 0..maps.side {
@@ -256,7 +249,7 @@ impl BatchNorm {
             let dy: &mut [E] = maps.line_mut(dy, line);
             for channel in (0..maps.channels).step_by(LANES) {
                 let of = |values: &[f32]| sixteen(values, channel);
-                let (scale, mean, slope, offset) = (of(&self.scale), of(&self.mean), of(slope), of(offset));
+                let (scale, mean, slope, offset) = (of(&norm.scale), of(&norm.mean), of(slope), of(offset));
                 for at in (channel..dy.len()).step_by(maps.channels) {
                     let (y, dz) = (sixteen(y, at), sixteen(dz, at));
                     let mut values = [0.0f32; LANES];
@@ -270,12 +263,13 @@ impl BatchNorm {
     }
 }
 
-#[inline(always)]
-fn moments<E: Number>(maps: Maps, y: &[f32], sums: &mut [f32]) {
-    sums_of_image(maps, sums, |line, at| {
-        let y = sixteen::<E>(maps.line(y, line), at);
-        [y, y.map(|y| y * y)]
-    });
+vectorised! {
+    fn moments<E>(maps: Maps, y: &[f32], sums: &mut [f32]) {
+        sums_of_image(maps, sums, |line, at| {
+            let y = sixteen::<E>(maps.line(y, line), at);
+            [y, y.map(|y| y * y)]
+        });
+    }
 }
 
 /// Tasks of a few images: `task(first image, their part of out)`.

@@ -187,12 +187,13 @@ pub struct Isa {
     pub singles: Products,
     /// Words are pairs of bf16.
     pub pairs: Products,
-    level: Level,
+    /// Of loops over numbers.
+    pub level: Level,
 }
 
-/// What a compiler may use in loops over numbers.
+/// What the compiler may use in [`vectorised`](super::vectorised).
 #[derive(Clone, Copy)]
-enum Level {
+pub enum Level {
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -202,30 +203,6 @@ enum Level {
 }
 
 impl Isa {
-    /// Runs `task` compiled for this instruction set, as far as it is inlined. Products and sums are never fused: every set has the
-    /// same bits.
-    #[inline(always)]
-    pub fn vectorised<R>(&self, task: impl FnOnce() -> R) -> R {
-        #[cfg(target_arch = "x86_64")]
-        {
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-            fn avx512<R>(task: impl FnOnce() -> R) -> R {
-                task()
-            }
-            #[target_feature(enable = "avx2")]
-            fn avx2<R>(task: impl FnOnce() -> R) -> R {
-                task()
-            }
-            // SAFETY: `Isa::present` found the instructions.
-            match self.level {
-                Level::Avx512 => return unsafe { avx512(task) },
-                Level::Avx2 => return unsafe { avx2(task) },
-                Level::Build => {}
-            }
-        }
-        task()
-    }
-
     /// The fastest that this CPU has, or the one that `SECATEUR_CPU` names.
     ///
     /// # Errors

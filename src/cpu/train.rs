@@ -127,7 +127,8 @@ impl TrainPass {
         }
         slot.features.resize(batch * layout.network.features(), 0.0);
         let mut pass = TrainForward { packed: &self.packed, slot, layout, arena, batch, logits };
-        let Ok(()) = pass::forward(&layout.layers, 0..layout.layers.len(), &mut pass);
+        // On a thread of the pool, which no layer then has to wake.
+        let Ok(()) = rayon::scope(|_| pass::forward(&layout.layers, 0..layout.layers.len(), &mut pass));
     }
 
     /// Backward through the slot's last forward pass of `batch` images.
@@ -145,7 +146,7 @@ impl TrainPass {
         let slot = &slots[slot];
         let mut pass =
             TrainBackward { packed, slot, layout, batch, dlogits, gradients, dy, partials, expected };
-        let Ok(()) = pass::backward(&layout.layers, 0..layout.layers.len(), &mut pass);
+        let Ok(()) = rayon::scope(|_| pass::backward(&layout.layers, 0..layout.layers.len(), &mut pass));
     }
 }
 
