@@ -11,8 +11,9 @@ use rayon::prelude::*;
 use super::epilogue::Epilogue;
 use super::maps::{BORDER, Maps};
 use super::memory::{Aligned, with_scratch};
-use super::numbers::{Format, Numbers, bf16, high_and_low, pair};
+use super::numbers::{Format, Numbers, high_and_low, pair};
 use super::tiles::{LANES, Phase, Pixel, Products, Run};
+use super::vectorised::vectorised;
 use crate::model::Conv;
 
 /// Operations of all convolutions of this process.
@@ -60,10 +61,13 @@ impl PackedConv {
     pub fn pack(&mut self, weights: &[f32], scale: Option<&[f32]>) {
         let Conv { in_channels, kernel, .. } = self.conv;
         let taps = kernel * kernel;
-        let weight = |k: usize, c: usize, tap: usize| {
-            let value = weights[(k * in_channels + c) * taps + tap];
-            scale.map_or(value, |scale| value * scale[k])
-        };
+        let (numbers, filter) = (self.forward.numbers, in_channels * taps);
+        let mut rounded = Aligned::zeros(weights.len());
+        let filters = rounded.par_chunks_exact_mut(filter).zip(weights.par_chunks_exact(filter));
+        filters.enumerate().for_each(|(k, (rounded, weights))| {
+            scaled(numbers, weights, scale.map_or(1.0, |scale| scale[k]), rounded);
+        });
+        let weight = |k: usize, c: usize, tap: usize| rounded[(k * in_channels + c) * taps + tap];
         self.forward.pack(kernel, |tap, c, k| weight(k, c, tap));
         if in_channels < LEAST {
             self.backward.pack(kernel, |_, k, at| match at {
@@ -434,15 +438,12 @@ impl Operands {
         }
     }
 
-    /// The weights that a word meets, of the weights of each channel.
+    /// The weights that a word meets, of the weights of each channel, which are numbers of the format.
     fn weights(self, word: usize, weight: impl Fn(usize) -> f32) -> f32 {
         match self {
             Self::Singles => weight(word),
-            Self::Pairs => pair(bf16(weight(2 * word)), bf16(weight(2 * word + 1))),
-            Self::HighAndLow => {
-                let weight = bf16(weight(word));
-                pair(weight, weight)
-            }
+            Self::Pairs => pair(weight(2 * word), weight(2 * word + 1)),
+            Self::HighAndLow => pair(weight(word), weight(word)),
         }
     }
 
@@ -458,6 +459,15 @@ impl Operands {
             Self::HighAndLow => {
                 words.iter_mut().zip(values).for_each(|(word, value)| *word = high_and_low(*value));
             }
+        }
+    }
+}
+
+vectorised! {
+    /// The numbers nearest to weights times a factor.
+    fn scaled<E>(weights: &[f32], factor: f32, out: &mut [f32]) {
+        for (out, weight) in out.iter_mut().zip(weights) {
+            *out = E::nearest(weight * factor).get();
         }
     }
 }

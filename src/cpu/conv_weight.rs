@@ -3,6 +3,8 @@
 //! A task owns a block of output channels and a run of images. The partial sums of the runs are then added in their order. How the
 //! work is split depends on the batch, never on the number of threads.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
@@ -121,7 +123,7 @@ impl<'a> Work<'a> {
     /// Adds the products of all pixels of some images to `partial`, of the columns from `first` on.
     fn add_panel(
         &self,
-        images: std::ops::Range<usize>,
+        images: Range<usize>,
         x: &[f32],
         dy: &[f32],
         first: usize,
@@ -168,7 +170,7 @@ impl<'a> Work<'a> {
 
     fn add_vectors(
         &self,
-        images: std::ops::Range<usize>,
+        images: Range<usize>,
         input: &[f32],
         dy: &[f32],
         first: usize,
@@ -186,7 +188,7 @@ impl<'a> Work<'a> {
             })
             .collect();
         with_scratch(pixels.len() * columns, |gradient| {
-            self.gradient_words(images, dy, first, gradient);
+            self.gradient_words(images, 0..side, dy, first, gradient);
             for (line, partial) in partial.chunks_exact_mut(rows * columns).enumerate() {
                 let input = &input[self.origin() + line * self.x.pitch()..];
                 for column in (0..columns).step_by(block) {
@@ -198,9 +200,16 @@ impl<'a> Work<'a> {
     }
 
     /// Output gradients of the columns as words: of bf16 numbers pairs of neighbouring pixels, of f32 where products are so.
-    fn gradient_words(&self, images: std::ops::Range<usize>, dy: &[f32], first: usize, words: &mut [f32]) {
+    fn gradient_words(
+        &self,
+        images: Range<usize>,
+        lines: Range<usize>,
+        dy: &[f32],
+        first: usize,
+        words: &mut [f32],
+    ) {
         let (columns, channels, side) = (self.columns, self.dy.channels, self.dy.side);
-        let lines = images.flat_map(|n| (0..side).map(move |y| (n, y)));
+        let lines = images.flat_map(|n| lines.clone().map(move |y| (n, y)));
         let per_line = side / self.format.per_word() * columns;
         for (words, (n, y)) in words.chunks_exact_mut(per_line).zip(lines) {
             let image = &dy[n * self.dy.image()..][..self.dy.image()];
@@ -217,7 +226,7 @@ impl<'a> Work<'a> {
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    fn add_tiles(&self, _: std::ops::Range<usize>, _: &[f32], _: &[f32], _: usize, _: &mut [f32]) {
+    fn add_tiles(&self, _: Range<usize>, _: &[f32], _: &[f32], _: usize, _: &mut [f32]) {
         unreachable!("tiles are of x86-64")
     }
 
@@ -225,7 +234,7 @@ impl<'a> Work<'a> {
     #[cfg(target_arch = "x86_64")]
     fn add_tiles(
         &self,
-        images: std::ops::Range<usize>,
+        images: Range<usize>,
         input: &[f32],
         dy: &[f32],
         first: usize,
@@ -240,19 +249,19 @@ impl<'a> Work<'a> {
         let rows = kernel * in_channels;
         with_scratch(pairs * columns, |gradient| {
             gradient.fill(0.0);
-            for (at, n) in images.enumerate() {
-                let of = &dy[n * self.dy.image()..][..self.dy.image()];
-                for y in 0..side {
-                    let pixels: &[half::bf16] = self.dy.line(of, y);
-                    for (x, pixels) in pixels.chunks_exact(2 * self.dy.channels).enumerate() {
-                        let (a, b) = pixels.split_at(self.dy.channels);
-                        let place = at * image + y * line + x;
-                        for (k, (a, b)) in a[first..].iter().zip(&b[first..]).take(columns).enumerate() {
-                            gradient[k * pairs + place] = pair(a.get(), b.get());
+            let words_of_line = side / 2 * columns;
+            with_scratch(words_of_line, |words| {
+                for (at, n) in images.enumerate() {
+                    for y in 0..side {
+                        self.gradient_words(n..n + 1, y..y + 1, dy, first, words);
+                        let start = at * image + y * line;
+                        for (k, row) in gradient.chunks_exact_mut(pairs).enumerate() {
+                            let row = &mut row[start..start + side / 2];
+                            row.iter_mut().enumerate().for_each(|(x, word)| *word = words[x * columns + k]);
                         }
                     }
                 }
-            }
+            });
             for tap in 0..kernel {
                 let outer = amx::Outer {
                     gradient,

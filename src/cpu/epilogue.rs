@@ -87,11 +87,15 @@ vectorised! {
                 _ => None,
             };
             let out: &mut [E] = maps.line_mut(image, y);
+            // What the sums that come next will meet.
+            let ahead = sums.lines * maps.across() * maps.channels;
             for x in 0..maps.side {
                 let sums = &sums_of_line[x * sums.block..][..sums.block];
                 for (vector, sums) in sums.as_chunks::<LANES>().0.iter().enumerate() {
                     let channel = channel + vector * LANES;
                     let at = x * maps.channels + channel;
+                    added.iter().chain(&mask).for_each(|line| prefetch(line, at + ahead));
+                    prefetch(out, at + ahead);
                     let mut values = *sums;
                     if let Some(bias) = epilogue.bias {
                         add(&mut values, lanes(bias, channel));
@@ -116,6 +120,19 @@ vectorised! {
             }
         }
     }
+}
+
+/// Asks for a number that may lie behind the slice.
+#[inline(always)]
+fn prefetch<E>(of: &[E], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which no address makes a fault.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(of.as_ptr().wrapping_add(at).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (of, at);
 }
 
 #[inline(always)]

@@ -32,31 +32,6 @@ pub struct BatchNorm {
     shift: Vec<f32>,
 }
 
-/// Two sums over the pixels of an image for each channel, pixels in their order: `term(y, offset in the line)` of sixteen channels.
-#[inline(always)]
-fn sums_of_image(
-    maps: Maps,
-    sums: &mut [f32],
-    mut term: impl FnMut(usize, usize) -> [[f32; LANES]; 2],
-) {
-    let (first, second) = sums.split_at_mut(maps.channels);
-    for at in (0..maps.channels).step_by(LANES) {
-        let mut sums = [[0.0f32; LANES]; 2];
-        for y in 0..maps.side {
-            for x in 0..maps.side {
-                let terms = term(y, x * maps.channels + at);
-                for (sum, term) in sums.iter_mut().zip(terms) {
-                    for i in 0..LANES {
-                        sum[i] += term[i];
-                    }
-                }
-            }
-        }
-        first[at..at + LANES].copy_from_slice(&sums[0]);
-        second[at..at + LANES].copy_from_slice(&sums[1]);
-    }
-}
-
 /// Sixteen values of a line.
 #[inline(always)]
 fn sixteen<E: Number>(line: &[E], at: usize) -> [f32; LANES] {
@@ -94,7 +69,7 @@ impl BatchNorm {
     ) -> Self {
         let (sums, squares) = two_sums(batch, maps.channels, |n, sums| {
             let y = &y[n * maps.image()..][..maps.image()];
-            moments(numbers, maps, y, sums);
+            sums_of_image(numbers, maps, y, y, &vec![0.0; maps.channels], sums);
         });
         let count = (batch * maps.side * maps.side) as f64;
         let mut norm = Self::default();
@@ -158,7 +133,7 @@ impl BatchNorm {
         // Sums of dz and of dz * (y - mean): the second becomes the weight's gradient by one factor.
         let (sums, products) = two_sums(batch, channels, |n, sums| {
             let (y, dz) = (&y[image(n)], &dz[image(n)]);
-            products_of(numbers, self, maps, y, dz, sums);
+            sums_of_image(numbers, maps, dz, y, &self.mean, sums);
         });
         let count = (batch * maps.side * maps.side) as f64;
         let bias: Vec<f32> = sums.iter().map(|sum| *sum as f32).collect();
@@ -221,16 +196,25 @@ vectorised! {
 }
 
 vectorised! {
-    fn products_of<E>(norm: &BatchNorm, maps: Maps, y: &[f32], dz: &[f32], sums: &mut [f32]) {
-        sums_of_image(maps, sums, |line, at| {
-            let mean = sixteen(&norm.mean, at % maps.channels);
-            let (y, dz) = (sixteen::<E>(maps.line(y, line), at), sixteen::<E>(maps.line(dz, line), at));
-            let mut product = [0.0; LANES];
-            for i in 0..LANES {
-                product[i] = dz[i] * (y[i] - mean[i]);
+    /// Sums of `x` and of `x * (y - mean)` over the pixels of an image, pixels in their order: all first sums before the second ones.
+    fn sums_of_image<E>(maps: Maps, x: &[f32], y: &[f32], mean: &[f32], sums: &mut [f32]) {
+        let (first, second) = sums.split_at_mut(maps.channels);
+        for channel in (0..maps.channels).step_by(LANES) {
+            let mean = sixteen(mean, channel);
+            let (mut a, mut b) = ([0.0f32; LANES], [0.0f32; LANES]);
+            for line in 0..maps.side {
+                let (x, y): (&[E], &[E]) = (maps.line(x, line), maps.line(y, line));
+                for at in (channel..x.len()).step_by(maps.channels) {
+                    let (x, y) = (sixteen(x, at), sixteen(y, at));
+                    for i in 0..LANES {
+                        a[i] += x[i];
+                        b[i] += x[i] * (y[i] - mean[i]);
+                    }
+                }
             }
-            [dz, product]
-        });
+            first[channel..channel + LANES].copy_from_slice(&a);
+            second[channel..channel + LANES].copy_from_slice(&b);
+        }
     }
 }
 
@@ -260,15 +244,6 @@ vectorised! {
                 }
             }
         }
-    }
-}
-
-vectorised! {
-    fn moments<E>(maps: Maps, y: &[f32], sums: &mut [f32]) {
-        sums_of_image(maps, sums, |line, at| {
-            let y = sixteen::<E>(maps.line(y, line), at);
-            [y, y.map(|y| y * y)]
-        });
     }
 }
 
