@@ -62,22 +62,23 @@ impl PackedConv {
         let Conv { in_channels, kernel, .. } = self.conv;
         let taps = kernel * kernel;
         let (numbers, filter) = (self.forward.numbers, in_channels * taps);
-        let mut rounded = Aligned::zeros(weights.len());
-        let filters = rounded.par_chunks_exact_mut(filter).zip(weights.par_chunks_exact(filter));
-        filters.enumerate().for_each(|(k, (rounded, weights))| {
-            scaled(numbers, weights, scale.map_or(1.0, |scale| scale[k]), rounded);
-        });
-        let weight = |k: usize, c: usize, tap: usize| rounded[(k * in_channels + c) * taps + tap];
-        self.forward.pack(kernel, |tap, c, k| weight(k, c, tap));
-        if in_channels < LEAST {
-            self.backward.pack(kernel, |_, k, at| match at {
-                at if at < taps * in_channels => weight(k, at % in_channels, at / in_channels),
-                // After the patch, to the end of its last vector.
-                _ => 0.0,
+        with_scratch(weights.len(), |rounded| {
+            let filters = rounded.par_chunks_exact_mut(filter).zip(weights.par_chunks_exact(filter));
+            filters.enumerate().for_each(|(k, (rounded, weights))| {
+                scaled(numbers, weights, scale.map_or(1.0, |scale| scale[k]), rounded);
             });
-        } else {
-            self.backward.pack(kernel, |tap, k, c| weight(k, c, tap));
-        }
+            let weight = |k: usize, c: usize, tap: usize| rounded[(k * in_channels + c) * taps + tap];
+            self.forward.pack(kernel, |tap, c, k| weight(k, c, tap));
+            if in_channels < LEAST {
+                self.backward.pack(kernel, |_, k, at| match at {
+                    at if at < filter => weight(k, at % in_channels, at / in_channels),
+                    // After the patch, to the end of its last vector.
+                    _ => 0.0,
+                });
+            } else {
+                self.backward.pack(kernel, |tap, k, c| weight(k, c, tap));
+            }
+        });
     }
 
     /// `out = epilogue(conv(x))` of so many images on this thread; `x` and `out` are [`Maps`], or `x` whole images.
@@ -88,9 +89,9 @@ impl PackedConv {
         }
         let framed = image_maps(&self.conv);
         with_scratch(framed.words(images), |input| {
+            input.fill(0.0);
             for (input, x) in input.chunks_exact_mut(framed.image()).zip(x.chunks_exact(self.conv.input_len()))
             {
-                framed.clear_border(input);
                 let line = framed.side * framed.channels;
                 for (y, x) in x.chunks_exact(line).enumerate() {
                     self.forward.operands.copy(x, framed.line_mut(input, y));
@@ -115,7 +116,6 @@ impl PackedConv {
         (maps, out): (Maps, &mut [f32]),
         epilogue: &Epilogue,
     ) {
-        out.chunks_exact_mut(maps.image()).take(images).for_each(|image| maps.clear_border(image));
         direction.run(images, input.image(), x, |n, channel, line, sums| {
             let at = n * maps.image();
             epilogue.write(direction.numbers, maps, line, channel, sums, at, &mut out[at..][..maps.image()]);

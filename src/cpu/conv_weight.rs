@@ -12,7 +12,7 @@ use super::amx;
 use super::conv::{LEAST, count_flops};
 use super::maps::{BORDER, Maps};
 use super::memory::{Aligned, with_scratch};
-use super::numbers::{Format, Number, Numbers, pair};
+use super::numbers::{Format, Numbers};
 use super::tiles::Pixel;
 use super::vectorised::vectorised;
 use crate::model::Conv;
@@ -121,25 +121,31 @@ impl<'a> Work<'a> {
     }
 
     /// Adds the products of all pixels of some images to `partial`, of the columns from `first` on.
-    fn add_panel(
-        &self,
-        images: Range<usize>,
-        x: &[f32],
-        dy: &[f32],
-        first: usize,
-        partial: &mut [f32],
-    ) {
-        with_scratch(images.len() * self.x.image() + SLACK * self.x.channels, |input| {
-            let (words, slack) = input.split_at_mut(images.len() * self.x.image());
+    fn add_panel(&self, images: Range<usize>, x: &[f32], dy: &[f32], first: usize, partial: &mut [f32]) {
+        let (image, maps, count) = (self.x.image(), self.dy, images.len());
+        if self.numbers.format == Format::F32 && self.conv.in_channels >= LEAST {
+            // Both are words as they are.
+            let (x, dy) = (&x[images.start * image..], &dy[images.start * maps.image() + first..]);
+            let place = |n, y, x| {
+                n * maps.image() + (y + BORDER) * maps.pitch() + (x + BORDER) * maps.channels
+            };
+            return self.add_vectors(count, x, dy, place, partial);
+        }
+        with_scratch(count * image + SLACK * self.x.channels, |input| {
+            let (words, slack) = input.split_at_mut(count * image);
             slack.fill(0.0);
-            for (n, words) in images.clone().zip(words.chunks_exact_mut(self.x.image())) {
+            for (n, words) in images.clone().zip(words.chunks_exact_mut(image)) {
                 self.input_words(x, n, words);
             }
             if self.order() == Order::ColumnsFirst {
-                self.add_tiles(images, input, dy, first, partial);
-            } else {
-                self.add_vectors(images, input, dy, first, partial);
+                return self.add_tiles(images, input, dy, first, partial);
             }
+            let (side, across) = (maps.side, maps.side / self.format.per_word());
+            with_scratch(count * side * across * self.columns, |gradient| {
+                self.gradient_words(images, 0..side, dy, first, gradient);
+                let place = |n, y, x| ((n * side + y) * across + x) * self.columns;
+                self.add_vectors(count, input, gradient, place, partial);
+            });
         });
     }
 
@@ -152,14 +158,14 @@ impl<'a> Work<'a> {
             let (whole, last) = words.split_at_mut(words.len() - stride * in_channels);
             pair_up(self.numbers, numbers, &numbers[stride * in_channels..], whole);
             last.fill(0.0);
-        } else if in_channels < LEAST {
+        } else {
+            // An image.
+            words.fill(0.0);
             let line = self.x.side * in_channels;
-            self.x.clear_border(words);
-            for (y, x) in x[n * self.conv.input_len()..][..self.conv.input_len()].chunks_exact(line).enumerate() {
+            let x = &x[n * self.conv.input_len()..][..self.conv.input_len()];
+            for (y, x) in x.chunks_exact(line).enumerate() {
                 self.x.line_mut(words, y).copy_from_slice(x);
             }
-        } else {
-            words.copy_from_slice(&x[n * self.x.image()..][..self.x.image()]);
         }
     }
 
@@ -168,35 +174,33 @@ impl<'a> Work<'a> {
         (BORDER - self.conv.padding()) * (self.x.pitch() + self.x.channels)
     }
 
+    /// By vectors: `place(n, y, x)` of the words of a line are where their gradient lies.
     fn add_vectors(
         &self,
-        images: Range<usize>,
+        images: usize,
         input: &[f32],
-        dy: &[f32],
-        first: usize,
+        gradient: &[f32],
+        place: impl Fn(usize, usize, usize) -> usize,
         partial: &mut [f32],
     ) {
         let Conv { in_channels, kernel, stride, .. } = *self.conv;
         let (columns, per_word, side) = (self.columns, self.format.per_word(), self.dy.side);
-        let (per_line, products) = (side / per_word, self.products());
+        let (across, products) = (side / per_word, self.products());
         let (block, rows) = (products.block(columns), kernel * in_channels);
-        let pixels: Vec<Pixel> = (0..images.len() * side * per_line)
+        let pixels: Vec<Pixel> = (0..images * side * across)
             .map(|at| {
-                let (n, y, x) = (at / (side * per_line), at / per_line % side, at % per_line);
-                let place = y * stride * self.x.pitch() + x * per_word * stride * in_channels;
-                Pixel { input: n * self.x.image() + place, output: at * columns }
+                let (n, y, x) = (at / (side * across), at / across % side, at % across);
+                let input = y * stride * self.x.pitch() + x * per_word * stride * in_channels;
+                Pixel { input: n * self.x.image() + input, output: place(n, y, x) }
             })
             .collect();
-        with_scratch(pixels.len() * columns, |gradient| {
-            self.gradient_words(images, 0..side, dy, first, gradient);
-            for (line, partial) in partial.chunks_exact_mut(rows * columns).enumerate() {
-                let input = &input[self.origin() + line * self.x.pitch()..];
-                for column in (0..columns).step_by(block) {
-                    let (gradient, sums) = (&gradient[column..], &mut partial[column..]);
-                    products.outer(block, input, &pixels, gradient, rows, sums, columns);
-                }
+        for (line, partial) in partial.chunks_exact_mut(rows * columns).enumerate() {
+            let input = &input[self.origin() + line * self.x.pitch()..];
+            for column in (0..columns).step_by(block) {
+                let (gradient, sums) = (&gradient[column..], &mut partial[column..]);
+                products.outer(block, input, &pixels, gradient, rows, sums, columns);
             }
-        });
+        }
     }
 
     /// Output gradients of the columns as words: of bf16 numbers pairs of neighbouring pixels, of f32 where products are so.

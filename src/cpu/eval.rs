@@ -14,7 +14,7 @@ use super::maps::Maps;
 use super::memory::Aligned;
 use super::numbers::Numbers;
 use super::{head, norm};
-use crate::model::layers::IMAGE_LEN;
+use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::model::pass::{self, Backward, Forward};
 use crate::model::{Layer, ResNet, Residual};
 
@@ -43,8 +43,39 @@ struct Task {
     gradients: Gradients,
 }
 
-/// Gradients on their way back: [`Layer::buffer`].
-pub type Gradients = [Aligned; Layer::BUFFERS];
+/// Gradients on their way back: for each [`Layer::buffer`] one of each shape.
+#[derive(Default)]
+pub struct Gradients(Vec<Aligned>);
+
+impl Gradients {
+    /// Makes room for `batch` images in the buffers of these layers.
+    pub fn reserve(&mut self, layers: impl Iterator<Item = (usize, Maps)>, batch: usize) {
+        for (buffer, maps) in layers {
+            let at = Self::slot(buffer, maps);
+            self.0.resize_with(self.0.len().max(at + 1), Aligned::default);
+            maps.reserve(&mut self.0[at], batch);
+        }
+    }
+
+    /// Shapes have different sides, each half of the one before.
+    fn slot(buffer: usize, maps: Maps) -> usize {
+        buffer + Layer::BUFFERS * (IMAGE_SIDE / maps.side).ilog2() as usize
+    }
+
+    pub fn get(&self, buffer: usize, maps: Maps) -> &[f32] {
+        &self.0[Self::slot(buffer, maps)]
+    }
+
+    pub fn get_mut(&mut self, buffer: usize, maps: Maps) -> &mut [f32] {
+        &mut self.0[Self::slot(buffer, maps)]
+    }
+
+    /// Different ones.
+    pub fn disjoint<const N: usize>(&mut self, buffers: [(usize, Maps); N]) -> [&mut Aligned; N] {
+        let slots = buffers.map(|(buffer, maps)| Self::slot(buffer, maps));
+        self.0.get_disjoint_mut(slots).expect("layers next to each other have buffers of their own")
+    }
+}
 
 /// The network with BatchNorm folded into its convolutions.
 struct Folded {
@@ -129,11 +160,11 @@ impl EvalPass {
     pub fn input_gradient(&mut self, dlogits: &[f32], dx: &mut [f32]) {
         let Self { folded, tasks, task_images, .. } = self;
         let layers = &folded.layout.layers;
-        let largest = (0..layers.len()).map(|layer| folded.maps(layer).words(*task_images)).max().unwrap_or(0);
         let inputs = dlogits.par_chunks(*task_images * folded.layout.network.classes).zip(tasks.par_iter_mut());
         inputs.zip(dx.par_chunks_mut(*task_images * IMAGE_LEN)).for_each(|((dlogits, task), dx)| {
             let Task { activations, gradients } = task;
-            gradients.iter_mut().for_each(|gradient| gradient.reserve(largest));
+            let buffers = layers.iter().map(|layer| (layer.buffer, folded.maps(layer.index)));
+            gradients.reserve(buffers, *task_images);
             let batch = dx.len() / IMAGE_LEN;
             let mut pass = EvalBackward { folded, batch, activations, gradients, dlogits, dx };
             let Ok(()) = pass::backward(layers, 0..layers.len(), &mut pass);
@@ -206,7 +237,7 @@ impl Backward for EvalBackward<'_> {
         let Folded { layout, numbers, linear_weight, .. } = self.folded;
         let last = layout.layers[layout.layers.len() - 1];
         let (maps, activations) = (self.folded.maps(last.index), &self.activations[last.index]);
-        let dz = &mut self.gradients[last.buffer];
+        let dz = self.gradients.get_mut(last.buffer, maps);
         head::input_gradient(*numbers, maps, self.dlogits, linear_weight, activations, dz);
         Ok(())
     }
@@ -218,7 +249,7 @@ impl Backward for EvalBackward<'_> {
 
     fn input_gradient(&mut self, layer: &Layer, input: usize) -> Result<(), Infallible> {
         let Folded { layout, convs, .. } = self.folded;
-        let ([dy, dx], added) = gradients_of(self.gradients, layout, layer, input);
+        let ([dy, dx], added) = gradients_of(self.gradients, layout, &convs[..], layer, input);
         let epilogue = Epilogue { bias: None, added, gate: Gate::Mask(&self.activations[input]) };
         convs[layer.conv].input_gradient(self.batch, dy, dx, &epilogue);
         Ok(())
@@ -226,21 +257,18 @@ impl Backward for EvalBackward<'_> {
 
     fn projection_gradient(&mut self, layer: &Layer, conv: usize, input: usize) -> Result<(), Infallible> {
         let Folded { layout, convs, .. } = self.folded;
-        let [dy, dx] = two(self.gradients, layer.buffer, layout.layers[input].buffer);
+        let (from, to) = ((layer.buffer, convs[conv].output()), (layout.layers[input].buffer, convs[conv].input()));
+        let [dy, dx] = self.gradients.disjoint([from, to]);
         convs[conv].input_gradient(self.batch, dy, dx, &Epilogue::default());
         Ok(())
     }
 
     fn image_gradient(&mut self) -> Result<(), Infallible> {
         let Folded { layout, convs, .. } = self.folded;
-        convs[0].image_gradient(self.batch, &self.gradients[layout.layers[0].buffer], self.dx);
+        let dy = self.gradients.get(layout.layers[0].buffer, convs[0].output());
+        convs[0].image_gradient(self.batch, dy, self.dx);
         Ok(())
     }
-}
-
-/// Two different buffers: to read, and to write.
-pub fn two(gradients: &mut Gradients, from: usize, to: usize) -> [&mut Aligned; 2] {
-    gradients.get_disjoint_mut([from, to]).expect("layers next to each other have buffers of their own")
 }
 
 /// The gradients of a layer and of its input, and what the second adds: the gradient of the residual that begins there. A projection
@@ -248,20 +276,20 @@ pub fn two(gradients: &mut Gradients, from: usize, to: usize) -> [&mut Aligned; 
 pub fn gradients_of<'a>(
     gradients: &'a mut Gradients,
     layout: &Layout,
+    convs: &[PackedConv],
     layer: &Layer,
     input: usize,
 ) -> ([&'a mut Aligned; 2], Added<'a>) {
-    let (from, to) = (layer.buffer, layout.layers[input].buffer);
+    let conv = &convs[layer.conv];
+    let (from, to) = ((layer.buffer, conv.output()), (layout.layers[input].buffer, conv.input()));
     let Some(join) = layer.skip.map(|join| layout.layers[join]) else {
-        return (two(gradients, from, to), Added::Nothing);
+        return (gradients.disjoint([from, to]), Added::Nothing);
     };
     match join.residual {
         Residual::Identity(_) => {
-            let [dy, dx, dz] = gradients
-                .get_disjoint_mut([from, to, join.buffer])
-                .expect("layers of a block have buffers of their own");
+            let [dy, dx, dz] = gradients.disjoint([from, to, (join.buffer, conv.input())]);
             ([dy, dx], Added::Maps(&dz[..]))
         }
-        _ => (two(gradients, from, to), Added::Present),
+        _ => (gradients.disjoint([from, to]), Added::Present),
     }
 }

@@ -73,7 +73,6 @@ pub fn input_gradient(
             pixel.iter_mut().zip(row).for_each(|(sum, w)| *sum += factor * w);
         }
         pixel.iter_mut().for_each(|sum| *sum *= 1.0 / (maps.side * maps.side) as f32);
-        maps.clear_border(dz);
         spread(numbers, maps, &pixel, activations, dz);
     });
 }

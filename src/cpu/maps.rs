@@ -1,5 +1,7 @@
 //! Activations and gradients as convolutions read them: NHWC, each image in a border of zeros one pixel wide, so that no filter
 //! hangs over an edge and a line of its taps is one run of words.
+//!
+//! A buffer holds maps of one shape for good: its border is zero from the start, and nothing writes there.
 
 use super::memory::Aligned;
 use super::numbers::{Format, Number};
@@ -78,18 +80,5 @@ impl Maps {
     /// Where line `y` begins, in numbers.
     fn start(&self, y: usize) -> usize {
         ((y + BORDER) * self.across() + BORDER) * self.channels
-    }
-
-    /// Zeroes the border of one image.
-    pub fn clear_border(&self, image: &mut [f32]) {
-        let (pitch, edge) = (self.pitch(), BORDER * self.pixel());
-        let (top, rest) = image[..self.image()].split_at_mut(BORDER * pitch);
-        let (lines, bottom) = rest.split_at_mut(self.side * pitch);
-        top.fill(0.0);
-        bottom.fill(0.0);
-        for line in lines.chunks_exact_mut(pitch) {
-            line[..edge].fill(0.0);
-            line[pitch - edge..].fill(0.0);
-        }
     }
 }

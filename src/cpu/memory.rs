@@ -26,7 +26,7 @@ impl Aligned {
         Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
     }
 
-    /// At least `len` elements, of unspecified value where it grows.
+    /// At least `len` elements, all of them zero where it grows.
     pub fn reserve(&mut self, len: usize) {
         if self.len < len {
             *self = Self::zeros(len);

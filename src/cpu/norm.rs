@@ -112,7 +112,6 @@ impl BatchNorm {
                     Residual::Activation(x) => Residual::Activation(&x[image]),
                     Residual::Normalised(norm, x) => Residual::Normalised(norm, &x[image]),
                 };
-                maps.clear_border(z);
                 apply(numbers, self, maps, y, residual, z);
             }
         });
@@ -154,7 +153,6 @@ impl BatchNorm {
         in_tasks(batch, maps, dy, |first, dy| {
             for (n, dy) in dy.chunks_exact_mut(maps.image()).enumerate() {
                 let (y, dz) = (&y[image(first + n)], &dz[image(first + n)]);
-                maps.clear_border(dy);
                 gradient(numbers, self, maps, y, dz, &slope, &offset, dy);
             }
         });

@@ -8,7 +8,7 @@ use super::arena::Layout;
 use super::conv::PackedConv;
 use super::conv_weight::weight_gradient;
 use super::epilogue::{Epilogue, Gate};
-use super::eval::{Gradients, gradients_of, two};
+use super::eval::{Gradients, gradients_of};
 use super::head;
 use super::maps::Maps;
 use super::memory::Aligned;
@@ -48,8 +48,8 @@ pub struct TrainPass {
     packed: Packed,
     slots: [Slot; SLOTS + PAIR.len()],
     gradients: Gradients,
-    /// Gradient before a BatchNorm.
-    dy: Aligned,
+    /// Gradients before a BatchNorm, all in buffer 0.
+    dy: Gradients,
     partials: Aligned,
 }
 
@@ -80,7 +80,7 @@ impl TrainPass {
         Self {
             slots: std::array::from_fn(slot),
             gradients: Default::default(),
-            dy: Aligned::default(),
+            dy: Gradients::default(),
             partials: Aligned::default(),
             packed: Packed {
                 numbers,
@@ -141,8 +141,9 @@ impl TrainPass {
         expected: Wanted,
     ) {
         let Self { packed, slots, gradients, dy, partials } = self;
-        let largest = layout.layers.iter().map(|layer| packed.maps(layer).words(batch)).max().unwrap_or(0);
-        gradients.iter_mut().chain([&mut *dy]).for_each(|gradient| gradient.reserve(largest));
+        let maps = |layer: &Layer| packed.maps(layer);
+        gradients.reserve(layout.layers.iter().map(|layer| (layer.buffer, maps(layer))), batch);
+        dy.reserve(layout.layers.iter().map(|layer| (0, maps(layer))), batch);
         let slot = &slots[slot];
         let mut pass =
             TrainBackward { packed, slot, layout, batch, dlogits, gradients, dy, partials, expected };
@@ -229,7 +230,7 @@ struct TrainBackward<'a> {
     batch: usize,
     dlogits: &'a [f32],
     gradients: &'a mut Gradients,
-    dy: &'a mut Aligned,
+    dy: &'a mut Gradients,
     partials: &'a mut Aligned,
     expected: Wanted<'a>,
 }
@@ -245,29 +246,24 @@ impl Backward for TrainBackward<'_> {
         }
         let last = self.layout.layers[self.layout.layers.len() - 1];
         let activations = &self.slot.activations[last.index];
-        let dz = &mut self.gradients[last.buffer];
-        head::input_gradient(
-            *numbers,
-            self.packed.maps(&last),
-            self.dlogits,
-            linear_weight,
-            activations,
-            dz,
-        );
+        let maps = self.packed.maps(&last);
+        let dz = self.gradients.get_mut(last.buffer, maps);
+        head::input_gradient(*numbers, maps, self.dlogits, linear_weight, activations, dz);
         Ok(())
     }
 
     fn normalisation(&mut self, layer: &Layer, at: usize, input: Option<usize>) -> Result<(), Infallible> {
         let Slot { images, outputs, activations, norms, .. } = self.slot;
         let (numbers, placed) = (self.packed.numbers, &self.layout.convs[at]);
-        let (maps, dz) = (self.packed.maps(layer), &self.gradients[layer.buffer]);
-        let (weight, bias) = norms[at].backward(numbers, maps, self.batch, &outputs[at], dz, self.dy);
+        let maps = self.packed.maps(layer);
+        let (dz, dy) = (self.gradients.get(layer.buffer, maps), self.dy.get_mut(0, maps));
+        let (weight, bias) = norms[at].backward(numbers, maps, self.batch, &outputs[at], dz, dy);
         if let Some((gradients, accumulate)) = &mut self.expected.parameters {
             set_or_add(&mut gradients[placed.bn_weight..], &weight, *accumulate);
             set_or_add(&mut gradients[placed.bn_bias..], &bias, *accumulate);
             let x = input.map_or(images, |input| &activations[input]);
             let gradient = &mut gradients[placed.weight..][..placed.conv.weight_len()];
-            weight_gradient(&placed.conv, numbers, self.batch, x, self.dy, self.partials, gradient, *accumulate);
+            weight_gradient(&placed.conv, numbers, self.batch, x, dy, self.partials, gradient, *accumulate);
         }
         Ok(())
     }
@@ -275,9 +271,9 @@ impl Backward for TrainBackward<'_> {
     fn input_gradient(&mut self, layer: &Layer, input: usize) -> Result<(), Infallible> {
         let (conv, maps) = (&self.packed.convs[layer.conv], self.packed.convs[layer.conv].input());
         // What the layer's own convolution sees is the gradient before its BatchNorm.
-        let ([_, dx], added) = gradients_of(self.gradients, self.layout, layer, input);
+        let ([_, dx], added) = gradients_of(self.gradients, self.layout, &self.packed.convs, layer, input);
         let epilogue = Epilogue { bias: None, added, gate: Gate::Mask(&self.slot.activations[input]) };
-        let (dy, image) = (&self.dy[..], conv.output().image());
+        let (dy, image) = (self.dy.get(0, conv.output()), conv.output().image());
         in_tasks(self.batch, maps, dx, |first, dx| {
             let images = dx.len() / maps.image();
             conv.input_gradient(images, &dy[first * image..], dx, &epilogue.from(first * maps.image()));
@@ -285,10 +281,10 @@ impl Backward for TrainBackward<'_> {
         Ok(())
     }
 
-    fn projection_gradient(&mut self, layer: &Layer, conv: usize, input: usize) -> Result<(), Infallible> {
+    fn projection_gradient(&mut self, _: &Layer, conv: usize, input: usize) -> Result<(), Infallible> {
         let (conv, maps) = (&self.packed.convs[conv], self.packed.convs[conv].input());
-        let [_, dx] = two(self.gradients, layer.buffer, self.layout.layers[input].buffer);
-        let (dy, image) = (&self.dy[..], conv.output().image());
+        let dx = self.gradients.get_mut(self.layout.layers[input].buffer, maps);
+        let (dy, image) = (self.dy.get(0, conv.output()), conv.output().image());
         in_tasks(self.batch, maps, dx, |first, dx| {
             conv.input_gradient(dx.len() / maps.image(), &dy[first * image..], dx, &Epilogue::default());
         });
@@ -297,8 +293,8 @@ impl Backward for TrainBackward<'_> {
 
     fn image_gradient(&mut self) -> Result<(), Infallible> {
         if let Some(dx) = &mut self.expected.images {
-            let (conv, dy) = (&self.packed.convs[0], &self.dy[..]);
-            let image = conv.output().image();
+            let conv = &self.packed.convs[0];
+            let (dy, image) = (self.dy.get(0, conv.output()), conv.output().image());
             dx.par_chunks_mut(IMAGE_LEN).enumerate().for_each(|(n, dx)| {
                 conv.image_gradient(1, &dy[n * image..], dx);
             });
