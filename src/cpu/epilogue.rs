@@ -1,11 +1,13 @@
 //! What becomes of a convolution's sums: bias, what is added, ReLU or its mask, and the numbers that are stored.
 
+#![allow(clippy::needless_range_loop)] // indices stand for lanes
+
 use super::conv::Sums;
 use super::maps::Maps;
 use super::norm::relu;
-use super::numbers::{Number, Numbers};
+use super::numbers::Numbers;
 use super::tiles::LANES;
-use super::vectorised::vectorised;
+use super::vectorised::{load, store, vectorised};
 
 /// `gate(sum + bias + added)`, of [`Maps`] that begin at the first image written.
 #[derive(Clone, Copy, Default)]
@@ -94,28 +96,37 @@ vectorised! {
                 for (vector, sums) in sums.as_chunks::<LANES>().0.iter().enumerate() {
                     let channel = channel + vector * LANES;
                     let at = x * maps.channels + channel;
-                    added.iter().chain(&mask).for_each(|line| prefetch(line, at + ahead));
+                    if let Some(added) = added {
+                        prefetch(added, at + ahead);
+                    }
+                    if let Some(mask) = mask {
+                        prefetch(mask, at + ahead);
+                    }
                     prefetch(out, at + ahead);
                     let mut values = *sums;
                     if let Some(bias) = epilogue.bias {
-                        add(&mut values, lanes(bias, channel));
+                        add(&mut values, load(bias, channel));
                     }
                     match (epilogue.added, added) {
                         (Added::Nothing, _) => {}
-                        (Added::Present, _) => add(&mut values, lanes(out, at)),
-                        (_, added) => add(&mut values, lanes(added.expect("maps"), at)),
+                        (Added::Present, _) => add(&mut values, load(out, at)),
+                        (_, added) => add(&mut values, load(added.expect("maps"), at)),
                     }
                     match (epilogue.gate, mask) {
                         (Gate::Open, _) => {}
-                        (Gate::Relu, _) => values = values.map(relu),
-                        (_, mask) => {
-                            let mask = lanes(mask.expect("a mask"), at);
+                        (Gate::Relu, _) => {
                             for i in 0..LANES {
-                                values[i] = if mask[i].get() > 0.0 { values[i] } else { 0.0 };
+                                values[i] = relu(values[i]);
+                            }
+                        }
+                        (_, mask) => {
+                            let mask = load(mask.expect("a mask"), at);
+                            for i in 0..LANES {
+                                values[i] = if mask[i] > 0.0 { values[i] } else { 0.0 };
                             }
                         }
                     }
-                    out[at..at + LANES].copy_from_slice(&values.map(E::nearest));
+                    store(out, at, &values);
                 }
             }
         }
@@ -136,13 +147,8 @@ fn prefetch<E>(of: &[E], at: usize) {
 }
 
 #[inline(always)]
-fn lanes<E: Number>(values: &[E], at: usize) -> &[E; LANES] {
-    values[at..].first_chunk().expect("a whole vector")
-}
-
-#[inline(always)]
-fn add<E: Number>(values: &mut [f32; LANES], added: &[E; LANES]) {
-    for (value, added) in values.iter_mut().zip(added) {
-        *value += added.get();
+fn add(values: &mut [f32; LANES], added: [f32; LANES]) {
+    for i in 0..LANES {
+        values[i] += added[i];
     }
 }

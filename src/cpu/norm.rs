@@ -9,9 +9,9 @@ use rayon::prelude::*;
 
 use super::eval::task_images;
 use super::maps::Maps;
-use super::numbers::{Number, Numbers};
+use super::numbers::Numbers;
 use super::tiles::LANES;
-use super::vectorised::vectorised;
+use super::vectorised::{load, store, vectorised};
 use crate::model::layers::{BN_EPSILON, BN_MOMENTUM};
 
 /// Factor and offset of each channel: BatchNorm with fixed statistics is `scale * y + shift`.
@@ -30,13 +30,6 @@ pub struct BatchNorm {
     inverse: Vec<f32>,
     scale: Vec<f32>,
     shift: Vec<f32>,
-}
-
-/// Sixteen values of a line.
-#[inline(always)]
-fn sixteen<E: Number>(line: &[E], at: usize) -> [f32; LANES] {
-    let values: &[E; LANES] = line[at..].first_chunk().expect("sixteen values");
-    values.map(E::get)
 }
 
 /// Two sums of each channel over images: `per_image(image index, sums)`, all first sums before the second ones.
@@ -169,24 +162,27 @@ vectorised! {
                 Residual::Activation(x) | Residual::Normalised(_, x) => Some(maps.line(x, line)),
             };
             for channel in (0..maps.channels).step_by(LANES) {
-                let of = |values: &[f32]| sixteen(values, channel);
+                let of = |values: &[f32]| load(values, channel);
                 let (scale, shift) = (of(&norm.scale), of(&norm.shift));
                 let (second_scale, second_shift) = match residual {
                     Residual::Normalised(second, _) => (of(&second.scale), of(&second.shift)),
                     _ => ([1.0; LANES], [0.0; LANES]),
                 };
                 for at in (channel..z.len()).step_by(maps.channels) {
-                    let mut values = sixteen(y, at);
+                    let mut values = load(y, at);
                     for i in 0..LANES {
                         values[i] = scale[i] * values[i] + shift[i];
                     }
                     if let Some(x) = residual_line {
-                        let x = sixteen(x, at);
+                        let x = load(x, at);
                         for i in 0..LANES {
                             values[i] += second_scale[i] * x[i] + second_shift[i];
                         }
                     }
-                    z[at..at + LANES].copy_from_slice(&values.map(|value| E::nearest(relu(value))));
+                    for i in 0..LANES {
+                        values[i] = relu(values[i]);
+                    }
+                    store(z, at, &values);
                 }
             }
         }
@@ -198,20 +194,20 @@ vectorised! {
     fn sums_of_image<E>(maps: Maps, x: &[f32], y: &[f32], mean: &[f32], sums: &mut [f32]) {
         let (first, second) = sums.split_at_mut(maps.channels);
         for channel in (0..maps.channels).step_by(LANES) {
-            let mean = sixteen(mean, channel);
+            let mean = load(mean, channel);
             let (mut a, mut b) = ([0.0f32; LANES], [0.0f32; LANES]);
             for line in 0..maps.side {
                 let (x, y): (&[E], &[E]) = (maps.line(x, line), maps.line(y, line));
                 for at in (channel..x.len()).step_by(maps.channels) {
-                    let (x, y) = (sixteen(x, at), sixteen(y, at));
+                    let (x, y) = (load(x, at), load(y, at));
                     for i in 0..LANES {
                         a[i] += x[i];
                         b[i] += x[i] * (y[i] - mean[i]);
                     }
                 }
             }
-            first[channel..channel + LANES].copy_from_slice(&a);
-            second[channel..channel + LANES].copy_from_slice(&b);
+            store(first, channel, &a);
+            store(second, channel, &b);
         }
     }
 }
@@ -230,15 +226,15 @@ vectorised! {
             let (y, dz): (&[E], &[E]) = (maps.line(y, line), maps.line(dz, line));
             let dy: &mut [E] = maps.line_mut(dy, line);
             for channel in (0..maps.channels).step_by(LANES) {
-                let of = |values: &[f32]| sixteen(values, channel);
+                let of = |values: &[f32]| load(values, channel);
                 let (scale, mean, slope, offset) = (of(&norm.scale), of(&norm.mean), of(slope), of(offset));
                 for at in (channel..dy.len()).step_by(maps.channels) {
-                    let (y, dz) = (sixteen(y, at), sixteen(dz, at));
+                    let (y, dz) = (load(y, at), load(dz, at));
                     let mut values = [0.0f32; LANES];
                     for i in 0..LANES {
                         values[i] = scale[i] * dz[i] + (slope[i] * (y[i] - mean[i]) + offset[i]);
                     }
-                    dy[at..at + LANES].copy_from_slice(&values.map(E::nearest));
+                    store(dy, at, &values);
                 }
             }
         }

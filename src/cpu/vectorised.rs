@@ -1,5 +1,10 @@
 //! Loops over numbers, compiled for every instruction set and both formats.
 
+#![allow(clippy::needless_range_loop)] // indices stand for lanes
+
+use super::numbers::Number;
+use super::tiles::LANES;
+
 /// A function `name(numbers, arguments)` from `fn name<E>(arguments)`, whose body is compiled for each instruction set and for numbers E
 /// of each format. Products and sums are never fused, so every set has the same bits; what the body calls is inlined, or is slower.
 macro_rules! vectorised {
@@ -40,3 +45,23 @@ macro_rules! vectorised {
 }
 
 pub(super) use vectorised;
+
+/// Sixteen numbers. A loop and no iterator: what is not inlined is not compiled for the instruction set.
+#[inline(always)]
+pub fn load<E: Number>(from: &[E], at: usize) -> [f32; LANES] {
+    let from: &[E; LANES] = from[at..].first_chunk().expect("sixteen numbers");
+    let mut values = [0.0; LANES];
+    for i in 0..LANES {
+        values[i] = from[i].get();
+    }
+    values
+}
+
+/// The numbers nearest to sixteen values.
+#[inline(always)]
+pub fn store<E: Number>(to: &mut [E], at: usize, values: &[f32; LANES]) {
+    let to: &mut [E; LANES] = to[at..].first_chunk_mut().expect("sixteen numbers");
+    for i in 0..LANES {
+        to[i] = E::nearest(values[i]);
+    }
+}
