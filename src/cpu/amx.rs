@@ -150,22 +150,22 @@ block!(two_by_one,
     ],
     store: ["tilestored [{a} + {out_stride}], tmm0" "tilestored [{b} + {out_stride}], tmm2"]);
 block!(two_by_two,
-    zero: ["tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3"],
-    load: [
-        "tileloadd tmm0, [{a} + {out_stride}]" "tileloadd tmm1, [{a} + {out_stride} + 64]"
-        "tileloadd tmm2, [{b} + {out_stride}]" "tileloadd tmm3, [{b} + {out_stride} + 64]"
-    ],
-    multiply: [
-        "tileloadd tmm6, [{b} + {right_stride}]" "tileloadd tmm7, [{b} + {right_stride} + 64]"
-        "lea {b}, [{a} + {first}]" "tileloadd tmm4, [{b} + {left_stride}]"
-        "tdpbf16ps tmm0, tmm4, tmm6" "tdpbf16ps tmm1, tmm4, tmm7"
-        "add {a}, {second}" "tileloadd tmm5, [{a} + {left_stride}]"
-        "tdpbf16ps tmm2, tmm5, tmm6" "tdpbf16ps tmm3, tmm5, tmm7"
-    ],
-    store: [
-        "tilestored [{a} + {out_stride}], tmm0" "tilestored [{a} + {out_stride} + 64], tmm1"
-        "tilestored [{b} + {out_stride}], tmm2" "tilestored [{b} + {out_stride} + 64], tmm3"
-    ]);
+zero: ["tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3"],
+load: [
+    "tileloadd tmm0, [{a} + {out_stride}]" "tileloadd tmm1, [{a} + {out_stride} + 64]"
+    "tileloadd tmm2, [{b} + {out_stride}]" "tileloadd tmm3, [{b} + {out_stride} + 64]"
+],
+multiply: [
+    "tileloadd tmm6, [{b} + {right_stride}]" "tileloadd tmm7, [{b} + {right_stride} + 64]"
+    "lea {b}, [{a} + {first}]" "tileloadd tmm4, [{b} + {left_stride}]"
+    "tdpbf16ps tmm0, tmm4, tmm6" "tdpbf16ps tmm1, tmm4, tmm7"
+    "add {a}, {second}" "tileloadd tmm5, [{a} + {left_stride}]"
+    "tdpbf16ps tmm2, tmm5, tmm6" "tdpbf16ps tmm3, tmm5, tmm7"
+],
+store: [
+    "tilestored [{a} + {out_stride}], tmm0" "tilestored [{a} + {out_stride} + 64], tmm1"
+    "tilestored [{b} + {out_stride}], tmm2" "tilestored [{b} + {out_stride} + 64], tmm3"
+]);
 
 /// One block, of two left operands or one, and of `N` right ones.
 unsafe fn multiply<const N: usize>(two: bool, block: &Block) {
@@ -268,7 +268,7 @@ impl Outer<'_> {
     }
 }
 
-/// As [`Products::peak`](super::tiles::Products::peak): rounds of four products.
+/// As [`Products::peak`](super::tiles::Products::peak): rounds of two products, operands from the first cache.
 pub unsafe fn registers(rounds: usize) -> f32 {
     let ones = [1.0f32; ROWS * LANES];
     let mut out = [0.0f32; ROWS * LANES];
@@ -279,7 +279,6 @@ pub unsafe fn registers(rounds: usize) -> f32 {
             let at = |of: &[f32]| of.as_ptr();
             let out = [out.as_mut_ptr(); 2];
             let stride = 4 * LANES;
-            // The second right operand would begin in the middle of the first: of ones, too.
             let block = Block {
                 steps: &steps,
                 left: [at(&ones); 2],

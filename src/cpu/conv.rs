@@ -90,7 +90,8 @@ impl PackedConv {
         let framed = image_maps(&self.conv);
         with_scratch(framed.words(images), |input| {
             input.fill(0.0);
-            for (input, x) in input.chunks_exact_mut(framed.image()).zip(x.chunks_exact(self.conv.input_len()))
+            for (input, x) in
+                input.chunks_exact_mut(framed.image()).zip(x.chunks_exact(self.conv.input_len()))
             {
                 let line = framed.side * framed.channels;
                 for (y, x) in x.chunks_exact(line).enumerate() {
@@ -239,7 +240,14 @@ impl Lines {
 
 impl Chunk {
     /// Of outputs of `side` lines in `parities` of each axis, from inputs of which a line has `pitch` words.
-    fn new(products: &Products, side: usize, block: usize, parities: usize, first: usize, line: usize) -> Self {
+    fn new(
+        products: &Products,
+        side: usize,
+        block: usize,
+        parities: usize,
+        first: usize,
+        line: usize,
+    ) -> Self {
         let fits = |lines: &usize| {
             side.is_multiple_of(*lines)
                 && lines.is_multiple_of(parities)

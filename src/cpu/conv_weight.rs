@@ -126,9 +126,8 @@ impl<'a> Work<'a> {
         if self.numbers.format == Format::F32 && self.conv.in_channels >= LEAST {
             // Both are words as they are.
             let (x, dy) = (&x[images.start * image..], &dy[images.start * maps.image() + first..]);
-            let place = |n, y, x| {
-                n * maps.image() + (y + BORDER) * maps.pitch() + (x + BORDER) * maps.channels
-            };
+            let place =
+                |n, y, x| n * maps.image() + (y + BORDER) * maps.pitch() + (x + BORDER) * maps.channels;
             return self.add_vectors(count, x, dy, place, partial);
         }
         with_scratch(count * image + SLACK * self.x.channels, |input| {
@@ -236,14 +235,7 @@ impl<'a> Work<'a> {
 
     /// By AMX: over whole images with their border, whose output gradients are zero, so that pairs are evenly spaced.
     #[cfg(target_arch = "x86_64")]
-    fn add_tiles(
-        &self,
-        images: Range<usize>,
-        input: &[f32],
-        dy: &[f32],
-        first: usize,
-        partial: &mut [f32],
-    ) {
+    fn add_tiles(&self, images: Range<usize>, input: &[f32], dy: &[f32], first: usize, partial: &mut [f32]) {
         let Conv { in_channels, kernel, stride, .. } = *self.conv;
         let (columns, side, count) = (self.columns, self.dy.side, images.len());
         // Pairs of a line and of an image; two output pixels are `2 * stride` input pixels.

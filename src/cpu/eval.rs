@@ -143,8 +143,9 @@ impl EvalPass {
         *size = task_images(batch);
         tasks.resize_with(batch.div_ceil(*size).max(tasks.len()), Task::default);
         let inputs = images.par_chunks(*size * IMAGE_LEN).zip(tasks.par_iter_mut());
-        let outputs =
-            features.par_chunks_mut(*size * network.features()).zip(logits.par_chunks_mut(*size * network.classes));
+        let outputs = features
+            .par_chunks_mut(*size * network.features())
+            .zip(logits.par_chunks_mut(*size * network.classes));
         inputs.zip(outputs).for_each(|((images, task), (features, logits))| {
             task.activations.resize_with(layers.len(), Aligned::default);
             for (layer, activation) in task.activations.iter_mut().enumerate() {
@@ -160,7 +161,8 @@ impl EvalPass {
     pub fn input_gradient(&mut self, dlogits: &[f32], dx: &mut [f32]) {
         let Self { folded, tasks, task_images, .. } = self;
         let layers = &folded.layout.layers;
-        let inputs = dlogits.par_chunks(*task_images * folded.layout.network.classes).zip(tasks.par_iter_mut());
+        let inputs =
+            dlogits.par_chunks(*task_images * folded.layout.network.classes).zip(tasks.par_iter_mut());
         inputs.zip(dx.par_chunks_mut(*task_images * IMAGE_LEN)).for_each(|((dlogits, task), dx)| {
             let Task { activations, gradients } = task;
             let buffers = layers.iter().map(|layer| (layer.buffer, folded.maps(layer.index)));
@@ -257,7 +259,8 @@ impl Backward for EvalBackward<'_> {
 
     fn projection_gradient(&mut self, layer: &Layer, conv: usize, input: usize) -> Result<(), Infallible> {
         let Folded { layout, convs, .. } = self.folded;
-        let (from, to) = ((layer.buffer, convs[conv].output()), (layout.layers[input].buffer, convs[conv].input()));
+        let (from, to) =
+            ((layer.buffer, convs[conv].output()), (layout.layers[input].buffer, convs[conv].input()));
         let [dy, dx] = self.gradients.disjoint([from, to]);
         convs[conv].input_gradient(self.batch, dy, dx, &Epilogue::default());
         Ok(())

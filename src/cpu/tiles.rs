@@ -35,8 +35,9 @@ pub struct Pixel {
     pub output: usize,
 }
 
-/// Operands that tiles multiply: from where their input and their weights begin, in bytes.
+/// Operands that tiles of AMX multiply: from where their input and their weights begin, in bytes.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 #[repr(C)]
 pub struct Step {
     pub input: usize,
@@ -45,6 +46,7 @@ pub struct Step {
 
 /// Output pixels that see the same taps.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub struct Phase {
     runs: Vec<Run>,
     /// Each the first of `rows` evenly spaced ones.
@@ -74,10 +76,8 @@ impl Phase {
             input: size_of::<f32>() * (run.input + at),
             weights: size_of::<f32>() * (run.row + at) * block,
         };
-        let steps = runs
-            .iter()
-            .flat_map(|run| (0..run.words).step_by(words).map(move |at| step(run, at)))
-            .collect();
+        let steps =
+            runs.iter().flat_map(|run| (0..run.words).step_by(words).map(move |at| step(run, at))).collect();
         Self { runs, pixels, rows, input_step, output_step, words, steps }
     }
 
