@@ -135,7 +135,9 @@ impl PackedConv {
             with_scratch(side * side * row, |patches| {
                 self.backward.run(1, 0, &dy[n * self.output.image()..], |_, channel, first, sums| {
                     let pixels = patches[first * side * row..].chunks_exact_mut(row);
-                    for (pixel, sums) in pixels.zip(sums.values.chunks_exact(sums.block)) {
+                    for (pixel, sums) in
+                        pixels.zip(sums.values.chunks_exact(sums.block)).take(sums.lines * side)
+                    {
                         pixel[channel..][..sums.len()].copy_from_slice(sums);
                     }
                 });
