@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::sanity::{Checks, Extent};
-use super::{Outcome, Part, Subject, gathered, predict};
+use super::{Outcome, Part, Subject, predict};
 use crate::attack::{Cost, Search};
 use crate::batch::Batch;
 use crate::engine::{self, Engine, unless_stopped};
@@ -70,8 +70,8 @@ pub trait Listener {
     fn batch(&mut self, progress: &Progress) -> bool;
 }
 
-/// A plain [`super::Watch`] as a listener: every stage counts as a walk over all images.
-pub struct Watched<'a>(pub super::Watch<'a>);
+/// A plain [`crate::progress::Watch`] as a listener: every stage counts as a walk over all images.
+pub struct Watched<'a>(pub crate::progress::Watch<'a>);
 
 impl Listener for Watched<'_> {
     fn batch(&mut self, progress: &Progress) -> bool {
@@ -178,7 +178,7 @@ fn stages(
         }
         let begin = Instant::now();
         let samples: Vec<u32> = positions.iter().map(|&position| subject.samples[position]).collect();
-        let batch = gathered(engine, subject.set, &samples, scratch)?;
+        let batch = scratch.gathered(engine, subject.set, &samples, None)?;
         let labels = engine.read(&batch.labels)?;
         let cost = match progress.stages[at].part {
             None => {

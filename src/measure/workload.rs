@@ -165,8 +165,8 @@ impl Bench {
 
     /// The recipe's first batch: its images and labels, the rest uninitialised.
     pub fn first_batch(&mut self) -> Result<Batch> {
-        let (engine, len) = (&mut self.engine, self.recipe.batch);
-        first_batch(engine, &self.set, &self.split.train[..len])
+        let (engine, samples) = (&mut self.engine, &self.split.train[..self.recipe.batch]);
+        Ok(Batch::alloc(engine, samples.len())?.gathered(engine, &self.set, samples, None)?)
     }
 
     /// [`Bench::run`], behind a flush of every cache where `cache` is cold.
@@ -200,8 +200,7 @@ impl Bench {
             }
             Work::Attack => {
                 let batch = &self.batch;
-                engine.write(&batch.samples, first)?;
-                engine.run(&batch.gather(&self.set, None))?;
+                batch.gathered(engine, &self.set, first, None)?;
                 let mut objective = recipe.new_objective();
                 let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
                 engine.synchronize()?;
@@ -288,13 +287,6 @@ impl Bench {
         };
         Ok((done, amounts, record))
     }
-}
-
-fn first_batch(engine: &mut Engine, set: &ImageSet, samples: &[u32]) -> Result<Batch> {
-    let batch = Batch::alloc(engine, samples.len())?;
-    engine.write(&batch.samples, samples)?;
-    engine.run(&batch.gather(set, None))?;
-    Ok(batch)
 }
 
 /// The device's clock, or the system's where the engine has none.

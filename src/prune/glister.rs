@@ -13,13 +13,13 @@
 
 use super::top_k::Draw;
 use super::{
-    Candidates, Coverage, Knowledge, LastLayerView, PruneError, Selection, SelectionConfig, SelectionRow,
-    Subset, Survey, TopK, part, residual,
+    Candidates, Coverage, Knowledge, LastLayerView, PruneError, Result, Selection, SelectionConfig,
+    SelectionRow, Subset, Survey, TopK, part, residual, sum,
 };
 use crate::config::Refusal;
 use crate::engine::{Engine, Tensor};
 use crate::names::named;
-use crate::ops::{GradientProducts, GradientSum, LastLayerGradients, RowNorms, StepLogits};
+use crate::ops::{GradientProducts, LastLayerGradients, RowNorms, StepLogits};
 use crate::philox::Key;
 
 pub(super) const ROW: SelectionRow = SelectionRow {
@@ -110,12 +110,7 @@ pub enum StepSize {
 }
 
 impl Selection for Glister {
-    fn select(
-        &self,
-        engine: &mut Engine,
-        candidates: &Candidates,
-        survey: &mut Survey,
-    ) -> Result<Subset, PruneError> {
+    fn select(&self, engine: &mut Engine, candidates: &Candidates, survey: &mut Survey) -> Result<Subset> {
         if candidates.held_out.is_empty() {
             return Err(PruneError::Invalid("adv-glister: no held-out images, expected 1 at least".into()));
         }
@@ -145,7 +140,7 @@ impl Glister {
         survey: &mut Survey,
         mut gradients: LastLayerGradients,
         mut held_out: LastLayerView,
-    ) -> Result<Subset, PruneError> {
+    ) -> Result<Subset> {
         if self.gradient == GradientPart::Bias {
             drop_features(engine, &mut gradients)?;
             drop_features(engine, &mut held_out.gradients)?;
@@ -166,7 +161,7 @@ impl Glister {
 }
 
 /// Leaves the gradients of the bias: those of features that are zero.
-fn drop_features(engine: &mut Engine, gradients: &mut LastLayerGradients) -> Result<(), PruneError> {
+fn drop_features(engine: &mut Engine, gradients: &mut LastLayerGradients) -> Result<()> {
     for term in &mut gradients.terms {
         term.features = engine.upload("no features", &vec![0.0; term.features.len()])?;
     }
@@ -174,7 +169,7 @@ fn drop_features(engine: &mut Engine, gradients: &mut LastLayerGradients) -> Res
 }
 
 /// The mean of |h'|^2 + 1 over the adversarial images.
-fn mean_square(engine: &mut Engine, gradients: &LastLayerGradients) -> Result<f64, PruneError> {
+fn mean_square(engine: &mut Engine, gradients: &LastLayerGradients) -> Result<f64> {
     let features = &gradients.terms[gradients.terms.len() - 1].features;
     let norms = engine.alloc("feature norms", gradients.len)?;
     engine.run(&RowNorms { values: features, row_len: features.len() / gradients.len, norms: &norms })?;
@@ -204,7 +199,7 @@ impl Search {
         step_along: StepAlong,
         gradients: LastLayerGradients,
         held_out: LastLayerView,
-    ) -> Result<Self, PruneError> {
+    ) -> Result<Self> {
         let network = engine.network();
         let moved = held_out.logits.iter().map(|logits| engine.alloc("moved logits", logits.len()));
         let moved = LastLayerView { logits: moved.collect::<Result<_, _>>()?, ..held_out.clone() };
@@ -213,7 +208,7 @@ impl Search {
     }
 
     /// G_V at the present step, as one vector.
-    fn held_out_gradient(&self, engine: &mut Engine, survey: &mut Survey) -> Result<Tensor<f64>, PruneError> {
+    fn held_out_gradient(&self, engine: &mut Engine, survey: &mut Survey) -> Result<Tensor<f64>> {
         let count = match self.step_along {
             StepAlong::Mean => self.picked.max(1) as f64,
             StepAlong::Sum => 1.0,
@@ -231,15 +226,10 @@ impl Search {
             })?;
         }
         let len = self.moved.gradients.len;
-        let mut start = 0;
-        while start < len {
-            let batch = self.moved.batch(survey.scratch, start..len.min(start + survey.scratch.len()));
-            survey.objective.loss(engine, &batch, 1.0 / len as f32, None)?;
-            start += batch.len();
+        for batch in self.moved.batches(survey.scratch) {
+            survey.objective.loss(engine, &batch, 1.0 / len as f32)?;
         }
-        let gradient = engine.alloc("held-out gradient", self.sum.len())?;
-        engine.run(&GradientSum { gradients: &self.moved.gradients, weights: None, sum: &gradient })?;
-        Ok(gradient)
+        sum(engine, &self.moved.gradients, None)
     }
 
     /// The gain of each candidate of `gradients`; a NaN is refused by the name of its image.
@@ -249,7 +239,7 @@ impl Search {
         survey: &mut Survey,
         gradients: &LastLayerGradients,
         name: impl Fn(usize) -> u32,
-    ) -> Result<Vec<f64>, PruneError> {
+    ) -> Result<Vec<f64>> {
         let target = self.held_out_gradient(engine, survey)?;
         let gains = engine.alloc("gains", gradients.len)?;
         engine.run(&GradientProducts { gradients, vector: &target, products: &gains })?;
@@ -265,9 +255,8 @@ impl Search {
     }
 
     /// Takes the candidates of `part` into the step.
-    fn pick(&mut self, engine: &mut Engine, part: &LastLayerGradients) -> Result<(), PruneError> {
-        let sum = engine.alloc("sum of the picked gradients", self.sum.len())?;
-        engine.run(&GradientSum { gradients: part, weights: None, sum: &sum })?;
+    fn pick(&mut self, engine: &mut Engine, part: &LastLayerGradients) -> Result<()> {
+        let sum = sum(engine, part, None)?;
         for (total, part) in self.sum.iter_mut().zip(engine.read(&sum)?) {
             *total += part;
         }
@@ -282,7 +271,7 @@ impl Search {
         samples: &[u32],
         draw: &mut Draw,
         rounds: usize,
-    ) -> Result<(), PruneError> {
+    ) -> Result<()> {
         let most = draw.left().div_ceil(rounds);
         while draw.left() > 0 {
             let gradients = self.gradients.clone();
@@ -302,7 +291,7 @@ impl Search {
         samples: &[u32],
         draw: &mut Draw,
         key: Key,
-    ) -> Result<(), PruneError> {
+    ) -> Result<()> {
         let budget = draw.left();
         // Rounded down as in the published code.
         let pool = ((samples.len() as f64 / budget as f64 * (1.0 / MISS).ln()) as usize).max(1);
@@ -322,7 +311,7 @@ impl Search {
 }
 
 /// Asks whether the user wants to stop; the samples are all surveyed by now.
-fn go_on(survey: &mut Survey, samples: usize) -> Result<(), PruneError> {
+fn go_on(survey: &mut Survey, samples: usize) -> Result<()> {
     if (survey.watch)(samples, samples) { Ok(()) } else { Err(PruneError::Stopped) }
 }
 

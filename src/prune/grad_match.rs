@@ -22,7 +22,8 @@
 use super::atoms::{DeviceAtoms, squares};
 use super::pursuit::{Atoms, Limits, Pursuit, pursue};
 use super::{
-    Candidates, Coverage, Knowledge, PruneError, Selection, SelectionRow, Subset, Survey, part, residual,
+    Candidates, Coverage, Knowledge, PruneError, Result, Selection, SelectionRow, Subset, Survey, part,
+    residual,
 };
 use crate::data::order::shuffled;
 use crate::engine::Engine;
@@ -100,12 +101,7 @@ pub struct GradMatch {
 impl Selection for GradMatch {
     /// Surveys the candidates and matches their gradients: see [`GradMatch::choose`]. A further draw has the crops and flips of
     /// a later epoch, and an attack of its own.
-    fn select(
-        &self,
-        engine: &mut Engine,
-        candidates: &Candidates,
-        survey: &mut Survey,
-    ) -> Result<Subset, PruneError> {
+    fn select(&self, engine: &mut Engine, candidates: &Candidates, survey: &mut Survey) -> Result<Subset> {
         self.check(candidates)?;
         let samples = candidates.samples;
         if samples.is_empty() || candidates.budget == 0 {
@@ -150,7 +146,7 @@ impl GradMatch {
         gradients: &LastLayerGradients,
         further: &[LastLayerGradients],
         go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<Subset, PruneError> {
+    ) -> Result<Subset> {
         self.check(candidates)?;
         let samples = candidates.samples;
         let budget = candidates.budget.min(samples.len());
@@ -211,7 +207,7 @@ impl GradMatch {
         Ok(subset)
     }
 
-    fn check(&self, candidates: &Candidates) -> Result<(), PruneError> {
+    fn check(&self, candidates: &Candidates) -> Result<()> {
         let invalid = |text: String| Err(PruneError::Invalid(format!("adv-grad-match: {text}")));
         if !(self.ridge.is_finite() && self.ridge >= 0.0) {
             return invalid(format!("ridge {}, expected a finite number, 0 at least", self.ridge));
@@ -243,7 +239,7 @@ impl GradMatch {
         most: usize,
         go_on: &mut dyn FnMut() -> bool,
         traces: &mut Traces,
-    ) -> Result<Pursuit, PruneError> {
+    ) -> Result<Pursuit> {
         if atoms.target_is_zero() {
             return Ok(Pursuit::default());
         }

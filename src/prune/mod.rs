@@ -44,14 +44,14 @@ pub use ranking::{Ranking, Score};
 pub use row::{CandidatePasses, Coverage, Knowledge, SelectionRow, Setting};
 pub use session::{Chosen, SelectionRun};
 pub use subset::Subset;
-pub use survey::{LastLayerView, Survey};
+pub use survey::{LastLayerView, Survey, SurveySeconds};
 pub use top_k::TopK;
 
 use crate::data::DataError;
 use crate::data::order::quotas;
 use crate::engine::{self, Engine, Tensor};
 use crate::names::table;
-use crate::ops::{GatherRows, LastLayerGradients, Term};
+use crate::ops::{GatherRows, GradientSum, LastLayerGradients, Term};
 use crate::philox::Key;
 use crate::recipe::Recipe;
 
@@ -76,12 +76,7 @@ table! {
 /// A way to choose samples. It keeps no state: the same candidates, weights and key give the same subset.
 pub trait Selection {
     /// Chooses among `candidates`.
-    fn select(
-        &self,
-        engine: &mut Engine,
-        candidates: &Candidates,
-        survey: &mut Survey,
-    ) -> Result<Subset, PruneError>;
+    fn select(&self, engine: &mut Engine, candidates: &Candidates, survey: &mut Survey) -> Result<Subset>;
 }
 
 /// The selection of a configuration in a run.
@@ -102,7 +97,7 @@ pub fn choose(
     recipe: &Recipe,
     candidates: &Candidates,
     survey: &mut Survey,
-) -> Result<Subset, PruneError> {
+) -> Result<Subset> {
     let subset = recipe.new_selection().select(engine, candidates, survey)?;
     if subset.is_empty() {
         let (method, count) = (recipe.selection.method, candidates.samples.len());
@@ -143,12 +138,20 @@ impl Candidates<'_> {
     }
 }
 
-/// The gradients at `places`, compacted.
-fn part(
+/// `sum_i w_i g_i` as one vector, w = 1 where absent.
+fn sum(
     engine: &mut Engine,
     gradients: &LastLayerGradients,
-    places: &[u32],
-) -> Result<LastLayerGradients, PruneError> {
+    weights: Option<&Tensor<f64>>,
+) -> Result<Tensor<f64>> {
+    let network = engine.network();
+    let sum = engine.alloc("sum of gradients", network.classes * (network.features() + 1))?;
+    engine.run(&GradientSum { gradients, weights, sum: &sum })?;
+    Ok(sum)
+}
+
+/// The gradients at `places`, compacted.
+fn part(engine: &mut Engine, gradients: &LastLayerGradients, places: &[u32]) -> Result<LastLayerGradients> {
     let rows = engine.upload("places of candidates", places)?;
     let mut compact = |from: &Tensor<f32>| {
         let row = from.len() / gradients.len;
@@ -158,8 +161,11 @@ fn part(
     let terms = gradients.terms.iter().map(|term| {
         Ok(Term { logit_gradient: compact(&term.logit_gradient)?, features: compact(&term.features)? })
     });
-    Ok(LastLayerGradients { terms: terms.collect::<Result<_, PruneError>>()?, len: places.len() })
+    Ok(LastLayerGradients { terms: terms.collect::<Result<_>>()?, len: places.len() })
 }
+
+/// Result of a selection.
+pub type Result<T, E = PruneError> = std::result::Result<T, E>;
 
 /// Why a selection failed.
 #[derive(Debug, thiserror::Error)]

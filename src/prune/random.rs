@@ -1,7 +1,7 @@
 //! The controls: all candidates, or N at random, of each class in proportion where asked for; and a share of chance in
 //! another choice.
 
-use super::{Candidates, Coverage, PruneError, Selection, SelectionConfig, SelectionRow, Subset, Survey};
+use super::{Candidates, Coverage, Result, Selection, SelectionConfig, SelectionRow, Subset, Survey};
 use crate::config::Refusal;
 use crate::data::order::shuffled;
 use crate::engine::Engine;
@@ -87,13 +87,13 @@ pub struct Random {
 }
 
 impl Selection for All {
-    fn select(&self, _: &mut Engine, candidates: &Candidates, _: &mut Survey) -> Result<Subset, PruneError> {
+    fn select(&self, _: &mut Engine, candidates: &Candidates, _: &mut Survey) -> Result<Subset> {
         Ok(Subset::uniform(candidates.samples.to_vec()))
     }
 }
 
 impl Selection for Random {
-    fn select(&self, _: &mut Engine, candidates: &Candidates, _: &mut Survey) -> Result<Subset, PruneError> {
+    fn select(&self, _: &mut Engine, candidates: &Candidates, _: &mut Survey) -> Result<Subset> {
         let mut order = shuffled(candidates.key, candidates.samples);
         if self.class_balanced {
             let mut left = candidates.class_budgets();
@@ -122,7 +122,7 @@ pub struct Walk {
 }
 
 impl Selection for Walk {
-    fn select(&self, _: &mut Engine, candidates: &Candidates, _: &mut Survey) -> Result<Subset, PruneError> {
+    fn select(&self, _: &mut Engine, candidates: &Candidates, _: &mut Survey) -> Result<Subset> {
         let order = shuffled(Key { epoch: self.first, ..candidates.key }, candidates.samples);
         let budget = candidates.budget.min(order.len());
         let before = (candidates.key.epoch.saturating_sub(self.first) / self.every.max(1)) as usize;
@@ -139,12 +139,7 @@ pub struct PartlyRandom {
 }
 
 impl Selection for PartlyRandom {
-    fn select(
-        &self,
-        engine: &mut Engine,
-        candidates: &Candidates,
-        survey: &mut Survey,
-    ) -> Result<Subset, PruneError> {
+    fn select(&self, engine: &mut Engine, candidates: &Candidates, survey: &mut Survey) -> Result<Subset> {
         let budget = candidates.budget.min(candidates.samples.len());
         let random = self.config.random_part(budget);
         let chosen =

@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use super::{Candidates, Diagnosis, PruneError, Subset, Survey, choose};
+use super::{Candidates, Diagnosis, Result, Subset, Survey, choose};
 use crate::batch::Batch;
 use crate::data::{DataSet, Split};
-use crate::engine::{Engine, WeightSet};
+use crate::engine::Engine;
 use crate::model::Weights;
 use crate::objective::Objective;
 use crate::ops::ImageSet;
@@ -56,7 +56,7 @@ impl<'a> SelectionRun<'a> {
         recipe: &'a Recipe,
         data: &DataSet,
         seed: u64,
-    ) -> Result<Self, PruneError> {
+    ) -> Result<Self> {
         let split = recipe.split(data)?;
         engine.load_weights(weights)?;
         let set = ImageSet::upload(engine, &data.train.pixels, &data.train.labels)?;
@@ -70,7 +70,7 @@ impl<'a> SelectionRun<'a> {
     ///
     /// # Errors
     /// [`PruneError::Stopped`] where `progress` stops it: nothing is kept. [`PruneError::Invalid`] where nothing can be chosen.
-    pub fn run(&mut self, progress: &dyn ProgressSink) -> Result<Chosen, PruneError> {
+    pub fn run(&mut self, progress: &dyn ProgressSink) -> Result<Chosen> {
         let Self { engine, recipe, split, labels, set, scratch, objective, seed } = self;
         let engine = &mut **engine;
         let candidates = Candidates {
@@ -84,7 +84,8 @@ impl<'a> SelectionRun<'a> {
             key: Key { seed: *seed, purpose: Purpose::Selection, epoch: 0, step: 0 },
         };
         let mut watch = watch(progress, TASK.into());
-        let survey = &mut survey(set, objective.as_mut(), scratch, *seed, &mut watch);
+        let start = attack_start(*seed);
+        let survey = &mut Survey::new(set, objective.as_mut(), scratch, start, &mut watch);
         let begin = Instant::now();
         let subset = choose(engine, recipe, &candidates, survey)?;
         engine.synchronize()?;
@@ -100,11 +101,12 @@ impl<'a> SelectionRun<'a> {
     ///
     /// # Errors
     /// [`PruneError::Stopped`]; those of the engine.
-    pub fn factors(&mut self, progress: &dyn ProgressSink) -> Result<Vec<u8>, PruneError> {
+    pub fn factors(&mut self, progress: &dyn ProgressSink) -> Result<Vec<u8>> {
         let Self { engine, split, set, scratch, objective, seed, .. } = self;
         let engine = &mut **engine;
         let mut watch = watch(progress, TASK.into());
-        let mut survey = survey(set, objective.as_mut(), scratch, *seed, &mut watch);
+        let start = attack_start(*seed);
+        let mut survey = Survey::new(set, objective.as_mut(), scratch, start, &mut watch);
         let view = survey.last_layer(engine, &split.train)?;
         progress.event(Event::End);
         Ok(view.to_bytes(engine, &split.train)?)
@@ -114,14 +116,7 @@ impl<'a> SelectionRun<'a> {
 /// What is reported while the candidates are attacked.
 const TASK: &str = "candidates";
 
-/// The candidates as they are, under the present weights.
-fn survey<'a>(
-    set: &'a ImageSet,
-    objective: &'a mut dyn Objective,
-    scratch: &'a Batch,
-    seed: u64,
-    watch: &'a mut dyn FnMut(usize, usize) -> bool,
-) -> Survey<'a> {
-    let key = Key { seed, purpose: Purpose::SelectionStart, epoch: 0, step: 0 };
-    Survey { set, objective, weights: WeightSet::Live, augment: None, scratch, key, watch }
+/// Keys the attack on the candidates.
+fn attack_start(seed: u64) -> Key {
+    Key { seed, purpose: Purpose::SelectionStart, epoch: 0, step: 0 }
 }

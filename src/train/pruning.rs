@@ -11,8 +11,9 @@ use crate::engine::{self, Engine, Tensor, WeightSet};
 use crate::objective::Objective;
 use crate::ops::ImageSet;
 use crate::philox::{Key, Purpose};
+use crate::progress::Watch;
 use crate::prune::{
-    self, Candidates, Diagnosis, MeanScores, PruneError, Ranking, SelectionWeights, Subset, Survey, TopK,
+    self, Candidates, Diagnosis, MeanScores, Ranking, SelectionWeights, Subset, Survey, TopK,
 };
 
 /// Which samples train now.
@@ -79,8 +80,8 @@ impl<'a> Pruning<'a> {
         scratch: &Batch,
         epoch: u32,
         selected: Option<u32>,
-        watch: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<Option<Diagnosis>, PruneError> {
+        watch: Watch,
+    ) -> prune::Result<Option<Diagnosis>> {
         match self.timeline.stage(epoch) {
             Stage::Whole => self.subset = None,
             Stage::Subset { select: true } if selected != Some(epoch) => {
@@ -109,8 +110,8 @@ impl<'a> Pruning<'a> {
         set: &ImageSet,
         scratch: &Batch,
         epoch: u32,
-        watch: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<(Subset, Diagnosis), PruneError> {
+        watch: Watch,
+    ) -> prune::Result<(Subset, Diagnosis)> {
         let labels = engine.read(&set.labels)?;
         let labels: Vec<u32> = self.split.train.iter().map(|&sample| labels[sample as usize]).collect();
         let key = |purpose| Key { seed: self.recipe.seed, purpose, epoch, step: 0 };
@@ -131,7 +132,7 @@ impl<'a> Pruning<'a> {
             _ => WeightSet::Live,
         };
         let start = key(Purpose::SelectionStart);
-        let mut survey = Survey { set, objective, weights, augment: None, scratch, key: start, watch };
+        let mut survey = Survey { weights, ..Survey::new(set, objective, scratch, start, watch) };
         let mut scores = self.scores.clone();
         if let (Some(scores), Some(score)) = (&mut scores, self.recipe.selection.mean_score())
             && !(scores.complete() && self.recipe.selection.scored_by_training())

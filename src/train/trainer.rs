@@ -22,7 +22,8 @@ use crate::model::layers::IMAGE_LEN;
 use crate::objective::Objective;
 use crate::ops::{ImageSet, ScatterRows};
 use crate::philox::{Key, Purpose};
-use crate::prune::{PruneError, Subset};
+use crate::progress::Watch;
+use crate::prune::{self, PruneError, Subset};
 
 /// A network in training.
 pub struct Trainer<'a> {
@@ -221,10 +222,7 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// [`PruneError::Stopped`] where it does not: the state is that before the call.
-    pub fn begin_epoch(
-        &mut self,
-        watch: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> std::result::Result<bool, PruneError> {
+    pub fn begin_epoch(&mut self, watch: Watch) -> prune::Result<bool> {
         let begin = Instant::now();
         let epoch = self.progress.epoch;
         let last = self.progress.selection.map(|last| last.epoch);
@@ -317,12 +315,12 @@ impl<'a> Trainer<'a> {
     fn whole_step(&mut self, visit: &Visit, clock: &mut StepClock) -> Result<()> {
         let step = self.progress.step;
         let range = self.images_after(step)..self.images_after(step + 1);
-        let batch = self.batch.rows(0..range.len()).keeping(
+        let mut batch = self.batch.rows(0..range.len()).keeping(
             visit.order.slice(range.clone()),
             self.losses.slice(range.clone()),
             self.predictions.slice(range.clone()),
         );
-        let weights = visit.weights.as_ref().map(|weights| weights.slice(range.clone()));
+        batch.weights = visit.weights.as_ref().map(|weights| weights.slice(range.clone()));
 
         self.engine.phase(Phase::Step);
         clock.begin(step, self.engine)?;
@@ -336,7 +334,7 @@ impl<'a> Trainer<'a> {
             clock.ended(Part::Attack, self.engine)?;
 
             self.engine.phase(Phase::Train);
-            let displacement = self.objective.gradient(self.engine, &batch, weights.as_ref())?;
+            let displacement = self.objective.gradient(self.engine, &batch)?;
             if let Some(scores) = &self.scores {
                 scores.measure(self.engine, &batch, self.objective.has_clean_pass(), range.clone())?;
             }

@@ -2,7 +2,7 @@
 
 use secateur::batch::Batch;
 use secateur::data::{DataSet, Images};
-use secateur::engine::{DeviceChoice, Engine, WeightSet, open};
+use secateur::engine::{DeviceChoice, Engine, open};
 use secateur::model::initialise;
 use secateur::objective::Objective;
 use secateur::ops::ImageSet;
@@ -71,16 +71,9 @@ impl Subject {
 
     /// Calls `task` with the engine and a survey.
     pub fn survey<R>(&mut self, task: impl FnOnce(&mut Engine, &mut Survey) -> R) -> R {
-        let mut survey = Survey {
-            set: &self.set,
-            objective: &mut *self.objective,
-            weights: WeightSet::Live,
-            augment: None,
-            scratch: &self.scratch,
-            key: Key { seed: 5, purpose: Purpose::SelectionStart, epoch: 0, step: 0 },
-            watch: &mut |_, _| true,
-        };
-        task(&mut self.engine, &mut survey)
+        let key = Key { seed: 5, purpose: Purpose::SelectionStart, epoch: 0, step: 0 };
+        let watch = &mut |_, _| true;
+        task(&mut self.engine, &mut Survey::new(&self.set, &mut *self.objective, &self.scratch, key, watch))
     }
 
     /// The classes of `samples`.

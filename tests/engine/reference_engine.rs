@@ -461,7 +461,10 @@ fn misuse_is_an_error() {
 
     let short = batch.images.slice(0..IMAGE_LEN);
     let error = engine.forward(pass, &short, &batch.logits);
-    assert!(matches!(error, Err(Error::Length { tensor: "logits", actual: 20, expected: 10 })), "{error:?}");
+    assert!(
+        matches!(error, Err(Error::Length { tensor: "batch logits", actual: 20, expected: 10 })),
+        "{error:?}"
+    );
     let three = engine.alloc::<f32>("three images", 3 * IMAGE_LEN).unwrap();
     refused(engine.forward(pass, &three, &batch.logits), "expected 1 to 2");
     let other = open(DeviceChoice::Cpu, NETWORK, 2).unwrap();

@@ -240,7 +240,7 @@ fn free_replays_move_what_their_groups_allow() {
         let moving = groups.boundary.len() + if replay < robust_steps { groups.robust.len() } else { 0 };
         assert_eq!(work, AttackWork { steps: moving as u64, ..of_minibatch }, "replay {replay}");
         assert!(engine.read(&batch.perturbed).unwrap() == expected, "replay {replay}: other images");
-        free.gradient(engine, batch, None).unwrap();
+        free.gradient(engine, batch).unwrap();
 
         plain.write(&plain_batch.perturbed, &expected).unwrap();
         plain.forward(pass, &plain_batch.perturbed, &plain_batch.logits).unwrap();
@@ -407,7 +407,7 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
         script.work +=
             AttackWork { steps: (2 * groups.boundary.len() + groups.robust.len()) as u64, ..groups.work() };
         for batch in all.parts(BATCH) {
-            objective.gradient(engine, &batch, None).unwrap();
+            objective.gradient(engine, &batch).unwrap();
             engine
                 .step(&Sgd {
                     learning_rate: recipe.optimizer.learning_rate as f32,

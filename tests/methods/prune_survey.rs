@@ -142,7 +142,8 @@ fn a_survey_can_be_stopped() {
             assert!(done <= total && total == SAMPLES.len());
             false
         };
-        let mut survey = Survey { watch: &mut watch, objective: &mut *survey.objective, ..*survey };
+        let mut survey =
+            Survey { watch: &mut watch, objective: &mut *survey.objective, seconds: None, ..*survey };
         let error = survey.last_layer(engine, &SAMPLES).unwrap_err();
         assert!(matches!(error, PruneError::Stopped), "{error}");
         assert_eq!(asked, 1);
@@ -159,7 +160,8 @@ fn a_survey_can_be_stopped_within_a_batch() {
         assert!(survey.last_layer(engine, &SAMPLES).is_ok());
         stop.request();
         let mut watch = |_: usize, _: usize| panic!("no batch is done");
-        let mut survey = Survey { watch: &mut watch, objective: &mut *survey.objective, ..*survey };
+        let mut survey =
+            Survey { watch: &mut watch, objective: &mut *survey.objective, seconds: None, ..*survey };
         let error = survey.last_layer(engine, &SAMPLES).unwrap_err();
         assert!(matches!(error, PruneError::Stopped), "{error}");
         let error = survey.input_gradient_norms(engine, &SAMPLES).unwrap_err();

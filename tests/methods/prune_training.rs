@@ -524,7 +524,7 @@ fn mean_scores_are_those_of_every_train_pass() {
                     let score = if method == "el2n" { error } else { error * (1.0 + h).sqrt() };
                     scores[split.train.binary_search(sample).unwrap()].push(score);
                 }
-                by_hand.gradient(engine, &batch, None).unwrap();
+                by_hand.gradient(engine, &batch).unwrap();
                 engine
                     .step(&Sgd {
                         learning_rate: recipe.optimizer.learning_rate as f32,
