@@ -6,7 +6,7 @@
 //! | `launch/` | for each kernel of a pass its parameter struct and its grid |
 //! | `layout` | offsets of every tensor in the flat arenas |
 //! | `parameters` | the arenas: weights, gradients, optimizer state, folded copies |
-//! | `eval`, `train`, `pair` | passes over the network, forward and backward |
+//! | `eval`, `train` | passes over the network, forward and backward |
 //! | `scratch` | gradients on their way back |
 //! | `engine` | the backend on top of these |
 //! | `graphs` | attacks and passes recorded and replayed |
@@ -17,7 +17,6 @@ pub(crate) mod eval;
 mod graphs;
 pub mod launch;
 pub mod layout;
-mod pair;
 mod parameters;
 mod scratch;
 mod train;

@@ -58,8 +58,6 @@ pub struct GatherImages<'a> {
 }
 
 impl Op for GatherImages<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let (set, batch) = (self.set, self.samples.len());
         operands.reads(&set.images, set.count * IMAGE_LEN)?;

@@ -32,8 +32,6 @@ pub struct ScatterRows<'a, T> {
 }
 
 impl<T: Word> Op for GatherRows<'_, T> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         operands.rows_of(self.from, self.row_len)?;
         operands.reads(self.from, self.from.len())?;
@@ -59,8 +57,6 @@ impl<T: Word> Op for GatherRows<'_, T> {
 }
 
 impl<T: Word> Op for ScatterRows<'_, T> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         operands.rows_of(self.to, self.row_len)?;
         operands.reads(self.from, self.rows.len() * self.row_len)?;

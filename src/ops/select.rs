@@ -35,8 +35,6 @@ pub struct SelectAtLeast<'a> {
 }
 
 impl Op for SelectTopK<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         operands.reads(self.values, self.values.len())?;
         operands.writes(self.top, self.top.len().min(self.values.len()))
@@ -67,9 +65,7 @@ impl Op for SelectTopK<'_> {
     }
 }
 
-impl Op for SelectAtLeast<'_> {
-    type Output = usize;
-
+impl Op<usize> for SelectAtLeast<'_> {
     fn check(&self, operands: &mut Operands) -> Result<()> {
         if self.threshold.is_nan() {
             return Err(Error::Invalid(format!("{}: the threshold is NaN", self.values.name())));

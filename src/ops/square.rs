@@ -106,8 +106,6 @@ impl SearchState<'_> {
 }
 
 impl Op for SquarePropose<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         self.query.check()?;
         self.state.check(operands, self.rows)?;
@@ -146,8 +144,6 @@ impl Op for SquarePropose<'_> {
 }
 
 impl Op for SquareAccept<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let (rows, count) = (self.rows.len(), self.state.count());
         self.state.check(operands, self.rows)?;
