@@ -68,9 +68,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         run.folder().path().display()
     ));
     let summary = run.run(console)?;
-    for line in summary_lines(&summary) {
-        console.line(line);
-    }
+    console.lines(summary_lines(&summary));
     Ok(())
 }
 

@@ -20,6 +20,13 @@ pub use outputs::{Files, Output, OutputError};
 pub use place::{LOCK_SUFFIX, Place};
 pub use read::{is_file, limit, read, read_text};
 
+/// A plain struct as indented JSON, ended by a line break.
+pub fn json(value: &impl serde::Serialize) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(value).expect("plain structs always serialise");
+    bytes.push(b'\n');
+    bytes
+}
+
 /// What to do where the file exists already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {

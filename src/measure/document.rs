@@ -165,13 +165,6 @@ impl Document {
         Ok(read)
     }
 
-    /// JSON, ended by a line break.
-    pub fn to_json(&self) -> anyhow::Result<Vec<u8>> {
-        let mut bytes = serde_json::to_vec_pretty(self)?;
-        bytes.push(b'\n');
-        Ok(bytes)
-    }
-
     /// What it ran on.
     pub fn device_line(&self) -> String {
         let text = |key: &str| self.device[key].as_str().unwrap_or("-").to_string();

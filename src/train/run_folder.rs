@@ -25,7 +25,7 @@ use serde::Serialize;
 
 use super::metrics::{self, EpochMetrics, Line, RolledBack};
 use super::{checkpoint, tensorboard};
-use crate::files::{Existing, Folder, How, Lock, Place, UNFINISHED, is_file, is_unfinished, limit};
+use crate::files::{self, Existing, Folder, How, Lock, Place, UNFINISHED, is_file, is_unfinished, limit};
 use crate::prune::{Diagnosis, Subset};
 
 /// A run's folder on disk.
@@ -215,9 +215,7 @@ impl RunFolder {
 
     /// Writes `value` as indented JSON.
     pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
-        let mut bytes = serde_json::to_vec_pretty(value).expect("plain structs always serialise");
-        bytes.push(b'\n');
-        self.write(name, &bytes)
+        self.write(name, &files::json(value))
     }
 
     /// The sessions in environment.json, the first one first; none where there is no such file.

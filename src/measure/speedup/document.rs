@@ -229,11 +229,4 @@ impl Document {
             notes,
         }
     }
-
-    /// JSON, ended by a line break.
-    pub fn to_json(&self) -> anyhow::Result<Vec<u8>> {
-        let mut bytes = serde_json::to_vec_pretty(self)?;
-        bytes.push(b'\n');
-        Ok(bytes)
-    }
 }

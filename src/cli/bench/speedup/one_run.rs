@@ -6,7 +6,7 @@ use anyhow::bail;
 
 use super::Args;
 use crate::cli::console::Console;
-use crate::cli::{CheckFailed, Interrupted, open_interruptible};
+use crate::cli::{CheckFailed, Interrupted, open_interruptible, resume_hint};
 use crate::data::DataSet;
 use crate::engine::Engine;
 use crate::evaluate::EvaluatedImages;
@@ -120,8 +120,7 @@ impl Work<'_> {
     }
 
     fn interrupted(&self) -> Interrupted {
-        let out = self.args.out.display();
-        Interrupted(Some(format!("what is done is kept in {out}; the same command goes on there")))
+        Interrupted(Some(resume_hint(&self.args.out)))
     }
 }
 
