@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::engine::{Engine, Result, Tensor};
 use crate::model::layers::IMAGE_LEN;
 use crate::ops::{
-    Augment, CrossEntropy, GatherImages, ImageSet, LossOutputs, Noise, PairedLossOutputs, Perturb,
+    Augment, CrossEntropy, GatherImages, GatherRows, ImageSet, LossOutputs, Noise, PairedLossOutputs, Perturb,
 };
 use crate::philox::Key;
 
@@ -113,6 +113,23 @@ impl Batch {
         engine.write(&batch.samples, samples)?;
         engine.run(&batch.gather(set, augment))?;
         Ok(batch)
+    }
+
+    /// Copies samples, labels, clean images and, where asked for, clean logits at `places` to `group`, which has as many.
+    pub fn compact(
+        &self,
+        engine: &mut Engine,
+        places: &Tensor<u32>,
+        group: &Self,
+        clean_logits: bool,
+    ) -> Result<()> {
+        engine.run(&GatherRows::new(&self.samples, places, &group.samples))?;
+        engine.run(&GatherRows::new(&self.labels, places, &group.labels))?;
+        engine.run(&GatherRows::new(&self.images, places, &group.images))?;
+        if clean_logits {
+            engine.run(&GatherRows::new(&self.clean_logits, places, &group.clean_logits))?;
+        }
+        Ok(())
     }
 
     /// Fills images and labels with those of `samples`.

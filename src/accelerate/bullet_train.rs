@@ -14,8 +14,7 @@ use crate::attack::{Adversary, AttackWork, Pgd, ScheduledPgd};
 use crate::batch::Batch;
 use crate::engine::{Engine, Pass, Result, Tensor};
 use crate::model::Weights;
-use crate::model::layers::IMAGE_LEN;
-use crate::ops::{AscentLoss, GatherRows, Noise, ScatterRows};
+use crate::ops::{AscentLoss, Noise, ScatterRows};
 use crate::philox::Key;
 
 pub(super) const ROW: AccelerationRow = AccelerationRow {
@@ -104,32 +103,12 @@ impl Room {
         let rows = self.places.slice(0..places.len());
         engine.write(&rows, places)?;
         let group = self.group.rows(0..places.len());
-        engine.run(&GatherRows { from: &batch.samples, rows: &rows, row_len: 1, to: &group.samples })?;
-        engine.run(&GatherRows { from: &batch.labels, rows: &rows, row_len: 1, to: &group.labels })?;
-        engine.run(&GatherRows {
-            from: &batch.images,
-            rows: &rows,
-            row_len: IMAGE_LEN,
-            to: &group.images,
-        })?;
-        if ascent.needs_clean_logits() {
-            engine.run(&GatherRows {
-                from: &batch.clean_logits,
-                rows: &rows,
-                row_len: batch.classes(),
-                to: &group.clean_logits,
-            })?;
-        }
+        batch.compact(engine, &rows, &group, ascent.needs_clean_logits())?;
 
         // The start is keyed by the sample, so it is the one that the sample would have had in the whole batch.
         pgd.start(engine, key, &group)?;
         pgd.ascend(engine, ascent, &group)?;
-        engine.run(&ScatterRows {
-            from: &group.perturbed,
-            rows: &rows,
-            row_len: IMAGE_LEN,
-            to: &batch.perturbed,
-        })?;
+        engine.run(&ScatterRows::new(&group.perturbed, &rows, &batch.perturbed))?;
 
         for part in group.parts(engine.micro_batch()) {
             engine.forward(Pass::EvalSplit, &part.perturbed, &part.logits)?;

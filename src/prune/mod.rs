@@ -156,7 +156,7 @@ fn part(engine: &mut Engine, gradients: &LastLayerGradients, places: &[u32]) -> 
     let mut compact = |from: &Tensor<f32>| {
         let row = from.len() / gradients.len;
         let to = engine.alloc("factors of some candidates", places.len() * row)?;
-        engine.run(&GatherRows { from, rows: &rows, row_len: row, to: &to }).map(|()| to)
+        engine.run(&GatherRows::new(from, &rows, &to)).map(|()| to)
     };
     let terms = gradients.terms.iter().map(|term| {
         Ok(Term { logit_gradient: compact(&term.logit_gradient)?, features: compact(&term.features)? })
