@@ -5,12 +5,11 @@
 //! the data set's web page.
 
 use std::fs;
-use std::io;
 use std::path::Path;
 
 use super::{DataError, IMAGE_BYTES, Images, SetKind, Sizes};
 use crate::digest::sha256_of;
-use crate::files::{Existing, Folder, limit, read_text};
+use crate::files::{Existing, Folder, if_there, limit, read_text};
 
 /// How one of the two sets lies on disk.
 #[derive(Clone, Copy, Debug)]
@@ -127,10 +126,9 @@ pub fn record_sums(layout: &Layout, place: &Folder) -> Result<(), DataError> {
 /// A file with another digest than the recorded one.
 pub fn verify(layout: &Layout, place: &Path) -> Result<bool, DataError> {
     let path = place.join(SUMS);
-    let text = match read_text(&path, limit::SETTINGS) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        text => text.map_err(|source| DataError::Io { path: path.clone(), source })?,
-    };
+    let text = if_there(read_text(&path, limit::SETTINGS));
+    let text = text.map_err(|source| DataError::Io { path: path.clone(), source })?;
+    let Some(text) = text else { return Ok(false) };
     let sums: Vec<(&str, &str)> = text.lines().filter_map(|line| line.split_once("  ")).collect();
     for (name, _) in layout.files() {
         let Some((expected, _)) = sums.iter().find(|(_, file)| *file == name) else {

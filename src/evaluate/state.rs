@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::Outcome;
 use super::autoattack::{Progress, Verdict};
 use crate::digest::sha256;
-use crate::files::{Existing, Place, limit};
+use crate::files::{Existing, Place, if_there, limit};
 use crate::progress::{Event, ProgressSink};
 
 /// Of the format; another one is refused.
@@ -193,12 +193,8 @@ impl State {
 
     /// Removes the file at `place`, where there is one.
     pub fn remove(place: &Place) -> Result<(), StateError> {
-        match place.remove() {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StateError::Io { path: place.path(), source: error })
-            }
-            _ => Ok(()),
-        }
+        let removed = if_there(place.remove());
+        removed.map(drop).map_err(|source| StateError::Io { path: place.path(), source })
     }
 
     /// Positions of images for which an adversarial image was found, by any protocol.

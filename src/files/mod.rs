@@ -20,6 +20,14 @@ pub use outputs::{Files, Output, OutputError};
 pub use place::{LOCK_SUFFIX, Place};
 pub use read::{is_file, limit, read, read_text};
 
+/// What was read, `None` where it is not there.
+pub fn if_there<T>(read: std::io::Result<T>) -> std::io::Result<Option<T>> {
+    match read {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
+}
+
 /// A plain struct as indented JSON, ended by a line break.
 pub fn json(value: &impl serde::Serialize) -> Vec<u8> {
     let mut bytes = serde_json::to_vec_pretty(value).expect("plain structs always serialise");

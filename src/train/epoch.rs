@@ -63,9 +63,7 @@ pub(super) fn epoch(
         if validated.is_none() || (weights == WeightSet::Average && live.is_none()) {
             return interrupted(run, trainer);
         }
-        let seconds = Seconds { evaluate: begin.elapsed().as_secs_f64(), ..Seconds::default() };
-        trainer.progress.epoch_seconds += seconds;
-        trainer.progress.run_seconds += seconds;
+        trainer.progress.spend(Seconds { evaluate: begin.elapsed().as_secs_f64(), ..Seconds::default() });
     }
 
     let Some(watched) = overfitting::watch(run, trainer)? else { return interrupted(run, trainer) };

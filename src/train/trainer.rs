@@ -232,9 +232,7 @@ impl<'a> Trainer<'a> {
             self.pruning.begin_epoch(self.engine, objective, self.set, &self.batch, epoch, last, watch);
         if matches!(done, Ok(Some(_)) | Err(PruneError::Stopped)) {
             self.engine.synchronize()?;
-            let seconds = Seconds { select: begin.elapsed().as_secs_f64(), ..Seconds::default() };
-            self.progress.epoch_seconds += seconds;
-            self.progress.run_seconds += seconds;
+            self.progress.spend(Seconds { select: begin.elapsed().as_secs_f64(), ..Seconds::default() });
         }
         let diagnosis = done?;
         if diagnosis.is_some() {
@@ -289,9 +287,7 @@ impl<'a> Trainer<'a> {
         }
         self.engine.phase(Phase::Other);
         self.engine.synchronize()?;
-        let seconds = clock.divide(begin.elapsed().as_secs_f64(), self.engine)?;
-        self.progress.epoch_seconds += seconds;
-        self.progress.run_seconds += seconds;
+        self.progress.spend(clock.divide(begin.elapsed().as_secs_f64(), self.engine)?);
         if !finished {
             return Ok(None);
         }
@@ -353,12 +349,7 @@ impl<'a> Trainer<'a> {
             clock.ended(Part::Train, self.engine)?;
         }
         if let Some((losses, rows)) = &visit.table {
-            self.engine.run(&ScatterRows {
-                from: &batch.losses,
-                rows: &rows.slice(range),
-                row_len: 1,
-                to: losses,
-            })?;
+            self.engine.run(&ScatterRows::new(&batch.losses, &rows.slice(range), losses))?;
         }
         Ok(())
     }

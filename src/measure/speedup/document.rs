@@ -133,14 +133,7 @@ impl Run {
         judged: &[TestAccuracy],
     ) -> Self {
         let mut seconds = Seconds::default();
-        for epoch in metrics {
-            seconds += Seconds {
-                attack: epoch.seconds_attack,
-                train: epoch.seconds_train,
-                select: epoch.seconds_select,
-                evaluate: epoch.seconds_evaluate,
-            };
-        }
+        metrics.iter().for_each(|epoch| seconds += epoch.seconds());
         let accuracy = |row: &TestAccuracy| Accuracy {
             weights: row.weights.into(),
             protocol: row.protocol.clone(),
