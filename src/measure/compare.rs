@@ -17,28 +17,18 @@ use serde::Serialize;
 use super::document::{Document, Row};
 use super::statistics::{ratio_interval, summary};
 use super::table::{self, time};
+use crate::names::named;
 
 /// Samples of a side below which nothing is said.
 pub const LEAST_SAMPLES: usize = 5;
 
-/// How a row changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Change {
-    Same,
-    Faster,
-    Slower,
-    Ambiguous,
-}
-
-impl std::fmt::Display for Change {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Same => "SAME",
-            Self::Faster => "FASTER",
-            Self::Slower => "SLOWER",
-            Self::Ambiguous => "AMBIGUOUS",
-        })
+named! {
+    /// How a row changed.
+    pub enum Change {
+        Same = "SAME",
+        Faster = "FASTER",
+        Slower = "SLOWER",
+        Ambiguous = "AMBIGUOUS",
     }
 }
 

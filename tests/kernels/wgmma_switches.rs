@@ -13,6 +13,7 @@ use secateur::cuda::launch::conv::{
     self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Product, Reduction, weight_gradient_workspace,
 };
 use secateur::engine::{DeviceOptions, Error, WgmmaOff, WgmmaSwitch};
+use secateur::names::Named;
 
 use crate::common::conv::*;
 use crate::common::program::{self, Done};
@@ -84,7 +85,7 @@ fn convolve_dry(driver: &Rc<dyn Driver>, shape: &ConvShape) {
 #[test]
 fn a_switch_takes_away_its_kernels_and_no_others() {
     let all = launched(without(None));
-    for switch in WgmmaSwitch::ALL {
+    for &(_, switch) in WgmmaSwitch::ALL {
         let left = launched(without(Some(switch)));
         assert_eq!(left.len(), all.len());
         let mut replaced = 0;
@@ -96,7 +97,7 @@ fn a_switch_takes_away_its_kernels_and_no_others() {
             }
             replaced += 1;
             // Another block of the same operation takes over where the operation is on, else mma.sync.
-            let block = WgmmaSwitch::ALL[4..].contains(&switch);
+            let block = WgmmaSwitch::ALL[4..].contains(&(switch.name(), switch));
             let family = if block { "_wgmma_" } else { "_mma_" };
             assert!(after.contains(family), "{}: {after} in place of {before}", switch.name());
         }
@@ -119,7 +120,7 @@ fn whatever_takes_over_is_right() {
         let sums =
             [forward(&shape, &x, &w), input_gradient(&shape, &dy, &w), weight_gradient(&shape, &x, &dy)];
         let mut first = None;
-        for switch in std::iter::once(None).chain(WgmmaSwitch::ALL.map(Some)) {
+        for switch in std::iter::once(None).chain(WgmmaSwitch::ALL.iter().map(|(_, switch)| Some(*switch))) {
             let options = HostOptions { hopper: true, device: without(switch), ..HostOptions::default() };
             let what = format!("{shape:?} without {}", switch.map_or("nothing", WgmmaSwitch::name));
             let actual = convolve(&HostDriver::with(options), &shape);
