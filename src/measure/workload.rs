@@ -90,20 +90,18 @@ impl Bench {
         options: DeviceOptions,
     ) -> Result<Self> {
         let network = train::network(recipe);
+        let plain = |device| open(device, network, recipe.batch).map(|engine| (engine, None));
+        let recorded = |device| {
+            let opened = open_recorded_with(device, network, recipe.batch, options);
+            opened.map(|(engine, recording)| (engine, Some(recording)))
+        };
         let (engine, recording) = match device {
-            DeviceChoice::Cpu | DeviceChoice::CpuBf16 => (open(device, network, recipe.batch)?, None),
-            DeviceChoice::Auto if !kernels => {
-                match open_recorded_with(DeviceChoice::Cuda(0), network, recipe.batch, options) {
-                    Err(engine::Error::Unavailable(_)) => {
-                        (open(DeviceChoice::Cpu, network, recipe.batch)?, None)
-                    }
-                    opened => opened.map(|(engine, recording)| (engine, Some(recording)))?,
-                }
-            }
-            _ => {
-                let (engine, recording) = open_recorded_with(device, network, recipe.batch, options)?;
-                (engine, Some(recording))
-            }
+            DeviceChoice::Cpu | DeviceChoice::CpuBf16 => plain(device)?,
+            DeviceChoice::Auto if !kernels => match recorded(DeviceChoice::Cuda(0)) {
+                Err(engine::Error::Unavailable(_)) => plain(DeviceChoice::Cpu)?,
+                opened => opened?,
+            },
+            _ => recorded(device)?,
         };
         Self::with(engine, recording, recipe, steps)
     }

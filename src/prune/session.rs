@@ -69,7 +69,8 @@ impl<'a> SelectionRun<'a> {
     /// Attacks the candidates where the method looks at them, and chooses.
     ///
     /// # Errors
-    /// [`PruneError::Stopped`] where `progress` stops it: nothing is kept. [`PruneError::Invalid`] where nothing can be chosen.
+    /// [`PruneError::Stopped`](super::PruneError) where `progress` stops it: nothing is kept.
+    /// [`PruneError::Invalid`](super::PruneError) where nothing can be chosen.
     pub fn run(&mut self, progress: &dyn ProgressSink) -> Result<Chosen> {
         let Self { engine, recipe, split, labels, set, scratch, objective, seed } = self;
         let engine = &mut **engine;
@@ -100,7 +101,7 @@ impl<'a> SelectionRun<'a> {
     /// attacks them once more.
     ///
     /// # Errors
-    /// [`PruneError::Stopped`]; those of the engine.
+    /// [`PruneError::Stopped`](super::PruneError); those of the engine.
     pub fn factors(&mut self, progress: &dyn ProgressSink) -> Result<Vec<u8>> {
         let Self { engine, split, set, scratch, objective, seed, .. } = self;
         let engine = &mut **engine;

@@ -67,11 +67,6 @@ impl Timeline {
         timeline
     }
 
-    /// Epochs of the schedule.
-    pub fn schedule_epochs(&self) -> usize {
-        self.schedule
-    }
-
     /// Epochs that are trained.
     pub fn epochs(&self) -> usize {
         self.warm + self.schedule - self.span
