@@ -1,13 +1,4 @@
 //! Accuracy over a list of images under a [`Protocol`], with the result of every image.
-//!
-//! | file | what it holds |
-//! |---|---|
-//! | `session` | [`Evaluation`]: weights under several protocols, from start to end, saved and resumed |
-//! | `state` | what an interrupted evaluation leaves on disk |
-//! | `adversarial` | the adversarial images that it keeps |
-//! | `protocol` | the table of protocols |
-//! | `autoattack` | AutoAttack and its parts: searches on the survivors, batch by batch, resumable |
-//! | `sanity` | the checks around them, and the alarm of masked gradients |
 
 mod adversarial;
 pub mod autoattack;

@@ -1,12 +1,4 @@
 //! Files: read up to a limit, written whole or not at all, in folders that are held.
-//!
-//! | file | what it holds |
-//! |---|---|
-//! | `read` | the one way to read a file: a regular one or a pipe, up to a limit for its kind |
-//! | `folder` | a folder, by its path or held by handle, and the files in it whose names are fixed: no link is followed |
-//! | `place` | a file in such a folder, replaced atomically |
-//! | `lock` | one process at a time |
-//! | `outputs` | what a command reads and writes, declared before its work: no output destroys anything else |
 
 mod folder;
 mod lock;

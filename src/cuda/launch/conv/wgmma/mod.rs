@@ -1,12 +1,5 @@
 //! Convolutions on wgmma: `kernels/conv/wgmma/`, for GPUs of compute capability 9.0 and layers whose channels are multiples
 //! of 64. [`product`] chooses.
-//!
-//! | file | what lives there |
-//! |---|---|
-//! | `plan` | which pixels and weights a block loads, and in which order |
-//! | `maps` | how TMA sees the tensors |
-//! | `params` | the parameter structs |
-//! | `weight_gradient` | the third of the three operations; forward and input gradient are here |
 
 pub mod maps;
 pub mod params;
