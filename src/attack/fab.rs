@@ -43,19 +43,19 @@ impl Fab {
             if closer {
                 distances[position] = distance;
             }
-            Verdict { keep: closer, go_on: true }
+            AfterFind { keep: closer, go_on: true }
         })?;
         Ok(distances)
     }
 
-    /// Attacks `batch` with one target after the other. `judge` hears of the position in the batch and the distance of
+    /// Attacks `batch` with one target after the other. `decide` is called with the position in the batch and the distance of
     /// every image that was found, and says whether it is kept in `batch.perturbed` and whether its image meets the next
     /// target.
     fn run(
         &self,
         engine: &mut Engine,
         batch: &Batch,
-        judge: &mut dyn FnMut(usize, f32) -> Verdict,
+        decide: &mut dyn FnMut(usize, f32) -> AfterFind,
     ) -> Result<Cost> {
         let mut cost = Cost::default();
         if batch.is_empty() {
@@ -82,15 +82,15 @@ impl Fab {
                 let distances = self.approach(engine, batch, rows, rank, &scratch)?;
                 let (mut found, mut kept) = (Vec::new(), Vec::new());
                 for (i, (&row, distance)) in rows.iter().zip(distances).enumerate() {
-                    let verdict = match distance.is_finite() {
-                        true => judge(row as usize, distance),
-                        false => Verdict { keep: false, go_on: true },
+                    let after = match distance.is_finite() {
+                        true => decide(row as usize, distance),
+                        false => AfterFind { keep: false, go_on: true },
                     };
-                    if verdict.keep {
+                    if after.keep {
                         found.push(i as u32);
                         kept.push(row);
                     }
-                    if verdict.go_on {
+                    if after.go_on {
                         next.push(row);
                     }
                 }
@@ -151,14 +151,14 @@ impl Search for Fab {
         let mut broken = vec![false; batch.len()];
         let cost = self.run(engine, batch, &mut |position, distance| {
             broken[position] = distance <= self.epsilon;
-            Verdict { keep: broken[position], go_on: !broken[position] }
+            AfterFind { keep: broken[position], go_on: !broken[position] }
         })?;
         Ok(Found { broken, cost })
     }
 }
 
-/// What becomes of an image behind a find.
-struct Verdict {
+/// What becomes of an image after a find.
+struct AfterFind {
     keep: bool,
     go_on: bool,
 }

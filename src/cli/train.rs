@@ -64,7 +64,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         recipe.name,
         data.train.len(),
         data.name,
-        recipe.timeline().epochs(),
+        recipe.epoch_schedule().epochs(),
         run.folder().path().display()
     ));
     let summary = run.run(console)?;

@@ -12,7 +12,7 @@ use super::launch::conv::ImageEpilogue;
 use super::layout::{self, Layout};
 use super::parameters::Parameters;
 use super::scratch::Scratch;
-use super::train::{PassKey, TrainPass, Wanted};
+use super::train::{BackwardRequest, PassKey, TrainPass};
 use crate::engine::backend::Backend;
 use crate::engine::{
     DeviceInfo, Element, Error, GradRequest, ImageGradient, ParameterGradient, Pass, Result, Sgd, StopFlag,
@@ -230,8 +230,8 @@ impl Backend for Cuda {
                 launches.backward(Start::LogitGradient(gradients[0]), image)?;
             }
             (Pass::Train { .. } | Pass::Pair, _) => {
-                let parameters_wanted = request.parameters.map(|what| what == ParameterGradient::Add);
-                let expected = Wanted { parameters: parameters_wanted, image };
+                let add = request.parameters.map(|what| what == ParameterGradient::Add);
+                let expected = BackwardRequest { parameters: add, image };
                 let (train, scratch) = match pass {
                     Pass::Train { slot } => self.train[slot].as_ref().map(|train| (train, &*scratch)),
                     _ => self.pair.as_ref().map(|(train, scratch)| (train, scratch)),

@@ -106,7 +106,7 @@ impl Layout {
     }
 }
 
-/// Digests of the files of a verified archive, beside them: `sha256sum --check` reads it too.
+/// Digests of the files of a verified archive, next to them: `sha256sum --check` reads it too.
 pub const SUMS: &str = "SHA256SUMS";
 
 /// Writes [`SUMS`] for the files in `place`, which come from an archive whose digest is right.

@@ -264,7 +264,7 @@ fn check_digest(
     Err(DownloadError::Digest { path: path.into(), actual, expected: archive.sha256.clone(), advice })
 }
 
-/// Unpacks the files of the set into a temporary folder beside their place, checks them, and renames the folder.
+/// Unpacks the files of the set into a temporary folder next to their place, checks them, and renames the folder.
 fn unpack(archive: &Archive, out: &Folder, name: &str) -> Result<(), DownloadError> {
     let staging = format!("{UNPACKING}{}", archive.file);
     // Left by a download that was killed: the lock says that none is under way.

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::autoattack::{Progress, Verdict};
+use super::autoattack::{ImageResult, Progress};
 use super::{Outcome, Part, PgdProtocol, Protocol, StepSize, Subject, predict, withstands};
 use crate::attack::Cost;
 use crate::batch::Batch;
@@ -106,11 +106,12 @@ impl Checks {
     pub fn run(
         engine: &mut Engine,
         subject: Subject,
-        verdicts: &[Verdict],
+        verdicts: &[ImageResult],
         scratch: &Batch,
     ) -> engine::Result<Self> {
         let begin = Instant::now();
-        let robust = verdicts.iter().zip(subject.samples).filter(|(verdict, _)| **verdict == Verdict::Robust);
+        let robust =
+            verdicts.iter().zip(subject.samples).filter(|(verdict, _)| **verdict == ImageResult::Robust);
         let samples: Vec<u32> = robust.map(|(_, &sample)| sample).collect();
         let mut checks = Self {
             randomized: false,

@@ -1,7 +1,7 @@
 //! Two measurements row by row: did the second take longer?
 //!
 //! With r the ratio of the medians, second over first, and [l, h] its 99 % bootstrap interval ([`ratio_interval`]), and t the
-//! tolerance, [`verdict`] says:
+//! tolerance, [`classify`] says:
 //!
 //! | verdict | where |
 //! |---|---|
@@ -45,7 +45,7 @@ pub struct Compared {
 }
 
 /// What a ratio and its interval say.
-pub fn verdict(ratio: f64, interval: Option<[f64; 2]>, tolerance: f64) -> Change {
+pub fn classify(ratio: f64, interval: Option<[f64; 2]>, tolerance: f64) -> Change {
     let wide = 1.0 + tolerance;
     match interval {
         Some([low, _]) if low > 1.0 && ratio > wide => Change::Slower,
@@ -62,7 +62,7 @@ pub fn compare(name: &str, first: &[f64], second: &[f64], tolerance: f64) -> Opt
     let interval = ratio_interval(first, second);
     let change = match first.len().min(second.len()) {
         0..LEAST_SAMPLES => Change::Ambiguous,
-        _ => verdict(ratio, Some(interval), tolerance),
+        _ => classify(ratio, Some(interval), tolerance),
     };
     Some(Compared { name: name.into(), medians, ratio, interval: Some(interval), change })
 }

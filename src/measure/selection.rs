@@ -12,7 +12,7 @@ use crate::data::order::held_out;
 use crate::engine::Phase;
 use crate::philox::{Key, Purpose, unit};
 use crate::progress::Watch;
-use crate::prune::{self, Candidates, Survey, SurveySeconds};
+use crate::prune::{self, Candidates, GradPass, GradPassSeconds};
 use crate::recipe::Recipe;
 
 /// Seconds of one selection.
@@ -61,7 +61,7 @@ impl Choice {
     }
 }
 
-/// Selects once. `watch` hears how many of how many samples are surveyed, and answers whether to go on.
+/// Selects once. `watch` is called with how many of how many samples are done, and returns whether to go on.
 pub fn select(bench: &mut Bench, choice: Choice, watch: Watch) -> prune::Result<Parts> {
     let recipe = bench.recipe().clone();
     let engine = &mut bench.engine;
@@ -86,13 +86,13 @@ pub fn select(bench: &mut Bench, choice: Choice, watch: Watch) -> prune::Result<
     engine.phase(Phase::Select);
 
     let begin = Instant::now();
-    let (mut objective, mut seconds) = (recipe.new_objective(), SurveySeconds::default());
+    let (mut objective, mut seconds) = (recipe.new_objective(), GradPassSeconds::default());
     let start = key(Purpose::SelectionStart);
-    let mut survey = Survey::new(&bench.set, objective.as_mut(), &scratch, start, watch);
-    survey.seconds = Some(&mut seconds);
-    recipe.new_selection().select(engine, &candidates, &mut survey)?;
+    let mut pass = GradPass::new(&bench.set, objective.as_mut(), &scratch, start, watch);
+    pass.seconds = Some(&mut seconds);
+    recipe.new_selection().select(engine, &candidates, &mut pass)?;
     engine.synchronize()?;
-    let SurveySeconds { attack, total } = seconds;
+    let GradPassSeconds { attack, total } = seconds;
     Ok(Parts { attack, gradients: total - attack, algorithm: begin.elapsed().as_secs_f64() - total })
 }
 

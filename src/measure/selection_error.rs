@@ -23,7 +23,7 @@ use crate::objective::Objective;
 use crate::ops::ImageSet;
 use crate::philox::{Key, Purpose};
 use crate::progress::Watch;
-use crate::prune::{self, Candidates, Diagnosis, LastLayerView, PruneError, Subset, Survey, residual};
+use crate::prune::{self, Candidates, Diagnosis, GradPass, LastLayerView, PruneError, Subset, residual};
 use crate::recipe::Recipe;
 
 /// A row of the table.
@@ -188,9 +188,9 @@ impl<'a> Subject<'a> {
             let before = draw as usize * split.train.len();
             let key = if draw == 0 { start(seed) } else { key(seed, Purpose::AttackStart, draw) };
             let watch = &mut |done, _| watch(before + done, total);
-            let mut survey = Survey::new(&set, &mut objective, &scratch, key, watch);
-            survey.augment = recipe.augmentation(seed, draw).filter(|_| draw > 0);
-            survey.last_layer(engine, &split.train)
+            let mut pass = GradPass::new(&set, &mut objective, &scratch, key, watch);
+            pass.augment = recipe.augmentation(seed, draw).filter(|_| draw > 0);
+            pass.last_layer(engine, &split.train)
         });
         let mut views = views.collect::<std::result::Result<Vec<_>, _>>()?;
         let same = views.remove(0);
@@ -219,12 +219,11 @@ impl<'a> Subject<'a> {
                 key: key(self.seed, Purpose::Selection, draw),
             };
             let start = start(self.seed);
-            let mut survey = Survey::new(&self.set, &mut self.objective, &self.scratch, start, watch);
-            let subset = method.select(self.engine, &candidates, &mut survey)?;
+            let mut pass = GradPass::new(&self.set, &mut self.objective, &self.scratch, start, watch);
+            let subset = method.select(self.engine, &candidates, &mut pass)?;
             if first.is_none() {
                 let validation = &self.split.validation;
-                first =
-                    Some(Diagnosis::new(self.engine, &candidates, validation, &mut survey, &subset, None)?);
+                first = Some(Diagnosis::new(self.engine, &candidates, validation, &mut pass, &subset, None)?);
             }
             images.push(subset.len());
             same.push(error(self.engine, samples, &self.same, &subset)?);

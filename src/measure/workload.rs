@@ -178,7 +178,7 @@ impl Bench {
         self.run(work, times)
     }
 
-    /// Does the work `times` times (of steps, [`Bench::steps`] at most), and answers its seconds, by the device's own clock
+    /// Does the work `times` times (of steps, [`Bench::steps`] at most), and returns its seconds, by the device's own clock
     /// where it has one.
     pub fn run(&mut self, work: &Work, times: usize) -> Result<f64> {
         let (recipe, engine) = (&self.recipe, &mut self.engine);
@@ -254,7 +254,7 @@ impl Bench {
         Ok((amounts, predicted_seconds(&self.engine, &record.launches)))
     }
 
-    /// What `work` answers, and its launches.
+    /// What `work` returns, and its launches.
     fn recorded<T, E: From<engine::Error>>(
         &mut self,
         replayable: bool,

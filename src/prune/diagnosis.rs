@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Candidates, PruneError, Result, Subset, Survey, sum};
+use super::{Candidates, GradPass, PruneError, Result, Subset, sum};
 use crate::data::order::shuffled;
 use crate::engine::{Engine, Tensor};
 use crate::ops::{Augment, LastLayerGradients};
@@ -58,7 +58,7 @@ impl Diagnosis {
         engine: &mut Engine,
         candidates: &Candidates,
         held_out: &[u32],
-        survey: &mut Survey,
+        pass: &mut GradPass,
         subset: &Subset,
         holdout_draw: Option<HoldoutDraw>,
     ) -> Result<Self> {
@@ -71,15 +71,15 @@ impl Diagnosis {
         let mut accuracy = |samples: &[u32], step| -> Result<f64> {
             let mut drawn = shuffled(Key { step, ..candidates.key }, samples);
             drawn.truncate(MEASURED);
-            Ok(survey.correct(engine, &drawn)? as f64 / drawn.len() as f64)
+            Ok(pass.correct(engine, &drawn)? as f64 / drawn.len() as f64)
         };
         let on_subset = accuracy(&subset.samples, SUBSET_STEP)?;
         let on_held_out = (!held_out.is_empty()).then(|| accuracy(held_out, HELD_OUT_STEP)).transpose()?;
         let residual_holdout_draw = match holdout_draw {
             None => None,
             Some(HoldoutDraw { augment, key }) => {
-                let (objective, watch) = (&mut *survey.objective, &mut *survey.watch);
-                let mut again = Survey { augment, key, objective, watch, seconds: None, ..*survey };
+                let (objective, watch) = (&mut *pass.objective, &mut *pass.watch);
+                let mut again = GradPass { augment, key, objective, watch, seconds: None, ..*pass };
                 let view = again.last_layer(engine, candidates.samples)?;
                 residual(engine, candidates.samples, &view.gradients, subset)?
             }
@@ -110,13 +110,13 @@ impl Diagnosis {
         recipe: &Recipe,
         candidates: &Candidates,
         held_out: &[u32],
-        survey: &mut Survey,
+        pass: &mut GradPass,
         subset: &Subset,
     ) -> Result<Self> {
         let key = Key { purpose: Purpose::AttackStart, ..candidates.key };
         let augment = recipe.augmentation(key.seed, key.epoch);
         let draw = recipe.selection.holdout_draw.then_some(HoldoutDraw { augment, key });
-        Self::new(engine, candidates, held_out, survey, subset, draw)
+        Self::new(engine, candidates, held_out, pass, subset, draw)
     }
 
     /// What is wrong with the subset, in words.

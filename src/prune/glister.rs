@@ -13,8 +13,8 @@
 
 use super::top_k::Draw;
 use super::{
-    Candidates, Coverage, Knowledge, LastLayerView, PruneError, Result, Selection, SelectionConfig,
-    SelectionRow, Subset, Survey, TopK, part, residual, sum,
+    Candidates, Coverage, GradPass, Knowledge, LastLayerView, PruneError, Result, Selection, SelectionConfig,
+    SelectionRow, Subset, TopK, part, residual, sum,
 };
 use crate::config::Refusal;
 use crate::engine::{Engine, Tensor};
@@ -110,7 +110,7 @@ pub enum StepSize {
 }
 
 impl Selection for Glister {
-    fn select(&self, engine: &mut Engine, candidates: &Candidates, survey: &mut Survey) -> Result<Subset> {
+    fn select(&self, engine: &mut Engine, candidates: &Candidates, pass: &mut GradPass) -> Result<Subset> {
         if candidates.held_out.is_empty() {
             return Err(PruneError::Invalid("adv-glister: no held-out images, expected 1 at least".into()));
         }
@@ -118,16 +118,16 @@ impl Selection for Glister {
         if candidates.budget == 0 || samples.is_empty() {
             return Ok(Subset::default());
         }
-        let held_out = survey.last_layer(engine, candidates.held_out)?;
-        let gradients = survey.last_layer(engine, samples)?.gradients;
-        let mut subset = self.choose(engine, candidates, survey, gradients.clone(), held_out)?;
+        let held_out = pass.last_layer(engine, candidates.held_out)?;
+        let gradients = pass.last_layer(engine, samples)?.gradients;
+        let mut subset = self.choose(engine, candidates, pass, gradients.clone(), held_out)?;
         subset.residual = residual(engine, samples, &gradients, &subset)?;
         Ok(subset)
     }
 }
 
 impl Glister {
-    /// Chooses by the gradients of the candidates, in their order, and a view of held-out images; `survey` gives the loss of
+    /// Chooses by the gradients of the candidates, in their order, and a view of held-out images; `pass` gives the loss of
     /// the objective.
     ///
     /// # Errors
@@ -137,7 +137,7 @@ impl Glister {
         &self,
         engine: &mut Engine,
         candidates: &Candidates,
-        survey: &mut Survey,
+        pass: &mut GradPass,
         mut gradients: LastLayerGradients,
         mut held_out: LastLayerView,
     ) -> Result<Subset> {
@@ -153,8 +153,8 @@ impl Glister {
         let mut draw = Draw::new(self.top_k, candidates);
         let samples = candidates.samples;
         match self.greedy {
-            Greedy::Rounds => search.rounds(engine, survey, samples, &mut draw, self.rounds.max(1))?,
-            Greedy::Stochastic => search.stochastic(engine, survey, samples, &mut draw, candidates.key)?,
+            Greedy::Rounds => search.rounds(engine, pass, samples, &mut draw, self.rounds.max(1))?,
+            Greedy::Stochastic => search.stochastic(engine, pass, samples, &mut draw, candidates.key)?,
         };
         draw.subset()
     }
@@ -208,7 +208,7 @@ impl Search {
     }
 
     /// G_V at the present step, as one vector.
-    fn held_out_gradient(&self, engine: &mut Engine, survey: &mut Survey) -> Result<Tensor<f64>> {
+    fn held_out_gradient(&self, engine: &mut Engine, pass: &mut GradPass) -> Result<Tensor<f64>> {
         let count = match self.step_along {
             StepAlong::Mean => self.picked.max(1) as f64,
             StepAlong::Sum => 1.0,
@@ -226,8 +226,8 @@ impl Search {
             })?;
         }
         let len = self.moved.gradients.len;
-        for batch in self.moved.batches(survey.scratch) {
-            survey.objective.loss(engine, &batch, 1.0 / len as f32)?;
+        for batch in self.moved.batches(pass.scratch) {
+            pass.objective.loss(engine, &batch, 1.0 / len as f32)?;
         }
         sum(engine, &self.moved.gradients, None)
     }
@@ -236,11 +236,11 @@ impl Search {
     fn gains(
         &self,
         engine: &mut Engine,
-        survey: &mut Survey,
+        pass: &mut GradPass,
         gradients: &LastLayerGradients,
         name: impl Fn(usize) -> u32,
     ) -> Result<Vec<f64>> {
-        let target = self.held_out_gradient(engine, survey)?;
+        let target = self.held_out_gradient(engine, pass)?;
         let gains = engine.alloc("gains", gradients.len)?;
         engine.run(&GradientProducts { gradients, vector: &target, products: &gains })?;
         let gains = engine.read(&gains)?;
@@ -267,7 +267,7 @@ impl Search {
     fn rounds(
         &mut self,
         engine: &mut Engine,
-        survey: &mut Survey,
+        pass: &mut GradPass,
         samples: &[u32],
         draw: &mut Draw,
         rounds: usize,
@@ -275,11 +275,11 @@ impl Search {
         let most = draw.left().div_ceil(rounds);
         while draw.left() > 0 {
             let gradients = self.gradients.clone();
-            let gains = self.gains(engine, survey, &gradients, |place| samples[place])?;
+            let gains = self.gains(engine, pass, &gradients, |place| samples[place])?;
             let best = draw.take(&gains, most)?;
             let part = part(engine, &self.gradients, &best)?;
             self.pick(engine, &part)?;
-            go_on(survey, samples.len())?;
+            go_on(pass, samples.len())?;
         }
         Ok(())
     }
@@ -287,7 +287,7 @@ impl Search {
     fn stochastic(
         &mut self,
         engine: &mut Engine,
-        survey: &mut Survey,
+        pass: &mut GradPass,
         samples: &[u32],
         draw: &mut Draw,
         key: Key,
@@ -301,18 +301,18 @@ impl Search {
             draw_to_front(&mut open, size, key, (budget - draw.left()) as u32);
             let places = &open[..size];
             let part = part(engine, &self.gradients, places)?;
-            let gains = self.gains(engine, survey, &part, |at| samples[places[at] as usize])?;
+            let gains = self.gains(engine, pass, &part, |at| samples[places[at] as usize])?;
             let best = draw.take_one(places, &gains)?;
             self.pick(engine, &part.rows(best..best + 1))?;
-            go_on(survey, samples.len())?;
+            go_on(pass, samples.len())?;
         }
         Ok(())
     }
 }
 
-/// Asks whether the user wants to stop; the samples are all surveyed by now.
-fn go_on(survey: &mut Survey, samples: usize) -> Result<()> {
-    if (survey.watch)(samples, samples) { Ok(()) } else { Err(PruneError::Stopped) }
+/// Asks whether the user wants to stop; all samples are done by now.
+fn go_on(pass: &mut GradPass, samples: usize) -> Result<()> {
+    if (pass.watch)(samples, samples) { Ok(()) } else { Err(PruneError::Stopped) }
 }
 
 /// Puts a random draw of `size` items, without repetition, at the front: a partial Fisher-Yates shuffle, its numbers keyed

@@ -1,7 +1,7 @@
 //! Data pruning: which samples the next epochs train on, and with which weights.
 //!
 //! Every way to choose is a [`Selection`]: candidates in, a weighted [`Subset`] out. What it must know about the
-//! candidates, it asks of a [`Survey`]: last-layer gradients on the training attack, or input-gradient norms. A new
+//! candidates, it asks of a [`GradPass`]: last-layer gradients on the training attack, or input-gradient norms. A new
 //! one is one more file here with its row, and one line in the table [`SelectionMethod`]. [`SelectionRun`] makes one outside of training.
 //!
 //! | file | what it chooses |
@@ -22,6 +22,7 @@ mod diagnosis;
 mod file;
 mod glister;
 mod grad_match;
+mod grad_pass;
 mod info_batch;
 mod mean_scores;
 pub mod pursuit;
@@ -30,21 +31,20 @@ mod ranking;
 mod row;
 mod session;
 mod subset;
-mod survey;
 mod top_k;
 
 pub use config::{Scores, SelectionConfig, SelectionWeights};
 pub use diagnosis::{Diagnosis, HoldoutDraw, residual};
 pub use glister::{Glister, GradientPart, Greedy, StepAlong, StepSize};
 pub use grad_match::{AtomMode, GradMatch, RidgeUnit};
+pub use grad_pass::{GradPass, GradPassSeconds, LastLayerView};
 pub use info_batch::InfoBatch;
 pub use mean_scores::MeanScores;
-pub use random::{All, PartlyRandom, Random, Sampling, Walk};
+pub use random::{All, PartlyRandom, Random, RandomOnline, Sampling};
 pub use ranking::{Ranking, Score};
 pub use row::{CandidatePasses, Coverage, Knowledge, SelectionRow, Setting};
 pub use session::{Chosen, SelectionRun};
 pub use subset::Subset;
-pub use survey::{LastLayerView, Survey, SurveySeconds};
 pub use top_k::TopK;
 
 use crate::data::DataError;
@@ -76,7 +76,7 @@ table! {
 /// A way to choose samples. It keeps no state: the same candidates, weights and key give the same subset.
 pub trait Selection {
     /// Chooses among `candidates`.
-    fn select(&self, engine: &mut Engine, candidates: &Candidates, survey: &mut Survey) -> Result<Subset>;
+    fn select(&self, engine: &mut Engine, candidates: &Candidates, pass: &mut GradPass) -> Result<Subset>;
 }
 
 /// The selection of a configuration in a run.
@@ -96,9 +96,9 @@ pub fn choose(
     engine: &mut Engine,
     recipe: &Recipe,
     candidates: &Candidates,
-    survey: &mut Survey,
+    pass: &mut GradPass,
 ) -> Result<Subset> {
-    let subset = recipe.new_selection().select(engine, candidates, survey)?;
+    let subset = recipe.new_selection().select(engine, candidates, pass)?;
     if subset.is_empty() {
         let (method, count) = (recipe.selection.method, candidates.samples.len());
         let reason = format!("{method} chose none of {count} samples, expected 1 at least");

@@ -6,7 +6,7 @@
 use super::atoms::squares;
 use super::top_k::Draw;
 use super::{
-    Candidates, Coverage, Knowledge, PruneError, Result, Selection, SelectionRow, Subset, Survey, TopK,
+    Candidates, Coverage, GradPass, Knowledge, PruneError, Result, Selection, SelectionRow, Subset, TopK,
 };
 use crate::engine::{Engine, Error, Tensor};
 use crate::ops::{LastLayerGradients, RowNorms, SelectTopK, Term};
@@ -75,8 +75,8 @@ pub struct Ranking {
 }
 
 impl Selection for Ranking {
-    fn select(&self, engine: &mut Engine, candidates: &Candidates, survey: &mut Survey) -> Result<Subset> {
-        let scores = self.scores(engine, candidates, survey)?;
+    fn select(&self, engine: &mut Engine, candidates: &Candidates, pass: &mut GradPass) -> Result<Subset> {
+        let scores = self.scores(engine, candidates, pass)?;
         if self.top_k != TopK::PLAIN {
             let scores: Vec<f64> = engine.read(&scores)?.into_iter().map(f64::from).collect();
             let mut draw = Draw::new(self.top_k, candidates);
@@ -105,7 +105,7 @@ impl Ranking {
         &self,
         engine: &mut Engine,
         candidates: &Candidates,
-        survey: &mut Survey,
+        pass: &mut GradPass,
     ) -> Result<Tensor<f32>> {
         let samples = candidates.samples;
         if let Some(means) = candidates.scores {
@@ -114,18 +114,18 @@ impl Ranking {
         match self.score {
             Score::LastLoss => match candidates.losses {
                 Some(losses) => Ok(losses.clone()),
-                None => Ok(survey.last_layer(engine, samples)?.losses),
+                None => Ok(pass.last_layer(engine, samples)?.losses),
             },
             Score::InputGradient => {
-                let norms = survey.input_gradient_norms(engine, samples)?;
+                let norms = pass.input_gradient_norms(engine, samples)?;
                 let negated: Vec<f32> = engine.read(&norms)?.iter().map(|norm| -norm).collect();
                 Ok(engine.upload("scores", &negated)?)
             }
             Score::El2n | Score::GraNd => {
-                let view = survey.last_layer(engine, samples)?;
+                let view = pass.last_layer(engine, samples)?;
                 let classes = engine.network().classes;
                 // Both are norms of the plain cross-entropy's gradient, whatever the objective.
-                for batch in view.batches(survey.scratch) {
+                for batch in view.batches(pass.scratch) {
                     engine.run(&batch.cross_entropy(1.0))?;
                 }
                 let Term { logit_gradient, features } = view.terms().1.clone();

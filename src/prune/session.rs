@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Candidates, Diagnosis, Result, Subset, Survey, choose};
+use super::{Candidates, Diagnosis, GradPass, Result, Subset, choose};
 use crate::batch::Batch;
 use crate::data::{DataSet, Split};
 use crate::engine::Engine;
@@ -86,13 +86,12 @@ impl<'a> SelectionRun<'a> {
         };
         let mut watch = watch(progress, TASK.into());
         let start = attack_start(*seed);
-        let survey = &mut Survey::new(set, objective.as_mut(), scratch, start, &mut watch);
+        let pass = &mut GradPass::new(set, objective.as_mut(), scratch, start, &mut watch);
         let begin = Instant::now();
-        let subset = choose(engine, recipe, &candidates, survey)?;
+        let subset = choose(engine, recipe, &candidates, pass)?;
         engine.synchronize()?;
         let seconds = begin.elapsed().as_secs_f64();
-        let diagnosis =
-            Diagnosis::of_recipe(engine, recipe, &candidates, &split.validation, survey, &subset)?;
+        let diagnosis = Diagnosis::of_recipe(engine, recipe, &candidates, &split.validation, pass, &subset)?;
         progress.event(Event::End);
         Ok(Chosen { subset, diagnosis, candidates: split.train.len(), seconds })
     }
@@ -107,8 +106,8 @@ impl<'a> SelectionRun<'a> {
         let engine = &mut **engine;
         let mut watch = watch(progress, TASK.into());
         let start = attack_start(*seed);
-        let mut survey = Survey::new(set, objective.as_mut(), scratch, start, &mut watch);
-        let view = survey.last_layer(engine, &split.train)?;
+        let mut pass = GradPass::new(set, objective.as_mut(), scratch, start, &mut watch);
+        let view = pass.last_layer(engine, &split.train)?;
         progress.event(Event::End);
         Ok(view.to_bytes(engine, &split.train)?)
     }

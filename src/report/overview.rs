@@ -12,7 +12,7 @@ use crate::clock::to_the_minute;
 
 pub const NONE: &str = "\u{2013}";
 
-/// The name of a run beside its colour and shape.
+/// The name of a run next to its colour and shape.
 pub fn run_name(slot: usize, run: &RunRecord) -> String {
     let shape = Style::of_run(slot).shape(6.0, 6.0, "mark");
     format!(

@@ -33,8 +33,8 @@ pub(super) fn epoch(
 ) -> Result<()> {
     let (recipe, progress) = (run.recipe, run.progress);
     let number = trainer.progress.epoch + 1;
-    let timeline = *trainer.timeline();
-    let epochs = timeline.epochs();
+    let epoch_schedule = *trainer.epoch_schedule();
+    let epochs = epoch_schedule.epochs();
     if !select(run, trainer)? {
         return interrupted(run, trainer);
     }
@@ -53,7 +53,7 @@ pub(super) fn epoch(
     }
 
     let (mut validated, mut live) = (None, None);
-    if !validation.is_empty() && timeline.due(recipe.evaluation.every, number) {
+    if !validation.is_empty() && epoch_schedule.due(recipe.evaluation.every, number) {
         let begin = Instant::now();
         let weights = evaluated_weights(recipe);
         validated = validate(run, trainer, validation, best_by, weights)?;
@@ -99,7 +99,7 @@ pub(super) fn epoch(
         )));
     }
     let stop = watched.fall.filter(|_| recipe.overfitting.stop);
-    if best || stop.is_some() || timeline.due(recipe.checkpoint.every, number) {
+    if best || stop.is_some() || epoch_schedule.due(recipe.checkpoint.every, number) {
         save(run, trainer)?;
     }
     match stop {

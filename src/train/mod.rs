@@ -5,6 +5,7 @@ pub mod config;
 mod environment;
 mod epoch;
 mod epoch_report;
+mod epoch_schedule;
 pub mod metrics;
 mod overfitting;
 mod pruning;
@@ -18,13 +19,12 @@ mod step_clock;
 pub mod step_dump;
 mod super_batch;
 mod tensorboard;
-mod timeline;
 pub mod trained;
 mod trainer;
 
+pub use epoch_schedule::{EpochSchedule, Pace, Stage};
 pub use recipe::Recipe;
 pub use run::{Protocols, TrainingRun, TrainingSetup};
-pub use timeline::{Pace, Stage, Timeline};
 pub use trainer::{EpochOutcome, Trainer};
 
 use std::path::PathBuf;

@@ -13,7 +13,7 @@ use super::schedule::{Horizon, Rates, average_decay, rates};
 use super::scores::EpochScores;
 use super::step_clock::{Part, StepClock};
 use super::super_batch::SuperBatch;
-use super::{Recipe, Timeline};
+use super::{EpochSchedule, Recipe};
 use crate::attack::BatchNorm;
 use crate::batch::Batch;
 use crate::data::order::{Split, epoch_order};
@@ -120,7 +120,7 @@ impl<'a> Trainer<'a> {
         self.pruning.accepts(&checkpoint.selection)?;
         let subset = checkpoint.selection.samples.len();
         let count = if subset > 0 { subset } else { self.pruning.candidates().len() };
-        let (epochs, steps) = (self.timeline().epochs(), count.div_ceil(self.recipe.batch));
+        let (epochs, steps) = (self.epoch_schedule().epochs(), count.div_ceil(self.recipe.batch));
         if epoch as usize > epochs || step > steps {
             return Err(format!(
                 "epoch {epoch}, step {step}; the recipe has {epochs} epochs, this one of {steps} steps"
@@ -186,8 +186,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// What is trained when.
-    pub fn timeline(&self) -> &Timeline {
-        &self.pruning.timeline
+    pub fn epoch_schedule(&self) -> &EpochSchedule {
+        &self.pruning.epoch_schedule
     }
 
     /// The subset that trains now; `None` where all samples do.
@@ -209,16 +209,16 @@ impl<'a> Trainer<'a> {
     fn rates(&self, step: usize, replay: usize) -> Rates {
         let replays = self.objective.replays();
         let steps_per_epoch = self.steps_per_epoch() * replays;
-        let pace = self.timeline().pace(self.progress.epoch);
+        let pace = self.epoch_schedule().pace(self.progress.epoch);
         let horizon =
             Horizon { epochs: self.recipe.epochs, steps: pace.epochs * steps_per_epoch, span: pace.span };
         let step = pace.before * steps_per_epoch + step * replays + replay;
         rates(&self.recipe.schedule, &self.recipe.optimizer, horizon, step)
     }
 
-    /// Chooses the samples of the current epoch where that is due, and answers whether it did. Needed before
+    /// Chooses the samples of the current epoch where that is due, and returns whether it did. Needed before
     /// [`Trainer::epoch`]; a second call for the same epoch does nothing. `watch` is told how many of how many samples are
-    /// surveyed, and answers whether to go on.
+    /// done, and returns whether to go on.
     ///
     /// # Errors
     /// [`PruneError::Stopped`] where it does not: the state is that before the call.
@@ -270,7 +270,7 @@ impl<'a> Trainer<'a> {
             weights: weights.as_ref().map(upload).transpose()?,
             table: table.map(upload_table).transpose()?,
         };
-        self.objective.begin_epoch(self.timeline().schedule_epoch(self.progress.epoch));
+        self.objective.begin_epoch(self.epoch_schedule().schedule_epoch(self.progress.epoch));
         let steps = self.steps_per_epoch();
         let mut clock = StepClock::new(steps, self.recipe.accelerate.super_batch);
         let begin = Instant::now();

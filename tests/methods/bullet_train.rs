@@ -70,8 +70,8 @@ fn bullet_train_gives_each_group_its_own_attack() {
         let recipe = of_method(method, &[BULLET, "accelerate.robust_steps=1"]);
         let mut bench = Bench::new(&recipe);
         let full = Pgd::from_config(&recipe.attack);
-        let mut brief = Pgd { steps: 1, ..full };
-        brief.step.step_size = 6.0 / 255.0;
+        let mut short = Pgd { steps: 1, ..full };
+        short.step.step_size = 6.0 / 255.0;
         let images = bench.read(&bench.batch.images);
         let Bench { engine, batch, labels, key } = &mut bench;
 
@@ -87,9 +87,9 @@ fn bullet_train_gives_each_group_its_own_attack() {
             .unwrap();
             engine.read(&batch.perturbed).unwrap()
         };
-        let (in_full, in_brief) = (attack(engine, &full), attack(engine, &brief));
+        let (in_full, in_short) = (attack(engine, &full), attack(engine, &short));
         let mut expected = images.clone();
-        for (places, moved) in [(&groups.boundary, &in_full), (&groups.robust, &in_brief)] {
+        for (places, moved) in [(&groups.boundary, &in_full), (&groups.robust, &in_short)] {
             for &place in places {
                 let range = pixels(place);
                 expected[range.clone()].copy_from_slice(&moved[range]);
@@ -372,8 +372,8 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
     engine.load_weights(&weights).unwrap();
     let images = ImageSet::upload(engine, &set.train.pixels, &set.train.labels).unwrap();
     let full = Pgd::from_config(&recipe.attack);
-    let mut brief = Pgd { steps: 1, ..full };
-    brief.step.step_size = 6.0 / 255.0;
+    let mut short = Pgd { steps: 1, ..full };
+    short.step.step_size = 6.0 / 255.0;
     let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
     let mut objective = of_method(Method::Trades, &[]).new_objective();
     let mut script = Scripted {
@@ -391,7 +391,7 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
         let labels = engine.read(&all.labels).unwrap();
         let groups = groups_by_hand(engine, &all, &labels, script.accuracy);
         let mut moved = engine.read(&all.images).unwrap();
-        for (pgd, places) in [(&full, &groups.boundary), (&brief, &groups.robust)] {
+        for (pgd, places) in [(&full, &groups.boundary), (&short, &groups.robust)] {
             pgd.perturb(engine, AscentLoss::Divergence, key, &all).unwrap();
             let attacked = engine.read(&all.perturbed).unwrap();
             for &place in places {

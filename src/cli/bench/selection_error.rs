@@ -194,7 +194,7 @@ fn trained(args: &Args, recipe: &Recipe, data: &DataSet, console: &Console) -> a
         console.line(format!(
             "{}: {} epochs on all samples, in {}",
             recipe.name,
-            recipe.timeline().epochs(),
+            recipe.epoch_schedule().epochs(),
             path.display()
         ));
         let mut engine = open_interruptible(args.device, train::network(recipe), recipe.batch, console)?;

@@ -139,7 +139,7 @@ fn alternate(
         let record = record.get_or_insert_with(|| begun(args, sides, &both, started, console));
         record.rounds = round + 1;
         record.seconds = begin.elapsed().as_secs_f64();
-        record.rows = rounds.judge(args.tolerance);
+        record.rows = rounds.results(args.tolerance);
         console.at(round + 1);
         if record.rows.iter().all(|row| row.unmet.is_none()) {
             record.ended = "every interval is narrow enough".into();

@@ -1,6 +1,6 @@
 //! What a train pass launches for each layer, both ways.
 
-use super::{TrainPass, Wanted};
+use super::{BackwardRequest, TrainPass};
 use crate::cuda::driver::{Address, Buffer, Driver};
 use crate::cuda::launch::conv::{
     self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Product, Reduction, SetStatistics,
@@ -221,7 +221,7 @@ pub struct TrainBackward<'a> {
     pub with: TrainLaunches<'a>,
     /// Of each set.
     pub logit_gradients: &'a [Address],
-    pub expected: &'a Wanted,
+    pub expected: &'a BackwardRequest,
 }
 
 impl Backward for TrainBackward<'_> {

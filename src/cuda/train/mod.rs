@@ -25,7 +25,7 @@ use layers::{TrainBackward, TrainForward, TrainLaunches};
 
 /// What a backward pass computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Wanted {
+pub struct BackwardRequest {
     /// Parameter gradients; `Some(true)` adds them to those already there.
     pub parameters: Option<bool>,
     /// The image's gradient or what is made of it.
@@ -41,7 +41,7 @@ pub struct PassKey {
     /// Of each set the images and the logits of a forward pass, or the gradients of the logits.
     operands: Vec<Address>,
     /// What a backward pass computes.
-    expected: Option<Wanted>,
+    expected: Option<BackwardRequest>,
 }
 
 /// The activation of a layer, and which of its elements are positive.
@@ -125,7 +125,7 @@ impl TrainPass {
         })
     }
 
-    fn key(&self, batch: usize, operands: Vec<Address>, expected: Option<Wanted>) -> PassKey {
+    fn key(&self, batch: usize, operands: Vec<Address>, expected: Option<BackwardRequest>) -> PassKey {
         PassKey { pass: self.packed.address(), batch, operands, expected }
     }
 
@@ -137,7 +137,7 @@ impl TrainPass {
         scratch: &Scratch,
         batch: usize,
         logit_gradients: &[Address],
-        expected: &Wanted,
+        expected: &BackwardRequest,
     ) -> Result<()> {
         let _range = Range::new("backward");
         let key = self.key(batch, logit_gradients.to_vec(), Some(*expected));

@@ -100,7 +100,7 @@ impl RunEvaluator<'_> {
     /// Best weights first, where the run validated; then the last ones.
     fn candidates(&self) -> Result<Vec<Candidate>> {
         let best = self.result()?["best"]["epoch"].as_u64();
-        let last = self.recipe.timeline().epochs() as u32;
+        let last = self.recipe.epoch_schedule().epochs() as u32;
         let candidate = |(label, epoch): (&'static str, u32)| {
             let name = format!("{label}.safetensors");
             let path = self.folder.path().join(&name);

@@ -33,7 +33,7 @@ impl Work<'_> {
         let name = entry.folder(seed);
         let path = args.out.join(&name);
         let state = TrainingRun::state(&path, &recipe)?;
-        let epochs = recipe.timeline().epochs();
+        let epochs = recipe.epoch_schedule().epochs();
         let plural = if epochs == 1 { "" } else { "s" };
         let what = match state {
             State::Fresh => format!("{epochs} epoch{plural}"),

@@ -1,6 +1,6 @@
 //! What a selection can learn about samples: the training attack on each, one forward pass, and what follows from them.
 //!
-//! Images are surveyed as they are, or cropped and flipped where asked for, and attacked afresh, so no perturbation ever
+//! Images pass as they are, or cropped and flipped where asked for, and attacked afresh, so no perturbation ever
 //! meets another image than its own. BatchNorm is in eval mode.
 
 use std::ops::Range;
@@ -16,7 +16,7 @@ use crate::philox::Key;
 use crate::progress::Watch;
 
 /// The means to look at samples of an image set with the present weights.
-pub struct Survey<'a> {
+pub struct GradPass<'a> {
     pub set: &'a ImageSet,
     /// Its attack and its loss are those of training.
     pub objective: &'a mut dyn Objective,
@@ -31,12 +31,12 @@ pub struct Survey<'a> {
     /// Called with the number of samples done and their total; returns `false` to stop.
     pub watch: Watch<'a>,
     /// Where the time went, for measurements: the device is waited for then.
-    pub seconds: Option<&'a mut SurveySeconds>,
+    pub seconds: Option<&'a mut GradPassSeconds>,
 }
 
-/// Seconds of a survey.
+/// Seconds of a last-layer gradient pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct SurveySeconds {
+pub struct GradPassSeconds {
     pub attack: f64,
     /// All of its passes, the attack included.
     pub total: f64,
@@ -54,7 +54,7 @@ pub struct LastLayerView {
     pub losses: Tensor<f32>,
 }
 
-impl<'a> Survey<'a> {
+impl<'a> GradPass<'a> {
     /// Of the images as they are, with the live weights.
     pub fn new(
         set: &'a ImageSet,
@@ -71,7 +71,7 @@ impl<'a> Survey<'a> {
     fn timed<T>(
         &mut self,
         engine: &mut Engine,
-        part: fn(&mut SurveySeconds) -> &mut f64,
+        part: fn(&mut GradPassSeconds) -> &mut f64,
         work: impl FnOnce(&mut Self, &mut Engine) -> Result<T>,
     ) -> Result<T> {
         if self.seconds.is_none() {
@@ -104,12 +104,12 @@ impl<'a> Survey<'a> {
             labels: engine.alloc("labels of the candidates", samples.len())?,
             losses: engine.alloc("losses of the candidates", samples.len())?,
         };
-        // The attack may learn from what it meets; that is for training alone, and a survey cut short leaves no trace.
+        // The attack may learn from what it meets; that is for training alone, and a pass cut short leaves no trace.
         let state = self.objective.state();
         let done = self.timed(
             engine,
             |seconds| &mut seconds.total,
-            |survey, engine| survey.fill(engine, samples, &view),
+            |pass, engine| pass.fill(engine, samples, &view),
         );
         self.objective.restore(&state).map_err(PruneError::Invalid)?;
         done.map(|()| view)
@@ -127,7 +127,7 @@ impl<'a> Survey<'a> {
             self.timed(
                 engine,
                 |seconds| &mut seconds.attack,
-                |survey, engine| Ok(survey.objective.attack(engine, survey.key, &batch)?),
+                |pass, engine| Ok(pass.objective.attack(engine, pass.key, &batch)?),
             )?;
             engine.phase(Phase::Select);
             let mut start = done;
@@ -171,7 +171,7 @@ impl<'a> Survey<'a> {
     /// The Euclidean norm of the gradient of each sample's clean cross-entropy with respect to its image.
     pub fn input_gradient_norms(&mut self, engine: &mut Engine, samples: &[u32]) -> Result<Tensor<f32>> {
         let norms = engine.alloc("input-gradient norms", samples.len())?;
-        let fill = |survey: &mut Self, engine: &mut Engine| survey.fill_norms(engine, samples, &norms);
+        let fill = |pass: &mut Self, engine: &mut Engine| pass.fill_norms(engine, samples, &norms);
         self.timed(engine, |seconds| &mut seconds.total, fill)?;
         Ok(norms)
     }
