@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use secateur::batch::Batch;
 use secateur::engine::{DeviceChoice, WeightSet, open};
-use secateur::evaluate::{Protocol, gathered, predict};
+use secateur::evaluate::{Protocol, predict};
 use secateur::ops::{AscentLoss, ImageSet};
 use secateur::philox::{Key, Purpose};
 use secateur::progress::Silent;
@@ -26,8 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     engine.fold_batch_norm(WeightSet::Live)?;
     let set = ImageSet::upload(engine, &data.test.pixels, &data.test.labels)?;
     let samples = Vec::from_iter(0..IMAGES as u32);
-    let scratch = Batch::alloc(engine, IMAGES)?;
-    let batch = gathered(engine, &set, &samples, &scratch)?;
+    let batch = Batch::alloc(engine, IMAGES)?.gathered(engine, &set, &samples, None)?;
 
     let pgd = "pgd20".parse::<Protocol>()?.pgd(EPSILON).ok_or("not a sign-step attack")?;
     let key = Key { seed: 0, purpose: Purpose::EvaluationStart, epoch: 0, step: 0 };

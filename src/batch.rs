@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::engine::{Engine, Result, Tensor};
 use crate::model::layers::IMAGE_LEN;
 use crate::ops::{
-    Augment, CrossEntropy, GatherImages, ImageSet, LossOutputs, Noise, PairedLossOutputs, Perturb,
+    Augment, CrossEntropy, GatherImages, GatherRows, ImageSet, LossOutputs, Noise, PairedLossOutputs, Perturb,
 };
 use crate::philox::Key;
 
@@ -31,6 +31,8 @@ pub struct Batch {
     pub clean_gradient: Tensor<f32>,
     pub losses: Tensor<f32>,
     pub predictions: Tensor<u32>,
+    /// Factor of each sample on what its loss adds to the gradients of a training step; `None` for ones.
+    pub weights: Option<Tensor<f32>>,
     classes: usize,
 }
 
@@ -49,6 +51,7 @@ impl Batch {
             clean_gradient: engine.alloc("batch clean logit gradient", len * classes)?,
             losses: engine.alloc("batch losses", len)?,
             predictions: engine.alloc("batch predictions", len)?,
+            weights: None,
             classes,
         })
     }
@@ -81,7 +84,8 @@ impl Batch {
             clean_logits: self.clean_logits.rows(range.clone(), self.classes),
             clean_gradient: self.clean_gradient.rows(range.clone(), self.classes),
             losses: self.losses.slice(range.clone()),
-            predictions: self.predictions.slice(range),
+            predictions: self.predictions.slice(range.clone()),
+            weights: self.weights.as_ref().map(|weights| weights.slice(range)),
             classes: self.classes,
         }
     }
@@ -95,6 +99,37 @@ impl Batch {
     /// The same batch with other tensors for what outlives it: slices of an epoch's order, losses and predictions.
     pub fn keeping(self, samples: Tensor<u32>, losses: Tensor<f32>, predictions: Tensor<u32>) -> Self {
         Self { samples, losses, predictions, ..self }
+    }
+
+    /// The first rows of the batch, filled with `samples` of a set, of which there are at most as many.
+    pub fn gathered(
+        &self,
+        engine: &mut Engine,
+        set: &ImageSet,
+        samples: &[u32],
+        augment: Option<Augment>,
+    ) -> Result<Self> {
+        let batch = self.rows(0..samples.len());
+        engine.write(&batch.samples, samples)?;
+        engine.run(&batch.gather(set, augment))?;
+        Ok(batch)
+    }
+
+    /// Copies samples, labels, clean images and, where asked for, clean logits at `places` to `group`, which has as many.
+    pub fn compact(
+        &self,
+        engine: &mut Engine,
+        places: &Tensor<u32>,
+        group: &Self,
+        clean_logits: bool,
+    ) -> Result<()> {
+        engine.run(&GatherRows::new(&self.samples, places, &group.samples))?;
+        engine.run(&GatherRows::new(&self.labels, places, &group.labels))?;
+        engine.run(&GatherRows::new(&self.images, places, &group.images))?;
+        if clean_logits {
+            engine.run(&GatherRows::new(&self.clean_logits, places, &group.clean_logits))?;
+        }
+        Ok(())
     }
 
     /// Fills images and labels with those of `samples`.

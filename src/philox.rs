@@ -1,4 +1,4 @@
-//! Philox4x32-10: every random number of a run, on every device (`kernels/portable/philox.h` is its twin).
+//! Philox4x32-10: every random number of a run, on every device (`kernels/portable/philox.h` is its mirror).
 //!
 //! Counter-based (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a number is a pure
 //! function of (seed, purpose, epoch, sample, step, index), so there is no state to save and no dependence on

@@ -71,7 +71,10 @@ impl ProgressSink for Inner<'_> {
     }
 }
 
-/// A callback that is given the units done and their total: reports them as `task`, which begins with the first call and anew
+/// Callback with the number of units done and their total; returns `false` to stop.
+pub type Watch<'a> = &'a mut dyn FnMut(usize, usize) -> bool;
+
+/// A [`Watch`] that reports the units as `task`, which begins with the first call and anew
 /// where the count starts over; returns `false` to stop.
 pub fn watch(progress: &dyn ProgressSink, task: String) -> impl FnMut(usize, usize) -> bool {
     let mut reported = None;

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use regex::Regex;
 use secateur::cuda::driver::{Image, add_code};
 use secateur::engine::{DeviceChoice, Error, open, open_dry};
-use secateur::files::Files;
+use secateur::files::{self, Files};
 use secateur::measure::ceilings::Ceilings;
 use secateur::measure::document::{Document, Row};
 use secateur::measure::harness::{Rule, sample};
@@ -90,7 +90,7 @@ pub fn run(args: &Args, line: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
     let mut document = Document::new("ablation", &engine, Vec::new(), args.batch as usize, &ceilings);
     document.device_block().iter().for_each(|text| line(text));
     let write = |document: &Document| match &json {
-        Some(json) => json.write(&document.to_json()?).with_context(|| json.path().display().to_string()),
+        Some(json) => json.write(&files::json(document)).with_context(|| json.path().display().to_string()),
         None => Ok(()),
     };
     let mut measured = Vec::new();

@@ -11,7 +11,7 @@ use secateur::cuda::launch::conv::wgmma::plan::{
 };
 use secateur::cuda::launch::conv::wgmma::{self, Block, Direction, Planned, launched};
 use secateur::cuda::launch::conv::{
-    ConvShape, ForwardEpilogue, InputGradientEpilogue, forward_cost, input_gradient_cost,
+    ConvShape, ForwardEpilogue, InputGradientEpilogue, Product, forward_cost, input_gradient_cost,
 };
 use secateur::engine::Result;
 
@@ -85,20 +85,17 @@ pub struct Relu {
 pub fn forward(
     driver: &dyn Driver,
     planned: &Planned,
-    shape: &ConvShape,
-    input: Address,
-    weights: Address,
+    Product { shape, from, weights, to }: Product,
     Relu { bias, residual, mask }: Relu,
-    output: Address,
 ) -> Result<()> {
     let like_output = |address| stage(driver, (address, shape.batch, shape.out_side(), shape.out_channels));
-    let pixels = taps(driver, (input, shape.batch, shape.in_side, shape.in_channels), shape.stride as u32)?;
+    let pixels = taps(driver, (from, shape.batch, shape.in_side, shape.in_channels), shape.stride as u32)?;
     let params = ForwardParams {
         operands: Operands {
             pixels: [pixels; 4],
             weights: maps::weights(driver, weights, shape.in_channels, shape.taps(), shape.out_channels)?,
         },
-        output: like_output(output)?,
+        output: like_output(to)?,
         residual: residual.map_or(Ok(TensorMap::zeroed()), like_output)?,
         bias,
         mask,
@@ -117,14 +114,11 @@ pub fn forward(
 pub fn input_gradient(
     driver: &dyn Driver,
     planned: &Planned,
-    shape: &ConvShape,
-    output_gradient: Address,
-    weights: Address,
+    Product { shape, from, weights, to }: Product,
     epilogue: &InputGradientEpilogue,
-    input_gradient: Address,
 ) -> Result<()> {
     let like_input = |address| stage(driver, (address, shape.batch, shape.in_side, shape.in_channels));
-    let pixels = taps(driver, (output_gradient, shape.batch, shape.out_side(), shape.out_channels), 1)?;
+    let pixels = taps(driver, (from, shape.batch, shape.out_side(), shape.out_channels), 1)?;
     let mut params = GradientParams {
         operands: Operands {
             pixels: [pixels; 4],
@@ -137,7 +131,7 @@ pub fn input_gradient(
         plan: launched(driver, planned, 1),
         ..Zeroable::zeroed()
     };
-    params.output[0] = like_input(input_gradient)?;
+    params.output[0] = like_input(to)?;
     let kernel = Kernel::named(&format!("conv_input_gradient_wgmma_im2col_{}", planned.block.name()))?;
     launch(driver, &kernel, [planned.grid_blocks(), 1, 1], &params, input_gradient_cost(shape, epilogue))
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use secateur::cuda::driver::{Buffer, Driver};
 use secateur::cuda::launch::conv::wgmma::{self, BLOCKS, Block, Direction, Planned};
-use secateur::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue};
+use secateur::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Product};
 use secateur::engine::{Error, Result};
 use secateur::measure::predict::wgmma::{Epilogue, Prediction, predict};
 use secateur::measure::probes::random_halves;
@@ -93,32 +93,30 @@ impl Operands {
     /// One launch; `planned` is the variant's, where it is on wgmma.
     fn launch(&self, variant: Variant, direction: Direction, planned: Option<&Planned>) -> Result<()> {
         let (driver, shape, weights) = (&*self.driver, &self.shape, self.weights.address());
+        let product =
+            |from: &Buffer, to: &Buffer| Product { shape, from: from.address(), weights, to: to.address() };
         let in_im2col = matches!(variant, Variant::Im2col { .. });
         match direction {
             Direction::Forward => {
                 let (bias, mask) = (self.bias.address(), self.mask.address());
                 let epilogue = ForwardEpilogue::Relu { bias, residual: None, mask };
-                let (from, to) = (self.input.address(), self.output.address());
+                let product = product(&self.input, &self.output);
                 match planned {
                     Some(planned) if in_im2col => {
                         let relu = im2col::Relu { bias, residual: None, mask };
-                        im2col::forward(driver, planned, shape, from, weights, relu, to)
+                        im2col::forward(driver, planned, product, relu)
                     }
-                    Some(planned) => wgmma::forward(driver, planned, shape, from, weights, &epilogue, to),
-                    None => conv::forward_on_mma(driver, shape, from, weights, &epilogue, to),
+                    Some(planned) => wgmma::forward(driver, planned, product, &epilogue),
+                    None => conv::forward_on_mma(driver, product, &epilogue),
                 }
             }
             Direction::Gradient => {
                 let epilogue = InputGradientEpilogue::default();
-                let (from, to) = (self.output.address(), self.input_gradient.address());
+                let product = product(&self.output, &self.input_gradient);
                 match planned {
-                    Some(planned) if in_im2col => {
-                        im2col::input_gradient(driver, planned, shape, from, weights, &epilogue, to)
-                    }
-                    Some(planned) => {
-                        wgmma::input_gradient(driver, planned, shape, from, weights, &epilogue, to)
-                    }
-                    None => conv::input_gradient_on_mma(driver, shape, from, weights, &epilogue, to),
+                    Some(planned) if in_im2col => im2col::input_gradient(driver, planned, product, &epilogue),
+                    Some(planned) => wgmma::input_gradient(driver, planned, product, &epilogue),
+                    None => conv::input_gradient_on_mma(driver, product, &epilogue),
                 }
             }
         }

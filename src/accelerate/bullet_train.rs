@@ -4,7 +4,7 @@
 //! briefly, the boundary between them in full. Groups are compacted on the device, so the work shrinks with them. Formulas:
 //! as in public descendants of the authors' code.
 //!
-//! With a full attack of one step (FGSM-RS, N-FGSM) the brief one is that step too, and only the outliers are spared. A
+//! With a full attack of one step (FGSM-RS, N-FGSM) the short one is that step too, and only the outliers are spared. A
 //! plain step is two passes an image, forward and backward; here each image costs the clean forward, and each attacked one
 //! the two passes and the forward that tells whether it withstood. So there the attack is cheaper while less than a third
 //! of the images are attacked, and dearer beyond.
@@ -14,8 +14,7 @@ use crate::attack::{Adversary, AttackWork, Pgd, ScheduledPgd};
 use crate::batch::Batch;
 use crate::engine::{Engine, Pass, Result, Tensor};
 use crate::model::Weights;
-use crate::model::layers::IMAGE_LEN;
-use crate::ops::{AscentLoss, GatherRows, Noise, ScatterRows};
+use crate::ops::{AscentLoss, Noise, ScatterRows};
 use crate::philox::Key;
 
 pub(super) const ROW: AccelerationRow = AccelerationRow {
@@ -71,14 +70,14 @@ impl BulletTrain {
         self.grouping.set_accuracy(accuracy);
     }
 
-    /// The attack of robust samples beside this full one: never more steps than it has. A full attack of one step keeps its
+    /// The attack of robust samples next to this full one: never more steps than it has. A full attack of one step keeps its
     /// step size: another would make it another method.
-    fn brief(&self, full: &Pgd) -> Pgd {
-        let mut brief = Pgd { steps: self.robust_steps.min(full.steps), ..*full };
+    fn short(&self, full: &Pgd) -> Pgd {
+        let mut short = Pgd { steps: self.robust_steps.min(full.steps), ..*full };
         if full.steps > 1 {
-            brief.step.step_size = self.robust_step_size;
+            short.step.step_size = self.robust_step_size;
         }
-        brief
+        short
     }
 }
 
@@ -104,32 +103,12 @@ impl Room {
         let rows = self.places.slice(0..places.len());
         engine.write(&rows, places)?;
         let group = self.group.rows(0..places.len());
-        engine.run(&GatherRows { from: &batch.samples, rows: &rows, row_len: 1, to: &group.samples })?;
-        engine.run(&GatherRows { from: &batch.labels, rows: &rows, row_len: 1, to: &group.labels })?;
-        engine.run(&GatherRows {
-            from: &batch.images,
-            rows: &rows,
-            row_len: IMAGE_LEN,
-            to: &group.images,
-        })?;
-        if ascent.needs_clean_logits() {
-            engine.run(&GatherRows {
-                from: &batch.clean_logits,
-                rows: &rows,
-                row_len: batch.classes(),
-                to: &group.clean_logits,
-            })?;
-        }
+        batch.compact(engine, &rows, &group, ascent.needs_clean_logits())?;
 
         // The start is keyed by the sample, so it is the one that the sample would have had in the whole batch.
         pgd.start(engine, key, &group)?;
         pgd.ascend(engine, ascent, &group)?;
-        engine.run(&ScatterRows {
-            from: &group.perturbed,
-            rows: &rows,
-            row_len: IMAGE_LEN,
-            to: &batch.perturbed,
-        })?;
+        engine.run(&ScatterRows::new(&group.perturbed, &rows, &batch.perturbed))?;
 
         for part in group.parts(engine.micro_batch()) {
             engine.forward(Pass::EvalSplit, &part.perturbed, &part.logits)?;
@@ -164,16 +143,16 @@ impl Adversary for BulletTrain {
         let nothing = Noise::Uniform { radius: 0.0 };
         engine.run(&batch.perturb(nothing, key))?;
         let full = self.full.at(key.epoch);
-        let brief = self.brief(&full);
-        work.steps = (boundary.len() * full.steps + robust.len() * brief.steps) as u64;
-        let right = if brief == full {
+        let short = self.short(&full);
+        work.steps = (boundary.len() * full.steps + robust.len() * short.steps) as u64;
+        let right = if short == full {
             // One attack for both groups: micro-batches are fuller.
             let mut attacked = [boundary, robust].concat();
             attacked.sort_unstable();
             room.attack(engine, ascent, &full, key, batch, &attacked)?
         } else {
             room.attack(engine, ascent, &full, key, batch, &boundary)?
-                + room.attack(engine, ascent, &brief, key, batch, &robust)?
+                + room.attack(engine, ascent, &short, key, batch, &robust)?
         };
         self.room = Some(room);
         self.grouping.learn(right, batch.len());

@@ -35,9 +35,7 @@ impl AccelerateConfig {
             warmup_accuracy: section.number("warmup_accuracy", 0.0..=1.0, Some(0.0))?,
             super_batch: section.integer("super_batch", 1..=64, Some(1))?,
         };
-        section.check(accelerate.validate())?;
-        section.finish()?;
-        Ok(accelerate)
+        section.finish(accelerate, Self::validate)
     }
 
     /// Refuses the options of groups where there are none.

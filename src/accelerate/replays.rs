@@ -91,14 +91,9 @@ impl Replays {
         let (places, images) =
             (room.places.slice(0..still.len()), room.images.rows(0..still.len(), IMAGE_LEN));
         engine.write(&places, &still)?;
-        engine.run(&GatherRows { from: &batch.perturbed, rows: &places, row_len: IMAGE_LEN, to: &images })?;
+        engine.run(&GatherRows::new(&batch.perturbed, &places, &images))?;
         step(engine)?;
-        engine.run(&ScatterRows {
-            from: &images,
-            rows: &places,
-            row_len: IMAGE_LEN,
-            to: &batch.perturbed,
-        })?;
+        engine.run(&ScatterRows::new(&images, &places, &batch.perturbed))?;
         self.room = Some(room);
         Ok(())
     }

@@ -6,10 +6,8 @@
 use super::{Cost, Found, Search};
 use crate::batch::Batch;
 use crate::engine::{Engine, GradRequest, Pass, Result, Tensor};
-use crate::model::layers::IMAGE_LEN;
 use crate::ops::{
-    ApgdPhase, ApgdPoint, ApgdState, ApgdStep, GatherRows, Margin, MarginLoss, Noise, ScatterRows,
-    TargetClass,
+    ApgdPhase, ApgdPoint, ApgdState, ApgdStep, Margin, MarginLoss, Noise, ScatterRows, TargetClass,
 };
 use crate::philox::{Key, Purpose};
 
@@ -174,25 +172,7 @@ impl Apgd {
             let group = room.group.rows(0..left.len());
             let places = room.places.slice(0..left.len());
             engine.write(&places, &left)?;
-            engine.run(&GatherRows {
-                from: &batch.samples,
-                rows: &places,
-                row_len: 1,
-                to: &group.samples,
-            })?;
-            engine.run(&GatherRows { from: &batch.labels, rows: &places, row_len: 1, to: &group.labels })?;
-            engine.run(&GatherRows {
-                from: &batch.images,
-                rows: &places,
-                row_len: IMAGE_LEN,
-                to: &group.images,
-            })?;
-            engine.run(&GatherRows {
-                from: &batch.clean_logits,
-                rows: &places,
-                row_len: batch.classes(),
-                to: &group.clean_logits,
-            })?;
+            batch.compact(engine, &places, &group, true)?;
             let aims = room.targets.slice(0..left.len());
             engine.run(&TargetClass {
                 rank,
@@ -203,12 +183,7 @@ impl Apgd {
 
             let key = Key { step: key.step * TARGETS as u32 + (rank as u32 - 1), ..key };
             let broken = self.run(engine, key, &group, Some(&aims), &room.state.rows(0..left.len()))?;
-            engine.run(&ScatterRows {
-                from: &group.perturbed,
-                rows: &places,
-                row_len: IMAGE_LEN,
-                to: &batch.perturbed,
-            })?;
+            engine.run(&ScatterRows::new(&group.perturbed, &places, &batch.perturbed))?;
             found.cost += self.cost(left.len());
             for (place, broken) in left.into_iter().zip(broken) {
                 found.broken[place as usize] = broken;

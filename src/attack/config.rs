@@ -84,16 +84,14 @@ impl AttackConfig {
             phases: Vec::new(),
         };
         for mut phase in section.sections("phases")? {
-            attack.phases.push(AttackPhase {
+            let read = AttackPhase {
                 from_epoch: phase.integer("from_epoch", 0..=100_000, None)?,
                 steps: phase.integer("steps", 0..=1000, Some(attack.steps))?,
                 step_size: phase.fraction("step_size", above(0.0, 1.0), &attack.step_size.to_string())?,
-            });
-            phase.finish()?;
+            };
+            attack.phases.push(phase.finish(read, |_| Ok(()))?);
         }
-        section.check(attack.validate())?;
-        section.finish()?;
-        Ok(attack)
+        section.finish(attack, Self::validate)
     }
 
     /// Refuses a normal start without a deviation, and phases that do not ascend.

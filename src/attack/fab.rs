@@ -43,19 +43,19 @@ impl Fab {
             if closer {
                 distances[position] = distance;
             }
-            Verdict { keep: closer, go_on: true }
+            AfterFind { keep: closer, go_on: true }
         })?;
         Ok(distances)
     }
 
-    /// Attacks `batch` with one target after the other. `judge` hears of the position in the batch and the distance of
+    /// Attacks `batch` with one target after the other. `decide` is called with the position in the batch and the distance of
     /// every image that was found, and says whether it is kept in `batch.perturbed` and whether its image meets the next
     /// target.
     fn run(
         &self,
         engine: &mut Engine,
         batch: &Batch,
-        judge: &mut dyn FnMut(usize, f32) -> Verdict,
+        decide: &mut dyn FnMut(usize, f32) -> AfterFind,
     ) -> Result<Cost> {
         let mut cost = Cost::default();
         if batch.is_empty() {
@@ -68,14 +68,9 @@ impl Fab {
         cost.forwards += batch.len() as u64;
         let mut left: Vec<u32> = (0..batch.len() as u32).collect();
         let all = engine.upload("FAB rows", &left)?;
-        engine.run(&GatherRows {
-            from: &batch.images,
-            rows: &all,
-            row_len: IMAGE_LEN,
-            to: &batch.perturbed,
-        })?;
+        engine.run(&GatherRows::new(&batch.images, &all, &batch.perturbed))?;
 
-        let scratch = Scratch::alloc(engine, largest, batch.classes())?;
+        let scratch = Scratch::alloc(engine, largest)?;
         for rank in 1..=self.targets.min(batch.classes().saturating_sub(1)) {
             if left.is_empty() {
                 break;
@@ -83,38 +78,28 @@ impl Fab {
             let mut next = Vec::new();
             // Parts of one size, so that none of them is nearly empty.
             for rows in left.chunks(left.len().div_ceil(left.len().div_ceil(largest))) {
-                let scratch = scratch.rows(rows.len(), batch.classes());
+                let scratch = scratch.rows(rows.len());
                 let distances = self.approach(engine, batch, rows, rank, &scratch)?;
                 let (mut found, mut kept) = (Vec::new(), Vec::new());
                 for (i, (&row, distance)) in rows.iter().zip(distances).enumerate() {
-                    let verdict = match distance.is_finite() {
-                        true => judge(row as usize, distance),
-                        false => Verdict { keep: false, go_on: true },
+                    let after = match distance.is_finite() {
+                        true => decide(row as usize, distance),
+                        false => AfterFind { keep: false, go_on: true },
                     };
-                    if verdict.keep {
+                    if after.keep {
                         found.push(i as u32);
                         kept.push(row);
                     }
-                    if verdict.go_on {
+                    if after.go_on {
                         next.push(row);
                     }
                 }
                 if !found.is_empty() {
-                    let images = scratch.current.rows(0..found.len(), IMAGE_LEN);
+                    let images = scratch.group.rows(0..found.len()).perturbed;
                     let (found, kept) =
                         (engine.upload("FAB finds", &found)?, engine.upload("FAB rows", &kept)?);
-                    engine.run(&GatherRows {
-                        from: &scratch.closest,
-                        rows: &found,
-                        row_len: IMAGE_LEN,
-                        to: &images,
-                    })?;
-                    engine.run(&ScatterRows {
-                        from: &images,
-                        rows: &kept,
-                        row_len: IMAGE_LEN,
-                        to: &batch.perturbed,
-                    })?;
+                    engine.run(&GatherRows::new(&scratch.closest, &found, &images))?;
+                    engine.run(&ScatterRows::new(&images, &kept, &batch.perturbed))?;
                 }
             }
             let passes = left.len() as u64 * u64::from(self.iterations);
@@ -134,35 +119,25 @@ impl Fab {
         rank: usize,
         scratch: &Scratch,
     ) -> Result<Vec<f32>> {
-        let Scratch { labels, targets, images, current, closest, distances, logits, .. } = scratch;
+        let Scratch { group, targets, closest, gradient } = scratch;
+        let Batch { labels, images, perturbed, logits, logit_gradient, losses: distances, .. } = group;
         let rows = engine.upload("FAB rows", rows)?;
-        for copy in [images, current, closest] {
-            engine.run(&GatherRows { from: &batch.images, rows: &rows, row_len: IMAGE_LEN, to: copy })?;
+        batch.compact(engine, &rows, group, true)?;
+        for copy in [perturbed, closest] {
+            engine.run(&GatherRows::new(&batch.images, &rows, copy))?;
         }
-        engine.run(&GatherRows { from: &batch.labels, rows: &rows, row_len: 1, to: labels })?;
-        engine.run(&GatherRows {
-            from: &batch.clean_logits,
-            rows: &rows,
-            row_len: batch.classes(),
-            to: logits,
-        })?;
         engine.write(distances, &vec![f32::INFINITY; rows.len()])?;
-        engine.run(&TargetClass { logits, labels, rank, targets })?;
+        engine.run(&TargetClass { logits: &group.clean_logits, labels, rank, targets })?;
         // The same at every step: the gradient of a difference of logits with respect to logits.
-        engine.run(&ClassDifference { labels, targets, logit_gradient: &scratch.logit_gradient })?;
+        engine.run(&ClassDifference { labels, targets, logit_gradient })?;
 
-        let state = FabState { labels, targets, images, current, closest, distances };
+        let state = FabState { labels, targets, images, current: perturbed, closest, distances };
         for _ in 0..self.iterations {
-            engine.forward(Pass::Eval, current, logits)?;
-            engine.backward(Pass::Eval, &scratch.logit_gradient, GradRequest::images(&scratch.gradient))?;
-            engine.run(&FabStep {
-                largest_share: self.largest_share,
-                overshoot: self.overshoot,
-                logits,
-                gradient: &scratch.gradient,
-                state,
-            })?;
-            engine.forward(Pass::Eval, current, logits)?;
+            engine.forward(Pass::Eval, perturbed, logits)?;
+            engine.backward(Pass::Eval, logit_gradient, GradRequest::images(gradient))?;
+            let (largest_share, overshoot) = (self.largest_share, self.overshoot);
+            engine.run(&FabStep { largest_share, overshoot, logits, gradient, state })?;
+            engine.forward(Pass::Eval, perturbed, logits)?;
             engine.run(&FabKeep { backward: self.backward, logits, state })?;
         }
         engine.read(distances)
@@ -176,57 +151,43 @@ impl Search for Fab {
         let mut broken = vec![false; batch.len()];
         let cost = self.run(engine, batch, &mut |position, distance| {
             broken[position] = distance <= self.epsilon;
-            Verdict { keep: broken[position], go_on: !broken[position] }
+            AfterFind { keep: broken[position], go_on: !broken[position] }
         })?;
         Ok(Found { broken, cost })
     }
 }
 
-/// What becomes of an image behind a find.
-struct Verdict {
+/// What becomes of an image after a find.
+struct AfterFind {
     keep: bool,
     go_on: bool,
 }
 
-/// Tensors of a part of a batch: those of a [`FabState`], and what the passes write.
+/// A part of a batch, compacted, and the other tensors of a [`FabState`]. Its adversarial images are the current ones, its losses the
+/// distances of the closest.
 struct Scratch {
-    labels: Tensor<u32>,
+    group: Batch,
     targets: Tensor<u32>,
-    images: Tensor<f32>,
-    current: Tensor<f32>,
     closest: Tensor<f32>,
-    distances: Tensor<f32>,
-    logits: Tensor<f32>,
-    logit_gradient: Tensor<f32>,
     gradient: Tensor<f32>,
 }
 
 impl Scratch {
-    fn alloc(engine: &Engine, len: usize, classes: usize) -> Result<Self> {
+    fn alloc(engine: &Engine, len: usize) -> Result<Self> {
         Ok(Self {
-            labels: engine.alloc("FAB labels", len)?,
+            group: Batch::alloc(engine, len)?,
             targets: engine.alloc("FAB targets", len)?,
-            images: engine.alloc("FAB images", len * IMAGE_LEN)?,
-            current: engine.alloc("FAB current images", len * IMAGE_LEN)?,
             closest: engine.alloc("FAB closest images", len * IMAGE_LEN)?,
-            distances: engine.alloc("FAB distances", len)?,
-            logits: engine.alloc("FAB logits", len * classes)?,
-            logit_gradient: engine.alloc("FAB logit gradient", len * classes)?,
             gradient: engine.alloc("FAB gradient", len * IMAGE_LEN)?,
         })
     }
 
     /// The same memory for the first `len` images.
-    fn rows(&self, len: usize, classes: usize) -> Self {
+    fn rows(&self, len: usize) -> Self {
         Self {
-            labels: self.labels.slice(0..len),
+            group: self.group.rows(0..len),
             targets: self.targets.slice(0..len),
-            images: self.images.rows(0..len, IMAGE_LEN),
-            current: self.current.rows(0..len, IMAGE_LEN),
             closest: self.closest.rows(0..len, IMAGE_LEN),
-            distances: self.distances.slice(0..len),
-            logits: self.logits.rows(0..len, classes),
-            logit_gradient: self.logit_gradient.rows(0..len, classes),
             gradient: self.gradient.rows(0..len, IMAGE_LEN),
         }
     }

@@ -71,6 +71,11 @@ impl Console {
         }
     }
 
+    /// [`Console::line`] for each.
+    pub fn lines(&self, lines: impl IntoIterator<Item: AsRef<str>>) {
+        lines.into_iter().for_each(|line| self.line(line));
+    }
+
     /// A line for the person at the terminal, on stderr.
     pub fn note(&self, text: impl AsRef<str>) {
         // Nobody is left to tell where stderr itself is gone.

@@ -8,7 +8,7 @@ use clap::Subcommand;
 use super::console::Console;
 use super::set_kind;
 use crate::data::download::{Archive, BASE_URL, Outcome, fetch};
-use crate::data::{DataSet, IMAGE_BYTES, Images, SetKind, cifar};
+use crate::data::{DataSet, IMAGE_BYTES, Images, SetKind, cifar, source};
 
 /// Of files without SHA256SUMS beside them.
 const UNVERIFIED: &str = "sizes are right, content unverified (no SHA256SUMS beside the files)";
@@ -78,7 +78,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
             describe("test", &set.test, &set, console);
             if let (Some(layout), Some(folder)) = (layout, data) {
                 // Digests are recorded for the binary version alone.
-                let place = cifar::find(&layout, &folder).ok();
+                let place = source::find(&layout, &folder).ok();
                 match place.map(|place| cifar::verify(&layout, &place)).transpose()? {
                     Some(true) => console.line("digests right: the files are those of a verified archive"),
                     _ => console.line(UNVERIFIED),

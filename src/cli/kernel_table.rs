@@ -6,9 +6,7 @@ use crate::cuda::driver::{Kernel, Usage, kernels, occupancy, static_table};
 
 /// Prints the table of the kernels whose symbol holds `filter`.
 pub fn print(filter: &str, console: &Console) {
-    for line in table(kernels().values(), static_table(), filter) {
-        console.line(line);
-    }
+    console.lines(table(kernels().values(), static_table(), filter));
     if static_table().is_empty() {
         console.note("this build has no GPU code, so registers and spills are not known: scripts/install-nvcc.sh, then build");
     }

@@ -27,10 +27,10 @@ use clap::{Parser, Subcommand};
 use crate::config::Fraction;
 use crate::data::{self as sets, DataError, SetKind};
 use crate::engine::{self, DeviceChoice, Engine};
-use crate::files::{Files, Output};
+use crate::files::{self, Files, Folder, Lock, Output};
 use crate::model::{ResNet, WeightsFile};
 use crate::names::Named;
-use crate::prune::PruneError;
+use crate::prune::{PruneError, Scores, SelectionMethod};
 use crate::recipe::Recipe;
 use crate::train::TrainError;
 use console::Console;
@@ -193,6 +193,69 @@ fn recipe_for(
     Ok(Recipe::load(name, &overrides)?)
 }
 
+/// [`recipe_for`] each of several.
+fn recipes_for(
+    names: &[OsString],
+    width: usize,
+    batch: usize,
+    set: &[String],
+) -> anyhow::Result<Vec<Recipe>> {
+    names.iter().map(|name| recipe_for(name, Some(width), Some(batch), set)).collect()
+}
+
+/// A selection method by its name, where it is allowed.
+fn method(name: &str, allowed: fn(SelectionMethod) -> bool) -> Result<SelectionMethod, String> {
+    SelectionMethod::from_name(name).filter(|&method| allowed(method)).ok_or_else(|| {
+        let names = SelectionMethod::ALL.iter().filter(|(_, method)| allowed(*method));
+        format!("expected {}", names.map(|(name, _)| *name).collect::<Vec<_>>().join(", "))
+    })
+}
+
+/// What makes a recipe select by a method; when to select is of no matter here.
+fn method_overrides(method: SelectionMethod) -> Vec<String> {
+    let every = method.default_every(Scores::Accumulated);
+    let mut overrides = vec![
+        format!("selection.method={method}"),
+        format!("selection.every={every}"),
+        "selection.warm_start=0".into(),
+    ];
+    overrides.extend((!method.has_fraction()).then(|| "selection.fraction=1".into()));
+    overrides
+}
+
+/// Refuses a recipe whose method is not allowed, or that cannot attack the candidates, which have a last loss or none.
+fn check_selection(
+    recipe: &Recipe,
+    allowed: fn(SelectionMethod) -> bool,
+    losses: bool,
+) -> anyhow::Result<()> {
+    let (name, method) = (&recipe.name, recipe.selection.method);
+    if !allowed(method) {
+        anyhow::bail!("recipe {name}: selection.method = \"{method}\" selects nothing; give --method");
+    }
+    let checked = recipe.validate_attack_on_candidates(losses);
+    checked.map_err(|refusal| anyhow::anyhow!("recipe {name}: {refusal}"))
+}
+
+/// Makes a folder and keeps other processes out of it.
+fn claim(path: &Path) -> anyhow::Result<(Folder, Lock)> {
+    const LOCK: &str = ".lock";
+    at(path, std::fs::create_dir_all(path))?;
+    let folder = at(path, Folder::from(path).hold())?;
+    let lock = folder.lock(LOCK).map_err(|error| match error.kind() {
+        io::ErrorKind::ResourceBusy => {
+            anyhow::anyhow!("{}: {error} works in it; wait until it has ended", path.display())
+        }
+        _ => anyhow::anyhow!("{}: {error}", path.join(LOCK).display()),
+    })?;
+    Ok((folder, lock))
+}
+
+/// How to go on after an interrupt.
+fn resume_hint(out: &Path) -> String {
+    format!("what is done is kept in {}; the same command goes on there", out.display())
+}
+
 /// What is wrong with the images, for commands that can name another set by `--set`.
 fn or_set(error: DataError) -> anyhow::Error {
     let set = match &error {
@@ -255,6 +318,11 @@ fn inputs<'a>(recipes: impl IntoIterator<Item = &'a OsString>, data: Option<&Pat
 /// Writes an output.
 fn write(output: &Output, bytes: &[u8]) -> anyhow::Result<()> {
     at(output.path(), output.write(bytes))
+}
+
+/// Writes a plain struct as JSON.
+fn write_json(output: &Output, value: &impl serde::Serialize) -> anyhow::Result<()> {
+    write(output, &files::json(value))
 }
 
 /// The radius of a ball: a fraction or a number above 0 and up to 1.

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 
 use super::console::Console;
-use super::{inputs, kernel_table, recipe_for, write};
+use super::{inputs, kernel_table, recipe_for, write, write_json};
 use crate::engine::DeviceChoice;
 use crate::measure::ceilings::Ceilings;
 use crate::measure::document::Document;
@@ -107,18 +107,14 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     document.images = bench.images().to_string();
     document.finished = true;
     document.kernels = profile::kernels(&record, &ceilings, &bench.engine.device().code);
-    for line in document.device_block() {
-        console.line(line);
-    }
+    console.lines(document.device_block());
     console.line(profile::total_line(&record, steps));
-    for line in profile::lines(&document.kernels, bench.engine.device().kind) {
-        console.line(line);
-    }
+    console.lines(profile::lines(&document.kernels, bench.engine.device().kind));
     if bench.engine.device().kind == "emulated" {
         console.note("the emulated device: calls, FLOP and bytes are exact, seconds are those of a simulation on the CPU");
     }
     if let Some(json) = &json {
-        write(json, &document.to_json()?)?;
+        write_json(json, &document)?;
     }
     if let Some(file) = &trace_file {
         let trace = trace(&record, &format!("{} on {}", recipe.name, bench.engine.device().name));

@@ -6,13 +6,13 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use anyhow::bail;
-
 use super::console::Console;
-use super::{inputs, open_interruptible, or_set, selection_failed, weights_for, write};
+use super::{
+    check_selection, inputs, method, method_overrides, open_interruptible, or_set, selection_failed,
+    weights_for, write,
+};
 use crate::engine::DeviceChoice;
-use crate::names::Named;
-use crate::prune::{Coverage, Scores, SelectionMethod, SelectionRun};
+use crate::prune::{Coverage, SelectionMethod, SelectionRun};
 use crate::recipe::Recipe;
 
 /// Choose the training samples that a recipe would train on next, and write them as a file
@@ -32,7 +32,7 @@ pub struct Args {
     set: Vec<String>,
     /// How to choose [default: the recipe's selection.method]; "grand" is the gradient norm of the last layer alone, which correlates
     /// by 0.23 with GraNd, that of all layers
-    #[arg(long, value_name = "NAME", value_parser = method)]
+    #[arg(long, value_name = "NAME", value_parser = |name: &str| method(name, is_of_samples))]
     method: Option<SelectionMethod>,
     /// Share of the training samples [default: the recipe's selection.fraction]
     #[arg(long, value_name = "SHARE")]
@@ -55,15 +55,8 @@ pub struct Args {
 }
 
 /// Whether what the method chooses is a set of samples, all of them perhaps.
-fn is_of_samples(method: &SelectionMethod) -> bool {
+fn is_of_samples(method: SelectionMethod) -> bool {
     !matches!(method.row().coverage, Coverage::FewerEpochs)
-}
-
-fn method(name: &str) -> Result<SelectionMethod, String> {
-    SelectionMethod::from_name(name).filter(is_of_samples).ok_or_else(|| {
-        let names = SelectionMethod::ALL.iter().filter(|(_, method)| is_of_samples(method));
-        format!("expected {}", names.map(|(name, _)| *name).collect::<Vec<_>>().join(", "))
-    })
 }
 
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
@@ -105,29 +98,16 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The recipe with the method and the fraction that were asked for; when to select is of no matter here.
+/// The recipe with the method and the fraction that were asked for.
 fn recipe(args: &Args) -> anyhow::Result<Recipe> {
     let mut overrides = args.set.clone();
-    if let Some(method) = args.method {
-        overrides.push(format!("selection.method={method}"));
-        overrides.push(format!("selection.every={}", method.default_every(Scores::Accumulated)));
-        overrides.push("selection.warm_start=0".into());
-        if !method.has_fraction() {
-            overrides.push("selection.fraction=1".into());
-        }
-    }
+    overrides.extend(args.method.into_iter().flat_map(method_overrides));
     if args.holdout_draw {
         overrides.push("selection.holdout_draw=true".into());
     }
     overrides.extend(args.fraction.map(|fraction| format!("selection.fraction={fraction:?}")));
     let recipe = Recipe::load(&args.recipe, &overrides)?;
-    let method = recipe.selection.method;
-    if !is_of_samples(&method) {
-        bail!("recipe {}: selection.method = \"{method}\" selects nothing; give --method", recipe.name);
-    }
     // Training would have left losses to rank by; here there are none.
-    match recipe.validate_attack_on_candidates(false) {
-        Ok(()) => Ok(recipe),
-        Err(refusal) => bail!("recipe {}: {refusal}", recipe.name),
-    }
+    check_selection(&recipe, is_of_samples, false)?;
+    Ok(recipe)
 }

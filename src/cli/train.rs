@@ -64,13 +64,11 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         recipe.name,
         data.train.len(),
         data.name,
-        recipe.timeline().epochs(),
+        recipe.epoch_schedule().epochs(),
         run.folder().path().display()
     ));
     let summary = run.run(console)?;
-    for line in summary_lines(&summary) {
-        console.line(line);
-    }
+    console.lines(summary_lines(&summary));
     Ok(())
 }
 

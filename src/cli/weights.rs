@@ -83,9 +83,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
             let Converted { network, weights, changes } = Weights::convert(&file)?;
             finite_logits(&file, network, &weights)?;
             write(&weights, &written)?;
-            for change in changes {
-                console.line(change);
-            }
+            console.lines(changes);
             console.line(format!("{}: {network}", out.display()));
         }
     }

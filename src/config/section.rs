@@ -83,8 +83,11 @@ impl Section {
             Some(Value::Table(table)) => table,
             Some(other) => return Err(self.refuse(key, &other, format!("a section [{}{key}]", self.path))),
         };
-        let path = format!("{}{key}.", self.path);
-        Ok(Section { recipe: self.recipe.clone(), path, table, known: Vec::new() })
+        Ok(self.below(key, table))
+    }
+
+    fn below(&self, key: &str, table: Table) -> Self {
+        Self { path: format!("{}{key}.", self.path), ..Self::root(&self.recipe, table) }
     }
 
     /// The tables of the list `key`, empty where it is absent.
@@ -93,12 +96,7 @@ impl Section {
         let Some(value) = self.take(key) else { return Ok(Vec::new()) };
         let list = value.as_array().ok_or_else(|| self.refuse(key, &value, expected.clone()))?;
         let section = |(index, item): (usize, &Value)| match item {
-            Value::Table(table) => Ok(Section {
-                recipe: self.recipe.clone(),
-                path: format!("{}{key}[{index}].", self.path),
-                table: table.clone(),
-                known: Vec::new(),
-            }),
+            Value::Table(table) => Ok(self.below(&format!("{key}[{index}]"), table.clone())),
             _ => Err(self.refuse(key, &value, expected.clone())),
         };
         list.iter().enumerate().map(section).collect()
@@ -111,9 +109,7 @@ impl Section {
         range: RangeInclusive<usize>,
         default: Option<usize>,
     ) -> Result<usize, ConfigError> {
-        let expected = format!("an integer from {} to {}", range.start(), range.end());
-        let Some(value) = self.take(key) else { return default.ok_or_else(|| self.missing(key, expected)) };
-        integer_in(&value, &range).ok_or_else(|| self.refuse(key, &value, expected))
+        self.value(key, integers(&range), default, |value| integer_in(value, &range))
     }
 
     /// An integer in `range`, or `word` for none.
@@ -124,12 +120,7 @@ impl Section {
         range: RangeInclusive<usize>,
         default: Option<usize>,
     ) -> Result<Option<usize>, ConfigError> {
-        let Some(value) = self.take(key) else { return Ok(default) };
-        if value.as_str() == Some(word) {
-            return Ok(None);
-        }
-        let expected = format!("\"{word}\" or an integer from {} to {}", range.start(), range.end());
-        integer_in(&value, &range).map(Some).ok_or_else(|| self.refuse(key, &value, expected))
+        self.value_or(key, word, integers(&range), default, |value| integer_in(value, &range))
     }
 
     /// A number in `interval`; required where there is no default.
@@ -140,9 +131,7 @@ impl Section {
         default: Option<f64>,
     ) -> Result<f64, ConfigError> {
         let interval = interval.into();
-        let expected = format!("a number in {interval}");
-        let Some(value) = self.take(key) else { return default.ok_or_else(|| self.missing(key, expected)) };
-        number_in(&value, interval).ok_or_else(|| self.refuse(key, &value, expected))
+        self.value(key, format!("a number in {interval}"), default, |value| number_in(value, interval))
     }
 
     /// A number in `interval`, or `word` for none.
@@ -154,29 +143,17 @@ impl Section {
         default: Option<f64>,
     ) -> Result<Option<f64>, ConfigError> {
         let interval = interval.into();
-        let Some(value) = self.take(key) else { return Ok(default) };
-        if value.as_str() == Some(word) {
-            return Ok(None);
-        }
-        let expected = format!("\"{word}\" or a number in {interval}");
-        number_in(&value, interval).map(Some).ok_or_else(|| self.refuse(key, &value, expected))
+        let expected = format!("a number in {interval}");
+        self.value_or(key, word, expected, default, |value| number_in(value, interval))
     }
 
-    /// A list of numbers in `interval`, each larger than the one before; required where there is no default.
-    pub fn ascending(
-        &mut self,
-        key: &str,
-        interval: impl Into<Interval>,
-        default: Option<Vec<f64>>,
-    ) -> Result<Vec<f64>, ConfigError> {
+    /// A list of numbers in `interval`, each larger than the one before.
+    pub fn ascending(&mut self, key: &str, interval: impl Into<Interval>) -> Result<Vec<f64>, ConfigError> {
         let interval = interval.into();
         let expected = format!("a list of ascending numbers in {interval}");
-        let Some(value) = self.take(key) else { return default.ok_or_else(|| self.missing(key, expected)) };
-        let numbers: Option<Vec<f64>> =
-            value.as_array().and_then(|list| list.iter().map(|item| number_in(item, interval)).collect());
-        numbers
-            .filter(|numbers| numbers.is_sorted_by(|a, b| a < b))
-            .ok_or_else(|| self.refuse(key, &value, expected))
+        self.value(key, expected, None, |value| {
+            numbers_in(value, interval).filter(|numbers| numbers.is_sorted_by(|a, b| a < b))
+        })
     }
 
     /// Two ascending numbers in `interval`, or `word` (the default) for none.
@@ -187,18 +164,10 @@ impl Section {
         interval: impl Into<Interval>,
     ) -> Result<Option<[f64; 2]>, ConfigError> {
         let interval = interval.into();
-        let Some(value) = self.take(key) else { return Ok(None) };
-        if value.as_str() == Some(word) {
-            return Ok(None);
-        }
-        let expected = format!("\"{word}\" or two ascending numbers in {interval}");
-        let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
-        let pair = match list {
-            [low, high] => number_in(low, interval).zip(number_in(high, interval)),
-            _ => None,
-        };
-        let pair = pair.filter(|(low, high)| low <= high);
-        pair.map(|(low, high)| Some([low, high])).ok_or_else(|| self.refuse(key, &value, expected))
+        let expected = format!("two ascending numbers in {interval}");
+        self.value_or(key, word, expected, None, |value| {
+            <[f64; 2]>::try_from(numbers_in(value, interval)?).ok().filter(|pair| pair.is_sorted())
+        })
     }
 
     /// A fraction "a/b" or a number, in `interval`.
@@ -221,17 +190,12 @@ impl Section {
     }
 
     pub fn boolean(&mut self, key: &str, default: bool) -> Result<bool, ConfigError> {
-        let Some(value) = self.take(key) else { return Ok(default) };
-        value.as_bool().ok_or_else(|| self.refuse(key, &value, "true or false"))
+        self.value(key, "true or false", Some(default), Value::as_bool)
     }
 
     /// One line of text; required where there is no default.
     pub fn text(&mut self, key: &str, default: Option<&str>) -> Result<String, ConfigError> {
-        let expected = "a line of text";
-        let Some(value) = self.take(key) else {
-            return default.map(Into::into).ok_or_else(|| self.missing(key, expected));
-        };
-        line(&value).ok_or_else(|| self.refuse(key, &value, expected))
+        self.value(key, "a line of text", default.map(Into::into), line)
     }
 
     /// A text that a folder can be called: the value, or else `default`.
@@ -251,20 +215,16 @@ impl Section {
 
     /// A list of texts, each given once.
     pub fn texts(&mut self, key: &str, default: &[&str]) -> Result<Vec<String>, ConfigError> {
-        let Some(value) = self.take(key) else {
-            return Ok(default.iter().map(|&text| text.into()).collect());
-        };
-        let texts: Option<Vec<String>> = value.as_array().and_then(|list| list.iter().map(line).collect());
-        texts
-            .filter(|texts| texts.iter().enumerate().all(|(i, text)| !texts[..i].contains(text)))
-            .ok_or_else(|| self.refuse(key, &value, "a list of names, each once"))
+        let default = default.iter().map(|&text| text.into()).collect();
+        self.value(key, "a list of names, each once", Some(default), |value| {
+            let texts: Vec<String> = value.as_array()?.iter().map(line).collect::<Option<_>>()?;
+            texts.iter().enumerate().all(|(i, text)| !texts[..i].contains(text)).then_some(texts)
+        })
     }
 
     /// One of the names of `T`; required where there is no default.
     pub fn name<T: Named>(&mut self, key: &str, default: Option<T>) -> Result<T, ConfigError> {
-        let expected = T::names();
-        let Some(value) = self.take(key) else { return default.ok_or_else(|| self.missing(key, expected)) };
-        value.as_str().and_then(T::from_name).ok_or_else(|| self.refuse(key, &value, expected))
+        self.value(key, T::names(), default, |value| T::from_name(value.as_str()?))
     }
 
     /// Drops a key of older recipes whose value is what happens without it, and refuses any other value.
@@ -279,9 +239,14 @@ impl Section {
         }
     }
 
-    /// Refuses keys that nobody took.
-    pub fn finish(&self) -> Result<(), ConfigError> {
-        let Some(key) = self.table.keys().next() else { return Ok(()) };
+    /// What was read, where `check` has nothing against it and no key is left.
+    pub fn finish<T>(
+        &self,
+        read: T,
+        check: impl FnOnce(&T) -> Result<(), Refusal>,
+    ) -> Result<T, ConfigError> {
+        self.check(check(&read))?;
+        let Some(key) = self.table.keys().next() else { return Ok(read) };
         let hint = match nearest(key, self.known.iter().map(String::as_str)) {
             Some(near) => format!("; did you mean {}{near}?", self.path),
             None => format!("; known here: {}", self.known.join(", ")),
@@ -315,15 +280,44 @@ impl Section {
         ConfigError::Value { recipe: self.recipe.clone(), refusal }
     }
 
-    fn missing(&self, key: &str, expected: impl Into<String>) -> ConfigError {
-        let key = format!("{}{key}", self.path);
-        ConfigError::MissingKey { recipe: self.recipe.clone(), key, expected: expected.into() }
+    /// What `parse` makes of the value of a key; required where there is no default.
+    fn value<T>(
+        &mut self,
+        key: &str,
+        expected: impl Into<String>,
+        default: Option<T>,
+        parse: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<T, ConfigError> {
+        let Some(value) = self.take(key) else {
+            let (recipe, key) = (self.recipe.clone(), format!("{}{key}", self.path));
+            return default.ok_or_else(|| ConfigError::MissingKey { recipe, key, expected: expected.into() });
+        };
+        parse(&value).ok_or_else(|| self.refuse(key, &value, expected))
+    }
+
+    /// The same, or `word` for none.
+    fn value_or<T>(
+        &mut self,
+        key: &str,
+        word: &str,
+        expected: String,
+        default: Option<T>,
+        parse: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, ConfigError> {
+        self.value(key, format!("\"{word}\" or {expected}"), Some(default), |value| match value.as_str() {
+            Some(text) if text == word => Some(None),
+            _ => parse(value).map(Some),
+        })
     }
 
     fn take(&mut self, key: &str) -> Option<Value> {
         self.known.push(key.into());
         self.table.remove(key)
     }
+}
+
+fn integers(range: &RangeInclusive<usize>) -> String {
+    format!("an integer from {} to {}", range.start(), range.end())
 }
 
 fn integer_in(value: &Value, range: &RangeInclusive<usize>) -> Option<usize> {
@@ -338,6 +332,10 @@ fn number_in(value: &Value, interval: Interval) -> Option<f64> {
         _ => return None,
     };
     interval.contains(number).then_some(number)
+}
+
+fn numbers_in(value: &Value, interval: Interval) -> Option<Vec<f64>> {
+    value.as_array()?.iter().map(|item| number_in(item, interval)).collect()
 }
 
 fn line(value: &Value) -> Option<String> {

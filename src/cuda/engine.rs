@@ -5,21 +5,20 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::driver::{Address, Buffer, Driver};
-use super::eval::{self, EvalBatch, EvalPass};
+use super::eval::{self, EvalPass, Start};
 use super::graphs::Graphs;
 use super::launch::attack::image_pack;
 use super::launch::conv::ImageEpilogue;
-use super::layout::{self, Layout, STEM_CHANNELS};
-use super::pair::Pair;
+use super::layout::{self, Layout};
 use super::parameters::Parameters;
 use super::scratch::Scratch;
-use super::train::{PassKey, TrainPass, Wanted};
+use super::train::{BackwardRequest, PassKey, TrainPass};
 use crate::engine::backend::Backend;
 use crate::engine::{
     DeviceInfo, Element, Error, GradRequest, ImageGradient, ParameterGradient, Pass, Result, Sgd, StopFlag,
     Storage, Tensor, View, WeightSet,
 };
-use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
+use crate::model::layers::IMAGE_LEN;
 use crate::model::{ResNet, Weights};
 use crate::ops::attack_steps::AttackKey;
 
@@ -30,13 +29,13 @@ pub struct Cuda {
     max_batch: usize,
     pub(crate) parameters: Parameters,
     pub(crate) eval: EvalPass,
-    /// The stem's input of the evaluation pass, and which images it holds.
-    pub(crate) packed: Buffer,
+    /// The images that the evaluation pass holds packed.
     packed_images: RefCell<Option<View>>,
     /// Train slots, made when first used.
     train: [Option<TrainPass>; Pass::SLOTS],
-    /// The clean and the adversarial pass as one, made when first used.
-    pair: Option<Pair>,
+    /// The clean and the adversarial pass as one, made when first used: two sets of images in every launch, each with batch statistics
+    /// of its own, and a scratch for both. That of the other passes has a capacity of one, and recorded graphs hold its addresses.
+    pair: Option<(TrainPass, Scratch)>,
     pub(crate) scratch: Scratch,
     pub(crate) attacks: Graphs<AttackKey>,
     passes: Graphs<PassKey>,
@@ -48,13 +47,11 @@ impl Cuda {
     pub fn new(driver: Rc<dyn Driver>, network: ResNet, max_batch: usize) -> Result<Self> {
         layout::check(network)?;
         let parameters = Parameters::new(&driver, Layout::new(network))?;
-        let image = max_batch * IMAGE_SIDE * IMAGE_SIDE * STEM_CHANNELS;
         let graphs = driver.options().graphs;
         Ok(Self {
             info: driver.info(),
             max_batch,
             eval: EvalPass::new(&driver, &parameters, max_batch)?,
-            packed: Buffer::new(&driver, "packed images", image * 2)?,
             packed_images: RefCell::new(None),
             train: [None, None],
             pair: None,
@@ -103,13 +100,13 @@ impl Cuda {
     /// Packs images for the stem, unless the last attack step left these very images packed.
     pub(crate) fn pack(&self, images: &Tensor<f32>, batch: usize) -> Result<()> {
         if *self.packed_images.borrow() != Some(images.view()) {
-            image_pack(self.driver(), batch, self.address(images)?, self.packed.address())?;
+            image_pack(self.driver(), batch, self.address(images)?, self.eval.packed.address())?;
             self.packed(images);
         }
         Ok(())
     }
 
-    /// These images are what [`Cuda::packed`] holds.
+    /// These images are what [`EvalPass::packed`] holds.
     pub(crate) fn packed(&self, images: &Tensor<f32>) {
         self.packed_images.replace(Some(images.view()));
     }
@@ -122,14 +119,9 @@ impl Cuda {
                 step,
                 images: self.address(images)?,
                 perturbed: self.address(perturbed)?,
-                packed: self.packed.address(),
+                packed: self.eval.packed.address(),
             },
         })
-    }
-
-    /// Number of packed images in an evaluation pass.
-    pub(crate) fn eval_batch(&self, pass: Pass, images: usize) -> EvalBatch {
-        EvalBatch { packed: self.packed.address(), images, reduction: pass.into() }
     }
 
     fn addresses(&self, tensors: &[&Tensor<f32>]) -> Result<Vec<Address>> {
@@ -196,7 +188,7 @@ impl Backend for Cuda {
         if pass.is_eval() {
             self.pack(images[0], batch)?;
             let logits = self.address(logits[0])?;
-            return self.eval.forward(&self.parameters, &self.scratch, self.eval_batch(pass, batch), logits);
+            return self.eval.launches(&self.parameters, &self.scratch, pass, batch)?.forward(Some(logits));
         }
         let (images, logits) = (self.addresses(images)?, self.addresses(logits)?);
         let Self { driver, passes, parameters, scratch, max_batch, .. } = self;
@@ -209,11 +201,14 @@ impl Backend for Cuda {
                 train.forward(passes, parameters, scratch, batch, &images, &logits)
             }
             _ => {
-                let pair = match &mut self.pair {
+                let (train, scratch) = match &mut self.pair {
                     Some(pair) => pair,
-                    empty => empty.insert(Pair::new(driver, parameters, *max_batch)?),
+                    empty => empty.insert((
+                        TrainPass::new(driver, parameters, 2, *max_batch)?,
+                        Scratch::new(driver, &parameters.layout, 2, *max_batch)?,
+                    )),
                 };
-                pair.pass.forward(passes, parameters, &pair.scratch, batch, &images, &logits)
+                train.forward(passes, parameters, scratch, batch, &images, &logits)
             }
         }
     }
@@ -227,24 +222,21 @@ impl Backend for Cuda {
         let batch = logit_gradients[0].len() / self.classes();
         let image = request.images.as_ref().map(|request| self.image_epilogue(request)).transpose()?;
         let gradients = self.addresses(logit_gradients)?;
-        let eval_batch = self.eval_batch(pass, batch);
         let Self { passes, parameters, scratch, .. } = self;
         match (pass, &image) {
             (Pass::Eval | Pass::EvalSplit, None) => {}
             (Pass::Eval | Pass::EvalSplit, Some(image)) => {
-                self.eval.backward(parameters, scratch, eval_batch, gradients[0], image)?;
+                let launches = self.eval.launches(parameters, scratch, pass, batch)?;
+                launches.backward(Start::LogitGradient(gradients[0]), image)?;
             }
             (Pass::Train { .. } | Pass::Pair, _) => {
-                let parameters_wanted = request.parameters.map(|what| what == ParameterGradient::Add);
-                let expected = Wanted { parameters: parameters_wanted, image };
+                let add = request.parameters.map(|what| what == ParameterGradient::Add);
+                let expected = BackwardRequest { parameters: add, image };
                 let (train, scratch) = match pass {
-                    Pass::Train { slot } => (self.train[slot].as_ref(), &*scratch),
-                    _ => (
-                        self.pair.as_ref().map(|pair| &pair.pass),
-                        self.pair.as_ref().map_or(&*scratch, |pair| &pair.scratch),
-                    ),
-                };
-                let train = train.ok_or_else(|| missing(pass))?;
+                    Pass::Train { slot } => self.train[slot].as_ref().map(|train| (train, &*scratch)),
+                    _ => self.pair.as_ref().map(|(train, scratch)| (train, scratch)),
+                }
+                .ok_or_else(|| missing(pass))?;
                 train.backward(passes, parameters, scratch, batch, &gradients, &expected)?;
             }
         }
@@ -256,11 +248,11 @@ impl Backend for Cuda {
 
     fn features(&mut self, pass: Pass, set: usize, features: &Tensor<f32>) -> Result<()> {
         let kept = match pass {
-            Pass::Eval | Pass::EvalSplit => self.eval.features(),
-            Pass::Train { slot } => self.train[slot].as_ref().and_then(TrainPass::features),
-            Pass::Pair => self.pair.as_ref().and_then(|pair| pair.pass.features()),
+            Pass::Eval | Pass::EvalSplit => Some(&self.eval.features),
+            Pass::Train { slot } => self.train[slot].as_ref().map(|train| &train.features),
+            Pass::Pair => self.pair.as_ref().map(|(train, _)| &train.features),
         };
-        let (_, from) = kept.ok_or_else(|| missing(pass))?;
+        let from = kept.ok_or_else(|| missing(pass))?.address();
         let (from, to) = (from.offset::<f32>(set * features.len()), self.address(features)?);
         self.driver.copy(from, to, features.len() * size_of::<f32>())
     }

@@ -1,15 +1,4 @@
 //! The cuda engine: our kernels in bf16 with f32 accumulation, on a GPU or on the emulator.
-//!
-//! | file | what it holds |
-//! |---|---|
-//! | `driver/` | memory and launches, on a GPU or on the emulator; the only unsafe code |
-//! | `launch/` | for each kernel of a pass its parameter struct and its grid |
-//! | `layout` | offsets of every tensor in the flat arenas |
-//! | `parameters` | the arenas: weights, gradients, optimizer state, folded copies |
-//! | `eval`, `train`, `pair` | passes over the network, forward and backward |
-//! | `scratch` | gradients on their way back |
-//! | `engine` | the backend on top of these |
-//! | `graphs` | attacks and passes recorded and replayed |
 
 pub mod driver;
 mod engine;
@@ -17,7 +6,6 @@ pub(crate) mod eval;
 mod graphs;
 pub mod launch;
 pub mod layout;
-mod pair;
 mod parameters;
 mod scratch;
 mod train;

@@ -5,12 +5,11 @@
 //! the data set's web page.
 
 use std::fs;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{DataError, IMAGE_BYTES, Images, SetKind, Sizes};
 use crate::digest::sha256_of;
-use crate::files::{Existing, Folder, is_file, limit, read_text};
+use crate::files::{Existing, Folder, if_there, limit, read_text};
 
 /// How one of the two sets lies on disk.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +81,11 @@ pub const CIFAR100: Layout = Layout {
 };
 
 impl Layout {
+    /// The other set.
+    pub fn other(&self) -> Self {
+        if self.kind == SetKind::Cifar10 { CIFAR100 } else { CIFAR10 }
+    }
+
     pub fn class_names(&self) -> Vec<String> {
         self.class_names.split_whitespace().map(String::from).collect()
     }
@@ -100,42 +104,9 @@ impl Layout {
         let train = self.train_files.iter().map(|&name| (name, self.train_records));
         train.chain([(self.test_file, self.test_records)])
     }
-
-    /// Whether any of the files is in `folder`.
-    fn is_in(&self, folder: &Path) -> bool {
-        self.files().any(|(name, _)| folder.join(name).is_file())
-    }
-
-    /// `folder` itself, or the folder of the archive inside it.
-    fn locate(&self, folder: &Path) -> Option<PathBuf> {
-        [folder.to_path_buf(), folder.join(self.folder)].into_iter().find(|place| self.is_in(place))
-    }
 }
 
-/// Training and test images, the first so many where a limit is given.
-///
-/// All files must be there with the right size, also those that the limits leave unread; every label read must be in
-/// range.
-pub fn read(
-    layout: &Layout,
-    folder: &Path,
-    train_limit: Option<usize>,
-    test_limit: Option<usize>,
-) -> Result<(Images, Images), DataError> {
-    let place = find(layout, folder)?;
-    let sizes = layout.sizes();
-    let (mut train, mut test) = (Images::default(), Images::default());
-    let limit = train_limit.unwrap_or(sizes.train).min(sizes.train);
-    for name in layout.train_files {
-        let expected = (limit - train.len()).min(layout.train_records);
-        read_records(layout, &place.join(name), expected, &mut train)?;
-    }
-    let limit = test_limit.unwrap_or(sizes.test).min(sizes.test);
-    read_records(layout, &place.join(layout.test_file), limit, &mut test)?;
-    Ok((train, test))
-}
-
-/// Digests of the files of a verified archive, beside them: `sha256sum --check` reads it too.
+/// Digests of the files of a verified archive, next to them: `sha256sum --check` reads it too.
 pub const SUMS: &str = "SHA256SUMS";
 
 /// Writes [`SUMS`] for the files in `place`, which come from an archive whose digest is right.
@@ -155,10 +126,9 @@ pub fn record_sums(layout: &Layout, place: &Folder) -> Result<(), DataError> {
 /// A file with another digest than the recorded one.
 pub fn verify(layout: &Layout, place: &Path) -> Result<bool, DataError> {
     let path = place.join(SUMS);
-    let text = match read_text(&path, limit::SETTINGS) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        text => text.map_err(|source| DataError::Io { path: path.clone(), source })?,
-    };
+    let text = if_there(read_text(&path, limit::SETTINGS));
+    let text = text.map_err(|source| DataError::Io { path: path.clone(), source })?;
+    let Some(text) = text else { return Ok(false) };
     let sums: Vec<(&str, &str)> = text.lines().filter_map(|line| line.split_once("  ")).collect();
     for (name, _) in layout.files() {
         let Some((expected, _)) = sums.iter().find(|(_, file)| *file == name) else {
@@ -177,47 +147,6 @@ fn file_sha256(path: &Path) -> Result<String, DataError> {
     fs::File::open(path).and_then(sha256_of).map_err(|source| DataError::Io { path: path.into(), source })
 }
 
-/// The folder with the files of this set; checks that all are there and have the right size.
-pub fn find(layout: &Layout, folder: &Path) -> Result<PathBuf, DataError> {
-    // What cannot be looked at is not missing.
-    for path in [folder, &folder.join(layout.folder)]
-        .iter()
-        .flat_map(|place| layout.files().map(|(name, _)| place.join(name)))
-    {
-        is_file(&path).map_err(|source| DataError::Io { path, source })?;
-    }
-    let Some(place) = layout.locate(folder) else {
-        let other = if layout.kind == SetKind::Cifar10 { CIFAR100 } else { CIFAR10 };
-        if other.locate(folder).is_some() {
-            return Err(DataError::WrongSet {
-                folder: folder.into(),
-                actual: other.kind,
-                expected: layout.kind,
-            });
-        }
-        return Err(missing(layout, folder));
-    };
-    if layout.files().any(|(name, _)| !place.join(name).is_file()) {
-        return Err(missing(layout, &place));
-    }
-    for (name, records) in layout.files() {
-        let path = place.join(name);
-        let actual =
-            fs::metadata(&path).map_err(|source| DataError::Io { path: path.clone(), source })?.len();
-        check_size(layout, &path, actual, records)?;
-    }
-    Ok(place)
-}
-
-fn missing(layout: &Layout, folder: &Path) -> DataError {
-    let missing = layout.files().map(|(name, _)| name).filter(|name| !folder.join(name).is_file());
-    let hint =
-        if folder.exists() { "get them with `secateur data download`" } else { "there is no such folder" };
-    let files = layout.files().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
-    let missing = missing.map(String::from).collect();
-    DataError::Missing { folder: folder.into(), missing, set: layout.kind, form: "binary", files, hint }
-}
-
 pub(super) fn check_size(layout: &Layout, path: &Path, actual: u64, records: usize) -> Result<(), DataError> {
     let record = layout.record();
     let expected = (records * record) as u64;
@@ -227,15 +156,6 @@ pub(super) fn check_size(layout: &Layout, path: &Path, actual: u64, records: usi
     let diagnosis =
         if actual < expected { "the file is cut short" } else { "there are bytes behind the last record" };
     Err(DataError::Size { path: path.into(), actual, expected, records, record, diagnosis })
-}
-
-/// Appends the first `count` records of a file.
-fn read_records(layout: &Layout, path: &Path, count: usize, images: &mut Images) -> Result<(), DataError> {
-    let mut bytes = vec![0; count * layout.record()];
-    fs::File::open(path)
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .map_err(|source| DataError::Io { path: path.into(), source })?;
-    append(layout, path, &bytes, images)
 }
 
 /// Appends the records in `bytes`, whole ones; `path` stands in messages.

@@ -54,9 +54,7 @@ impl DataConfig {
             augment: section.boolean("augment", true)?,
             padding: section.name("padding", Some(Padding::Zero))?,
         };
-        section.check(data.validate())?;
-        section.finish()?;
-        Ok(data)
+        section.finish(data, Self::validate)
     }
 
     /// Refuses more images than the set has, and a validation set that leaves none to train on.

@@ -13,7 +13,7 @@ use flate2::read::GzDecoder;
 use ureq::http::header::{CONTENT_RANGE, RANGE};
 
 use super::cifar::{self, CIFAR10, CIFAR100, Layout};
-use super::{DataError, SetKind};
+use super::{DataError, SetKind, source};
 use crate::digest::sha256_of;
 use crate::files::{Folder, How};
 
@@ -112,7 +112,7 @@ pub fn fetch(
 ) -> Result<Outcome, DownloadError> {
     let folder = out.join(archive.layout.folder);
     if folder.try_exists().map_err(io_at(&folder))? {
-        let found = cifar::find(&archive.layout, &folder);
+        let found = source::find(&archive.layout, &folder);
         return match found.and_then(|place| cifar::verify(&archive.layout, &place)) {
             Ok(true) => Ok(Outcome::AlreadyThere(folder)),
             Ok(false) => Ok(Outcome::Unverified(folder)),
@@ -264,7 +264,7 @@ fn check_digest(
     Err(DownloadError::Digest { path: path.into(), actual, expected: archive.sha256.clone(), advice })
 }
 
-/// Unpacks the files of the set into a temporary folder beside their place, checks them, and renames the folder.
+/// Unpacks the files of the set into a temporary folder next to their place, checks them, and renames the folder.
 fn unpack(archive: &Archive, out: &Folder, name: &str) -> Result<(), DownloadError> {
     let staging = format!("{UNPACKING}{}", archive.file);
     // Left by a download that was killed: the lock says that none is under way.
@@ -299,6 +299,6 @@ fn unpack_into(archive: &Archive, out: &Folder, name: &str, folder: &Folder) -> 
         io::copy(&mut entry.by_ref().take(limit), &mut target_file).map_err(unpack)?;
         target_file.sync_all().map_err(io_at(&target))?;
     }
-    cifar::find(&archive.layout, folder.path())?;
+    source::find(&archive.layout, folder.path())?;
     Ok(cifar::record_sums(&archive.layout, folder)?)
 }

@@ -8,8 +8,8 @@ use std::path::{Component, Path, PathBuf};
 
 use flate2::read::GzDecoder;
 
-use super::cifar::{self, CIFAR10, CIFAR100, Layout};
-use super::{DataError, IMAGE_BYTES, Images, SetKind, python};
+use super::cifar::{self, Layout};
+use super::{DataError, IMAGE_BYTES, Images, python};
 use crate::files;
 
 /// How the files of a set are written.
@@ -99,12 +99,8 @@ pub fn read(
 ) -> Result<(Images, Images), DataError> {
     let limits = [train_limit, test_limit];
     match locate(layout, path)? {
-        Source::Folder(Form::Binary, folder) => cifar::read(layout, &folder, train_limit, test_limit),
         Source::Folder(form, folder) => {
-            let there = |name: &str| folder.join(name).is_file();
-            if !form.files(layout).iter().all(|(name, _)| there(name)) {
-                return Err(missing(layout, form, &folder, &there));
-            }
+            check_folder(layout, form, &folder)?;
             let load = |name: &str, most: u64| {
                 let path = folder.join(name);
                 files::read(&path, most).map_err(|source| DataError::Io { path, source })
@@ -112,10 +108,39 @@ pub fn read(
             images(layout, form, &folder, limits, load)
         }
         Source::Archive(file) => {
-            let (form, mut files) = unpack(layout, &file)?;
+            let archive = File::open(&file).map_err(|source| DataError::Io { path: file.clone(), source })?;
+            let (form, mut files) = from_archive(layout, &file, BufReader::new(archive))?;
             images(layout, form, &file, limits, |name, _| Ok(files.remove(name).unwrap_or_default()))
         }
     }
+}
+
+/// The folder with the files of the binary version; checks that all are there and have the right size.
+pub fn find(layout: &Layout, folder: &Path) -> Result<PathBuf, DataError> {
+    match locate(layout, folder)? {
+        Source::Folder(Form::Binary, place) => check_folder(layout, Form::Binary, &place).map(|()| place),
+        _ => Err(missing(layout, Form::Binary, folder, &|name| folder.join(name).is_file())),
+    }
+}
+
+/// Refuses a folder in which a file is missing, or of the binary version has another size.
+fn check_folder(layout: &Layout, form: Form, folder: &Path) -> Result<(), DataError> {
+    let io = |path: &Path| {
+        let path = path.to_path_buf();
+        |source| DataError::Io { path, source }
+    };
+    let files =
+        Vec::from_iter(form.files(layout).into_iter().map(|(name, records)| (folder.join(name), records)));
+    for (path, _) in &files {
+        // What cannot be looked at is not missing.
+        if !files::is_file(path).map_err(io(path))? {
+            return Err(missing(layout, form, folder, &|name| folder.join(name).is_file()));
+        }
+    }
+    for (path, records) in files.iter().filter(|_| form == Form::Binary) {
+        cifar::check_size(layout, path, path.metadata().map_err(io(path))?.len(), *records)?;
+    }
+    Ok(())
 }
 
 /// Images of the files that `load` gives by name; it is told the most bytes that one may have.
@@ -152,7 +177,7 @@ fn locate(layout: &Layout, path: &Path) -> Result<Source, DataError> {
     if let Some(source) = inside(layout, path) {
         return Ok(source);
     }
-    let other = if layout.kind == SetKind::Cifar10 { CIFAR100 } else { CIFAR10 };
+    let other = layout.other();
     if inside(&other, path).is_some() {
         return Err(DataError::WrongSet { folder: path.into(), actual: other.kind, expected: layout.kind });
     }
@@ -186,7 +211,7 @@ fn one_file(layout: &Layout, path: &Path) -> DataError {
             Form::ALL.into_iter().find(|form| form.files(layout).iter().any(|(file, _)| *file == name));
         form.map(|form| (form, layout.kind))
     };
-    let what = match of(layout).or(of(&CIFAR10)).or(of(&CIFAR100)) {
+    let what = match of(layout).or(of(&layout.other())) {
         Some((form, kind)) => format!("one file of the {} version of {kind}", form.name()),
         None => "neither a folder nor a gzip archive".into(),
     };
@@ -204,17 +229,10 @@ fn missing(layout: &Layout, form: Form, place: &Path, there: &dyn Fn(&str) -> bo
     DataError::Missing { folder: place.into(), missing, set: layout.kind, form: form.name(), files, hint }
 }
 
-/// The files of an archive, by name, and their form.
-fn unpack(layout: &Layout, path: &Path) -> Result<(Form, Files), DataError> {
-    let io = |source| DataError::Io { path: path.into(), source };
-    let file = File::open(path).map_err(io)?;
-    from_archive(layout, path, BufReader::new(file))
-}
-
 /// The files of the set in the bytes of a gzipped tar archive; `path` stands in messages.
 pub fn from_archive(layout: &Layout, path: &Path, archive: impl Read) -> Result<(Form, Files), DataError> {
     let io = |source| DataError::Io { path: path.into(), source };
-    let other = if layout.kind == SetKind::Cifar10 { CIFAR100 } else { CIFAR10 };
+    let other = layout.other();
     let mut found: [Files; 2] = Default::default();
     let mut of_other = false;
     let mut entries = tar::Archive::new(GzDecoder::new(archive).take(MAX_UNPACKED));
@@ -250,10 +268,6 @@ pub fn from_archive(layout: &Layout, path: &Path, archive: impl Read) -> Result<
             return Ok((form, std::mem::take(files)));
         }
     }
-    let form = if found[Form::Binary as usize].len() >= found[Form::Python as usize].len() {
-        Form::Binary
-    } else {
-        Form::Python
-    };
+    let form = if found[0].len() >= found[1].len() { Form::Binary } else { Form::Python };
     Err(missing(layout, form, path, &|name| found[form as usize].contains_key(name)))
 }

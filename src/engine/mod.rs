@@ -330,7 +330,7 @@ impl Engine {
     ///
     /// # Errors
     /// Where its operands are not what its contract says; then nothing was written.
-    pub fn run<O: Op>(&mut self, op: &O) -> Result<O::Output> {
+    pub fn run<Output>(&mut self, op: &impl Op<Output>) -> Result<Output> {
         let mut operands = self.operands();
         op.check(&mut operands)?;
         operands.sets().iter().try_for_each(|&set| self.life.expect_set(set))?;

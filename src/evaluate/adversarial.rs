@@ -9,7 +9,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use safetensors::tensor::{Dtype, TensorView};
 
-use super::autoattack::{Progress, Verdict};
+use super::autoattack::{ImageResult, Progress};
 use super::state::Settings;
 use crate::data::pixel_order::to_planes;
 use crate::data::{IMAGE_BYTES, Images};
@@ -115,7 +115,7 @@ pub(super) fn to_safetensors(
     let mut x_adv = Vec::with_capacity(count * IMAGE_BYTES * 4);
     for (position, verdict) in progress.verdicts.iter().enumerate() {
         let image = match verdict {
-            Verdict::BrokenBy(_) => to_planes(&adversarial.get(position)?),
+            ImageResult::BrokenBy(_) => to_planes(&adversarial.get(position)?),
             _ => clean.image(position).iter().map(|byte| f32::from(*byte) / 255.0).collect(),
         };
         x_adv.extend(image.iter().flat_map(|value| value.to_le_bytes()));
@@ -125,7 +125,7 @@ pub(super) fn to_safetensors(
         classes.iter().flat_map(|value| class(value).to_le_bytes()).collect()
     };
     let robust: Vec<u8> =
-        progress.verdicts.iter().map(|verdict| (*verdict == Verdict::Robust).into()).collect();
+        progress.verdicts.iter().map(|verdict| (*verdict == ImageResult::Robust).into()).collect();
     let labels = classes(&clean.labels[..count]);
     let clean_predictions = classes(&progress.clean_predictions);
     let adversarial_predictions = classes(&progress.adversarial_predictions);

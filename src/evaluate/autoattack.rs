@@ -1,6 +1,6 @@
 //! AutoAttack (Croce and Hein, ICML 2020) and its parts: each attack on the images that withstood all before it.
 //!
-//! The work is a walk: stage after stage (the clean images, the checks, then the parts), and in each over the surviving
+//! The work goes stage after stage (the clean images, the checks, then the parts), and in each over the surviving
 //! images in order, a full batch at a time. [`Progress`] is all there is to know between two batches, so an evaluation that
 //! goes on from a saved one comes to the same verdicts: an attack's randomness is keyed by the image, never by its batch.
 //! What an attack claims is not taken on trust: the network looks at each image once more, and it must lie in the ball.
@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::sanity::{Checks, Extent};
-use super::{Outcome, Part, Subject, gathered, predict};
+use super::{Outcome, Part, Subject, predict};
 use crate::attack::{Cost, Search};
 use crate::batch::Batch;
 use crate::engine::{self, Engine, unless_stopped};
@@ -20,7 +20,7 @@ use crate::philox::{Key, Purpose};
 
 /// What is known of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ImageResult {
     /// Withstood everything so far.
     Robust,
     /// Predicted wrong as it is.
@@ -51,7 +51,7 @@ pub struct Stage {
 pub struct Progress {
     pub parts: Vec<Part>,
     #[serde(with = "super::state::letters")]
-    pub verdicts: Vec<Verdict>,
+    pub verdicts: Vec<ImageResult>,
     /// Of the clean images, and of the adversarial ones where there is one.
     pub clean_predictions: Vec<u32>,
     pub adversarial_predictions: Vec<u32>,
@@ -66,12 +66,12 @@ pub trait Listener {
     /// A wrongly predicted image of the ball (32 x 32 x 3) for the sample at `position`; told before [`Listener::batch`].
     fn found(&mut self, _position: usize, _image: &[f32]) {}
 
-    /// Behind each batch of the running stage, the last of `progress.stages`. Answers whether to go on.
+    /// After each batch of the running stage, the last of `progress.stages`. Returns whether to go on.
     fn batch(&mut self, progress: &Progress) -> bool;
 }
 
-/// A plain [`super::Watch`] as a listener: every stage counts as a walk over all images.
-pub struct Watched<'a>(pub super::Watch<'a>);
+/// A plain [`crate::progress::Watch`] as a listener: every stage counts all images.
+pub struct Watched<'a>(pub crate::progress::Watch<'a>);
 
 impl Listener for Watched<'_> {
     fn batch(&mut self, progress: &Progress) -> bool {
@@ -87,7 +87,7 @@ impl Progress {
     pub fn new(parts: &[Part], images: usize) -> Self {
         Self {
             parts: parts.into(),
-            verdicts: vec![Verdict::Robust; images],
+            verdicts: vec![ImageResult::Robust; images],
             clean_predictions: vec![0; images],
             adversarial_predictions: vec![0; images],
             stages: Vec::new(),
@@ -98,12 +98,12 @@ impl Progress {
 
     /// Images that are robust so far.
     pub fn robust(&self) -> usize {
-        self.verdicts.iter().filter(|verdict| **verdict == Verdict::Robust).count()
+        self.verdicts.iter().filter(|verdict| **verdict == ImageResult::Robust).count()
     }
 
     /// Images that are predicted right as they are.
     pub fn clean(&self) -> usize {
-        self.verdicts.iter().filter(|verdict| **verdict != Verdict::Misclassified).count()
+        self.verdicts.iter().filter(|verdict| **verdict != ImageResult::Misclassified).count()
     }
 
     pub fn outcome(&self) -> Outcome {
@@ -113,7 +113,7 @@ impl Progress {
             cost += stage.cost;
             seconds += stage.seconds;
         }
-        let withstood = self.verdicts.iter().map(|verdict| *verdict == Verdict::Robust).collect();
+        let withstood = self.verdicts.iter().map(|verdict| *verdict == ImageResult::Robust).collect();
         // One image counts once: an attack enters only where the clean logits are finite.
         let non_finite =
             self.adversarial_predictions.iter().filter(|prediction| **prediction == NO_CLASS).count();
@@ -140,7 +140,7 @@ impl Progress {
     /// The next batch of the stage: positions of robust images that it has not seen.
     fn batch(&self, stage: usize, size: usize) -> Vec<usize> {
         let left = self.stages[stage].next..self.verdicts.len();
-        left.filter(|&at| self.verdicts[at] == Verdict::Robust).take(size).collect()
+        left.filter(|&at| self.verdicts[at] == ImageResult::Robust).take(size).collect()
     }
 }
 
@@ -178,7 +178,7 @@ fn stages(
         }
         let begin = Instant::now();
         let samples: Vec<u32> = positions.iter().map(|&position| subject.samples[position]).collect();
-        let batch = gathered(engine, subject.set, &samples, scratch)?;
+        let batch = scratch.gathered(engine, subject.set, &samples, None)?;
         let labels = engine.read(&batch.labels)?;
         let cost = match progress.stages[at].part {
             None => {
@@ -187,7 +187,7 @@ fn stages(
                     progress.clean_predictions[position] = prediction;
                     progress.adversarial_predictions[position] = prediction;
                     if prediction != label {
-                        progress.verdicts[position] = Verdict::Misclassified;
+                        progress.verdicts[position] = ImageResult::Misclassified;
                     }
                 }
                 Cost { forwards: positions.len() as u64, backwards: 0 }
@@ -253,7 +253,7 @@ fn attacked(
         if predictions[n] == labels[n] {
             progress.extent.disagreements += 1;
         } else if inside {
-            progress.verdicts[position] = Verdict::BrokenBy(part);
+            progress.verdicts[position] = ImageResult::BrokenBy(part);
             progress.adversarial_predictions[position] = predictions[n];
             listener.found(position, moved);
         }

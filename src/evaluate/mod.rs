@@ -1,13 +1,4 @@
 //! Accuracy over a list of images under a [`Protocol`], with the result of every image.
-//!
-//! | file | what it holds |
-//! |---|---|
-//! | `session` | [`Evaluation`]: weights under several protocols, from start to end, saved and resumed |
-//! | `state` | what an interrupted evaluation leaves on disk |
-//! | `adversarial` | the adversarial images that it keeps |
-//! | `protocol` | the table of protocols |
-//! | `autoattack` | AutoAttack and its parts: searches on the survivors, batch by batch, resumable |
-//! | `sanity` | the checks around them, and the alarm of masked gradients |
 
 mod adversarial;
 pub mod autoattack;
@@ -30,6 +21,7 @@ use crate::engine::{self, Engine, Pass, Phase, WeightSet, unless_stopped};
 use crate::model::layers::IMAGE_LEN;
 use crate::ops::{AscentLoss, ImageSet, NO_CLASS};
 use crate::philox::{Key, Purpose};
+use crate::progress::Watch;
 
 /// What is evaluated, besides the protocol.
 #[derive(Clone, Copy, Debug)]
@@ -71,11 +63,8 @@ impl Outcome {
     }
 }
 
-/// Callback with the number of images done and their total (restarts and parts count again); returns `false` to stop.
-pub type Watch<'a> = &'a mut dyn FnMut(usize, usize) -> bool;
-
 /// Runs `protocol` over `subject` in batches of the size of `scratch`; `None` if `watch` asked to stop, or the engine was
-/// ([`Engine::stop_on`]).
+/// ([`Engine::stop_on`]). To `watch` restarts and parts count again.
 ///
 /// An image withstands PGD if the prediction at the end point of every restart is right; later restarts visit only
 /// the images that are still right, which changes no verdict. Replaces the engine's folded weights.
@@ -115,7 +104,7 @@ fn end_points(
         let key = Key { seed: subject.seed, purpose: Purpose::EvaluationStart, epoch: 0, step: restart };
         for (number, positions) in left.chunks(scratch.len()).enumerate() {
             let samples: Vec<u32> = positions.iter().map(|&i| subject.samples[i]).collect();
-            let batch = gathered(engine, subject.set, &samples, scratch)?;
+            let batch = scratch.gathered(engine, subject.set, &samples, None)?;
             let steps = match &attack {
                 None => 0,
                 Some(pgd) => {
@@ -142,19 +131,6 @@ fn end_points(
     }
     let seconds = begin.elapsed().as_secs_f64();
     Ok(Some(Outcome { withstood, seconds, cost, non_finite, zero_gradients }))
-}
-
-/// The first rows of `scratch`, filled with `samples` of the set, at most as many as it has.
-pub fn gathered(
-    engine: &mut Engine,
-    set: &ImageSet,
-    samples: &[u32],
-    scratch: &Batch,
-) -> engine::Result<Batch> {
-    let batch = scratch.rows(0..samples.len());
-    engine.write(&batch.samples, samples)?;
-    engine.run(&batch.gather(set, None))?;
-    Ok(batch)
 }
 
 /// Predicts the images of a batch, or its perturbed ones, by the folded weights ([`Engine::fold_batch_norm`]); [`NO_CLASS`] where a

@@ -125,6 +125,18 @@ impl Part {
     }
 }
 
+/// The names that are one word.
+const WORDS: [(&str, Protocol); 8] = [
+    ("clean", Protocol::Clean),
+    ("fgsm", Protocol::Fgsm),
+    ("cw", Protocol::Cw),
+    ("apgd-ce", Protocol::Part(Part::ApgdCe)),
+    ("apgd-t", Protocol::Part(Part::ApgdT)),
+    ("fab-t", Protocol::Part(Part::FabT)),
+    ("square", Protocol::Part(Part::Square)),
+    ("aa", Protocol::AutoAttack),
+];
+
 /// Protocols of one evaluation at most.
 const MAX_PROTOCOLS: usize = 100;
 
@@ -217,15 +229,8 @@ impl FromStr for Protocol {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "clean" => return Ok(Self::Clean),
-            "fgsm" => return Ok(Self::Fgsm),
-            "cw" => return Ok(Self::Cw),
-            "aa" => return Ok(Self::AutoAttack),
-            _ => {}
-        }
-        if let Some(part) = Part::ALL.into_iter().find(|part| part.name() == text) {
-            return Ok(Self::Part(part));
+        if let Some((_, protocol)) = WORDS.iter().find(|(word, _)| *word == text) {
+            return Ok(protocol.clone());
         }
         let expected = || {
             format!(
@@ -247,13 +252,9 @@ impl FromStr for Protocol {
 
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let pgd = match self {
-            Self::Clean => return f.write_str("clean"),
-            Self::Fgsm => return f.write_str("fgsm"),
-            Self::Cw => return f.write_str("cw"),
-            Self::Part(part) => return f.write_str(part.name()),
-            Self::AutoAttack => return f.write_str("aa"),
-            Self::Pgd(pgd) => pgd,
+        let Self::Pgd(pgd) = self else {
+            let word = WORDS.iter().find(|(_, protocol)| protocol == self);
+            return f.write_str(word.map_or("", |(word, _)| word));
         };
         write!(f, "pgd{}", pgd.steps)?;
         if pgd.restarts > 1 {

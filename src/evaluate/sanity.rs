@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::autoattack::{Progress, Verdict};
-use super::{Outcome, Part, PgdProtocol, Protocol, StepSize, Subject, gathered, predict, withstands};
+use super::autoattack::{ImageResult, Progress};
+use super::{Outcome, Part, PgdProtocol, Protocol, StepSize, Subject, predict, withstands};
 use crate::attack::Cost;
 use crate::batch::Batch;
 use crate::engine::{self, Engine, GradRequest, Pass};
@@ -106,11 +106,12 @@ impl Checks {
     pub fn run(
         engine: &mut Engine,
         subject: Subject,
-        verdicts: &[Verdict],
+        verdicts: &[ImageResult],
         scratch: &Batch,
     ) -> engine::Result<Self> {
         let begin = Instant::now();
-        let robust = verdicts.iter().zip(subject.samples).filter(|(verdict, _)| **verdict == Verdict::Robust);
+        let robust =
+            verdicts.iter().zip(subject.samples).filter(|(verdict, _)| **verdict == ImageResult::Robust);
         let samples: Vec<u32> = robust.map(|(_, &sample)| sample).collect();
         let mut checks = Self {
             randomized: false,
@@ -127,7 +128,7 @@ impl Checks {
         let fgsm = Protocol::Fgsm.pgd(subject.epsilon).unwrap_or_else(|| pgd10.pgd(subject.epsilon));
         let count = |right: Vec<bool>| right.into_iter().filter(|right| *right).count();
         for (number, samples) in samples.chunks(scratch.len()).enumerate() {
-            let batch = gathered(engine, subject.set, samples, scratch)?;
+            let batch = scratch.gathered(engine, subject.set, samples, None)?;
             if number == 0 {
                 checks.repeat(engine, &batch)?;
             }

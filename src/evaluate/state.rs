@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Outcome;
-use super::autoattack::{Progress, Verdict};
+use super::autoattack::{ImageResult, Progress};
 use crate::digest::sha256;
-use crate::files::{Existing, Place, limit};
+use crate::files::{Existing, Place, if_there, limit};
 use crate::progress::{Event, ProgressSink};
 
 /// Of the format; another one is refused.
@@ -193,12 +193,8 @@ impl State {
 
     /// Removes the file at `place`, where there is one.
     pub fn remove(place: &Place) -> Result<(), StateError> {
-        match place.remove() {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StateError::Io { path: place.path(), source: error })
-            }
-            _ => Ok(()),
-        }
+        let removed = if_there(place.remove());
+        removed.map(drop).map_err(|source| StateError::Io { path: place.path(), source })
     }
 
     /// Positions of images for which an adversarial image was found, by any protocol.
@@ -207,7 +203,7 @@ impl State {
         finished.chain(&self.running).flat_map(|progress| {
             let verdicts = progress.verdicts.iter().enumerate();
             verdicts
-                .filter(|(_, verdict)| matches!(verdict, Verdict::BrokenBy(_)))
+                .filter(|(_, verdict)| matches!(verdict, ImageResult::BrokenBy(_)))
                 .map(|(position, _)| position)
         })
     }
@@ -240,30 +236,30 @@ pub mod letters {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     use crate::evaluate::Part;
-    use crate::evaluate::autoattack::Verdict;
+    use crate::evaluate::autoattack::ImageResult;
 
     /// Every verdict, its letter and its name.
-    pub const ALL: [(Verdict, char, &str); 6] = [
-        (Verdict::Robust, 'r', "robust"),
-        (Verdict::Misclassified, 'm', "misclassified"),
-        (Verdict::BrokenBy(Part::ApgdCe), 'c', "apgd-ce"),
-        (Verdict::BrokenBy(Part::ApgdT), 't', "apgd-t"),
-        (Verdict::BrokenBy(Part::FabT), 'f', "fab-t"),
-        (Verdict::BrokenBy(Part::Square), 's', "square"),
+    pub const ALL: [(ImageResult, char, &str); 6] = [
+        (ImageResult::Robust, 'r', "robust"),
+        (ImageResult::Misclassified, 'm', "misclassified"),
+        (ImageResult::BrokenBy(Part::ApgdCe), 'c', "apgd-ce"),
+        (ImageResult::BrokenBy(Part::ApgdT), 't', "apgd-t"),
+        (ImageResult::BrokenBy(Part::FabT), 'f', "fab-t"),
+        (ImageResult::BrokenBy(Part::Square), 's', "square"),
     ];
 
-    pub fn text(verdicts: &[Verdict]) -> String {
-        let letter = |verdict: &Verdict| {
+    pub fn text(verdicts: &[ImageResult]) -> String {
+        let letter = |verdict: &ImageResult| {
             ALL.iter().find(|(of, ..)| of == verdict).map_or('?', |(_, letter, _)| *letter)
         };
         verdicts.iter().map(letter).collect()
     }
 
-    pub fn serialize<S: Serializer>(verdicts: &[Verdict], serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(verdicts: &[ImageResult], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&text(verdicts))
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Verdict>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ImageResult>, D::Error> {
         let verdict = |letter| {
             let found = ALL.iter().find(|(_, of, _)| *of == letter).map(|(verdict, ..)| *verdict);
             found.ok_or_else(|| D::Error::custom(format!("verdict '{letter}'")))

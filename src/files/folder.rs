@@ -20,7 +20,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::read::read_open;
-use super::{Existing, Lock};
+use super::{Existing, Lock, if_there};
 use crate::clock;
 
 /// How the name of a file begins until it is whole.
@@ -159,10 +159,7 @@ impl Folder {
 
     /// Whether there is anything of this name. Where that cannot be told it is an error, and no "no".
     pub fn has(&self, name: impl AsRef<OsStr>) -> io::Result<bool> {
-        match self.stat(name.as_ref()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            is => is.map(|_| true),
-        }
+        Ok(if_there(self.stat(name.as_ref()))?.is_some())
     }
 
     fn stat(&self, name: &OsStr) -> io::Result<Stat> {
@@ -205,6 +202,17 @@ impl Folder {
         }
         drop(unfinished);
         Ok(rustix::fs::fsync(&folder)?)
+    }
+
+    /// Adds to the end of a file and sees it onto the disk: all of `bytes`, or none where that fails.
+    pub fn append(&self, name: impl AsRef<OsStr>, bytes: &[u8]) -> io::Result<()> {
+        let mut file = self.file(name, How::Append)?;
+        let before = file.metadata()?.len();
+        file.write_all(bytes).inspect_err(|_| {
+            // A full disk takes a part of it. The first error is the one to report.
+            let _ = file.set_len(before);
+        })?;
+        file.sync_data()
     }
 
     /// Fails where a file cannot be written. Removes what writers left that were killed: no file takes a day to write.

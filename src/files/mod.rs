@@ -1,12 +1,4 @@
 //! Files: read up to a limit, written whole or not at all, in folders that are held.
-//!
-//! | file | what it holds |
-//! |---|---|
-//! | `read` | the one way to read a file: a regular one or a pipe, up to a limit for its kind |
-//! | `folder` | a folder, by its path or held by handle, and the files in it whose names are fixed: no link is followed |
-//! | `place` | a file in such a folder, replaced atomically |
-//! | `lock` | one process at a time |
-//! | `outputs` | what a command reads and writes, declared before its work: no output destroys anything else |
 
 mod folder;
 mod lock;
@@ -19,6 +11,21 @@ pub use lock::Lock;
 pub use outputs::{Files, Output, OutputError};
 pub use place::{LOCK_SUFFIX, Place};
 pub use read::{is_file, limit, read, read_text};
+
+/// What was read, `None` where it is not there.
+pub fn if_there<T>(read: std::io::Result<T>) -> std::io::Result<Option<T>> {
+    match read {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+/// A plain struct as indented JSON, ended by a line break.
+pub fn json(value: &impl serde::Serialize) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(value).expect("plain structs always serialise");
+    bytes.push(b'\n');
+    bytes
+}
 
 /// What to do where the file exists already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

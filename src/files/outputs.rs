@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::{Existing, Place};
+use super::{Existing, Place, if_there};
 
 /// Links that lead from one to the next.
 const MAX_LINKS: usize = 40;
@@ -189,11 +189,7 @@ enum Way {
 
 impl Way {
     fn to(path: &Path) -> io::Result<Self> {
-        let is = match fs::metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            is => Some(is?),
-        };
-        if let Some(is) = is {
+        if let Some(is) = if_there(fs::metadata(path))? {
             // The fields of `Stat` have other types on other systems.
             #[allow(clippy::unnecessary_cast)]
             let open = |is: &Metadata, file: &dyn AsFd| {

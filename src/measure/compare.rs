@@ -1,7 +1,7 @@
 //! Two measurements row by row: did the second take longer?
 //!
 //! With r the ratio of the medians, second over first, and [l, h] its 99 % bootstrap interval ([`ratio_interval`]), and t the
-//! tolerance, [`verdict`] says:
+//! tolerance, [`classify`] says:
 //!
 //! | verdict | where |
 //! |---|---|
@@ -17,28 +17,18 @@ use serde::Serialize;
 use super::document::{Document, Row};
 use super::statistics::{ratio_interval, summary};
 use super::table::{self, time};
+use crate::names::named;
 
 /// Samples of a side below which nothing is said.
 pub const LEAST_SAMPLES: usize = 5;
 
-/// How a row changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Change {
-    Same,
-    Faster,
-    Slower,
-    Ambiguous,
-}
-
-impl std::fmt::Display for Change {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Same => "SAME",
-            Self::Faster => "FASTER",
-            Self::Slower => "SLOWER",
-            Self::Ambiguous => "AMBIGUOUS",
-        })
+named! {
+    /// How a row changed.
+    pub enum Change {
+        Same = "SAME",
+        Faster = "FASTER",
+        Slower = "SLOWER",
+        Ambiguous = "AMBIGUOUS",
     }
 }
 
@@ -55,7 +45,7 @@ pub struct Compared {
 }
 
 /// What a ratio and its interval say.
-pub fn verdict(ratio: f64, interval: Option<[f64; 2]>, tolerance: f64) -> Change {
+pub fn classify(ratio: f64, interval: Option<[f64; 2]>, tolerance: f64) -> Change {
     let wide = 1.0 + tolerance;
     match interval {
         Some([low, _]) if low > 1.0 && ratio > wide => Change::Slower,
@@ -72,7 +62,7 @@ pub fn compare(name: &str, first: &[f64], second: &[f64], tolerance: f64) -> Opt
     let interval = ratio_interval(first, second);
     let change = match first.len().min(second.len()) {
         0..LEAST_SAMPLES => Change::Ambiguous,
-        _ => verdict(ratio, Some(interval), tolerance),
+        _ => classify(ratio, Some(interval), tolerance),
     };
     Some(Compared { name: name.into(), medians, ratio, interval: Some(interval), change })
 }

@@ -81,7 +81,6 @@ pub struct Row {
     pub ceiling_share: Option<f64>,
     pub bound: Option<String>,
     /// Seconds that an H200 should take, where all of it has a model.
-    #[serde(default)]
     pub predicted: Option<f64>,
     /// What the stop rule still asked for when the time was up.
     pub unmet: Option<String>,
@@ -104,9 +103,7 @@ pub struct KernelRow {
     pub registers: Option<u32>,
     pub spill_bytes: Option<u32>,
     /// Blocks that a multiprocessor holds at once, and their warps over the most that it can hold.
-    #[serde(default)]
     pub blocks_per_multiprocessor: Option<u32>,
-    #[serde(default)]
     pub occupancy: Option<f64>,
 }
 
@@ -163,13 +160,6 @@ impl Document {
             }
         }
         Ok(read)
-    }
-
-    /// JSON, ended by a line break.
-    pub fn to_json(&self) -> anyhow::Result<Vec<u8>> {
-        let mut bytes = serde_json::to_vec_pretty(self)?;
-        bytes.push(b'\n');
-        Ok(bytes)
     }
 
     /// What it ran on.

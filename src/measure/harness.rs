@@ -17,7 +17,7 @@ pub struct Rule {
 
 /// What the rule says of the samples so far.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Verdict {
+pub enum SamplingState {
     GoOn,
     Done,
     /// The time is up; the text names what is still missing.
@@ -37,13 +37,13 @@ impl Rule {
     }
 
     /// After sampling `values` for `elapsed` seconds.
-    pub fn verdict(&self, values: &[f64], elapsed: f64) -> Verdict {
+    pub fn state(&self, values: &[f64], elapsed: f64) -> SamplingState {
         match self.unmet(values) {
-            None => Verdict::Done,
+            None => SamplingState::Done,
             Some(unmet) if elapsed >= self.seconds => {
-                Verdict::TimeUp(format!("time is up after {elapsed:.0} s: {unmet}"))
+                SamplingState::TimeUp(format!("time is up after {elapsed:.0} s: {unmet}"))
             }
-            Some(_) => Verdict::GoOn,
+            Some(_) => SamplingState::GoOn,
         }
     }
 }
@@ -69,10 +69,10 @@ pub fn sample<E>(
         if stop() {
             return Ok(None);
         }
-        match rule.verdict(&values, begin.elapsed().as_secs_f64()) {
-            Verdict::GoOn => {}
-            Verdict::Done => return Ok(Some(Samples { values, unmet: None })),
-            Verdict::TimeUp(unmet) => return Ok(Some(Samples { values, unmet: Some(unmet) })),
+        match rule.state(&values, begin.elapsed().as_secs_f64()) {
+            SamplingState::GoOn => {}
+            SamplingState::Done => return Ok(Some(Samples { values, unmet: None })),
+            SamplingState::TimeUp(unmet) => return Ok(Some(Samples { values, unmet: Some(unmet) })),
         }
     }
 }

@@ -1,26 +1,5 @@
 //! Measuring: what a step costs, kernel by kernel and as a whole, and whether two measurements differ.
 //!
-//! | file | what lives there |
-//! |---|---|
-//! | `statistics` | median, quartiles, noise, the intervals of a ratio and of what is paired |
-//! | `harness` | samples until they are many and quiet enough, or the time is up |
-//! | `ceilings` | what the device reaches at most, measured in the same run |
-//! | `workload` | the work that is measured: training steps, attacks, evaluations of a recipe |
-//! | `replay` | the kernels of a step by themselves, with cold caches and in batches |
-//! | `profile` | the kernels of some steps as a table |
-//! | `model` | the least that a step can take: the roofline of its launches |
-//! | `probes` | work of a known amount: products, copies, the flush of every cache |
-//! | `predict` | how long launches should take on an H200 |
-//! | `trace` | the same as a Chrome / Perfetto trace |
-//! | `document` | the JSON and CSV files, and the device block |
-//! | `rows` | their rows as a table and as CSV |
-//! | `compare` | two files row by row: SAME, FASTER, SLOWER or AMBIGUOUS |
-//! | [`versus`] | two builds in turns, the same verdicts from the ratio within each round |
-//! | `selection` | one selection of training samples, its survey apart from its algorithm |
-//! | `selection_error` | how far the gradients of subsets are from that of all samples |
-//! | [`speedup`] | whole trainings and their controls as a table |
-//! | `table` | columns of text |
-//!
 //! # The files
 //!
 //! `--json` writes one object ([`document::Document`]). `secateur_measure` is the version of this layout, 1. Seconds are those

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::cpu::{self, Format};
 use crate::cuda::driver::{Buffer, Driver, FLUSH_FACTOR, last_level_cache};
-use crate::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, Reduction};
+use crate::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, Product, Reduction};
 use crate::engine::{Engine, Result};
 use crate::philox::{Key, Purpose};
 
@@ -90,8 +90,9 @@ fn gpu_products(driver: Rc<dyn Driver>) -> Result<Probe> {
     let run = move || {
         let epilogue = ForwardEpilogue::Bias { bias: bias.address() };
         for _ in 0..ROUNDS {
-            let (input, weights) = (input.address(), weights.address());
-            conv::forward(&*driver, Reduction::Whole, &SHAPE, input, weights, &epilogue, output.address())?;
+            let (from, weights, to) = (input.address(), weights.address(), output.address());
+            let product = Product { shape: &SHAPE, from, weights, to };
+            conv::forward(&*driver, Reduction::Whole, product, &epilogue)?;
         }
         driver.synchronize()
     };

@@ -1,22 +1,18 @@
 //! One selection of training samples, timed in parts: the attack on the candidates, their forward passes and gradients, and
 //! the algorithm that chooses.
 //!
-//! The survey lies before the algorithm in every method, so its end divides the time; inside it the objective's attack
-//! is timed apart, with a wait for the device on both sides. Candidates are generated images under the weights that
+//! Passes and attack are timed with a wait for the device on both sides; what is left of the whole is the algorithm's. Candidates are generated images under the weights that
 //! training starts from; each has a last loss, as after an epoch of training.
 
-use std::cell::Cell;
 use std::time::Instant;
 
 use super::workload::{Amounts, Bench};
-use crate::attack::AttackWork;
 use crate::batch::Batch;
 use crate::data::order::held_out;
-use crate::engine::{Engine, Phase, Result, Tensor, WeightSet};
-use crate::model::Weights;
-use crate::objective::Objective;
+use crate::engine::Phase;
 use crate::philox::{Key, Purpose, unit};
-use crate::prune::{Candidates, PruneError, Survey};
+use crate::progress::Watch;
+use crate::prune::{self, Candidates, GradPass, GradPassSeconds};
 use crate::recipe::Recipe;
 
 /// Seconds of one selection.
@@ -65,12 +61,8 @@ impl Choice {
     }
 }
 
-/// Selects once. `watch` hears how many of how many samples are surveyed, and answers whether to go on.
-pub fn select(
-    bench: &mut Bench,
-    choice: Choice,
-    watch: &mut dyn FnMut(usize, usize) -> bool,
-) -> Result<Parts, PruneError> {
+/// Selects once. `watch` is called with how many of how many samples are done, and returns whether to go on.
+pub fn select(bench: &mut Bench, choice: Choice, watch: Watch) -> prune::Result<Parts> {
     let recipe = bench.recipe().clone();
     let engine = &mut bench.engine;
     let all: Vec<u32> = (0..(choice.candidates + choice.held_out) as u32).collect();
@@ -94,107 +86,17 @@ pub fn select(
     engine.phase(Phase::Select);
 
     let begin = Instant::now();
-    let mut objective = Timed {
-        objective: recipe.new_objective(),
-        begin,
-        attack: 0.0,
-        survey: Cell::new(None),
-        attacked: Cell::new(false),
-    };
-    let seen = Cell::new(None);
-    let mut watch = |done, total| {
-        seen.set(Some(begin.elapsed().as_secs_f64()));
-        watch(done, total)
-    };
-    let mut survey = Survey {
-        set: &bench.set,
-        objective: &mut objective,
-        weights: WeightSet::Live,
-        augment: None,
-        scratch: &scratch,
-        key: key(Purpose::SelectionStart),
-        watch: &mut watch,
-    };
-    recipe.new_selection().select(engine, &candidates, &mut survey)?;
+    let (mut objective, mut seconds) = (recipe.new_objective(), GradPassSeconds::default());
+    let start = key(Purpose::SelectionStart);
+    let mut pass = GradPass::new(&bench.set, objective.as_mut(), &scratch, start, watch);
+    pass.seconds = Some(&mut seconds);
+    recipe.new_selection().select(engine, &candidates, &mut pass)?;
     engine.synchronize()?;
-    let total = begin.elapsed().as_secs_f64();
-    // Input gradients are surveyed without an attack and without a loss of the objective; then the last call tells the end.
-    let survey = objective.survey.get().or(seen.get()).unwrap_or(0.0);
-    Ok(Parts { attack: objective.attack, gradients: survey - objective.attack, algorithm: total - survey })
+    let GradPassSeconds { attack, total } = seconds;
+    Ok(Parts { attack, gradients: total - attack, algorithm: begin.elapsed().as_secs_f64() - total })
 }
 
 /// Selects once as [`select`] does, and counts its operations and bytes.
-pub fn counted(
-    bench: &mut Bench,
-    choice: Choice,
-    watch: &mut dyn FnMut(usize, usize) -> bool,
-) -> Result<(Parts, Amounts), PruneError> {
+pub fn counted(bench: &mut Bench, choice: Choice, watch: Watch) -> prune::Result<(Parts, Amounts)> {
     bench.counted(|bench| select(bench, choice, watch)).map(|(parts, amounts, _)| (parts, amounts))
-}
-
-/// An objective with a clock on its attack.
-struct Timed {
-    objective: Box<dyn Objective>,
-    begin: Instant,
-    attack: f64,
-    /// When the last batch of the survey was done.
-    survey: Cell<Option<f64>>,
-    /// Whether the batch at hand was attacked: the loss behind that ends its survey; other losses are the algorithm's.
-    attacked: Cell<bool>,
-}
-
-impl Objective for Timed {
-    fn needs_fold(&self) -> bool {
-        self.objective.needs_fold()
-    }
-
-    fn replays(&self) -> usize {
-        self.objective.replays()
-    }
-
-    fn has_clean_pass(&self) -> bool {
-        self.objective.has_clean_pass()
-    }
-
-    fn attack(&mut self, engine: &mut Engine, key: Key, batch: &Batch) -> Result<AttackWork> {
-        engine.synchronize()?;
-        let begin = Instant::now();
-        let work = self.objective.attack(engine, key, batch)?;
-        engine.synchronize()?;
-        self.attack += begin.elapsed().as_secs_f64();
-        self.attacked.set(true);
-        Ok(work)
-    }
-
-    fn gradient(
-        &mut self,
-        engine: &mut Engine,
-        batch: &Batch,
-        weights: Option<&Tensor<f32>>,
-    ) -> Result<Option<Tensor<f32>>> {
-        self.objective.gradient(engine, batch, weights)
-    }
-
-    fn loss(
-        &self,
-        engine: &mut Engine,
-        batch: &Batch,
-        scale: f32,
-        weights: Option<&Tensor<f32>>,
-    ) -> Result<()> {
-        self.objective.loss(engine, batch, scale, weights)?;
-        if self.attacked.take() {
-            engine.synchronize()?;
-            self.survey.set(Some(self.begin.elapsed().as_secs_f64()));
-        }
-        Ok(())
-    }
-
-    fn state(&self) -> Weights {
-        self.objective.state()
-    }
-
-    fn restore(&mut self, state: &Weights) -> std::result::Result<(), String> {
-        self.objective.restore(state)
-    }
 }

@@ -17,12 +17,13 @@ use crate::attack::AttackWork;
 use crate::batch::Batch;
 use crate::data::DataSet;
 use crate::data::order::Split;
-use crate::engine::{Engine, Result, Tensor, WeightSet};
+use crate::engine::{Engine, Result, Tensor};
 use crate::model::Weights;
 use crate::objective::Objective;
 use crate::ops::ImageSet;
 use crate::philox::{Key, Purpose};
-use crate::prune::{Candidates, Diagnosis, LastLayerView, PruneError, Subset, Survey, residual};
+use crate::progress::Watch;
+use crate::prune::{self, Candidates, Diagnosis, GradPass, LastLayerView, PruneError, Subset, residual};
 use crate::recipe::Recipe;
 
 /// A row of the table.
@@ -176,8 +177,8 @@ impl<'a> Subject<'a> {
         data: &'a DataSet,
         split: &'a Split,
         draws: u32,
-        watch: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> std::result::Result<Self, PruneError> {
+        watch: Watch,
+    ) -> prune::Result<Self> {
         let set = ImageSet::upload(engine, &data.train.pixels, &data.train.labels)?;
         let scratch = Batch::alloc(engine, recipe.batch)?;
         let mut objective = Remembering { objective: recipe.new_objective(), known: HashMap::new() };
@@ -185,16 +186,11 @@ impl<'a> Subject<'a> {
         let views = (0..=draws).map(|draw| {
             let total = (draws as usize + 1) * split.train.len();
             let before = draw as usize * split.train.len();
-            let mut survey = Survey {
-                set: &set,
-                objective: &mut objective,
-                weights: WeightSet::Live,
-                augment: recipe.augmentation(seed, draw).filter(|_| draw > 0),
-                scratch: &scratch,
-                key: if draw == 0 { start(seed) } else { key(seed, Purpose::AttackStart, draw) },
-                watch: &mut |done, _| watch(before + done, total),
-            };
-            survey.last_layer(engine, &split.train)
+            let key = if draw == 0 { start(seed) } else { key(seed, Purpose::AttackStart, draw) };
+            let watch = &mut |done, _| watch(before + done, total);
+            let mut pass = GradPass::new(&set, &mut objective, &scratch, key, watch);
+            pass.augment = recipe.augmentation(seed, draw).filter(|_| draw > 0);
+            pass.last_layer(engine, &split.train)
         });
         let mut views = views.collect::<std::result::Result<Vec<_>, _>>()?;
         let same = views.remove(0);
@@ -205,12 +201,7 @@ impl<'a> Subject<'a> {
     ///
     /// # Errors
     /// Those of the selection.
-    pub fn row(
-        &mut self,
-        rule: &Rule,
-        recipe: &Recipe,
-        watch: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> std::result::Result<Row, PruneError> {
+    pub fn row(&mut self, rule: &Rule, recipe: &Recipe, watch: Watch) -> prune::Result<Row> {
         let samples = &self.split.train;
         let labels: Vec<u32> =
             samples.iter().map(|&sample| self.data.train.labels[sample as usize]).collect();
@@ -227,20 +218,12 @@ impl<'a> Subject<'a> {
                 losses: Some(&self.same.losses),
                 key: key(self.seed, Purpose::Selection, draw),
             };
-            let mut survey = Survey {
-                set: &self.set,
-                objective: &mut self.objective,
-                weights: WeightSet::Live,
-                augment: None,
-                scratch: &self.scratch,
-                key: start(self.seed),
-                watch,
-            };
-            let subset = method.select(self.engine, &candidates, &mut survey)?;
+            let start = start(self.seed);
+            let mut pass = GradPass::new(&self.set, &mut self.objective, &self.scratch, start, watch);
+            let subset = method.select(self.engine, &candidates, &mut pass)?;
             if first.is_none() {
                 let validation = &self.split.validation;
-                first =
-                    Some(Diagnosis::new(self.engine, &candidates, validation, &mut survey, &subset, None)?);
+                first = Some(Diagnosis::new(self.engine, &candidates, validation, &mut pass, &subset, None)?);
             }
             images.push(subset.len());
             same.push(error(self.engine, samples, &self.same, &subset)?);
@@ -263,12 +246,7 @@ fn start(seed: u64) -> Key {
     key(seed, Purpose::SelectionStart, 0)
 }
 
-fn error(
-    engine: &mut Engine,
-    samples: &[u32],
-    view: &LastLayerView,
-    subset: &Subset,
-) -> std::result::Result<f64, PruneError> {
+fn error(engine: &mut Engine, samples: &[u32], view: &LastLayerView, subset: &Subset) -> prune::Result<f64> {
     let error = residual(engine, samples, &view.gradients, subset)?;
     error.ok_or_else(|| PruneError::Invalid("the gradients of all candidates sum to zero".into()))
 }
@@ -299,23 +277,12 @@ impl Objective for Remembering {
         Ok(work)
     }
 
-    fn gradient(
-        &mut self,
-        engine: &mut Engine,
-        batch: &Batch,
-        weights: Option<&Tensor<f32>>,
-    ) -> Result<Option<Tensor<f32>>> {
-        self.objective.gradient(engine, batch, weights)
+    fn gradient(&mut self, engine: &mut Engine, batch: &Batch) -> Result<Option<Tensor<f32>>> {
+        self.objective.gradient(engine, batch)
     }
 
-    fn loss(
-        &self,
-        engine: &mut Engine,
-        batch: &Batch,
-        scale: f32,
-        weights: Option<&Tensor<f32>>,
-    ) -> Result<()> {
-        self.objective.loss(engine, batch, scale, weights)
+    fn loss(&self, engine: &mut Engine, batch: &Batch, scale: f32) -> Result<()> {
+        self.objective.loss(engine, batch, scale)
     }
 
     fn state(&self) -> Weights {

@@ -3,7 +3,7 @@
 //! A round is one run of each, so near in time that a drift of the machine reaches both. Of a row it leaves one number: the
 //! logarithm of the median of the second over that of the first. Which goes first is [`second_leads`]'s. Were the two the same
 //! build, the sign of that number would be as good as a coin's: the numbers lie evenly about the truth, whatever their
-//! distribution, and [`middle`] has an interval for it without a model of the machine. [`verdict`] judges ratio and interval as it
+//! distribution, and [`middle`] has an interval for it without a model of the machine. [`classify`] takes ratio and interval as it
 //! does those of `compare`.
 //!
 //! Rounds end by the width of the intervals alone, never by what they say: who stops as soon as there is a difference finds one.
@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::compare::{Compared, differences, verdict};
+use super::compare::{Compared, classify, differences};
 use super::document::Document;
 use super::statistics::{LEAST_FOR_MIDDLE, middle, summary};
 use super::table::number;
@@ -46,9 +46,9 @@ struct Row {
     rounds: Vec<[f64; 2]>,
 }
 
-/// A row, what it is judged by, and what that still lacks.
+/// A row, its result, and what that still lacks.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Judged {
+pub struct RowResult {
     #[serde(flatten)]
     pub compared: Compared,
     /// Medians of the first and of the second, seconds, of each round that both had the row in.
@@ -56,7 +56,7 @@ pub struct Judged {
     pub unmet: Option<String>,
 }
 
-/// Two documents that cannot be judged by each other.
+/// Two documents that cannot be compared.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Mismatch {
     #[error("the two did not measure the same: {0}")]
@@ -100,13 +100,13 @@ impl Rounds {
     }
 
     /// Every row: the medians over the rounds of each side, and the ratio within a round.
-    pub fn judge(&self, tolerance: f64) -> Vec<Judged> {
-        self.rows.iter().filter_map(|row| row.judge(tolerance)).collect()
+    pub fn results(&self, tolerance: f64) -> Vec<RowResult> {
+        self.rows.iter().filter_map(|row| row.result(tolerance)).collect()
     }
 }
 
 impl Row {
-    fn judge(&self, tolerance: f64) -> Option<Judged> {
+    fn result(&self, tolerance: f64) -> Option<RowResult> {
         let logarithms: Vec<f64> = self.rounds.iter().map(|[first, second]| (second / first).ln()).collect();
         let middle = middle(&logarithms)?;
         let side = |side: usize| summary(&self.rounds.iter().map(|round| round[side]).collect::<Vec<f64>>());
@@ -116,9 +116,9 @@ impl Row {
             medians: [side(0)?.median, side(1)?.median],
             ratio,
             interval,
-            change: verdict(ratio, interval, tolerance),
+            change: classify(ratio, interval, tolerance),
         };
-        Some(Judged { unmet: unmet(interval, tolerance), compared, rounds: self.rounds.clone() })
+        Some(RowResult { unmet: unmet(interval, tolerance), compared, rounds: self.rounds.clone() })
     }
 }
 
@@ -130,7 +130,7 @@ fn unmet(interval: Option<[f64; 2]>, tolerance: f64) -> Option<String> {
         .then(|| format!("interval {:.1} % wide, expected {:.1} %", 100.0 * width, 100.0 * tolerance))
 }
 
-/// What of the rows of two documents is worth knowing beside their times: rows of one alone, and counts of operations that
+/// What of the rows of two documents is worth knowing next to their times: rows of one alone, and counts of operations that
 /// differ, where the faster may have done less.
 pub fn notes(first: &Document, second: &Document) -> Vec<String> {
     let labels = |document: &Document| document.rows.iter().map(super::document::Row::label).collect();
@@ -181,5 +181,5 @@ pub struct Record {
     pub ended: String,
     /// All runs with what is around them.
     pub seconds: f64,
-    pub rows: Vec<Judged>,
+    pub rows: Vec<RowResult>,
 }

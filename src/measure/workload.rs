@@ -90,20 +90,18 @@ impl Bench {
         options: DeviceOptions,
     ) -> Result<Self> {
         let network = train::network(recipe);
+        let plain = |device| open(device, network, recipe.batch).map(|engine| (engine, None));
+        let recorded = |device| {
+            let opened = open_recorded_with(device, network, recipe.batch, options);
+            opened.map(|(engine, recording)| (engine, Some(recording)))
+        };
         let (engine, recording) = match device {
-            DeviceChoice::Cpu | DeviceChoice::CpuBf16 => (open(device, network, recipe.batch)?, None),
-            DeviceChoice::Auto if !kernels => {
-                match open_recorded_with(DeviceChoice::Cuda(0), network, recipe.batch, options) {
-                    Err(engine::Error::Unavailable(_)) => {
-                        (open(DeviceChoice::Cpu, network, recipe.batch)?, None)
-                    }
-                    opened => opened.map(|(engine, recording)| (engine, Some(recording)))?,
-                }
-            }
-            _ => {
-                let (engine, recording) = open_recorded_with(device, network, recipe.batch, options)?;
-                (engine, Some(recording))
-            }
+            DeviceChoice::Cpu | DeviceChoice::CpuBf16 => plain(device)?,
+            DeviceChoice::Auto if !kernels => match recorded(DeviceChoice::Cuda(0)) {
+                Err(engine::Error::Unavailable(_)) => plain(DeviceChoice::Cpu)?,
+                opened => opened?,
+            },
+            _ => recorded(device)?,
         };
         Self::with(engine, recording, recipe, steps)
     }
@@ -165,8 +163,8 @@ impl Bench {
 
     /// The recipe's first batch: its images and labels, the rest uninitialised.
     pub fn first_batch(&mut self) -> Result<Batch> {
-        let (engine, len) = (&mut self.engine, self.recipe.batch);
-        first_batch(engine, &self.set, &self.split.train[..len])
+        let (engine, samples) = (&mut self.engine, &self.split.train[..self.recipe.batch]);
+        Ok(Batch::alloc(engine, samples.len())?.gathered(engine, &self.set, samples, None)?)
     }
 
     /// [`Bench::run`], behind a flush of every cache where `cache` is cold.
@@ -180,7 +178,7 @@ impl Bench {
         self.run(work, times)
     }
 
-    /// Does the work `times` times (of steps, [`Bench::steps`] at most), and answers its seconds, by the device's own clock
+    /// Does the work `times` times (of steps, [`Bench::steps`] at most), and returns its seconds, by the device's own clock
     /// where it has one.
     pub fn run(&mut self, work: &Work, times: usize) -> Result<f64> {
         let (recipe, engine) = (&self.recipe, &mut self.engine);
@@ -200,8 +198,7 @@ impl Bench {
             }
             Work::Attack => {
                 let batch = &self.batch;
-                engine.write(&batch.samples, first)?;
-                engine.run(&batch.gather(&self.set, None))?;
+                batch.gathered(engine, &self.set, first, None)?;
                 let mut objective = recipe.new_objective();
                 let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
                 engine.synchronize()?;
@@ -257,7 +254,7 @@ impl Bench {
         Ok((amounts, predicted_seconds(&self.engine, &record.launches)))
     }
 
-    /// What `work` answers, and its launches.
+    /// What `work` returns, and its launches.
     fn recorded<T, E: From<engine::Error>>(
         &mut self,
         replayable: bool,
@@ -288,13 +285,6 @@ impl Bench {
         };
         Ok((done, amounts, record))
     }
-}
-
-fn first_batch(engine: &mut Engine, set: &ImageSet, samples: &[u32]) -> Result<Batch> {
-    let batch = Batch::alloc(engine, samples.len())?;
-    engine.write(&batch.samples, samples)?;
-    engine.run(&batch.gather(set, None))?;
-    Ok(batch)
 }
 
 /// The device's clock, or the system's where the engine has none.

@@ -14,9 +14,7 @@ pub struct ModelConfig {
 impl ModelConfig {
     pub(crate) fn read(mut section: Section) -> Result<Self, ConfigError> {
         let model = Self { width: section.integer("width", 1..=1024, Some(64))? };
-        section.check(model.validate())?;
-        section.finish()?;
-        Ok(model)
+        section.finish(model, Self::validate)
     }
 
     /// Refuses widths that no engine has.

@@ -60,14 +60,9 @@ impl Objective for Awp {
         self.inner.attack(engine, key, batch)
     }
 
-    fn gradient(
-        &mut self,
-        engine: &mut Engine,
-        batch: &Batch,
-        weights: Option<&Tensor<f32>>,
-    ) -> Result<Option<Tensor<f32>>> {
+    fn gradient(&mut self, engine: &mut Engine, batch: &Batch) -> Result<Option<Tensor<f32>>> {
         if !self.config.perturbs_weights(self.epoch) {
-            return self.inner.gradient(engine, batch, weights);
+            return self.inner.gradient(engine, batch);
         }
         let [statistics, displacement] = match &mut self.memory {
             Some(memory) => memory,
@@ -75,20 +70,14 @@ impl Objective for Awp {
         };
         let gamma = self.config.awp as f32;
         engine.run(&KeepStatistics { to: statistics })?;
-        self.inner.gradient(engine, batch, weights)?;
+        self.inner.gradient(engine, batch)?;
         engine.run(&PerturbWeights { gamma, statistics, displacement })?;
-        self.inner.gradient(engine, batch, weights)?;
+        self.inner.gradient(engine, batch)?;
         Ok(Some(displacement.clone()))
     }
 
-    fn loss(
-        &self,
-        engine: &mut Engine,
-        batch: &Batch,
-        scale: f32,
-        weights: Option<&Tensor<f32>>,
-    ) -> Result<()> {
-        self.inner.loss(engine, batch, scale, weights)
+    fn loss(&self, engine: &mut Engine, batch: &Batch, scale: f32) -> Result<()> {
+        self.inner.loss(engine, batch, scale)
     }
 
     fn state(&self) -> Weights {

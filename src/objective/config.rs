@@ -32,9 +32,7 @@ impl ObjectiveConfig {
             awp: section.number("awp", 0.0..=1.0, Some(0.0))?,
             awp_warmup: section.integer("awp_warmup", 0..=100_000, Some(0))?,
         };
-        section.check(objective.validate())?;
-        section.finish()?;
-        Ok(objective)
+        section.finish(objective, Self::validate)
     }
 
     /// Gradients of a minibatch in an epoch of the schedule: train passes forward and backward.

@@ -10,7 +10,8 @@
 
 use std::ops::Range;
 
-use super::{AttackKind, Objective, ObjectiveParts, ObjectiveRow, passes};
+use super::loss::{Loss, ONLY};
+use super::{AttackKind, Objective, ObjectiveParts, ObjectiveRow};
 use crate::accelerate::Replays;
 use crate::attack::{AttackDefaults, AttackWork, ScheduledPgd, Start};
 use crate::batch::Batch;
@@ -41,7 +42,7 @@ pub struct Free {
     replays: usize,
     /// Which images move behind which replay, where not all move behind each.
     moving: Option<Replays>,
-    smoothing: f32,
+    loss: Loss,
     /// Replays of the current minibatch that are done.
     done: usize,
     /// x' - x at each place of the batch, behind the last whole minibatch.
@@ -55,7 +56,7 @@ impl Free {
             attack: parts.attack,
             epoch: 0,
             replays: parts.config.replays,
-            smoothing: parts.config.label_smoothing as f32,
+            loss: Loss::CrossEntropy { smoothing: parts.config.label_smoothing as f32 },
             done: 0,
             perturbation: vec![0.0; parts.batch * IMAGE_LEN],
         }
@@ -107,21 +108,13 @@ impl Objective for Free {
         Ok(work)
     }
 
-    fn gradient(
-        &mut self,
-        engine: &mut Engine,
-        batch: &Batch,
-        weights: Option<&Tensor<f32>>,
-    ) -> Result<Option<Tensor<f32>>> {
-        passes::cross_entropy_forward(engine, batch, self.smoothing, weights)?;
+    fn gradient(&mut self, engine: &mut Engine, batch: &Batch) -> Result<Option<Tensor<f32>>> {
+        self.loss.forward(engine, batch)?;
         let (images, perturbed, gradient) = (&batch.images, &batch.perturbed, &batch.logit_gradient);
         let step = self.attack.at(self.epoch).step;
         let move_on = |engine: &mut Engine| {
-            engine.backward(
-                passes::ONLY,
-                gradient,
-                GradRequest::step(step, images, perturbed).and_parameters(),
-            )
+            let request = GradRequest::step(step, images, perturbed).and_parameters();
+            engine.backward(ONLY, gradient, request)
         };
         match &mut self.moving {
             Some(moving) => moving.step(engine, batch, self.done, move_on)?,
@@ -143,14 +136,8 @@ impl Objective for Free {
         Ok(None)
     }
 
-    fn loss(
-        &self,
-        engine: &mut Engine,
-        batch: &Batch,
-        scale: f32,
-        weights: Option<&Tensor<f32>>,
-    ) -> Result<()> {
-        passes::cross_entropy_loss(engine, batch, self.smoothing, scale, weights)
+    fn loss(&self, engine: &mut Engine, batch: &Batch, scale: f32) -> Result<()> {
+        self.loss.of_logits(engine, batch, scale)
     }
 
     fn state(&self) -> Weights {

@@ -3,7 +3,7 @@
 //!
 //! Its attack ascends the cross-entropy from the start of TRADES. The gradients stand at [`PairedForm::Mart`].
 
-use super::paired::Paired;
+use super::attacked::Attacked;
 use super::{ObjectiveRow, TrainPasses, trades};
 use crate::ops::PairedForm;
 
@@ -16,6 +16,6 @@ pub(super) const ROW: ObjectiveRow = ObjectiveRow {
     // lambda; that of the official code for ResNet-18.
     beta: 5.0,
     hard_labels: Some("mart's margin and its weight 1 - p_y are defined by one true class"),
-    new: |parts| Box::new(Paired::new(&parts, PairedForm::Mart)),
+    new: |parts| Box::new(Attacked::paired(&parts, PairedForm::Mart)),
     ..ObjectiveRow::PGD
 };

@@ -1,19 +1,18 @@
 //! What a training step minimises: the attack it needs, its loss, and the train passes behind its gradients.
 //!
-//! A new objective is one more file here with its row, and one line in the table [`Method`]. Most rows construct one of two:
-//! `single`, which trains on the adversarial images alone, or `paired`, which trains on both.
+//! A new objective is one more file here with its row, and one line in the table [`Method`]. Most rows construct `attacked`: an
+//! attack, then one of the losses of `loss`.
 
+mod attacked;
 mod awp;
 mod config;
 mod fgsm_rs;
 mod free;
+mod loss;
 mod mart;
 mod n_fgsm;
-mod paired;
-mod passes;
 mod pgd_at;
 mod row;
-mod single;
 mod standard;
 mod trades;
 
@@ -75,24 +74,13 @@ pub trait Objective {
     fn attack(&mut self, engine: &mut Engine, key: Key, batch: &Batch) -> Result<AttackWork>;
 
     /// Train passes, losses and backward: leaves the gradient of the mean loss in the engine, the loss and the
-    /// prediction of each adversarial image in the batch. `weights` are factors on the samples, 1 where absent. Where the weights
-    /// of the network were moved for that, they still are: returns the displacement that the optimizer step takes back.
-    fn gradient(
-        &mut self,
-        engine: &mut Engine,
-        batch: &Batch,
-        weights: Option<&Tensor<f32>>,
-    ) -> Result<Option<Tensor<f32>>>;
+    /// prediction of each adversarial image in the batch, whose weights are factors on the samples. Where the weights of the
+    /// network were moved for that, they still are: returns the displacement that the optimizer step takes back.
+    fn gradient(&mut self, engine: &mut Engine, batch: &Batch) -> Result<Option<Tensor<f32>>>;
 
     /// The loss alone: per-sample losses, predictions and logit gradients (times `scale`) of the logits that the batch
     /// holds, of the clean images too where [`Objective::has_clean_pass`].
-    fn loss(
-        &self,
-        engine: &mut Engine,
-        batch: &Batch,
-        scale: f32,
-        weights: Option<&Tensor<f32>>,
-    ) -> Result<()>;
+    fn loss(&self, engine: &mut Engine, batch: &Batch, scale: f32) -> Result<()>;
 
     /// What it carries from minibatch to minibatch, for checkpoints; empty where there is nothing.
     fn state(&self) -> Weights {

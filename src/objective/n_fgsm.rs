@@ -3,7 +3,7 @@
 //!
 //! The training images lie outside the eps-ball by design, up to 3 eps from x. Noise and step size are the recipe's.
 
-use super::single::Single;
+use super::attacked::Attacked;
 use super::{AttackKind, ObjectiveRow};
 use crate::attack::{AttackDefaults, Pgd};
 use crate::engine::SignStep;
@@ -14,7 +14,7 @@ pub(super) const ROW: ObjectiveRow = ObjectiveRow {
     paper: "de Jorge et al., NeurIPS 2022",
     attack: AttackKind::Steps { fixed: Some(1) },
     defaults: AttackDefaults { step_size: "8/255", steps: 1, start_scale: 2.0, ..AttackDefaults::PGD },
-    new: |parts| Box::new(Single::new(&parts, unprojected)),
+    new: |parts| Box::new(Attacked::cross_entropy(&parts, unprojected)),
     ..ObjectiveRow::PGD
 };
 

@@ -36,7 +36,7 @@ impl ObjectiveRow {
         passes: TrainPasses::Adversarial,
         beta: 6.0,
         hard_labels: None,
-        new: |parts| Box::new(super::single::Single::new(&parts, |pgd| pgd)),
+        new: |parts| Box::new(super::attacked::Attacked::cross_entropy(&parts, |pgd| pgd)),
     };
 }
 

@@ -3,7 +3,7 @@
 //! With BulletTrain its groups are formed and reported, and all of them get the same nothing: the shares show how the other
 //! methods' groups would look without adversarial training. That saves no work and costs the clean forward of each batch.
 
-use super::single::Single;
+use super::attacked::Attacked;
 use super::{AttackKind, ObjectiveRow};
 use crate::attack::{AttackDefaults, Pgd, Start};
 
@@ -12,6 +12,6 @@ pub(super) const ROW: ObjectiveRow = ObjectiveRow {
     about: "CE(z, y), without an attack: the yardstick of cost",
     attack: AttackKind::None,
     defaults: AttackDefaults { steps: 0, start: Start::None, ..AttackDefaults::PGD },
-    new: |parts| Box::new(Single::new(&parts, |pgd| Pgd { start: None, steps: 0, ..pgd })),
+    new: |parts| Box::new(Attacked::cross_entropy(&parts, |pgd| Pgd { start: None, steps: 0, ..pgd })),
     ..ObjectiveRow::PGD
 };

@@ -4,7 +4,7 @@
 //! a step, under the attack's BatchNorm (the official code computes it again in each step of the attack, with the same
 //! result); the train passes give x and x' batch statistics of their own.
 
-use super::paired::Paired;
+use super::attacked::Attacked;
 use super::{ObjectiveRow, TrainPasses};
 use crate::attack::{AttackDefaults, Start};
 use crate::ops::{AscentLoss, PairedForm};
@@ -18,7 +18,7 @@ pub(super) const ROW: ObjectiveRow = ObjectiveRow {
     passes: TrainPasses::CleanAndAdversarial,
     new: |parts| {
         let smoothing = parts.config.label_smoothing as f32;
-        Box::new(Paired::new(&parts, PairedForm::Trades { smoothing }))
+        Box::new(Attacked::paired(&parts, PairedForm::Trades { smoothing }))
     },
     ..ObjectiveRow::PGD
 };

@@ -139,8 +139,6 @@ impl ApgdState {
 }
 
 impl Op for ApgdStep<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let ApgdStep { point, state, .. } = self;
         let batch = point.labels.len();

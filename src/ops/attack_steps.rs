@@ -9,7 +9,7 @@ use super::{CrossEntropy, Divergence, LossOutputs, Margin, MarginLoss, Op};
 use crate::cpu::Cpu;
 use crate::cuda::Cuda;
 use crate::cuda::driver::Address;
-use crate::cuda::eval::Ascent;
+use crate::cuda::eval::{Ascent, Start};
 use crate::engine::backend::Backend;
 use crate::engine::{
     AscentLoss, GradRequest, ImageGradient, Operands, Pass, Phase, Result, SignStep, StopFlag, Tensor,
@@ -100,8 +100,6 @@ impl AttackSteps<'_> {
 }
 
 impl Op for AttackSteps<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let batch = operands.rows_of(self.images, IMAGE_LEN)?;
         let logits = batch * operands.classes();
@@ -167,9 +165,8 @@ impl Op for AttackSteps<'_> {
         cuda.driver.phase(Phase::AttackStep(1));
         cuda.pack(perturbed, batch)?;
         let emulated = cuda.driver.info().kind == "emulated";
-        let eval_batch = cuda.eval_batch(self.pass, batch);
         let Cuda { driver, parameters, eval, scratch, attacks, stop, .. } = cuda;
-        eval.forget();
+        let launches = eval.launches(parameters, scratch, self.pass, batch)?;
         let steps = || {
             for step in 1..=self.steps {
                 stop.iter().try_for_each(StopFlag::check)?;
@@ -177,7 +174,8 @@ impl Op for AttackSteps<'_> {
                 if step > 1 {
                     driver.phase(Phase::AttackStep(step));
                 }
-                eval.attack_step(parameters, scratch, eval_batch, &ascent, &image)?;
+                launches.forward(None)?;
+                launches.backward(Start::Ascent(ascent), &image)?;
             }
             Ok(())
         };

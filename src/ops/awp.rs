@@ -41,8 +41,6 @@ fn statistics_len(operands: &Operands) -> usize {
 }
 
 impl Op for KeepStatistics<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         operands.reads_set(WeightSet::Live);
         operands.writes(self.to, statistics_len(operands))
@@ -61,8 +59,6 @@ impl Op for KeepStatistics<'_> {
 }
 
 impl Op for PerturbWeights<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         operands.reads_set(WeightSet::Gradients);
         operands.changes_weights();

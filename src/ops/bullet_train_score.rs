@@ -21,8 +21,6 @@ pub struct BulletTrainScore<'a> {
 }
 
 impl Op for BulletTrainScore<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         operands.at_least_classes("a deviation over the classes", 2)?;
         let batch = self.labels.len();

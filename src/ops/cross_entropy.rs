@@ -23,8 +23,6 @@ pub struct CrossEntropy<'a> {
 }
 
 impl Op for CrossEntropy<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let batch = self.labels.len();
         operands.reads(self.labels, batch)?;

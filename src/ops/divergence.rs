@@ -21,8 +21,6 @@ pub struct Divergence<'a> {
 }
 
 impl Op for Divergence<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let batch = self.outputs.losses.len();
         operands.reads(self.target_logits, batch * operands.classes())?;

@@ -78,8 +78,6 @@ impl FabState<'_> {
 }
 
 impl Op for ClassDifference<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let batch = self.labels.len();
         operands.reads(self.labels, batch)?;
@@ -112,8 +110,6 @@ impl Op for ClassDifference<'_> {
 }
 
 impl Op for FabStep<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let batch = self.state.len();
         operands.reads(self.logits, batch * operands.classes())?;
@@ -160,8 +156,6 @@ impl Op for FabStep<'_> {
 }
 
 impl Op for FabKeep<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let batch = self.state.len();
         operands.reads(self.logits, batch * operands.classes())?;

@@ -58,8 +58,6 @@ pub struct GatherImages<'a> {
 }
 
 impl Op for GatherImages<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let (set, batch) = (self.set, self.samples.len());
         operands.reads(&set.images, set.count * IMAGE_LEN)?;
@@ -90,13 +88,11 @@ impl Op for GatherImages<'_> {
         let gather = Gather {
             set: cuda.address(&self.set.images)?,
             set_labels: cuda.address(&self.set.labels)?,
-            count: self.set.count,
             samples: cuda.address(self.samples)?,
             images: cuda.address(self.images)?,
             labels: cuda.address(self.labels)?,
-            batch: self.samples.len(),
         };
-        gather_images(cuda.driver(), self.augment, &gather)
+        gather_images(cuda.driver(), self.augment, gather, [self.set.count, self.samples.len()])
     }
 }
 
@@ -137,11 +133,7 @@ fn draw(augment: Augment, sample: u32) -> (usize, usize, bool) {
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 struct GatherParams {
-    set: Address,
-    set_labels: Address,
-    samples: Address,
-    images: Address,
-    labels: Address,
+    gather: Gather,
     random: Philox,
     count: u32,
     augment: u32,
@@ -150,41 +142,41 @@ struct GatherParams {
 }
 
 /// A data set of `count` images, and where `batch` of them go.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
 pub struct Gather {
     /// u8, count x 3 x 32 x 32.
     pub set: Address,
     /// u32, count.
     pub set_labels: Address,
-    pub count: usize,
     /// u32, batch.
     pub samples: Address,
     /// f32, batch x 32 x 32 x 3.
     pub images: Address,
     /// u32, batch.
     pub labels: Address,
-    pub batch: usize,
 }
 
 /// Writes (augmented) images and labels. A sample that the set does not have becomes NaN with label `u32::MAX`.
-pub fn gather_images(driver: &dyn Driver, augment: Option<Augment>, gather: &Gather) -> Result<()> {
+pub fn gather_images(
+    driver: &dyn Driver,
+    augment: Option<Augment>,
+    gather: Gather,
+    [count, batch]: [usize; 2],
+) -> Result<()> {
     let drawn = augment.unwrap_or(Augment { seed: 0, epoch: 0, padding: Padding::Zero });
     let key = Key { seed: drawn.seed, purpose: Purpose::Augment, epoch: drawn.epoch, step: 0 };
     let params = GatherParams {
-        set: gather.set,
-        set_labels: gather.set_labels,
-        samples: gather.samples,
-        images: gather.images,
-        labels: gather.labels,
+        gather,
         random: key.into(),
-        count: gather.count as u32,
+        count: count as u32,
         augment: augment.is_some().into(),
         reflect: (drawn.padding == Padding::Reflect).into(),
         unused: 0,
     };
     let name = "gather_images";
     let blocks = (IMAGE_SIDE * IMAGE_SIDE) as u32 / Kernel::named(name)?.threads();
-    let elements = gather.batch * IMAGE_LEN;
-    let cost = Cost::new(elements, elements * (1 + F32) + 3 * gather.batch * U32);
-    run(driver, name, [blocks, gather.batch as u32, 1], &params, cost)
+    let elements = batch * IMAGE_LEN;
+    let cost = Cost::new(elements, elements * (1 + F32) + 3 * batch * U32);
+    run(driver, name, [blocks, batch as u32, 1], &params, cost)
 }

@@ -47,8 +47,6 @@ impl Margin<'_> {
 }
 
 impl Op for MarginLoss<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let batch = self.labels.len();
         self.margin.check(operands, batch)?;

@@ -50,11 +50,8 @@ use crate::cpu::Cpu;
 use crate::cuda::Cuda;
 use crate::engine::{Operands, Pass, Result};
 
-/// An operation and its operands.
-pub trait Op {
-    /// What the host learns from it; `()` where nothing is waited for.
-    type Output;
-
+/// An operation and its operands. `Output` is what the host learns from it; `()` where nothing is waited for.
+pub trait Op<Output = ()> {
     /// Names every operand with its length, and whether it is written.
     ///
     /// # Errors
@@ -66,7 +63,7 @@ pub trait Op {
         None
     }
 
-    fn cpu(&self, cpu: &mut Cpu) -> Result<Self::Output>;
+    fn cpu(&self, cpu: &mut Cpu) -> Result<Output>;
 
-    fn cuda(&self, cuda: &mut Cuda) -> Result<Self::Output>;
+    fn cuda(&self, cuda: &mut Cuda) -> Result<Output>;
 }

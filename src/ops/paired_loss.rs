@@ -61,8 +61,6 @@ pub struct PairedLossOutputs<'a> {
 }
 
 impl Op for PairedLoss<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         operands.at_least_classes("a paired loss", 2)?;
         let (batch, logits) = (self.labels.len(), self.labels.len() * operands.classes());

@@ -40,8 +40,6 @@ pub struct Perturb<'a> {
 }
 
 impl Op for Perturb<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let batch = self.samples.len();
         operands.reads(self.samples, batch)?;

@@ -31,9 +31,21 @@ pub struct ScatterRows<'a, T> {
     pub to: &'a Tensor<T>,
 }
 
-impl<T: Word> Op for GatherRows<'_, T> {
-    type Output = ();
+impl<'a, T: Word> GatherRows<'a, T> {
+    /// Fills `to`, which has as many rows as `rows` names.
+    pub fn new(from: &'a Tensor<T>, rows: &'a Tensor<u32>, to: &'a Tensor<T>) -> Self {
+        Self { from, rows, row_len: to.len() / rows.len().max(1), to }
+    }
+}
 
+impl<'a, T: Word> ScatterRows<'a, T> {
+    /// Takes all of `from`, which has as many rows as `rows` names.
+    pub fn new(from: &'a Tensor<T>, rows: &'a Tensor<u32>, to: &'a Tensor<T>) -> Self {
+        Self { from, rows, row_len: from.len() / rows.len().max(1), to }
+    }
+}
+
+impl<T: Word> Op for GatherRows<'_, T> {
     fn check(&self, operands: &mut Operands) -> Result<()> {
         operands.rows_of(self.from, self.row_len)?;
         operands.reads(self.from, self.from.len())?;
@@ -59,8 +71,6 @@ impl<T: Word> Op for GatherRows<'_, T> {
 }
 
 impl<T: Word> Op for ScatterRows<'_, T> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         operands.rows_of(self.to, self.row_len)?;
         operands.reads(self.from, self.rows.len() * self.row_len)?;

@@ -35,8 +35,6 @@ pub struct SelectAtLeast<'a> {
 }
 
 impl Op for SelectTopK<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         operands.reads(self.values, self.values.len())?;
         operands.writes(self.top, self.top.len().min(self.values.len()))
@@ -62,14 +60,12 @@ impl Op for SelectTopK<'_> {
 
     fn cuda(&self, cuda: &mut Cuda) -> Result<()> {
         let selection = selection(cuda, self.values, self.top)?;
-        select_top_k(cuda.driver(), &selection, self.top.len())?;
+        select_top_k(cuda.driver(), selection, self.values.len(), self.top.len())?;
         selected(cuda, self.values, selection.outcome).map(drop)
     }
 }
 
-impl Op for SelectAtLeast<'_> {
-    type Output = usize;
-
+impl Op<usize> for SelectAtLeast<'_> {
     fn check(&self, operands: &mut Operands) -> Result<()> {
         if self.threshold.is_nan() {
             return Err(Error::Invalid(format!("{}: the threshold is NaN", self.values.name())));
@@ -92,7 +88,7 @@ impl Op for SelectAtLeast<'_> {
 
     fn cuda(&self, cuda: &mut Cuda) -> Result<usize> {
         let selection = selection(cuda, self.values, self.positions)?;
-        select_at_least(cuda.driver(), &selection, self.threshold)?;
+        select_at_least(cuda.driver(), selection, self.values.len(), self.threshold)?;
         selected(cuda, self.values, selection.outcome)
     }
 }
@@ -108,7 +104,6 @@ fn expect_numbers(values: &Tensor<f32>, nan: Option<usize>) -> Result<()> {
 fn selection(cuda: &mut Cuda, values: &Tensor<f32>, positions: &Tensor<u32>) -> Result<Selection> {
     Ok(Selection {
         values: cuda.address(values)?,
-        count: values.len(),
         positions: cuda.address(positions)?,
         outcome: cuda.workspace(size_of::<Outcome>())?,
     })
@@ -126,9 +121,7 @@ fn selected(cuda: &Cuda, values: &Tensor<f32>, outcome: Address) -> Result<usize
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 struct SelectParams {
-    values: Address,
-    positions: Address,
-    outcome: Address,
+    selection: Selection,
     count: u32,
     k: u32,
     threshold: f32,
@@ -146,40 +139,31 @@ pub struct Outcome {
 }
 
 /// Values to select from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
 pub struct Selection {
-    /// f32, count.
+    /// f32.
     pub values: Address,
-    pub count: usize,
     /// u32, room for all that may be selected.
     pub positions: Address,
     /// One [`Outcome`].
     pub outcome: Address,
 }
 
-/// Positions of the `k <= count` largest values, ascending; equal values keep the lowest position.
-pub fn select_top_k(driver: &dyn Driver, selection: &Selection, k: usize) -> Result<()> {
-    let cost = Cost::new(0, selection.count * F32 + (k + 2) * U32);
-    run(driver, "select_top_k", [1, 1, 1], &selection.params(k as u32, 0.0), cost)
+/// Positions of the `k` largest of `count` values, ascending; equal values keep the lowest position.
+pub fn select_top_k(driver: &dyn Driver, selection: Selection, count: usize, k: usize) -> Result<()> {
+    let params = SelectParams { selection, count: count as u32, k: k as u32, threshold: 0.0, padding: 0 };
+    run(driver, "select_top_k", [1, 1, 1], &params, Cost::new(0, count * F32 + (k + 2) * U32))
 }
 
-/// Positions of all values at or above `threshold`, ascending.
-pub fn select_at_least(driver: &dyn Driver, selection: &Selection, threshold: f32) -> Result<()> {
+/// Positions of all of `count` values at or above `threshold`, ascending.
+pub fn select_at_least(
+    driver: &dyn Driver,
+    selection: Selection,
+    count: usize,
+    threshold: f32,
+) -> Result<()> {
+    let params = SelectParams { selection, count: count as u32, k: 0, threshold, padding: 0 };
     // How many positions are written depends on the values.
-    let cost = Cost::new(0, selection.count * F32 + 2 * U32);
-    run(driver, "select_at_least", [1, 1, 1], &selection.params(0, threshold), cost)
-}
-
-impl Selection {
-    fn params(&self, k: u32, threshold: f32) -> SelectParams {
-        SelectParams {
-            values: self.values,
-            positions: self.positions,
-            outcome: self.outcome,
-            count: self.count as u32,
-            k,
-            threshold,
-            padding: 0,
-        }
-    }
+    run(driver, "select_at_least", [1, 1, 1], &params, Cost::new(0, count * F32 + 2 * U32))
 }

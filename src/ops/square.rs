@@ -106,8 +106,6 @@ impl SearchState<'_> {
 }
 
 impl Op for SquarePropose<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         self.query.check()?;
         self.state.check(operands, self.rows)?;
@@ -134,20 +132,16 @@ impl Op for SquarePropose<'_> {
     fn cuda(&self, cuda: &mut Cuda) -> Result<()> {
         let proposal = Proposal {
             rows: cuda.address(self.rows)?,
-            taking_part: self.rows.len(),
             samples: cuda.address(self.state.samples)?,
             images: cuda.address(self.state.images)?,
             best: cuda.address(self.state.best)?,
-            count: self.state.count(),
             candidates: cuda.address(self.candidates)?,
         };
-        square_propose(cuda.driver(), &self.query, &proposal)
+        square_propose(cuda.driver(), &self.query, proposal, [self.state.count(), self.rows.len()])
     }
 }
 
 impl Op for SquareAccept<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let (rows, count) = (self.rows.len(), self.state.count());
         self.state.check(operands, self.rows)?;
@@ -228,11 +222,7 @@ fn propose(query: &Query, sample: u32, image: &[f32], best: &[f32], candidate: &
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 struct SquareProposeParams {
-    rows: Address,
-    samples: Address,
-    images: Address,
-    best: Address,
-    candidates: Address,
+    proposal: Proposal,
     random: Philox,
     query: u32,
     units: u32,
@@ -243,49 +233,49 @@ struct SquareProposeParams {
 }
 
 /// Images of a search from which some take part.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
 pub struct Proposal {
     /// u32, `taking_part`: each below `count`.
     pub rows: Address,
-    pub taking_part: usize,
     /// u32, `count`.
     pub samples: Address,
     /// f32, `count` clean images.
     pub images: Address,
     /// f32, `count` images; not read for stripes.
     pub best: Address,
-    pub count: usize,
     /// f32, `taking_part` images.
     pub candidates: Address,
 }
 
 /// `candidates[i]` from image `rows[i]`; a row that is not there becomes NaN.
-pub fn square_propose(driver: &dyn Driver, query: &Query, proposal: &Proposal) -> Result<()> {
-    let elements = proposal.taking_part * IMAGE_LEN;
+pub fn square_propose(
+    driver: &dyn Driver,
+    query: &Query,
+    proposal: Proposal,
+    [count, taking_part]: [usize; 2],
+) -> Result<()> {
+    let elements = taking_part * IMAGE_LEN;
     // One sum an element of the stripes, or of the window; the rest is a copy of the best image.
     let (name, side, sums, operands) = match query.pattern {
         Pattern::Stripes => ("square_stripes", 0, elements, 2),
-        Pattern::Square { side } => ("square_window", side, 3 * side * side * proposal.taking_part, 3),
+        Pattern::Square { side } => ("square_window", side, 3 * side * side * taking_part, 3),
     };
-    let cost = Cost::new(sums, operands * elements * F32 + 2 * proposal.taking_part * U32);
-    let units = proposal.taking_part * IMAGE_LEN / 4;
+    let cost = Cost::new(sums, operands * elements * F32 + 2 * taking_part * U32);
+    let units = taking_part * IMAGE_LEN / 4;
     // Thread indices are 32 bits wide.
     require(
         units <= i32::MAX as usize,
         name,
         "images that take part: less than 2^31 / 768",
-        proposal.taking_part as u32,
+        taking_part as u32,
     )?;
     let params = SquareProposeParams {
-        rows: proposal.rows,
-        samples: proposal.samples,
-        images: proposal.images,
-        best: proposal.best,
-        candidates: proposal.candidates,
+        proposal,
         random: query.key.into(),
         query: query.number,
         units: units as u32,
-        count: proposal.count as u32,
+        count: count as u32,
         side: side as u32,
         epsilon: query.epsilon,
         padding: 0,

@@ -23,8 +23,6 @@ pub struct TargetClass<'a> {
 }
 
 impl Op for TargetClass<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let (classes, batch) = (operands.classes(), self.labels.len());
         if !(1..classes).contains(&self.rank) {

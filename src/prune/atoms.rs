@@ -5,7 +5,7 @@
 
 use super::cholesky::dot;
 use super::pursuit::Atoms;
-use super::{PruneError, part};
+use super::{Result, part, sum};
 use crate::engine::{Engine, Tensor};
 use crate::ops::{
     GradientColumn, GradientProducts, GradientSquares, GradientSum, LastLayerGradients, RowProducts,
@@ -49,7 +49,7 @@ impl<'a> DeviceAtoms<'a> {
         engine: &'a mut Engine,
         gradients: &LastLayerGradients,
         further: &[LastLayerGradients],
-    ) -> Result<Self, PruneError> {
+    ) -> Result<Self> {
         let target = mean_sum(engine, gradients, further)?;
         let products = engine.alloc("correlations with the target", gradients.len)?;
         engine.run(&GradientProducts { gradients, vector: &target, products: &products })?;
@@ -66,7 +66,7 @@ impl<'a> DeviceAtoms<'a> {
         gradients: &LastLayerGradients,
         further: &[LastLayerGradients],
         batches: &[&[u32]],
-    ) -> Result<Self, PruneError> {
+    ) -> Result<Self> {
         let target = mean_sum(engine, gradients, further)?;
         let width = target.len();
         let rows = engine.alloc("gradients of the batches", batches.len() * width)?;
@@ -89,7 +89,7 @@ impl<'a> DeviceAtoms<'a> {
         target: &Tensor<f64>,
         products: Tensor<f64>,
         squares: Vec<f64>,
-    ) -> Result<Self, PruneError> {
+    ) -> Result<Self> {
         let target = engine.read(target)?;
         let count = products.len();
         let room = || engine.alloc("correlations with the residual", count);
@@ -112,19 +112,6 @@ impl<'a> DeviceAtoms<'a> {
         let lengths: f64 = self.squares.iter().map(|square| square.sqrt()).sum();
         self.target_square.sqrt() <= 1e-14 * lengths
     }
-
-    /// Bytes of the columns kept.
-    pub fn column_bytes(&self) -> usize {
-        self.blocks.iter().map(|block| block.len() * size_of::<f64>()).sum()
-    }
-}
-
-/// `sum_i g_i` as one vector.
-fn sum(engine: &mut Engine, gradients: &LastLayerGradients) -> Result<Tensor<f64>, PruneError> {
-    let network = engine.network();
-    let sum = engine.alloc("sum of the gradients", network.classes * (network.features() + 1))?;
-    engine.run(&GradientSum { gradients, weights: None, sum: &sum })?;
-    Ok(sum)
 }
 
 /// The mean, over `gradients` and `further` draws of them, of their sums.
@@ -132,14 +119,14 @@ fn mean_sum(
     engine: &mut Engine,
     gradients: &LastLayerGradients,
     further: &[LastLayerGradients],
-) -> Result<Tensor<f64>, PruneError> {
-    let first = sum(engine, gradients)?;
+) -> Result<Tensor<f64>> {
+    let first = sum(engine, gradients, None)?;
     if further.is_empty() {
         return Ok(first);
     }
     let mut mean = engine.read(&first)?;
     for draw in further {
-        let of_draw = sum(engine, draw)?;
+        let of_draw = sum(engine, draw, None)?;
         let of_draw = engine.read(&of_draw)?;
         mean.iter_mut().zip(of_draw).for_each(|(mean, value)| *mean += value);
     }
@@ -149,7 +136,7 @@ fn mean_sum(
 }
 
 /// `<g_i, g_i>` of every sample.
-pub fn squares(engine: &mut Engine, gradients: &LastLayerGradients) -> Result<Vec<f64>, PruneError> {
+pub fn squares(engine: &mut Engine, gradients: &LastLayerGradients) -> Result<Vec<f64>> {
     let squares = engine.alloc("squares of the gradients", gradients.len)?;
     engine.run(&GradientSquares { gradients, squares: &squares })?;
     Ok(engine.read(&squares)?)
@@ -172,7 +159,7 @@ impl Atoms for DeviceAtoms<'_> {
         &self.squares
     }
 
-    fn keep_column(&mut self, atom: usize, slot: usize) -> Result<Vec<f64>, PruneError> {
+    fn keep_column(&mut self, atom: usize, slot: usize) -> Result<Vec<f64>> {
         let count = self.count();
         let (block, row) = (slot / self.rows, slot % self.rows);
         if block == self.blocks.len() {
@@ -195,7 +182,7 @@ impl Atoms for DeviceAtoms<'_> {
         Ok(self.engine.read(&column)?)
     }
 
-    fn residual_products(&mut self, weights: &[f64]) -> Result<Vec<f64>, PruneError> {
+    fn residual_products(&mut self, weights: &[f64]) -> Result<Vec<f64>> {
         let count = self.count();
         let weights = self.engine.upload("weights of the atoms", weights)?;
         let mut from = self.products.clone();

@@ -39,7 +39,7 @@ impl Factor {
     }
 
     /// Adds a row to the matrix, its elements `cross` with the rows there are and its `diagonal`, and the element
-    /// `right` to the right-hand side. Answers whether it did: a row that depends on the others is refused.
+    /// `right` to the right-hand side. Returns whether it did: a row that depends on the others is refused.
     ///
     /// # Panics
     /// If `cross` does not have [`Factor::len`] elements.

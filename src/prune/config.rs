@@ -159,9 +159,7 @@ impl SelectionConfig {
             prune_share: section.number("prune_share", 0.0..1.0, Some(0.5))?,
             full_share: section.number("full_share", 0.0..=1.0, Some(method.row().full_share))?,
         };
-        section.check(selection.validate())?;
-        section.finish()?;
-        Ok(selection)
+        section.finish(selection, Self::validate)
     }
 
     /// Refuses values that the method does not work with.

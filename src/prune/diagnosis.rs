@@ -5,10 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Candidates, PruneError, Subset, Survey};
+use super::{Candidates, GradPass, PruneError, Result, Subset, sum};
 use crate::data::order::shuffled;
 use crate::engine::{Engine, Tensor};
-use crate::ops::{Augment, GradientSum, LastLayerGradients};
+use crate::ops::{Augment, LastLayerGradients};
 use crate::philox::{Key, Purpose};
 use crate::recipe::Recipe;
 
@@ -58,28 +58,28 @@ impl Diagnosis {
         engine: &mut Engine,
         candidates: &Candidates,
         held_out: &[u32],
-        survey: &mut Survey,
+        pass: &mut GradPass,
         subset: &Subset,
         holdout_draw: Option<HoldoutDraw>,
-    ) -> Result<Self, PruneError> {
+    ) -> Result<Self> {
         let mut counts = [vec![0usize; candidates.classes], vec![0; candidates.classes]];
         for (&sample, &label) in candidates.samples.iter().zip(candidates.labels) {
             counts[0][label as usize] += 1;
             counts[1][label as usize] += usize::from(subset.samples.binary_search(&sample).is_ok());
         }
         let [all, chosen] = counts;
-        let mut accuracy = |samples: &[u32], step| -> Result<f64, PruneError> {
+        let mut accuracy = |samples: &[u32], step| -> Result<f64> {
             let mut drawn = shuffled(Key { step, ..candidates.key }, samples);
             drawn.truncate(MEASURED);
-            Ok(survey.correct(engine, &drawn)? as f64 / drawn.len() as f64)
+            Ok(pass.correct(engine, &drawn)? as f64 / drawn.len() as f64)
         };
         let on_subset = accuracy(&subset.samples, SUBSET_STEP)?;
         let on_held_out = (!held_out.is_empty()).then(|| accuracy(held_out, HELD_OUT_STEP)).transpose()?;
         let residual_holdout_draw = match holdout_draw {
             None => None,
             Some(HoldoutDraw { augment, key }) => {
-                let (objective, watch) = (&mut *survey.objective, &mut *survey.watch);
-                let mut again = Survey { augment, key, objective, watch, ..*survey };
+                let (objective, watch) = (&mut *pass.objective, &mut *pass.watch);
+                let mut again = GradPass { augment, key, objective, watch, seconds: None, ..*pass };
                 let view = again.last_layer(engine, candidates.samples)?;
                 residual(engine, candidates.samples, &view.gradients, subset)?
             }
@@ -110,13 +110,13 @@ impl Diagnosis {
         recipe: &Recipe,
         candidates: &Candidates,
         held_out: &[u32],
-        survey: &mut Survey,
+        pass: &mut GradPass,
         subset: &Subset,
-    ) -> Result<Self, PruneError> {
+    ) -> Result<Self> {
         let key = Key { purpose: Purpose::AttackStart, ..candidates.key };
         let augment = recipe.augmentation(key.seed, key.epoch);
         let draw = recipe.selection.holdout_draw.then_some(HoldoutDraw { augment, key });
-        Self::new(engine, candidates, held_out, survey, subset, draw)
+        Self::new(engine, candidates, held_out, pass, subset, draw)
     }
 
     /// What is wrong with the subset, in words.
@@ -178,7 +178,7 @@ pub fn residual(
     samples: &[u32],
     gradients: &LastLayerGradients,
     subset: &Subset,
-) -> Result<Option<f64>, PruneError> {
+) -> Result<Option<f64>> {
     let total: f64 = subset.weights.iter().map(|&weight| f64::from(weight)).sum();
     let scale = subset.scale.unwrap_or(samples.len() as f64 / total);
     // The difference of the two sums as one: each candidate with its weight less 1.
@@ -189,11 +189,9 @@ pub fn residual(
         })?;
         excess[place] += scale * f64::from(weight);
     }
-    let network = engine.network();
-    let sum: Tensor<f64> = engine.alloc("sum of gradients", network.classes * (network.features() + 1))?;
     let excess = engine.upload("weights less 1", &excess)?;
-    let mut norm = |weights: Option<&Tensor<f64>>| -> Result<f64, PruneError> {
-        engine.run(&GradientSum { gradients, weights, sum: &sum })?;
+    let mut norm = |weights: Option<&Tensor<f64>>| -> Result<f64> {
+        let sum = sum(engine, gradients, weights)?;
         Ok(engine.read(&sum)?.iter().map(|value| value * value).sum::<f64>().sqrt())
     };
     let (all, left) = (norm(None)?, norm(Some(&excess))?);

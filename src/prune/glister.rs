@@ -13,13 +13,13 @@
 
 use super::top_k::Draw;
 use super::{
-    Candidates, Coverage, Knowledge, LastLayerView, PruneError, Selection, SelectionConfig, SelectionRow,
-    Subset, Survey, TopK, part, residual,
+    Candidates, Coverage, GradPass, Knowledge, LastLayerView, PruneError, Result, Selection, SelectionConfig,
+    SelectionRow, Subset, TopK, part, residual, sum,
 };
 use crate::config::Refusal;
 use crate::engine::{Engine, Tensor};
 use crate::names::named;
-use crate::ops::{GradientProducts, GradientSum, LastLayerGradients, RowNorms, StepLogits};
+use crate::ops::{GradientProducts, LastLayerGradients, RowNorms, StepLogits};
 use crate::philox::Key;
 
 pub(super) const ROW: SelectionRow = SelectionRow {
@@ -110,12 +110,7 @@ pub enum StepSize {
 }
 
 impl Selection for Glister {
-    fn select(
-        &self,
-        engine: &mut Engine,
-        candidates: &Candidates,
-        survey: &mut Survey,
-    ) -> Result<Subset, PruneError> {
+    fn select(&self, engine: &mut Engine, candidates: &Candidates, pass: &mut GradPass) -> Result<Subset> {
         if candidates.held_out.is_empty() {
             return Err(PruneError::Invalid("adv-glister: no held-out images, expected 1 at least".into()));
         }
@@ -123,16 +118,16 @@ impl Selection for Glister {
         if candidates.budget == 0 || samples.is_empty() {
             return Ok(Subset::default());
         }
-        let held_out = survey.last_layer(engine, candidates.held_out)?;
-        let gradients = survey.last_layer(engine, samples)?.gradients;
-        let mut subset = self.choose(engine, candidates, survey, gradients.clone(), held_out)?;
+        let held_out = pass.last_layer(engine, candidates.held_out)?;
+        let gradients = pass.last_layer(engine, samples)?.gradients;
+        let mut subset = self.choose(engine, candidates, pass, gradients.clone(), held_out)?;
         subset.residual = residual(engine, samples, &gradients, &subset)?;
         Ok(subset)
     }
 }
 
 impl Glister {
-    /// Chooses by the gradients of the candidates, in their order, and a view of held-out images; `survey` gives the loss of
+    /// Chooses by the gradients of the candidates, in their order, and a view of held-out images; `pass` gives the loss of
     /// the objective.
     ///
     /// # Errors
@@ -142,10 +137,10 @@ impl Glister {
         &self,
         engine: &mut Engine,
         candidates: &Candidates,
-        survey: &mut Survey,
+        pass: &mut GradPass,
         mut gradients: LastLayerGradients,
         mut held_out: LastLayerView,
-    ) -> Result<Subset, PruneError> {
+    ) -> Result<Subset> {
         if self.gradient == GradientPart::Bias {
             drop_features(engine, &mut gradients)?;
             drop_features(engine, &mut held_out.gradients)?;
@@ -158,15 +153,15 @@ impl Glister {
         let mut draw = Draw::new(self.top_k, candidates);
         let samples = candidates.samples;
         match self.greedy {
-            Greedy::Rounds => search.rounds(engine, survey, samples, &mut draw, self.rounds.max(1))?,
-            Greedy::Stochastic => search.stochastic(engine, survey, samples, &mut draw, candidates.key)?,
+            Greedy::Rounds => search.rounds(engine, pass, samples, &mut draw, self.rounds.max(1))?,
+            Greedy::Stochastic => search.stochastic(engine, pass, samples, &mut draw, candidates.key)?,
         };
         draw.subset()
     }
 }
 
 /// Leaves the gradients of the bias: those of features that are zero.
-fn drop_features(engine: &mut Engine, gradients: &mut LastLayerGradients) -> Result<(), PruneError> {
+fn drop_features(engine: &mut Engine, gradients: &mut LastLayerGradients) -> Result<()> {
     for term in &mut gradients.terms {
         term.features = engine.upload("no features", &vec![0.0; term.features.len()])?;
     }
@@ -174,7 +169,7 @@ fn drop_features(engine: &mut Engine, gradients: &mut LastLayerGradients) -> Res
 }
 
 /// The mean of |h'|^2 + 1 over the adversarial images.
-fn mean_square(engine: &mut Engine, gradients: &LastLayerGradients) -> Result<f64, PruneError> {
+fn mean_square(engine: &mut Engine, gradients: &LastLayerGradients) -> Result<f64> {
     let features = &gradients.terms[gradients.terms.len() - 1].features;
     let norms = engine.alloc("feature norms", gradients.len)?;
     engine.run(&RowNorms { values: features, row_len: features.len() / gradients.len, norms: &norms })?;
@@ -204,7 +199,7 @@ impl Search {
         step_along: StepAlong,
         gradients: LastLayerGradients,
         held_out: LastLayerView,
-    ) -> Result<Self, PruneError> {
+    ) -> Result<Self> {
         let network = engine.network();
         let moved = held_out.logits.iter().map(|logits| engine.alloc("moved logits", logits.len()));
         let moved = LastLayerView { logits: moved.collect::<Result<_, _>>()?, ..held_out.clone() };
@@ -213,7 +208,7 @@ impl Search {
     }
 
     /// G_V at the present step, as one vector.
-    fn held_out_gradient(&self, engine: &mut Engine, survey: &mut Survey) -> Result<Tensor<f64>, PruneError> {
+    fn held_out_gradient(&self, engine: &mut Engine, pass: &mut GradPass) -> Result<Tensor<f64>> {
         let count = match self.step_along {
             StepAlong::Mean => self.picked.max(1) as f64,
             StepAlong::Sum => 1.0,
@@ -231,26 +226,21 @@ impl Search {
             })?;
         }
         let len = self.moved.gradients.len;
-        let mut start = 0;
-        while start < len {
-            let batch = self.moved.batch(survey.scratch, start..len.min(start + survey.scratch.len()));
-            survey.objective.loss(engine, &batch, 1.0 / len as f32, None)?;
-            start += batch.len();
+        for batch in self.moved.batches(pass.scratch) {
+            pass.objective.loss(engine, &batch, 1.0 / len as f32)?;
         }
-        let gradient = engine.alloc("held-out gradient", self.sum.len())?;
-        engine.run(&GradientSum { gradients: &self.moved.gradients, weights: None, sum: &gradient })?;
-        Ok(gradient)
+        sum(engine, &self.moved.gradients, None)
     }
 
     /// The gain of each candidate of `gradients`; a NaN is refused by the name of its image.
     fn gains(
         &self,
         engine: &mut Engine,
-        survey: &mut Survey,
+        pass: &mut GradPass,
         gradients: &LastLayerGradients,
         name: impl Fn(usize) -> u32,
-    ) -> Result<Vec<f64>, PruneError> {
-        let target = self.held_out_gradient(engine, survey)?;
+    ) -> Result<Vec<f64>> {
+        let target = self.held_out_gradient(engine, pass)?;
         let gains = engine.alloc("gains", gradients.len)?;
         engine.run(&GradientProducts { gradients, vector: &target, products: &gains })?;
         let gains = engine.read(&gains)?;
@@ -265,9 +255,8 @@ impl Search {
     }
 
     /// Takes the candidates of `part` into the step.
-    fn pick(&mut self, engine: &mut Engine, part: &LastLayerGradients) -> Result<(), PruneError> {
-        let sum = engine.alloc("sum of the picked gradients", self.sum.len())?;
-        engine.run(&GradientSum { gradients: part, weights: None, sum: &sum })?;
+    fn pick(&mut self, engine: &mut Engine, part: &LastLayerGradients) -> Result<()> {
+        let sum = sum(engine, part, None)?;
         for (total, part) in self.sum.iter_mut().zip(engine.read(&sum)?) {
             *total += part;
         }
@@ -278,19 +267,19 @@ impl Search {
     fn rounds(
         &mut self,
         engine: &mut Engine,
-        survey: &mut Survey,
+        pass: &mut GradPass,
         samples: &[u32],
         draw: &mut Draw,
         rounds: usize,
-    ) -> Result<(), PruneError> {
+    ) -> Result<()> {
         let most = draw.left().div_ceil(rounds);
         while draw.left() > 0 {
             let gradients = self.gradients.clone();
-            let gains = self.gains(engine, survey, &gradients, |place| samples[place])?;
+            let gains = self.gains(engine, pass, &gradients, |place| samples[place])?;
             let best = draw.take(&gains, most)?;
             let part = part(engine, &self.gradients, &best)?;
             self.pick(engine, &part)?;
-            go_on(survey, samples.len())?;
+            go_on(pass, samples.len())?;
         }
         Ok(())
     }
@@ -298,11 +287,11 @@ impl Search {
     fn stochastic(
         &mut self,
         engine: &mut Engine,
-        survey: &mut Survey,
+        pass: &mut GradPass,
         samples: &[u32],
         draw: &mut Draw,
         key: Key,
-    ) -> Result<(), PruneError> {
+    ) -> Result<()> {
         let budget = draw.left();
         // Rounded down as in the published code.
         let pool = ((samples.len() as f64 / budget as f64 * (1.0 / MISS).ln()) as usize).max(1);
@@ -312,18 +301,18 @@ impl Search {
             draw_to_front(&mut open, size, key, (budget - draw.left()) as u32);
             let places = &open[..size];
             let part = part(engine, &self.gradients, places)?;
-            let gains = self.gains(engine, survey, &part, |at| samples[places[at] as usize])?;
+            let gains = self.gains(engine, pass, &part, |at| samples[places[at] as usize])?;
             let best = draw.take_one(places, &gains)?;
             self.pick(engine, &part.rows(best..best + 1))?;
-            go_on(survey, samples.len())?;
+            go_on(pass, samples.len())?;
         }
         Ok(())
     }
 }
 
-/// Asks whether the user wants to stop; the samples are all surveyed by now.
-fn go_on(survey: &mut Survey, samples: usize) -> Result<(), PruneError> {
-    if (survey.watch)(samples, samples) { Ok(()) } else { Err(PruneError::Stopped) }
+/// Asks whether the user wants to stop; all samples are done by now.
+fn go_on(pass: &mut GradPass, samples: usize) -> Result<()> {
+    if (pass.watch)(samples, samples) { Ok(()) } else { Err(PruneError::Stopped) }
 }
 
 /// Puts a random draw of `size` items, without repetition, at the front: a partial Fisher-Yates shuffle, its numbers keyed

@@ -22,7 +22,8 @@
 use super::atoms::{DeviceAtoms, squares};
 use super::pursuit::{Atoms, Limits, Pursuit, pursue};
 use super::{
-    Candidates, Coverage, Knowledge, PruneError, Selection, SelectionRow, Subset, Survey, part, residual,
+    Candidates, Coverage, GradPass, Knowledge, PruneError, Result, Selection, SelectionRow, Subset, part,
+    residual,
 };
 use crate::data::order::shuffled;
 use crate::engine::Engine;
@@ -98,31 +99,26 @@ pub struct GradMatch {
 }
 
 impl Selection for GradMatch {
-    /// Surveys the candidates and matches their gradients: see [`GradMatch::choose`]. A further draw has the crops and flips of
+    /// Takes the last-layer gradients of the candidates and matches them: see [`GradMatch::choose`]. A further draw has the crops and flips of
     /// a later epoch, and an attack of its own.
-    fn select(
-        &self,
-        engine: &mut Engine,
-        candidates: &Candidates,
-        survey: &mut Survey,
-    ) -> Result<Subset, PruneError> {
+    fn select(&self, engine: &mut Engine, candidates: &Candidates, pass: &mut GradPass) -> Result<Subset> {
         self.check(candidates)?;
         let samples = candidates.samples;
         if samples.is_empty() || candidates.budget == 0 {
             return Ok(Subset::default());
         }
-        let gradients = survey.last_layer(engine, samples)?.gradients;
-        let (as_they_are, key) = (survey.augment, survey.key);
+        let gradients = pass.last_layer(engine, samples)?.gradients;
+        let (as_they_are, key) = (pass.augment, pass.key);
         let mut further = Vec::with_capacity(self.target_draws - 1);
         for draw in 1..self.target_draws as u32 {
             let epoch = candidates.key.epoch + draw;
-            survey.augment = self.augment.map(|augment| Augment { epoch, ..augment });
-            survey.key = Key { step: draw, ..key };
-            let view = survey.last_layer(engine, samples);
-            (survey.augment, survey.key) = (as_they_are, key);
+            pass.augment = self.augment.map(|augment| Augment { epoch, ..augment });
+            pass.key = Key { step: draw, ..key };
+            let view = pass.last_layer(engine, samples);
+            (pass.augment, pass.key) = (as_they_are, key);
             further.push(view?.gradients);
         }
-        let go_on = &mut || (survey.watch)(samples.len(), samples.len());
+        let go_on = &mut || (pass.watch)(samples.len(), samples.len());
         self.choose(engine, candidates, &gradients, &further, go_on)
     }
 }
@@ -150,7 +146,7 @@ impl GradMatch {
         gradients: &LastLayerGradients,
         further: &[LastLayerGradients],
         go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<Subset, PruneError> {
+    ) -> Result<Subset> {
         self.check(candidates)?;
         let samples = candidates.samples;
         let budget = candidates.budget.min(samples.len());
@@ -211,7 +207,7 @@ impl GradMatch {
         Ok(subset)
     }
 
-    fn check(&self, candidates: &Candidates) -> Result<(), PruneError> {
+    fn check(&self, candidates: &Candidates) -> Result<()> {
         let invalid = |text: String| Err(PruneError::Invalid(format!("adv-grad-match: {text}")));
         if !(self.ridge.is_finite() && self.ridge >= 0.0) {
             return invalid(format!("ridge {}, expected a finite number, 0 at least", self.ridge));
@@ -243,7 +239,7 @@ impl GradMatch {
         most: usize,
         go_on: &mut dyn FnMut() -> bool,
         traces: &mut Traces,
-    ) -> Result<Pursuit, PruneError> {
+    ) -> Result<Pursuit> {
         if atoms.target_is_zero() {
             return Ok(Pursuit::default());
         }

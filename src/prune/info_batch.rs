@@ -6,7 +6,7 @@
 //! on all samples. Counts and weights are those of the published code (NUS-HPC-AI-Lab/InfoBatch). Nothing is pruned in the last
 //! epochs: `selection.full_share`.
 
-use super::{Candidates, Coverage, Knowledge, PruneError, Selection, SelectionRow, Subset, Survey};
+use super::{Candidates, Coverage, GradPass, Knowledge, PruneError, Result, Selection, SelectionRow, Subset};
 use crate::data::order::shuffled;
 use crate::engine::Engine;
 
@@ -40,17 +40,12 @@ pub struct InfoBatch {
 impl Selection for InfoBatch {
     /// Keeps every sample whose last loss is not below the mean of all known losses, or unknown, with weight 1; of the
     /// n below it, (1 - r) n rounded down, drawn at random, with weight 1 / (1 - r). The budget is not consulted.
-    fn select(
-        &self,
-        engine: &mut Engine,
-        candidates: &Candidates,
-        survey: &mut Survey,
-    ) -> Result<Subset, PruneError> {
+    fn select(&self, engine: &mut Engine, candidates: &Candidates, pass: &mut GradPass) -> Result<Subset> {
         let samples = candidates.samples;
         let losses = match candidates.losses {
             Some(losses) => engine.read(losses)?,
             None => {
-                let view = survey.last_layer(engine, samples)?;
+                let view = pass.last_layer(engine, samples)?;
                 engine.read(&view.losses)?
             }
         };

@@ -1,7 +1,7 @@
 //! Data pruning: which samples the next epochs train on, and with which weights.
 //!
 //! Every way to choose is a [`Selection`]: candidates in, a weighted [`Subset`] out. What it must know about the
-//! candidates, it asks of a [`Survey`]: last-layer gradients on the training attack, or input-gradient norms. A new
+//! candidates, it asks of a [`GradPass`]: last-layer gradients on the training attack, or input-gradient norms. A new
 //! one is one more file here with its row, and one line in the table [`SelectionMethod`]. [`SelectionRun`] makes one outside of training.
 //!
 //! | file | what it chooses |
@@ -22,6 +22,7 @@ mod diagnosis;
 mod file;
 mod glister;
 mod grad_match;
+mod grad_pass;
 mod info_batch;
 mod mean_scores;
 pub mod pursuit;
@@ -30,28 +31,27 @@ mod ranking;
 mod row;
 mod session;
 mod subset;
-mod survey;
 mod top_k;
 
 pub use config::{Scores, SelectionConfig, SelectionWeights};
 pub use diagnosis::{Diagnosis, HoldoutDraw, residual};
 pub use glister::{Glister, GradientPart, Greedy, StepAlong, StepSize};
 pub use grad_match::{AtomMode, GradMatch, RidgeUnit};
+pub use grad_pass::{GradPass, GradPassSeconds, LastLayerView};
 pub use info_batch::InfoBatch;
 pub use mean_scores::MeanScores;
-pub use random::{All, PartlyRandom, Random, Sampling, Walk};
+pub use random::{All, PartlyRandom, Random, RandomOnline, Sampling};
 pub use ranking::{Ranking, Score};
 pub use row::{CandidatePasses, Coverage, Knowledge, SelectionRow, Setting};
 pub use session::{Chosen, SelectionRun};
 pub use subset::Subset;
-pub use survey::{LastLayerView, Survey};
 pub use top_k::TopK;
 
 use crate::data::DataError;
 use crate::data::order::quotas;
 use crate::engine::{self, Engine, Tensor};
 use crate::names::table;
-use crate::ops::{GatherRows, LastLayerGradients, Term};
+use crate::ops::{GatherRows, GradientSum, LastLayerGradients, Term};
 use crate::philox::Key;
 use crate::recipe::Recipe;
 
@@ -76,12 +76,7 @@ table! {
 /// A way to choose samples. It keeps no state: the same candidates, weights and key give the same subset.
 pub trait Selection {
     /// Chooses among `candidates`.
-    fn select(
-        &self,
-        engine: &mut Engine,
-        candidates: &Candidates,
-        survey: &mut Survey,
-    ) -> Result<Subset, PruneError>;
+    fn select(&self, engine: &mut Engine, candidates: &Candidates, pass: &mut GradPass) -> Result<Subset>;
 }
 
 /// The selection of a configuration in a run.
@@ -101,9 +96,9 @@ pub fn choose(
     engine: &mut Engine,
     recipe: &Recipe,
     candidates: &Candidates,
-    survey: &mut Survey,
-) -> Result<Subset, PruneError> {
-    let subset = recipe.new_selection().select(engine, candidates, survey)?;
+    pass: &mut GradPass,
+) -> Result<Subset> {
+    let subset = recipe.new_selection().select(engine, candidates, pass)?;
     if subset.is_empty() {
         let (method, count) = (recipe.selection.method, candidates.samples.len());
         let reason = format!("{method} chose none of {count} samples, expected 1 at least");
@@ -143,23 +138,34 @@ impl Candidates<'_> {
     }
 }
 
-/// The gradients at `places`, compacted.
-fn part(
+/// `sum_i w_i g_i` as one vector, w = 1 where absent.
+fn sum(
     engine: &mut Engine,
     gradients: &LastLayerGradients,
-    places: &[u32],
-) -> Result<LastLayerGradients, PruneError> {
+    weights: Option<&Tensor<f64>>,
+) -> Result<Tensor<f64>> {
+    let network = engine.network();
+    let sum = engine.alloc("sum of gradients", network.classes * (network.features() + 1))?;
+    engine.run(&GradientSum { gradients, weights, sum: &sum })?;
+    Ok(sum)
+}
+
+/// The gradients at `places`, compacted.
+fn part(engine: &mut Engine, gradients: &LastLayerGradients, places: &[u32]) -> Result<LastLayerGradients> {
     let rows = engine.upload("places of candidates", places)?;
     let mut compact = |from: &Tensor<f32>| {
         let row = from.len() / gradients.len;
         let to = engine.alloc("factors of some candidates", places.len() * row)?;
-        engine.run(&GatherRows { from, rows: &rows, row_len: row, to: &to }).map(|()| to)
+        engine.run(&GatherRows::new(from, &rows, &to)).map(|()| to)
     };
     let terms = gradients.terms.iter().map(|term| {
         Ok(Term { logit_gradient: compact(&term.logit_gradient)?, features: compact(&term.features)? })
     });
-    Ok(LastLayerGradients { terms: terms.collect::<Result<_, PruneError>>()?, len: places.len() })
+    Ok(LastLayerGradients { terms: terms.collect::<Result<_>>()?, len: places.len() })
 }
+
+/// Result of a selection.
+pub type Result<T, E = PruneError> = std::result::Result<T, E>;
 
 /// Why a selection failed.
 #[derive(Debug, thiserror::Error)]

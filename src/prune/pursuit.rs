@@ -9,8 +9,8 @@
 //! It needs inner products alone, so atoms can be gradients that no one ever writes out. All norms come from them, in
 //! f64: a residual is exact to about 1e-8 of the target.
 
-use super::PruneError;
 use super::cholesky::Factor;
+use super::{PruneError, Result};
 
 /// Correlations up to this share of `|a| |b|` are rounding errors.
 const NOISE: f64 = 1e-12;
@@ -33,10 +33,10 @@ pub trait Atoms {
 
     /// `<a_i, a_atom>` of every atom, kept as column `slot` as well. Slots are taken in order, and again when they are
     /// free: `slot` is at most the number of slots ever used.
-    fn keep_column(&mut self, atom: usize, slot: usize) -> Result<Vec<f64>, PruneError>;
+    fn keep_column(&mut self, atom: usize, slot: usize) -> Result<Vec<f64>>;
 
     /// `<a_i, b> - sum_s weights[s] column_s[i]` of every atom, over the slots used so far.
-    fn residual_products(&mut self, weights: &[f64]) -> Result<Vec<f64>, PruneError>;
+    fn residual_products(&mut self, weights: &[f64]) -> Result<Vec<f64>>;
 }
 
 /// When a pursuit ends.
@@ -167,11 +167,7 @@ impl Active {
 /// # Errors
 /// [`PruneError::Invalid`] for an inner product that is no finite number; [`PruneError::Stopped`] if `go_on` says so; and
 /// the errors of the atoms.
-pub fn pursue(
-    source: &mut dyn Atoms,
-    limits: &Limits,
-    go_on: &mut dyn FnMut() -> bool,
-) -> Result<Pursuit, PruneError> {
+pub fn pursue(source: &mut dyn Atoms, limits: &Limits, go_on: &mut dyn FnMut() -> bool) -> Result<Pursuit> {
     let target_square = source.target_square();
     if !target_square.is_finite() {
         return Err(PruneError::Invalid(format!(
@@ -256,7 +252,7 @@ fn enter(
     noise: &[f64],
     open: &mut [bool],
     active: &mut Active,
-) -> Result<Option<usize>, PruneError> {
+) -> Result<Option<usize>> {
     loop {
         let mut best: Option<usize> = None;
         for (atom, &product) in products.iter().enumerate() {
@@ -281,7 +277,7 @@ fn enter(
 }
 
 /// Refuses inner products that are no numbers, by the atom.
-fn all_finite(products: &[f64]) -> Result<(), PruneError> {
+fn all_finite(products: &[f64]) -> Result<()> {
     match products.iter().position(|product| !product.is_finite()) {
         None => Ok(()),
         Some(atom) => Err(PruneError::Invalid(format!(

@@ -1,7 +1,7 @@
 //! The controls: all candidates, or N at random, of each class in proportion where asked for; and a share of chance in
 //! another choice.
 
-use super::{Candidates, Coverage, PruneError, Selection, SelectionConfig, SelectionRow, Subset, Survey};
+use super::{Candidates, Coverage, GradPass, Result, Selection, SelectionConfig, SelectionRow, Subset};
 use crate::config::Refusal;
 use crate::data::order::shuffled;
 use crate::engine::Engine;
@@ -45,7 +45,7 @@ pub(super) const RANDOM_ONLINE: SelectionRow = SelectionRow {
     },
     new: |config, setting| match config.sampling {
         Sampling::Permutation => {
-            Box::new(Walk { first: setting.first_selection, every: config.every as u32 })
+            Box::new(RandomOnline { first: setting.first_selection, every: config.every as u32 })
         }
         Sampling::Independent => Box::new(Random { class_balanced: false }),
     },
@@ -87,13 +87,13 @@ pub struct Random {
 }
 
 impl Selection for All {
-    fn select(&self, _: &mut Engine, candidates: &Candidates, _: &mut Survey) -> Result<Subset, PruneError> {
+    fn select(&self, _: &mut Engine, candidates: &Candidates, _: &mut GradPass) -> Result<Subset> {
         Ok(Subset::uniform(candidates.samples.to_vec()))
     }
 }
 
 impl Selection for Random {
-    fn select(&self, _: &mut Engine, candidates: &Candidates, _: &mut Survey) -> Result<Subset, PruneError> {
+    fn select(&self, _: &mut Engine, candidates: &Candidates, _: &mut GradPass) -> Result<Subset> {
         let mut order = shuffled(candidates.key, candidates.samples);
         if self.class_balanced {
             let mut left = candidates.class_budgets();
@@ -114,15 +114,15 @@ impl Selection for Random {
 /// Random subsets without replacement (RS2, Okanovic et al., ICLR 2024): each is the next stretch of one permutation, round and
 /// round, so that every candidate comes once in every n / k selections. Weight 1.
 #[derive(Clone, Copy, Debug)]
-pub struct Walk {
+pub struct RandomOnline {
     /// The epoch of the first selection, counted from 0.
     pub first: u32,
     /// Epochs from one selection to the next.
     pub every: u32,
 }
 
-impl Selection for Walk {
-    fn select(&self, _: &mut Engine, candidates: &Candidates, _: &mut Survey) -> Result<Subset, PruneError> {
+impl Selection for RandomOnline {
+    fn select(&self, _: &mut Engine, candidates: &Candidates, _: &mut GradPass) -> Result<Subset> {
         let order = shuffled(Key { epoch: self.first, ..candidates.key }, candidates.samples);
         let budget = candidates.budget.min(order.len());
         let before = (candidates.key.epoch.saturating_sub(self.first) / self.every.max(1)) as usize;
@@ -139,16 +139,11 @@ pub struct PartlyRandom {
 }
 
 impl Selection for PartlyRandom {
-    fn select(
-        &self,
-        engine: &mut Engine,
-        candidates: &Candidates,
-        survey: &mut Survey,
-    ) -> Result<Subset, PruneError> {
+    fn select(&self, engine: &mut Engine, candidates: &Candidates, pass: &mut GradPass) -> Result<Subset> {
         let budget = candidates.budget.min(candidates.samples.len());
         let random = self.config.random_part(budget);
         let chosen =
-            self.choice.select(engine, &Candidates { budget: budget - random, ..*candidates }, survey)?;
+            self.choice.select(engine, &Candidates { budget: budget - random, ..*candidates }, pass)?;
         let left: Vec<u32> = candidates
             .samples
             .iter()

@@ -3,10 +3,13 @@
 //! As published the k best are kept, whatever their class: [`TopK::PLAIN`], ranked on the device. The default draws them with
 //! noise and quotas: see `top_k` for why.
 
+use super::atoms::squares;
 use super::top_k::Draw;
-use super::{Candidates, Coverage, Knowledge, PruneError, Selection, SelectionRow, Subset, Survey, TopK};
+use super::{
+    Candidates, Coverage, GradPass, Knowledge, PruneError, Result, Selection, SelectionRow, Subset, TopK,
+};
 use crate::engine::{Engine, Error, Tensor};
-use crate::ops::{GradientSquares, LastLayerGradients, RowNorms, SelectTopK, Term};
+use crate::ops::{LastLayerGradients, RowNorms, SelectTopK, Term};
 
 pub(super) const LOSS_RANK: SelectionRow = SelectionRow {
     name: "loss-rank",
@@ -72,13 +75,8 @@ pub struct Ranking {
 }
 
 impl Selection for Ranking {
-    fn select(
-        &self,
-        engine: &mut Engine,
-        candidates: &Candidates,
-        survey: &mut Survey,
-    ) -> Result<Subset, PruneError> {
-        let scores = self.scores(engine, candidates, survey)?;
+    fn select(&self, engine: &mut Engine, candidates: &Candidates, pass: &mut GradPass) -> Result<Subset> {
+        let scores = self.scores(engine, candidates, pass)?;
         if self.top_k != TopK::PLAIN {
             let scores: Vec<f64> = engine.read(&scores)?.into_iter().map(f64::from).collect();
             let mut draw = Draw::new(self.top_k, candidates);
@@ -107,8 +105,8 @@ impl Ranking {
         &self,
         engine: &mut Engine,
         candidates: &Candidates,
-        survey: &mut Survey,
-    ) -> Result<Tensor<f32>, PruneError> {
+        pass: &mut GradPass,
+    ) -> Result<Tensor<f32>> {
         let samples = candidates.samples;
         if let Some(means) = candidates.scores {
             return Ok(engine.upload("mean scores", means)?);
@@ -116,23 +114,19 @@ impl Ranking {
         match self.score {
             Score::LastLoss => match candidates.losses {
                 Some(losses) => Ok(losses.clone()),
-                None => Ok(survey.last_layer(engine, samples)?.losses),
+                None => Ok(pass.last_layer(engine, samples)?.losses),
             },
             Score::InputGradient => {
-                let norms = survey.input_gradient_norms(engine, samples)?;
+                let norms = pass.input_gradient_norms(engine, samples)?;
                 let negated: Vec<f32> = engine.read(&norms)?.iter().map(|norm| -norm).collect();
                 Ok(engine.upload("scores", &negated)?)
             }
             Score::El2n | Score::GraNd => {
-                let view = survey.last_layer(engine, samples)?;
+                let view = pass.last_layer(engine, samples)?;
                 let classes = engine.network().classes;
                 // Both are norms of the plain cross-entropy's gradient, whatever the objective.
-                let mut start = 0;
-                while start < samples.len() {
-                    let batch =
-                        view.batch(survey.scratch, start..samples.len().min(start + survey.scratch.len()));
+                for batch in view.batches(pass.scratch) {
                     engine.run(&batch.cross_entropy(1.0))?;
-                    start += batch.len();
                 }
                 let Term { logit_gradient, features } = view.terms().1.clone();
                 if self.score == Score::El2n {
@@ -142,10 +136,8 @@ impl Ranking {
                 }
                 let gradients =
                     LastLayerGradients { terms: vec![Term { logit_gradient, features }], len: samples.len() };
-                let squares = engine.alloc("GraNd squares", samples.len())?;
-                engine.run(&GradientSquares { gradients: &gradients, squares: &squares })?;
-                let norms: Vec<f32> =
-                    engine.read(&squares)?.iter().map(|square| square.sqrt() as f32).collect();
+                let squares = squares(engine, &gradients)?;
+                let norms: Vec<f32> = squares.iter().map(|square| square.sqrt() as f32).collect();
                 Ok(engine.upload("GraNd scores", &norms)?)
             }
         }

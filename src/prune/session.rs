@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use super::{Candidates, Diagnosis, PruneError, Subset, Survey, choose};
+use super::{Candidates, Diagnosis, GradPass, Result, Subset, choose};
 use crate::batch::Batch;
 use crate::data::{DataSet, Split};
-use crate::engine::{Engine, WeightSet};
+use crate::engine::Engine;
 use crate::model::Weights;
 use crate::objective::Objective;
 use crate::ops::ImageSet;
@@ -56,7 +56,7 @@ impl<'a> SelectionRun<'a> {
         recipe: &'a Recipe,
         data: &DataSet,
         seed: u64,
-    ) -> Result<Self, PruneError> {
+    ) -> Result<Self> {
         let split = recipe.split(data)?;
         engine.load_weights(weights)?;
         let set = ImageSet::upload(engine, &data.train.pixels, &data.train.labels)?;
@@ -69,8 +69,9 @@ impl<'a> SelectionRun<'a> {
     /// Attacks the candidates where the method looks at them, and chooses.
     ///
     /// # Errors
-    /// [`PruneError::Stopped`] where `progress` stops it: nothing is kept. [`PruneError::Invalid`] where nothing can be chosen.
-    pub fn run(&mut self, progress: &dyn ProgressSink) -> Result<Chosen, PruneError> {
+    /// [`PruneError::Stopped`](super::PruneError) where `progress` stops it: nothing is kept.
+    /// [`PruneError::Invalid`](super::PruneError) where nothing can be chosen.
+    pub fn run(&mut self, progress: &dyn ProgressSink) -> Result<Chosen> {
         let Self { engine, recipe, split, labels, set, scratch, objective, seed } = self;
         let engine = &mut **engine;
         let candidates = Candidates {
@@ -84,13 +85,13 @@ impl<'a> SelectionRun<'a> {
             key: Key { seed: *seed, purpose: Purpose::Selection, epoch: 0, step: 0 },
         };
         let mut watch = watch(progress, TASK.into());
-        let survey = &mut survey(set, objective.as_mut(), scratch, *seed, &mut watch);
+        let start = attack_start(*seed);
+        let pass = &mut GradPass::new(set, objective.as_mut(), scratch, start, &mut watch);
         let begin = Instant::now();
-        let subset = choose(engine, recipe, &candidates, survey)?;
+        let subset = choose(engine, recipe, &candidates, pass)?;
         engine.synchronize()?;
         let seconds = begin.elapsed().as_secs_f64();
-        let diagnosis =
-            Diagnosis::of_recipe(engine, recipe, &candidates, &split.validation, survey, &subset)?;
+        let diagnosis = Diagnosis::of_recipe(engine, recipe, &candidates, &split.validation, pass, &subset)?;
         progress.event(Event::End);
         Ok(Chosen { subset, diagnosis, candidates: split.train.len(), seconds })
     }
@@ -99,13 +100,14 @@ impl<'a> SelectionRun<'a> {
     /// attacks them once more.
     ///
     /// # Errors
-    /// [`PruneError::Stopped`]; those of the engine.
-    pub fn factors(&mut self, progress: &dyn ProgressSink) -> Result<Vec<u8>, PruneError> {
+    /// [`PruneError::Stopped`](super::PruneError); those of the engine.
+    pub fn factors(&mut self, progress: &dyn ProgressSink) -> Result<Vec<u8>> {
         let Self { engine, split, set, scratch, objective, seed, .. } = self;
         let engine = &mut **engine;
         let mut watch = watch(progress, TASK.into());
-        let mut survey = survey(set, objective.as_mut(), scratch, *seed, &mut watch);
-        let view = survey.last_layer(engine, &split.train)?;
+        let start = attack_start(*seed);
+        let mut pass = GradPass::new(set, objective.as_mut(), scratch, start, &mut watch);
+        let view = pass.last_layer(engine, &split.train)?;
         progress.event(Event::End);
         Ok(view.to_bytes(engine, &split.train)?)
     }
@@ -114,14 +116,7 @@ impl<'a> SelectionRun<'a> {
 /// What is reported while the candidates are attacked.
 const TASK: &str = "candidates";
 
-/// The candidates as they are, under the present weights.
-fn survey<'a>(
-    set: &'a ImageSet,
-    objective: &'a mut dyn Objective,
-    scratch: &'a Batch,
-    seed: u64,
-    watch: &'a mut dyn FnMut(usize, usize) -> bool,
-) -> Survey<'a> {
-    let key = Key { seed, purpose: Purpose::SelectionStart, epoch: 0, step: 0 };
-    Survey { set, objective, weights: WeightSet::Live, augment: None, scratch, key, watch }
+/// Keys the attack on the candidates.
+fn attack_start(seed: u64) -> Key {
+    Key { seed, purpose: Purpose::SelectionStart, epoch: 0, step: 0 }
 }

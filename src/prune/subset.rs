@@ -1,6 +1,6 @@
 //! A weighted subset of the training samples.
 
-use super::PruneError;
+use super::{PruneError, Result};
 
 /// What a selection chose.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -32,7 +32,7 @@ impl Subset {
     ///
     /// # Errors
     /// [`PruneError::Invalid`] for a negative or non-finite weight.
-    pub fn normalised(chosen: Vec<(u32, f64)>) -> Result<Self, PruneError> {
+    pub fn normalised(chosen: Vec<(u32, f64)>) -> Result<Self> {
         let chosen = checked(chosen)?;
         let mean = chosen.iter().map(|(_, weight)| weight).sum::<f64>() / chosen.len().max(1) as f64;
         Ok(Self::of(&chosen, mean))
@@ -43,7 +43,7 @@ impl Subset {
     ///
     /// # Errors
     /// [`PruneError::Invalid`] for a negative or non-finite weight.
-    pub fn unnormalised(chosen: Vec<(u32, f64)>) -> Result<Self, PruneError> {
+    pub fn unnormalised(chosen: Vec<(u32, f64)>) -> Result<Self> {
         Ok(Self::of(&checked(chosen)?, 1.0))
     }
 
@@ -76,7 +76,7 @@ impl Subset {
 }
 
 /// The samples with a weight above 0, ascending.
-fn checked(mut chosen: Vec<(u32, f64)>) -> Result<Vec<(u32, f64)>, PruneError> {
+fn checked(mut chosen: Vec<(u32, f64)>) -> Result<Vec<(u32, f64)>> {
     if let Some((sample, weight)) = chosen.iter().find(|(_, weight)| !(weight.is_finite() && *weight >= 0.0))
     {
         return Err(PruneError::Invalid(format!(

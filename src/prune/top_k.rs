@@ -6,7 +6,7 @@
 //! quotas each class gives its share of the budget. The noise is a pure function of (seed, epoch, round, sample), computed
 //! in f64 on the host, so equal scores give the same choice on every engine.
 
-use super::{Candidates, PruneError, SelectionConfig, Subset};
+use super::{Candidates, PruneError, Result, SelectionConfig, Subset};
 use crate::data::order::quotas;
 use crate::philox::{Key, Purpose};
 
@@ -79,7 +79,7 @@ impl<'a> Draw<'a> {
     /// Chooses `count` more by the scores of all candidates, of each class in proportion to what it may still give, and
     /// returns their places. An infinite score stands for an unknown one: those come first, in random order where there is
     /// noise.
-    pub fn take(&mut self, scores: &[f64], count: usize) -> Result<Vec<u32>, PruneError> {
+    pub fn take(&mut self, scores: &[f64], count: usize) -> Result<Vec<u32>> {
         let open: Vec<u32> = self.open().collect();
         let of_open: Vec<f64> = open.iter().map(|&place| scores[place as usize]).collect();
         let scale = self.scale(&of_open);
@@ -99,14 +99,14 @@ impl<'a> Draw<'a> {
     }
 
     /// Chooses one of `pool` by the scores of its members; returns its position in the pool.
-    pub fn take_one(&mut self, pool: &[u32], scores: &[f64]) -> Result<usize, PruneError> {
+    pub fn take_one(&mut self, pool: &[u32], scores: &[f64]) -> Result<usize> {
         let best = self.ranked(pool, scores, self.scale(scores))?[0].position;
         self.note(&[pool[best]]);
         Ok(best)
     }
 
     /// The subset of what was chosen.
-    pub fn subset(self) -> Result<Subset, PruneError> {
+    pub fn subset(self) -> Result<Subset> {
         let samples = self.chosen.iter().map(|&place| self.candidates.samples[place as usize]);
         if !self.rule.importance_weights {
             return Ok(Subset::uniform(samples.collect()));
@@ -140,7 +140,7 @@ impl<'a> Draw<'a> {
     }
 
     /// `places` from the first to choose to the last.
-    fn ranked(&self, places: &[u32], scores: &[f64], scale: f64) -> Result<Vec<Rank>, PruneError> {
+    fn ranked(&self, places: &[u32], scores: &[f64], scale: f64) -> Result<Vec<Rank>> {
         if let Some(at) = scores.iter().position(|score| score.is_nan()) {
             return Err(PruneError::Invalid(format!(
                 "training image {}: its score is NaN, expected a number: training has diverged",

@@ -94,7 +94,7 @@ impl Recipe {
             return Err(Refusal::new("data.validation", validation, expected));
         }
         // A run that never selects attacks no candidates either.
-        self.validate_attack_on_candidates(self.timeline().first_selection() != Some(0))
+        self.validate_attack_on_candidates(self.epoch_schedule().first_selection() != Some(0))
     }
 
     /// Refuses an attack that cannot be made on candidates, where the selection needs that. `scored` says whether training has

@@ -92,8 +92,6 @@ impl Recipe {
             checkpoint: CheckpointConfig::read(root.section("checkpoint")?)?,
             metrics: MetricsConfig::read(root.section("metrics")?)?,
         };
-        root.check(recipe.validate())?;
-        root.finish()?;
-        Ok(recipe)
+        root.finish(recipe, Self::validate)
     }
 }

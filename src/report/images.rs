@@ -10,7 +10,7 @@ use crate::batch::Batch;
 use crate::data::DataSet;
 use crate::data::pixel_order::to_pixels;
 use crate::engine::{self, Engine, WeightSet};
-use crate::evaluate::{PgdProtocol, gathered, predict};
+use crate::evaluate::{PgdProtocol, predict};
 use crate::model::layers::{IMAGE_LEN, IMAGE_SIDE};
 use crate::ops::{AscentLoss, ImageSet, NO_CLASS};
 use crate::philox::{Key, Purpose};
@@ -51,8 +51,7 @@ pub fn attack(
     test.truncate(count.min(data.test.len()));
     let set = ImageSet::upload(engine, &test.pixels, &test.labels)?;
     let samples: Vec<u32> = (0..test.len() as u32).collect();
-    let scratch = Batch::alloc(engine, test.len())?;
-    let batch = gathered(engine, &set, &samples, &scratch)?;
+    let batch = Batch::alloc(engine, test.len())?.gathered(engine, &set, &samples, None)?;
     engine.fold_batch_norm(WeightSet::Live)?;
     let clean = predict(engine, &batch, false)?;
     let key = Key { seed, purpose: Purpose::EvaluationStart, epoch: 0, step: 0 };

@@ -9,6 +9,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::markup::{Style, escape};
+use super::overview::{NONE, table};
 use super::plot::{Plot, Series};
 use super::read::ReportError;
 use super::scale::{Axis, fixed, significant};
@@ -29,9 +30,7 @@ pub struct Kernel {
 #[derive(Clone, Debug, Deserialize)]
 pub struct Kernels {
     pub kernels: Vec<Kernel>,
-    #[serde(default)]
     pub ceiling_flops: Option<f64>,
-    #[serde(default)]
     pub ceiling_bytes: Option<f64>,
 }
 
@@ -135,28 +134,29 @@ impl Kernels {
     }
 
     fn table(&self) -> String {
-        let mut html = String::from(
-            "<div class=\"scroll\"><table><thead><tr><th>kernel</th><th class=\"n\">µs</th><th class=\"n\">GFLOP/s</th>\
-             <th class=\"n\">GB/s</th><th class=\"n\">% of roof</th><th>bound by</th></tr></thead><tbody>\n",
-        );
-        for kernel in &self.kernels {
+        let head = [
+            ("kernel", false),
+            ("µs", true),
+            ("GFLOP/s", true),
+            ("GB/s", true),
+            ("% of roof", true),
+            ("bound by", false),
+        ];
+        let row = |kernel: &Kernel| {
             let rate = |amount: f64| match amount > 0.0 {
                 true => significant(amount / kernel.seconds / 1e9, 3),
-                false => "\u{2013}".into(),
+                false => NONE.into(),
             };
             let least = self.least_seconds(kernel);
-            let share =
-                least.map_or("\u{2013}".into(), |(least, _)| fixed(100.0 * least / kernel.seconds, 0));
-            html += &format!(
-                "<tr><th>{}</th><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
-                 <td class=\"n\">{share}</td><td>{}</td></tr>\n",
+            vec![
                 escape(&kernel.name),
                 significant(kernel.seconds * 1e6, 4),
                 rate(kernel.flops),
                 rate(kernel.bytes),
-                least.map_or("\u{2013}", |(_, bound)| bound)
-            );
-        }
-        html + "</tbody></table></div>\n"
+                least.map_or(NONE.into(), |(least, _)| fixed(100.0 * least / kernel.seconds, 0)),
+                least.map_or(NONE, |(_, bound)| bound).into(),
+            ]
+        };
+        table(&head, &self.kernels.iter().map(row).collect::<Vec<_>>())
     }
 }

@@ -1,12 +1,4 @@
 //! The report: run folders become one HTML page that needs no network.
-//!
-//! | file | what it holds |
-//! |---|---|
-//! | `read` | a run folder, read with patience |
-//! | `compare` | speed-ups against full training, the front of accuracy against time |
-//! | `overview`, `curves`, `kernels`, `images` | the sections: tables, plots of runs, roofline, pictures |
-//! | `plot`, `scale`, `markup` | SVG plots, axes and numbers, escaping and styles |
-//! | `page` | the sections on one page |
 
 mod compare;
 mod curves;

@@ -10,9 +10,9 @@ use super::read::RunRecord;
 use super::scale::{duration, fixed, significant};
 use crate::clock::to_the_minute;
 
-const NONE: &str = "\u{2013}";
+pub const NONE: &str = "\u{2013}";
 
-/// The name of a run beside its colour and shape.
+/// The name of a run next to its colour and shape.
 pub fn run_name(slot: usize, run: &RunRecord) -> String {
     let shape = Style::of_run(slot).shape(6.0, 6.0, "mark");
     format!(
@@ -39,11 +39,12 @@ fn percent(share: f64) -> String {
     format!("{} %", fixed(100.0 * share, 1))
 }
 
-fn table(head: &[(&str, bool)], rows: &[Vec<String>]) -> String {
+/// A table of HTML: names of the columns, and which of them hold numbers; the first cell of a row is its name.
+pub fn table(head: &[(&str, bool)], rows: &[Vec<String>]) -> String {
     let class = |numeric: bool| if numeric { " class=\"n\"" } else { "" };
     let mut html = String::from("<div class=\"scroll\"><table><thead><tr>");
     for (name, numeric) in head {
-        html += &format!("<th{}>{}</th>", class(*numeric), escape(name));
+        html += &format!("<th{}>{name}</th>", class(*numeric));
     }
     html += "</tr></thead><tbody>\n";
     for row in rows {
@@ -60,8 +61,7 @@ fn table(head: &[(&str, bool)], rows: &[Vec<String>]) -> String {
 /// One row a run: method, epochs, test accuracies of the best weights, training time, speed-up.
 pub fn summary(runs: &[RunRecord], speed_ups: &[Result<SpeedUp, &str>], robust: Option<&str>) -> String {
     let robust = robust.unwrap_or("robust");
-    let best_robust = format!("best: {robust}");
-    let last_robust = format!("last: {robust}");
+    let [best_robust, last_robust] = ["best", "last"].map(|weights| escape(&format!("{weights}: {robust}")));
     let head = [
         ("run", false),
         ("epochs", true),
@@ -185,24 +185,16 @@ struct Row<'a> {
 }
 
 fn side_by_side(runs: &[RunRecord], rows: &[Row]) -> String {
-    let mut html = String::from("<div class=\"scroll\"><table><thead><tr><th></th>");
-    for (slot, run) in runs.iter().enumerate() {
-        html += &format!("<th>{}</th>", run_name(slot, run));
-    }
-    html += "</tr></thead><tbody>\n";
-    for Row { key, texts, marks, code } in rows {
-        html += &format!("<tr><th>{}</th>", escape(key));
-        for text in texts {
-            let safe = escape(text);
-            let safe = if *code { format!("<code>{safe}</code>") } else { safe };
-            html += &match *marks && *text != texts[0] {
-                true => format!("<td><mark>{safe}</mark></td>"),
-                false => format!("<td>{safe}</td>"),
-            };
-        }
-        html += "</tr>\n";
-    }
-    html + "</tbody></table></div>\n"
+    let names = Vec::from_iter(runs.iter().enumerate().map(|(slot, run)| run_name(slot, run)));
+    let head = [""].into_iter().chain(names.iter().map(String::as_str)).map(|name| (name, false));
+    let cells = |row: &Row| {
+        let cell = |text: &String| {
+            let safe = if row.code { format!("<code>{}</code>", escape(text)) } else { escape(text) };
+            if row.marks && *text != row.texts[0] { format!("<mark>{safe}</mark>") } else { safe }
+        };
+        [escape(row.key)].into_iter().chain(row.texts.iter().map(cell)).collect()
+    };
+    table(&Vec::from_iter(head), &Vec::from_iter(rows.iter().map(cells)))
 }
 
 /// The machine, the build and the images of each run, by its last session.

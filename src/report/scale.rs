@@ -1,4 +1,4 @@
-//! Axes: from values to places on a plot, ticks at round numbers, and the words beside them.
+//! Axes: from values to places on a plot, ticks at round numbers, and the words next to them.
 
 /// Powers of ten that a logarithmic axis names at most; of more only some.
 const MOST_DECADES: f64 = 16.0;
@@ -98,7 +98,7 @@ impl Axis {
         (self.low, self.high)
     }
 
-    /// The word beside a tick, with the decimals that the distance of the ticks calls for.
+    /// The word next to a tick, with the decimals that the distance of the ticks calls for.
     pub fn label(&self, tick: f64) -> String {
         let largest = self.low.abs().max(self.high.abs());
         if self.log {

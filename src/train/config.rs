@@ -137,7 +137,7 @@ impl Schedule {
                 Self::Constant { warmup_epochs: section.number("warmup_epochs", epochs, Some(0.0))? }
             }
             Kind::Step => Self::Step {
-                drops: section.ascending("drops", above(0.0, 100_000.0), None)?,
+                drops: section.ascending("drops", above(0.0, 100_000.0))?,
                 factor: section.number("factor", above(0.0, 1.0), Some(0.1))?,
                 position: section.name("position", Some(Position::Start))?,
                 warmup_epochs: section.number("warmup_epochs", epochs, Some(0.0))?,
@@ -159,8 +159,7 @@ impl Schedule {
                 momentum_range: section.pair_or("momentum_range", "none", 0.0..1.0)?,
             },
         };
-        section.finish()?;
-        Ok(schedule)
+        section.finish(schedule, |_| Ok(()))
     }
 }
 
@@ -174,8 +173,7 @@ impl OptimizerConfig {
             average_warmup: section.boolean("average_warmup", true)?,
             nesterov: section.boolean("nesterov", false)?,
         };
-        section.finish()?;
-        Ok(optimizer)
+        section.finish(optimizer, |_| Ok(()))
     }
 
     /// A step at the peak of the schedule.
@@ -197,9 +195,7 @@ impl OverfittingConfig {
             max_fall: section.number("max_fall", 0.0..=1.0, Some(0.2))?,
             stop: section.boolean("stop", false)?,
         };
-        section.check(overfitting.validate())?;
-        section.finish()?;
-        Ok(overfitting)
+        section.finish(overfitting, Self::validate)
     }
 
     /// Refuses to stop by what is not measured.
@@ -219,8 +215,7 @@ impl EvaluationConfig {
             protocols: section.texts("protocols", &["clean", "pgd20"])?,
             best_by: section.text("best_by", Some("pgd10"))?,
         };
-        section.finish()?;
-        Ok(evaluation)
+        section.finish(evaluation, |_| Ok(()))
     }
 }
 
@@ -230,15 +225,13 @@ impl CheckpointConfig {
             every: section.integer("every", 0..=100_000, Some(1))?,
             keep: section.integer("keep", 1..=100_000, Some(2))?,
         };
-        section.finish()?;
-        Ok(checkpoint)
+        section.finish(checkpoint, |_| Ok(()))
     }
 }
 
 impl MetricsConfig {
     pub(crate) fn read(mut section: Section) -> Result<Self, ConfigError> {
-        let metrics = Self { tensorboard: section.boolean("tensorboard", false)? };
-        section.finish()?;
-        Ok(metrics)
+        let tensorboard = section.boolean("tensorboard", false)?;
+        section.finish(Self { tensorboard }, |_| Ok(()))
     }
 }

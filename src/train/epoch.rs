@@ -33,8 +33,8 @@ pub(super) fn epoch(
 ) -> Result<()> {
     let (recipe, progress) = (run.recipe, run.progress);
     let number = trainer.progress.epoch + 1;
-    let timeline = *trainer.timeline();
-    let epochs = timeline.epochs();
+    let epoch_schedule = *trainer.epoch_schedule();
+    let epochs = epoch_schedule.epochs();
     if !select(run, trainer)? {
         return interrupted(run, trainer);
     }
@@ -53,7 +53,7 @@ pub(super) fn epoch(
     }
 
     let (mut validated, mut live) = (None, None);
-    if !validation.is_empty() && timeline.due(recipe.evaluation.every, number) {
+    if !validation.is_empty() && epoch_schedule.due(recipe.evaluation.every, number) {
         let begin = Instant::now();
         let weights = evaluated_weights(recipe);
         validated = validate(run, trainer, validation, best_by, weights)?;
@@ -63,9 +63,7 @@ pub(super) fn epoch(
         if validated.is_none() || (weights == WeightSet::Average && live.is_none()) {
             return interrupted(run, trainer);
         }
-        let seconds = Seconds { evaluate: begin.elapsed().as_secs_f64(), ..Seconds::default() };
-        trainer.progress.epoch_seconds += seconds;
-        trainer.progress.run_seconds += seconds;
+        trainer.progress.spend(Seconds { evaluate: begin.elapsed().as_secs_f64(), ..Seconds::default() });
     }
 
     let Some(watched) = overfitting::watch(run, trainer)? else { return interrupted(run, trainer) };
@@ -101,7 +99,7 @@ pub(super) fn epoch(
         )));
     }
     let stop = watched.fall.filter(|_| recipe.overfitting.stop);
-    if best || stop.is_some() || timeline.due(recipe.checkpoint.every, number) {
+    if best || stop.is_some() || epoch_schedule.due(recipe.checkpoint.every, number) {
         save(run, trainer)?;
     }
     match stop {

@@ -106,17 +106,11 @@ pub(super) fn line(metrics: &EpochMetrics, diagnosis: Option<Diagnosis>, epochs:
     if let (Some(clean), Some(robust)) = (metrics.validation_live_clean, metrics.validation_live_robust) {
         line += &format!(", live weights {:.1} and {:.1} %", 100.0 * clean, 100.0 * robust);
     }
-    let seconds = Seconds {
-        attack: metrics.seconds_attack,
-        train: metrics.seconds_train,
-        select: metrics.seconds_select,
-        evaluate: metrics.seconds_evaluate,
-    };
-    let Seconds { attack, train, select, evaluate } = seconds;
+    let Seconds { attack, train, select, evaluate } = metrics.seconds();
     let select = if metrics.selected { format!("select {select:.1}, ") } else { String::new() };
     line + &format!(
         "; {:.1} s (attack {attack:.1}, train {train:.1}, {select}evaluate {evaluate:.1}), {:.0} images/s",
-        seconds.total(),
+        metrics.seconds().total(),
         metrics.images_per_second
     )
 }

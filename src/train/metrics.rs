@@ -62,27 +62,18 @@ pub struct EpochMetrics {
     /// Training images that passed through the epoch.
     pub images: usize,
     /// The subset that was trained on: its size and its share of the training samples; absent in an epoch on all.
-    #[serde(default)]
     pub subset_size: Option<usize>,
-    #[serde(default)]
     pub subset_fraction: Option<f64>,
     /// Whether that subset was chosen at the start of this epoch.
     #[serde(default)]
     pub selected: bool,
     /// Figures of that subset, as it was chosen: see [`crate::prune::Diagnosis`].
-    #[serde(default)]
     pub subset_class_entropy: Option<f64>,
-    #[serde(default)]
     pub subset_missing_classes: Option<usize>,
-    #[serde(default)]
     pub subset_effective_size: Option<f64>,
-    #[serde(default)]
     pub subset_wrong: Option<f64>,
-    #[serde(default)]
     pub subset_accuracy_gap: Option<f64>,
-    #[serde(default)]
     pub residual: Option<f64>,
-    #[serde(default)]
     pub residual_holdout_draw: Option<f64>,
     /// Mean loss of the objective over the epoch, each sample with its weight and at the step that trained on it.
     pub train_loss: f64,
@@ -94,9 +85,7 @@ pub struct EpochMetrics {
     /// Accuracy under the recipe's validation protocol.
     pub validation_robust: Option<f64>,
     /// The same two of the live weights, where a moving average is kept too.
-    #[serde(default)]
     pub validation_live_clean: Option<f64>,
-    #[serde(default)]
     pub validation_live_robust: Option<f64>,
     /// Sign steps an image; NaN where the line has none.
     #[serde(default = "unknown", deserialize_with = "or_unknown")]
@@ -119,6 +108,17 @@ pub struct EpochMetrics {
     /// Images over the seconds of attack and train; NaN where the line has none.
     #[serde(default = "unknown", deserialize_with = "or_unknown")]
     pub images_per_second: f64,
+}
+
+impl EpochMetrics {
+    pub fn seconds(&self) -> Seconds {
+        Seconds {
+            attack: self.seconds_attack,
+            train: self.seconds_train,
+            select: self.seconds_select,
+            evaluate: self.seconds_evaluate,
+        }
+    }
 }
 
 fn unknown() -> f64 {

@@ -1,21 +1,11 @@
 //! A training run: from a recipe and images to a folder with weights, metrics and results.
-//!
-//! | file | what it holds |
-//! |---|---|
-//! | `run` | [`TrainingRun`]: started or resumed in its folder, trained to its end, saved on the way |
-//! | `epoch` | one epoch of a run: selection, steps, validation, metrics, checkpoint |
-//! | [`result`] | the end of a run: its best and last weights, and their accuracy on the test images |
-//! | [`run_folder`], [`checkpoint`], [`metrics`], `tensorboard`, `environment` | what lies in the folder |
-//! | `trainer`, `pruning`, `super_batch`, `scores`, `step_clock`, [`schedule`] | steps of the network, and on which samples |
-//! | `overfitting`, `epoch_report` | what is observed of an epoch |
-//! | [`step_dump`] | one step as tensors |
-//! | [`trained`] | the weights of a run, its checkpoint or a file, and the images that they are evaluated on |
 
 pub mod checkpoint;
 pub mod config;
 mod environment;
 mod epoch;
 mod epoch_report;
+mod epoch_schedule;
 pub mod metrics;
 mod overfitting;
 mod pruning;
@@ -29,13 +19,12 @@ mod step_clock;
 pub mod step_dump;
 mod super_batch;
 mod tensorboard;
-mod timeline;
 pub mod trained;
 mod trainer;
 
+pub use epoch_schedule::{EpochSchedule, Pace, Stage};
 pub use recipe::Recipe;
 pub use run::{Protocols, TrainingRun, TrainingSetup};
-pub use timeline::{Pace, Stage, Timeline};
 pub use trainer::{EpochOutcome, Trainer};
 
 use std::path::PathBuf;

@@ -36,9 +36,7 @@ pub fn watch(run: &RunContext, trainer: &mut Trainer) -> Result<Option<Watched>>
     let Some(outcome) = measure(run, trainer, samples, WeightSet::Live, &pgd5, "overfitting check")? else {
         return Ok(None);
     };
-    let seconds = Seconds { evaluate: begin.elapsed().as_secs_f64(), ..Seconds::default() };
-    trainer.progress.epoch_seconds += seconds;
-    trainer.progress.run_seconds += seconds;
+    trainer.progress.spend(Seconds { evaluate: begin.elapsed().as_secs_f64(), ..Seconds::default() });
     let now = outcome.accuracy();
     let before = trainer.progress.pgd5_accuracy;
     let fall = before.filter(|before| before - now > recipe.overfitting.max_fall).map(|before| (before, now));

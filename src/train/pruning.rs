@@ -4,21 +4,22 @@
 //! step scatters into. Mean scores are kept here, and learn from each finished epoch.
 
 use super::checkpoint::SelectionState;
-use super::{Recipe, Stage, Timeline};
+use super::{EpochSchedule, Recipe, Stage};
 use crate::batch::Batch;
 use crate::data::order::Split;
 use crate::engine::{self, Engine, Tensor, WeightSet};
 use crate::objective::Objective;
 use crate::ops::ImageSet;
 use crate::philox::{Key, Purpose};
+use crate::progress::Watch;
 use crate::prune::{
-    self, Candidates, Diagnosis, MeanScores, PruneError, Ranking, SelectionWeights, Subset, Survey, TopK,
+    self, Candidates, Diagnosis, GradPass, MeanScores, Ranking, SelectionWeights, Subset, TopK,
 };
 
 /// Which samples train now.
 pub(super) struct Pruning<'a> {
     recipe: &'a Recipe,
-    pub timeline: Timeline,
+    pub epoch_schedule: EpochSchedule,
     split: &'a Split,
     /// `None` trains on all.
     subset: Option<Subset>,
@@ -36,7 +37,7 @@ impl<'a> Pruning<'a> {
         let unknown = vec![f32::INFINITY; split.train.len()];
         let losses = selects.then(|| engine.upload("last losses", &unknown)).transpose()?;
         let scores = recipe.selection.mean_score().map(|_| MeanScores::new(split.train.len()));
-        Ok(Self { recipe, timeline: recipe.timeline(), split, subset: None, losses, scores })
+        Ok(Self { recipe, epoch_schedule: recipe.epoch_schedule(), split, subset: None, losses, scores })
     }
 
     /// Every training sample, pruned or not.
@@ -69,7 +70,7 @@ impl<'a> Pruning<'a> {
 
     /// Sees to it that the right samples train in an epoch; returns the figures of those that were chosen anew. `selected` is
     /// the epoch of the last selection: one that was made before an interruption is not made again. `watch` is told how many
-    /// of how many samples are surveyed, and returns whether to go on.
+    /// of how many samples are done, and returns whether to go on.
     #[expect(clippy::too_many_arguments, reason = "the parts of a trainer, borrowed apart")]
     pub fn begin_epoch(
         &mut self,
@@ -79,9 +80,9 @@ impl<'a> Pruning<'a> {
         scratch: &Batch,
         epoch: u32,
         selected: Option<u32>,
-        watch: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<Option<Diagnosis>, PruneError> {
-        match self.timeline.stage(epoch) {
+        watch: Watch,
+    ) -> prune::Result<Option<Diagnosis>> {
+        match self.epoch_schedule.stage(epoch) {
             Stage::Whole => self.subset = None,
             Stage::Subset { select: true } if selected != Some(epoch) => {
                 let (subset, diagnosis) = self.select(engine, objective, set, scratch, epoch, watch)?;
@@ -109,8 +110,8 @@ impl<'a> Pruning<'a> {
         set: &ImageSet,
         scratch: &Batch,
         epoch: u32,
-        watch: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> Result<(Subset, Diagnosis), PruneError> {
+        watch: Watch,
+    ) -> prune::Result<(Subset, Diagnosis)> {
         let labels = engine.read(&set.labels)?;
         let labels: Vec<u32> = self.split.train.iter().map(|&sample| labels[sample as usize]).collect();
         let key = |purpose| Key { seed: self.recipe.seed, purpose, epoch, step: 0 };
@@ -131,21 +132,21 @@ impl<'a> Pruning<'a> {
             _ => WeightSet::Live,
         };
         let start = key(Purpose::SelectionStart);
-        let mut survey = Survey { set, objective, weights, augment: None, scratch, key: start, watch };
+        let mut pass = GradPass { weights, ..GradPass::new(set, objective, scratch, start, watch) };
         let mut scores = self.scores.clone();
         if let (Some(scores), Some(score)) = (&mut scores, self.recipe.selection.mean_score())
             && !(scores.complete() && self.recipe.selection.scored_by_training())
         {
-            let measured = Ranking { score, top_k: TopK::PLAIN }.scores(engine, &candidates, &mut survey)?;
+            let measured = Ranking { score, top_k: TopK::PLAIN }.scores(engine, &candidates, &mut pass)?;
             let measured = engine.read(&measured)?;
             measured.into_iter().enumerate().for_each(|(place, score)| scores.add(place, score));
         }
         let means = scores.as_ref().map(|scores| scores.means.as_slice());
         let candidates = Candidates { scores: means, ..candidates };
-        let subset = prune::choose(engine, self.recipe, &candidates, &mut survey)?;
+        let subset = prune::choose(engine, self.recipe, &candidates, &mut pass)?;
         let validation = &self.split.validation;
         let diagnosis =
-            Diagnosis::of_recipe(engine, self.recipe, &candidates, validation, &mut survey, &subset)?;
+            Diagnosis::of_recipe(engine, self.recipe, &candidates, validation, &mut pass, &subset)?;
         self.scores = scores;
         Ok((subset, diagnosis))
     }

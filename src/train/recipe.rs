@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Timeline;
+use super::EpochSchedule;
 use super::config::{
     CheckpointConfig, EvaluationConfig, MetricsConfig, OptimizerConfig, OverfittingConfig, Schedule,
 };
@@ -21,7 +21,7 @@ pub struct Recipe {
     pub name: String,
     /// Keys all randomness of the run but the generated images.
     pub seed: u64,
-    /// Epochs of the schedule; where samples are pruned, those that are trained may be fewer (see [`Timeline`]).
+    /// Epochs of the schedule; where samples are pruned, those that are trained may be fewer (see [`EpochSchedule`]).
     pub epochs: usize,
     /// Images a step; the last, smaller batch of an epoch is trained on too.
     pub batch: usize,
@@ -46,13 +46,13 @@ impl Recipe {
     }
 
     /// What is trained when.
-    pub fn timeline(&self) -> Timeline {
-        Timeline::new(self.epochs, &self.selection)
+    pub fn epoch_schedule(&self) -> EpochSchedule {
+        EpochSchedule::new(self.epochs, &self.selection)
     }
 
     /// The full attack of each trained epoch.
     pub fn full_attack(&self) -> ScheduledPgd {
-        ScheduledPgd::from_config(&self.attack, |epoch| self.timeline().first_at(epoch))
+        ScheduledPgd::from_config(&self.attack, |epoch| self.epoch_schedule().first_at(epoch))
     }
 
     /// The objective at the start of a run.
@@ -69,7 +69,7 @@ impl Recipe {
     pub fn new_selection(&self) -> Box<dyn Selection> {
         let setting = Setting {
             batch: self.batch,
-            first_selection: self.timeline().first_selection().unwrap_or(0) as u32,
+            first_selection: self.epoch_schedule().first_selection().unwrap_or(0) as u32,
             augment: self.augmentation(self.seed, 0),
             learning_rate: self.optimizer.learning_rate,
         };

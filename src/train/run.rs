@@ -150,7 +150,7 @@ impl<'a> TrainingRun<'a> {
             )));
         }
 
-        while (trainer.progress.epoch as usize) < trainer.timeline().epochs() {
+        while (trainer.progress.epoch as usize) < trainer.epoch_schedule().epochs() {
             epoch(run, &mut trainer, &split.validation, &self.protocols.best_by)?;
         }
         progress.event(Event::End);

@@ -16,7 +16,7 @@
 //! ```
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,9 @@ use serde::Serialize;
 
 use super::metrics::{self, EpochMetrics, Line, RolledBack};
 use super::{checkpoint, tensorboard};
-use crate::files::{Existing, Folder, How, Lock, Place, UNFINISHED, is_file, is_unfinished, limit};
+use crate::files::{
+    self, Existing, Folder, Lock, Place, UNFINISHED, if_there, is_file, is_unfinished, limit,
+};
 use crate::prune::{Diagnosis, Subset};
 
 /// A run's folder on disk.
@@ -63,7 +65,7 @@ pub enum RunFolderError {
 
 type Result<T> = std::result::Result<T, RunFolderError>;
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> RunFolderError {
+pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> RunFolderError {
     let path = path.to_path_buf();
     |source| RunFolderError::Io { path, source }
 }
@@ -93,10 +95,7 @@ pub fn is_of_a_run(path: &Path) -> bool {
 /// Whether a folder is not there or holds nothing but what a run leaves that ended before its first file: its lock, and that file
 /// unfinished.
 fn is_empty(path: &Path) -> Result<bool> {
-    let entries = match fs::read_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
-        entries => entries.map_err(at(path))?,
-    };
+    let Some(entries) = if_there(fs::read_dir(path)).map_err(at(path))? else { return Ok(true) };
     for entry in entries {
         let name = entry.map_err(at(path))?.file_name();
         if name != LOCK && !is_unfinished(&name) {
@@ -215,19 +214,16 @@ impl RunFolder {
 
     /// Writes `value` as indented JSON.
     pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
-        let mut bytes = serde_json::to_vec_pretty(value).expect("plain structs always serialise");
-        bytes.push(b'\n');
-        self.write(name, &bytes)
+        self.write(name, &files::json(value))
     }
 
     /// The sessions in environment.json, the first one first; none where there is no such file.
     pub fn sessions(&self) -> Result<Vec<serde_json::Value>> {
         let path = self.path().join(ENVIRONMENT);
-        match self.folder.read(ENVIRONMENT, limit::JSON) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            bytes => serde_json::from_slice(&bytes.map_err(at(&path))?)
-                .map_err(|error| RunFolderError::Environment { path, reason: error.to_string() }),
-        }
+        let bytes = if_there(self.folder.read(ENVIRONMENT, limit::JSON)).map_err(at(&path))?;
+        let Some(bytes) = bytes else { return Ok(Vec::new()) };
+        serde_json::from_slice(&bytes)
+            .map_err(|error| RunFolderError::Environment { path, reason: error.to_string() })
     }
 
     /// Adds a session to environment.json: a run that was resumed has several.
@@ -239,29 +235,17 @@ impl RunFolder {
 
     /// Appends a line to metrics.jsonl and sees it onto the disk: all of it, or none where that fails.
     pub fn append_metrics(&self, metrics: &EpochMetrics) -> Result<()> {
-        let path = self.metrics();
         let mut line = serde_json::to_vec(metrics).expect("plain structs always serialise");
         line.push(b'\n');
-        let append = || {
-            let mut file = self.folder.file(METRICS, How::Append)?;
-            let before = file.metadata()?.len();
-            file.write_all(&line).inspect_err(|_| {
-                // A full disk takes a part of it. The first error is the one to report.
-                let _ = file.set_len(before);
-            })?;
-            file.sync_data()
-        };
-        append().map_err(at(&path))
+        self.folder.append(METRICS, &line).map_err(at(&self.metrics()))
     }
 
     /// Removes the lines after `epochs` epochs: a resumed run writes them again. Where the file is damaged, keeps it under the
     /// name that is returned, and goes on with the lines that are whole.
     pub fn roll_back_metrics(&self, epochs: u32) -> Result<Option<PathBuf>> {
         let path = self.metrics();
-        let bytes = match self.folder.read(METRICS, limit::METRICS) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            bytes => bytes.map_err(at(&path))?,
-        };
+        let bytes = if_there(self.folder.read(METRICS, limit::METRICS)).map_err(at(&path))?;
+        let Some(bytes) = bytes else { return Ok(None) };
         let RolledBack { kept, damaged } = metrics::roll_back(&bytes, epochs);
         let aside = if damaged { Some(self.set_aside(METRICS, &bytes)?) } else { None };
         if kept != bytes {

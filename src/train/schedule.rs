@@ -20,7 +20,7 @@ pub struct Horizon {
     pub epochs: usize,
     /// So many steps ...
     pub steps: usize,
-    /// ... pass in so many epochs of the schedule: 1 but for a warm start (see [`super::Timeline`]).
+    /// ... pass in so many epochs of the schedule: 1 but for a warm start (see [`super::EpochSchedule`]).
     pub span: usize,
 }
 

@@ -20,7 +20,6 @@ use crate::batch::Batch;
 use crate::data::DataSet;
 use crate::data::pixel_order::to_planes;
 use crate::engine::{self, Engine, Pass, WeightSet};
-use crate::evaluate::gathered;
 use crate::model::layers::IMAGE_SIDE;
 use crate::model::{ParameterKind, Weights};
 use crate::ops::ImageSet;
@@ -41,8 +40,7 @@ pub fn dump_step(
 ) -> engine::Result<Weights> {
     let set = ImageSet::upload(engine, &data.train.pixels, &data.train.labels)?;
     let samples: Vec<u32> = range.map(|sample| sample as u32).collect();
-    let scratch = Batch::alloc(engine, samples.len())?;
-    let batch = &gathered(engine, &set, &samples, &scratch)?;
+    let batch = &Batch::alloc(engine, samples.len())?.gathered(engine, &set, &samples, None)?;
     let count = batch.len();
     let classes = engine.network().classes;
     let mut objective = recipe.new_objective();
@@ -66,7 +64,7 @@ pub fn dump_step(
     step.insert("x", &image_shape, to_planes(&engine.read(&batch.images)?));
     // Before the gradient: that of Free-AT moves the images.
     step.insert("x_adv", &image_shape, to_planes(&engine.read(&batch.perturbed)?));
-    objective.gradient(engine, batch, None)?;
+    objective.gradient(engine, batch)?;
     let labels = engine.read(&batch.labels)?;
     step.insert("y", &[count], labels.iter().map(|&label| label as f32).collect());
     step.insert("logits", &[count, classes], engine.read(&batch.logits)?);

@@ -51,12 +51,7 @@ impl SuperBatch {
     pub fn hand_over(&self, engine: &mut Engine, step: usize, minibatch: &Batch) -> Result<()> {
         let start = self.place(step) * self.minibatch;
         let places = self.places.slice(start..start + minibatch.len());
-        engine.run(&GatherRows {
-            from: &self.batch.perturbed,
-            rows: &places,
-            row_len: IMAGE_LEN,
-            to: &minibatch.perturbed,
-        })
+        engine.run(&GatherRows::new(&self.batch.perturbed, &places, &minibatch.perturbed))
     }
 
     /// Images that were attacked before step `step` and not trained on yet, of an epoch of `images`.

@@ -13,9 +13,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::metrics::{self, EpochMetrics, Line};
-use super::run_folder::{METRICS, RunFolder, RunFolderError};
+use super::run_folder::{METRICS, RunFolder, RunFolderError, at};
 use crate::clock;
-use crate::files::{Existing, Folder, How, limit};
+use crate::files::{Existing, Folder, How, if_there, limit};
 
 /// What TensorBoard looks for in a file's name.
 const PREFIX: &str = "events.out.tfevents.";
@@ -26,23 +26,16 @@ const VERSION: &str = "brain.Event:2";
 
 type Fields = serde_json::Map<String, serde_json::Value>;
 
-fn failed(path: &Path) -> impl FnOnce(io::Error) -> RunFolderError {
-    let path = path.to_path_buf();
-    |source| RunFolderError::Io { path, source }
-}
-
 /// Makes the event file say what metrics.jsonl says. Where it is damaged, keeps it under the name that is returned, and goes on with
 /// the records that are whole.
 pub fn synchronize(folder: &RunFolder) -> Result<Option<PathBuf>, RunFolderError> {
-    let metrics = match folder.read(METRICS, limit::METRICS) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        bytes => bytes.map_err(failed(&folder.metrics()))?,
-    };
+    let metrics = if_there(folder.read(METRICS, limit::METRICS)).map_err(at(&folder.metrics()))?;
+    let metrics = metrics.unwrap_or_default();
     let epochs: Vec<(u64, Fields)> = metrics::lines(&metrics).filter_map(Line::fields).collect();
     let last = epochs.iter().map(|(epoch, _)| *epoch).max().unwrap_or(0);
     let name = find_or_create(folder)?;
     let path = folder.path().join(&name);
-    let bytes = folder.folder().read(&name, limit::METRICS).map_err(failed(&path))?;
+    let bytes = folder.folder().read(&name, limit::METRICS).map_err(at(&path))?;
     let Whole { keep, done, damaged } = whole_until(&bytes, last);
     // Not under its own name: TensorBoard would read both.
     let aside = if damaged { Some(folder.set_aside("tensorboard", &bytes)?) } else { None };
@@ -56,7 +49,7 @@ pub fn synchronize(folder: &RunFolder) -> Result<Option<PathBuf>, RunFolderError
         }
         file.sync_all()
     };
-    fit().map_err(failed(&path))?;
+    fit().map_err(at(&path))?;
     let missing = epochs.iter().filter(|(epoch, _)| *epoch > done);
     missing.into_iter().try_for_each(|(epoch, fields)| add(folder, *epoch, fields))?;
     Ok(aside)
@@ -70,17 +63,8 @@ pub fn append(folder: &RunFolder, metrics: &EpochMetrics) -> Result<(), RunFolde
 
 fn add(folder: &RunFolder, epoch: u64, fields: &Fields) -> Result<(), RunFolderError> {
     let name = find_or_create(folder)?;
-    let write = || {
-        let mut file = folder.folder().file(&name, How::Append)?;
-        let before = file.metadata()?.len();
-        let event = scalars_event(clock::now().as_secs_f64(), epoch, &scalars(fields));
-        file.write_all(&record(&event)).inspect_err(|_| {
-            // A full disk takes a part of it. The first error is the one to report.
-            let _ = file.set_len(before);
-        })?;
-        file.sync_data()
-    };
-    write().map_err(failed(&folder.path().join(&name)))
+    let event = scalars_event(clock::now().as_secs_f64(), epoch, &scalars(fields));
+    folder.folder().append(&name, &record(&event)).map_err(at(&folder.path().join(&name)))
 }
 
 /// Whether a path ends in the name of an event file, of whichever program.
@@ -92,7 +76,7 @@ pub fn is_event_file(path: &Path) -> bool {
 fn find_or_create(run: &RunFolder) -> Result<OsString, RunFolderError> {
     let folder = run.folder();
     let found = find(folder).and_then(|found| found.map_or_else(|| create(folder), Ok));
-    found.map_err(failed(folder.path()))
+    found.map_err(at(folder.path()))
 }
 
 /// The event file of ours; the first by name, should there be several.

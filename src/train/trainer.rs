@@ -13,7 +13,7 @@ use super::schedule::{Horizon, Rates, average_decay, rates};
 use super::scores::EpochScores;
 use super::step_clock::{Part, StepClock};
 use super::super_batch::SuperBatch;
-use super::{Recipe, Timeline};
+use super::{EpochSchedule, Recipe};
 use crate::attack::BatchNorm;
 use crate::batch::Batch;
 use crate::data::order::{Split, epoch_order};
@@ -22,7 +22,8 @@ use crate::model::layers::IMAGE_LEN;
 use crate::objective::Objective;
 use crate::ops::{ImageSet, ScatterRows};
 use crate::philox::{Key, Purpose};
-use crate::prune::{PruneError, Subset};
+use crate::progress::Watch;
+use crate::prune::{self, PruneError, Subset};
 
 /// A network in training.
 pub struct Trainer<'a> {
@@ -119,7 +120,7 @@ impl<'a> Trainer<'a> {
         self.pruning.accepts(&checkpoint.selection)?;
         let subset = checkpoint.selection.samples.len();
         let count = if subset > 0 { subset } else { self.pruning.candidates().len() };
-        let (epochs, steps) = (self.timeline().epochs(), count.div_ceil(self.recipe.batch));
+        let (epochs, steps) = (self.epoch_schedule().epochs(), count.div_ceil(self.recipe.batch));
         if epoch as usize > epochs || step > steps {
             return Err(format!(
                 "epoch {epoch}, step {step}; the recipe has {epochs} epochs, this one of {steps} steps"
@@ -185,8 +186,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// What is trained when.
-    pub fn timeline(&self) -> &Timeline {
-        &self.pruning.timeline
+    pub fn epoch_schedule(&self) -> &EpochSchedule {
+        &self.pruning.epoch_schedule
     }
 
     /// The subset that trains now; `None` where all samples do.
@@ -208,23 +209,20 @@ impl<'a> Trainer<'a> {
     fn rates(&self, step: usize, replay: usize) -> Rates {
         let replays = self.objective.replays();
         let steps_per_epoch = self.steps_per_epoch() * replays;
-        let pace = self.timeline().pace(self.progress.epoch);
+        let pace = self.epoch_schedule().pace(self.progress.epoch);
         let horizon =
             Horizon { epochs: self.recipe.epochs, steps: pace.epochs * steps_per_epoch, span: pace.span };
         let step = pace.before * steps_per_epoch + step * replays + replay;
         rates(&self.recipe.schedule, &self.recipe.optimizer, horizon, step)
     }
 
-    /// Chooses the samples of the current epoch where that is due, and answers whether it did. Needed before
+    /// Chooses the samples of the current epoch where that is due, and returns whether it did. Needed before
     /// [`Trainer::epoch`]; a second call for the same epoch does nothing. `watch` is told how many of how many samples are
-    /// surveyed, and answers whether to go on.
+    /// done, and returns whether to go on.
     ///
     /// # Errors
     /// [`PruneError::Stopped`] where it does not: the state is that before the call.
-    pub fn begin_epoch(
-        &mut self,
-        watch: &mut dyn FnMut(usize, usize) -> bool,
-    ) -> std::result::Result<bool, PruneError> {
+    pub fn begin_epoch(&mut self, watch: Watch) -> prune::Result<bool> {
         let begin = Instant::now();
         let epoch = self.progress.epoch;
         let last = self.progress.selection.map(|last| last.epoch);
@@ -234,9 +232,7 @@ impl<'a> Trainer<'a> {
             self.pruning.begin_epoch(self.engine, objective, self.set, &self.batch, epoch, last, watch);
         if matches!(done, Ok(Some(_)) | Err(PruneError::Stopped)) {
             self.engine.synchronize()?;
-            let seconds = Seconds { select: begin.elapsed().as_secs_f64(), ..Seconds::default() };
-            self.progress.epoch_seconds += seconds;
-            self.progress.run_seconds += seconds;
+            self.progress.spend(Seconds { select: begin.elapsed().as_secs_f64(), ..Seconds::default() });
         }
         let diagnosis = done?;
         if diagnosis.is_some() {
@@ -274,7 +270,7 @@ impl<'a> Trainer<'a> {
             weights: weights.as_ref().map(upload).transpose()?,
             table: table.map(upload_table).transpose()?,
         };
-        self.objective.begin_epoch(self.timeline().schedule_epoch(self.progress.epoch));
+        self.objective.begin_epoch(self.epoch_schedule().schedule_epoch(self.progress.epoch));
         let steps = self.steps_per_epoch();
         let mut clock = StepClock::new(steps, self.recipe.accelerate.super_batch);
         let begin = Instant::now();
@@ -291,9 +287,7 @@ impl<'a> Trainer<'a> {
         }
         self.engine.phase(Phase::Other);
         self.engine.synchronize()?;
-        let seconds = clock.divide(begin.elapsed().as_secs_f64(), self.engine)?;
-        self.progress.epoch_seconds += seconds;
-        self.progress.run_seconds += seconds;
+        self.progress.spend(clock.divide(begin.elapsed().as_secs_f64(), self.engine)?);
         if !finished {
             return Ok(None);
         }
@@ -317,12 +311,12 @@ impl<'a> Trainer<'a> {
     fn whole_step(&mut self, visit: &Visit, clock: &mut StepClock) -> Result<()> {
         let step = self.progress.step;
         let range = self.images_after(step)..self.images_after(step + 1);
-        let batch = self.batch.rows(0..range.len()).keeping(
+        let mut batch = self.batch.rows(0..range.len()).keeping(
             visit.order.slice(range.clone()),
             self.losses.slice(range.clone()),
             self.predictions.slice(range.clone()),
         );
-        let weights = visit.weights.as_ref().map(|weights| weights.slice(range.clone()));
+        batch.weights = visit.weights.as_ref().map(|weights| weights.slice(range.clone()));
 
         self.engine.phase(Phase::Step);
         clock.begin(step, self.engine)?;
@@ -336,7 +330,7 @@ impl<'a> Trainer<'a> {
             clock.ended(Part::Attack, self.engine)?;
 
             self.engine.phase(Phase::Train);
-            let displacement = self.objective.gradient(self.engine, &batch, weights.as_ref())?;
+            let displacement = self.objective.gradient(self.engine, &batch)?;
             if let Some(scores) = &self.scores {
                 scores.measure(self.engine, &batch, self.objective.has_clean_pass(), range.clone())?;
             }
@@ -355,12 +349,7 @@ impl<'a> Trainer<'a> {
             clock.ended(Part::Train, self.engine)?;
         }
         if let Some((losses, rows)) = &visit.table {
-            self.engine.run(&ScatterRows {
-                from: &batch.losses,
-                rows: &rows.slice(range),
-                row_len: 1,
-                to: losses,
-            })?;
+            self.engine.run(&ScatterRows::new(&batch.losses, &rows.slice(range), losses))?;
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use secateur::engine::{DeviceChoice, WeightSet};
 use secateur::measure::ceilings::Ceilings;
 use secateur::measure::compare::{Change, compare};
-use secateur::measure::harness::{Rule, Verdict, sample};
+use secateur::measure::harness::{Rule, SamplingState, sample};
 use secateur::measure::statistics::{ratio_interval, summary};
 use secateur::measure::workload::{Bench, Cache, Work};
 use secateur::model::ResNet;
@@ -46,14 +46,14 @@ fn summaries_are_robust() {
 #[test]
 fn sampling_ends_by_its_rule() {
     let rule = Rule { samples: 5, error: 0.01, seconds: 10.0 };
-    assert_eq!(rule.verdict(&[1.0; 4], 1.0), Verdict::GoOn);
-    assert_eq!(rule.verdict(&[1.0; 5], 1.0), Verdict::Done);
-    assert_eq!(rule.verdict(&[1.0; 5], 100.0), Verdict::Done);
+    assert_eq!(rule.state(&[1.0; 4], 1.0), SamplingState::GoOn);
+    assert_eq!(rule.state(&[1.0; 5], 1.0), SamplingState::Done);
+    assert_eq!(rule.state(&[1.0; 5], 100.0), SamplingState::Done);
     let noisy = [1.0, 2.0, 1.0, 2.0, 1.0, 2.0];
-    assert_eq!(rule.verdict(&noisy, 1.0), Verdict::GoOn);
-    let Verdict::TimeUp(unmet) = rule.verdict(&noisy, 10.0) else { panic!("the time is up") };
+    assert_eq!(rule.state(&noisy, 1.0), SamplingState::GoOn);
+    let SamplingState::TimeUp(unmet) = rule.state(&noisy, 10.0) else { panic!("the time is up") };
     assert!(unmet.contains("standard error") && unmet.contains("expected 1.00 %"), "{unmet}");
-    let Verdict::TimeUp(unmet) = rule.verdict(&[1.0; 2], 11.0) else { panic!("the time is up") };
+    let SamplingState::TimeUp(unmet) = rule.state(&[1.0; 2], 11.0) else { panic!("the time is up") };
     assert!(unmet.contains("2 samples, expected 5"), "{unmet}");
 
     let mut calls = 0;

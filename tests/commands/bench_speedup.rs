@@ -410,7 +410,7 @@ fn a_selection_is_measured_in_parts() {
         assert!(parts.iter().all(|&seconds| seconds > 0.0), "{parts:?}");
         assert!(near(parts.iter().sum(), samples(0)[repetition]), "{parts:?}");
     }
-    // A sign step is a forward pass and the gradient of the images; the survey passes them once more.
+    // A sign step is a forward pass and the gradient of the images; the last-layer gradient pass passes them once more.
     let all: usize = ResNet::resnet18(16, 10).convs().iter().map(|conv| conv.multiply_adds()).sum();
     assert_eq!(rows[0]["flops"].as_f64().unwrap(), (3 * 2 * 20 * all) as f64);
     assert_eq!((&rows[0]["images"], &rows[1]["flops"]), (&20.into(), &0.0.into()));
@@ -420,7 +420,7 @@ fn a_selection_is_measured_in_parts() {
     assert_eq!(code, Some(0), "{stderr}");
     assert_eq!(stdout.lines().filter(|line| line.starts_with("select tiny")).count(), 4, "{stdout}");
 
-    // What needs no survey has no rows for one; scores that training leaves cost nothing; labels reach all classes.
+    // What needs no last-layer gradients has no rows for one; scores that training leaves cost nothing; labels reach all classes.
     let methods = "--method=random,loss-rank,easy-core,adv-glister";
     let more = [&base[..10], &["--classes=100", methods, "--fraction=0.25", "--json=b.json"]].concat();
     let (code, _, stderr) = secateur(path, &more);

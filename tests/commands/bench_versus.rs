@@ -5,7 +5,7 @@ use std::path::Path;
 use secateur::measure::compare::{Change, compare};
 use secateur::measure::document::Document;
 use secateur::measure::statistics::middle;
-use secateur::measure::versus::{Judged, Rounds, notes, second_leads};
+use secateur::measure::versus::{Rounds, RowResult, notes, second_leads};
 use secateur::philox::{Key, Purpose, unit};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -101,20 +101,20 @@ fn session(stream: u32, ratio: f64, machine: Machine, turns: &[bool]) -> Vec<Vec
 }
 
 /// The verdict on the row of a session, by the rule that ends the command after `most` rounds.
-fn versus(stream: u32, ratio: f64, machine: Machine, most: usize, tolerance: f64) -> Judged {
+fn versus(stream: u32, ratio: f64, machine: Machine, most: usize, tolerance: f64) -> RowResult {
     let turns: Vec<bool> = (0..most).flat_map(|round| [second_leads(round), !second_leads(round)]).collect();
     let runs = session(stream, ratio, machine, &turns);
     let mut rounds = Rounds::default();
-    let mut judged = None;
+    let mut result = None;
     for (runs, turns) in runs.chunks(2).zip(turns.chunks(2)) {
         let at = |side: bool| parsed(&document(&runs[usize::from(turns[0] != side)]));
         rounds.add(&at(false), &at(true)).unwrap();
-        judged = rounds.judge(tolerance).pop();
-        if judged.as_ref().is_some_and(|row| row.unmet.is_none()) {
+        result = rounds.results(tolerance).pop();
+        if result.as_ref().is_some_and(|row| row.unmet.is_none()) {
             break;
         }
     }
-    judged.unwrap()
+    result.unwrap()
 }
 
 /// A neighbour that comes and goes, for 40 s on average, and takes 40 % of the machine.
@@ -174,7 +174,7 @@ fn rounds_hold_what_both_measured() {
     let (first, second) = (document(&[1.0, 2.0, 3.0]), document(&[3.0]));
     for round in 1..=8 {
         rounds.add(&parsed(&first), &parsed(&second)).unwrap();
-        let row = rounds.judge(TOLERANCE).pop().unwrap();
+        let row = rounds.results(TOLERANCE).pop().unwrap();
         assert_eq!((row.rounds.len(), row.rounds[0]), (round, [2.0, 3.0]));
         assert_eq!(row.compared.medians, [2.0, 3.0]);
         assert!((row.compared.ratio - 1.5).abs() < 1e-12);
@@ -183,7 +183,7 @@ fn rounds_hold_what_both_measured() {
     }
     // One more round, of another ratio: the interval is wider than the tolerance.
     rounds.add(&parsed(&first), &parsed(&document(&[2.0]))).unwrap();
-    let unmet = rounds.judge(TOLERANCE).pop().unwrap().unmet.unwrap();
+    let unmet = rounds.results(TOLERANCE).pop().unwrap().unmet.unwrap();
     assert!(unmet.contains("% wide, expected 3.0 %"), "{unmet}");
 
     let changed = |pointer: &str, value: Value| {

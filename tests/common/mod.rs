@@ -6,13 +6,13 @@
 
 pub mod boundary;
 pub mod conv;
+pub mod evaluated;
+pub mod grad_pass;
 pub mod hopper;
-pub mod judged;
 pub mod matrix;
 pub mod page;
 pub mod pairs;
 pub mod program;
-pub mod survey;
 pub mod tiny;
 
 use std::rc::Rc;

@@ -75,7 +75,7 @@ fn two_steps_go_where_pytorch_goes() {
         let (mut engine, batch) = ready(DeviceChoice::Cpu, &start, &images);
         let mut objective = recipe(objective, GAMMA).new_objective();
         for _ in 0..2 {
-            let displacement = objective.gradient(&mut engine, &batch, None).unwrap();
+            let displacement = objective.gradient(&mut engine, &batch).unwrap();
             engine.step(&Sgd { displacement: displacement.as_ref(), ..SGD }).unwrap();
         }
         for (set, tag) in [(WeightSet::Live, "live"), (WeightSet::Average, "average")] {
@@ -121,7 +121,7 @@ fn the_gradient_is_taken_at_moved_weights() {
         for device in devices() {
             let (mut engine, batch) = ready(device, &start, &images);
             let mut awp = recipe(objective, GAMMA).new_objective();
-            let displacement = awp.gradient(&mut engine, &batch, None).unwrap().expect("a displacement");
+            let displacement = awp.gradient(&mut engine, &batch).unwrap().expect("a displacement");
             let moved = engine.weights(WeightSet::Live).unwrap();
 
             let mut before = moved.clone();
@@ -130,8 +130,7 @@ fn the_gradient_is_taken_at_moved_weights() {
                 before.insert(parameter.name.as_str(), &parameter.shape, values);
             }
             let (mut plain_engine, plain_batch) = ready(device, &before, &images);
-            let plain =
-                recipe(objective, 0.0).new_objective().gradient(&mut plain_engine, &plain_batch, None);
+            let plain = recipe(objective, 0.0).new_objective().gradient(&mut plain_engine, &plain_batch);
             assert!(plain.unwrap().is_none(), "no displacement without perturbation");
             for set in [WeightSet::Live, WeightSet::Gradients] {
                 assert!(

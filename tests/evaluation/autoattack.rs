@@ -14,7 +14,7 @@ use secateur::data::cifar::CIFAR10;
 use secateur::data::generated::{self, Part as Half};
 use secateur::digest::sha256;
 use secateur::engine::{DeviceChoice, Engine, Pass, StopFlag, WeightSet, open};
-use secateur::evaluate::autoattack::{Listener, Progress, Verdict, run};
+use secateur::evaluate::autoattack::{ImageResult, Listener, Progress, run};
 use secateur::evaluate::sanity::{Checks, alarms, warnings};
 use secateur::evaluate::state::Settings;
 use secateur::evaluate::{AdversarialImages, Part, Protocol, Subject, evaluate};
@@ -112,9 +112,9 @@ fn a_stopped_evaluation_goes_on_to_the_same_verdicts() {
     let (mut whole, mut all) = (Progress::new(&parts, 9), Stopping::default());
     assert!(run(engine, subject, &mut whole, &scratch, &mut all).unwrap());
     println!("{:?}", whole.verdicts);
-    assert_eq!(whole.verdicts[8], Verdict::Misclassified);
+    assert_eq!(whole.verdicts[8], ImageResult::Misclassified);
     assert_eq!(whole.clean(), 8);
-    let broken = whole.verdicts.iter().filter(|verdict| matches!(verdict, Verdict::BrokenBy(_))).count();
+    let broken = whole.verdicts.iter().filter(|verdict| matches!(verdict, ImageResult::BrokenBy(_))).count();
     assert!((1..8).contains(&broken) && broken == all.found.len(), "{broken} broken: this shows nothing");
     assert_eq!(whole.robust(), 8 - broken);
     let [clean, ce, t] = &whole.stages[..] else { panic!("{:?}", whole.stages) };
@@ -160,7 +160,7 @@ fn a_stopped_evaluation_goes_on_to_the_same_verdicts() {
     let expected: Vec<bool> = whole
         .verdicts
         .iter()
-        .map(|verdict| !matches!(verdict, Verdict::Misclassified | Verdict::BrokenBy(Part::ApgdCe)))
+        .map(|verdict| !matches!(verdict, ImageResult::Misclassified | ImageResult::BrokenBy(Part::ApgdCe)))
         .collect();
     assert_eq!(alone.unwrap().unwrap().withstood, expected);
     assert!(
@@ -185,8 +185,8 @@ fn a_network_without_gradients_is_noticed() {
     let scratch = Batch::alloc(engine, 4).unwrap();
     let epsilon = 8.0 / 255.0;
     let subject = Subject { set: &set, samples: &samples, weights: WeightSet::Live, epsilon, seed: SEED };
-    let mut verdicts = vec![Verdict::Robust; 6];
-    verdicts[2] = Verdict::Misclassified;
+    let mut verdicts = vec![ImageResult::Robust; 6];
+    verdicts[2] = ImageResult::Misclassified;
     let checks = Checks::run(engine, subject, &verdicts, &scratch).unwrap();
     assert_eq!((checks.zero_gradients, checks.fgsm, checks.pgd10), (5, 5, 5));
     // A row of nine zeros and a one sums to one.
@@ -200,7 +200,7 @@ fn a_network_without_gradients_is_noticed() {
     let (mut engine, set, samples) = subject_of_noise();
     let subject = Subject { set: &set, samples: &samples, weights: WeightSet::Live, epsilon, seed: SEED };
     let scratch = Batch::alloc(&engine, 4).unwrap();
-    let checks = Checks::run(&mut engine, subject, &[Verdict::Robust; 4], &scratch).unwrap();
+    let checks = Checks::run(&mut engine, subject, &[ImageResult::Robust; 4], &scratch).unwrap();
     assert_eq!((checks.zero_gradients, checks.probabilities, checks.randomized), (0, false, false));
     assert!(checks.pgd10 <= checks.fgsm && checks.pgd10 < 4, "{checks:?}");
 }

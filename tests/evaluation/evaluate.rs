@@ -32,7 +32,7 @@ fn prepared() -> (Engine, ImageSet) {
     }
     // The classes have the same mean logit, so that the predictions differ.
     engine.fold_batch_norm(WeightSet::Live).unwrap();
-    judged(&mut engine, &batch, false);
+    evaluated(&mut engine, &batch, false);
     let logits = engine.read(&batch.logits).unwrap();
     let mean = |class: usize| logits.iter().skip(class).step_by(10).sum::<f32>() / TESTED as f32;
     let mut weights = engine.weights(WeightSet::Live).unwrap();
@@ -41,7 +41,7 @@ fn prepared() -> (Engine, ImageSet) {
     }
     engine.load_weights(&weights).unwrap();
     engine.fold_batch_norm(WeightSet::Live).unwrap();
-    let (_, mut labels) = judged(&mut engine, &batch, false);
+    let (_, mut labels) = evaluated(&mut engine, &batch, false);
     for label in labels.iter_mut().step_by(4) {
         *label = (*label + 1) % 10;
     }
@@ -58,7 +58,7 @@ fn gathered(engine: &mut Engine, set: &ImageSet, count: usize) -> Batch {
 }
 
 /// Losses and predictions of the images in eval mode.
-fn judged(engine: &mut Engine, batch: &Batch, perturbed: bool) -> (Vec<f32>, Vec<u32>) {
+fn evaluated(engine: &mut Engine, batch: &Batch, perturbed: bool) -> (Vec<f32>, Vec<u32>) {
     let images = if perturbed { &batch.perturbed } else { &batch.images };
     engine.forward(Pass::Eval, images, &batch.logits).unwrap();
     engine.run(&batch.cross_entropy(1.0)).unwrap();
@@ -79,7 +79,7 @@ fn attacks_stay_in_the_ball_and_in_the_image_range_and_raise_the_loss() {
     let engine = &mut engine;
     let batch = gathered(engine, &set, TESTED);
     engine.fold_batch_norm(WeightSet::Live).unwrap();
-    let (clean, _) = judged(engine, &batch, false);
+    let (clean, _) = evaluated(engine, &batch, false);
     let images = engine.read(&batch.images).unwrap();
     let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
 
@@ -102,7 +102,7 @@ fn attacks_stay_in_the_ball_and_in_the_image_range_and_raise_the_loss() {
                 moved += usize::from(distance > 0.0);
             }
             assert!(moved * 10 > images.len() * 9, "case {case}: only {moved} of {} moved", images.len());
-            let (losses, _) = judged(engine, &batch, true);
+            let (losses, _) = evaluated(engine, &batch, true);
             let (before, after) = (mean(&clean), mean(&losses));
             assert!(after > before + 0.05, "case {case}: loss {before} to {after}");
         }
@@ -159,7 +159,7 @@ fn counts_are_those_of_a_plain_recomputation() {
     // 17 does not divide 60: the last batch is smaller.
     let outcome = run(engine, &set, &samples, "clean", 17);
     let batch = gathered(engine, &set, TESTED);
-    let (_, predictions) = judged(engine, &batch, false);
+    let (_, predictions) = evaluated(engine, &batch, false);
     let labels = engine.read(&batch.labels).unwrap();
     let expected: Vec<bool> = predictions.iter().zip(&labels).map(|(a, b)| a == b).collect();
     assert_eq!(outcome.withstood, expected);

@@ -13,7 +13,7 @@ use secateur::philox::{Key, Purpose};
 use crate::common;
 use crate::common::boundary::Shares;
 use crate::common::boundary::{self, STEPS, cases};
-use crate::common::judged::{EPSILON, Judged};
+use crate::common::evaluated::{EPSILON, Evaluated};
 
 const KEY: Key = Key { seed: common::SEED, purpose: Purpose::EvaluationStart, epoch: 0, step: 0 };
 const CLASSES: usize = 10;
@@ -189,10 +189,10 @@ fn both_engines_choose_the_same_targets_and_keep_the_same_images() {
     assert!(results[0] == results[1], "seed {}", common::SEED);
 }
 
-fn search(judged: &mut Judged, fab: Fab, positions: &[u32]) -> (Found, Vec<f32>) {
-    let batch = judged.gather(positions);
-    let found = { fab }.search(&mut judged.engine, KEY, &batch).unwrap();
-    (found, judged.engine.read(&batch.perturbed).unwrap())
+fn search(evaluated: &mut Evaluated, fab: Fab, positions: &[u32]) -> (Found, Vec<f32>) {
+    let batch = evaluated.gather(positions);
+    let found = { fab }.search(&mut evaluated.engine, KEY, &batch).unwrap();
+    (found, evaluated.engine.read(&batch.perturbed).unwrap())
 }
 
 #[test]
@@ -203,11 +203,11 @@ fn it_finds_images_that_the_network_mispredicts() {
     for (device, count, iterations, targets, epsilon) in
         [(DeviceChoice::Cpu, 40, 12, 3, EPSILON), (common::cuda_engine(), 6, 5, 1, 0.2)]
     {
-        let mut judged = Judged::open(device, count);
-        let right = judged.right.clone();
+        let mut evaluated = Evaluated::open(device, count);
+        let right = evaluated.right.clone();
         let fab = Fab { iterations, targets, ..Fab::standard(epsilon) };
-        let (found, perturbed) = search(&mut judged, fab, &right);
-        let broken = judged.check(epsilon, &right, &perturbed, &found.broken);
+        let (found, perturbed) = search(&mut evaluated, fab, &right);
+        let broken = evaluated.check(epsilon, &right, &perturbed, &found.broken);
         println!("{device:?}: {broken} of {} broken, {:?}", right.len(), found.cost);
         assert!(broken * 3 >= right.len(), "{device:?}: only {broken} of {} broken", right.len());
         assert!(device != DeviceChoice::Cpu || broken < right.len(), "all broken: the test shows less");
@@ -216,17 +216,17 @@ fn it_finds_images_that_the_network_mispredicts() {
 
 #[test]
 fn distances_are_those_of_the_images_and_fall_with_more_iterations() {
-    let mut judged = Judged::open(DeviceChoice::Cpu, 24);
-    let right = judged.right.clone();
-    let batch = judged.gather(&right);
-    let clean = judged.engine.read(&batch.images).unwrap();
+    let mut evaluated = Evaluated::open(DeviceChoice::Cpu, 24);
+    let right = evaluated.right.clone();
+    let batch = evaluated.gather(&right);
+    let clean = evaluated.engine.read(&batch.images).unwrap();
     let mut before = vec![f32::INFINITY; right.len()];
     let mut fell = 0;
     for iterations in [1, 4, 12, 24] {
         let fab = Fab { iterations, targets: 2, ..Fab::standard(EPSILON) };
-        let distances = fab.closest(&mut judged.engine, &batch).unwrap();
-        let perturbed = judged.engine.read(&batch.perturbed).unwrap();
-        let margins = judged.margins(&right, &perturbed);
+        let distances = fab.closest(&mut evaluated.engine, &batch).unwrap();
+        let perturbed = evaluated.engine.read(&batch.perturbed).unwrap();
+        let margins = evaluated.margins(&right, &perturbed);
         for i in 0..right.len() {
             let of = i * IMAGE_LEN..(i + 1) * IMAGE_LEN;
             let pairs = clean[of.clone()].iter().zip(&perturbed[of]);
@@ -249,12 +249,12 @@ fn distances_are_those_of_the_images_and_fall_with_more_iterations() {
 
 #[test]
 fn passes_are_counted_for_the_images_that_are_left() {
-    let mut judged = Judged::open(DeviceChoice::Cpu, 12);
-    let right = judged.right.clone();
+    let mut evaluated = Evaluated::open(DeviceChoice::Cpu, 12);
+    let right = evaluated.right.clone();
     let fab = |epsilon, targets| Fab { iterations: 8, targets, ..Fab::standard(epsilon) };
     // Nothing breaks in a ball of no size: every image meets every target. In one without end those that break on the first meet
     // no other.
-    let (first, _) = search(&mut judged, fab(f32::INFINITY, 1), &right);
+    let (first, _) = search(&mut evaluated, fab(f32::INFINITY, 1), &right);
     let easy: Vec<u32> =
         right.iter().zip(&first.broken).filter(|(_, broken)| **broken).map(|(image, _)| *image).collect();
     assert!(
@@ -264,14 +264,14 @@ fn passes_are_counted_for_the_images_that_are_left() {
         right.len()
     );
     for (epsilon, actual, broken, searched) in [(0.0, 3, false, &right), (f32::INFINITY, 1, true, &easy)] {
-        let (found, perturbed) = search(&mut judged, fab(epsilon, 3), searched);
+        let (found, perturbed) = search(&mut evaluated, fab(epsilon, 3), searched);
         assert_eq!(found.broken, vec![broken; searched.len()], "epsilon {epsilon}");
         let images = searched.len() as u64;
         let cost = Cost { forwards: images + 2 * 8 * actual * images, backwards: 8 * actual * images };
         assert_eq!(found.cost, cost, "epsilon {epsilon}");
         if !broken {
-            let batch = judged.gather(searched);
-            assert!(perturbed == judged.engine.read(&batch.images).unwrap(), "epsilon {epsilon}");
+            let batch = evaluated.gather(searched);
+            assert!(perturbed == evaluated.engine.read(&batch.images).unwrap(), "epsilon {epsilon}");
         }
     }
 }
@@ -280,13 +280,13 @@ fn passes_are_counted_for_the_images_that_are_left() {
 /// do not depend on the batch; those of the reference differ by a rounding where a batch is odd.
 #[test]
 fn what_is_found_does_not_depend_on_the_batch() {
-    let mut judged = Judged::open(common::cuda_engine(), 7);
-    let right = judged.right.clone();
+    let mut evaluated = Evaluated::open(common::cuda_engine(), 7);
+    let right = evaluated.right.clone();
     let fab = Fab { iterations: 3, targets: 2, ..Fab::standard(EPSILON) };
     let mut closest = |positions: &[u32]| {
-        let batch = judged.gather(positions);
-        let distances = fab.closest(&mut judged.engine, &batch).unwrap();
-        (distances, judged.engine.read(&batch.perturbed).unwrap())
+        let batch = evaluated.gather(positions);
+        let distances = fab.closest(&mut evaluated.engine, &batch).unwrap();
+        (distances, evaluated.engine.read(&batch.perturbed).unwrap())
     };
     let (whole, images) = closest(&right);
     let reversed: Vec<u32> = right.iter().rev().copied().collect();

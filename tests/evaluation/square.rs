@@ -7,7 +7,7 @@ use secateur::model::layers::IMAGE_LEN;
 use secateur::ops::{Pattern, Query, SearchState, SquareAccept, SquarePropose};
 use secateur::philox::{Key, Purpose};
 
-use crate::common::judged::{EPSILON, Judged};
+use crate::common::evaluated::{EPSILON, Evaluated};
 use crate::common::{self, Random};
 
 const KEY: Key = Key { seed: common::SEED, purpose: Purpose::EvaluationStart, epoch: 0, step: 0 };
@@ -54,10 +54,10 @@ fn squares_shrink_as_published() {
 }
 
 /// A search on the images at `positions`: what was found, and the images.
-fn search(judged: &mut Judged, square: Square, key: Key, positions: &[u32]) -> (Found, Vec<f32>) {
-    let batch = judged.gather(positions);
-    let found = { square }.search(&mut judged.engine, key, &batch).unwrap();
-    (found, judged.engine.read(&batch.perturbed).unwrap())
+fn search(evaluated: &mut Evaluated, square: Square, key: Key, positions: &[u32]) -> (Found, Vec<f32>) {
+    let batch = evaluated.gather(positions);
+    let found = { square }.search(&mut evaluated.engine, key, &batch).unwrap();
+    (found, evaluated.engine.read(&batch.perturbed).unwrap())
 }
 
 #[test]
@@ -66,11 +66,11 @@ fn it_finds_images_that_the_network_mispredicts() {
     for (device, count, iterations, epsilon) in
         [(DeviceChoice::Cpu, 60, 60, EPSILON), (common::cuda_engine(), 6, 4, 0.2)]
     {
-        let mut judged = Judged::open(device, count);
-        let right = judged.right.clone();
+        let mut evaluated = Evaluated::open(device, count);
+        let right = evaluated.right.clone();
         let square = Square { iterations, rescale: true, ..Square::standard(epsilon) };
-        let (found, perturbed) = search(&mut judged, square, KEY, &right);
-        let broken = judged.check(epsilon, &right, &perturbed, &found.broken);
+        let (found, perturbed) = search(&mut evaluated, square, KEY, &right);
+        let broken = evaluated.check(epsilon, &right, &perturbed, &found.broken);
         println!("{device:?}: {broken} of {} broken, {} queries", right.len(), found.cost.forwards);
         assert!(broken * 8 >= right.len(), "{device:?}: only {broken} of {} broken", right.len());
         assert_eq!(found.cost.backwards, 0);
@@ -80,38 +80,38 @@ fn it_finds_images_that_the_network_mispredicts() {
 /// Every image takes a query for its stripes and one an iteration until it is predicted wrongly, and no more.
 #[test]
 fn queries_are_counted_until_an_image_breaks() {
-    let mut judged = Judged::open(DeviceChoice::Cpu, 60);
-    let right = judged.right.clone();
+    let mut evaluated = Evaluated::open(DeviceChoice::Cpu, 60);
+    let right = evaluated.right.clone();
     let square = |iterations| Square { iterations, ..Square::standard(EPSILON) };
     // The queries of an image: the one that breaks it, and one for each smaller budget that leaves it standing.
     let budget = 12;
     let mut standing = 0;
     for iterations in 0..budget {
-        let (found, _) = search(&mut judged, square(iterations), KEY, &right);
+        let (found, _) = search(&mut evaluated, square(iterations), KEY, &right);
         standing += found.broken.iter().filter(|broken| !**broken).count() as u64;
     }
-    let (found, _) = search(&mut judged, square(budget), KEY, &right);
+    let (found, _) = search(&mut evaluated, square(budget), KEY, &right);
     assert_eq!(found.cost.forwards, right.len() as u64 + standing);
     // In a ball of no size nothing breaks, and the whole budget is spent.
-    let (found, perturbed) = search(&mut judged, Square { epsilon: 0.0, ..square(40) }, KEY, &right);
+    let (found, perturbed) = search(&mut evaluated, Square { epsilon: 0.0, ..square(40) }, KEY, &right);
     assert_eq!(found.cost.forwards, right.len() as u64 * 41);
     assert!(found.broken.iter().all(|broken| !broken));
-    let batch = judged.gather(&right);
-    assert!(perturbed == judged.engine.read(&batch.images).unwrap());
+    let batch = evaluated.gather(&right);
+    assert!(perturbed == evaluated.engine.read(&batch.images).unwrap());
 }
 
 /// Alone, in another order, in another batch size: the same images, bit for bit. On the kernels, whose logits do not
 /// depend on the batch; those of the reference differ by a rounding where a batch is odd.
 #[test]
 fn what_is_found_does_not_depend_on_the_batch() {
-    let mut judged = Judged::open(common::cuda_engine(), 7);
-    let right = judged.right.clone();
+    let mut evaluated = Evaluated::open(common::cuda_engine(), 7);
+    let right = evaluated.right.clone();
     let square = Square { iterations: 4, rescale: true, ..Square::standard(EPSILON) };
-    let (whole, images) = search(&mut judged, square, KEY, &right);
+    let (whole, images) = search(&mut evaluated, square, KEY, &right);
     let reversed: Vec<u32> = right.iter().rev().copied().collect();
     let mut forwards = 0;
     for part in [&reversed[..1], &reversed[1..]] {
-        let (found, perturbed) = search(&mut judged, square, KEY, part);
+        let (found, perturbed) = search(&mut evaluated, square, KEY, part);
         forwards += found.cost.forwards;
         for (i, position) in part.iter().enumerate() {
             let at = right.iter().position(|other| other == position).unwrap();
@@ -126,13 +126,13 @@ fn what_is_found_does_not_depend_on_the_batch() {
 
 #[test]
 fn a_search_is_repeated_to_the_bit_and_a_restart_is_not() {
-    let mut judged = Judged::open(DeviceChoice::Cpu, 20);
-    let right = judged.right.clone();
+    let mut evaluated = Evaluated::open(DeviceChoice::Cpu, 20);
+    let right = evaluated.right.clone();
     let square = Square { iterations: 40, ..Square::standard(EPSILON / 4.0) };
-    let (first, images) = search(&mut judged, square, KEY, &right);
-    let (second, same) = search(&mut judged, square, KEY, &right);
+    let (first, images) = search(&mut evaluated, square, KEY, &right);
+    let (second, same) = search(&mut evaluated, square, KEY, &right);
     assert!(first == second && images == same);
-    let (_, others) = search(&mut judged, square, Key { step: 1, ..KEY }, &right);
+    let (_, others) = search(&mut evaluated, square, Key { step: 1, ..KEY }, &right);
     for (image, other) in images.chunks_exact(IMAGE_LEN).zip(others.chunks_exact(IMAGE_LEN)) {
         assert!(image != other);
     }
@@ -140,15 +140,15 @@ fn a_search_is_repeated_to_the_bit_and_a_restart_is_not() {
 
 #[test]
 fn the_best_margin_never_rises() {
-    let mut judged = Judged::open(DeviceChoice::Cpu, 40);
-    let right = judged.right.clone();
+    let mut evaluated = Evaluated::open(DeviceChoice::Cpu, 40);
+    let right = evaluated.right.clone();
     let mut before = vec![f32::INFINITY; right.len()];
     let mut fell = 0;
     for iterations in [0, 5, 10, 20, 40] {
         let square = Square { iterations, ..Square::standard(EPSILON / 4.0) };
-        let (found, perturbed) = search(&mut judged, square, KEY, &right);
-        judged.check(EPSILON / 4.0, &right, &perturbed, &found.broken);
-        let margins = judged.margins(&right, &perturbed);
+        let (found, perturbed) = search(&mut evaluated, square, KEY, &right);
+        evaluated.check(EPSILON / 4.0, &right, &perturbed, &found.broken);
+        let margins = evaluated.margins(&right, &perturbed);
         for (i, (margin, before)) in margins.iter().zip(&before).enumerate() {
             assert!(margin <= before, "image {}: margin {before} to {margin}", right[i]);
             fell += usize::from(margin < before);
@@ -160,13 +160,13 @@ fn the_best_margin_never_rises() {
 
 #[test]
 fn logits_that_are_not_numbers_are_wrong_predictions() {
-    let mut judged = Judged::open(DeviceChoice::Cpu, 8);
-    let mut weights = judged.engine.weights(WeightSet::Live).unwrap();
+    let mut evaluated = Evaluated::open(DeviceChoice::Cpu, 8);
+    let mut weights = evaluated.engine.weights(WeightSet::Live).unwrap();
     weights.insert("linear.bias", &[10], vec![f32::NAN; 10]);
-    judged.engine.load_weights(&weights).unwrap();
-    judged.engine.fold_batch_norm(WeightSet::Live).unwrap();
-    let batch = judged.gather(&[0, 1, 2]);
-    let found = Square::standard(EPSILON).search(&mut judged.engine, KEY, &batch).unwrap();
+    evaluated.engine.load_weights(&weights).unwrap();
+    evaluated.engine.fold_batch_norm(WeightSet::Live).unwrap();
+    let batch = evaluated.gather(&[0, 1, 2]);
+    let found = Square::standard(EPSILON).search(&mut evaluated.engine, KEY, &batch).unwrap();
     assert_eq!((found.broken, found.cost.forwards), (vec![true; 3], 3), "the first query breaks each");
 }
 

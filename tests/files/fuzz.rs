@@ -15,7 +15,7 @@ use secateur::data::cifar::{self, CIFAR10, CIFAR100, Layout};
 use secateur::data::{IMAGE_BYTES, Images, python, source};
 use secateur::digest::sha256;
 use secateur::engine::OptimizerState;
-use secateur::evaluate::autoattack::{Progress, Verdict};
+use secateur::evaluate::autoattack::{ImageResult, Progress};
 use secateur::evaluate::state::{Settings, State};
 use secateur::evaluate::{Part, sanity};
 use secateur::measure::document::Document;
@@ -157,7 +157,7 @@ fn recipes() {
         let Ok(recipe) = Recipe::parse("fuzzed", text, &[]) else { return false };
         // What is accepted is written and read back the same, and its schedule can be asked.
         assert_eq!(Recipe::parse("fuzzed", &recipe.to_toml(), &[]).unwrap(), recipe);
-        assert!(recipe.timeline().epochs() > 0 && !recipe.name.contains('/'));
+        assert!(recipe.epoch_schedule().epochs() > 0 && !recipe.name.contains('/'));
         true
     });
 }
@@ -395,8 +395,8 @@ fn evaluation_states() {
     let (_folder, path) = one_file("r.json.state");
     let samples = 8;
     let mut running = Progress::new(&Part::ALL, samples);
-    running.verdicts[1] = Verdict::Misclassified;
-    running.verdicts[2] = Verdict::BrokenBy(Part::Square);
+    running.verdicts[1] = ImageResult::Misclassified;
+    running.verdicts[2] = ImageResult::BrokenBy(Part::Square);
     let mut state = State::new(settings(samples));
     state.running = Some(running);
     state.save(&path).unwrap();

@@ -272,11 +272,11 @@ fn pruned_recipes_meet_the_papers_speed_ups() {
                     let name = format!("{set}-{objective}-{short}{bullet}");
                     let recipe = only_the_selection(&name, &format!("{set}-{objective}{bullet}"));
                     assert_eq!((recipe.selection.method, recipe.selection.every), (method, 20), "{name}");
-                    let timeline = recipe.timeline();
+                    let epoch_schedule = recipe.epoch_schedule();
                     // A selection attacks and passes each candidate; it does not train on it.
                     let of_selection = (passes - 4.0) / passes;
-                    let cost: f64 = (0..timeline.epochs() as u32)
-                        .map(|epoch| match timeline.stage(epoch) {
+                    let cost: f64 = (0..epoch_schedule.epochs() as u32)
+                        .map(|epoch| match epoch_schedule.stage(epoch) {
                             Stage::Whole => 1.0,
                             Stage::Subset { select: true } => recipe.selection.fraction + of_selection,
                             Stage::Subset { select: false } => recipe.selection.fraction,
@@ -307,7 +307,7 @@ fn pruned_recipes_meet_the_papers_speed_ups() {
         assert_eq!(recipe.selection.method.name(), control);
         assert_eq!(recipe.selection.fraction, pruned.selection.fraction, "{control}");
     }
-    assert_eq!(load("cifar10-trades-short").timeline().epochs(), 20);
+    assert_eq!(load("cifar10-trades-short").epoch_schedule().epochs(), 20);
     only_the_selection("cifar10-trades-info-batch", "cifar10-trades");
 }
 

@@ -11,7 +11,7 @@ use bench::variants::{VARIANTS, Variant};
 use clap::Parser;
 use half::bf16;
 use secateur::cuda::launch::conv::wgmma::{Block, Direction, Planned};
-use secateur::cuda::launch::conv::{ConvShape, InputGradientEpilogue};
+use secateur::cuda::launch::conv::{ConvShape, InputGradientEpilogue, Product};
 use secateur::engine::Error;
 use secateur::measure::predict::wgmma::{Epilogue, predict};
 
@@ -134,8 +134,9 @@ fn im2col_agrees_with_the_oracle_forward() {
             let mask = poisoned::<u8>(&driver, "mask", shape.output_len() / 8);
             let relu =
                 Relu { bias: bias.address(), residual: Some(residual.address()), mask: mask.address() };
-            let (from, with, to) = (x.address(), w.address(), output.address());
-            im2col::forward(&*driver, &planned, &shape, from, with, relu, to).unwrap();
+            let (from, weights, to) = (x.address(), w.address(), output.address());
+            let product = Product { shape: &shape, from, weights, to };
+            im2col::forward(&*driver, &planned, product, relu).unwrap();
             let what = format!("{shape:?}, {:?}, at most {} blocks", planned.block, planned.most_blocks);
             let actual: Vec<bf16> = output.to_vec().unwrap();
             let mask: Vec<u8> = mask.to_vec().unwrap();
@@ -171,8 +172,9 @@ fn im2col_agrees_with_the_oracle_backward() {
         let mut first: Option<Vec<u16>> = None;
         for planned in plans(&shape, Direction::Gradient) {
             let target = poisoned::<bf16>(&driver, "dx", shape.input_len());
-            let (from, with, to) = (dy.address(), w.address(), target.address());
-            im2col::input_gradient(&*driver, &planned, &shape, from, with, &epilogue, to).unwrap();
+            let (from, weights, to) = (dy.address(), w.address(), target.address());
+            let product = Product { shape: &shape, from, weights, to };
+            im2col::input_gradient(&*driver, &planned, product, &epilogue).unwrap();
             let what = format!("{shape:?}, {:?}, at most {} blocks", planned.block, planned.most_blocks);
             let actual: Vec<bf16> = target.to_vec().unwrap();
             check(&what, &from_halves(&actual), &expected, bound, WHOLE_BF16);

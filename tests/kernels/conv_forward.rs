@@ -3,11 +3,11 @@
 use std::rc::Rc;
 
 use half::bf16;
-use secateur::cuda::driver::Driver;
 use secateur::cuda::driver::host::HostDriver;
+use secateur::cuda::driver::{Address, Driver};
 use secateur::cuda::launch::conv::wgmma::{self, Block, Direction, Planned};
 use secateur::cuda::launch::conv::{
-    ConvShape, ForwardEpilogue, Reduction, Tile, forward as launch_forward, forward_tiled,
+    ConvShape, ForwardEpilogue, Product, Reduction, Tile, forward as launch_forward, forward_tiled,
     statistics_partials, statistics_tile_rows,
 };
 use secateur::engine::Error;
@@ -94,13 +94,12 @@ impl Case {
             Ending::Bias => ForwardEpilogue::Bias { bias: bias.address() },
             Ending::Statistics => ForwardEpilogue::Statistics { partials: partials.address() },
         };
-        let (from, with, to) = (input.address(), weights.address(), output.address());
+        let (from, weights, to) = (input.address(), weights.address(), output.address());
+        let product = Product { shape, from, weights, to };
         match kernel {
-            Kernel::Tile(tile) => forward_tiled(&**driver, tile, shape, from, with, &epilogue, to)?,
-            Kernel::Planned(planned) => {
-                wgmma::forward(&**driver, &planned, shape, from, with, &epilogue, to)?;
-            }
-            Kernel::Chosen => launch_forward(&**driver, Reduction::Whole, shape, from, with, &epilogue, to)?,
+            Kernel::Tile(tile) => forward_tiled(&**driver, tile, product, &epilogue)?,
+            Kernel::Planned(planned) => wgmma::forward(&**driver, &planned, product, &epilogue)?,
+            Kernel::Chosen => launch_forward(&**driver, Reduction::Whole, product, &epilogue)?,
         }
         Ok(Outputs { output: output.to_vec()?, mask: mask.to_vec()?, partials: partials.to_vec()? })
     }
@@ -337,12 +336,14 @@ fn a_shape_that_the_kernels_cannot_do_is_refused() {
         (ConvShape { kernel: 5, ..good }, "kernel 5"),
         (ConvShape { batch: 1 << 20, ..good }, "2^31"),
     ];
+    fn product(shape: &ConvShape, memory: Address) -> Product<'_> {
+        Product { shape, from: memory, weights: memory, to: memory }
+    }
     for (shape, expected) in bad {
-        let error = launch_forward(&*driver, Reduction::Whole, &shape, memory, memory, &epilogue, memory)
-            .unwrap_err();
+        let error =
+            launch_forward(&*driver, Reduction::Whole, product(&shape, memory), &epilogue).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }
-    let error =
-        forward_tiled(&*driver, Tile::Columns64, &good, memory, memory, &epilogue, memory).unwrap_err();
+    let error = forward_tiled(&*driver, Tile::Columns64, product(&good, memory), &epilogue).unwrap_err();
     assert!(error.to_string().contains("narrower tile"), "{error}");
 }

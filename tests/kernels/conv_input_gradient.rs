@@ -7,7 +7,7 @@ use secateur::cuda::driver::Driver;
 use secateur::cuda::driver::host::HostDriver;
 use secateur::cuda::launch::conv::wgmma::{self, Block, Direction, Planned};
 use secateur::cuda::launch::conv::{
-    ConvShape, InputGradientEpilogue, Reduction, Tile, input_gradient as launch_input_gradient,
+    ConvShape, InputGradientEpilogue, Product, Reduction, Tile, input_gradient as launch_input_gradient,
     input_gradient_tiled,
 };
 use secateur::engine::Error;
@@ -96,15 +96,12 @@ impl Case {
             residual: ending.residual.then(|| residual.address()),
             mask: ending.mask.then(|| mask.address()),
         };
-        let (from, with, to) = (output_gradient.address(), weights.address(), target.address());
+        let (from, weights, to) = (output_gradient.address(), weights.address(), target.address());
+        let product = Product { shape, from, weights, to };
         match kernel {
-            Kernel::Tile(tile) => input_gradient_tiled(&**driver, tile, shape, from, with, &epilogue, to)?,
-            Kernel::Planned(planned) => {
-                wgmma::input_gradient(&**driver, &planned, shape, from, with, &epilogue, to)?;
-            }
-            Kernel::Chosen => {
-                launch_input_gradient(&**driver, Reduction::Whole, shape, from, with, &epilogue, to)?
-            }
+            Kernel::Tile(tile) => input_gradient_tiled(&**driver, tile, product, &epilogue)?,
+            Kernel::Planned(planned) => wgmma::input_gradient(&**driver, &planned, product, &epilogue)?,
+            Kernel::Chosen => launch_input_gradient(&**driver, Reduction::Whole, product, &epilogue)?,
         }
         target.to_vec()
     }
@@ -241,15 +238,14 @@ fn the_tile_never_changes_a_bit() {
 fn what_has_no_gradient_of_this_kind_is_refused() {
     let (_, driver) = drivers().remove(0);
     let memory = poisoned::<u8>(&driver, "anything", 16).address();
+    let product = |shape| Product { shape, from: memory, weights: memory, to: memory };
     let none = InputGradientEpilogue::default();
     let stem = shapes(16, 1)[0];
-    let error =
-        launch_input_gradient(&*driver, Reduction::Whole, &stem, memory, memory, &none, memory).unwrap_err();
+    let error = launch_input_gradient(&*driver, Reduction::Whole, product(&stem), &none).unwrap_err();
     assert!(error.to_string().contains("image_gradient"), "{error}");
 
     let shortcut = shapes(16, 1).into_iter().find(|shape| shape.kernel == 1).unwrap();
     let masked = InputGradientEpilogue { residual: None, mask: Some(memory) };
-    let error = launch_input_gradient(&*driver, Reduction::Whole, &shortcut, memory, memory, &masked, memory)
-        .unwrap_err();
+    let error = launch_input_gradient(&*driver, Reduction::Whole, product(&shortcut), &masked).unwrap_err();
     assert!(error.to_string().contains("compact"), "{error}");
 }

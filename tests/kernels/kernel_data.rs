@@ -68,13 +68,11 @@ fn batches_are_gathered_cropped_and_flipped() {
             let gather = Gather {
                 set: set_at.address(),
                 set_labels: labels_at.address(),
-                count: COUNT,
                 samples: samples.address(),
                 images: images.address(),
                 labels: labels.address(),
-                batch: SAMPLES.len(),
             };
-            gather_images(&**driver, augment, &gather).unwrap();
+            gather_images(&**driver, augment, gather, [COUNT, SAMPLES.len()]).unwrap();
             let (images, labels) = (images.read::<f32>(), labels.read::<u32>());
             for (i, actual) in images.iter().enumerate() {
                 let (sample, element) = (SAMPLES[i / IMAGE_LEN], i % IMAGE_LEN);
@@ -99,13 +97,11 @@ fn an_unknown_sample_is_not_a_number() {
         let gather = Gather {
             set: set.address(),
             set_labels: labels.address(),
-            count: 1,
             samples: samples.address(),
             images: images.address(),
             labels: batch_labels.address(),
-            batch: 2,
         };
-        gather_images(&**driver, None, &gather).unwrap();
+        gather_images(&**driver, None, gather, [1, 2]).unwrap();
         let images = images.read::<f32>();
         assert!(images[..IMAGE_LEN].iter().all(|v| *v == 7.0 / 255.0));
         assert!(images[IMAGE_LEN..].iter().all(|v| v.is_nan()));

@@ -39,18 +39,14 @@ fn select(
     driver: &Rc<dyn Driver>,
     values: &[f32],
     room: usize,
-    launch: impl Fn(&dyn Driver, &Selection),
+    launch: impl Fn(&dyn Driver, Selection, usize),
 ) -> (Outcome, Vec<u32>) {
     let values_at = input(driver, "values", values);
     let positions = Output::new::<u32>(driver, "positions", room);
     let outcome = Output::new::<Outcome>(driver, "outcome", 1);
-    let selection = Selection {
-        values: values_at.address(),
-        count: values.len(),
-        positions: positions.address(),
-        outcome: outcome.address(),
-    };
-    launch(&**driver, &selection);
+    let selection =
+        Selection { values: values_at.address(), positions: positions.address(), outcome: outcome.address() };
+    launch(&**driver, selection, values.len());
     (outcome.read::<Outcome>()[0], positions.read())
 }
 
@@ -60,7 +56,7 @@ fn top_k_is_a_stable_sort() {
         for (kind, values) in kinds(len) {
             for k in [0, 1, len / 3, len - 1, len] {
                 on_every_driver(&format!("top {k} of {len} {kind}"), |driver| {
-                    let launch = |driver: &dyn Driver, s: &Selection| select_top_k(driver, s, k).unwrap();
+                    let launch = |driver: &dyn Driver, s, count| select_top_k(driver, s, count, k).unwrap();
                     let (outcome, positions) = select(driver, &values, k, launch);
                     assert_eq!(outcome, Outcome { selected: k as u32, nan_position: u32::MAX });
                     assert_eq!(positions, top(&values, k), "seed {SEED}");
@@ -79,7 +75,7 @@ fn at_least_keeps_every_position() {
             for threshold in thresholds {
                 on_every_driver(&format!("at least {threshold} of {len} {kind}"), |driver| {
                     let launch =
-                        |driver: &dyn Driver, s: &Selection| select_at_least(driver, s, threshold).unwrap();
+                        |driver: &dyn Driver, s, count| select_at_least(driver, s, count, threshold).unwrap();
                     let (outcome, positions) = select(driver, &values, len, launch);
                     let at = |p: &u32| values[*p as usize] >= threshold;
                     let expected: Vec<u32> = (0..len as u32).filter(at).collect();
@@ -105,8 +101,8 @@ fn the_first_nan_is_reported() {
         }
         let first = *places.iter().min().unwrap() as u32;
         on_every_driver(&format!("NaN at {places:?} of {len}"), |driver| {
-            let top = |driver: &dyn Driver, s: &Selection| select_top_k(driver, s, 1).unwrap();
-            let least = |driver: &dyn Driver, s: &Selection| select_at_least(driver, s, 1.0).unwrap();
+            let top = |driver: &dyn Driver, s, count| select_top_k(driver, s, count, 1).unwrap();
+            let least = |driver: &dyn Driver, s, count| select_at_least(driver, s, count, 1.0).unwrap();
             let outcomes = [select(driver, &values, len, top), select(driver, &values, len, least)];
             for (outcome, positions) in &outcomes {
                 assert_eq!(*outcome, Outcome { selected: 0, nan_position: first });

@@ -78,14 +78,12 @@ fn candidates_have_the_bits_of_the_specification() {
             let query = Query { pattern, epsilon: EPSILON, key: key(), number: NUMBER };
             let proposal = Proposal {
                 rows: rows.address(),
-                taking_part: ROWS.len(),
                 samples: samples.address(),
                 images: clean_at.address(),
                 best: if pattern == Pattern::Stripes { Address::NULL } else { best_at.address() },
-                count: SAMPLES.len(),
                 candidates: candidates.address(),
             };
-            square_propose(&**driver, &query, &proposal).unwrap();
+            square_propose(&**driver, &query, proposal, [SAMPLES.len(), ROWS.len()]).unwrap();
 
             let actual = candidates.read::<f32>();
             for (i, &row) in ROWS[..3].iter().enumerate() {

@@ -10,9 +10,10 @@ use secateur::cuda::driver::host::{HostDriver, HostOptions};
 use secateur::cuda::driver::record::Recorder;
 use secateur::cuda::launch::conv::wgmma::{self, Block, Direction};
 use secateur::cuda::launch::conv::{
-    self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Reduction, weight_gradient_workspace,
+    self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Product, Reduction, weight_gradient_workspace,
 };
 use secateur::engine::{DeviceOptions, Error, WgmmaOff, WgmmaSwitch};
+use secateur::names::Named;
 
 use crate::common::conv::*;
 use crate::common::program::{self, Done};
@@ -33,17 +34,10 @@ fn convolve(driver: &Rc<dyn Driver>, shape: &ConvShape) -> [Vec<f64>; 3] {
     let dw = poisoned::<f32>(driver, "dw", shape.weight_len());
     let (x, w, dy) = (x.address(), w.address(), dy.address());
     let epilogue = ForwardEpilogue::Bias { bias: bias.address() };
-    conv::forward(&**driver, Reduction::Split, shape, x, w, &epilogue, y.address()).unwrap();
-    conv::input_gradient(
-        &**driver,
-        Reduction::Split,
-        shape,
-        dy,
-        w,
-        &InputGradientEpilogue::default(),
-        dx.address(),
-    )
-    .unwrap();
+    let product = |from, to| Product { shape, from, weights: w, to };
+    conv::forward(&**driver, Reduction::Split, product(x, y.address()), &epilogue).unwrap();
+    let (back, none) = (product(dy, dx.address()), InputGradientEpilogue::default());
+    conv::input_gradient(&**driver, Reduction::Split, back, &none).unwrap();
     conv::weight_gradient(&**driver, shape, x, dy, workspace.address(), dw.address(), false).unwrap();
     let halves = |buffer: &secateur::cuda::driver::Buffer| from_halves(&buffer.to_vec().unwrap());
     [halves(&y), halves(&dx), from_floats(&dw.to_vec().unwrap())]
@@ -82,24 +76,16 @@ fn launched(options: DeviceOptions) -> Vec<&'static str> {
 fn convolve_dry(driver: &Rc<dyn Driver>, shape: &ConvShape) {
     let any = driver.alloc("any", 1 << 30).unwrap();
     let epilogue = ForwardEpilogue::Statistics { partials: any };
-    conv::forward(&**driver, Reduction::Split, shape, any, any, &epilogue, any).unwrap();
-    conv::input_gradient(
-        &**driver,
-        Reduction::Split,
-        shape,
-        any,
-        any,
-        &InputGradientEpilogue::default(),
-        any,
-    )
-    .unwrap();
+    let product = Product { shape, from: any, weights: any, to: any };
+    conv::forward(&**driver, Reduction::Split, product, &epilogue).unwrap();
+    conv::input_gradient(&**driver, Reduction::Split, product, &InputGradientEpilogue::default()).unwrap();
     conv::weight_gradient(&**driver, shape, any, any, any, any, false).unwrap();
 }
 
 #[test]
 fn a_switch_takes_away_its_kernels_and_no_others() {
     let all = launched(without(None));
-    for switch in WgmmaSwitch::ALL {
+    for &(_, switch) in WgmmaSwitch::ALL {
         let left = launched(without(Some(switch)));
         assert_eq!(left.len(), all.len());
         let mut replaced = 0;
@@ -111,7 +97,7 @@ fn a_switch_takes_away_its_kernels_and_no_others() {
             }
             replaced += 1;
             // Another block of the same operation takes over where the operation is on, else mma.sync.
-            let block = WgmmaSwitch::ALL[4..].contains(&switch);
+            let block = WgmmaSwitch::ALL[4..].contains(&(switch.name(), switch));
             let family = if block { "_wgmma_" } else { "_mma_" };
             assert!(after.contains(family), "{}: {after} in place of {before}", switch.name());
         }
@@ -134,7 +120,7 @@ fn whatever_takes_over_is_right() {
         let sums =
             [forward(&shape, &x, &w), input_gradient(&shape, &dy, &w), weight_gradient(&shape, &x, &dy)];
         let mut first = None;
-        for switch in std::iter::once(None).chain(WgmmaSwitch::ALL.map(Some)) {
+        for switch in std::iter::once(None).chain(WgmmaSwitch::ALL.iter().map(|(_, switch)| Some(*switch))) {
             let options = HostOptions { hopper: true, device: without(switch), ..HostOptions::default() };
             let what = format!("{shape:?} without {}", switch.map_or("nothing", WgmmaSwitch::name));
             let actual = convolve(&HostDriver::with(options), &shape);
@@ -178,21 +164,16 @@ fn a_wait_of_a_convolution_that_does_not_end_names_kernel_barrier_and_block() {
             let w = upload(&driver, "w", &weights(52, &shape));
             let bias = upload(&driver, "bias", &vec![0f32; channels]);
             let to = poisoned::<u16>(&driver, "to", shape.output_len());
-            let (x, w, to) = (x.address(), w.address(), to.address());
+            let (from, weights, to) = (x.address(), w.address(), to.address());
+            let product = Product { shape: &shape, from, weights, to };
             let done = match direction {
                 Direction::Forward => {
                     let epilogue = ForwardEpilogue::Bias { bias: bias.address() };
-                    wgmma::forward(&*driver, &planned, &shape, x, w, &epilogue, to)
+                    wgmma::forward(&*driver, &planned, product, &epilogue)
                 }
-                Direction::Gradient => wgmma::input_gradient(
-                    &*driver,
-                    &planned,
-                    &shape,
-                    x,
-                    w,
-                    &InputGradientEpilogue::default(),
-                    to,
-                ),
+                Direction::Gradient => {
+                    wgmma::input_gradient(&*driver, &planned, product, &InputGradientEpilogue::default())
+                }
             };
             let Err(Error::Kernel { kernel, message }) = done else {
                 panic!("{block:?}, {direction:?}: {done:?}")

@@ -70,8 +70,8 @@ fn bullet_train_gives_each_group_its_own_attack() {
         let recipe = of_method(method, &[BULLET, "accelerate.robust_steps=1"]);
         let mut bench = Bench::new(&recipe);
         let full = Pgd::from_config(&recipe.attack);
-        let mut brief = Pgd { steps: 1, ..full };
-        brief.step.step_size = 6.0 / 255.0;
+        let mut short = Pgd { steps: 1, ..full };
+        short.step.step_size = 6.0 / 255.0;
         let images = bench.read(&bench.batch.images);
         let Bench { engine, batch, labels, key } = &mut bench;
 
@@ -87,9 +87,9 @@ fn bullet_train_gives_each_group_its_own_attack() {
             .unwrap();
             engine.read(&batch.perturbed).unwrap()
         };
-        let (in_full, in_brief) = (attack(engine, &full), attack(engine, &brief));
+        let (in_full, in_short) = (attack(engine, &full), attack(engine, &short));
         let mut expected = images.clone();
-        for (places, moved) in [(&groups.boundary, &in_full), (&groups.robust, &in_brief)] {
+        for (places, moved) in [(&groups.boundary, &in_full), (&groups.robust, &in_short)] {
             for &place in places {
                 let range = pixels(place);
                 expected[range.clone()].copy_from_slice(&moved[range]);
@@ -240,7 +240,7 @@ fn free_replays_move_what_their_groups_allow() {
         let moving = groups.boundary.len() + if replay < robust_steps { groups.robust.len() } else { 0 };
         assert_eq!(work, AttackWork { steps: moving as u64, ..of_minibatch }, "replay {replay}");
         assert!(engine.read(&batch.perturbed).unwrap() == expected, "replay {replay}: other images");
-        free.gradient(engine, batch, None).unwrap();
+        free.gradient(engine, batch).unwrap();
 
         plain.write(&plain_batch.perturbed, &expected).unwrap();
         plain.forward(pass, &plain_batch.perturbed, &plain_batch.logits).unwrap();
@@ -372,8 +372,8 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
     engine.load_weights(&weights).unwrap();
     let images = ImageSet::upload(engine, &set.train.pixels, &set.train.labels).unwrap();
     let full = Pgd::from_config(&recipe.attack);
-    let mut brief = Pgd { steps: 1, ..full };
-    brief.step.step_size = 6.0 / 255.0;
+    let mut short = Pgd { steps: 1, ..full };
+    short.step.step_size = 6.0 / 255.0;
     let key = Key { seed: recipe.seed, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
     let mut objective = of_method(Method::Trades, &[]).new_objective();
     let mut script = Scripted {
@@ -391,7 +391,7 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
         let labels = engine.read(&all.labels).unwrap();
         let groups = groups_by_hand(engine, &all, &labels, script.accuracy);
         let mut moved = engine.read(&all.images).unwrap();
-        for (pgd, places) in [(&full, &groups.boundary), (&brief, &groups.robust)] {
+        for (pgd, places) in [(&full, &groups.boundary), (&short, &groups.robust)] {
             pgd.perturb(engine, AscentLoss::Divergence, key, &all).unwrap();
             let attacked = engine.read(&all.perturbed).unwrap();
             for &place in places {
@@ -407,7 +407,7 @@ fn scripted(recipe: &Recipe, set: &DataSet, order: &[u32], accuracy: f32, ahead:
         script.work +=
             AttackWork { steps: (2 * groups.boundary.len() + groups.robust.len()) as u64, ..groups.work() };
         for batch in all.parts(BATCH) {
-            objective.gradient(engine, &batch, None).unwrap();
+            objective.gradient(engine, &batch).unwrap();
             engine
                 .step(&Sgd {
                     learning_rate: recipe.optimizer.learning_rate as f32,

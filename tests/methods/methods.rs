@@ -114,7 +114,7 @@ fn images_stay_where_the_rules_of_the_method_say() {
         if method == Method::Free {
             // The first replay starts at the carried perturbation, which is zero at first; its gradient moves on.
             assert_eq!(bench.read(&bench.batch.perturbed), bench.read(&bench.batch.images));
-            objective.gradient(&mut bench.engine, &bench.batch, None).unwrap();
+            objective.gradient(&mut bench.engine, &bench.batch).unwrap();
         }
         let (images, moved) = (bench.read(&bench.batch.images), bench.read(&bench.batch.perturbed));
         let epsilon = recipe.attack.epsilon.as_f32();
@@ -154,7 +154,7 @@ fn paired_gradients_are_those_of_plain_operations() {
         let weights = bench.engine.weights(WeightSet::Live).unwrap();
         let mut objective = recipe.new_objective();
         objective.attack(&mut bench.engine, bench.key, &bench.batch).unwrap();
-        objective.gradient(&mut bench.engine, &bench.batch, None).unwrap();
+        objective.gradient(&mut bench.engine, &bench.batch).unwrap();
         let actual = bench.engine.weights(WeightSet::Gradients).unwrap();
         let losses = bench.read(&bench.batch.losses);
 
@@ -298,7 +298,7 @@ fn starts_are_clipped_where_the_published_codes_clip_them() {
         objective.attack(engine, *key, batch).unwrap();
         let first = engine.read(&batch.perturbed).unwrap();
         assert_eq!(outside(&first) == 0, clipped, "{overrides:?}");
-        objective.gradient(engine, batch, None).unwrap();
+        objective.gradient(engine, batch).unwrap();
         assert_eq!(outside(&engine.read(&batch.perturbed).unwrap()), 0, "{overrides:?}");
     }
 }

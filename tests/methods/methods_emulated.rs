@@ -120,8 +120,8 @@ fn compare(overrides: &[&str]) -> AttackWork {
     let share = apart as f64 / images.len() as f64;
 
     emulated.engine.write(&emulated.batch.perturbed, &images).unwrap();
-    reference_objective.gradient(&mut reference.engine, &reference.batch, None).unwrap();
-    emulated_objective.gradient(&mut emulated.engine, &emulated.batch, None).unwrap();
+    reference_objective.gradient(&mut reference.engine, &reference.batch).unwrap();
+    emulated_objective.gradient(&mut emulated.engine, &emulated.batch).unwrap();
     let expected = reference.engine.read(&reference.batch.losses).unwrap();
     let losses = emulated.engine.read(&emulated.batch.losses).unwrap();
     let loss = expected.iter().zip(&losses).map(|(a, b)| (a - b).abs() / (1.0 + a.abs())).fold(0.0, f32::max);
@@ -132,7 +132,7 @@ fn compare(overrides: &[&str]) -> AttackWork {
 
     let mean = |losses: &[f32]| losses.iter().sum::<f32>() / BATCH as f32;
     reference.engine.write(&reference.batch.perturbed, &actual).unwrap();
-    reference_objective.gradient(&mut reference.engine, &reference.batch, None).unwrap();
+    reference_objective.gradient(&mut reference.engine, &reference.batch).unwrap();
     let reached = mean(&reference.engine.read(&reference.batch.losses).unwrap()) / mean(&expected);
     println!(
         "seed {}, {overrides:?}: pixels apart {share:.4}, loss reached {reached:.4}, worst loss {loss:.4}, \

@@ -8,7 +8,7 @@ use secateur::prune::{
 };
 
 use crate::common::SEED;
-use crate::common::survey::{DRAWS, Subject, fixture};
+use crate::common::grad_pass::{DRAWS, Subject, fixture};
 
 const CLASSES: usize = 10;
 /// The largest gains along the mean of both parameters' gradients.
@@ -30,8 +30,8 @@ struct Factor {
 
 /// For each sample its factors: clean and adversarial, or adversarial alone.
 fn factors(subject: &mut Subject, samples: &[u32]) -> Vec<Vec<Factor>> {
-    subject.survey(|engine, survey| {
-        let view = survey.last_layer(engine, samples).unwrap();
+    subject.grad_pass(|engine, pass| {
+        let view = pass.last_layer(engine, samples).unwrap();
         let terms: Vec<_> = (view.gradients.terms.iter().zip(&view.logits))
             .map(|(term, logits)| {
                 let read = |tensor| -> Vec<f64> {
@@ -232,7 +232,7 @@ fn the_published_configuration_is_that_of_an_independent_form() {
                 ..PLAIN
             };
             let expected = classes(&format!("{name}.{}", greedy.name()));
-            let actual = subject.survey(|engine, survey| {
+            let actual = subject.grad_pass(|engine, pass| {
                 let width = engine.network().features();
                 // Features that the bias must not see.
                 let features = |len| engine.upload("features", &vec![0.7f32; len * width]).unwrap();
@@ -269,7 +269,7 @@ fn the_published_configuration_is_that_of_an_independent_form() {
                     losses: None,
                     key: DRAWS,
                 };
-                glister.choose(engine, &candidates, survey, gradients, held_out).unwrap()
+                glister.choose(engine, &candidates, pass, gradients, held_out).unwrap()
             });
             assert_eq!(actual.samples, expected, "{name}, {greedy}");
         }

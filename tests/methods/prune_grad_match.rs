@@ -9,8 +9,8 @@ use secateur::model::ResNet;
 use secateur::ops::{Augment, LastLayerGradients, Padding, Term};
 use secateur::prune::{AtomMode, Candidates, GradMatch, PruneError, RidgeUnit, Subset};
 
+use crate::common::grad_pass::{DRAWS, Subject};
 use crate::common::matrix::{Matrix, dot};
-use crate::common::survey::{DRAWS, Subject};
 use crate::common::{Random, SEED};
 
 const CLASSES: usize = 10;
@@ -92,8 +92,8 @@ fn assert_residuals(what: &str, actual: &[f64], expected: &[f64]) {
 fn subject(overrides: &[&str]) -> (Subject, Vec<u32>, Vec<Vec<f64>>) {
     let mut subject = Subject::new(DeviceChoice::Cpu, overrides);
     let samples: Vec<u32> = (0..90).filter(|sample| sample % 7 != 3).collect();
-    let gradients = subject.survey(|engine, survey| {
-        let view = survey.last_layer(engine, &samples).unwrap();
+    let gradients = subject.grad_pass(|engine, pass| {
+        let view = pass.last_layer(engine, &samples).unwrap();
         explicit(engine, &view.gradients)
     });
     (subject, samples, gradients)
@@ -539,7 +539,7 @@ fn the_target_may_be_a_mean_over_draws() {
     assert_subset("batches", &actual, named.collect());
 }
 
-/// A selection with a target of two draws surveys twice: as the candidates are, then cropped, flipped and attacked anew.
+/// A selection with a target of two draws takes the gradients twice: as the candidates are, then cropped, flipped and attacked anew.
 #[test]
 fn further_draws_are_augmented_and_attacked_anew() {
     let (mut subject, samples, _) = subject(&[]);
@@ -547,11 +547,11 @@ fn further_draws_are_augmented_and_attacked_anew() {
     let twice = GradMatch { target_draws: 2, augment: Some(augment), ..method(AtomMode::PerSample, 0.0) };
     let actual = subject.select(&twice, &samples, &[], 30, None).unwrap();
     let labels = subject.labels(&samples);
-    let by_hand = subject.survey(|engine, survey| {
-        let first = survey.last_layer(engine, &samples).unwrap().gradients;
-        survey.augment = Some(augment);
-        survey.key.step = 1;
-        let second = survey.last_layer(engine, &samples).unwrap().gradients;
+    let by_hand = subject.grad_pass(|engine, pass| {
+        let first = pass.last_layer(engine, &samples).unwrap().gradients;
+        pass.augment = Some(augment);
+        pass.key.step = 1;
+        let second = pass.last_layer(engine, &samples).unwrap().gradients;
         assert_ne!(explicit(engine, &first), explicit(engine, &second));
         let candidates = Candidates {
             samples: &samples,

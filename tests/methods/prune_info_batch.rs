@@ -6,7 +6,7 @@ use secateur::philox::{Key, Purpose};
 use secateur::prune::{Candidates, InfoBatch, PruneError, Selection, Subset};
 
 use crate::common::SEED;
-use crate::common::survey::{Subject, fixture};
+use crate::common::grad_pass::{Subject, fixture};
 
 const COUNT: u32 = 80;
 
@@ -19,7 +19,7 @@ fn draws(losses: &[f32], prune_share: f64, epochs: u32) -> Vec<Subset> {
     let mut subject = Subject::new(DeviceChoice::Cpu, &[]);
     let (samples, labels) = (samples(), subject.labels(&samples()));
     let losses = subject.engine.upload("last losses", losses).unwrap();
-    subject.survey(|engine, survey| {
+    subject.grad_pass(|engine, pass| {
         let mut draw = |epoch| {
             let candidates = Candidates {
                 samples: &samples,
@@ -31,7 +31,7 @@ fn draws(losses: &[f32], prune_share: f64, epochs: u32) -> Vec<Subset> {
                 scores: None,
                 key: Key { seed: SEED, purpose: Purpose::Selection, epoch, step: 0 },
             };
-            InfoBatch { prune_share }.select(engine, &candidates, survey).unwrap()
+            InfoBatch { prune_share }.select(engine, &candidates, pass).unwrap()
         };
         (0..epochs).map(&mut draw).collect()
     })

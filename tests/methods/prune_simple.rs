@@ -9,11 +9,11 @@ use secateur::data::order::quotas;
 use secateur::engine::{DeviceChoice, WeightSet};
 use secateur::philox::Key;
 use secateur::prune::{
-    All, Candidates, PartlyRandom, PruneError, Random, Ranking, Score, Selection, Subset, TopK, Walk,
+    All, Candidates, PartlyRandom, PruneError, Random, RandomOnline, Ranking, Score, Selection, Subset, TopK,
 };
 use secateur::recipe::Recipe;
 
-use crate::common::survey::{DRAWS, Subject};
+use crate::common::grad_pass::{DRAWS, Subject};
 
 thread_local! {
     static SUBJECT: RefCell<Subject> = RefCell::new(Subject::new(DeviceChoice::Cpu, &[]));
@@ -48,12 +48,12 @@ fn select_in(
 ) -> Subset {
     SUBJECT.with_borrow_mut(|subject| {
         let losses = losses.map(|losses| subject.engine.upload("last losses", losses).unwrap());
-        subject.survey(|engine, survey| {
+        subject.grad_pass(|engine, pass| {
             let key = Key { epoch, ..DRAWS };
             let losses = losses.as_ref();
             let candidates =
                 Candidates { samples, labels, classes: 10, held_out: &[], budget, losses, scores: None, key };
-            selection.select(engine, &candidates, survey).unwrap()
+            selection.select(engine, &candidates, pass).unwrap()
         })
     })
 }
@@ -195,11 +195,11 @@ fn noise_favours_the_largest_and_changes_from_epoch_to_epoch() {
     assert!((13.0..18.0).contains(&upper), "{upper} of the upper half");
 }
 
-/// The subsets of a walk, selection by selection.
-fn walk(samples: &[u32], budget: usize, first: u32, every: u32, selections: u32) -> Vec<Subset> {
+/// The subsets of random-online, selection by selection.
+fn random_online(samples: &[u32], budget: usize, first: u32, every: u32, selections: u32) -> Vec<Subset> {
     SUBJECT.with_borrow_mut(|subject| {
         let labels = subject.labels(samples);
-        subject.survey(|engine, survey| {
+        subject.grad_pass(|engine, pass| {
             let mut at = |selection: u32| {
                 let candidates = Candidates {
                     samples,
@@ -211,7 +211,7 @@ fn walk(samples: &[u32], budget: usize, first: u32, every: u32, selections: u32)
                     scores: None,
                     key: Key { epoch: first + selection * every, ..DRAWS },
                 };
-                Walk { first, every }.select(engine, &candidates, survey).unwrap()
+                RandomOnline { first, every }.select(engine, &candidates, pass).unwrap()
             };
             (0..selections).map(&mut at).collect()
         })
@@ -224,7 +224,8 @@ fn a_walk_takes_every_sample_once_a_round() {
     for (count, budget) in [(90, 30), (90, 18), (90, 27), (80, 37), (7, 7), (5, 1)] {
         let samples: Vec<u32> = (0..count).map(|at| at % 90).collect();
         for (first, every) in [(0, 1), (3, 5)] {
-            let subsets = walk(&samples, budget, first, every, 2 * count.div_ceil(budget as u32) + 3);
+            let subsets =
+                random_online(&samples, budget, first, every, 2 * count.div_ceil(budget as u32) + 3);
             let mut times = vec![0usize; samples.len()];
             for (selection, subset) in subsets.iter().enumerate() {
                 assert_is_subset(subset, &samples, budget);
@@ -241,8 +242,8 @@ fn a_walk_takes_every_sample_once_a_round() {
     }
     // Not the first of the samples, and the same whenever it is asked.
     let samples: Vec<u32> = (0..90).collect();
-    assert_ne!(walk(&samples, 30, 0, 1, 1)[0].samples, samples[..30]);
-    assert_eq!(walk(&samples, 30, 0, 1, 3), walk(&samples, 30, 0, 1, 3));
+    assert_ne!(random_online(&samples, 30, 0, 1, 1)[0].samples, samples[..30]);
+    assert_eq!(random_online(&samples, 30, 0, 1, 3), random_online(&samples, 30, 0, 1, 3));
 }
 
 #[test]
@@ -292,7 +293,7 @@ fn mean_scores_rank_where_there_are_any() {
     let means: Vec<f32> = (0..20).map(|at| ((at * 7) % 20) as f32).collect();
     SUBJECT.with_borrow_mut(|subject| {
         let labels = subject.labels(&samples);
-        subject.survey(|engine, survey| {
+        subject.grad_pass(|engine, pass| {
             for score in [Score::El2n, Score::GraNd, Score::InputGradient] {
                 let candidates = Candidates {
                     samples: &samples,
@@ -304,8 +305,7 @@ fn mean_scores_rank_where_there_are_any() {
                     scores: Some(&means),
                     key: DRAWS,
                 };
-                let subset =
-                    Ranking { score, top_k: TopK::PLAIN }.select(engine, &candidates, survey).unwrap();
+                let subset = Ranking { score, top_k: TopK::PLAIN }.select(engine, &candidates, pass).unwrap();
                 let expected: Vec<u32> = (0..20).filter(|&at| means[at as usize] >= 15.0).collect();
                 assert_eq!(subset.samples, expected, "{score:?}");
             }
@@ -351,14 +351,14 @@ fn weights_that_are_no_numbers_are_an_error_and_no_subset() {
     }
 }
 
-/// Each score from its formula, in f64, from the parts that a survey gives.
+/// Each score from its formula, in f64, from the parts that a last-layer gradient pass gives.
 #[test]
 fn scores_are_those_of_their_papers() {
     let samples: Vec<u32> = (0..45).map(|place| 2 * place).collect();
     let mut subject = Subject::new(DeviceChoice::Cpu, &[]);
     let labels = subject.labels(&samples);
-    let (el2n, grand, losses, norms) = subject.survey(|engine, survey| {
-        let view = survey.last_layer(engine, &samples).unwrap();
+    let (el2n, grand, losses, norms) = subject.grad_pass(|engine, pass| {
+        let view = pass.last_layer(engine, &samples).unwrap();
         let logits = engine.read(view.adversarial_logits()).unwrap();
         let features = engine.read(&view.terms().1.features).unwrap();
         let width = features.len() / samples.len();
@@ -373,7 +373,7 @@ fn scores_are_those_of_their_papers() {
             scores.0.push(error);
             scores.1.push(error * (1.0 + square).sqrt());
         }
-        let norms = survey.input_gradient_norms(engine, &samples).unwrap();
+        let norms = pass.input_gradient_norms(engine, &samples).unwrap();
         let norms: Vec<f64> = engine.read(&norms).unwrap().iter().map(|&norm| -f64::from(norm)).collect();
         let losses: Vec<f64> = engine.read(&view.losses).unwrap().iter().map(|&loss| loss.into()).collect();
         (scores.0, scores.1, losses, norms)

@@ -113,15 +113,15 @@ fn assert_resumes_to_the_same_bits(set: &[&str]) {
                 if state.progress.step > 0 && selected.is_some_and(|epoch| epoch < state.progress.epoch) {
                     in_interval += 1;
                 }
-                let done = state.progress.epoch as usize == recipe.timeline().epochs();
+                let done = state.progress.epoch as usize == recipe.epoch_schedule().epochs();
                 in_selection += usize::from(state.progress.step == 0 && !done);
             }
             Err(error) => panic!("{error}"),
         }
     }
     println!("{in_selection} stops in a selection, {in_interval} in the middle of an interval");
-    let surveys = recipe.selection.attacks_candidates(true);
-    assert!(!surveys || in_selection > 0, "no stop in a selection");
+    let attacks = recipe.selection.attacks_candidates(true);
+    assert!(!attacks || in_selection > 0, "no stop in a selection");
     assert!(recipe.selection.every == 1 || in_interval > 0, "no stop in the middle of an interval");
     let last = |folder: &Path| fs::read(folder.join("last.safetensors")).unwrap();
     assert!(last(broken.path()) == last(whole.path()), "{set:?}: other weights");
@@ -182,7 +182,7 @@ fn a_broken_run_with_weights_resumes_to_the_same_bits() {
 }
 
 #[test]
-fn a_broken_run_that_surveys_resumes_to_the_same_bits() {
+fn a_broken_run_that_takes_last_layer_gradients_resumes_to_the_same_bits() {
     let set = [
         "objective.method=trades",
         "accelerate.method=bullet-train",
@@ -438,8 +438,8 @@ fn random_online_walks_through_all_samples() {
     let set = ["epochs=10", "attack.steps=0", "selection.method=random-online", "selection.fraction=0.25"];
     let recipe = recipe(&[&set[..], &["selection.warm_start=0.2"]].concat());
     run(&recipe, folder.path(), None).unwrap();
-    let warm = recipe.timeline().first_selection().unwrap() as u32;
-    assert_eq!((warm, recipe.timeline().epochs()), (1, 9));
+    let warm = recipe.epoch_schedule().first_selection().unwrap() as u32;
+    assert_eq!((warm, recipe.epoch_schedule().epochs()), (1, 9));
     for round in [warm + 1..warm + 5, warm + 5..warm + 9] {
         let mut all: Vec<u32> = round.flat_map(|epoch| chosen(folder.path(), epoch).0).collect();
         all.sort_unstable();
@@ -472,7 +472,7 @@ fn mean_scores_are_those_of_every_train_pass() {
             "checkpoint.keep=9",
         ];
         let recipe = recipe(&set);
-        assert_eq!((recipe.selection.every, recipe.timeline().first_selection()), (1, Some(1)));
+        assert_eq!((recipe.selection.every, recipe.epoch_schedule().first_selection()), (1, Some(1)));
         run(&recipe, folder.path(), None).unwrap();
         let state = |epoch: u32| {
             let name = checkpoint::name(epoch, 0);
@@ -524,7 +524,7 @@ fn mean_scores_are_those_of_every_train_pass() {
                     let score = if method == "el2n" { error } else { error * (1.0 + h).sqrt() };
                     scores[split.train.binary_search(sample).unwrap()].push(score);
                 }
-                by_hand.gradient(engine, &batch, None).unwrap();
+                by_hand.gradient(engine, &batch).unwrap();
                 engine
                     .step(&Sgd {
                         learning_rate: recipe.optimizer.learning_rate as f32,

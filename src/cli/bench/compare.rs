@@ -36,9 +36,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     if rows.is_empty() {
         bail!("{} and {} have no row in common", args.first.display(), args.second.display());
     }
-    for line in compare::lines(&rows) {
-        console.line(line);
-    }
+    console.lines(compare::lines(&rows));
     let slower = rows.iter().filter(|row| row.change == Change::Slower).count();
     if slower > 0 {
         bail!(CheckFailed(format!("{slower} of {} rows SLOWER", rows.len())));

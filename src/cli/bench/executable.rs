@@ -11,7 +11,7 @@ use super::super::interrupt::EXIT_INTERRUPTED;
 use super::super::{Interrupted, RunFailed, at};
 use crate::digest::sha256_of;
 use crate::engine::StopFlag;
-use crate::files::{limit, read};
+use crate::files::{if_there, limit, read};
 use crate::measure::document::Document;
 
 /// Between two looks at whether a run has ended; meanwhile this process sleeps and takes no time from it.
@@ -56,10 +56,7 @@ impl Executable {
         let what = format!("{} bench {}", self.name, arguments[0]);
         let (json, messages) = (folder.join("run.json"), folder.join("messages"));
         let failed = |why: String, code| RunFailed { what: format!("{what}: {why}"), code };
-        match fs::remove_file(&json) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => at(&json, Err(error))?,
-            _ => {}
-        }
+        at(&json, if_there(fs::remove_file(&json)))?;
         let mut command = Command::new(&self.path);
         command.arg("bench").args(arguments).arg("--json").arg(&json);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(at(&messages, File::create(&messages))?);

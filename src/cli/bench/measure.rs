@@ -12,7 +12,7 @@ use anyhow::bail;
 use regex::Regex;
 
 use super::super::console::Console;
-use super::super::{Interrupted, inputs, recipe_for};
+use super::super::{Interrupted, inputs, recipes_for};
 use super::options::{Caches, Sampling, Tables, filter};
 use crate::engine::{DeviceChoice, DeviceOptions, Record};
 use crate::measure::ceilings::Ceilings;
@@ -116,11 +116,7 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
             "--device cpu: the CPU engine launches no kernels; use --device emulated or cuda, or bench step"
         );
     }
-    let recipes = options
-        .recipe
-        .iter()
-        .map(|name| recipe_for(name, Some(options.width), Some(options.batch), &options.set))
-        .collect::<anyhow::Result<Vec<Recipe>>>()?;
+    let recipes = recipes_for(&options.recipe, options.width, options.batch, &options.set)?;
     let expected = |recipe: &&Recipe| kernels || options.filter.is_match(&row_name(kind, recipe));
     let recipes: Vec<&Recipe> = recipes.iter().filter(expected).collect();
     let Some(first) = recipes.first() else { bail!("--filter {}: matches no row", options.filter) };
@@ -142,9 +138,7 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
     let mut document =
         Document::new(&format!("bench {kind}"), &bench.engine, names, options.batch, &ceilings);
     document.images = bench.images().to_string();
-    for line in document.device_block() {
-        console.line(line);
-    }
+    console.lines(document.device_block());
     let mut all = Record::default();
     for recipe in recipes {
         if bench.recipe() != recipe {
@@ -193,9 +187,7 @@ pub fn measure(kind: &str, options: &Options, console: &Console) -> anyhow::Resu
         bail!("--filter {}: matches no row", options.filter);
     }
     document.kernels = profile::kernels(&all, &ceilings, &bench.engine.device().code);
-    for line in document.row_lines() {
-        console.line(line);
-    }
+    console.lines(document.row_lines());
     tables.finish(document)
 }
 

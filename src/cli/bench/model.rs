@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 
 use super::super::console::Console;
-use super::super::{inputs, recipe_for, write};
+use super::super::{inputs, recipes_for, write_json};
 use crate::measure::document::VERSION;
 use crate::measure::model::{Prediction, Roof, part_lines, predict, total_lines};
 use crate::measure::workload::{Bench, Work};
@@ -61,11 +61,7 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
-    let recipes = args
-        .recipe
-        .iter()
-        .map(|name| recipe_for(name, Some(args.width), Some(args.batch), &args.set))
-        .collect::<anyhow::Result<Vec<Recipe>>>()?;
+    let recipes = recipes_for(&args.recipe, args.width, args.batch, &args.set)?;
     let json_file = inputs(&args.recipe, None)?.may_write("--json", args.json.as_ref())?;
     let spec = match args.device_spec {
         Spec::H200 => Roof::H200,
@@ -85,14 +81,10 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     for prediction in &predictions {
         console.line("");
         console.line(&prediction.recipe);
-        for line in part_lines(prediction) {
-            console.line(line);
-        }
+        console.lines(part_lines(prediction));
     }
     console.line("");
-    for line in total_lines(&predictions) {
-        console.line(line);
-    }
+    console.lines(total_lines(&predictions));
     if let Some(file) = &json_file {
         let json = serde_json::json!({
             "secateur_measure": VERSION,
@@ -104,9 +96,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             "ceiling_bytes": roof.bytes,
             "steps": predictions,
         });
-        let mut bytes = serde_json::to_vec_pretty(&json)?;
-        bytes.push(b'\n');
-        write(file, &bytes)?;
+        write_json(file, &json)?;
     }
     Ok(())
 }

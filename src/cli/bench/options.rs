@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use regex::Regex;
 
-use super::super::write;
+use super::super::{write, write_json};
 use crate::files::{Files, Output};
 use crate::measure::document::{Document, Row};
 use crate::measure::harness::Rule;
@@ -73,7 +73,7 @@ impl Tables {
 
     fn write_json(&self, document: &Document) -> anyhow::Result<()> {
         let Some(json) = &self.json else { return Ok(()) };
-        write(json, &document.to_json()?)
+        write_json(json, document)
     }
 }
 

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use anyhow::bail;
 
 use super::super::console::Console;
-use super::super::{Interrupted, selection_failed};
+use super::super::{Interrupted, check_selection, method, method_overrides, selection_failed};
 use super::measure::Options;
 use super::options::Caches;
 use crate::measure::ceilings::Ceilings;
@@ -16,9 +16,8 @@ use crate::measure::document::{Document, Row};
 use crate::measure::harness::{Samples, sample};
 use crate::measure::selection::{Choice, Parts, counted, select};
 use crate::measure::workload::Cache;
-use crate::names::Named;
 use crate::progress::{ProgressSink, watch};
-use crate::prune::{PruneError, Scores, SelectionMethod};
+use crate::prune::{PruneError, SelectionMethod};
 use crate::recipe::Recipe;
 
 /// The recipes where none is named.
@@ -30,7 +29,7 @@ pub struct Args {
     #[command(flatten)]
     options: Options,
     /// How to choose, one row for each recipe and method [default: each recipe's selection.method]
-    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = method)]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = |name: &str| method(name, SelectionMethod::selects))]
     method: Vec<SelectionMethod>,
     /// Samples to choose from; CIFAR has 50,000
     #[arg(long, value_name = "N", default_value_t = 1280, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -52,13 +51,6 @@ const PARTS: [(&str, Part); 3] = [
     ("gradients", |parts| parts.gradients),
     ("algorithm", |parts| parts.algorithm),
 ];
-
-fn method(name: &str) -> Result<SelectionMethod, String> {
-    SelectionMethod::from_name(name).filter(|method| method.selects()).ok_or_else(|| {
-        let names = SelectionMethod::ALL.iter().filter(|(_, method)| method.selects());
-        format!("expected {}", names.map(|(name, _)| *name).collect::<Vec<_>>().join(", "))
-    })
-}
 
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     let options = &args.options;
@@ -95,9 +87,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     let names = options.recipe.iter().map(|name| name.to_string_lossy().into_owned()).collect();
     let mut document = Document::new("bench select", &bench.engine, names, options.batch, &ceilings);
     document.images = bench.images().to_string();
-    for line in document.device_block() {
-        console.line(line);
-    }
+    console.lines(document.device_block());
     for (name, recipe, choice) in &subjects {
         if bench.recipe() != recipe {
             // The old engine's memory first: two may not fit.
@@ -128,13 +118,11 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         tables.add(&mut document, rows)?;
         console.clear();
     }
-    for line in document.row_lines() {
-        console.line(line);
-    }
+    console.lines(document.row_lines());
     tables.finish(document)
 }
 
-/// The recipe with what the options change; when to select is of no matter here.
+/// The recipe with what the options change.
 fn recipe(args: &Args, name: &OsStr, method: Option<SelectionMethod>) -> anyhow::Result<Recipe> {
     let options = &args.options;
     let mut overrides = options.set.clone();
@@ -142,29 +130,14 @@ fn recipe(args: &Args, name: &OsStr, method: Option<SelectionMethod>) -> anyhow:
     if let Some(classes) = &args.classes {
         overrides.push(format!("data.set=cifar{}", if classes == "100" { "100" } else { "10" }));
     }
-    let mut has_fraction = true;
-    if let Some(method) = method {
-        overrides.push(format!("selection.method={method}"));
-        overrides.push(format!("selection.every={}", method.default_every(Scores::Accumulated)));
-        overrides.push("selection.warm_start=0".into());
-        has_fraction = method.has_fraction();
-        if !has_fraction {
-            overrides.push("selection.fraction=1".into());
-        }
-    }
+    overrides.extend(method.into_iter().flat_map(method_overrides));
+    let has_fraction = method.is_none_or(SelectionMethod::has_fraction);
     overrides
         .extend(args.fraction.filter(|_| has_fraction).map(|share| format!("selection.fraction={share:?}")));
     let recipe = Recipe::load(name, &overrides)?;
-    let selection = &recipe.selection;
-    if !selection.method.selects() {
-        let actual = selection.method;
-        bail!("recipe {}: selection.method = \"{actual}\" selects nothing; give --method", recipe.name);
-    }
     // Candidates have a last loss here, as after the first epoch.
-    match recipe.validate_attack_on_candidates(true) {
-        Ok(()) => Ok(recipe),
-        Err(refusal) => bail!("recipe {}: {refusal}", recipe.name),
-    }
+    check_selection(&recipe, SelectionMethod::selects, true)?;
+    Ok(recipe)
 }
 
 /// What makes two selections comparable, in words.

@@ -5,20 +5,21 @@
 //! `measure::selection_error`'s.
 
 use std::ffi::OsString;
-use std::io::ErrorKind;
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use super::super::console::Console;
-use super::super::{Interrupted, at, inputs, open_interruptible, or_set, selection_failed, weights_for};
+use super::super::{
+    Interrupted, at, claim, inputs, open_interruptible, or_set, resume_hint, selection_failed, weights_for,
+};
 use super::options::filter;
 use crate::data::DataSet;
 use crate::digest::sha256;
 use crate::engine::DeviceChoice;
-use crate::files::{Existing, Folder, limit};
+use crate::files::{self, Existing, Folder, limit};
 use crate::measure::selection_error::{RULES, Row, Rule, Subject, lines};
 use crate::progress::watch;
 use crate::recipe::Recipe;
@@ -28,8 +29,6 @@ use crate::train::{self, TrainError, TrainingRun, TrainingSetup};
 /// The version of the JSON.
 const VERSION: u32 = 1;
 const JSON: &str = "selection-error.json";
-/// Locked while the command works.
-const LOCK: &str = ".lock";
 const NETWORK: &str = "network";
 
 #[derive(clap::Args)]
@@ -118,14 +117,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         files.reads("--weights", weights)?;
     }
     let data = recipe.data.open(args.data.as_deref()).map_err(or_set)?;
-    at(&args.out, std::fs::create_dir_all(&args.out))?;
-    let out = at(&args.out, Folder::from(&args.out).hold())?;
-    let _lock = out.lock(LOCK).map_err(|error| match error.kind() {
-        ErrorKind::ResourceBusy => {
-            anyhow!("{}: {error} works in it; wait until it has ended", args.out.display())
-        }
-        _ => anyhow!("{}: {error}", args.out.join(LOCK).display()),
-    })?;
+    let (out, _lock) = claim(&args.out)?;
     console.catch_interrupts()?;
 
     let weights = match &args.weights {
@@ -160,7 +152,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         rows: known,
     };
     if missing {
-        let failed = |error| selection_failed(error, Some(resume_hint(args)));
+        let failed = |error| selection_failed(error, Some(resume_hint(&args.out)));
         let attacks = &mut watch(console, "attacks on the candidates".into());
         let mut subject =
             Subject::new(&mut engine, &recipe, &data, &split, args.draws, attacks).map_err(failed)?;
@@ -173,9 +165,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             document.rows.push(row);
             let place = |row: &Row| RULES.iter().position(|rule| rule.name == row.name);
             document.rows.sort_by_key(place);
-            let mut bytes = serde_json::to_vec_pretty(&document)?;
-            bytes.push(b'\n');
-            at(&args.out.join(JSON), out.write(JSON, &bytes, Existing::Replace))?;
+            at(&args.out.join(JSON), out.write(JSON, &files::json(&document), Existing::Replace))?;
         }
         console.clear();
     }
@@ -185,9 +175,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
          deviation over {draws} fresh draws and the selections of random rules"
     ));
     let shown: Vec<Row> = document.rows.into_iter().filter(|row| args.filter.is_match(&row.name)).collect();
-    for line in lines(&shown) {
-        console.line(line);
-    }
+    console.lines(lines(&shown));
     Ok(())
 }
 
@@ -206,13 +194,13 @@ fn trained(args: &Args, recipe: &Recipe, data: &DataSet, console: &Console) -> a
         console.line(format!(
             "{}: {} epochs on all samples, in {}",
             recipe.name,
-            recipe.timeline().epochs(),
+            recipe.epoch_schedule().epochs(),
             path.display()
         ));
         let mut engine = open_interruptible(args.device, train::network(recipe), recipe.batch, console)?;
         let setup = TrainingSetup { recipe, data, data_path: args.data.as_deref() };
         match TrainingRun::start_or_resume(&mut engine, setup, &path)?.run(console) {
-            Err(TrainError::Interrupted { .. }) => bail!(Interrupted(Some(resume_hint(args)))),
+            Err(TrainError::Interrupted { .. }) => bail!(Interrupted(Some(resume_hint(&args.out)))),
             done => done.map(drop)?,
         }
     }
@@ -234,9 +222,4 @@ fn known(out: &Folder, about: &About, device: &serde_json::Value) -> anyhow::Res
         );
     }
     Ok(found.rows)
-}
-
-/// How an interrupted command goes on.
-fn resume_hint(args: &Args) -> String {
-    format!("what is done is kept in {}; the same command goes on there", args.out.display())
 }

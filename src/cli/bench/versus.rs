@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::bail;
 
 use super::super::console::Console;
-use super::super::{CheckFailed, Interrupted, write};
+use super::super::{CheckFailed, Interrupted, write_json};
 use super::executable::Executable;
 use crate::clock;
 use crate::engine::StopFlag;
@@ -70,9 +70,7 @@ pub fn run(mut args: Args, console: &Console) -> anyhow::Result<()> {
     let stop = console.catch_interrupts()?;
     let record = alternate(&args, [&first, &second], stop, console)?;
 
-    for line in compare::lines(record.rows.iter().map(|row| &row.compared)) {
-        console.line(line);
-    }
+    console.lines(compare::lines(record.rows.iter().map(|row| &row.compared)));
     for row in &record.rows {
         if let Some(unmet) = &row.unmet {
             console.line(format!("{}: {}: {unmet}", row.compared.name, record.ended));
@@ -80,9 +78,7 @@ pub fn run(mut args: Args, console: &Console) -> anyhow::Result<()> {
     }
     console.line(format!("{} rounds in {:.0} s", record.rounds, record.seconds));
     if let Some(json) = &json {
-        let mut bytes = serde_json::to_vec_pretty(&record)?;
-        bytes.push(b'\n');
-        write(json, &bytes)?;
+        write_json(json, &record)?;
     }
     if record.ended == INTERRUPTED {
         bail!(Interrupted(None));
@@ -143,7 +139,7 @@ fn alternate(
         let record = record.get_or_insert_with(|| begun(args, sides, &both, started, console));
         record.rounds = round + 1;
         record.seconds = begin.elapsed().as_secs_f64();
-        record.rows = rounds.judge(args.tolerance);
+        record.rows = rounds.results(args.tolerance);
         console.at(round + 1);
         if record.rows.iter().all(|row| row.unmet.is_none()) {
             record.ended = "every interval is narrow enough".into();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{anyhow, bail};
 
 use super::console::Console;
-use super::{CheckFailed, Interrupted, inputs, open_interruptible, radius, write};
+use super::{CheckFailed, Interrupted, inputs, open_interruptible, radius, write, write_json};
 use crate::config::Fraction;
 use crate::engine::DeviceChoice;
 use crate::evaluate::{EvaluatedImages, Evaluation, EvaluationPlan, IMAGES_SUFFIX, Part, Protocol, sanity};
@@ -160,9 +160,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     }
     if let Some(out) = out.as_ref().filter(|_| !evaluation.finished().is_empty()) {
         let report = report::report(&weights, &evaluation, &warnings);
-        let mut bytes = serde_json::to_vec_pretty(&report)?;
-        bytes.push(b'\n');
-        write(out, &bytes)?;
+        write_json(out, &report)?;
     }
     if !complete {
         let hint = |state: Place| {

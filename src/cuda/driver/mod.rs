@@ -177,33 +177,22 @@ pub fn launch<P: bytemuck::Pod>(
     params: &P,
     cost: Cost,
 ) -> Result<()> {
-    if size_of::<P>() != kernel.params_bytes() {
-        return Err(Error::Kernel {
-            kernel: kernel.name().into(),
-            message: format!(
-                "parameter struct of {} bytes, the kernel has one of {}: the Rust and C++ structs differ",
-                size_of::<P>(),
-                kernel.params_bytes()
-            ),
-        });
+    let refused = |message| Err(Error::Kernel { kernel: kernel.name().into(), message });
+    let (actual, expected) = (size_of::<P>(), kernel.params_bytes());
+    if actual != expected {
+        return refused(format!(
+            "parameter struct of {actual} bytes, the kernel has one of {expected}: the Rust and C++ structs differ"
+        ));
     }
     if grid[1] > 65535 || grid[2] > 65535 || grid[0] > i32::MAX as u32 {
-        return Err(Error::Kernel {
-            kernel: kernel.name().into(),
-            message: format!("grid {grid:?}, the limits are {}, 65535 and 65535", i32::MAX),
-        });
+        return refused(format!("grid {grid:?}, the limits are {}, 65535 and 65535", i32::MAX));
     }
     if grid.contains(&0) {
         return Ok(());
     }
-    if !grid[0].is_multiple_of(kernel.cluster_blocks()) {
-        return Err(Error::Kernel {
-            kernel: kernel.name().into(),
-            message: format!(
-                "grid {grid:?}, expected x a multiple of the {} blocks of a cluster",
-                kernel.cluster_blocks()
-            ),
-        });
+    let blocks = kernel.cluster_blocks();
+    if !grid[0].is_multiple_of(blocks) {
+        return refused(format!("grid {grid:?}, expected x a multiple of the {blocks} blocks of a cluster"));
     }
     let _range = nvtx::Range::new(kernel.name());
     driver.launch(kernel, grid, bytemuck::bytes_of(params), cost)

@@ -1,4 +1,4 @@
-//! NVTX ranges: named stretches of a thread's time that Nsight Systems and Nsight Compute show beside the kernels.
+//! NVTX ranges: named stretches of a thread's time that Nsight Systems and Nsight Compute show next to the kernels.
 //!
 //! NVTX has no library to link with. A tool names its own in NVTX_INJECTION64_PATH; the program loads it, calls its
 //! `InitializeInjectionNvtx2` with a function that returns tables of slots, and the tool writes its callbacks into
@@ -84,7 +84,7 @@ extern "C" fn export_table(number: u32) -> *const c_void {
     }
 }
 
-/// Answers 1 and the slots of a module, or 0 for a module that there is not.
+/// Returns 1 and the slots of a module, or 0 for a module that there is not.
 ///
 /// # Safety
 /// `table` and `size` are null or may be written to.
@@ -125,7 +125,7 @@ fn attach(path: &std::ffi::OsStr) -> bool {
     let Ok(initialize) = (unsafe { library.get::<Initialize>(b"InitializeInjectionNvtx2\0") }) else {
         return false;
     };
-    // SAFETY: as above; `export_table` and what it answers live as long as the program.
+    // SAFETY: as above; `export_table` and what it returns live as long as the program.
     let done = unsafe { initialize(export_table) } != 0;
     if done {
         // Its callbacks are in the slots from here on: it may never be unloaded.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 
 use crate::engine::{Error, Result};
+use crate::names::{Named, named};
 
 /// How the launches of a device are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,48 +49,20 @@ impl DeviceOptions {
     }
 }
 
-/// A group of kernels on wgmma that can be switched off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WgmmaSwitch {
-    /// All of them.
-    All,
-    Forward,
-    InputGradient,
-    WeightGradient,
-    /// The blocks of forward convolutions and input gradients.
-    Resident,
-    Block128x256,
-    Block64x512,
-    Block64x256,
-    Split,
-}
-
-impl WgmmaSwitch {
-    pub const ALL: [Self; 9] = [
-        Self::All,
-        Self::Forward,
-        Self::InputGradient,
-        Self::WeightGradient,
-        Self::Resident,
-        Self::Block128x256,
-        Self::Block64x512,
-        Self::Block64x256,
-        Self::Split,
-    ];
-
-    /// As SECATEUR_WGMMA has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::All => "off",
-            Self::Forward => "forward",
-            Self::InputGradient => "input-gradient",
-            Self::WeightGradient => "weight-gradient",
-            Self::Resident => "resident",
-            Self::Block128x256 => "128x256",
-            Self::Block64x512 => "64x512",
-            Self::Block64x256 => "64x256",
-            Self::Split => "split",
-        }
+named! {
+    /// A group of kernels on wgmma that can be switched off, as SECATEUR_WGMMA names it.
+    pub enum WgmmaSwitch {
+        /// All of them.
+        All = "off",
+        Forward = "forward",
+        InputGradient = "input-gradient",
+        WeightGradient = "weight-gradient",
+        /// The blocks of forward convolutions and input gradients.
+        Resident = "resident",
+        Block128x256 = "128x256",
+        Block64x512 = "64x512",
+        Block64x256 = "64x256",
+        Split = "split",
     }
 }
 
@@ -115,9 +88,8 @@ impl WgmmaOff {
             return Ok(Self::NONE);
         }
         list.split(',').try_fold(Self::NONE, |off, name| {
-            let known = WgmmaSwitch::ALL.into_iter().find(|switch| switch.name() == name.trim());
-            known.map(|switch| off.with(switch)).ok_or_else(|| {
-                let names = WgmmaSwitch::ALL.map(WgmmaSwitch::name).join(", ");
+            WgmmaSwitch::from_name(name.trim()).map(|switch| off.with(switch)).ok_or_else(|| {
+                let names = WgmmaSwitch::ALL.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
                 Error::Setting(format!(
                     "SECATEUR_WGMMA={list}: '{}' is none of {names}; expected some of them with commas between, or on",
                     name.trim()
@@ -138,8 +110,8 @@ impl WgmmaOff {
 
     /// What is off, by name.
     pub fn names(self) -> Vec<&'static str> {
-        let named = |switch: &WgmmaSwitch| self.0 & (1 << *switch as u16) != 0;
-        WgmmaSwitch::ALL.into_iter().filter(named).map(WgmmaSwitch::name).collect()
+        let off = WgmmaSwitch::ALL.iter().filter(|(_, switch)| self.0 & (1 << *switch as u16) != 0);
+        off.map(|(name, _)| *name).collect()
     }
 }
 
@@ -161,7 +133,7 @@ mod tests {
         let off = WgmmaOff::parse("split, forward").unwrap();
         assert_eq!(off.names(), ["forward", "split"]);
         assert!(off.has(WgmmaSwitch::Forward) && !off.has(WgmmaSwitch::InputGradient));
-        for switch in WgmmaSwitch::ALL {
+        for &(_, switch) in WgmmaSwitch::ALL {
             assert_eq!(WgmmaOff::parse(switch.name()).unwrap().names(), [switch.name()]);
             assert!(WgmmaOff::parse("off").unwrap().has(switch));
         }

@@ -113,7 +113,7 @@ impl Recording {
         Ok(record)
     }
 
-    /// Makes launch number `at` of the last replayable record again, `times` times back to back, and answers the seconds of
+    /// Makes launch number `at` of the last replayable record again, `times` times back to back, and returns the seconds of
     /// all of them; where `cold`, every cache is overwritten first, outside of that time. What the kernel reads and writes is
     /// what the work left behind: the results mean nothing, and sums that it adds to grow.
     ///

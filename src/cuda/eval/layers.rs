@@ -5,9 +5,10 @@
 //! of what lies inside the stage. Each image's results are the same bits in any chunk.
 
 use super::{Ascent, EvalPass};
+use crate::cuda::driver::nvtx::Range;
 use crate::cuda::driver::{Address, Driver};
 use crate::cuda::launch::conv::{
-    self, ConvShape, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue, Reduction,
+    self, ConvShape, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue, Product, Reduction,
 };
 use crate::cuda::launch::head::{self, HeadAscentParams, HeadBackwardParams, HeadForwardParams};
 use crate::cuda::layout::{self, Layout};
@@ -46,10 +47,11 @@ pub struct EvalLaunches<'a> {
 }
 
 impl EvalLaunches<'_> {
-    /// The last activation for the packed images, every mask, and where asked for the logits.
-    pub fn forward(self, packed: Address, logits: Option<Address>) -> Result<()> {
+    /// The last activation for the packed images, every mask, and where asked for the logits (`images x classes`).
+    pub fn forward(self, logits: Option<Address>) -> Result<()> {
+        let _range = Range::new("forward");
         let (layers, first) = (&self.layout().layers, self.layout().network.first_stage());
-        let on = |chunk| EvalForward { of: OnChunk { all: self, chunk }, packed, logits };
+        let on = |chunk| EvalForward { of: OnChunk { all: self, chunk }, logits };
         for chunk in self.chunks() {
             pass::forward(layers, first.clone(), &mut on(chunk))?;
         }
@@ -58,6 +60,7 @@ impl EvalLaunches<'_> {
 
     /// From the last activation or the gradient of the logits to the image.
     pub fn backward(self, start: Start, image: &ImageEpilogue) -> Result<()> {
+        let _range = Range::new("backward");
         let (layers, first) = (&self.layout().layers, self.layout().network.first_stage());
         let on = |chunk| EvalBackward { of: OnChunk { all: self, chunk }, start, image };
         pass::backward(layers, first.end..layers.len(), &mut on(self.whole()))?;
@@ -121,17 +124,10 @@ impl OnChunk<'_> {
         address.offset::<u16>(before * layout.activation_len(layer.index))
     }
 
-    fn convolve(&self, at: usize, input: Address, epilogue: &ForwardEpilogue, output: Address) -> Result<()> {
+    fn convolve(&self, at: usize, from: Address, epilogue: &ForwardEpilogue, to: Address) -> Result<()> {
         self.driver().layer(Some(at));
-        conv::forward(
-            self.driver(),
-            self.all.reduction,
-            &self.shape(at),
-            input,
-            self.weights(at),
-            epilogue,
-            output,
-        )
+        let product = Product { shape: &self.shape(at), from, weights: self.weights(at), to };
+        conv::forward(self.driver(), self.all.reduction, product, epilogue)
     }
 
     fn gradient(
@@ -142,21 +138,13 @@ impl OnChunk<'_> {
         to: Address,
     ) -> Result<()> {
         self.driver().layer(Some(at));
-        conv::input_gradient(
-            self.driver(),
-            self.all.reduction,
-            &self.shape(at),
-            from,
-            self.weights(at),
-            epilogue,
-            to,
-        )
+        let product = Product { shape: &self.shape(at), from, weights: self.weights(at), to };
+        conv::input_gradient(self.driver(), self.all.reduction, product, epilogue)
     }
 }
 
 struct EvalForward<'a> {
     of: OnChunk<'a>,
-    packed: Address,
     logits: Option<Address>,
 }
 
@@ -178,8 +166,8 @@ impl Forward for EvalForward<'_> {
         let input = match layer.input {
             Some(input) => of.activation(input),
             None => {
-                let before = of.chunk.first;
-                self.packed.offset::<u16>(layout::shape(of.all.layout(), layer.conv, before).input_len())
+                let before = layout::shape(of.all.layout(), layer.conv, of.chunk.first);
+                of.all.pass.packed.address().offset::<u16>(before.input_len())
             }
         };
         let residual = match layer.residual {
@@ -201,7 +189,7 @@ impl Forward for EvalForward<'_> {
             activation: of.activation(of.all.layout().layers.len() - 1),
             weight: of.all.linear.0,
             bias: of.all.linear.1,
-            pooled: of.all.pass.pooled.address(),
+            pooled: of.all.pass.features.address(),
             logits,
             features: network.features() as u32,
             classes: network.classes as u32,

@@ -1,7 +1,7 @@
 //! BatchNorm: `kernels/norm/`.
 //!
 //! A batch of the train pass may be several sets of as many images, one after the other, each with statistics of its own. Where
-//! nothing but the grid depends on how many they are, the launch takes their number beside the parameters.
+//! nothing but the grid depends on how many they are, the launch takes their number next to the parameters.
 
 use super::{BF16, Cost, F32, require, run};
 use crate::cuda::driver::{Address, Driver, Kernel, launch};

@@ -1,9 +1,9 @@
 //! What a train pass launches for each layer, both ways.
 
-use super::{TrainPass, Wanted};
+use super::{BackwardRequest, TrainPass};
 use crate::cuda::driver::{Address, Buffer, Driver};
 use crate::cuda::launch::conv::{
-    self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Reduction, SetStatistics,
+    self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Product, Reduction, SetStatistics,
 };
 use crate::cuda::launch::head::{self, HeadBackwardParams, HeadForwardParams, HeadWeightGradientParams};
 use crate::cuda::launch::norm::{
@@ -79,17 +79,10 @@ impl TrainLaunches<'_> {
         for set in 0..launches {
             let partials = partials.offset::<f32>(set * tiles * 2 * channels);
             let epilogue = ForwardEpilogue::Statistics { partials };
-            let input = self.input(input).offset::<u16>(set * shape.input_len());
-            let output = output.offset::<u16>(set * shape.output_len());
-            conv::forward(
-                self.driver(),
-                Reduction::Split,
-                &shape,
-                input,
-                self.weights(at),
-                &epilogue,
-                output,
-            )?;
+            let from = self.input(input).offset::<u16>(set * shape.input_len());
+            let to = output.offset::<u16>(set * shape.output_len());
+            let product = Product { shape: &shape, from, weights: self.weights(at), to };
+            conv::forward(self.driver(), Reduction::Split, product, &epilogue)?;
         }
         let params = StatisticsParams {
             partials,
@@ -156,15 +149,8 @@ impl TrainLaunches<'_> {
     fn input_gradient(&self, at: usize, epilogue: &InputGradientEpilogue, to: &Buffer) -> Result<()> {
         self.driver().layer(Some(at));
         let (from, to) = (self.scratch.convolution.address(), to.address());
-        conv::input_gradient(
-            self.driver(),
-            Reduction::Split,
-            &self.shape(at),
-            from,
-            self.weights(at),
-            epilogue,
-            to,
-        )
+        let product = Product { shape: &self.shape(at), from, weights: self.weights(at), to };
+        conv::input_gradient(self.driver(), Reduction::Split, product, epilogue)
     }
 }
 
@@ -220,7 +206,7 @@ impl Forward for TrainForward<'_> {
                 activation: with.input(Some(last)).offset::<u16>(set * activation),
                 weight,
                 bias,
-                pooled: with.pass.pooled.address().offset::<f32>(set * pooled),
+                pooled: with.pass.features.address().offset::<f32>(set * pooled),
                 logits: *logits,
                 features: network.features() as u32,
                 classes: network.classes as u32,
@@ -235,7 +221,7 @@ pub struct TrainBackward<'a> {
     pub with: TrainLaunches<'a>,
     /// Of each set.
     pub logit_gradients: &'a [Address],
-    pub expected: &'a Wanted,
+    pub expected: &'a BackwardRequest,
 }
 
 impl Backward for TrainBackward<'_> {
@@ -251,7 +237,7 @@ impl Backward for TrainBackward<'_> {
             if let Some(accumulate) = self.expected.parameters {
                 let params = HeadWeightGradientParams {
                     logit_gradient,
-                    pooled: with.pass.pooled.address().offset::<f32>(set * pooled),
+                    pooled: with.pass.features.address().offset::<f32>(set * pooled),
                     weight_gradient: with.gradient(layout.linear_weight),
                     bias_gradient: with.gradient(layout.linear_bias),
                     batch: with.batch as u32,

@@ -19,13 +19,13 @@ use super::launch::conv::ImageEpilogue;
 use super::layout;
 use super::parameters::Parameters;
 use super::scratch::Scratch;
-use crate::engine::{Error, Result};
+use crate::engine::Result;
 use crate::model::pass;
 use layers::{TrainBackward, TrainForward, TrainLaunches};
 
 /// What a backward pass computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Wanted {
+pub struct BackwardRequest {
     /// Parameter gradients; `Some(true)` adds them to those already there.
     pub parameters: Option<bool>,
     /// The image's gradient or what is made of it.
@@ -41,7 +41,7 @@ pub struct PassKey {
     /// Of each set the images and the logits of a forward pass, or the gradients of the logits.
     operands: Vec<Address>,
     /// What a backward pass computes.
-    expected: Option<Wanted>,
+    expected: Option<BackwardRequest>,
 }
 
 /// The activation of a layer, and which of its elements are positive.
@@ -71,9 +71,8 @@ pub struct TrainPass {
     statistics: Buffer,
     /// One a layer.
     activations: Vec<Activation>,
-    pooled: Buffer,
-    /// Images of each set in the last forward pass.
-    batch: Option<usize>,
+    /// What the last layer saw in the last forward pass: f32, `sets x batch x features`.
+    pub features: Buffer,
 }
 
 impl TrainPass {
@@ -96,21 +95,15 @@ impl TrainPass {
                 .collect::<Result<_>>()?,
             statistics: buffer("batch statistics", sets * layout.channels * 4 * 4)?,
             activations: (0..layout.layers.len()).map(activation).collect::<Result<_>>()?,
-            pooled: buffer("train features", images * layout.network.features() * 4)?,
+            features: buffer("train features", images * layout.network.features() * 4)?,
             driver: driver.clone(),
             sets,
-            batch: None,
         })
-    }
-
-    /// Images of each set in the last forward pass, and what its last layer saw: f32, `sets x batch x features`.
-    pub fn features(&self) -> Option<(usize, Address)> {
-        self.batch.map(|batch| (batch, self.pooled.address()))
     }
 
     /// For each set the logits (`batch x classes`) of its images; updates the running statistics, by one set after another.
     pub fn forward(
-        &mut self,
+        &self,
         graphs: &mut Graphs<PassKey>,
         parameters: &Parameters,
         scratch: &Scratch,
@@ -119,33 +112,21 @@ impl TrainPass {
         logits: &[Address],
     ) -> Result<()> {
         let _range = Range::new("forward");
-        self.batch = None;
         let key = self.key(batch, [images, logits].concat(), None);
-        graphs.run(&*self.driver, key, || self.launch_forward(parameters, scratch, batch, images, logits))?;
-        self.batch = Some(batch);
-        Ok(())
+        graphs.run(&*self.driver, key, || {
+            let set_len = layout::shape(&parameters.layout, 0, batch).input_len();
+            for (set, images) in images.iter().enumerate() {
+                let packed = self.packed.address().offset::<u16>(set * set_len);
+                attack::image_pack(&*self.driver, batch, *images, packed)?;
+            }
+            let layers = &parameters.layout.layers;
+            let with = TrainLaunches { pass: self, parameters, scratch, batch };
+            pass::forward(layers, 0..layers.len(), &mut TrainForward { with, logits })
+        })
     }
 
-    fn key(&self, batch: usize, operands: Vec<Address>, expected: Option<Wanted>) -> PassKey {
+    fn key(&self, batch: usize, operands: Vec<Address>, expected: Option<BackwardRequest>) -> PassKey {
         PassKey { pass: self.packed.address(), batch, operands, expected }
-    }
-
-    fn launch_forward(
-        &self,
-        parameters: &Parameters,
-        scratch: &Scratch,
-        batch: usize,
-        images: &[Address],
-        logits: &[Address],
-    ) -> Result<()> {
-        let set_len = layout::shape(&parameters.layout, 0, batch).input_len();
-        for (set, images) in images.iter().enumerate() {
-            let packed = self.packed.address().offset::<u16>(set * set_len);
-            attack::image_pack(&*self.driver, batch, *images, packed)?;
-        }
-        let layers = &parameters.layout.layers;
-        let with = TrainLaunches { pass: self, parameters, scratch, batch };
-        pass::forward(layers, 0..layers.len(), &mut TrainForward { with, logits })
     }
 
     /// From the gradients of the logits of the last forward pass, one for each set, to whatever is wanted, over all sets.
@@ -156,33 +137,16 @@ impl TrainPass {
         scratch: &Scratch,
         batch: usize,
         logit_gradients: &[Address],
-        expected: &Wanted,
+        expected: &BackwardRequest,
     ) -> Result<()> {
-        if self.batch != Some(batch) {
-            let of = self.batch.map_or("none".into(), |batch| format!("one of {batch} images"));
-            return Err(Error::Invalid(format!(
-                "gradients of {batch} images in a train pass: the last forward pass was {of}"
-            )));
-        }
         let _range = Range::new("backward");
         let key = self.key(batch, logit_gradients.to_vec(), Some(*expected));
         graphs.run(&*self.driver, key, || {
-            self.launch_backward(parameters, scratch, batch, logit_gradients, expected)
+            let layers = &parameters.layout.layers;
+            let with = TrainLaunches { pass: self, parameters, scratch, batch };
+            pass::backward(layers, 0..layers.len(), &mut TrainBackward { with, logit_gradients, expected })?;
+            self.driver.layer(None);
+            Ok(())
         })
-    }
-
-    fn launch_backward(
-        &self,
-        parameters: &Parameters,
-        scratch: &Scratch,
-        batch: usize,
-        logit_gradients: &[Address],
-        expected: &Wanted,
-    ) -> Result<()> {
-        let layers = &parameters.layout.layers;
-        let with = TrainLaunches { pass: self, parameters, scratch, batch };
-        pass::backward(layers, 0..layers.len(), &mut TrainBackward { with, logit_gradients, expected })?;
-        self.driver.layer(None);
-        Ok(())
     }
 }

@@ -58,7 +58,7 @@ pub struct Cost {
 impl Cost {
     /// The cost of the epochs of a recipe.
     pub fn of_epochs(recipe: &Recipe, epochs: impl IntoIterator<Item = EpochWork>) -> Self {
-        let (prices, timeline) = (Prices::of_recipe(recipe), recipe.timeline());
+        let (prices, epoch_schedule) = (Prices::of_recipe(recipe), recipe.epoch_schedule());
         let mut cost = Self::default();
         for epoch in epochs {
             let attack = prices.attack(epoch.steps, epoch.attacked);
@@ -66,7 +66,7 @@ impl Cost {
             cost.images += epoch.images;
             cost.attack_steps += epoch.images * epoch.steps;
             cost.attack_passes += epoch.images * attack;
-            let gradients = recipe.objective.gradients(timeline.schedule_epoch(epoch.epoch));
+            let gradients = recipe.objective.gradients(epoch_schedule.schedule_epoch(epoch.epoch));
             cost.train_passes += epoch.images * prices.train * gradients as f64;
             if epoch.selects {
                 cost.selections += 1;
@@ -79,7 +79,7 @@ impl Cost {
     /// What a recipe will cost: the steps of an acceleration and the samples that a selection keeps by itself are those of
     /// their rows, everything else is known.
     pub fn predicted(recipe: &Recipe) -> Self {
-        let (timeline, attack) = (recipe.timeline(), recipe.full_attack());
+        let (epoch_schedule, attack) = (recipe.epoch_schedule(), recipe.full_attack());
         let step_share = recipe.accelerate.method.row().step_share;
         let samples = recipe.data.training_samples();
         let subset = match recipe.selection.method.row().coverage {
@@ -87,8 +87,8 @@ impl Cost {
             Coverage::Fraction => recipe.selection.budget(samples) as f64,
             Coverage::Own { share, .. } => samples as f64 * share(&recipe.selection),
         };
-        let epochs = (0..timeline.epochs() as u32).map(|epoch| {
-            let stage = timeline.stage(epoch);
+        let epochs = (0..epoch_schedule.epochs() as u32).map(|epoch| {
+            let stage = epoch_schedule.stage(epoch);
             let steps = match recipe.objective.method.row().attack {
                 AttackKind::None => 0.0,
                 AttackKind::Steps { .. } => attack.at(epoch).steps as f64,

@@ -1,7 +1,7 @@
 //! What a table holds: a row a recipe or control, its runs, their figures as means and deviations over the seeds; its JSON.
 //!
 //! Seconds are those of the runs' own `metrics.jsonl`. What a run costs is attack, train and select; evaluation is
-//! shown beside them and counts for nothing. The JSON is one [`Document`]; unknown keys are to be ignored, and keys are
+//! shown next to them and counts for nothing. The JSON is one [`Document`]; unknown keys are to be ignored, and keys are
 //! changed or taken away only with another `secateur_speedup`.
 
 use serde::{Deserialize, Serialize};
@@ -48,7 +48,7 @@ pub struct Accuracy {
     pub total: usize,
 }
 
-/// One finished and judged run.
+/// One finished and evaluated run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Run {
     pub seed: u64,
@@ -114,7 +114,7 @@ pub struct Document {
     pub threads: usize,
     pub seeds: Vec<u64>,
     pub protocols: Vec<String>,
-    /// Test images that were judged.
+    /// Test images that were evaluated.
     pub samples: Option<usize>,
     pub rows: Vec<Row>,
     /// What the predictions take for granted.
@@ -130,17 +130,10 @@ impl Run {
         folder: String,
         metrics: &[EpochMetrics],
         best_epoch: Option<u32>,
-        judged: &[TestAccuracy],
+        tested: &[TestAccuracy],
     ) -> Self {
         let mut seconds = Seconds::default();
-        for epoch in metrics {
-            seconds += Seconds {
-                attack: epoch.seconds_attack,
-                train: epoch.seconds_train,
-                select: epoch.seconds_select,
-                evaluate: epoch.seconds_evaluate,
-            };
-        }
+        metrics.iter().for_each(|epoch| seconds += epoch.seconds());
         let accuracy = |row: &TestAccuracy| Accuracy {
             weights: row.weights.into(),
             protocol: row.protocol.clone(),
@@ -152,10 +145,10 @@ impl Run {
             seed: recipe.seed,
             folder,
             seconds,
-            seconds_test: judged.iter().map(|row| row.seconds).sum(),
+            seconds_test: tested.iter().map(|row| row.seconds).sum(),
             cost: Cost::measured(recipe, metrics),
             best_epoch,
-            accuracies: judged.iter().map(accuracy).collect(),
+            accuracies: tested.iter().map(accuracy).collect(),
             speed_up: None,
             speed_up_by_passes: None,
         }
@@ -228,12 +221,5 @@ impl Document {
             assumptions,
             notes,
         }
-    }
-
-    /// JSON, ended by a line break.
-    pub fn to_json(&self) -> anyhow::Result<Vec<u8>> {
-        let mut bytes = serde_json::to_vec_pretty(self)?;
-        bytes.push(b'\n');
-        Ok(bytes)
     }
 }

@@ -58,33 +58,28 @@ struct Candidate {
 impl RunEvaluator<'_> {
     /// The accuracies, those of `best` first, where the folder holds them all; then they are the run's results from now on.
     pub fn known(&self) -> Result<Option<Vec<TestAccuracy>>> {
-        let mut rows = Vec::new();
-        let candidates = self.candidates()?;
-        for candidate in &candidates {
-            for protocol in self.protocols {
-                match self.finished(candidate, &candidates, protocol)? {
-                    Some(finished) => {
-                        rows.push(TestAccuracy::new(candidate.label, candidate.epoch, &finished))
-                    }
-                    None => return Ok(None),
-                }
-            }
-        }
-        self.record(&rows)?;
-        Ok(Some(rows))
+        self.accuracies(&mut |_, _| Ok(None))
     }
 
     /// Measures the accuracies that are missing, and writes all into the run's `result.json`; `None` where the user asked to stop.
     pub fn evaluate(&self, engine: &mut Engine) -> Result<Option<Vec<TestAccuracy>>> {
         let folder = self.folder.judged();
         folder.create().map_err(|source| StateError::Io { path: folder.path().into(), source })?;
+        self.accuracies(&mut |candidate, protocol| self.measure(engine, candidate, protocol))
+    }
+
+    /// All accuracies, those that are missing by `measure`; `None` where it gives none.
+    fn accuracies(
+        &self,
+        measure: &mut dyn FnMut(&Candidate, &Protocol) -> Result<Option<Finished>>,
+    ) -> Result<Option<Vec<TestAccuracy>>> {
         let candidates = self.candidates()?;
         let mut rows = Vec::new();
         for candidate in &candidates {
             for protocol in self.protocols {
                 let finished = match self.finished(candidate, &candidates, protocol)? {
                     Some(finished) => Some(finished),
-                    None => self.measure(engine, candidate, protocol)?,
+                    None => measure(candidate, protocol)?,
                 };
                 let Some(finished) = finished else { return Ok(None) };
                 rows.push(TestAccuracy::new(candidate.label, candidate.epoch, &finished));
@@ -105,7 +100,7 @@ impl RunEvaluator<'_> {
     /// Best weights first, where the run validated; then the last ones.
     fn candidates(&self) -> Result<Vec<Candidate>> {
         let best = self.result()?["best"]["epoch"].as_u64();
-        let last = self.recipe.timeline().epochs() as u32;
+        let last = self.recipe.epoch_schedule().epochs() as u32;
         let candidate = |(label, epoch): (&'static str, u32)| {
             let name = format!("{label}.safetensors");
             let path = self.folder.path().join(&name);

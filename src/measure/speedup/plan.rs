@@ -1,6 +1,6 @@
 //! Which runs a speed-up table needs: the recipes, and the controls without which their figures would say nothing.
 //!
-//! | row | what it is, beside the recipe it controls |
+//! | row | what it is, next to the recipe it controls |
 //! |---|---|
 //! | `full` | without selection and acceleration: what every speed-up is counted against |
 //! | `short` | all samples, for the share of the epochs that the subsets are of the samples, under the same learning-rate shape |

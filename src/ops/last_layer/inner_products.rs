@@ -31,8 +31,6 @@ pub struct GradientSquares<'a> {
 }
 
 impl Op for GradientColumn<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         if self.sample >= self.gradients.len {
             return Err(Error::Invalid(format!("gradient {} of {}", self.sample, self.gradients.len)));
@@ -53,8 +51,6 @@ impl Op for GradientColumn<'_> {
 }
 
 impl Op for GradientSquares<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         self.gradients.check(operands)?;
         operands.writes(self.squares, self.gradients.len)

@@ -38,8 +38,6 @@ pub struct StepLogits<'a> {
 }
 
 impl Op for GradientProducts<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         self.gradients.check(operands)?;
         operands.reads(self.vector, vector_len(operands.network()))?;
@@ -77,8 +75,6 @@ impl Op for GradientProducts<'_> {
 }
 
 impl Op for StepLogits<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let len = operands.rows_of(self.logits, operands.classes())?;
         count(len, self.logits.name())?;

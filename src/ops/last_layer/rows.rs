@@ -39,8 +39,6 @@ pub struct RowNorms<'a> {
 }
 
 impl Op for RowProducts<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let (rows, len) = (self.products.len(), self.vector.len());
         count(rows, self.products.name())?;
@@ -73,8 +71,6 @@ impl Op for RowProducts<'_> {
 }
 
 impl Op for SubtractRows<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let (rows, len) = (self.factors.len(), self.from.len());
         count(rows, self.factors.name())?;
@@ -116,8 +112,6 @@ impl Op for SubtractRows<'_> {
 }
 
 impl Op for RowNorms<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         let rows = self.norms.len();
         count(rows, self.norms.name())?;

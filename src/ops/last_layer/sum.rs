@@ -26,8 +26,6 @@ pub struct GradientSum<'a> {
 }
 
 impl Op for GradientSum<'_> {
-    type Output = ();
-
     fn check(&self, operands: &mut Operands) -> Result<()> {
         self.gradients.check(operands)?;
         self.weights.iter().try_for_each(|weights| operands.reads(weights, self.gradients.len))?;

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::metrics::{Best, Seconds};
 use crate::attack::AttackWork;
 use crate::engine::OptimizerState;
-use crate::files::Folder;
+use crate::files::{Folder, if_there};
 use crate::model::{Weights, WeightsError};
 use crate::prune::{Diagnosis, MeanScores};
 use manifest::{MANIFEST, Writer, json};
@@ -67,14 +67,19 @@ pub struct Progress {
     /// Time spent in the whole run, unfinished epoch included.
     pub run_seconds: Seconds,
     /// Optimizer steps of the whole run; absent in checkpoints from before they were counted.
-    #[serde(default)]
     pub optimizer_steps: Option<u64>,
     /// Images trained on in the finished epochs; absent in checkpoints from before there was data pruning.
-    #[serde(default)]
     pub run_images: Option<u64>,
     /// The last selection of samples, where there was one.
-    #[serde(default)]
     pub selection: Option<LastSelection>,
+}
+
+impl Progress {
+    /// Counts time for the unfinished epoch and for the run.
+    pub fn spend(&mut self, seconds: Seconds) {
+        self.epoch_seconds += seconds;
+        self.run_seconds += seconds;
+    }
 }
 
 /// When samples were selected last, and what was measured of them. Older checkpoints have another residual instead, which
@@ -83,7 +88,6 @@ pub struct Progress {
 pub struct LastSelection {
     /// The epoch that it was made for, counted from 0.
     pub epoch: u32,
-    #[serde(default)]
     pub diagnosis: Option<Diagnosis>,
 }
 
@@ -136,10 +140,7 @@ fn parse_name(text: &str) -> Option<(u32, usize)> {
 /// Every folder in `folder` that bears a checkpoint's name, newest first; whole or not. Files and links that do are none.
 pub fn list(folder: impl Into<Folder>) -> Result<Vec<String>, CheckpointError> {
     let folder = folder.into();
-    let names = match folder.names() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        names => names.map_err(at(folder.path()))?,
-    };
+    let Some(names) = if_there(folder.names()).map_err(at(folder.path()))? else { return Ok(Vec::new()) };
     let place = |name: OsString| {
         let name = name.into_string().ok().filter(|name| folder.has_folder(name))?;
         Some((parse_name(&name)?, name))
@@ -169,10 +170,7 @@ pub fn save(
         return Err(error);
     }
     // One of the same place: damaged and passed over, or whole, where the run was interrupted twice within a step.
-    match folder.rename(&name, format!("{UNFINISHED}replaced-{name}")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&path)(error)),
-        _ => {}
-    }
+    if_there(folder.rename(&name, format!("{UNFINISHED}replaced-{name}"))).map_err(at(&path))?;
     folder.rename(&unfinished, &name).map_err(at(&path))?;
     folder.sync().map_err(at(folder.path()))?;
     remove_unfinished(folder)?;

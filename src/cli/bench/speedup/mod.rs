@@ -8,17 +8,16 @@
 mod one_run;
 
 use std::ffi::{OsStr, OsString};
-use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
 
 use super::super::console::Console;
-use super::super::{at, inputs, or_set, write};
+use super::super::{claim, inputs, or_set, write, write_json};
 use crate::data::{DataSet, SetKind};
 use crate::engine::DeviceChoice;
 use crate::evaluate::Protocol;
-use crate::files::{Folder, Output};
+use crate::files::Output;
 use crate::measure::speedup::document::Document;
 use crate::measure::speedup::plan::{Plan, with_epochs};
 use crate::recipe::Recipe;
@@ -29,8 +28,6 @@ use one_run::Work;
 /// The table's files in --out.
 const JSON: &str = "speedup.json";
 const CSV: &str = "speedup.csv";
-/// Locked while the command works.
-const LOCK: &str = ".lock";
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -110,13 +107,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             TrainingRun::state(&args.out.join(entry.folder(seed)), &entry.seeded(seed))?;
         }
     }
-    at(&args.out, std::fs::create_dir_all(&args.out))?;
-    let _lock = Folder::from(&args.out).lock(LOCK).map_err(|error| match error.kind() {
-        ErrorKind::ResourceBusy => {
-            anyhow!("{}: {error} works in it; wait until it has ended", args.out.display())
-        }
-        _ => anyhow!("{}: {error}", args.out.join(LOCK).display()),
-    })?;
+    let _claim = claim(&args.out)?;
     tables.json.push(files.writes("the table of --out", &args.out.join(JSON))?);
     tables.csv.push(files.writes("the table of --out", &args.out.join(CSV))?);
     console.catch_interrupts()?;
@@ -202,11 +193,9 @@ fn note_devices(args: &Args, document: &mut Document) -> anyhow::Result<()> {
 
 /// Prints the table and writes its files.
 fn finish(document: &Document, console: &Console, tables: &Tables) -> anyhow::Result<()> {
-    for line in document.lines() {
-        console.line(line);
-    }
+    console.lines(document.lines());
     for json in &tables.json {
-        write(json, &document.to_json()?)?;
+        write_json(json, document)?;
     }
     for csv in &tables.csv {
         write(csv, document.to_csv().as_bytes())?;

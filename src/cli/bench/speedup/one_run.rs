@@ -6,7 +6,7 @@ use anyhow::bail;
 
 use super::Args;
 use crate::cli::console::Console;
-use crate::cli::{CheckFailed, Interrupted, open_interruptible};
+use crate::cli::{CheckFailed, Interrupted, open_interruptible, resume_hint};
 use crate::data::DataSet;
 use crate::engine::Engine;
 use crate::evaluate::EvaluatedImages;
@@ -33,7 +33,7 @@ impl Work<'_> {
         let name = entry.folder(seed);
         let path = args.out.join(&name);
         let state = TrainingRun::state(&path, &recipe)?;
-        let epochs = recipe.timeline().epochs();
+        let epochs = recipe.epoch_schedule().epochs();
         let plural = if epochs == 1 { "" } else { "s" };
         let what = match state {
             State::Fresh => format!("{epochs} epoch{plural}"),
@@ -120,8 +120,7 @@ impl Work<'_> {
     }
 
     fn interrupted(&self) -> Interrupted {
-        let out = self.args.out.display();
-        Interrupted(Some(format!("what is done is kept in {out}; the same command goes on there")))
+        Interrupted(Some(resume_hint(&self.args.out)))
     }
 }
 

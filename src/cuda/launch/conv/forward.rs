@@ -4,7 +4,7 @@ use bytemuck::Zeroable;
 
 use super::params::ForwardParams;
 use super::wgmma::{self, Direction};
-use super::{ConvShape, Reduction, Tile, forward_cost};
+use super::{ConvShape, Product, Reduction, Tile, forward_cost};
 use crate::cuda::driver::{Address, Driver, launch};
 use crate::engine::Result;
 
@@ -74,47 +74,34 @@ pub fn statistics_partials(shape: &ConvShape) -> usize {
 pub fn forward(
     driver: &dyn Driver,
     reduction: Reduction,
-    shape: &ConvShape,
-    input: Address,
-    weights: Address,
+    product: Product,
     epilogue: &ForwardEpilogue,
-    output: Address,
 ) -> Result<()> {
-    match wgmma::product(driver, reduction, shape, Direction::Forward) {
-        Some(planned) => wgmma::forward(driver, &planned, shape, input, weights, epilogue, output),
-        None => forward_on_mma(driver, shape, input, weights, epilogue, output),
+    match wgmma::product(driver, reduction, product.shape, Direction::Forward) {
+        Some(planned) => wgmma::forward(driver, &planned, product, epilogue),
+        None => forward_on_mma(driver, product, epilogue),
     }
 }
 
 /// [`forward`] on mma, in the tile that should be fastest.
-pub fn forward_on_mma(
-    driver: &dyn Driver,
-    shape: &ConvShape,
-    input: Address,
-    weights: Address,
-    epilogue: &ForwardEpilogue,
-    output: Address,
-) -> Result<()> {
-    let tile = Tile::choose(shape.output_rows(), shape.out_channels);
-    forward_tiled(driver, tile, shape, input, weights, epilogue, output)
+pub fn forward_on_mma(driver: &dyn Driver, product: Product, epilogue: &ForwardEpilogue) -> Result<()> {
+    let tile = Tile::choose(product.shape.output_rows(), product.shape.out_channels);
+    forward_tiled(driver, tile, product, epilogue)
 }
 
 /// [`forward`] on mma in a given tile: for tests and measurements.
 pub fn forward_tiled(
     driver: &dyn Driver,
     tile: Tile,
-    shape: &ConvShape,
-    input: Address,
-    weights: Address,
+    Product { shape, from, weights, to }: Product,
     epilogue: &ForwardEpilogue,
-    output: Address,
 ) -> Result<()> {
     shape.check()?;
     let plan = tile.plan(epilogue.operation(), shape.output_rows(), shape.out_channels)?;
     let mut params = ForwardParams {
-        input,
+        input: from,
         weights,
-        output,
+        output: to,
         gather: shape.input_gather(),
         log2_out_channels: shape.out_channels.ilog2(),
         log2_column_tiles: plan.log2_column_tiles,

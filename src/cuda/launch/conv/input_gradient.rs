@@ -2,7 +2,7 @@
 
 use super::params::InputGradientParams;
 use super::wgmma::{self, Direction};
-use super::{ConvShape, Reduction, Tile, input_gradient_cost};
+use super::{ConvShape, Product, Reduction, Tile, input_gradient_cost};
 use crate::cuda::driver::{Address, Driver, launch};
 use crate::engine::{Error, Result};
 
@@ -35,33 +35,25 @@ fn check(shape: &ConvShape, epilogue: &InputGradientEpilogue) -> Result<()> {
 pub fn input_gradient(
     driver: &dyn Driver,
     reduction: Reduction,
-    shape: &ConvShape,
-    output_gradient: Address,
-    weights: Address,
+    product: Product,
     epilogue: &InputGradientEpilogue,
-    input_gradient: Address,
 ) -> Result<()> {
-    check(shape, epilogue)?;
-    match wgmma::product(driver, reduction, shape, Direction::Gradient) {
-        Some(planned) => {
-            let (from, to) = (output_gradient, input_gradient);
-            wgmma::input_gradient(driver, &planned, shape, from, weights, epilogue, to)
-        }
-        None => input_gradient_on_mma(driver, shape, output_gradient, weights, epilogue, input_gradient),
+    check(product.shape, epilogue)?;
+    match wgmma::product(driver, reduction, product.shape, Direction::Gradient) {
+        Some(planned) => wgmma::input_gradient(driver, &planned, product, epilogue),
+        None => input_gradient_on_mma(driver, product, epilogue),
     }
 }
 
 /// [`input_gradient`] on mma, in the tile that should be fastest.
 pub fn input_gradient_on_mma(
     driver: &dyn Driver,
-    shape: &ConvShape,
-    output_gradient: Address,
-    weights: Address,
+    product: Product,
     epilogue: &InputGradientEpilogue,
-    input_gradient: Address,
 ) -> Result<()> {
+    let shape = product.shape;
     let tile = Tile::choose(phases(shape) * shape.output_rows(), shape.in_channels);
-    input_gradient_tiled(driver, tile, shape, output_gradient, weights, epilogue, input_gradient)
+    input_gradient_tiled(driver, tile, product, epilogue)
 }
 
 /// Sets of input pixels with taps of their own: one for each parity of row and column.
@@ -73,11 +65,8 @@ fn phases(shape: &ConvShape) -> usize {
 pub fn input_gradient_tiled(
     driver: &dyn Driver,
     tile: Tile,
-    shape: &ConvShape,
-    output_gradient: Address,
-    weights: Address,
+    Product { shape, from, weights, to }: Product,
     epilogue: &InputGradientEpilogue,
-    input_gradient: Address,
 ) -> Result<()> {
     check(shape, epilogue)?;
     let operation = match shape.stride {
@@ -87,11 +76,11 @@ pub fn input_gradient_tiled(
     // The rows of one phase are as many as the output's pixels; at stride 1 these are all the input's.
     let plan = tile.plan(operation, shape.output_rows(), shape.in_channels)?;
     let params = InputGradientParams {
-        output_gradient,
+        output_gradient: from,
         weights,
         residual: epilogue.residual.unwrap_or(Address::NULL),
         mask: epilogue.mask.unwrap_or(Address::NULL),
-        input_gradient,
+        input_gradient: to,
         gather: shape.output_gather(),
         kernel_taps: shape.taps() as u32,
         log2_in_channels: shape.in_channels.ilog2(),

@@ -17,6 +17,7 @@ mod tile;
 mod weight_gradient;
 pub mod wgmma;
 
+use crate::cuda::driver::Address;
 use crate::engine::Pass;
 
 /// Whether a long sum may be cut into parts, which blocks of a cluster take, where a batch leaves multiprocessors idle. The bits
@@ -31,6 +32,17 @@ impl From<Pass> for Reduction {
     fn from(pass: Pass) -> Self {
         if pass.splits_sums() { Self::Split } else { Self::Whole }
     }
+}
+
+/// What a forward convolution, or its way back, takes and makes.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'a> {
+    pub shape: &'a ConvShape,
+    /// The input, or the gradient of the output.
+    pub from: Address,
+    pub weights: Address,
+    /// The output, or the gradient of the input.
+    pub to: Address,
 }
 
 pub use cost::{flops, forward_cost, input_gradient_cost};

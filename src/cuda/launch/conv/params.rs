@@ -1,4 +1,4 @@
-//! Parameter structs: the twins of those at the head of `kernels/conv/*.cu`. Sizes are checked at every launch.
+//! Parameter structs: the mirrors of those at the head of `kernels/conv/*.cu`. Sizes are checked at every launch.
 
 use bytemuck::{Pod, Zeroable};
 

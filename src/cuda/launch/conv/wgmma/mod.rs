@@ -1,12 +1,5 @@
 //! Convolutions on wgmma: `kernels/conv/wgmma/`, for GPUs of compute capability 9.0 and layers whose channels are multiples
 //! of 64. [`product`] chooses.
-//!
-//! | file | what lives there |
-//! |---|---|
-//! | `plan` | which pixels and weights a block loads, and in which order |
-//! | `maps` | how TMA sees the tensors |
-//! | `params` | the parameter structs |
-//! | `weight_gradient` | the third of the three operations; forward and input gradient are here |
 
 pub mod maps;
 pub mod params;
@@ -16,7 +9,7 @@ mod weight_gradient;
 use bytemuck::Zeroable;
 
 use super::{
-    ConvShape, ForwardEpilogue, InputGradientEpilogue, Reduction, forward_cost, input_gradient_cost,
+    ConvShape, ForwardEpilogue, InputGradientEpilogue, Product, Reduction, forward_cost, input_gradient_cost,
 };
 use crate::cuda::driver::{Address, Driver, Kernel, WgmmaSwitch, launch};
 use crate::engine::Result;
@@ -63,16 +56,13 @@ pub fn launched(driver: &dyn Driver, planned: &Planned, maps: usize) -> Plan {
 pub fn forward(
     driver: &dyn Driver,
     planned: &Planned,
-    shape: &ConvShape,
-    input: Address,
-    weights: Address,
+    Product { shape, from, weights, to }: Product,
     epilogue: &ForwardEpilogue,
-    output: Address,
 ) -> Result<()> {
     shape.check()?;
     let (side, channels) = (shape.out_side(), shape.out_channels);
     let inputs =
-        Images { address: input, batch: shape.batch, side: shape.in_side, channels: shape.in_channels };
+        Images { address: from, batch: shape.batch, side: shape.in_side, channels: shape.in_channels };
     let like_output =
         |address| Images { address, batch: shape.batch, side, channels }.stage(driver, [0, 0], 1, planned);
     let mut params = ForwardParams {
@@ -80,7 +70,7 @@ pub fn forward(
             pixels: inputs.slots(driver, shape.stride, planned)?,
             weights: maps::weights(driver, weights, shape.in_channels, shape.taps(), channels)?,
         },
-        output: like_output(output)?,
+        output: like_output(to)?,
         log2_out_channels: channels.ilog2(),
         plan: launched(driver, planned, shape.stride * shape.stride),
         ..Zeroable::zeroed()
@@ -104,19 +94,16 @@ pub fn forward(
 pub fn input_gradient(
     driver: &dyn Driver,
     planned: &Planned,
-    shape: &ConvShape,
-    output_gradient: Address,
-    weights: Address,
+    Product { shape, from, weights, to }: Product,
     epilogue: &InputGradientEpilogue,
-    input_gradient: Address,
 ) -> Result<()> {
     shape.check()?;
     let (batch, grid, channels) = (shape.batch, shape.out_side(), shape.in_channels);
-    let gathered = Images { address: output_gradient, batch, side: grid, channels: shape.out_channels };
+    let gathered = Images { address: from, batch, side: grid, channels: shape.out_channels };
     // A strided gradient is written parity by parity, but for the compact one of a 1 x 1 kernel.
     let phases = planned.plan.phase_count as usize;
     let every = if phases == 4 { 2 } else { 1 };
-    let target = Images { address: input_gradient, batch, side: grid * every, channels };
+    let target = Images { address: to, batch, side: grid * every, channels };
     let parities = if phases == 4 { PARITIES } else { [(0, 0); 4] };
     let stage = |images: Images, parity: (usize, usize), every| {
         images.stage(driver, [parity.0, parity.1], every, planned)

@@ -1,13 +1,13 @@
-//! What the tests of selections share: a small untrained network, its images, and a survey of them.
+//! What the tests of selections share: a small untrained network, its images, and a last-layer gradient pass over them.
 
 use secateur::batch::Batch;
 use secateur::data::{DataSet, Images};
-use secateur::engine::{DeviceChoice, Engine, WeightSet, open};
+use secateur::engine::{DeviceChoice, Engine, open};
 use secateur::model::initialise;
 use secateur::objective::Objective;
 use secateur::ops::ImageSet;
 use secateur::philox::{Key, Purpose};
-use secateur::prune::{Candidates, PruneError, Selection, Subset, Survey};
+use secateur::prune::{Candidates, GradPass, PruneError, Selection, Subset};
 use secateur::recipe::Recipe;
 use secateur::train;
 
@@ -69,18 +69,11 @@ impl Subject {
         Self { engine, set, images: data.train, objective: recipe.new_objective(), scratch }
     }
 
-    /// Calls `task` with the engine and a survey.
-    pub fn survey<R>(&mut self, task: impl FnOnce(&mut Engine, &mut Survey) -> R) -> R {
-        let mut survey = Survey {
-            set: &self.set,
-            objective: &mut *self.objective,
-            weights: WeightSet::Live,
-            augment: None,
-            scratch: &self.scratch,
-            key: Key { seed: 5, purpose: Purpose::SelectionStart, epoch: 0, step: 0 },
-            watch: &mut |_, _| true,
-        };
-        task(&mut self.engine, &mut survey)
+    /// Calls `task` with the engine and a last-layer gradient pass.
+    pub fn grad_pass<R>(&mut self, task: impl FnOnce(&mut Engine, &mut GradPass) -> R) -> R {
+        let key = Key { seed: 5, purpose: Purpose::SelectionStart, epoch: 0, step: 0 };
+        let watch = &mut |_, _| true;
+        task(&mut self.engine, &mut GradPass::new(&self.set, &mut *self.objective, &self.scratch, key, watch))
     }
 
     /// The classes of `samples`.
@@ -99,7 +92,7 @@ impl Subject {
     ) -> Result<Subset, PruneError> {
         let labels = self.labels(samples);
         let losses = losses.map(|losses| self.engine.upload("last losses", losses).unwrap());
-        self.survey(|engine, survey| {
+        self.grad_pass(|engine, pass| {
             let candidates = Candidates {
                 samples,
                 labels: &labels,
@@ -110,7 +103,7 @@ impl Subject {
                 scores: None,
                 key: DRAWS,
             };
-            selection.select(engine, &candidates, survey)
+            selection.select(engine, &candidates, pass)
         })
     }
 }

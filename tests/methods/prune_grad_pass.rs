@@ -1,11 +1,11 @@
-//! What a survey says about samples, against the passes that it stands for.
+//! What a last-layer gradient pass gives of samples, against the passes that it stands for.
 
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, StopFlag};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::ops::Term;
-use secateur::prune::{PruneError, Survey};
+use secateur::prune::{GradPass, PruneError};
 
-use crate::common::survey::Subject;
+use crate::common::grad_pass::Subject;
 use crate::common::{Bound, assert_close};
 
 const SAMPLES: [u32; 21] = [1, 2, 3, 5, 8, 13, 21, 22, 23, 24, 25, 34, 35, 36, 40, 41, 55, 60, 70, 80, 89];
@@ -32,8 +32,8 @@ fn linear(features: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f64> {
 fn features_logits_and_gradients_belong_together() {
     let mut subject = Subject::new(DeviceChoice::Cpu, &[]);
     let labels = subject.labels(&SAMPLES);
-    subject.survey(|engine, survey| {
-        let view = survey.last_layer(engine, &SAMPLES).unwrap();
+    subject.grad_pass(|engine, pass| {
+        let view = pass.last_layer(engine, &SAMPLES).unwrap();
         assert_eq!(engine.read(&view.labels).unwrap(), labels);
         let weights = engine.weights(secateur::engine::WeightSet::Live).unwrap();
         let (weight, bias) =
@@ -69,15 +69,15 @@ fn features_logits_and_gradients_belong_together() {
     });
 }
 
-/// A sample's row does not depend on which others are surveyed.
+/// A sample's row does not depend on which others pass with it.
 #[test]
 fn rows_do_not_depend_on_their_neighbours() {
     let mut subject =
         Subject::new(DeviceChoice::Cpu, &["objective.method=pgd-at", "accelerate.method=bullet-train"]);
     let state = subject.objective.state();
-    subject.survey(|engine, survey| {
-        let all = survey.last_layer(engine, &SAMPLES).unwrap();
-        let some = survey.last_layer(engine, &SAMPLES[7..12]).unwrap();
+    subject.grad_pass(|engine, pass| {
+        let all = pass.last_layer(engine, &SAMPLES).unwrap();
+        let some = pass.last_layer(engine, &SAMPLES[7..12]).unwrap();
         assert_eq!(all.gradients.terms.len(), 1);
         let part = all.gradients.rows(7..12);
         let (actual, expected) = (read(engine, &some.gradients.terms[0]), read(engine, &part.terms[0]));
@@ -87,20 +87,24 @@ fn rows_do_not_depend_on_their_neighbours() {
         assert_close("gradients", &actual.0, &f64s(&expected.0), bound);
         assert_close("features", &actual.1, &f64s(&expected.1), bound);
     });
-    assert_eq!(subject.objective.state(), state, "a survey leaves no trace in the objective");
+    assert_eq!(
+        subject.objective.state(),
+        state,
+        "a last-layer gradient pass leaves no trace in the objective"
+    );
 }
 
 /// The norms are those of the gradient of each image's own loss.
 #[test]
 fn input_gradient_norms_are_of_the_sample_alone() {
     let mut subject = Subject::new(DeviceChoice::Cpu, &[]);
-    subject.survey(|engine, survey| {
-        let norms = survey.input_gradient_norms(engine, &SAMPLES).unwrap();
+    subject.grad_pass(|engine, pass| {
+        let norms = pass.input_gradient_norms(engine, &SAMPLES).unwrap();
         let norms = engine.read(&norms).unwrap();
         for (place, &sample) in SAMPLES.iter().enumerate().step_by(5) {
-            let batch = survey.scratch.rows(0..1);
+            let batch = pass.scratch.rows(0..1);
             engine.write(&batch.samples, &[sample]).unwrap();
-            engine.run(&batch.gather(survey.set, None)).unwrap();
+            engine.run(&batch.gather(pass.set, None)).unwrap();
             engine.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
             engine.run(&batch.cross_entropy(1.0)).unwrap();
             let gradient = engine.alloc("gradient", IMAGE_LEN).unwrap();
@@ -118,8 +122,8 @@ fn input_gradient_norms_are_of_the_sample_alone() {
 fn correct_images_are_counted_without_an_attack() {
     let mut subject = Subject::new(DeviceChoice::Cpu, &[]);
     let labels = subject.labels(&SAMPLES);
-    subject.survey(|engine, survey| {
-        let view = survey.last_layer(engine, &SAMPLES).unwrap();
+    subject.grad_pass(|engine, pass| {
+        let view = pass.last_layer(engine, &SAMPLES).unwrap();
         let logits = engine.read(&view.logits[0]).unwrap();
         let right = logits.chunks_exact(10).zip(&labels).filter(|(row, label)| {
             let own = row[**label as usize];
@@ -127,23 +131,24 @@ fn correct_images_are_counted_without_an_attack() {
         });
         let expected = right.count();
         assert!(expected > 0 && expected < SAMPLES.len(), "{expected} of {}", SAMPLES.len());
-        assert_eq!(survey.correct(engine, &SAMPLES).unwrap(), expected);
+        assert_eq!(pass.correct(engine, &SAMPLES).unwrap(), expected);
     });
 }
 
-/// A survey that is asked to stop says so.
+/// A last-layer gradient pass that is asked to stop says so.
 #[test]
-fn a_survey_can_be_stopped() {
+fn a_grad_pass_can_be_stopped() {
     let mut subject = Subject::new(DeviceChoice::Cpu, &[]);
-    subject.survey(|engine, survey| {
+    subject.grad_pass(|engine, pass| {
         let mut asked = 0;
         let mut watch = |done: usize, total: usize| {
             asked += 1;
             assert!(done <= total && total == SAMPLES.len());
             false
         };
-        let mut survey = Survey { watch: &mut watch, objective: &mut *survey.objective, ..*survey };
-        let error = survey.last_layer(engine, &SAMPLES).unwrap_err();
+        let mut pass =
+            GradPass { watch: &mut watch, objective: &mut *pass.objective, seconds: None, ..*pass };
+        let error = pass.last_layer(engine, &SAMPLES).unwrap_err();
         assert!(matches!(error, PruneError::Stopped), "{error}");
         assert_eq!(asked, 1);
     });
@@ -151,18 +156,19 @@ fn a_survey_can_be_stopped() {
 
 /// And so does one whose engine stops in the attack on its first batch.
 #[test]
-fn a_survey_can_be_stopped_within_a_batch() {
+fn a_grad_pass_can_be_stopped_within_a_batch() {
     let mut subject = Subject::new(DeviceChoice::Cpu, &[]);
-    subject.survey(|engine, survey| {
+    subject.grad_pass(|engine, pass| {
         let stop = StopFlag::default();
         engine.stop_on(Some(stop.clone()));
-        assert!(survey.last_layer(engine, &SAMPLES).is_ok());
+        assert!(pass.last_layer(engine, &SAMPLES).is_ok());
         stop.request();
         let mut watch = |_: usize, _: usize| panic!("no batch is done");
-        let mut survey = Survey { watch: &mut watch, objective: &mut *survey.objective, ..*survey };
-        let error = survey.last_layer(engine, &SAMPLES).unwrap_err();
+        let mut pass =
+            GradPass { watch: &mut watch, objective: &mut *pass.objective, seconds: None, ..*pass };
+        let error = pass.last_layer(engine, &SAMPLES).unwrap_err();
         assert!(matches!(error, PruneError::Stopped), "{error}");
-        let error = survey.input_gradient_norms(engine, &SAMPLES).unwrap_err();
+        let error = pass.input_gradient_norms(engine, &SAMPLES).unwrap_err();
         assert!(matches!(error, PruneError::Stopped), "{error}");
     });
 }

@@ -1,20 +1,22 @@
 //! What a selection can learn about samples: the training attack on each, one forward pass, and what follows from them.
 //!
-//! Images are surveyed as they are, or cropped and flipped where asked for, and attacked afresh, so no perturbation ever
+//! Images pass as they are, or cropped and flipped where asked for, and attacked afresh, so no perturbation ever
 //! meets another image than its own. BatchNorm is in eval mode.
 
 use std::ops::Range;
+use std::time::Instant;
 
-use super::PruneError;
+use super::{PruneError, Result};
 use crate::batch::Batch;
 use crate::engine::{Engine, Error, GradRequest, Pass, Phase, Tensor, WeightSet};
 use crate::model::layers::IMAGE_LEN;
 use crate::objective::Objective;
 use crate::ops::{Augment, ImageSet, LastLayerGradients, RowNorms, Term};
 use crate::philox::Key;
+use crate::progress::Watch;
 
 /// The means to look at samples of an image set with the present weights.
-pub struct Survey<'a> {
+pub struct GradPass<'a> {
     pub set: &'a ImageSet,
     /// Its attack and its loss are those of training.
     pub objective: &'a mut dyn Objective,
@@ -26,8 +28,18 @@ pub struct Survey<'a> {
     pub scratch: &'a Batch,
     /// Keys the random starts of the attack.
     pub key: Key,
-    /// Told how many samples of how many are done; answers whether to go on.
-    pub watch: &'a mut dyn FnMut(usize, usize) -> bool,
+    /// Called with the number of samples done and their total; returns `false` to stop.
+    pub watch: Watch<'a>,
+    /// Where the time went, for measurements: the device is waited for then.
+    pub seconds: Option<&'a mut GradPassSeconds>,
+}
+
+/// Seconds of a last-layer gradient pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct GradPassSeconds {
+    pub attack: f64,
+    /// All of its passes, the attack included.
+    pub total: f64,
 }
 
 /// The last layer over a list of samples, in their order: kept on the device.
@@ -42,9 +54,39 @@ pub struct LastLayerView {
     pub losses: Tensor<f32>,
 }
 
-impl Survey<'_> {
+impl<'a> GradPass<'a> {
+    /// Of the images as they are, with the live weights.
+    pub fn new(
+        set: &'a ImageSet,
+        objective: &'a mut dyn Objective,
+        scratch: &'a Batch,
+        key: Key,
+        watch: Watch<'a>,
+    ) -> Self {
+        let (weights, augment, seconds) = (WeightSet::Live, None, None);
+        Self { set, objective, weights, augment, scratch, key, watch, seconds }
+    }
+
+    /// Does `work` and, where time is taken, adds its seconds to a part of them.
+    fn timed<T>(
+        &mut self,
+        engine: &mut Engine,
+        part: fn(&mut GradPassSeconds) -> &mut f64,
+        work: impl FnOnce(&mut Self, &mut Engine) -> Result<T>,
+    ) -> Result<T> {
+        if self.seconds.is_none() {
+            return work(self, engine);
+        }
+        engine.synchronize()?;
+        let begin = Instant::now();
+        let done = work(self, engine)?;
+        engine.synchronize()?;
+        self.seconds.iter_mut().for_each(|seconds| *part(seconds) += begin.elapsed().as_secs_f64());
+        Ok(done)
+    }
+
     /// Attacks `samples` as in training, passes them forward, and takes the gradients of the last layer.
-    pub fn last_layer(&mut self, engine: &mut Engine, samples: &[u32]) -> Result<LastLayerView, PruneError> {
+    pub fn last_layer(&mut self, engine: &mut Engine, samples: &[u32]) -> Result<LastLayerView> {
         let (classes, features) = (engine.network().classes, engine.network().features());
         let term = |engine: &Engine| -> Result<_, Error> {
             let logit_gradient =
@@ -62,14 +104,18 @@ impl Survey<'_> {
             labels: engine.alloc("labels of the candidates", samples.len())?,
             losses: engine.alloc("losses of the candidates", samples.len())?,
         };
-        // The attack may learn from what it meets; that is for training alone, and a survey cut short leaves no trace.
+        // The attack may learn from what it meets; that is for training alone, and a pass cut short leaves no trace.
         let state = self.objective.state();
-        let done = self.fill(engine, samples, &view);
+        let done = self.timed(
+            engine,
+            |seconds| &mut seconds.total,
+            |pass, engine| pass.fill(engine, samples, &view),
+        );
         self.objective.restore(&state).map_err(PruneError::Invalid)?;
         done.map(|()| view)
     }
 
-    fn fill(&mut self, engine: &mut Engine, samples: &[u32], view: &LastLayerView) -> Result<(), PruneError> {
+    fn fill(&mut self, engine: &mut Engine, samples: &[u32], view: &LastLayerView) -> Result<()> {
         let features = engine.network().features();
         engine.fold_batch_norm(self.weights)?;
         let mut done = 0;
@@ -78,7 +124,11 @@ impl Survey<'_> {
             let batch = view.batch(self.scratch, range.clone());
             engine.write(&batch.samples, chunk)?;
             engine.run(&batch.gather(self.set, self.augment))?;
-            self.objective.attack(engine, self.key, &batch)?;
+            self.timed(
+                engine,
+                |seconds| &mut seconds.attack,
+                |pass, engine| Ok(pass.objective.attack(engine, pass.key, &batch)?),
+            )?;
             engine.phase(Phase::Select);
             let mut start = done;
             for part in batch.parts(engine.micro_batch()) {
@@ -92,7 +142,7 @@ impl Survey<'_> {
                 engine.features(Pass::Eval, 0, &adversarial.features.rows(rows.clone(), features))?;
                 start = rows.end;
             }
-            self.objective.loss(engine, &batch, 1.0, None)?;
+            self.objective.loss(engine, &batch, 1.0)?;
             done = range.end;
             if !(self.watch)(done, samples.len()) {
                 return Err(PruneError::Stopped);
@@ -102,13 +152,11 @@ impl Survey<'_> {
     }
 
     /// How many of `samples` the network classifies correctly, without attack or augmentation.
-    pub fn correct(&mut self, engine: &mut Engine, samples: &[u32]) -> Result<usize, PruneError> {
+    pub fn correct(&mut self, engine: &mut Engine, samples: &[u32]) -> Result<usize> {
         engine.fold_batch_norm(self.weights)?;
         let mut correct = 0;
         for chunk in samples.chunks(self.scratch.len()) {
-            let batch = self.scratch.rows(0..chunk.len());
-            engine.write(&batch.samples, chunk)?;
-            engine.run(&batch.gather(self.set, None))?;
+            let batch = self.scratch.gathered(engine, self.set, chunk, None)?;
             for part in batch.parts(engine.micro_batch()) {
                 engine.forward(Pass::Eval, &part.images, &part.logits)?;
             }
@@ -121,18 +169,18 @@ impl Survey<'_> {
     }
 
     /// The Euclidean norm of the gradient of each sample's clean cross-entropy with respect to its image.
-    pub fn input_gradient_norms(
-        &mut self,
-        engine: &mut Engine,
-        samples: &[u32],
-    ) -> Result<Tensor<f32>, PruneError> {
+    pub fn input_gradient_norms(&mut self, engine: &mut Engine, samples: &[u32]) -> Result<Tensor<f32>> {
         let norms = engine.alloc("input-gradient norms", samples.len())?;
+        let fill = |pass: &mut Self, engine: &mut Engine| pass.fill_norms(engine, samples, &norms);
+        self.timed(engine, |seconds| &mut seconds.total, fill)?;
+        Ok(norms)
+    }
+
+    fn fill_norms(&mut self, engine: &mut Engine, samples: &[u32], norms: &Tensor<f32>) -> Result<()> {
         engine.fold_batch_norm(self.weights)?;
         let mut done = 0;
         for chunk in samples.chunks(self.scratch.len().min(engine.micro_batch())) {
-            let batch = self.scratch.rows(0..chunk.len());
-            engine.write(&batch.samples, chunk)?;
-            engine.run(&batch.gather(self.set, None))?;
+            let batch = self.scratch.gathered(engine, self.set, chunk, None)?;
             engine.forward(Pass::Eval, &batch.images, &batch.logits)?;
             engine.run(&batch.cross_entropy(1.0))?;
             engine.backward(Pass::Eval, &batch.logit_gradient, GradRequest::images(&batch.perturbed))?;
@@ -143,7 +191,7 @@ impl Survey<'_> {
                 return Err(PruneError::Stopped);
             }
         }
-        Ok(norms)
+        Ok(())
     }
 }
 
@@ -159,6 +207,12 @@ impl LastLayerView {
     /// The logits of the adversarial images.
     pub fn adversarial_logits(&self) -> &Tensor<f32> {
         &self.logits[self.logits.len() - 1]
+    }
+
+    /// The rows of this view as batches of `scratch`: see [`LastLayerView::batch`].
+    pub fn batches<'a>(&'a self, scratch: &'a Batch) -> impl Iterator<Item = Batch> + 'a {
+        let (len, size) = (self.gradients.len, scratch.len());
+        (0..len).step_by(size).map(move |start| self.batch(scratch, start..len.min(start + size)))
     }
 
     /// A batch of `scratch` whose logits, gradients, labels and losses are rows `range` of this view.

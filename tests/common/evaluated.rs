@@ -1,4 +1,4 @@
-//! What the tests of evaluation attacks share: a briefly trained network on some engine, and a judge of images.
+//! What the tests of evaluation attacks share: a network after a short training on some engine, and what it makes of images.
 
 use std::sync::OnceLock;
 
@@ -44,7 +44,7 @@ fn weights() -> &'static Weights {
 }
 
 /// The trained network, ready for evaluation, and test images.
-pub struct Judged {
+pub struct Evaluated {
     pub engine: Engine,
     pub labels: Vec<u32>,
     /// Positions of the images that the network predicts right.
@@ -52,7 +52,7 @@ pub struct Judged {
     set: ImageSet,
 }
 
-impl Judged {
+impl Evaluated {
     /// The first `count` test images on `device`.
     pub fn open(device: DeviceChoice, count: usize) -> Self {
         let mut engine = open(device, NETWORK, count).unwrap();
@@ -60,15 +60,15 @@ impl Judged {
         engine.fold_batch_norm(WeightSet::Live).unwrap();
         let test = generated::images(Part::Test, count);
         let set = ImageSet::upload(&engine, &test.pixels, &test.labels).unwrap();
-        let mut judged = Self { engine, labels: test.labels, right: Vec::new(), set };
+        let mut evaluated = Self { engine, labels: test.labels, right: Vec::new(), set };
         let all: Vec<u32> = (0..count as u32).collect();
-        let batch = judged.gather(&all);
-        let clean = judged.engine.read(&batch.images).unwrap();
-        let margins = judged.margins(&all, &clean);
-        judged.right = all.into_iter().filter(|&i| margins[i as usize] > 0.0).collect();
-        let (right, quarter) = (judged.right.len(), count.div_ceil(4));
+        let batch = evaluated.gather(&all);
+        let clean = evaluated.engine.read(&batch.images).unwrap();
+        let margins = evaluated.margins(&all, &clean);
+        evaluated.right = all.into_iter().filter(|&i| margins[i as usize] > 0.0).collect();
+        let (right, quarter) = (evaluated.right.len(), count.div_ceil(4));
         assert!(right >= quarter, "the network is right on {right} of {count} images only");
-        judged
+        evaluated
     }
 
     /// A batch of these images; its adversarial images are NaN.

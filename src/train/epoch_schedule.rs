@@ -10,7 +10,7 @@ use crate::prune::SelectionConfig;
 
 /// What is trained when. Epochs count from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeline {
+pub struct EpochSchedule {
     /// Epochs of the schedule.
     schedule: usize,
     /// The first so many trained epochs are on all samples ...
@@ -44,7 +44,7 @@ pub struct Pace {
     pub before: usize,
 }
 
-impl Timeline {
+impl EpochSchedule {
     /// Of a schedule of so many epochs.
     pub fn new(schedule: usize, selection: &SelectionConfig) -> Self {
         let span = (selection.warm_start * schedule as f64).round() as usize;
@@ -52,7 +52,7 @@ impl Timeline {
         let warm = (selection.fraction * span as f64 - 1e-9).ceil() as usize;
         // ... and so may 0.875 * 16 lie below its own.
         let tail = ((1.0 - selection.full_share) * schedule as f64 + 1e-9).floor() as usize;
-        let mut timeline = Self {
+        let mut epoch_schedule = Self {
             schedule,
             warm: warm.max(usize::from(span > 0)),
             span,
@@ -61,15 +61,10 @@ impl Timeline {
             tail: 0,
         };
         if selection.method.row().starts_whole {
-            (timeline.warm, timeline.span) = (1, 1);
+            (epoch_schedule.warm, epoch_schedule.span) = (1, 1);
         }
-        timeline.tail = timeline.first_at(tail);
-        timeline
-    }
-
-    /// Epochs of the schedule.
-    pub fn schedule_epochs(&self) -> usize {
-        self.schedule
+        epoch_schedule.tail = epoch_schedule.first_at(tail);
+        epoch_schedule
     }
 
     /// Epochs that are trained.
@@ -132,26 +127,26 @@ mod tests {
     use super::*;
     use crate::recipe::Recipe;
 
-    fn timeline(epochs: usize, selection: &str) -> Timeline {
+    fn epoch_schedule(epochs: usize, selection: &str) -> EpochSchedule {
         let text = format!(
             "epochs = {epochs}\nbatch = 50\ndata.set = 'generated'\ndata.validation = 100\n\
              optimizer.learning_rate = 0.1\nschedule.kind = 'constant'\n[selection]\n{selection}"
         );
-        Recipe::parse("test", &text, &[]).unwrap_or_else(|error| panic!("{error}")).timeline()
+        Recipe::parse("test", &text, &[]).unwrap_or_else(|error| panic!("{error}")).epoch_schedule()
     }
 
     /// Schedule epochs at the start of each trained epoch, and at the end.
-    fn starts(timeline: &Timeline) -> Vec<f64> {
+    fn starts(epoch_schedule: &EpochSchedule) -> Vec<f64> {
         let at = |epoch| {
-            let Pace { epochs, span, before } = timeline.pace(epoch);
+            let Pace { epochs, span, before } = epoch_schedule.pace(epoch);
             (before * span) as f64 / epochs as f64
         };
-        (0..=timeline.epochs() as u32).map(at).collect()
+        (0..=epoch_schedule.epochs() as u32).map(at).collect()
     }
 
     #[test]
     fn without_pruning_both_clocks_are_one() {
-        let full = timeline(7, "");
+        let full = epoch_schedule(7, "");
         assert_eq!(full.epochs(), 7);
         assert_eq!(starts(&full), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
         assert_eq!(full.first_selection(), None);
@@ -173,16 +168,16 @@ mod tests {
             for kappa in [0.0, 0.25, 0.5, 0.9, 1.0] {
                 let selection =
                     format!("method = 'random-online'\nfraction = {fraction}\nwarm_start = {kappa}");
-                let timeline = timeline(100, &selection);
-                let whole =
-                    (0..timeline.epochs() as u32).filter(|&epoch| timeline.stage(epoch) == Stage::Whole);
+                let epoch_schedule = epoch_schedule(100, &selection);
+                let whole = (0..epoch_schedule.epochs() as u32)
+                    .filter(|&epoch| epoch_schedule.stage(epoch) == Stage::Whole);
                 let whole = whole.count() as f64;
-                let cost = whole + fraction * (timeline.epochs() as f64 - whole);
+                let cost = whole + fraction * (epoch_schedule.epochs() as f64 - whole);
                 assert!(
                     (100.0 * fraction..100.0 * fraction + 1.0).contains(&(cost + 1e-9)),
                     "{selection}: {cost}"
                 );
-                let starts = starts(&timeline);
+                let starts = starts(&epoch_schedule);
                 assert!(starts.is_sorted_by(|a, b| a < b) && starts[0] == 0.0, "{selection}: {starts:?}");
                 assert_eq!(*starts.last().unwrap(), 100.0, "{selection}");
             }
@@ -192,41 +187,42 @@ mod tests {
     #[test]
     fn a_warm_start_goes_fast_and_a_subset_epoch_by_epoch() {
         // kappa 0.5 of 12 epochs: 6 of the schedule in ceil(0.3 * 6) = 2; then 6 on subsets, selected every 4.
-        let timeline = timeline(12, "method = 'random-online'\nfraction = 0.3\nwarm_start = 0.5\nevery = 4");
-        assert_eq!(starts(&timeline), [0.0, 3.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0]);
-        let stages: Vec<Stage> = (0..8).map(|epoch| timeline.stage(epoch)).collect();
+        let epoch_schedule =
+            epoch_schedule(12, "method = 'random-online'\nfraction = 0.3\nwarm_start = 0.5\nevery = 4");
+        assert_eq!(starts(&epoch_schedule), [0.0, 3.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0]);
+        let stages: Vec<Stage> = (0..8).map(|epoch| epoch_schedule.stage(epoch)).collect();
         let (new, old) = (Stage::Subset { select: true }, Stage::Subset { select: false });
         assert_eq!(stages, [Stage::Whole, Stage::Whole, new, old, old, old, new, old]);
-        assert_eq!(timeline.first_selection(), Some(2));
+        assert_eq!(epoch_schedule.first_selection(), Some(2));
         // Phases of the attack begin with the first epoch at their place or behind it.
-        assert_eq!([0, 1, 3, 4, 6, 7, 12].map(|at| timeline.first_at(at)), [0, 1, 1, 2, 2, 3, 8]);
+        assert_eq!([0, 1, 3, 4, 6, 7, 12].map(|at| epoch_schedule.first_at(at)), [0, 1, 1, 2, 2, 3, 8]);
         // Due at 5 and 10 of the schedule: behind the second epoch (at 6) and the sixth (at 10); and at the end.
-        let due: Vec<u32> = (1..=8).filter(|&done| timeline.due(5, done)).collect();
+        let due: Vec<u32> = (1..=8).filter(|&done| epoch_schedule.due(5, done)).collect();
         assert_eq!(due, [2, 6, 8]);
     }
 
     #[test]
     fn short_is_all_samples_for_a_share_of_the_epochs() {
-        let short = timeline(100, "method = 'short'\nfraction = 0.29");
+        let short = epoch_schedule(100, "method = 'short'\nfraction = 0.29");
         assert_eq!(short.epochs(), 29);
         assert_eq!(short.first_selection(), None);
         assert!((0..29).all(|epoch| short.stage(epoch) == Stage::Whole));
         assert_eq!(starts(&short)[29], 100.0);
-        assert_eq!(timeline(10, "method = 'short'\nfraction = 0.01").epochs(), 1);
+        assert_eq!(epoch_schedule(10, "method = 'short'\nfraction = 0.01").epochs(), 1);
     }
 
     #[test]
     fn info_batch_prunes_between_its_first_epoch_and_its_last_ones() {
-        let info = timeline(16, "method = 'info-batch'");
+        let info = epoch_schedule(16, "method = 'info-batch'");
         assert_eq!(info.epochs(), 16);
         let pruned: Vec<u32> = (0..16).filter(|&epoch| info.stage(epoch) != Stage::Whole).collect();
         assert_eq!(pruned, (1..14).collect::<Vec<_>>());
         assert!(pruned.iter().all(|&epoch| info.stage(epoch) == Stage::Subset { select: true }));
         assert_eq!(starts(&info)[16], 16.0);
         // 0.875 of 12 epochs are 10.5: rounded down.
-        let uneven = timeline(12, "method = 'info-batch'");
+        let uneven = epoch_schedule(12, "method = 'info-batch'");
         assert_eq!((uneven.stage(9), uneven.stage(10)), (Stage::Subset { select: true }, Stage::Whole));
-        let never = timeline(16, "method = 'info-batch'\nfull_share = 1");
+        let never = epoch_schedule(16, "method = 'info-batch'\nfull_share = 1");
         assert_eq!(never.first_selection(), None);
     }
 
@@ -234,16 +230,16 @@ mod tests {
     fn the_last_share_is_on_all_samples() {
         // kappa 0.5 of 16: 8 of the schedule in 2 epochs; 6 on subsets; the last 2 whole.
         let selection = "method = 'random-online'\nfraction = 0.25\nwarm_start = 0.5\nfull_share = 0.125";
-        let timeline = timeline(16, selection);
-        assert_eq!(timeline.epochs(), 10);
-        let whole: Vec<u32> = (0..10).filter(|&epoch| timeline.stage(epoch) == Stage::Whole).collect();
+        let epoch_schedule = epoch_schedule(16, selection);
+        assert_eq!(epoch_schedule.epochs(), 10);
+        let whole: Vec<u32> = (0..10).filter(|&epoch| epoch_schedule.stage(epoch) == Stage::Whole).collect();
         assert_eq!(whole, [0, 1, 8, 9]);
-        assert_eq!(starts(&timeline)[8..], [14.0, 15.0, 16.0]);
+        assert_eq!(starts(&epoch_schedule)[8..], [14.0, 15.0, 16.0]);
     }
 
     #[test]
     fn one_selection_serves_to_the_end() {
-        let once = timeline(5, "method = 'random'\nfraction = 0.5");
+        let once = epoch_schedule(5, "method = 'random'\nfraction = 0.5");
         let selected: Vec<u32> =
             (0..5).filter(|&epoch| once.stage(epoch) == Stage::Subset { select: true }).collect();
         assert_eq!(selected, [0]);
