@@ -195,8 +195,7 @@ session = types.SimpleNamespace(size=stages.FULL, device="cuda:99", folder=Path(
 commands = [list(map(str, job.command)) for job in stages.kernels(session)]
 print(json.dumps([command[1:] for command in commands if command[0] == stages.ABLATION]))
 "#;
-    let root = env!("CARGO_MANIFEST_DIR");
-    let output = Command::new("python3").current_dir(root).args(["-B", "-c", script]).output().unwrap();
+    let output = Command::new("python3").args(["-B", "-c", script]).output().unwrap();
     let commands: Vec<Vec<String>> = serde_json::from_slice(&output.stdout).unwrap();
     assert!(!commands.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     for command in commands {
