@@ -18,7 +18,7 @@ METHODS = "cifar10-pgd-at,cifar10-trades,cifar10-mart"
 
 @dataclass(frozen=True)
 class Size:
-    """How large everything is. `patience` multiplies every time limit."""
+    """How large everything is. `patience` multiplies every time limit; `at_once` jobs at most run at a time."""
 
     width: int
     large: int
@@ -30,6 +30,7 @@ class Size:
     images: tuple
     training: tuple
     patience: float = 1.0
+    at_once: int = 8
 
 
 FULL = Size(64, 512, 128, ("--samples", "5"), (), ("--device", "cuda", "--mode", "graphs,compile"),
@@ -37,7 +38,8 @@ FULL = Size(64, 512, 128, ("--samples", "5"), (), ("--device", "cuda", "--mode",
 # Of the emulated device and the CPU: nothing of it is a result, all of it runs.
 TINY = Size(16, 4, 2, ("--samples", "1"), ("--set", "attack.steps=1"),
             ("--device", "cpu", "--mode", "eager", "--width", "16", "--seconds", "0.1", "--samples", "1"),
-            (20, 8, 4), ("evaluation.samples=4", "evaluation.protocols=['clean']", "evaluation.best_by=clean"), patience=4.0)
+            (20, 8, 4), ("evaluation.samples=4", "evaluation.protocols=['clean']", "evaluation.best_by=clean"),
+            patience=20.0, at_once=2)
 
 
 @dataclass(frozen=True)

@@ -925,6 +925,31 @@ print(json.dumps([command[command.index(stages.PROGRAM) + 1:] for command in com
     }
 }
 
+#[test]
+fn the_peer_takes_every_command_line() {
+    let script = r#"
+import json, sys, types
+from pathlib import Path
+from unittest.mock import MagicMock
+sys.modules |= {name: MagicMock() for name in ("torch", "torch.nn", "torch.nn.functional")}
+sys.path += ["scripts", "benches/peers"]
+import gpu_step
+from qualify import stages
+for size in (stages.FULL, stages.TINY):
+    session = types.SimpleNamespace(size=size, folder=Path("."))
+    for stage in (stage for stage in stages.FIRST if stage.name.startswith("peer")):
+        for job in stage.jobs(session):
+            sys.argv = list(map(str, job.command[1:]))
+            args = gpu_step.arguments()
+            print(args.methods, args.batches, args.budget < stage.seconds * size.patience)
+"#;
+    let output = Command::new("python3").current_dir(ROOT).args(["-B", "-c", script]).output().unwrap();
+    let expected = "['pgd-at'] [512, 128] True\n['trades', 'mart'] [512, 128] True\n\
+                    ['pgd-at'] [4, 2] True\n['trades', 'mart'] [4, 2] True\n";
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{stderr}");
+}
+
 /// nvcc as build.rs looks for it, without CUDA_HOME.
 fn nvcc() -> Option<PathBuf> {
     let on_path = std::env::var_os("PATH").unwrap_or_default();
