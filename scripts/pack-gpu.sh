@@ -43,9 +43,9 @@ export CARGO_ENCODED_RUSTFLAGS CXXFLAGS="${CXXFLAGS:-} -ffile-prefix-map=$PWD=se
 rm -rf .carry
 mkdir -p .carry/tests
 tests=$(cut -d ' ' -f 1 <<< "$modules" | sort -u)
-# Each line of the build's messages that names an executable.
+# Each line of the build's messages that names an executable. Tests need the program; asked for by name it would be its unit tests.
 # shellcheck disable=SC2086
-cargo test --release --no-run --message-format=json --bin secateur --bench ablation $(printf -- '--test %s ' $tests) \
+cargo test --release --no-run --message-format=json --bench ablation $(printf -- '--test %s ' $tests) \
     | python3 -c '
 import json, sys
 for line in sys.stdin:
@@ -58,11 +58,14 @@ for line in sys.stdin:
             test*) cp "$executable" ".carry/tests/$name" ;;
         esac
     done
-missing=$(for name in $tests; do [ -x ".carry/tests/$name" ] || echo "$name"; done)
-[ -x .carry/secateur ] && [ -x .carry/ablation ] && [ -z "$missing" ] || {
-    echo "error: the build made no executable of secateur, ablation or $missing" >&2
-    exit 1
-}
+missing=$(
+    .carry/secateur --version > /dev/null || echo secateur
+    .carry/ablation --help > /dev/null || echo ablation
+    while read -r name module; do
+        ".carry/tests/$name" --list | grep "^$module::" > /dev/null || echo "$name $module"
+    done <<< "$modules"
+)
+[ -z "$missing" ] || { echo "error: the build made no executable that is or has" $missing >&2; exit 1; }
 packed="secateur ablation tests"
 if [ -n "$nvcc" ]; then
     NVCC=$nvcc scripts/probe-hopper.sh --build .carry/probe-hopper
@@ -71,7 +74,7 @@ fi
 (cd .carry && find $packed -type f -exec strip {} +)
 echo "$modules" > .carry/tests/modules.txt
 for folder in "$PWD" "$HOME" "$cargo_home" "$toolchain" "$CARGO_TARGET_DIR" ${nvcc:+"$(dirname "$nvcc")"}; do
-    if named=$(cd .carry && grep -rlaF "$folder/" $packed); then
+    if named=$(cd .carry && grep -rlaF "$folder" $packed); then
         echo "error: $folder is named in" $named >&2
         exit 1
     fi

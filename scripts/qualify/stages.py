@@ -149,7 +149,7 @@ def variants(session):
 
 def kernels(session):
     return [bench(session, "kernels", 22, 8, session.size.large),
-            bench(session, "ablation", 23, 0.3, session.size.large, "--filter", r"layer[1-4]\.0\.conv2")]
+            bench(session, "ablation", 23, 0.3, session.size.large, "--filter", r"layer1\.0\.conv1|layer[2-4]\.0\.conv2")]
 
 
 def peer(methods, name, seconds):
