@@ -3,6 +3,7 @@
 The first call (FIRST) fits into ten minutes, the most telling first; the second (SECOND) trains with what is left.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,14 +99,16 @@ def other_tests(session):
 
 
 def each_alone(session):
-    """What a module lists as failed, in a process each: after an illegal access every later call of a process fails."""
+    """What a module lists as failed, in a process each: after an illegal access every later call of a process fails. A training
+    step's tests run with the kernels with which they failed, not with what is left out since."""
     jobs = []
     for record in session.records("step-tests") + session.records("other-tests"):
+        env = {"SECATEUR_WGMMA": os.environ.get("SECATEUR_WGMMA", "")} if record["stage"] == "step-tests" else {}
         if record["result"] == job.FAILED:
             module = record["job"]
             for test in job.failed_tests(session.log(module).read_text(errors="replace")):
                 name = f"alone-{module}-{test.removeprefix(f'{module}::').replace('::', '-')}"
-                jobs.append(test_job(name, module, 15, [test]))
+                jobs.append(test_job(name, module, 15, [test], env=env))
     return jobs
 
 

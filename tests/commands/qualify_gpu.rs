@@ -406,9 +406,11 @@ fn a_failing_kernel_alone_is_left_out() {
     let machine = Machine::new();
     machine.script(".carry/modules/conv_forward", &failing_with("128x256"));
     machine.script(".carry/modules/graphs", &failing_with("input-gradient"));
-    let done = machine.first(&["--only", "step-tests,switches,confirm,attack,steps,counters"]);
+    let done = machine.first(&["--only", "step-tests,switches,confirm,attack,steps,counters,alone"]);
     assert_eq!(done.code, Some(1), "{}", done.stdout);
     assert_eq!((done.result("conv_forward"), done.result("conv_forward-again")), ("failed", "ok"));
+    // By itself it runs with the kernel that is left out since.
+    assert_eq!(done.result("alone-conv_forward-wrong"), "failed");
     assert_eq!(done.kernels("attack-512"), "without 128x256,input-gradient");
     assert!(
         done.called("bench step --recipe") && done.called("| 128x256,input-gradient"),
