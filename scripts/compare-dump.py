@@ -2,11 +2,12 @@
 """Compares a file of `secateur dump` with PyTorch: the same weights, the same adversarial images, one training step.
 
 Usage: compare-dump.py STEP.safetensors WEIGHTS.safetensors [--objective cross-entropy|trades|mart] [--beta B]
-       [--label-smoothing S] [--epsilon 8/255] [--tolerance T]
+       [--label-smoothing S] [--awp GAMMA] [--epsilon 8/255] [--tolerance T]
 (needs torch and safetensors)
 
 cross-entropy is the loss of every objective but TRADES and MART. For those two the loss is that of the papers, its gradient
-autograd's; beta is the factor on the divergence (6 and 5 unless given). MART takes no label smoothing.
+autograd's; beta is the factor on the divergence (6 and 5 unless given). MART takes no label smoothing. --awp is
+objective.awp (its warm-up 0): all of the step but logits_eval is at the perturbed weights.
 
 PyTorch computes in f64. Of each tensor it prints the largest difference and the norm of the difference over the norm of
 the tensor, then says whether every such ratio is within the tolerance (exit code 1 if not). Bounds to expect: 2e-4 for
@@ -17,6 +18,7 @@ more than rounding, at single elements.
 """
 
 import argparse
+import copy
 import fractions
 import sys
 
@@ -35,9 +37,33 @@ def arguments():
     parser.add_argument("--objective", choices=["cross-entropy", "trades", "mart"], default="cross-entropy")
     parser.add_argument("--beta", type=float)
     parser.add_argument("--label-smoothing", type=float, default=0.0)
+    parser.add_argument("--awp", type=float, default=0.0)
     parser.add_argument("--epsilon", type=fractions.Fraction, default=fractions.Fraction(8, 255))
     parser.add_argument("--tolerance", type=float, default=2e-4)
     return parser.parse_args()
+
+
+def train_pass(model, x, x_adv, y, args):
+    """Logits and losses of the objective, by their names in a dump."""
+    if args.objective == "cross-entropy":
+        logits = model(x_adv)
+        losses = F.cross_entropy(logits, y, reduction="none", label_smoothing=args.label_smoothing)
+        return {"logits": logits, "losses": losses}
+    losses, usual = {"trades": (trades_losses, 6.0), "mart": (mart_losses, 5.0)}[args.objective]
+    clean, logits = model(x), model(x_adv)
+    beta = usual if args.beta is None else args.beta
+    smoothing = {"smoothing": args.label_smoothing} if args.objective == "trades" else {}
+    return {"logits_clean": clean, "logits": logits, "losses": losses(clean, logits, y, beta, **smoothing)}
+
+
+def perturb(model, gamma, losses_of):
+    """Moves each tensor of two dimensions or more up its gradient, gamma times its norm far (Wu et al. 2020)."""
+    climber = copy.deepcopy(model)  # the first pass moves its running statistics
+    losses_of(climber).mean().backward()
+    with torch.no_grad():
+        for weights, climbing in zip(model.parameters(), climber.parameters()):
+            if weights.dim() > 1:
+                weights += gamma * weights.norm() / climbing.grad.norm() * climbing.grad
 
 
 def pytorch_step(weights, x, x_adv, y, args):
@@ -47,23 +73,13 @@ def pytorch_step(weights, x, x_adv, y, args):
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing), (missing, unexpected)
     model = model.double()
-    step = {}
     model.eval()
     with torch.no_grad():
-        step["logits_eval"] = model(x_adv)
+        logits_eval = model(x_adv)
     model.train()
-    if args.objective == "cross-entropy":
-        step["logits"] = model(x_adv)
-        step["losses"] = F.cross_entropy(
-            step["logits"], y, reduction="none", label_smoothing=args.label_smoothing
-        )
-    else:
-        losses, usual = {"trades": (trades_losses, 6.0), "mart": (mart_losses, 5.0)}[args.objective]
-        step["logits_clean"] = model(x)
-        step["logits"] = model(x_adv)
-        beta = usual if args.beta is None else args.beta
-        smoothing = {"smoothing": args.label_smoothing} if args.objective == "trades" else {}
-        step["losses"] = losses(step["logits_clean"], step["logits"], y, beta, **smoothing)
+    if args.awp:
+        perturb(model, args.awp, lambda other: train_pass(other, x, x_adv, y, args)["losses"])
+    step = {"logits_eval": logits_eval, **train_pass(model, x, x_adv, y, args)}
     loss = step["losses"].mean()
     step["loss"] = loss.reshape(1)
     loss.backward()

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Builds what scripts/qualify-gpu.py needs on a machine with a GPU but without Rust and nvcc: the program, the bench of the convolution's
-# variants, every test executable that uses a device, with GPU code inside, and the probes of scripts/probe-hopper.sh where nvcc is, stripped, in one archive in the
-# ignored folder .carry/; and apart from it, as many images of CIFAR-10 as travel beside it.
+# variants, every test executable that uses a device, with GPU code inside, and the probes of scripts/probe-hopper.sh where nvcc
+# is, stripped, in one archive in the ignored folder .carry/; and apart from it, as many images of CIFAR-10 as travel next to it.
 #
 #   SECATEUR_CUDA_TARGETS=sm_90a scripts/pack-gpu.sh [--data DIR]      # DIR: the official binary files, or a folder around them
+#   scripts/pack-gpu.sh --modules       # lists the tests that travel, executable and module, and builds nothing
 #
 # The executables hold mostly the same code: a compressor that looks back over all of them (xz with a dictionary of 256 MiB) needs
 # a fraction of the space of one that does not. Python unpacks it, so that machine needs no xz. Nothing in them names a folder of
@@ -11,11 +12,15 @@
 # own, target/pack, unless CARGO_TARGET_DIR names one. --data needs numpy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# The modules of tests that open a device say so in their source.
+modules=$(grep -lE '\b(cuda_engine|on_every_driver|(conv_)?drivers|hoppers)\(' tests/*/*.rs \
+    | sed -nE '/^tests.common/d; s|^tests/([^/]+)/([^/]+)\.rs$|\1 \2|p')
 data=
 case "${1:-} ${2:-}" in
     " ") ;;
     "--data "?*) data=$2 ;;
-    *) echo "usage: scripts/pack-gpu.sh [--data DIR]" >&2; exit 2 ;;
+    "--modules ") echo "$modules"; exit ;;
+    *) echo "usage: scripts/pack-gpu.sh [--data DIR | --modules]" >&2; exit 2 ;;
 esac
 most=20000000        # bytes of the program and the tests
 most_images=50000000 # bytes of the images
@@ -37,13 +42,10 @@ export CARGO_ENCODED_RUSTFLAGS CXXFLAGS="${CXXFLAGS:-} -ffile-prefix-map=$PWD=se
 
 rm -rf .carry
 mkdir -p .carry/tests
-# The modules of tests that open a device say so in their source: executable and module, a line each.
-modules=$(grep -lE '\b(cuda_engine|on_every_driver|(conv_)?drivers|hoppers)\(' tests/*/*.rs \
-    | sed -nE '/^tests.common/d; s|^tests/([^/]+)/([^/]+)\.rs$|\1 \2|p')
 tests=$(cut -d ' ' -f 1 <<< "$modules" | sort -u)
-# Each line of the build's messages that names an executable.
+# Each line of the build's messages that names an executable. Tests need the program; asked for by name it would be its unit tests.
 # shellcheck disable=SC2086
-cargo test --release --no-run --message-format=json --bin secateur --bench ablation $(printf -- '--test %s ' $tests) \
+cargo test --release --no-run --message-format=json --bench ablation $(printf -- '--test %s ' $tests) \
     | python3 -c '
 import json, sys
 for line in sys.stdin:
@@ -56,11 +58,14 @@ for line in sys.stdin:
             test*) cp "$executable" ".carry/tests/$name" ;;
         esac
     done
-missing=$(for name in $tests; do [ -x ".carry/tests/$name" ] || echo "$name"; done)
-[ -x .carry/secateur ] && [ -x .carry/ablation ] && [ -z "$missing" ] || {
-    echo "error: the build made no executable of secateur, ablation or $missing" >&2
-    exit 1
-}
+missing=$(
+    .carry/secateur --version > /dev/null || echo secateur
+    .carry/ablation --help > /dev/null || echo ablation
+    while read -r name module; do
+        ".carry/tests/$name" --list | grep "^$module::" > /dev/null || echo "$name $module"
+    done <<< "$modules"
+)
+[ -z "$missing" ] || { echo "error: the build made no executable that is or has" $missing >&2; exit 1; }
 packed="secateur ablation tests"
 if [ -n "$nvcc" ]; then
     NVCC=$nvcc scripts/probe-hopper.sh --build .carry/probe-hopper
@@ -69,7 +74,7 @@ fi
 (cd .carry && find $packed -type f -exec strip {} +)
 echo "$modules" > .carry/tests/modules.txt
 for folder in "$PWD" "$HOME" "$cargo_home" "$toolchain" "$CARGO_TARGET_DIR" ${nvcc:+"$(dirname "$nvcc")"}; do
-    if named=$(cd .carry && grep -rlaF "$folder/" $packed); then
+    if named=$(cd .carry && grep -rlaF "$folder" $packed); then
         echo "error: $folder is named in" $named >&2
         exit 1
     fi

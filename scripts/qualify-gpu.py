@@ -39,14 +39,16 @@ def arguments():
     parser.add_argument("call", choices=["first", "second", "plan", "summary"])
     parser.add_argument("--folder", help="default runs/gpu/CALL; must hold no earlier session")
     parser.add_argument("--archive", help="default FOLDER.tar.gz")
-    parser.add_argument("--seconds", type=float, help="of the whole call; default 595 for the first, 180 for the second")
+    parser.add_argument("--seconds", type=float, help="of the whole call; default 595 for the first, 180 for the second, 20 times that "
+                        "without a GPU")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", default="", help="names of stages, comma-separated; default all")
     args = parser.parse_args()
     default = args.call if args.call in SECONDS else "first"
     args.folder = Path(args.folder or f"runs/gpu/{default}").resolve()
     args.archive = Path(args.archive or f"{args.folder}.tar.gz").resolve()
-    args.seconds = args.seconds or SECONDS.get(args.call, 0)
+    args.size = stages.FULL if args.device.startswith("cuda") else stages.TINY
+    args.seconds = args.seconds or SECONDS.get(args.call, 0) * args.size.patience
     names = [stage.name for stage in stages.FIRST + stages.SECOND]
     unknown = [name for name in args.only.split(",") if name and name not in names]
     if unknown:
@@ -70,9 +72,8 @@ def run(args):
         return 2
     machine.unpack()
     args.folder.mkdir(parents=True, exist_ok=True)
-    size = stages.FULL if args.device.startswith("cuda") else stages.TINY
     left = args.seconds - (time.monotonic() - begin)
-    here = session.Session(args.call, args.folder, args.archive, left, args.device, size, gpu)
+    here = session.Session(args.call, args.folder, args.archive, left, args.device, args.size, gpu)
     earlier = args.folder.parent / "first"
     if args.call == "second" and not here.switches and (earlier / "jobs.json").exists():
         here.inherit(earlier / "jobs.json")

@@ -54,7 +54,7 @@ def arguments():
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--samples", type=int, default=7)
-    parser.add_argument("--setup-seconds", type=int, default=120)
+    parser.add_argument("--setup-seconds", type=float, default=120)
     parser.add_argument("--budget", type=float, default=float("inf"))
     parser.add_argument("--json")
     args = parser.parse_args()

@@ -20,10 +20,11 @@ def kernels(results):
         lines = []
         for kernel in sorted(measured, key=lambda kernel: -kernel["share"])[:KERNELS]:
             rate, moved = kernel["flops"] / kernel["seconds"], kernel["bytes"] / kernel["seconds"]
-            lines.append([f"`{kernel['name']}`", str(kernel["calls"]), f"{1e6 * kernel['seconds']:.1f}", percent(kernel["share"]),
-                          f"{rate / 1e12:.1f}", percent(rate / flops if flops else None), f"{moved / 1e9:.0f}",
-                          percent(moved / bytes_ if bytes_ else None), record["kernels"]])
-        heading = ["kernel", "calls", "us", "of the time", "TFLOP/s", "of ceiling", "GB/s", "of ceiling", "kernels"]
+            lines.append([f"`{kernel['name']}`", str(kernel["calls"]), f"{1e6 * kernel['seconds']:.1f}",
+                          predicted(document, kernel["name"]), percent(kernel["share"]), f"{rate / 1e12:.1f}",
+                          percent(rate / flops if flops else None), f"{moved / 1e9:.0f}", percent(moved / bytes_ if bytes_ else None),
+                          record["kernels"]])
+        heading = ["kernel", "calls", "us", "predicted", "of the time", "TFLOP/s", "of ceiling", "GB/s", "of ceiling", "kernels"]
         more = len(measured) - len(lines)
         notes = f"{more} more are in {record['output']}.\n" if more > 0 else ""
         return below(table(heading, lines), notes + unfinished(record, document))
@@ -38,17 +39,27 @@ def by_shape(document):
              "share": row["calls"] * row["median"] / total} for row in warm]
 
 
+def predicted(document, name):
+    """Microseconds of a kernel or a single shape of one, the mean of its calls; only where every shape of it has a prediction."""
+    of_it = [row for row in document["rows"] if name == row["name"] or name in row["name"].split()]
+    if not of_it or not all(row.get("predicted") for row in of_it):
+        return "-"
+    seconds = sum(row["calls"] * row["predicted"] for row in of_it) / sum(row["calls"] for row in of_it)
+    return f"{1e6 * seconds:.1f}"
+
+
 def ablation(results):
-    """TFLOP/s of every layer by every variant of the kernel, in the order of the file."""
+    """TFLOP/s of every layer by every variant of the kernel, in the order of the file, and what was predicted."""
     for record, document in results.of("ablation"):
         layers, kinds = {}, {}
         for row in (document or {}).get("rows", []):
             layer, kind = row["name"].split(", ", 1)
-            layers.setdefault(layer, {})[kind] = f"{row['flops'] / row['median'] / 1e12:.0f}"
+            rates = [f"{row['flops'] / row[of] / 1e12:.0f}" for of in ("median", "predicted") if row.get(of)]
+            layers.setdefault(layer, {})[kind] = rates[0] + "".join(f" ({rate})" for rate in rates[1:])
             kinds[kind] = None
         lines = [[layer, *(found.get(kind, "-") for kind in kinds)] for layer, found in layers.items()]
         if lines:
-            return below(table([f"{document['batch']} images, TFLOP/s", *kinds], lines), unfinished(record, document))
+            return below(table([f"{document['batch']} images, TFLOP/s (predicted)", *kinds], lines), unfinished(record, document))
     return ""
 
 

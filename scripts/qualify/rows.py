@@ -41,8 +41,9 @@ def number(value):
 
 def bench_line(row):
     rate = f", {number(row['images'] / row['median'])} images/s" if row.get("images") else ""
+    predicted = f", predicted {1e3 * row['predicted']:.4g} ms" if row.get("predicted") else ""
     unmet = f" ({row['unmet']})" if row.get("unmet") else ""
-    return f"{row['name']}: {1e3 * row['median']:.4g} ms{rate}, {row['flops'] / row['median'] / 1e12:.4g} TFLOP/s{unmet}"
+    return f"{row['name']}: {1e3 * row['median']:.4g} ms{rate}, {row['flops'] / row['median'] / 1e12:.4g} TFLOP/s{predicted}{unmet}"
 
 
 def peer_line(row):

@@ -83,6 +83,7 @@ class Session:
 
     def run(self, stage):
         """Every job of a stage, `stage.at_once` at a time, within its seconds."""
+        at_once = min(stage.at_once, self.size.at_once)
         ends = min(time.monotonic() + stage.seconds * self.size.patience, self.deadline)
         try:
             waiting = stage.jobs(self)
@@ -92,7 +93,7 @@ class Session:
             waiting = []
         while waiting or self.running:
             now = time.monotonic()
-            while waiting and len(self.running) < stage.at_once:
+            while waiting and len(self.running) < at_once:
                 self.start(stage.name, waiting.pop(0), ends)
             for running in list(self.running):
                 self.look(running, now)

@@ -3,6 +3,7 @@
 The first call (FIRST) fits into ten minutes, the most telling first; the second (SECOND) trains with what is left.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ METHODS = "cifar10-pgd-at,cifar10-trades,cifar10-mart"
 
 @dataclass(frozen=True)
 class Size:
-    """How large everything is. `patience` multiplies every time limit."""
+    """How large everything is. `patience` multiplies every time limit; `at_once` jobs at most run at a time."""
 
     width: int
     large: int
@@ -30,6 +31,7 @@ class Size:
     images: tuple
     training: tuple
     patience: float = 1.0
+    at_once: int = 8
 
 
 FULL = Size(64, 512, 128, ("--samples", "5"), (), ("--device", "cuda", "--mode", "graphs,compile"),
@@ -37,7 +39,8 @@ FULL = Size(64, 512, 128, ("--samples", "5"), (), ("--device", "cuda", "--mode",
 # Of the emulated device and the CPU: nothing of it is a result, all of it runs.
 TINY = Size(16, 4, 2, ("--samples", "1"), ("--set", "attack.steps=1"),
             ("--device", "cpu", "--mode", "eager", "--width", "16", "--seconds", "0.1", "--samples", "1"),
-            (20, 8, 4), ("evaluation.samples=4", "evaluation.protocols=['clean']", "evaluation.best_by=clean"), patience=4.0)
+            (20, 8, 4), ("evaluation.samples=4", "evaluation.protocols=['clean']", "evaluation.best_by=clean"),
+            patience=20.0, at_once=2)
 
 
 @dataclass(frozen=True)
@@ -96,14 +99,16 @@ def other_tests(session):
 
 
 def each_alone(session):
-    """What a module lists as failed, in a process each: after an illegal access every later call of a process fails."""
+    """What a module lists as failed, in a process each: after an illegal access every later call of a process fails. A training
+    step's tests run with the kernels with which they failed, not with what is left out since."""
     jobs = []
     for record in session.records("step-tests") + session.records("other-tests"):
+        env = {"SECATEUR_WGMMA": os.environ.get("SECATEUR_WGMMA", "")} if record["stage"] == "step-tests" else {}
         if record["result"] == job.FAILED:
             module = record["job"]
             for test in job.failed_tests(session.log(module).read_text(errors="replace")):
                 name = f"alone-{module}-{test.removeprefix(f'{module}::').replace('::', '-')}"
-                jobs.append(test_job(name, module, 15, [test]))
+                jobs.append(test_job(name, module, 15, [test], env=env))
     return jobs
 
 
@@ -147,7 +152,7 @@ def variants(session):
 
 def kernels(session):
     return [bench(session, "kernels", 22, 8, session.size.large),
-            bench(session, "ablation", 23, 0.3, session.size.large, "--filter", r"layer[1-4]\.0\.conv2")]
+            bench(session, "ablation", 23, 0.3, session.size.large, "--filter", r"layer1\.0\.conv1|layer[2-4]\.0\.conv2")]
 
 
 def peer(methods, name, seconds):

@@ -50,14 +50,15 @@ class Results:
 
 
 def title(results):
-    gpu = results.session["gpu"]
-    name = gpu.get("name") or f"device {results.session['device']}"
+    gpu, device = results.session["gpu"], results.session["device"]
+    measured = gpu and device.startswith("cuda")
+    name = gpu["name"] if measured else f"device {device}"
     lines = [f"# {name}, {results.session['call']} call, {datetime.date.today().isoformat()}\n"]
-    if gpu:
+    if measured:
         lines.append(f"Driver {gpu['driver_version']}, {gpu['memory.total']}, SM clock at most {gpu['clocks.max.sm']}. "
                      "Made by `scripts/qualify-gpu.py`; every number of this page is of this one call.\n")
     else:
-        lines.append("**There is no GPU here: sizes are tiny, and no number of this page is a result.**\n")
+        lines.append("**This is no GPU: sizes are tiny, and no number of this page is a result.**\n")
     return "\n".join(lines)
 
 

@@ -114,8 +114,9 @@ def variants(results):
         for row in filter(lambda row: row["variant"], found):
             base = plain.get((row["method"], row["batch"]))
             cells = [f"{kind} {row['method']}, batch {row['batch']}, {row['variant']}", rows.number(row["rate"])]
-            lines.append([*cells, rows.number(base) if base else "-", f"{row['rate'] / base:.3f}" if base else "-", row["kernels"]])
-    return table(["variant", "images/s", "as shipped", "ratio", "kernels"], lines)
+            cells += [rows.number(base), f"{row['rate'] / base:.3f}"] if base else ["-", "-"]
+            lines.append([*cells, predicted(row), row["kernels"]])
+    return table(["variant", "images/s", "as shipped", "ratio", "predicted", "kernels"], lines)
 
 
 # ---- Tests and checkers ------------------------------------------------------------------------------------------------------

@@ -348,7 +348,7 @@ fn what_cannot_be_compared_is_one_clear_error() {
 #[test]
 fn a_build_is_measured_against_itself() {
     let folder = TempDir::new().unwrap();
-    let own = program::PROGRAM;
+    let own = program::PROGRAM.as_str();
     let step = [
         "step",
         "--device=cpu",

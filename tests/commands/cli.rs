@@ -228,7 +228,7 @@ fn an_interrupt_saves_and_the_run_goes_on_where_it_was() {
     let folder = TempDir::new().unwrap();
     let path = folder.path();
     let args = [&["train", "--out", "run"], &TINY[..], &["--set=epochs=500"]].concat();
-    let mut child = Process::new(PROGRAM)
+    let mut child = Process::new(&*PROGRAM)
         .current_dir(path)
         .args(&args)
         .stdout(Stdio::piped())
@@ -257,7 +257,7 @@ fn a_signal_that_was_ignored_stays_ignored() {
     let args = [&["train", "--out", "run"], &TINY[..], &["--set=epochs=5000"]].concat();
     let mut child = Process::new("sh")
         .current_dir(path)
-        .args(["-c", "trap '' HUP INT; exec \"$0\" \"$@\"", PROGRAM])
+        .args(["-c", "trap '' HUP INT; exec \"$0\" \"$@\"", &PROGRAM])
         .args(&args)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -288,7 +288,7 @@ fn a_limit_on_file_sizes_is_an_error_and_nothing_is_lost() {
     let path = folder.path();
     let limited = |blocks: u32, args: &[&str]| {
         let mut command = Process::new("sh");
-        command.args(["-c", &format!("ulimit -f {blocks}; exec \"$0\" \"$@\""), PROGRAM]).args(args);
+        command.args(["-c", &format!("ulimit -f {blocks}; exec \"$0\" \"$@\""), &PROGRAM]).args(args);
         Done::from(command.current_dir(path).output().unwrap())
     };
     let done = limited(64, &[&["train", "--out", "run"], &TINY[..]].concat());
@@ -328,7 +328,7 @@ fn a_reader_that_leaves_is_no_error_and_a_full_disk_is_one() {
     let folder = TempDir::new().unwrap();
     let path = folder.path();
     // The reading end is closed before the first line.
-    let mut child = Process::new(PROGRAM)
+    let mut child = Process::new(&*PROGRAM)
         .current_dir(path)
         .args([&["train", "--out", "pipe"], &TINY[..]].concat())
         .stdout(Stdio::piped())
@@ -342,7 +342,7 @@ fn a_reader_that_leaves_is_no_error_and_a_full_disk_is_one() {
     assert!(path.join("pipe/result.json").exists());
 
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let output = Process::new(PROGRAM)
+    let output = Process::new(&*PROGRAM)
         .current_dir(path)
         .args([&["train", "--out", "full"], &TINY[..]].concat())
         .stdout(full)

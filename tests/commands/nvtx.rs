@@ -23,7 +23,7 @@ fn injection(folder: &Path) -> PathBuf {
 
 /// A profile of a step of two attack steps; whether it went well.
 fn step(folder: &Path, library: &Path, environment: &[(&str, &str)]) -> bool {
-    Command::new(PROGRAM)
+    Command::new(&*PROGRAM)
         .args(["profile", "--recipe=cifar10-pgd-at", "--width=16", "--batch=1", "--set=attack.steps=2"])
         .arg("--device=emulated")
         .current_dir(folder)

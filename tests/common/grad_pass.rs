@@ -35,8 +35,7 @@ const RECIPE: &str = r#"
 
 /// What a tensor of `tests/fixtures/selection.safetensors`, written by `scripts/make-selection-fixtures.py`, holds.
 pub fn fixture<T: bytemuck::AnyBitPattern>(name: &str) -> Vec<T> {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/selection.safetensors");
-    let bytes = std::fs::read(path).unwrap();
+    let bytes = std::fs::read("tests/fixtures/selection.safetensors").unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let data = file.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}")).data().to_vec();
     data.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()

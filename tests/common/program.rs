@@ -3,8 +3,14 @@
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 
-pub const PROGRAM: &str = env!("CARGO_BIN_EXE_secateur");
+/// Next to the folder of this executable; env!("CARGO_BIN_EXE_secateur") would name folders of the building machine in one that
+/// travels (scripts/pack-gpu.sh).
+pub static PROGRAM: LazyLock<String> = LazyLock::new(|| {
+    let executable = std::env::current_exe().unwrap();
+    executable.ancestors().nth(2).unwrap().join("secateur").to_str().unwrap().into()
+});
 
 /// What a command left: its exit code, stdout and stderr.
 pub struct Done {
@@ -28,7 +34,7 @@ impl Done {
 
 /// The program in `folder`, with an empty stdin.
 pub fn command(folder: &Path, words: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
-    let mut command = Command::new(PROGRAM);
+    let mut command = Command::new(&*PROGRAM);
     command.current_dir(folder).args(words).stdin(Stdio::null());
     command
 }

@@ -3,8 +3,6 @@
 //!
 //! The fixture is written by `scripts/make-loss-fixtures.py`: PyTorch's autograd of the published codes, in f64.
 
-use std::path::Path;
-
 use safetensors::SafeTensors;
 use secateur::engine::{DeviceChoice, Engine, Error, Tensor, open};
 use secateur::model::ResNet;
@@ -70,8 +68,7 @@ struct Fixture(Vec<u8>);
 
 impl Fixture {
     fn load() -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/losses.safetensors");
-        Self(std::fs::read(path).unwrap())
+        Self(std::fs::read("tests/fixtures/losses.safetensors").unwrap())
     }
     fn bytes(&self, name: &str) -> Vec<u8> {
         SafeTensors::deserialize(&self.0).unwrap().tensor(name).unwrap().data().to_vec()

@@ -3,8 +3,6 @@
 //! The fixture was computed in f64 by `scripts/make-fixtures.py`, which also says how weights and images are drawn.
 //! Every comparison bounds each element and the whole tensor.
 
-use std::path::Path;
-
 use safetensors::SafeTensors;
 use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, Sgd, Tensor, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
@@ -119,8 +117,7 @@ pub struct Bound {
 
 impl Fixture {
     pub fn load(name: &str, stride: usize) -> Self {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-        Self { bytes: std::fs::read(folder.join(format!("{name}.safetensors"))).unwrap(), stride }
+        Self { bytes: std::fs::read(format!("tests/fixtures/{name}.safetensors")).unwrap(), stride }
     }
 
     fn get(&self, name: &str) -> Option<Vec<f32>> {

@@ -232,7 +232,7 @@ fn the_command_reports_dumps_and_resumes() {
     weights().write(&path.join("w.safetensors"), Existing::Refuse).unwrap();
 
     // Stopped while a part runs.
-    let mut child = Process::new(PROGRAM)
+    let mut child = Process::new(&*PROGRAM)
         .current_dir(path)
         .args(["eval", "--weights", "w.safetensors", "--device", "cpu"])
         .args(LINE.split(' '))
@@ -459,7 +459,7 @@ fn a_stop_keeps_what_is_finished_and_the_rest_is_of_the_same_images() {
     two_sets(path);
     let line = "--data one --samples 2 --protocol clean,pgd10000x100 --out r.json";
     let interrupted = |more: &str| {
-        let mut child = Process::new(PROGRAM)
+        let mut child = Process::new(&*PROGRAM)
             .current_dir(path)
             .args(["eval", "--weights", "w.safetensors", "--device", "cpu"])
             .args(line.split(' ').chain(more.split_whitespace()))
@@ -507,7 +507,7 @@ fn weights_are_read_once() {
     fs::write(path.join("w"), &bytes).unwrap();
     let line = "eval --weights /dev/stdin --device cpu --protocol clean --samples 3 --out r.json";
     let mut command = Process::new("sh");
-    command.current_dir(path).args(["-c", "cat w | exec \"$0\" \"$@\"", PROGRAM]).args(line.split(' '));
+    command.current_dir(path).args(["-c", "cat w | exec \"$0\" \"$@\"", &PROGRAM]).args(line.split(' '));
     let done = Done::from(command.output().unwrap());
     assert_eq!(done.code, Some(0), "{}", done.stderr);
     assert_eq!(json(&path.join("r.json"))["weights_sha256"], sha256(&bytes));

@@ -143,13 +143,13 @@ fn reading_is_bounded() {
     assert_eq!(secateur(path, words.split(' ')).code, Some(0));
     let piped = Command::new("bash")
         .current_dir(path)
-        .args(["-c", "exec \"$0\" weights check <(cat w)", PROGRAM])
+        .args(["-c", "exec \"$0\" weights check <(cat w)", &PROGRAM])
         .output()
         .unwrap();
     assert!(piped.status.success(), "{}", String::from_utf8_lossy(&piped.stderr));
     let piped = Command::new("bash")
         .current_dir(path)
-        .args(["-c", "exec \"$0\" recipes <(yes '# no end')", PROGRAM])
+        .args(["-c", "exec \"$0\" recipes <(yes '# no end')", &PROGRAM])
         .output()
         .unwrap();
     let stderr = String::from_utf8(piped.stderr).unwrap();
@@ -185,7 +185,7 @@ fn arguments_are_bounded() {
 #[cfg(target_os = "linux")]
 fn threads_that_cannot_be_started_are_an_error_of_ours() {
     let output = Command::new("sh")
-        .args(["-c", "ulimit -v 1000000 && RAYON_NUM_THREADS=4096 exec \"$0\" recipes", PROGRAM])
+        .args(["-c", "ulimit -v 1000000 && RAYON_NUM_THREADS=4096 exec \"$0\" recipes", &PROGRAM])
         .output()
         .unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();

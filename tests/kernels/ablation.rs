@@ -197,12 +197,21 @@ session = types.SimpleNamespace(size=stages.FULL, device="cuda:99", folder=Path(
 commands = [list(map(str, job.command)) for job in stages.kernels(session)]
 print(json.dumps([command[1:] for command in commands if command[0] == stages.ABLATION]))
 "#;
-    let root = env!("CARGO_MANIFEST_DIR");
-    let output = Command::new("python3").current_dir(root).args(["-B", "-c", script]).output().unwrap();
+    let output = Command::new("python3").args(["-B", "-c", script]).output().unwrap();
     let commands: Vec<Vec<String>> = serde_json::from_slice(&output.stdout).unwrap();
     assert!(!commands.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     for command in commands {
-        let args = [vec!["ablation".to_string()], command.clone()].concat();
-        bench::Args::try_parse_from(args).unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let parse = |words: &[String]| {
+            let words = [&["ablation".to_string()], words].concat();
+            bench::Args::try_parse_from(&words).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+        };
+        parse(&command);
+        let json = command.iter().position(|word| word == "--json").unwrap();
+        let dry = [&command[..json], &command[json + 2..], &["--dry-run".to_string()]].concat();
+        let mut lines = String::new();
+        bench::run(&parse(&dry), &mut |line| lines += line).unwrap();
+        for layer in 1..=4 {
+            assert!(lines.contains(&format!("layer{layer}.")), "nothing of layer {layer}:\n{lines}");
+        }
     }
 }

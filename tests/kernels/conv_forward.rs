@@ -10,7 +10,7 @@ use secateur::cuda::launch::conv::{
     ConvShape, ForwardEpilogue, Product, Reduction, Tile, forward as launch_forward, forward_tiled,
     statistics_partials, statistics_tile_rows,
 };
-use secateur::engine::Error;
+use secateur::engine::{Error, WgmmaOff};
 
 use crate::common::conv::*;
 
@@ -227,7 +227,7 @@ fn no_block_and_no_grid_changes_a_result() {
             }
         }
     }
-    assert!(tried > 80, "{tried}");
+    assert!(tried > 80 || switched_off() != WgmmaOff::NONE, "{tried}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use secateur::cuda::launch::conv::{
     ConvShape, InputGradientEpilogue, Product, Reduction, Tile, input_gradient as launch_input_gradient,
     input_gradient_tiled,
 };
-use secateur::engine::Error;
+use secateur::engine::{Error, WgmmaOff};
 
 use crate::common::conv::*;
 
@@ -191,7 +191,7 @@ fn no_block_and_no_grid_changes_a_result() {
             }
         }
     }
-    assert!(tried > 40, "{tried}");
+    assert!(tried > 40 || switched_off() != WgmmaOff::NONE, "{tried}");
 }
 
 #[test]

@@ -114,8 +114,7 @@ fn an_unknown_sample_is_not_a_number() {
 #[test]
 fn crops_are_cut_from_the_image_that_pytorch_pads() {
     const BATCH: usize = 128;
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/padding.safetensors");
-    let file = std::fs::read(path).unwrap();
+    let file = std::fs::read("tests/fixtures/padding.safetensors").unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
     let bytes = |name: &str| tensors.tensor(name).unwrap().data().to_vec();
     let image = bytes("image");

@@ -3,8 +3,6 @@
 //!
 //! The fixture is written by `scripts/make-pursuit-fixtures.py`.
 
-use std::path::Path;
-
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
 use safetensors::SafeTensors;
@@ -177,8 +175,7 @@ struct Fixture(Vec<u8>);
 
 impl Fixture {
     fn load() -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pursuit.safetensors");
-        Self(std::fs::read(path).unwrap())
+        Self(std::fs::read("tests/fixtures/pursuit.safetensors").unwrap())
     }
     fn f64s(&self, name: &str) -> Option<Vec<f64>> {
         let file = SafeTensors::deserialize(&self.0).unwrap();
