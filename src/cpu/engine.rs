@@ -34,6 +34,10 @@ pub struct Cpu {
     model: Option<Model>,
     gradients: Option<Vec<f32>>,
     eval: EvalPass,
+    /// [`Pass::EvalF32`], where `eval` is not in f32.
+    eval_f32: Option<EvalPass>,
+    /// The weights that are folded, and whether they are in `eval_f32`.
+    folded: (WeightSet, bool),
     train: TrainPass,
     /// Whether `train` holds the present weights.
     packed: bool,
@@ -77,6 +81,8 @@ impl Cpu {
             model: None,
             gradients: None,
             eval: EvalPass::new(network, numbers),
+            eval_f32: None,
+            folded: (WeightSet::Live, false),
             train: TrainPass::new(network, numbers),
             packed: false,
             stop: None,
@@ -122,6 +128,16 @@ impl Cpu {
 
     fn model(&self) -> Result<&Model> {
         self.model.as_ref().ok_or_else(missing)
+    }
+}
+
+impl Model {
+    /// The weights that an evaluation pass folds.
+    fn arena(&self, set: WeightSet) -> Result<&[f32]> {
+        match set {
+            WeightSet::Average => self.average.as_deref().ok_or_else(missing),
+            _ => Ok(&self.live),
+        }
     }
 }
 
@@ -210,16 +226,24 @@ impl Backend for Cpu {
 
     fn fold(&mut self, set: WeightSet) -> Result<()> {
         let Some(model) = &self.model else { return Err(missing()) };
-        let arena = match set {
-            WeightSet::Average => model.average.as_ref().ok_or_else(missing)?,
-            _ => &model.live,
-        };
-        self.eval.fold(&self.layout, arena);
+        self.eval.fold(&self.layout, model.arena(set)?);
+        self.folded = (set, false);
         Ok(())
     }
 
     fn forward(&mut self, pass: Pass, images: &[&Tensor<f32>], logits: &[&Tensor<f32>]) -> Result<()> {
         let batch = images[0].len() / IMAGE_LEN;
+        if pass == Pass::EvalF32 && self.numbers.format != Format::F32 {
+            let numbers = Numbers { format: Format::F32, ..self.numbers };
+            let eval = self.eval_f32.get_or_insert_with(|| EvalPass::new(self.network, numbers));
+            if let (set, false) = self.folded {
+                let Some(model) = &self.model else { return Err(missing()) };
+                eval.fold(&self.layout, model.arena(set)?);
+                self.folded = (set, true);
+            }
+            eval.forward(batch, &self.heap.input(images[0])?, &mut self.heap.output(logits[0])?);
+            return Ok(());
+        }
         if pass.is_eval() {
             self.eval.forward(batch, &self.heap.input(images[0])?, &mut self.heap.output(logits[0])?);
             return Ok(());

@@ -43,6 +43,14 @@ pub fn open(network: ResNet, max_batch: usize, format: Format) -> Result<Engine>
     Ok(Engine::new(Device::Cpu(Box::new(cpu)), network, max_batch))
 }
 
+/// bf16 where the CPU multiplies it itself, else f32.
+///
+/// # Errors
+/// [`Error::Setting`](crate::engine::Error) where `SECATEUR_CPU` names instructions that this CPU lacks.
+pub fn native_format() -> Result<Format> {
+    Ok(if tiles::Isa::chosen()?.native_bf16 { Format::Bf16 } else { Format::F32 })
+}
+
 /// Numbers of this format, and the instructions that multiply them here.
 ///
 /// # Errors

@@ -189,6 +189,8 @@ pub struct Isa {
     pub pairs: Products,
     /// Of loops over numbers.
     pub level: Level,
+    /// Whether bf16 is multiplied by instructions of its own, and so faster than f32.
+    pub native_bf16: bool,
 }
 
 /// What the compiler may use in [`vectorised`](super::vectorised).
@@ -415,11 +417,12 @@ const AMX: Products = Products {
 /// An [`Isa`]: its name, whether the CPU has it, its vector and features, and how many pixels a tile has.
 macro_rules! isa {
     ($name:literal, $present:expr, $level:ident, $vector:ty, [$($features:literal)?],
-     pixels: $pixels:literal, wide: $wide:literal) => {
+     pixels: $pixels:literal, wide: $wide:literal, native_bf16: $native:literal) => {
         Isa {
             name: $name,
             present: || $present,
             level: Level::$level,
+            native_bf16: $native,
             singles: products!($vector, Singles, [$($features)?], pixels: $pixels, wide: $wide),
             pairs: products!($vector, Pairs, [$($features)?], pixels: $pixels, wide: $wide),
         }
@@ -442,18 +445,19 @@ static ISAS: &[Isa] = &[
         name: "amx",
         present: || has_avx512() && amx::present(),
         level: Level::Avx512,
+        native_bf16: true,
         singles: products!(Avx512, Singles, ["avx512f"], pixels: 8, wide: true),
         pairs: AMX,
     },
     #[cfg(target_arch = "x86_64")]
     isa!("avx512-bf16", has_avx512() && is_x86_feature_detected!("avx512bf16"),
-        Avx512, Avx512Bf16, ["avx512f,avx512bf16"], pixels: 8, wide: true),
+        Avx512, Avx512Bf16, ["avx512f,avx512bf16"], pixels: 8, wide: true, native_bf16: true),
     #[cfg(target_arch = "x86_64")]
-    isa!("avx512", has_avx512(), Avx512, Avx512, ["avx512f"], pixels: 8, wide: true),
+    isa!("avx512", has_avx512(), Avx512, Avx512, ["avx512f"], pixels: 8, wide: true, native_bf16: false),
     #[cfg(target_arch = "x86_64")]
     isa!("avx2", is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"), Avx2, Avx2, ["avx2,fma"],
-        pixels: 4, wide: false),
+        pixels: 4, wide: false, native_bf16: false),
     #[cfg(target_arch = "aarch64")]
-    isa!("neon", true, Build, Neon, [], pixels: 4, wide: false),
-    isa!("portable", true, Build, Portable, [], pixels: 2, wide: false),
+    isa!("neon", true, Build, Neon, [], pixels: 4, wide: false, native_bf16: false),
+    isa!("portable", true, Build, Portable, [], pixels: 2, wide: false, native_bf16: false),
 ];

@@ -224,8 +224,8 @@ impl Backend for Cuda {
         let gradients = self.addresses(logit_gradients)?;
         let Self { passes, parameters, scratch, .. } = self;
         match (pass, &image) {
-            (Pass::Eval | Pass::EvalSplit, None) => {}
-            (Pass::Eval | Pass::EvalSplit, Some(image)) => {
+            (Pass::Eval | Pass::EvalSplit | Pass::EvalF32, None) => {}
+            (Pass::Eval | Pass::EvalSplit | Pass::EvalF32, Some(image)) => {
                 let launches = self.eval.launches(parameters, scratch, pass, batch)?;
                 launches.backward(Start::LogitGradient(gradients[0]), image)?;
             }
@@ -248,7 +248,7 @@ impl Backend for Cuda {
 
     fn features(&mut self, pass: Pass, set: usize, features: &Tensor<f32>) -> Result<()> {
         let kept = match pass {
-            Pass::Eval | Pass::EvalSplit => Some(&self.eval.features),
+            Pass::Eval | Pass::EvalSplit | Pass::EvalF32 => Some(&self.eval.features),
             Pass::Train { slot } => self.train[slot].as_ref().map(|train| &train.features),
             Pass::Pair => self.pair.as_ref().map(|(train, _)| &train.features),
         };

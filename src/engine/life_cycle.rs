@@ -38,7 +38,7 @@ impl LifeCycle {
         self.folded = true;
     }
     pub fn forwarded(&mut self, pass: Pass, batch: usize) {
-        self.forward[pass.index()] = Some(batch);
+        self.forward[pass.index()] = (pass != Pass::EvalF32).then_some(batch);
         // The running statistics moved. An evaluation pass may still go backward: its folded weights stand.
         self.folded &= pass.is_eval();
     }

@@ -15,7 +15,7 @@ use crate::model::ResNet;
 /// What `--device` means: `auto`, `cpu`, `cpu:bf16`, `cuda`, `cuda:N`, `emulated`, `emulated:sm_90a`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// A GPU if there is one that this build has code for, else the CPU.
+    /// A GPU if there is one that this build has code for, else the CPU: in bf16 where it multiplies bf16 itself.
     #[default]
     Auto,
     /// The CPU in f32.
@@ -81,7 +81,7 @@ pub fn open_with(
         DeviceChoice::Emulated => cuda::open(emulator(false, options), network, max_batch),
         DeviceChoice::EmulatedHopper => cuda::open(emulator(true, options), network, max_batch),
         DeviceChoice::Auto => match cuda::open_device(0, network, max_batch, options) {
-            Err(Error::Unavailable(_)) => cpu::open(network, max_batch, Format::F32),
+            Err(Error::Unavailable(_)) => cpu::open(network, max_batch, cpu::native_format()?),
             opened => opened,
         },
     }

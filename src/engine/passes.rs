@@ -11,6 +11,8 @@ pub enum Pass {
     /// As [`Pass::Eval`], whose activations it shares; a long sum may be cut where a batch is too small to fill the device, so that
     /// the rounding of an image's logits and gradient depends on the size of its batch. For the attacks of training.
     EvalSplit,
+    /// As [`Pass::Eval`], forward alone; in f32 where a CPU computes in bf16 by choice. For the predictions that count.
+    EvalF32,
     /// Batch statistics; updates the running statistics. Slot 0 or 1: two train passes may be kept at a time.
     Train { slot: usize },
     /// Two train passes of equal size as one, clean and adversarial images, each normalised with batch statistics of its own.
@@ -28,11 +30,11 @@ impl Pass {
     }
     /// Whether it uses folded running statistics.
     pub fn is_eval(self) -> bool {
-        matches!(self, Self::Eval | Self::EvalSplit)
+        matches!(self, Self::Eval | Self::EvalSplit | Self::EvalF32)
     }
     /// Whether long sums may be cut into parts.
     pub fn splits_sums(self) -> bool {
-        self != Self::Eval
+        !matches!(self, Self::Eval | Self::EvalF32)
     }
     /// # Errors
     /// For a train slot that there is not.
@@ -47,7 +49,7 @@ impl Pass {
     /// Index of the activations that it keeps; passes that share them share it.
     pub(super) fn index(self) -> usize {
         match self {
-            Self::Eval | Self::EvalSplit => 0,
+            Self::Eval | Self::EvalSplit | Self::EvalF32 => 0,
             Self::Train { slot } => 1 + slot,
             Self::Pair => 1 + Self::SLOTS,
         }
@@ -58,6 +60,7 @@ impl std::fmt::Display for Pass {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         match self {
             Self::Eval | Self::EvalSplit => f.write_str("evaluation pass"),
+            Self::EvalF32 => f.write_str("evaluation pass in f32"),
             Self::Train { slot } => write!(f, "train pass {slot}"),
             Self::Pair => f.write_str("pair of train passes"),
         }

@@ -3,17 +3,18 @@
 //! The work goes stage after stage (the clean images, the checks, then the parts), and in each over the surviving
 //! images in order, a full batch at a time. [`Progress`] is all there is to know between two batches, so an evaluation that
 //! goes on from a saved one comes to the same verdicts: an attack's randomness is keyed by the image, never by its batch.
-//! What an attack claims is not taken on trust: the network looks at each image once more, and it must lie in the ball.
+//! What an attack claims is not taken on trust: the network, in f32 wherever it is on a CPU, looks at each image once more, and
+//! it must lie in the ball.
 
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use super::sanity::{Checks, Extent};
-use super::{Outcome, Part, Subject, predict};
+use super::{Outcome, Part, Subject, predict_by};
 use crate::attack::{Cost, Search};
 use crate::batch::Batch;
-use crate::engine::{self, Engine, unless_stopped};
+use crate::engine::{self, Engine, Pass, unless_stopped};
 use crate::model::layers::IMAGE_LEN;
 use crate::ops::NO_CLASS;
 use crate::philox::{Key, Purpose};
@@ -182,7 +183,7 @@ fn stages(
         let labels = engine.read(&batch.labels)?;
         let cost = match progress.stages[at].part {
             None => {
-                let predictions = predict(engine, &batch, false)?;
+                let predictions = predict_by(Pass::EvalF32, engine, &batch, false)?;
                 for ((&position, prediction), label) in positions.iter().zip(predictions).zip(labels) {
                     progress.clean_predictions[position] = prediction;
                     progress.adversarial_predictions[position] = prediction;
@@ -242,7 +243,7 @@ fn attacked(
     if !found.broken.contains(&true) {
         return Ok(cost);
     }
-    let predictions = predict(engine, batch, true)?;
+    let predictions = predict_by(Pass::EvalF32, engine, batch, true)?;
     // One more look for each image that was claimed, so that costs do not depend on batches.
     cost.forwards += found.broken.iter().filter(|broken| **broken).count() as u64;
     let (images, perturbed) = (engine.read(&batch.images)?, engine.read(&batch.perturbed)?);

@@ -136,10 +136,15 @@ fn end_points(
 /// Predicts the images of a batch, or its perturbed ones, by the folded weights ([`Engine::fold_batch_norm`]); [`NO_CLASS`] where a
 /// logit is not finite. Fills `batch.logits` and `batch.logit_gradient` (of the cross-entropy) as well.
 pub fn predict(engine: &mut Engine, batch: &Batch, perturbed: bool) -> engine::Result<Vec<u32>> {
+    predict_by(Pass::Eval, engine, batch, perturbed)
+}
+
+/// The same by another evaluation pass.
+fn predict_by(pass: Pass, engine: &mut Engine, batch: &Batch, perturbed: bool) -> engine::Result<Vec<u32>> {
     engine.phase(Phase::Evaluate);
     for part in batch.parts(engine.micro_batch()) {
         let images = if perturbed { &part.perturbed } else { &part.images };
-        engine.forward(Pass::Eval, images, &part.logits)?;
+        engine.forward(pass, images, &part.logits)?;
         engine.run(&part.cross_entropy(1.0))?;
     }
     engine.read(&batch.predictions)

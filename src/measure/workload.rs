@@ -98,7 +98,7 @@ impl Bench {
         let (engine, recording) = match device {
             DeviceChoice::Cpu | DeviceChoice::CpuBf16 => plain(device)?,
             DeviceChoice::Auto if !kernels => match recorded(DeviceChoice::Cuda(0)) {
-                Err(engine::Error::Unavailable(_)) => plain(DeviceChoice::Cpu)?,
+                Err(engine::Error::Unavailable(_)) => plain(device)?,
                 opened => opened?,
             },
             _ => recorded(device)?,

@@ -13,7 +13,7 @@ use secateur::batch::Batch;
 use secateur::data::cifar::CIFAR10;
 use secateur::data::generated::{self, Part as Half};
 use secateur::digest::sha256;
-use secateur::engine::{DeviceChoice, Engine, Pass, StopFlag, WeightSet, open};
+use secateur::engine::{DeviceChoice, Engine, GradRequest, Pass, StopFlag, WeightSet, open};
 use secateur::evaluate::autoattack::{ImageResult, Listener, Progress, run};
 use secateur::evaluate::sanity::{Checks, alarms, warnings};
 use secateur::evaluate::state::Settings;
@@ -167,6 +167,48 @@ fn a_stopped_evaluation_goes_on_to_the_same_verdicts() {
         calls.is_sorted() && calls.iter().all(|(done, total)| done <= total && *total == 18),
         "{calls:?}"
     );
+}
+
+/// The CPU searches in bf16, but what counts as broken is what the network in f32 predicts.
+#[test]
+fn a_cpu_in_bf16_reports_what_f32_predicts() {
+    println!("seed {SEED}");
+    let (mut engine, set, samples) = subject_on(DeviceChoice::CpuBf16, 24);
+    let subject =
+        Subject { set: &set, samples: &samples, weights: WeightSet::Live, epsilon: 0.8 / 255.0, seed: SEED };
+    let scratch = Batch::alloc(&engine, 24).unwrap();
+    let (mut progress, mut listener) = (Progress::new(&[Part::ApgdCe], 24), Stopping::default());
+    assert!(run(&mut engine, subject, &mut progress, &scratch, &mut listener).unwrap());
+    let mut judge = open(DeviceChoice::Cpu, NETWORK, 24).unwrap();
+    judge.load_weights(weights()).unwrap();
+    judge.fold_batch_norm(WeightSet::Live).unwrap();
+    let logits = judge.alloc::<f32>("logits", 240).unwrap();
+    let mut predict = |images: &[f32]| {
+        let images = judge.upload("images", images).unwrap();
+        let logits = logits.slice(0..images.len() / IMAGE_LEN * 10);
+        judge.forward(Pass::Eval, &images, &logits).unwrap();
+        judge.read(&logits).unwrap().chunks(10).map(|row| argmax(row) as u32).collect::<Vec<_>>()
+    };
+    engine.write(&scratch.samples, &samples).unwrap();
+    engine.run(&scratch.gather(&set, None)).unwrap();
+    assert_eq!(progress.clean_predictions, predict(&engine.read(&scratch.images).unwrap()));
+    assert!(!listener.found.is_empty(), "nothing was broken: this shows nothing");
+    for (position, image) in &listener.found {
+        assert_eq!(progress.adversarial_predictions[*position], predict(image)[0], "image {position}");
+    }
+    // Forward alone: nothing is kept to go back through, and the pass in bf16 is what it was before it.
+    engine.fold_batch_norm(WeightSet::Live).unwrap();
+    let forward = |engine: &mut Engine, pass| {
+        engine.forward(pass, &scratch.images, &scratch.logits).unwrap();
+        engine.read(&scratch.logits).unwrap()
+    };
+    let bf16 = forward(&mut engine, Pass::Eval);
+    let f32 = forward(&mut engine, Pass::EvalF32);
+    assert!(bf16 != f32 && bf16 == forward(&mut engine, Pass::Eval), "{bf16:?}, {f32:?}");
+    forward(&mut engine, Pass::EvalF32);
+    let gradient = GradRequest::images(&scratch.perturbed);
+    let refusal = engine.backward(Pass::EvalF32, &scratch.logit_gradient, gradient).unwrap_err().to_string();
+    assert!(refusal.contains("no forward pass"), "{refusal}");
 }
 
 #[test]
