@@ -376,8 +376,9 @@ fn ranking_agrees_with_sorting() {
 }
 
 /// One attack step and two training steps; everything that came out.
-fn everything() -> (Vec<f32>, Weights) {
-    let mut engine = engine(5);
+fn everything(device: DeviceChoice) -> (Vec<f32>, Weights) {
+    let mut engine = open(device, NETWORK, 5).unwrap();
+    engine.load_weights(&weights()).unwrap();
     let batch = new_batch(&engine, 5);
     let images = engine.upload("clean images", &engine.read(&batch.images).unwrap()).unwrap();
     loss(&mut engine, &batch, Pass::Eval);
@@ -397,10 +398,15 @@ fn everything() -> (Vec<f32>, Weights) {
 
 #[test]
 fn bits_do_not_depend_on_the_threads() {
-    let first = everything();
-    for threads in [1, 2, 3, 5] {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        assert!(pool.install(everything) == first, "{threads} threads gave other bits");
+    for device in [DeviceChoice::Cpu, DeviceChoice::CpuBf16] {
+        let first = everything(device);
+        for threads in [1, 2, 3, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            assert!(
+                pool.install(|| everything(device)) == first,
+                "{device:?}: {threads} threads gave other bits"
+            );
+        }
     }
 }
 
