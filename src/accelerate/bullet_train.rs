@@ -140,8 +140,7 @@ impl Adversary for BulletTrain {
         let Groups { boundary, robust, .. } = groups;
 
         // x' = x to begin with, which is all that an outlier gets; a radius of zero copies.
-        let nothing = Noise::Uniform { radius: 0.0 };
-        engine.run(&batch.perturb(nothing, key))?;
+        engine.run(&batch.perturb(Noise::Uniform { radius: 0.0 }, key))?;
         let full = self.full.at(key.epoch);
         let short = self.short(&full);
         work.steps = (boundary.len() * full.steps + robust.len() * short.steps) as u64;

@@ -154,8 +154,7 @@ impl Apgd {
         room: &Room,
     ) -> Result<Found> {
         // x' = x to begin with: a radius of zero copies.
-        let nothing = Noise::Uniform { radius: 0.0 };
-        engine.run(&batch.perturb(nothing, key))?;
+        engine.run(&batch.perturb(Noise::Uniform { radius: 0.0 }, key))?;
         for part in batch.parts(engine.micro_batch()) {
             engine.forward(Pass::Eval, &part.images, &part.clean_logits)?;
         }

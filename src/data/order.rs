@@ -49,7 +49,7 @@ impl Split {
         }
         let quota = quotas(&counts, held_out(self.validation.len(), share));
         let key = Key { seed, purpose: Purpose::Order, epoch: 0, step: RESERVE_STEP };
-        let mut held_out = by_quota(shuffled(key, &self.validation), labels, quota);
+        let mut held_out = by_quota(shuffled(key, &self.validation), quota, |sample| labels[sample as usize]);
         held_out.sort_unstable();
         self.validation.retain(|sample| held_out.binary_search(sample).is_err());
         Self { held_out, ..self }
@@ -83,7 +83,7 @@ pub fn split(
         ValidationSplit::Random => shuffled(key, &all)[..validation].to_vec(),
         ValidationSplit::Stratified => {
             let quota = quotas(&images.class_counts(classes), validation);
-            by_quota(shuffled(key, &all), &images.labels, quota)
+            by_quota(shuffled(key, &all), quota, |sample| images.labels[sample as usize])
         }
     };
     held.sort_unstable();
@@ -92,9 +92,9 @@ pub fn split(
 }
 
 /// Of each class the first so many of `order`.
-fn by_quota(mut order: Vec<u32>, labels: &[u32], mut quota: Vec<usize>) -> Vec<u32> {
+pub fn by_quota(mut order: Vec<u32>, mut quota: Vec<usize>, label: impl Fn(u32) -> u32) -> Vec<u32> {
     order.retain(|&sample| {
-        let left = &mut quota[labels[sample as usize] as usize];
+        let left = &mut quota[label(sample) as usize];
         let take = *left > 0;
         *left -= usize::from(take);
         take

@@ -108,8 +108,7 @@ impl Progress {
     }
 
     pub fn outcome(&self) -> Outcome {
-        let mut cost = self.checks.as_ref().map_or(Cost::default(), |checks| checks.cost);
-        let mut seconds = self.checks.as_ref().map_or(0.0, |checks| checks.seconds);
+        let Checks { mut cost, mut seconds, zero_gradients, .. } = self.checks.clone().unwrap_or_default();
         for stage in &self.stages {
             cost += stage.cost;
             seconds += stage.seconds;
@@ -118,7 +117,6 @@ impl Progress {
         // One image counts once: an attack enters only where the clean logits are finite.
         let non_finite =
             self.adversarial_predictions.iter().filter(|prediction| **prediction == NO_CLASS).count();
-        let zero_gradients = self.checks.as_ref().map_or(0, |checks| checks.zero_gradients);
         Outcome { withstood, seconds, cost, non_finite, zero_gradients }
     }
 

@@ -101,12 +101,7 @@ impl Part {
     pub const ALL: [Self; 4] = [Self::ApgdCe, Self::ApgdT, Self::FabT, Self::Square];
 
     pub fn name(self) -> &'static str {
-        match self {
-            Self::ApgdCe => "apgd-ce",
-            Self::ApgdT => "apgd-t",
-            Self::FabT => "fab-t",
-            Self::Square => "square",
-        }
+        Protocol::Part(self).word()
     }
 
     /// The attack with AutoAttack's settings in a ball of radius `epsilon`.
@@ -152,6 +147,11 @@ impl Protocol {
             }
             None => Ok(()),
         }
+    }
+
+    /// Its name, where that is one word.
+    fn word(&self) -> &'static str {
+        WORDS.iter().find(|(_, protocol)| protocol == self).map_or("", |(word, _)| word)
     }
 
     /// The sign-step attack of this protocol, where it is one.
@@ -252,10 +252,7 @@ impl FromStr for Protocol {
 
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Self::Pgd(pgd) = self else {
-            let word = WORDS.iter().find(|(_, protocol)| protocol == self);
-            return f.write_str(word.map_or("", |(word, _)| word));
-        };
+        let Self::Pgd(pgd) = self else { return f.write_str(self.word()) };
         write!(f, "pgd{}", pgd.steps)?;
         if pgd.restarts > 1 {
             write!(f, "x{}", pgd.restarts)?;

@@ -31,7 +31,7 @@ const DISTRIBUTION_TOLERANCE: f32 = 1e-5;
 const BALL_TOLERANCE: f32 = 2.4e-7;
 
 /// What was seen before the attacks, on images that are predicted right.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Checks {
     /// Repeated passes over the first batch give other logits.
@@ -113,15 +113,7 @@ impl Checks {
         let robust =
             verdicts.iter().zip(subject.samples).filter(|(verdict, _)| **verdict == ImageResult::Robust);
         let samples: Vec<u32> = robust.map(|(_, &sample)| sample).collect();
-        let mut checks = Self {
-            randomized: false,
-            probabilities: false,
-            zero_gradients: 0,
-            fgsm: 0,
-            pgd10: 0,
-            seconds: 0.0,
-            cost: Cost::default(),
-        };
+        let mut checks = Self::default();
         let gradient = engine.alloc("gradient of the clean images", scratch.len() * IMAGE_LEN)?;
         let key = Key { seed: subject.seed, purpose: Purpose::EvaluationStart, epoch: 0, step: 0 };
         let pgd10 = PgdProtocol { steps: 10, restarts: 1, step_size: StepSize::TwoLevels };

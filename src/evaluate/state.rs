@@ -98,13 +98,9 @@ impl State {
     pub fn load(place: impl Into<Place>, settings: &Settings) -> Result<Self, StateError> {
         let place = place.into();
         let path = place.path();
-        let bytes = match place.read(limit::JSON) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(StateError::Missing { path });
-            }
-            Err(source) => return Err(StateError::Io { path, source }),
-            Ok(bytes) => bytes,
-        };
+        let bytes = if_there(place.read(limit::JSON));
+        let bytes = bytes.map_err(|source| StateError::Io { path: path.clone(), source })?;
+        let Some(bytes) = bytes else { return Err(StateError::Missing { path }) };
         let format = |reason: String| StateError::Format { path: path.clone(), reason };
         let (header, state) =
             bytes.split_at(bytes.iter().position(|&byte| byte == b'\n').map_or(0, |end| end + 1));

@@ -3,10 +3,10 @@
 //! Columns of the Gram matrix are made and kept on the device, in blocks that are allocated as the pursuit grows; the
 //! host reads one column and one vector of correlations a step.
 
-use super::cholesky::dot;
 use super::pursuit::Atoms;
 use super::{Result, part, sum};
 use crate::engine::{Engine, Tensor};
+use crate::ops::last_layer::dot;
 use crate::ops::{
     GradientColumn, GradientProducts, GradientSquares, GradientSum, LastLayerGradients, RowProducts,
     SubtractRows,

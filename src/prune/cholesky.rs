@@ -4,6 +4,8 @@
 //! solution of `M w = c` costs one back-substitution, and what it explains, `c . w = |y|^2`, is a sum. All in f64,
 //! every sum in a fixed order.
 
+use crate::ops::last_layer::dot;
+
 /// A row is dependent on those before it where less than this share of its diagonal is left as the pivot's square.
 ///
 /// The square of the sine of the angle between an atom and the span of the others: 1e-10 leaves their weights five to six
@@ -120,20 +122,6 @@ impl Factor {
 /// A pair of numbers turned by the angle of this cosine and sine.
 fn rotate((cosine, sine): (f64, f64), left: f64, right: f64) -> (f64, f64) {
     (cosine * left + sine * right, cosine * right - sine * left)
-}
-
-/// `sum a_i b_i`: eight sums side by side, so that the loop vectorises.
-pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
-    const LANES: usize = 8;
-    let mut sums = [0.0; LANES];
-    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest: f64 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a.zip(b) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += a * b;
-        }
-    }
-    sums.iter().sum::<f64>() + rest
 }
 
 #[cfg(test)]

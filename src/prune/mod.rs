@@ -3,17 +3,6 @@
 //! Every way to choose is a [`Selection`]: candidates in, a weighted [`Subset`] out. What it must know about the
 //! candidates, it asks of a [`GradPass`]: last-layer gradients on the training attack, or input-gradient norms. A new
 //! one is one more file here with its row, and one line in the table [`SelectionMethod`]. [`SelectionRun`] makes one outside of training.
-//!
-//! | file | what it chooses |
-//! |---|---|
-//! | `random` | all; N at random, of each class in proportion where asked for; a share of chance in another choice |
-//! | `ranking` | by scores: last loss, EL2N, last-layer GraNd, EasyCore's input-gradient norm |
-//! | `top_k` | what rankings and Adv-GLISTER make of scores: the best, with noise and class quotas |
-//! | `info_batch` | InfoBatch's unbiased random half of the easy samples |
-//! | `grad_match` | Adv-GRAD-MATCH: weights whose gradient sum matches that of all |
-//! | [`atoms`], [`pursuit`], [`cholesky`] | its atoms on a device, its solver, and the factor that the solver grows |
-//! | `glister` | Adv-GLISTER: what lowers the loss of held-out images most |
-//! | `diagnosis` | figures of a subset: balance, effective size, accuracy, gradient error |
 
 pub mod atoms;
 pub mod cholesky;

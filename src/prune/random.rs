@@ -3,7 +3,7 @@
 
 use super::{Candidates, Coverage, GradPass, Result, Selection, SelectionConfig, SelectionRow, Subset};
 use crate::config::Refusal;
-use crate::data::order::shuffled;
+use crate::data::order::{by_quota, shuffled};
 use crate::engine::Engine;
 use crate::names::named;
 use crate::philox::Key;
@@ -96,15 +96,9 @@ impl Selection for Random {
     fn select(&self, _: &mut Engine, candidates: &Candidates, _: &mut GradPass) -> Result<Subset> {
         let mut order = shuffled(candidates.key, candidates.samples);
         if self.class_balanced {
-            let mut left = candidates.class_budgets();
             let classes: std::collections::HashMap<u32, u32> =
                 candidates.samples.iter().copied().zip(candidates.labels.iter().copied()).collect();
-            order.retain(|sample| {
-                let left = &mut left[classes[sample] as usize];
-                let take = *left > 0;
-                *left -= usize::from(take);
-                take
-            });
+            order = by_quota(order, candidates.class_budgets(), |sample| classes[&sample]);
         }
         order.truncate(candidates.budget);
         Ok(Subset::uniform(order))

@@ -82,36 +82,13 @@ impl<'a> Pruning<'a> {
         selected: Option<u32>,
         watch: Watch,
     ) -> prune::Result<Option<Diagnosis>> {
-        match self.epoch_schedule.stage(epoch) {
-            Stage::Whole => self.subset = None,
-            Stage::Subset { select: true } if selected != Some(epoch) => {
-                let (subset, diagnosis) = self.select(engine, objective, set, scratch, epoch, watch)?;
-                self.subset = Some(subset);
-                return Ok(Some(diagnosis));
-            }
-            Stage::Subset { .. } => {}
+        let stage = self.epoch_schedule.stage(epoch);
+        if stage == Stage::Whole {
+            self.subset = None;
         }
-        Ok(None)
-    }
-
-    /// Adds the scores of a finished epoch, in its order, to the means.
-    pub fn learn(&mut self, order: &[u32], epoch_scores: &[f32]) {
-        if let Some(scores) = &mut self.scores {
-            for (place, &score) in places(&self.split.train, order).zip(epoch_scores) {
-                scores.add(place as usize, score);
-            }
+        if stage != (Stage::Subset { select: true }) || selected == Some(epoch) {
+            return Ok(None);
         }
-    }
-
-    fn select(
-        &mut self,
-        engine: &mut Engine,
-        objective: &mut dyn Objective,
-        set: &ImageSet,
-        scratch: &Batch,
-        epoch: u32,
-        watch: Watch,
-    ) -> prune::Result<(Subset, Diagnosis)> {
         let labels = engine.read(&set.labels)?;
         let labels: Vec<u32> = self.split.train.iter().map(|&sample| labels[sample as usize]).collect();
         let key = |purpose| Key { seed: self.recipe.seed, purpose, epoch, step: 0 };
@@ -148,7 +125,17 @@ impl<'a> Pruning<'a> {
         let diagnosis =
             Diagnosis::of_recipe(engine, self.recipe, &candidates, validation, &mut pass, &subset)?;
         self.scores = scores;
-        Ok((subset, diagnosis))
+        self.subset = Some(subset);
+        Ok(Some(diagnosis))
+    }
+
+    /// Adds the scores of a finished epoch, in its order, to the means.
+    pub fn learn(&mut self, order: &[u32], epoch_scores: &[f32]) {
+        if let Some(scores) = &mut self.scores {
+            for (place, &score) in places(&self.split.train, order).zip(epoch_scores) {
+                scores.add(place as usize, score);
+            }
+        }
     }
 
     /// What a checkpoint keeps.

@@ -126,14 +126,13 @@ impl<'a> Trainer<'a> {
                 "epoch {epoch}, step {step}; the recipe has {epochs} epochs, this one of {steps} steps"
             ));
         }
-        let (actual, expected) = (checkpoint.samples.losses.len(), count.min(step * self.recipe.batch));
-        if actual != expected {
-            return Err(format!("losses of {actual} samples, expected {expected} behind step {step}"));
-        }
-        let (actual, expected) =
-            (checkpoint.samples.scores.len(), self.scores.as_ref().map_or(0, |_| expected));
-        if actual != expected {
-            return Err(format!("scores of {actual} samples, expected {expected} after step {step}"));
+        let done = count.min(step * self.recipe.batch);
+        let scored = if self.scores.is_some() { done } else { 0 };
+        let (losses, scores) = (checkpoint.samples.losses.len(), checkpoint.samples.scores.len());
+        for (what, actual, expected) in [("losses", losses, done), ("scores", scores, scored)] {
+            if actual != expected {
+                return Err(format!("{what} of {actual} samples, expected {expected} after step {step}"));
+            }
         }
         let waiting = self.super_batch.as_ref().map_or(0, |ahead| ahead.waiting(step, count));
         let actual = checkpoint.samples.adversarial.len();

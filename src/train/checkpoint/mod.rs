@@ -228,22 +228,16 @@ pub fn load(folder: impl Into<Folder>) -> Result<Checkpoint, CheckpointError> {
     let network = weights.infer_network().map_err(|error| damaged(WEIGHTS, error.to_string()))?;
     weights.check(&network).map_err(|error| damaged(WEIGHTS, error.to_string()))?;
     let momentum = tensors(MOMENTUM, required(MOMENTUM)?)?;
-    let average = files.get(AVERAGE).map(|bytes| tensors(AVERAGE, bytes)).transpose()?;
-    let objective = files.get(OBJECTIVE).map(|bytes| tensors(OBJECTIVE, bytes)).transpose()?;
+    let optional = |name: &str| files.get(name).map(|bytes| tensors(name, bytes)).transpose();
+    let average = optional(AVERAGE)?;
+    let objective = optional(OBJECTIVE)?.unwrap_or_default();
     let progress: Progress =
         serde_json::from_slice(required(PROGRESS)?).map_err(|error| damaged(PROGRESS, error.to_string()))?;
-    let samples = match files.get(SAMPLES) {
-        Some(bytes) => samples_from(&tensors(SAMPLES, bytes)?).map_err(|reason| damaged(SAMPLES, reason))?,
-        None => SamplesSoFar::default(),
-    };
-    let selection = match files.get(SELECTION) {
-        Some(bytes) => {
-            selection_from(&tensors(SELECTION, bytes)?).map_err(|reason| damaged(SELECTION, reason))?
-        }
-        None => SelectionState::default(),
-    };
+    let samples = optional(SAMPLES)?.map(|tensors| samples_from(&tensors)).transpose();
+    let samples = samples.map_err(|reason| damaged(SAMPLES, reason))?.unwrap_or_default();
+    let selection = optional(SELECTION)?.map(|tensors| selection_from(&tensors)).transpose();
+    let selection = selection.map_err(|reason| damaged(SELECTION, reason))?.unwrap_or_default();
     let optimizer = OptimizerState { momentum, average };
-    let objective = objective.unwrap_or_default();
     Ok(Checkpoint { weights, optimizer, objective, progress, samples, selection })
 }
 
