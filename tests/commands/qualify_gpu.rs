@@ -390,7 +390,7 @@ fn a_session_where_all_is_well_measures_everything_in_order() {
 fn figures_of_an_emulated_device_are_no_results_even_next_to_a_gpu() {
     let machine = Machine::new();
     let done = machine.first(&["--device", "emulated:sm_90a", "--only", "attack"]);
-    assert_eq!((done.code, done.result("attack-4")), (Some(0), "ok"), "{}", done.stdout);
+    assert_eq!((done.code, done.result("attack-8")), (Some(0), "ok"), "{}", done.stdout);
     done.says("# device emulated:sm_90a, first call, ");
     done.says("no number of this page is a result.");
 }
@@ -949,7 +949,7 @@ for size in (stages.FULL, stages.TINY):
 "#;
     let output = Command::new("python3").current_dir(ROOT).args(["-B", "-c", script]).output().unwrap();
     let expected = "['pgd-at'] [512, 128] True\n['trades', 'mart'] [512, 128] True\n\
-                    ['pgd-at'] [4, 2] True\n['trades', 'mart'] [4, 2] True\n";
+                    ['pgd-at'] [8, 4] True\n['trades', 'mart'] [8, 4] True\n";
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{stderr}");
 }
