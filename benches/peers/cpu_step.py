@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""The CPU engine beside PyTorch on one CPU: training steps and attack steps of ResNet-18, in f32 and bf16, in one run.
+"""The CPU engine next to PyTorch on one CPU: training steps and attack steps of ResNet-18, in f32 and bf16, in one run.
 
-Usage: PYTHON benches/peers/cpu_step.py [--widths 64,16] [--batch 64] [--rounds 7] [--threads N] [--out FILE.json]
+Usage: PYTHON benches/peers/cpu_step.py [--widths 64,16] [--batch 64] [--rounds 7] [--threads N] [--compile] [--out FILE.json]
 
 All take turns, step by step, so that a slow moment of the machine hits all; medians are compared, of wall time
-and of CPU time (which other work on the machine disturbs less; Linux only). PyTorch is eager, in f32 and in bf16 (autocast),
-each in channels-last and in contiguous memory; ours is set beside the fastest of its own numbers, and in bf16 beside the fastest
-of all. torch.compile is not among them. A step is train-mode forward, loss,
+and of CPU time (which other work on the machine disturbs less; Linux only). PyTorch is in f32 and in bf16 (autocast),
+each in channels-last and in contiguous memory, and with --compile through torch.compile as well; ours is compared with the fastest of
+its own numbers, and in bf16 with the fastest of all. A step is train-mode forward, loss,
 backward and SGD with momentum; an attack step is eval-mode forward, loss, input gradient, sign and projection, with
-PyTorch's parameters not requiring gradients.
+PyTorch's parameters not requiring gradients. A whole step of PGD-AT, TRADES or MART has ten attack steps and the train passes, in
+PyTorch as adversarial_step.py has it: BatchNorm folded once a step, TRADES' target computed once, which the authors' code does not.
 """
 
 import argparse
@@ -27,6 +28,7 @@ parser.add_argument("--widths", default="64,16")
 parser.add_argument("--batch", type=int, default=64)
 parser.add_argument("--rounds", type=int, default=7)
 parser.add_argument("--threads", type=int, default=os.cpu_count())
+parser.add_argument("--compile", action="store_true")
 parser.add_argument("--out")
 args = parser.parse_args()
 
@@ -35,6 +37,7 @@ import torch.nn.functional as F  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
+from adversarial_step import METHODS, AdversarialStep  # noqa: E402
 from resnet18 import ResNet18  # noqa: E402
 
 
@@ -47,9 +50,9 @@ def build():
 
 
 class Ours:
-    def __init__(self, executable, width, device):
+    def __init__(self, executable, width, device, recipe="cifar10-pgd-at"):
         env = dict(os.environ, RAYON_NUM_THREADS=str(args.threads))
-        command = [executable, str(width), str(args.batch), device]
+        command = [executable, str(width), str(args.batch), device, recipe]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
         self.about = json.loads(self.process.stdout.readline())
@@ -71,17 +74,22 @@ class Ours:
 
 class PyTorch:
     def __init__(self, width, numbers, layout):
-        layout = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}[layout]
+        layout = {"contiguous": torch.contiguous_format}.get(layout, torch.channels_last)
         self.bf16 = numbers == "bf16"
         torch.manual_seed(1)
         self.model = ResNet18(width, 10).to(memory_format=layout)
         self.images = torch.rand(args.batch, 3, 32, 32).contiguous(memory_format=layout)
         self.labels = torch.arange(args.batch) % 10
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
+        self.forward = self.model
+
+    def compiled(self):
+        self.forward = torch.compile(self.model)
+        return self
 
     def loss(self, images):
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            logits = self.model(images)
+            logits = self.forward(images)
         return F.cross_entropy(logits.float(), self.labels)
 
     def run(self, what):
@@ -101,6 +109,17 @@ class PyTorch:
         return time.perf_counter() - start, time.process_time() - cpu
 
 
+class WholeStep:
+    def __init__(self, method, width, numbers, mode):
+        wrap = torch.compile if mode == "compiled" else lambda f: f
+        self.step = AdversarialStep(method, width, args.batch, "cpu", wrap, autocast=numbers == "bf16")
+
+    def run(self, _):
+        start, cpu = time.perf_counter(), time.process_time()
+        self.step.run()
+        return time.perf_counter() - start, time.process_time() - cpu
+
+
 def cpu_name():
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
@@ -109,56 +128,76 @@ def cpu_name():
         return platform.processor()
 
 
+def compare(width, what, ours, peers):
+    """Rows of one kind of step: each of ours with the fastest peer."""
+    seconds = {name: [] for name in (*ours, *peers)}
+    parts = {name: [] for name in ours}
+    for round in range(args.rounds + 1):
+        times = {}
+        for name, engine in ours.items():
+            answer = engine.run(what if what in ("step", "attack") else "whole")
+            times[name] = (answer["seconds"], answer["cpu_seconds"])
+            if round:  # the first is warm-up
+                parts[name].append(answer["parts"])
+        times |= {name: peer.run(what) for name, peer in peers.items()}
+        if round:
+            for name, value in times.items():
+                seconds[name].append(value)
+    wall = {name: statistics.median(wall for wall, _ in values) for name, values in seconds.items()}
+    cpu = {name: statistics.median(cpu for _, cpu in values) for name, values in seconds.items()}
+    for name, engine in ours.items():
+        # In bf16 the fastest peer may be one in f32.
+        rivals = [peer for peer in peers if name == "bf16" or peer.startswith("f32")]
+        best = min(rivals, key=wall.get)
+        part = {key: statistics.median(p[key] for p in parts[name]) for key in parts[name][0]}
+        row = {"width": width, "batch": args.batch, "what": what, "numbers": name, "pytorch": best}
+        row |= {"seconds": {key: seconds[key] for key in (name, *rivals)}, "medians": wall, "cpu_medians": cpu}
+        row |= {"parts": part, "ratio": wall[best] / wall[name]}
+        row["cpu_ratio"] = min(cpu[rival] for rival in rivals) / cpu[name]
+        rate = ""
+        if "backward" in part:
+            gflop, peak = engine.about["gflop"], engine.about["peak_gflop_per_s"]
+            work = {"forward": gflop, "backward": gflop * (2 if what == "step" else 1)}
+            row["gflop_per_s"] = {key: work[key] / part[key] for key in work}
+            row["share_of_peak"] = sum(work.values()) / sum(part[key] for key in work) / peak
+            each = ", ".join(f"{key} {value:.0f}" for key, value in row["gflop_per_s"].items())
+            rate = f" ({each} GFLOP/s, {100 * row['share_of_peak']:.0f} % of {peak:.0f})"
+        print(
+            f"width {width} {what} {name}: ours {args.batch / wall[name]:.1f} images/s{rate}, PyTorch {best} "
+            f"{args.batch / wall[best]:.1f} images/s: ours is {row['ratio']:.2f} x PyTorch, "
+            f"{row['cpu_ratio']:.2f} x by CPU time",
+            flush=True,
+        )
+        yield row
+
+
 def main():
     torch.set_num_threads(args.threads)
     executable = build()
     rows = []
+    modes = ["eager", "compiled"] if args.compile else ["eager"]
     for width in map(int, args.widths.split(",")):
-        ours = {"f32": Ours(executable, width, "cpu"), "bf16": Ours(executable, width, "cpu:bf16")}
+        devices = {"f32": "cpu", "bf16": "cpu:bf16"}
+        ours = {numbers: Ours(executable, width, device) for numbers, device in devices.items()}
         peers = {
             f"{numbers} {layout}": PyTorch(width, numbers, layout)
-            for numbers in ("f32", "bf16")
+            for numbers in devices
             for layout in ("contiguous", "channels_last")
         }
+        if args.compile:
+            peers |= {f"{n} compiled": PyTorch(width, n, "channels_last").compiled() for n in devices}
         for what in ("step", "attack"):
-            seconds = {name: [] for name in (*ours, *peers)}
-            parts = {name: [] for name in ours}
-            for round in range(args.rounds + 1):
-                times = {}
-                for name, engine in ours.items():
-                    answer = engine.run(what)
-                    times[name] = (answer["seconds"], answer["cpu_seconds"])
-                    if round:  # the first is warm-up
-                        parts[name].append(answer["parts"])
-                times |= {name: peer.run(what) for name, peer in peers.items()}
-                if round:
-                    for name, value in times.items():
-                        seconds[name].append(value)
-            wall = {name: statistics.median(wall for wall, _ in values) for name, values in seconds.items()}
-            cpu = {name: statistics.median(cpu for _, cpu in values) for name, values in seconds.items()}
-            for name, engine in ours.items():
-                # In bf16 the fastest peer may be one in f32.
-                rivals = [peer for peer in peers if name == "bf16" or peer.startswith("f32")]
-                best = min(rivals, key=wall.get)
-                part = {key: statistics.median(p[key] for p in parts[name]) for key in parts[name][0]}
-                gflop = engine.about["gflop"]
-                work = {"forward": gflop, "backward": gflop * (2 if what == "step" else 1)}
-                rate = {key: work[key] / part[key] for key in work}
-                row = {"width": width, "batch": args.batch, "what": what, "numbers": name, "pytorch": best}
-                row |= {"seconds": {key: seconds[key] for key in (name, *rivals)}, "medians": wall, "cpu_medians": cpu}
-                row |= {"parts": part, "gflop_per_s": rate, "ratio": wall[best] / wall[name]}
-                row["cpu_ratio"] = min(cpu[rival] for rival in rivals) / cpu[name]
-                rows.append(row)
-                print(
-                    f"width {width} {what} {name}: ours {args.batch / wall[name]:.1f} images/s "
-                    f"(forward {rate['forward']:.0f}, backward {rate['backward']:.0f} GFLOP/s), PyTorch {best} "
-                    f"{args.batch / wall[best]:.1f} images/s: ours is {row['ratio']:.2f} x PyTorch, "
-                    f"{row['cpu_ratio']:.2f} x by CPU time",
-                    flush=True,
-                )
+            rows += compare(width, what, ours, peers)
         device = ours["f32"].about["device"]
         for engine in ours.values():
             engine.close()
+        for method in METHODS:
+            recipe = f"cifar10-{method}"
+            ours = {numbers: Ours(executable, width, device, recipe) for numbers, device in devices.items()}
+            peers = {f"{n} {mode}": WholeStep(method, width, n, mode) for n in devices for mode in modes}
+            rows += compare(width, method, ours, peers)
+            for engine in ours.values():
+                engine.close()
     about = {
         "date": datetime.date.today().isoformat(),
         "cpu": cpu_name(),
