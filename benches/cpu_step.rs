@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let device = engine.device().clone();
     let mut peak = 0.0f64;
     if let Some(mut products) = probes::products(engine)? {
-        for _ in 0..3 {
+        for _ in 0..20 {
             let start = Instant::now();
             products.run()?;
             peak = peak.max(1e-9 * products.amount as f64 / start.elapsed().as_secs_f64());

@@ -41,6 +41,12 @@ from adversarial_step import METHODS, AdversarialStep  # noqa: E402
 from resnet18 import ResNet18  # noqa: E402
 
 
+# Seconds before each turn: PyTorch's threads spin for a while after theirs.
+PAUSE = 0.2
+# Every number format, layout and pass is a variant of one module.
+torch._dynamo.config.recompile_limit = 64
+
+
 def build():
     """Path of our bench executable."""
     command = ["cargo", "build", "--release", "--bench", "cpu_step", "--message-format=json"]
@@ -135,11 +141,14 @@ def compare(width, what, ours, peers):
     for round in range(args.rounds + 1):
         times = {}
         for name, engine in ours.items():
+            time.sleep(PAUSE)
             answer = engine.run(what if what in ("step", "attack") else "whole")
             times[name] = (answer["seconds"], answer["cpu_seconds"])
             if round:  # the first is warm-up
                 parts[name].append(answer["parts"])
-        times |= {name: peer.run(what) for name, peer in peers.items()}
+        for name, peer in peers.items():
+            time.sleep(PAUSE)
+            times[name] = peer.run(what)
         if round:
             for name, value in times.items():
                 seconds[name].append(value)
