@@ -2,8 +2,8 @@
 //
 // Accumulators stay where the lanes have them: a lane's registers of one row of tiles, {c0, c1, c2, c3} for each n-tile, are
 // one row of 4 * NT floats, and a product step adds {a, a, a', a'} x {b, b', b, b'} to it. So nothing is gathered or scattered
-// but the two operands. Products are rounded before they are added (no contraction), in the order of k: the same bits on every
-// CPU, whatever its vector width.
+// but the two operands. Products, which are exact, are added in the order of k: the same bits on every CPU, whatever its vector
+// width.
 
 #include "portable/mma.h"
 
@@ -65,7 +65,7 @@ __attribute__((always_inline)) inline void multiply_rows(int first, int column_t
                     for (int i = 0; i < ROWS; ++i) {
 #pragma GCC unroll 8
                         for (int l = 0; l < LANES; ++l) {
-                            sum[i][l] += repeat<Vector>(operands.a[first + i][g + l][k]) * b;
+                            add_product(sum[i][l], repeat<Vector>(operands.a[first + i][g + l][k]), b);
                         }
                     }
                 }
@@ -138,8 +138,8 @@ void multiply_tile_narrow(int row_tiles, int column_tiles, void* const* lanes) {
     multiply_tile<Quad>(row_tiles, column_tiles, lanes);
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
-__attribute__((target("avx2"))) void multiply_tile_avx2(int row_tiles, int column_tiles, void* const* lanes) {
+#if SECATEUR_HOST_X86
+__attribute__((target("avx2,fma"))) void multiply_tile_avx2(int row_tiles, int column_tiles, void* const* lanes) {
     multiply_tile<Octet>(row_tiles, column_tiles, lanes);
 }
 __attribute__((target("avx512f"))) void multiply_tile_avx512(int row_tiles, int column_tiles, void* const* lanes) {
@@ -149,9 +149,9 @@ __attribute__((target("avx512f"))) void multiply_tile_avx512(int row_tiles, int 
 
 /// The one for this CPU; all give the same bits.
 MultiplyTile* chosen_multiply_tile() {
-#if defined(__x86_64__) && defined(__GNUC__)
+#if SECATEUR_HOST_X86
     if (__builtin_cpu_supports("avx512f")) return multiply_tile_avx512;
-    if (__builtin_cpu_supports("avx2")) return multiply_tile_avx2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return multiply_tile_avx2;
 #endif
     return multiply_tile_narrow;
 }

@@ -3,7 +3,7 @@
 // Operands are read in octets, 8 neighbours in m or n at one k: straight from MN-major rows, by 8x8 transposes from K-major ones.
 // As in host/mma.cpp accumulators stay where the threads have them: thread (warp w, g, t) holds rows 16 w + g and + 8 of columns
 // 2 t and 2 t + 1 of every eight as one row of N / 2 floats {c0, c1, c2, c3} ..., and a step adds {a, a, a', a'} x {b, b', b, b'}
-// to it. Products are rounded before they are added (no contraction), in the order of k.
+// to it. Products, which are exact, are added in the order of k.
 
 #include "host/wgmma.h"
 
@@ -248,7 +248,7 @@ __attribute__((always_inline)) inline void multiply(const WgmmaIssue& issue, con
                     for (int l = 0; l < LANES; ++l) {
                         const Vector factor = repeat<Vector>(a[l] + 4 * k);
 #pragma GCC unroll 4
-                        for (int v = 0; v < vectors; ++v) sum[l][v] += factor * column[v];
+                        for (int v = 0; v < vectors; ++v) add_product(sum[l][v], factor, column[v]);
                     }
                 }
 #pragma GCC unroll 8
@@ -267,8 +267,8 @@ void multiply_narrow(const WgmmaIssue& issue, const Operands& operands, int k_co
     multiply<Quad, 2>(issue, operands, k_count, accumulate);
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
-__attribute__((target("avx2"))) void multiply_avx2(const WgmmaIssue& issue, const Operands& operands, int k_count,
+#if SECATEUR_HOST_X86
+__attribute__((target("avx2,fma"))) void multiply_avx2(const WgmmaIssue& issue, const Operands& operands, int k_count,
                                                    bool accumulate) {
     multiply<Octet, 4>(issue, operands, k_count, accumulate);
 }
@@ -280,9 +280,9 @@ __attribute__((target("avx512f"))) void multiply_avx512(const WgmmaIssue& issue,
 
 /// The one for this CPU; all give the same bits.
 Multiply* chosen_multiply() {
-#if defined(__x86_64__) && defined(__GNUC__)
+#if SECATEUR_HOST_X86
     if (__builtin_cpu_supports("avx512f")) return multiply_avx512;
-    if (__builtin_cpu_supports("avx2")) return multiply_avx2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return multiply_avx2;
 #endif
     return multiply_narrow;
 }
