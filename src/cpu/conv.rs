@@ -81,7 +81,7 @@ impl PackedConv {
         });
     }
 
-    /// `out = epilogue(conv(x))` of so many images on this thread; `x` and `out` are [`Maps`], or `x` whole images.
+    /// `out = epilogue(conv(x))` of `images` images on this thread; `x` and `out` are [`Maps`], or `x` whole images.
     pub fn forward(&self, images: usize, x: &[f32], out: &mut [f32], epilogue: &Epilogue) {
         count_flops(&self.conv, images);
         if self.conv.in_channels >= LEAST {
@@ -381,7 +381,7 @@ impl Direction {
         self.taps.len() * self.operands.words(self.inputs)
     }
 
-    /// Packs `weight(tap of a kernel of so many lines, input channel, output channel)`.
+    /// Packs `weight(tap, input channel, output channel)` of a kernel of `kernel` lines.
     fn pack(&mut self, kernel: usize, weight: impl Fn(usize, usize, usize) -> f32 + Sync) {
         let (words, block, rows) = (self.operands.words(self.inputs), self.block, self.rows());
         let taps: Vec<usize> = self.taps.iter().map(|(line, column)| line * kernel + column).collect();

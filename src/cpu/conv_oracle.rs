@@ -32,7 +32,7 @@ impl Oracle {
         self.magnitudes[at] += product.abs();
     }
 
-    /// Every element within the rounding of a sum of so many terms, and the whole within what such errors add up to at random.
+    /// Every element within the rounding of a sum of N terms, and the whole within what such errors add up to at random.
     /// Both with what rounding to `stored` adds.
     fn check(&self, actual: &[f32], before: f32, stored: Option<Format>, what: &str) {
         assert_eq!(actual.len(), self.values.len(), "{what}");

@@ -275,7 +275,7 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Pixels that a tile may read behind the last image.
+/// Pixels that a tile may read after the last image.
 const SLACK: usize = 160;
 
 vectorised! {

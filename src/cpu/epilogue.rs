@@ -133,7 +133,7 @@ vectorised! {
     }
 }
 
-/// Asks for a number that may lie behind the slice.
+/// Asks for a number that may lie after the slice.
 #[inline(always)]
 fn prefetch<E>(of: &[E], at: usize) {
     #[cfg(target_arch = "x86_64")]

@@ -21,7 +21,7 @@ use crate::model::{Layer, ResNet, Residual};
 /// Images of a task at most: enough to read the weights for.
 const TASK: usize = 16;
 
-/// Images of a task, of so many: two tasks a thread or more. No bit depends on it.
+/// Images of a task of `batch`: two tasks a thread or more. No bit depends on it.
 pub fn task_images(batch: usize) -> usize {
     batch.div_ceil(2 * rayon::current_num_threads()).clamp(1, TASK)
 }

@@ -9,7 +9,7 @@ use crate::model::Conv;
 
 /// Pixels of zeros on each side.
 pub const BORDER: usize = 1;
-/// Pixels that a tile may read behind the last image.
+/// Pixels that a tile may read after the last image.
 const SLACK: usize = 32;
 
 /// The shape of one image.

@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn rounds_as_half_does() {
-        // Every bf16, what lies just beside it, and the ties between it and the next.
+        // Every bf16, what lies next to it, and the ties between it and the next.
         for upper in 0..=u16::MAX {
             for lower in [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF] {
                 let x = f32::from_bits(u32::from(upper) << 16 | lower);

@@ -99,7 +99,7 @@ type Tile = unsafe fn(*const f32, &Phase, *const f32, *mut f32);
 /// `outer(input, pixels, gradient, rows, sums, words between two rows of sums)`.
 type Outer = unsafe fn(*const f32, &[Pixel], *const f32, usize, *mut f32, usize);
 
-/// `registers(rounds)`: what a tile's sums are after so many products each that touch no memory.
+/// `registers(rounds)`: what a tile's sums are after N products each that touch no memory.
 type Registers = unsafe fn(usize) -> f32;
 
 /// The loops of one instruction set for one kind of words, each for blocks of one vector and of two.
@@ -117,7 +117,7 @@ pub struct Products {
 }
 
 impl Products {
-    /// Output channels that are summed together, of so many: what weights are packed in blocks of.
+    /// Output channels of `channels` that are summed together: what weights are packed in blocks of.
     pub fn block(&self, channels: usize) -> usize {
         if self.wide && channels.is_multiple_of(2 * LANES) { 2 * LANES } else { LANES }
     }
@@ -431,7 +431,7 @@ macro_rules! isa {
 
 #[cfg(target_arch = "x86_64")]
 fn has_avx512() -> bool {
-    // With the two that every server CPU since 2017 has besides.
+    // With those that every server CPU since 2017 also has.
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
