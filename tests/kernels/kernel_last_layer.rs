@@ -1,4 +1,4 @@
-//! Last-layer gradients and explicit rows against explicit gradients in f64 (`kernels/prune/`: `sum.cu`, `products.cu`,
+//! Last-layer gradients and explicit rows against explicit gradients in f64 (`kernels/ops/last_layer/`: `sum.cu`, `products.cu`,
 //! `inner_products.cu`, `rows.cu`): the shapes of ResNet-18 at width 16 and 64, CIFAR-10 and -100, and sizes around the edges
 //! of blocks. Bounds are near the rounding of f64.
 
