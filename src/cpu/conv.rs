@@ -130,8 +130,7 @@ impl PackedConv {
         count_flops(&self.conv, images);
         let (side, channels, row) = (self.conv.in_side, self.conv.in_channels, self.backward.outputs);
         let line = self.conv.kernel * channels;
-        let inputs = dy.chunks(self.output.image()).zip(dx.chunks_exact_mut(self.conv.input_len()));
-        for (n, (_, dx)) in inputs.take(images).enumerate() {
+        for (n, dx) in dx.chunks_exact_mut(self.conv.input_len()).take(images).enumerate() {
             with_scratch(side * side * row, |patches| {
                 self.backward.run(1, 0, &dy[n * self.output.image()..], |_, channel, first, sums| {
                     let pixels = patches[first * side * row..].chunks_exact_mut(row);

@@ -20,62 +20,58 @@ fn images() -> Vec<f32> {
     Random::new(1).uniforms(SAMPLES.len() * IMAGE_LEN, -0.2, 1.2).iter().map(|v| v.clamp(0.0, 1.0)).collect()
 }
 
-#[test]
-fn a_uniform_start_has_the_bits_of_the_specification() {
-    let (images, radius) = (images(), 8.0 / 255.0);
+/// The start of every driver has these bits, apart from the images and in their place.
+fn expect_start(what: &str, noise: Noise, images: &[f32], expected: &[f32]) {
     for in_place in [false, true] {
-        on_every_driver(&format!("uniform start, in place {in_place}"), |driver| {
-            let (samples, clean) = (input(driver, "samples", &SAMPLES), input(driver, "images", &images));
-            let perturbed = Output::holding(driver, "perturbed", &images);
+        on_every_driver(&format!("{what}, in place {in_place}"), |driver| {
+            let (samples, clean) = (input(driver, "samples", &SAMPLES), input(driver, "images", images));
+            let perturbed = Output::holding(driver, "perturbed", images);
             let from = if in_place { perturbed.address() } else { clean.address() };
-            let noise = Noise::Uniform { radius };
             perturb(&**driver, noise, key(), 3, samples.address(), from, perturbed.address()).unwrap();
 
             let actual = perturbed.read::<f32>();
-            for (i, (actual, clean)) in actual.iter().zip(&images).enumerate() {
-                let (sample, element) = (SAMPLES[i / IMAGE_LEN], (i % IMAGE_LEN) as u32);
-                let word = key().block(sample, element / 4)[element as usize % 4];
-                let expected = (clean + symmetric(word, radius)).clamp(0.0, 1.0);
+            assert_eq!(actual.len(), expected.len());
+            for (i, (actual, expected)) in actual.iter().zip(expected).enumerate() {
                 assert_eq!(
                     actual.to_bits(),
                     expected.to_bits(),
-                    "element {i}: {actual}, expected {expected}, seed {SEED}"
+                    "image {}, element {}: {actual}, expected {expected}, seed {SEED}",
+                    i / IMAGE_LEN,
+                    i % IMAGE_LEN
                 );
-                assert!((actual - clean).abs() <= radius + 1e-7, "element {i} left the ball");
             }
             words(&actual)
         });
     }
 }
 
+/// The word that an element of each sample's noise is drawn from, sample after sample.
+fn drawn() -> impl Iterator<Item = u32> {
+    let of = |sample: u32| (0..IMAGE_LEN).map(move |e| key().block(sample, e as u32 / 4)[e % 4]);
+    SAMPLES.into_iter().flat_map(of)
+}
+
+#[test]
+fn a_uniform_start_has_the_bits_of_the_specification() {
+    let (images, radius) = (images(), 8.0 / 255.0);
+    let expected: Vec<f32> =
+        images.iter().zip(drawn()).map(|(x, word)| (x + symmetric(word, radius)).clamp(0.0, 1.0)).collect();
+    for (i, (moved, x)) in expected.iter().zip(&images).enumerate() {
+        assert!((moved - x).abs() <= radius + 1e-7, "element {i} left the ball");
+    }
+    expect_start("uniform start", Noise::Uniform { radius }, &images, &expected);
+}
+
 #[test]
 fn the_start_of_apgd_reaches_the_surface_of_the_ball() {
     let (images, radius) = (images(), 8.0 / 255.0);
-    for in_place in [false, true] {
-        on_every_driver(&format!("start on the surface, in place {in_place}"), |driver| {
-            let (samples, clean) = (input(driver, "samples", &SAMPLES), input(driver, "images", &images));
-            let perturbed = Output::holding(driver, "perturbed", &images);
-            let from = if in_place { perturbed.address() } else { clean.address() };
-            let noise = Noise::Surface { radius };
-            perturb(&**driver, noise, key(), 3, samples.address(), from, perturbed.address()).unwrap();
-
-            let actual = perturbed.read::<f32>();
-            for (n, &sample) in SAMPLES.iter().enumerate() {
-                let noise = |e: usize| 2.0 * unit(key().block(sample, e as u32 / 4)[e % 4]) - 1.0;
-                let largest = (0..IMAGE_LEN).map(|e| noise(e).abs()).fold(0.0, f32::max);
-                for e in 0..IMAGE_LEN {
-                    let (x, actual) = (images[n * IMAGE_LEN + e], actual[n * IMAGE_LEN + e]);
-                    let expected = (x + radius * (noise(e) / largest)).clamp(0.0, 1.0);
-                    assert_eq!(
-                        actual.to_bits(),
-                        expected.to_bits(),
-                        "image {n}, element {e}, seed {SEED}: {actual}, {expected}"
-                    );
-                }
-            }
-            words(&actual)
-        });
+    let noise: Vec<f32> = drawn().map(|word| 2.0 * unit(word) - 1.0).collect();
+    let mut expected = Vec::new();
+    for (x, noise) in images.chunks_exact(IMAGE_LEN).zip(noise.chunks_exact(IMAGE_LEN)) {
+        let largest = noise.iter().fold(0.0f32, |largest, t| largest.max(t.abs()));
+        expected.extend(x.iter().zip(noise).map(|(x, t)| (x + radius * (t / largest)).clamp(0.0, 1.0)));
     }
+    expect_start("start on the surface", Noise::Surface { radius }, &images, &expected);
 }
 
 #[test]
