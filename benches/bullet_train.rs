@@ -5,13 +5,12 @@
 //! Labels are chosen from the network's own predictions, so that each mix has the outliers it names, and the reference
 //! accuracy so that the rest divides as named. A step costs what it costs in a plain attack of 10 steps on all images; the
 //! expected time is steps times that, and BulletTrain's own forward passes (one on all images for the scores, one on
-//! the attacked ones for the reference accuracy). Seconds are CPU seconds on the cpu device of Linux, where other jobs
-//! would disturb the clock; wall seconds elsewhere.
-
-use std::time::Instant;
+//! the attacked ones for the reference accuracy). Seconds are CPU seconds but on a GPU, as other jobs would disturb the
+//! clock.
 
 use secateur::accelerate::BulletTrain;
 use secateur::attack::{Adversary, Pgd};
+use secateur::clock::Stopwatch;
 use secateur::engine::{DeviceChoice, Engine, Pass, WeightSet};
 use secateur::measure::workload::Bench;
 use secateur::ops::AscentLoss;
@@ -23,29 +22,16 @@ const SEED: u64 = 1;
 const MIXES: [(f64, f64); 4] = [(0.0, 0.0), (0.25, 0.5), (0.5, 0.3), (0.3, 0.9)];
 const ROUNDS: usize = 3;
 
-/// CPU seconds of this process in all its threads, in ticks of 10 ms; `None` where the system does not tell.
-fn cpu_seconds() -> Option<f64> {
-    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // The name in parentheses may hold spaces; user and system time are the 12th and 13th words behind it.
-    let mut words = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    let ticks: f64 = words.next()?.parse::<f64>().ok()? + words.next()?.parse::<f64>().ok()?;
-    Some(ticks / 100.0)
-}
-
 /// The least seconds of some runs of `work`, which leaves the device idle.
 fn seconds(engine: &mut Engine, mut work: impl FnMut(&mut Engine)) -> f64 {
     let host = engine.device().kind != "cuda";
     let mut least = f64::INFINITY;
     for _ in 0..ROUNDS {
         engine.synchronize().expect("the device answers");
-        let (cpu, clock) = (cpu_seconds(), Instant::now());
+        let stopwatch = Stopwatch::start();
         work(engine);
         engine.synchronize().expect("the device answers");
-        let spent = match (host, cpu, cpu_seconds()) {
-            (true, Some(before), Some(after)) => after - before,
-            _ => clock.elapsed().as_secs_f64(),
-        };
-        least = least.min(spent);
+        least = least.min(if host { stopwatch.cpu() } else { stopwatch.wall() });
     }
     least
 }

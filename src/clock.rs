@@ -1,8 +1,36 @@
-//! The time of day, and a moment as a date in UTC.
+//! The time of day, a moment as a date in UTC, and what work takes.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
+use rustix::time::{ClockId, clock_gettime};
+
+/// Wall-clock and CPU seconds since it was started.
+#[derive(Clone, Copy, Debug)]
+pub struct Stopwatch {
+    begin: Instant,
+    cpu: f64,
+}
+
+impl Stopwatch {
+    pub fn start() -> Self {
+        Self { begin: Instant::now(), cpu: process_cpu_seconds() }
+    }
+
+    pub fn wall(&self) -> f64 {
+        self.begin.elapsed().as_secs_f64()
+    }
+
+    /// Of this process in all its threads: other programs on the machine change it little.
+    pub fn cpu(&self) -> f64 {
+        process_cpu_seconds() - self.cpu
+    }
+}
+
+fn process_cpu_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64
+}
 
 /// Since the start of 1970, UTC; 0 where the clock stands before that.
 pub fn now() -> Duration {
@@ -28,6 +56,16 @@ fn date(seconds: u64, format: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stopwatch_counts_the_work_of_all_threads_and_no_sleep() {
+        let watch = Stopwatch::start();
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(watch.wall() >= 0.05);
+        let work = || while process_cpu_seconds() - watch.cpu < 0.1 {};
+        std::thread::scope(|scope| (0..2).for_each(|_| drop(scope.spawn(work))));
+        assert!(watch.cpu() >= 0.1);
+    }
 
     #[test]
     fn dates_are_those_of_the_calendar() {

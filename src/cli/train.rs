@@ -116,7 +116,7 @@ fn summary_lines(summary: &Summary) -> Vec<String> {
             summary.epsilon
         ));
     }
-    let Seconds { attack, train, select, evaluate } = summary.seconds;
+    let Seconds { attack, train, select, evaluate, .. } = summary.seconds;
     let select = if select > 0.0 { format!("select {select:.1}, ") } else { String::new() };
     lines.push(format!(
         "{:.1} s: attack {attack:.1}, train {train:.1}, {select}validation {evaluate:.1}, test {:.1}; {:.0} images/s in \

@@ -73,6 +73,7 @@ pub(super) fn metrics(
         seconds_train: seconds.train,
         seconds_select: seconds.select,
         seconds_evaluate: seconds.evaluate,
+        seconds_cpu: seconds.cpu,
         images_per_second: images as f64 / seconds.training(),
     }
 }
@@ -106,7 +107,7 @@ pub(super) fn line(metrics: &EpochMetrics, diagnosis: Option<Diagnosis>, epochs:
     if let (Some(clean), Some(robust)) = (metrics.validation_live_clean, metrics.validation_live_robust) {
         line += &format!(", live weights {:.1} and {:.1} %", 100.0 * clean, 100.0 * robust);
     }
-    let Seconds { attack, train, select, evaluate } = metrics.seconds();
+    let Seconds { attack, train, select, evaluate, .. } = metrics.seconds();
     let select = if metrics.selected { format!("select {select:.1}, ") } else { String::new() };
     line + &format!(
         "; {:.1} s (attack {attack:.1}, train {train:.1}, {select}evaluate {evaluate:.1}), {:.0} images/s",

@@ -8,7 +8,7 @@ use std::ops::AddAssign;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-/// Wall-clock seconds by what they were spent on.
+/// Wall-clock seconds by what they were spent on, and CPU seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Seconds {
@@ -21,9 +21,13 @@ pub struct Seconds {
     pub select: f64,
     /// Validation.
     pub evaluate: f64,
+    /// CPU seconds of all threads in attack, train and select; 0 in what was written before they were counted.
+    #[serde(default)]
+    pub cpu: f64,
 }
 
 impl Seconds {
+    /// By the wall clock.
     pub fn total(&self) -> f64 {
         self.attack + self.train + self.select + self.evaluate
     }
@@ -39,6 +43,7 @@ impl AddAssign for Seconds {
         self.train += other.train;
         self.select += other.select;
         self.evaluate += other.evaluate;
+        self.cpu += other.cpu;
     }
 }
 
@@ -105,6 +110,8 @@ pub struct EpochMetrics {
     #[serde(default)]
     pub seconds_select: f64,
     pub seconds_evaluate: f64,
+    #[serde(default)]
+    pub seconds_cpu: f64,
     /// Images over the seconds of attack and train; NaN where the line has none.
     #[serde(default = "unknown", deserialize_with = "or_unknown")]
     pub images_per_second: f64,
@@ -117,6 +124,7 @@ impl EpochMetrics {
             train: self.seconds_train,
             select: self.seconds_select,
             evaluate: self.seconds_evaluate,
+            cpu: self.seconds_cpu,
         }
     }
 }

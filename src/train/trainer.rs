@@ -4,8 +4,6 @@
 //! optimizer; an objective may ask for the last four several times on each minibatch. Losses and predictions stay on the
 //! device until the end of the epoch. Which samples an epoch visits is decided at its start by [`Pruning`].
 
-use std::time::Instant;
-
 use super::checkpoint::{Checkpoint, LastSelection, Progress, SamplesSoFar};
 use super::metrics::Seconds;
 use super::pruning::Pruning;
@@ -16,6 +14,7 @@ use super::super_batch::SuperBatch;
 use super::{EpochSchedule, Recipe};
 use crate::attack::BatchNorm;
 use crate::batch::Batch;
+use crate::clock::Stopwatch;
 use crate::data::order::{Split, epoch_order};
 use crate::engine::{Engine, Error, Phase, Result, Sgd, Tensor, WeightSet, unless_stopped};
 use crate::model::layers::IMAGE_LEN;
@@ -222,7 +221,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// [`PruneError::Stopped`] where it does not: the state is that before the call.
     pub fn begin_epoch(&mut self, watch: Watch) -> prune::Result<bool> {
-        let begin = Instant::now();
+        let stopwatch = Stopwatch::start();
         let epoch = self.progress.epoch;
         let last = self.progress.selection.map(|last| last.epoch);
         self.engine.phase(Phase::Select);
@@ -231,7 +230,8 @@ impl<'a> Trainer<'a> {
             self.pruning.begin_epoch(self.engine, objective, self.set, &self.batch, epoch, last, watch);
         if matches!(done, Ok(Some(_)) | Err(PruneError::Stopped)) {
             self.engine.synchronize()?;
-            self.progress.spend(Seconds { select: begin.elapsed().as_secs_f64(), ..Seconds::default() });
+            let seconds = Seconds { select: stopwatch.wall(), cpu: stopwatch.cpu(), ..Seconds::default() };
+            self.progress.spend(seconds);
         }
         let diagnosis = done?;
         if diagnosis.is_some() {
@@ -272,7 +272,7 @@ impl<'a> Trainer<'a> {
         self.objective.begin_epoch(self.epoch_schedule().schedule_epoch(self.progress.epoch));
         let steps = self.steps_per_epoch();
         let mut clock = StepClock::new(steps, self.recipe.accelerate.super_batch);
-        let begin = Instant::now();
+        let stopwatch = Stopwatch::start();
         let mut finished = true;
         while self.progress.step < steps {
             finished = unless_stopped(self.step(&visit, &mut clock))?.is_some();
@@ -286,7 +286,8 @@ impl<'a> Trainer<'a> {
         }
         self.engine.phase(Phase::Other);
         self.engine.synchronize()?;
-        self.progress.spend(clock.divide(begin.elapsed().as_secs_f64(), self.engine)?);
+        let seconds = clock.divide(stopwatch.wall(), self.engine)?;
+        self.progress.spend(Seconds { cpu: stopwatch.cpu(), ..seconds });
         if !finished {
             return Ok(None);
         }

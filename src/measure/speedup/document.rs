@@ -63,8 +63,11 @@ pub struct Run {
     /// Of the best epoch on the validation images; 1 is the first.
     pub best_epoch: Option<u32>,
     pub accuracies: Vec<Accuracy>,
-    /// Cost of the full method under this seed over this run's: by seconds, and by passes. Filled in by [`Document::finish`].
+    /// Cost of the full method under this seed over this run's: by seconds, by CPU seconds, and by passes. Filled in by
+    /// [`Document::finish`].
     pub speed_up: Option<f64>,
+    #[serde(default)]
+    pub speed_up_by_cpu: Option<f64>,
     pub speed_up_by_passes: Option<f64>,
 }
 
@@ -109,7 +112,7 @@ pub struct Document {
     pub started_unix_seconds: u64,
     /// Whether nothing was trained.
     pub dry_run: bool,
-    /// As in environment.json; null in a prediction.
+    /// As in environment.json; null in a prediction, and until all runs are there.
     pub device: serde_json::Value,
     pub threads: usize,
     pub seeds: Vec<u64>,
@@ -150,6 +153,7 @@ impl Run {
             best_epoch,
             accuracies: tested.iter().map(accuracy).collect(),
             speed_up: None,
+            speed_up_by_cpu: None,
             speed_up_by_passes: None,
         }
     }
@@ -157,6 +161,11 @@ impl Run {
     /// What counts: attack, train and select.
     pub fn cost_seconds(&self) -> f64 {
         self.seconds.attack + self.seconds.train + self.seconds.select
+    }
+
+    /// The same in seconds, CPU seconds and passes through the network.
+    pub fn costs(&self) -> [f64; 3] {
+        [self.cost_seconds(), self.seconds.cpu, self.cost.passes()]
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! A speed-up is the cost of the full method under the same seed over that of the run, so its mean is one of ratios.
 
+use std::array;
+
 use super::super::table::{lines, number};
 use super::document::{Accuracy, Document, Figure, Row, Run, Statistic};
 
@@ -45,11 +47,11 @@ impl Document {
     /// Fills in what follows from the runs of all rows: speed-ups and statistics.
     pub fn finish(&mut self) {
         self.dry_run = false;
-        let costs: Vec<(String, u64, f64, f64)> = self
+        let costs: Vec<(String, u64, [f64; 3])> = self
             .rows
             .iter()
             .flat_map(|row| {
-                let cost = |run: &Run| (row.name.clone(), run.seed, run.cost_seconds(), run.cost.passes());
+                let cost = |run: &Run| (row.name.clone(), run.seed, run.costs());
                 row.runs.iter().map(cost).collect::<Vec<_>>()
             })
             .collect();
@@ -57,8 +59,13 @@ impl Document {
         for row in &mut self.rows {
             for run in &mut row.runs {
                 let full = costs.iter().find(|(name, seed, ..)| *name == row.full && *seed == run.seed);
-                run.speed_up = full.map(|(_, _, seconds, _)| seconds / run.cost_seconds());
-                run.speed_up_by_passes = full.map(|(.., passes)| passes / run.cost.passes());
+                let own = run.costs();
+                // A cost that was not counted is 0.
+                let ratio = |cost: usize| {
+                    let (.., full) = full.filter(|(.., full)| full[cost] > 0.0 && own[cost] > 0.0)?;
+                    Some(full[cost] / own[cost])
+                };
+                [run.speed_up, run.speed_up_by_cpu, run.speed_up_by_passes] = array::from_fn(ratio);
             }
             let figure = |column: &Column| {
                 let values: Option<Vec<f64>> = row.runs.iter().map(|run| (column.of)(run)).collect();
@@ -89,7 +96,9 @@ impl Document {
             column("seconds_evaluate", "(evaluate)", Unit::Seconds, |run| {
                 Some(run.seconds.evaluate + run.seconds_test)
             }),
+            column("seconds_cpu", "CPU", Unit::Seconds, |run| Some(run.seconds.cpu).filter(|&cpu| cpu > 0.0)),
             column("speed_up", "speed-up", Unit::Factor, |run| run.speed_up),
+            column("speed_up_by_cpu", "by CPU", Unit::Factor, |run| run.speed_up_by_cpu),
             column("speed_up_by_passes", "by passes", Unit::Factor, |run| run.speed_up_by_passes),
             column("samples", "samples", Unit::Count, |run| Some(run.cost.images)),
             column("attack_steps", "attack steps", Unit::Count, |run| Some(run.cost.attack_steps)),

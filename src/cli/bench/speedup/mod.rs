@@ -78,9 +78,10 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     let recipes = args.recipes.iter().map(|name| recipe(args, name)).collect::<anyhow::Result<Vec<_>>>()?;
     let plan = Plan::new(&recipes, &args.seeds)?;
     let mut files = inputs(&args.recipes, args.data.as_deref())?;
-    let mut tables = Tables::default();
-    tables.json.extend(files.may_write("--json", args.json.as_ref())?);
-    tables.csv.extend(files.may_write("--csv", args.csv.as_ref())?);
+    let tables = Tables {
+        json: files.may_write("--json", args.json.as_ref())?,
+        csv: files.may_write("--csv", args.csv.as_ref())?,
+    };
     let protocols: Vec<String> = args.protocol.iter().map(|protocol| protocol.to_string()).collect();
     let mut document = Document::new(&plan, &protocols);
     if args.dry_run {
@@ -108,10 +109,13 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         }
     }
     let _claim = claim(&args.out)?;
-    tables.json.push(files.writes("the table of --out", &args.out.join(JSON))?);
-    tables.csv.push(files.writes("the table of --out", &args.out.join(CSV))?);
+    let so_far = Tables {
+        json: Some(files.writes("the table of --out", &args.out.join(JSON))?),
+        csv: Some(files.writes("the table of --out", &args.out.join(CSV))?),
+    };
     console.catch_interrupts()?;
     let work = Work { args, console };
+    document.samples = args.samples.map(|samples| samples as usize);
 
     let all = plan.entries.len() * plan.seeds.len();
     for (turn, &seed) in plan.seeds.iter().enumerate() {
@@ -121,19 +125,32 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             let number = turn * plan.entries.len() + place + 1;
             let done = work.one(entry, seed, data, &format!("run {number} of {all}"))?;
             document.rows[place].runs.push(done);
+            // What is done outlives an interrupt.
+            document.finish();
+            so_far.write(&document)?;
         }
     }
     note_devices(args, &mut document)?;
-    document.samples = args.samples.map(|samples| samples as usize);
-    document.finish();
+    so_far.write(&document)?;
     finish(&document, console, &tables)
 }
 
 /// Where the table is written besides the terminal.
-#[derive(Default)]
 struct Tables {
-    json: Vec<Output>,
-    csv: Vec<Output>,
+    json: Option<Output>,
+    csv: Option<Output>,
+}
+
+impl Tables {
+    fn write(&self, document: &Document) -> anyhow::Result<()> {
+        if let Some(json) = &self.json {
+            write_json(json, document)?;
+        }
+        if let Some(csv) = &self.csv {
+            write(csv, document.to_csv().as_bytes())?;
+        }
+        Ok(())
+    }
 }
 
 /// What decides which images a recipe is trained and judged on.
@@ -194,11 +211,5 @@ fn note_devices(args: &Args, document: &mut Document) -> anyhow::Result<()> {
 /// Prints the table and writes its files.
 fn finish(document: &Document, console: &Console, tables: &Tables) -> anyhow::Result<()> {
     console.lines(document.lines());
-    for json in &tables.json {
-        write_json(json, document)?;
-    }
-    for csv in &tables.csv {
-        write(csv, document.to_csv().as_bytes())?;
-    }
-    Ok(())
+    tables.write(document)
 }
