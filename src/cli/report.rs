@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::bail;
+
 use super::console::Console;
 use super::interrupt::EXIT_INTERRUPTED;
 use super::{Interrupted, exit_code, inputs, open_interruptible, write};
@@ -28,6 +30,9 @@ pub struct Args {
     /// The page
     #[arg(long, value_name = "FILE", default_value = "report.html")]
     out: PathBuf,
+    /// Robust accuracy against time by itself, as an SVG file
+    #[arg(long, value_name = "FILE")]
+    figure: Option<PathBuf>,
     /// CIFAR files: a folder or an archive, binary or Python version, for pictures of runs on them
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
@@ -51,8 +56,17 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         files.reads_folder("the run", run, run_folder::is_of_a_run)?;
     }
     let out = files.writes("--out", &args.out)?;
+    let figure = files.may_write("--figure", args.figure.as_ref())?;
     console.catch_interrupts()?;
     let mut page = Page { runs, kernels, ..Page::default() };
+    if let Some(output) = &figure {
+        let Some(svg) = page.figure() else {
+            bail!(
+                "--figure: no run has a test accuracy under attack, expected one that is finished and tested"
+            );
+        };
+        write(output, svg.as_bytes())?;
+    }
     for run in &page.runs {
         for note in &run.notes {
             console.note(format!("warning: {}: {note}", run.name));
@@ -86,7 +100,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
 /// The first test images under attack, and the newest selection.
 fn pictures(args: &Args, run: &RunRecord, console: &Console) -> anyhow::Result<Gallery> {
     if console.stop() {
-        anyhow::bail!(Interrupted(None));
+        bail!(Interrupted(None));
     }
     let recipe = Recipe::load(RunFolder::open(&run.path).recipe(), &[])?;
     // A generated set has no files, whatever the other runs of the page are made of.

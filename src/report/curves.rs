@@ -193,7 +193,7 @@ pub fn speed_ups(runs: &[RunRecord], speed_ups: &[Result<SpeedUp, &str>]) -> Str
 }
 
 /// Test accuracy of the best weights (of the last, where there are no best) over the seconds of training.
-pub fn trade(runs: &[RunRecord], protocol: &str) -> String {
+pub fn trade(runs: &[RunRecord], protocol: &str) -> Option<Plot> {
     let mut series = Vec::new();
     for (slot, run) in runs.iter().enumerate() {
         let rows = run.test_accuracies();
@@ -215,7 +215,7 @@ pub fn trade(runs: &[RunRecord], protocol: &str) -> String {
         });
     }
     if series.is_empty() {
-        return String::new();
+        return None;
     }
     let points: Vec<(f64, f64)> = series.iter().map(|series| series.points[0]).collect();
     // The front as stairs: an accuracy is to be had from its seconds on.
@@ -224,7 +224,7 @@ pub fn trade(runs: &[RunRecord], protocol: &str) -> String {
         stairs.extend(stairs.last().map(|last| (point.0, last.1)));
         stairs.push(point);
     }
-    Plot {
+    Some(Plot {
         title: format!("Test accuracy, {protocol}, %"),
         x: Axis::from_zero(points.iter().map(|point| point.0)),
         y: Axis::linear(points.iter().map(|point| point.1)),
@@ -232,6 +232,5 @@ pub fn trade(runs: &[RunRecord], protocol: &str) -> String {
         y_name: format!("{protocol} %"),
         guides: vec![stairs],
         series,
-    }
-    .figure()
+    })
 }

@@ -68,7 +68,8 @@ impl Page {
         let costs = curves::time_split(runs) + &curves::speed_ups(runs, &gains);
         let words = if runs.len() > 1 { self.costs_note(&gains) } else { String::new() };
         body += &section("Time", &if costs.is_empty() { costs } else { plots(&costs) + &words });
-        let trade = robust.iter().map(String::as_str).chain(["clean"]).map(|name| curves::trade(runs, name));
+        let protocols = robust.iter().map(String::as_str).chain(["clean"]);
+        let trade = protocols.filter_map(|name| Some(curves::trade(runs, name)?.figure()));
         let trade = plots(&trade.collect::<String>());
         let words = "<p class=\"note\">Seconds are those of attack, train and selection; the dotted front joins the runs that no \
                      other beats in both.</p>\n";
@@ -98,6 +99,11 @@ impl Page {
             env!("CARGO_PKG_VERSION"),
             clock::to_the_minute(self.made),
         )
+    }
+
+    /// Robust accuracy against time as an SVG file; `None` where no run has both.
+    pub fn figure(&self) -> Option<String> {
+        Some(curves::trade(&self.runs, &robust_protocol(&self.runs)?)?.document(STYLE))
     }
 
     /// Which runs have no speed-up, and why.

@@ -65,6 +65,37 @@ impl Plot {
 
     /// The plot as a `<figure>`.
     pub fn figure(&self) -> String {
+        figure(&self.title, HEIGHT, &self.description(), &self.drawing())
+    }
+
+    /// The plot as an SVG file: title, drawing, and each series by name below it.
+    pub fn document(&self, style: &str) -> String {
+        let (top, row) = (24.0, 18.0);
+        let height = top + HEIGHT + row * self.series.len() as f64 + 6.0;
+        let mut svg = format!(
+            "<rect width=\"{WIDTH}\" height=\"{height}\" rx=\"8\" class=\"card\"/>\
+             <text class=\"name\" x=\"{LEFT}\" y=\"18\">{}</text><g transform=\"translate(0 {top})\">{}</g>",
+            escape(&self.title),
+            self.drawing()
+        );
+        for (i, series) in self.series.iter().enumerate() {
+            let y = top + HEIGHT + row * (i as f64 + 0.5);
+            let (shape, base) = (series.style.shape(LEFT + 6.0, y, "mark"), y + 4.5);
+            let x = LEFT + 18.0;
+            svg += &format!("{shape}<text x=\"{x}\" y=\"{base:.1}\">{}</text>", escape(&series.name));
+        }
+        format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" \
+             font-family=\"system-ui, sans-serif\" aria-label=\"{}\">\n<style>{style}</style>\n{svg}\n</svg>\n",
+            escape(&self.description())
+        )
+    }
+
+    fn description(&self) -> String {
+        format!("{}: {} over {}", self.title, self.y_name, self.x_name)
+    }
+
+    fn drawing(&self) -> String {
         let mut svg = self.frame();
         for guide in &self.guides {
             svg += &format!("<path class=\"guide\" d=\"{}\"/>", self.path(guide));
@@ -84,7 +115,7 @@ impl Plot {
         for series in &self.series {
             self.marks(series, &mut svg);
         }
-        figure(&self.title, HEIGHT, &format!("{}: {} over {}", self.title, self.y_name, self.x_name), &svg)
+        svg
     }
 
     /// Grid, ticks and the names of the axes.

@@ -292,11 +292,38 @@ fn what_is_missing_or_damaged_is_left_out_and_named() {
 }
 
 #[test]
+fn the_figure_is_an_svg_file_of_every_tested_run() {
+    let made = Made::new();
+    for (name, seconds) in [("full", 60.0), ("a<b", 20.0), ("untested", 5.0)] {
+        made.run(name, TRADES, "A", &[seconds]);
+    }
+    let folder = made.folder.path();
+    fs::remove_file(folder.join("untested/result.json")).unwrap();
+    let done =
+        secateur(folder, "report full a<b untested --images 0 --figure f.svg".split(' ').collect::<Vec<_>>());
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let svg = fs::read_to_string(folder.join("f.svg")).unwrap();
+    assert!(svg.starts_with("<svg xmlns="));
+    check_well_formed(&format!("<!DOCTYPE html>\n{svg}"));
+    assert_eq!(
+        texts(&format!("<!DOCTYPE html>\n{svg}"), "title"),
+        [("full", "60.0 s"), ("a&lt;b", "20.0 s")].map(|(name, seconds)| {
+            format!("{name} (best): pgd20 43.1 % of 100 test images, {seconds} of training")
+        })
+    );
+    // Each by its name below the drawing.
+    for name in [">full</text>", ">a&lt;b</text>"] {
+        assert_eq!(svg.matches(name).count(), 1, "{name}");
+    }
+}
+
+#[test]
 fn wrong_arguments_are_one_line_and_leave_no_page() {
     let made = Made::new();
     made.run("run", TRADES, "A", &[1.0]);
     made.run("other/run", TRADES, "A", &[1.0]);
     let folder = made.folder.path();
+    fs::remove_file(made.run("untested", TRADES, "A", &[1.0]).join("result.json")).unwrap();
     fs::create_dir(folder.join("empty")).unwrap();
     fs::write(folder.join("bad.json"), "{\"kernels\": 3}").unwrap();
     fs::write(folder.join("none.json"), "{\"kernels\": []}").unwrap();
@@ -315,6 +342,7 @@ fn wrong_arguments_are_one_line_and_leave_no_page() {
         ("report run --kernels zero.json", "zero.json: kernel k: seconds 0, expected a number above 0"),
         ("report run --images 101", "'101'"),
         ("report run --device gpu", "device 'gpu'"),
+        ("report untested --figure f.svg", "--figure: no run has a test accuracy under attack"),
     ];
     for (line, part) in cases {
         let done = secateur(folder, line.split(' ').collect::<Vec<_>>());
@@ -322,7 +350,7 @@ fn wrong_arguments_are_one_line_and_leave_no_page() {
         assert_eq!(done.stderr.lines().count(), 1, "{line}: {}", done.stderr);
         assert!(done.stderr.starts_with("error: ") && done.stderr.contains(part), "{line}: {}", done.stderr);
     }
-    assert!(!folder.join("report.html").exists());
+    assert!(!folder.join("report.html").exists() && !folder.join("f.svg").exists());
 
     // Pictures that cannot be made are no error: here the images of CIFAR-10 are not given, then there are no weights.
     let done = secateur(folder, ["report", "run", "other/run"]);
