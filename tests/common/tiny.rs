@@ -94,6 +94,20 @@ pub fn metrics(path: &Path) -> Vec<EpochMetrics> {
     RunFolder::open(path).read_metrics().unwrap()
 }
 
+/// All metrics of a run that must not depend on when it was interrupted.
+pub fn timeless(path: &Path) -> Vec<EpochMetrics> {
+    let without_times = |line: EpochMetrics| EpochMetrics {
+        seconds_attack: 0.0,
+        seconds_train: 0.0,
+        seconds_select: 0.0,
+        seconds_evaluate: 0.0,
+        seconds_cpu: 0.0,
+        images_per_second: 0.0,
+        ..line
+    };
+    metrics(path).into_iter().map(without_times).collect()
+}
+
 /// The newest state that a run saved.
 pub fn newest(path: &Path) -> Checkpoint {
     let checkpoints = RunFolder::open(path).checkpoints();

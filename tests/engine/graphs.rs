@@ -123,13 +123,13 @@ fn train(replays: bool, early: bool) -> (Weights, Vec<Vec<f32>>) {
     };
     let key = |step| Key { seed: SEED, purpose: Purpose::AttackStart, epoch: 0, step };
     let mut images = Vec::new();
-    for step in 0..12u32 {
+    for step in 0..9u32 {
         let batch = if step % 3 == 2 { whole.rows(0..2) } else { whole.clone() };
         let samples: Vec<u32> = (0..batch.len() as u32).map(|i| (3 * step + i) % 9).collect();
         engine.write(&batch.samples, &samples).unwrap();
         engine.run(&batch.gather(&set, None)).unwrap();
         engine.fold_batch_norm(WeightSet::Live).unwrap();
-        if step == 5 {
+        if step == 4 {
             pgd.step.step_size = 1.0 / 255.0;
         }
         pgd.perturb(engine, AscentLoss::CrossEntropy, key(step), &batch).unwrap();

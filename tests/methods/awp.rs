@@ -53,9 +53,9 @@ fn a_run_resumes_to_the_same_bits() {
 #[test]
 fn it_is_a_switch_on_every_objective() {
     for method in METHODS.into_iter().filter(|&method| method != Method::Free) {
-        let [off, warm, on] =
-            [&["epochs=1"][..], &["epochs=1", "objective.awp_warmup=1", AWP], &["epochs=1", AWP]]
-                .map(|set| trained(&of_method(method, set)));
+        let [off, warm, on] = [&[][..], &["objective.awp_warmup=1", AWP], &[AWP]].map(|set| {
+            trained(&of_method(method, &[&["epochs=1", "batch=8", "data.train_limit=30"], set].concat()))
+        });
         assert!(warm.weights == off.weights && warm.optimizer == off.optimizer, "{method}: warm-up");
         assert!(on.weights != off.weights, "{method}: perturbed");
         let finite = |checkpoint: &Checkpoint| {

@@ -508,7 +508,7 @@ fn a_super_batch_is_attacked_with_the_weights_at_its_start() {
 
 #[test]
 fn a_run_in_super_batches_resumes_to_the_same_bits_at_every_step() {
-    let set = [BULLET, "accelerate.super_batch=3", "epochs=2"];
+    let set = [BULLET, "accelerate.super_batch=3", "epochs=2", "batch=8", "data.train_limit=30"];
     let recipe = of_method(Method::Trades, &set);
     let whole = tempfile::tempdir().unwrap();
     let lines = tiny::run(&recipe, whole.path(), None).unwrap();

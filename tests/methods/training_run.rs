@@ -17,7 +17,7 @@ use secateur::train::run_folder::{RunFolder, RunFolderError};
 use secateur::train::{self, TrainError, TrainingRun, TrainingSetup};
 use tempfile::TempDir;
 
-use crate::common::tiny::{metrics, train_in as run};
+use crate::common::tiny::{metrics, timeless, train_in as run};
 
 /// 100 training images in batches of 24: four steps and a smaller fifth. 20 for validation.
 const RECIPE: &str = r#"
@@ -67,18 +67,6 @@ fn unbroken() -> &'static (TempDir, Summary) {
     })
 }
 
-/// Everything that must not depend on when the run was interrupted: all but the times.
-fn timeless(metrics: &EpochMetrics) -> EpochMetrics {
-    EpochMetrics {
-        seconds_attack: 0.0,
-        seconds_train: 0.0,
-        seconds_select: 0.0,
-        seconds_evaluate: 0.0,
-        images_per_second: 0.0,
-        ..metrics.clone()
-    }
-}
-
 fn assert_same_run(folder: &Path) {
     let (whole, _) = unbroken();
     for name in ["last.safetensors", "best.safetensors"] {
@@ -86,7 +74,6 @@ fn assert_same_run(folder: &Path) {
             (fs::read(folder.join(name)).unwrap(), fs::read(whole.path().join(name)).unwrap());
         assert!(actual == expected, "{name}: other bits than those of the unbroken run");
     }
-    let timeless = |folder: &Path| metrics(folder).iter().map(timeless).collect::<Vec<_>>();
     assert_eq!(timeless(folder), timeless(whole.path()));
     let newest = |folder: &Path| {
         let checkpoints = RunFolder::open(folder).checkpoints();
