@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let outcomes: Vec<_> = evaluation.outcomes().collect();
     for (protocol, outcome) in &outcomes {
-        println!("{protocol}: {} of {} images", outcome.correct(), outcome.withstood.len());
+        println!("{protocol}: {} of {} images", outcome.correct(), outcome.robust.len());
     }
     for alarm in sanity::alarms(&outcomes) {
         println!("{alarm}");

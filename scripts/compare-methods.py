@@ -139,7 +139,7 @@ def table(args, rows):
             f"| {times} | {row['wall_seconds']:.0f} | {row['steps']:.2f} | {first:.3f} to {last:.3f} |"
         )
     lines += ["", "BulletTrain, shares of the images over the run (mean of the epochs):", ""]
-    lines += ["| method | not attacked | full attack | brief attack | CPU s saved |", "|---|---|---|---|---|"]
+    lines += ["| method | not attacked | full attack | short attack | CPU s saved |", "|---|---|---|---|---|"]
     by_name = {row["method"]: row for row in rows}
     for name, row in by_name.items():
         base = by_name.get(name.removesuffix("-bullet"))

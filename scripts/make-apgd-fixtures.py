@@ -9,7 +9,7 @@ whose loss is no concave function, so that steps overshoot, windows stall and po
 
 Images, A and B are drawn from Philox here and in the test. Stored for both losses, "ce" and "dlr", for each of the 101 calls:
 `losses` (calls x images: at the point before the call, rounded to f32), `step_size`, `best_loss`,
-`last_loss` (as they stand behind the call), `increases` within the window, `broken`, and
+`last_loss` (as they stand after the call), `increases` within the window, `broken`, and
 `points` (calls x images x every STRIDE-th element) as the call leaves them. "margin.C" holds logits of C classes, with ties
 and without, and losses and gradients of both margin losses in f64.
 """
@@ -97,7 +97,7 @@ def apgd(model, loss_of, x, y, t, start):
         before = point.clone()
         target = clip(point + size * gradient.sign())
         point = clip(point + share * (target - point) + (1 - share) * momentum)
-        # The row behind call i: what was known before this step, and the point that it leads to.
+        # The row after call i: what was known before this step, and the point that it leads to.
         rises = sum(((table[j] > table[j - 1]).double() for j in range(check_from, i)), zero)
         put(table[i - 1] if i > 0 else zero, rises)
 

@@ -39,7 +39,7 @@ def watch(module, inputs):
 
 
 def philox(counter, key):
-    """Philox4x32-10 on arrays of counters; the twin of src/philox.rs."""
+    """Philox4x32-10 on arrays of counters; the mirror of src/philox.rs."""
     low = np.uint64(0xFFFFFFFF)
     c = [np.asarray(word, np.uint64) for word in np.broadcast_arrays(*counter)]
     k = list(key)

@@ -5,7 +5,7 @@ Usage: python3 scripts/make-loss-fixtures.py          needs torch and safetensor
 
 The formulas are those of the published codes of TRADES (Zhang et al., 2019), MART (Wang et al., 2020) and the sample score
 of BulletTrain (Hua et al., 2021), as one would write them in PyTorch, for one sample instead of the mean. Logits are f32;
-everything behind them is computed in f64 and rounded to f32 once, so the file holds the truth and not PyTorch's own f32
+everything after them is computed in f64 and rounded to f32 once, so the file holds the truth and not PyTorch's own f32
 errors.
 
 For C in 10 and 100 classes the tensors are named "C.name": logits `clean` and `adversarial` (rows x C), `labels`,

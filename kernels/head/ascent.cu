@@ -15,7 +15,7 @@ constexpr uint32_t ASCENT_THREADS = 256;
 constexpr uint32_t ASCENT_PIXELS = 16;
 
 struct HeadAscentParams {
-    Global<const Bf16> activation;      // batch x 16 x features, behind a ReLU
+    Global<const Bf16> activation;      // batch x 16 x features, after a ReLU
     Global<const float> weight;         // classes x features
     Global<const float> bias;           // classes
     Global<const uint32_t> labels;      // batch; the divergence has none

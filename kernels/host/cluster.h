@@ -1,4 +1,4 @@
-// What portable/cluster.h calls on the host; in host/runner.cpp, host/mbarrier.cpp and host/tma.cpp.
+// What portable/cluster.h calls on the host; in host/emulator.cpp, host/mbarrier.cpp and host/tma.cpp.
 #pragma once
 
 #include <stdint.h>

@@ -42,8 +42,8 @@ bool decode(uint64_t word, State& s) {
 /// Where the barrier lies in its block, for messages.
 uint32_t place(const uint64_t* state) {
     const char* address = reinterpret_cast<const char*>(state);
-    for (uint32_t rank = 0; rank < runner->block_count; ++rank) {
-        const BlockState& block = *runner->blocks[rank];
+    for (uint32_t rank = 0; rank < emulator->block_count; ++rank) {
+        const BlockState& block = *emulator->blocks[rank];
         if (address >= block.shared && address < block.shared + block.shared_bytes) return uint32_t(address - block.shared);
     }
     return 0;
@@ -76,7 +76,7 @@ bool store(uint64_t* state, State s) {
     }
     *state = encode(s);
     if (!ended) return false;
-    auto& waiting = runner->waiting;
+    auto& waiting = emulator->waiting;
     const auto goes_on = [state](Thread* thread) {
         if (thread->barrier != state) return false;
         wake(*thread);
@@ -94,7 +94,7 @@ void arrive(uint64_t* state, uint32_t bytes) {
     }
     --s.missing;
     s.bytes += int32_t(bytes);
-    if (store(state, s) && runner->early) give_way(*current_thread);
+    if (store(state, s) && emulator->early) give_way(*current_thread);
 }
 
 }  // namespace
@@ -105,7 +105,7 @@ void mbarrier_init(uint64_t* state, uint32_t arrivals) {
         fault("mbarrier_init: %u arrivals, a barrier takes 1 to %lld", arrivals, (long long)max_count);
     }
     *state = encode({arrivals, arrivals, 0, 0});
-    if (runner->block_count > 1) runner->fresh_barriers.push_back(state);
+    if (emulator->block_count > 1) emulator->fresh_barriers.push_back(state);
 }
 
 void mbarrier_arrive(uint64_t* state, uint32_t bytes) {
@@ -116,14 +116,14 @@ void mbarrier_arrive(uint64_t* state, uint32_t bytes) {
 
 uint64_t* mbarrier_remote(const uint64_t* state, uint32_t rank, const char* what) {
     check_place(state);
-    const Runner& r = *runner;
+    const Emulator& r = *emulator;
     if (rank >= r.block_count) fault("%s: block %u of a cluster of %u", what, rank, r.block_count);
     BlockState& target = *r.blocks[rank];
     if (target.exited == r.kernel->threads) fault("%s: block %u of the cluster has left the kernel", what, rank);
     auto* const there = reinterpret_cast<uint64_t*>(target.shared_memory() + place(state));
     State s;
     if (!decode(*there, s) || contains(r.fresh_barriers, there)) {
-        fault("%s: the mbarrier at byte %u of block %u of the cluster may not be initialised yet: no cluster_sync behind "
+        fault("%s: the mbarrier at byte %u of block %u of the cluster may not be initialised yet: no cluster_sync after "
               "mbarrier_init", what, place(state), rank);
     }
     return there;
@@ -135,7 +135,7 @@ void mbarrier_arrive_remote(uint64_t* state, uint32_t rank) {
 
 void mbarrier_wait(uint64_t* state, uint32_t parity, bool cluster, uint32_t kernel, const uint32_t name[4]) {
     check_place(state);
-    if (kernel != runner->kernel->id) fault("mbarrier_wait: waits under the name of another kernel than %s", runner->kernel->name);
+    if (kernel != emulator->kernel->id) fault("mbarrier_wait: waits under the name of another kernel than %s", emulator->kernel->name);
     if (parity > 1) fault("mbarrier_wait: parity %u, it is 0 or 1", parity);
     Thread& self = *current_thread;
     memcpy(self.barrier_name, name, sizeof self.barrier_name);
@@ -143,11 +143,11 @@ void mbarrier_wait(uint64_t* state, uint32_t parity, bool cluster, uint32_t kern
     while (load(state).phase == parity) {
         self.barrier = state;
         self.parity = parity;
-        runner->waiting.push_back(&self);
+        emulator->waiting.push_back(&self);
         park(self, "mbarrier_wait");
         self.barrier = nullptr;
     }
-    if (!cluster && contains(runner->filled_remotely, state)) {
+    if (!cluster && contains(emulator->filled_remotely, state)) {
         fault("mbarrier_wait, byte %u of shared memory: another block stored what this barrier counts, which only "
               "mbarrier_wait_cluster shows", place(state));
     }
@@ -164,14 +164,14 @@ void mbarrier_check(const uint64_t* state) {
     load(state);
 }
 
-void mbarrier_describe(const Thread& thread, char* text, uint32_t room) {
+void mbarrier_describe(const Thread& thread, char* text, uint32_t capacity) {
     State s;
     decode(*thread.barrier, s);
     const auto at = uint32_t(reinterpret_cast<const char*>(thread.barrier) - block_of(thread).shared);
-    int used = snprintf(text, room, "mbarrier_wait, byte %u of shared memory, parity %u: %u of %u arrivals missing", at,
+    int used = snprintf(text, capacity, "mbarrier_wait, byte %u of shared memory, parity %u: %u of %u arrivals missing", at,
                         thread.parity, s.missing, s.arrivals);
-    if (s.bytes > 0 && used > 0) snprintf(text + used, room - uint32_t(used), ", %d bytes missing", s.bytes);
-    if (s.bytes < 0 && used > 0) snprintf(text + used, room - uint32_t(used), ", %d bytes more than expected", -s.bytes);
+    if (s.bytes > 0 && used > 0) snprintf(text + used, capacity - uint32_t(used), ", %d bytes missing", s.bytes);
+    if (s.bytes < 0 && used > 0) snprintf(text + used, capacity - uint32_t(used), ", %d bytes more than expected", -s.bytes);
 }
 
 std::string mbarrier_gave_up(const Thread& thread) {

@@ -29,7 +29,7 @@ void mbarrier_check(const uint64_t* state);
 /// The barrier at the same place in block `rank`, which must still be there; `what` is the operation, for messages.
 uint64_t* mbarrier_remote(const uint64_t* state, uint32_t rank, const char* what);
 /// What the barrier lacks that this thread waits for, for messages; and what a GPU says of a wait that does not end.
-void mbarrier_describe(const Thread& thread, char* text, uint32_t room);
+void mbarrier_describe(const Thread& thread, char* text, uint32_t capacity);
 std::string mbarrier_gave_up(const Thread& thread);
 
 }  // namespace secateur::host

@@ -11,7 +11,7 @@
 #include <string>
 
 #include "host/library.h"
-#include "host/runner.h"
+#include "host/emulator.h"
 
 namespace secateur::host {
 

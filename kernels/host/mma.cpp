@@ -9,7 +9,7 @@
 
 #include <string.h>
 
-#include "host/runner.h"
+#include "host/emulator.h"
 #include "host/vectors.h"
 #include "portable/matrix_store.h"
 

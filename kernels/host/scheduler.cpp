@@ -14,7 +14,7 @@ namespace secateur::host {
 
 __thread Thread* current_thread;
 __thread Block* current_block;
-__thread Runner* runner;
+__thread Emulator* emulator;
 
 namespace {
 
@@ -27,7 +27,7 @@ void start(Warp& warp, Thread& thread) {
     const uint32_t bit = 1u << lane_of(thread);
     if (!(warp.started & bit)) {
         warp.started |= bit;
-        thread.fiber = runner->fibers.take();
+        thread.fiber = emulator->fibers.take();
     }
 }
 
@@ -36,7 +36,7 @@ void switch_away(Thread& self) {
     Warp& warp = *self.warp;
     Context& here = self.fiber->context;
     if (warp.ready == 0) {
-        switch_context(here, runner->scheduler);
+        switch_context(here, emulator->scheduler);
         return;
     }
     const uint32_t lane = lane_of(self);
@@ -49,13 +49,13 @@ void switch_away(Thread& self) {
 
 void run_kernel() {
     const BlockState& block = block_of(*current_thread);
-    runner->kernel->invoke(runner->params, block.shared_memory());
+    emulator->kernel->invoke(emulator->params, block.shared_memory());
 }
 
 /// Runs threads of a warp, one after another as long as none of them waits.
 void fiber_main() {
     for (;;) {
-        Runner& r = *runner;
+        Emulator& r = *emulator;
         const bool good = guarded(run_kernel);
         Thread& self = *current_thread;
         Fiber* fiber = self.fiber;
@@ -137,9 +137,9 @@ bool BlockState::intact() const {
     return true;
 }
 
-Runner::Runner() : fibers(fiber_main) { blocks.push_back(std::make_unique<BlockState>()); }
+Emulator::Emulator() : fibers(fiber_main) { blocks.push_back(std::make_unique<BlockState>()); }
 
-void Runner::begin(const KernelEntry& entry, const void* parameters, const uint32_t grid[3], const uint32_t block[3]) {
+void Emulator::begin(const KernelEntry& entry, const void* parameters, const uint32_t grid[3], const uint32_t block[3]) {
     kernel = &entry;
     params = parameters;
     block_count = entry.cluster_blocks;
@@ -162,7 +162,7 @@ void Runner::begin(const KernelEntry& entry, const void* parameters, const uint3
 }
 
 /// Whether any warp ran.
-bool Runner::run_ready_warps() {
+bool Emulator::run_ready_warps() {
     const uint32_t warp_count = kernel->threads / 32;
     bool ran = false;
     for (uint32_t rank = 0; rank < block_count; ++rank) {
@@ -183,7 +183,7 @@ bool Runner::run_ready_warps() {
 }
 
 /// Whether a barrier was open that everybody had reached.
-bool Runner::open_barriers() {
+bool Emulator::open_barriers() {
     const uint32_t warp_count = kernel->threads / 32;
     const bool cluster = at_cluster_barrier == block_count * kernel->threads;
     bool opened = cluster;
@@ -202,7 +202,7 @@ bool Runner::open_barriers() {
     return opened;
 }
 
-void Runner::run() {
+void Emulator::run() {
     for (;;) {
         const bool ran = run_ready_warps();
         if (failed) return;
@@ -231,7 +231,7 @@ void Runner::run() {
 }
 
 /// What can only be seen at the end.
-void Runner::finish() {
+void Emulator::finish() {
     char text[128];
     for (uint32_t rank = 0; rank < block_count; ++rank) {
         if (blocks[rank]->intact()) continue;
@@ -250,7 +250,7 @@ void Runner::finish() {
 }
 
 /// Says who waits where: the first thread of each place.
-std::string Runner::explain_deadlock() const {
+std::string Emulator::explain_deadlock() const {
     struct Place {
         std::string name;
         uint32_t first, count;
@@ -296,7 +296,7 @@ void park(Thread& self, const char* place) {
 void wake(Thread& thread) { thread.warp->ready |= 1u << lane_of(thread); }
 
 void give_way(Thread& self) {
-    runner->gave_way.push_back(&self);
+    emulator->gave_way.push_back(&self);
     park(self, "its turn");
 }
 

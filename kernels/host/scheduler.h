@@ -1,5 +1,5 @@
 // The inside of the emulator: the blocks of a cluster, their threads, and what they wait for. For the files of host/ only; what
-// kernels see is host/runner.h.
+// kernels see is host/emulator.h.
 //
 // One OS thread runs one cluster (mostly of one block). Warps run in turn, each until all its lanes wait. When nobody can go on:
 // threads that gave way go on, barriers that everybody has reached open, then the oldest deferred load happens, one at a time.
@@ -14,7 +14,7 @@
 
 #include "host/fiber.h"
 #include "host/kernel_entry.h"
-#include "host/runner.h"
+#include "host/emulator.h"
 #include "host/tensor_map.h"
 #include "host/wgmma.h"
 
@@ -69,8 +69,8 @@ private:
 };
 
 /// Everything an OS thread needs to run blocks, kept from block to block.
-struct Runner {
-    Runner();
+struct Emulator {
+    Emulator();
     void begin(const KernelEntry& kernel, const void* params, const uint32_t grid[3], const uint32_t block[3]);
     void run();
 
@@ -106,7 +106,7 @@ private:
     std::string explain_deadlock() const;
 };
 
-extern __thread Runner* runner;
+extern __thread Emulator* emulator;
 
 inline BlockState& block_of(const Thread& thread) { return *thread.block; }
 inline uint32_t lane_of(const Thread& thread) { return thread.index.x % 32; }

@@ -75,9 +75,9 @@ struct RowWriter {
             const uint32_t start = row.first * map.element_bytes;
             memcpy(values + start, host_address(map, row), (row.last - row.first) * map.element_bytes);
         }
-        for (uint32_t rank = 0; rank < runner->block_count; ++rank) {
+        for (uint32_t rank = 0; rank < emulator->block_count; ++rank) {
             if (!(load.blocks >> rank & 1)) continue;
-            BlockState& block = *runner->blocks[rank];
+            BlockState& block = *emulator->blocks[rank];
             char* memory = block.shared_memory();
             char* proxy = proxy_memory(block);
             for (uint32_t chunk = 0; chunk < bytes; chunk += 16) {

@@ -1,6 +1,6 @@
 // The rules of TMA: what is checked when a copy is issued, when it happens, and what must not be left over.
 //
-// Loads happen at once where the launch asks for that (Runner::early), else one by one when nobody can go on, so that whoever
+// Loads happen at once where the launch asks for that (Emulator::early), else one by one when nobody can go on, so that whoever
 // does not wait reads poison or old data; a store to another block of the cluster counts as a load of that block. Stores to
 // device memory read shared memory at once, or at the last moment: at the wait that covers their group, or at the end of the
 // kernel.
@@ -44,8 +44,8 @@ uint32_t check_box(const char* what, const void* pointer, const HostTensorMap& m
 
 void store_value(const PendingLoad& load) {
     const auto rank = uint32_t(__builtin_ctz(load.blocks));
-    BlockState& target = *runner->blocks[rank];
-    if (target.exited == runner->kernel->threads) {
+    BlockState& target = *emulator->blocks[rank];
+    if (target.exited == emulator->kernel->threads) {
         fault("store_remote: block %u of the cluster left the kernel with a store to its byte %u under way", rank, load.to);
     }
     memcpy(target.shared_memory() + load.to, load.value, load.bytes);
@@ -57,9 +57,9 @@ void execute(const PendingLoad& load) {
         case LoadKind::bulk: proxy_write(block_of(*load.thread), load.to, load.from, load.bytes); break;
         case LoadKind::value: store_value(load); break;
     }
-    for (uint32_t rank = 0; rank < runner->block_count; ++rank) {
+    for (uint32_t rank = 0; rank < emulator->block_count; ++rank) {
         if (!(load.blocks >> rank & 1)) continue;
-        BlockState& target = *runner->blocks[rank];
+        BlockState& target = *emulator->blocks[rank];
         mbarrier_complete_bytes(reinterpret_cast<uint64_t*>(target.shared_memory() + load.full), load.bytes);
     }
 }
@@ -71,13 +71,13 @@ void issue(PendingLoad& load, uint64_t* full, uint32_t blocks) {
     load.thread = current_thread;
     load.full = shared_offset(full);
     load.blocks = blocks == 0 ? 1u << own.rank : blocks;
-    if (load.blocks >> runner->block_count != 0) {
-        fault("tma_load_multicast: blocks 0x%x of a cluster of %u", load.blocks, runner->block_count);
+    if (load.blocks >> emulator->block_count != 0) {
+        fault("tma_load_multicast: blocks 0x%x of a cluster of %u", load.blocks, emulator->block_count);
     }
-    if (runner->early) {
+    if (emulator->early) {
         execute(load);
     } else {
-        runner->loads.push_back(load);
+        emulator->loads.push_back(load);
     }
 }
 
@@ -124,7 +124,7 @@ void store_remote(const void* to, const void* value, uint32_t bytes, uint64_t* f
     if (load.to % bytes != 0) fault("store_remote: byte %u of shared memory, expected a multiple of %u", load.to, bytes);
     load.bytes = bytes;
     memcpy(load.value, value, bytes);
-    auto& filled = runner->filled_remotely;
+    auto& filled = emulator->filled_remotely;
     if (std::find(filled.begin(), filled.end(), there) == filled.end()) filled.push_back(there);
     issue(load, full, 1u << rank);
 }
@@ -156,18 +156,18 @@ void tma_store(const void* map, const void* from, int rank, const int32_t* at) {
     store.map = read_map("tma_store", map, HostTensorMap::tiled);
     store.from = check_box("tma_store", from, store.map, rank);
     memcpy(store.at, at, sizeof(int32_t) * size_t(rank));
-    if (runner->early) {
+    if (emulator->early) {
         write_box(store);
         store.done = true;
     }
-    runner->stores.push_back(store);
+    emulator->stores.push_back(store);
 }
 
 void tma_store_commit() { ++current_thread->store_groups; }
 
 void tma_store_wait(uint32_t newest, bool) {
     Thread& self = *current_thread;
-    auto& stores = runner->stores;
+    auto& stores = emulator->stores;
     size_t kept = 0;
     for (size_t i = 0; i < stores.size(); ++i) {
         const bool covered = stores[i].thread == &self && stores[i].group + newest < self.store_groups;
@@ -181,21 +181,21 @@ void tma_store_wait(uint32_t newest, bool) {
 }
 
 void execute_oldest_load() {
-    const PendingLoad load = runner->loads.front();
-    runner->loads.pop_front();
+    const PendingLoad load = emulator->loads.front();
+    emulator->loads.pop_front();
     current_thread = load.thread;
     current_block = load.thread->block;
     execute(load);
 }
 
 void tma_check_end() {
-    if (!runner->loads.empty()) {
-        const PendingLoad& load = runner->loads.front();
+    if (!emulator->loads.empty()) {
+        const PendingLoad& load = emulator->loads.front();
         current_thread = load.thread;
         fault("a %s of %u bytes to byte %u of shared memory was still under way at the end of the kernel: nobody waited "
               "for it", load.kind == LoadKind::value ? "store" : "load", load.bytes, load.to);
     }
-    for (const PendingStore& store : runner->stores) {
+    for (const PendingStore& store : emulator->stores) {
         current_thread = store.thread;
         current_block = store.block;
         if (store.group == store.thread->store_groups) {

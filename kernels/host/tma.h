@@ -1,4 +1,4 @@
-// What portable/tma.h calls on the host: bulk copies between device and shared memory through tensor maps.
+// What portable/tma.h calls on the host: TMA copies between device and shared memory through tensor maps.
 //
 // A tensor map holds the emulator's own encoding there (HostTensorMap), written by src/cuda/driver/tensor_map.rs. Loads
 // and stores are checked when they are issued and happen as the launch's order says (host/library.h). Written in

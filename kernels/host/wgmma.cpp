@@ -47,7 +47,7 @@ void wgmma(const WgmmaShape& shape, float* acc, uint64_t a, uint64_t b, bool acc
     const uint32_t index = self.wgmma_issued++ - group.done;
     if (index == group.issues.size()) {
         group.issues.push_back({shape, a, b, accumulate, self.wgmma_groups, self.index.x, {}, {}});
-        if (runner->early) wgmma_note_operands(group.issues.back());
+        if (emulator->early) wgmma_note_operands(group.issues.back());
     }
     WgmmaIssue& issue = group.issues[index];
     if (issue.a != a || issue.b != b || issue.accumulate != accumulate || issue.shape.n != shape.n ||
@@ -99,8 +99,8 @@ void wgmma_wait(uint32_t newest) {
 }
 
 void wgmma_check_end() {
-    for (uint32_t rank = 0; rank < runner->block_count; ++rank) {
-        BlockState& block = *runner->blocks[rank];
+    for (uint32_t rank = 0; rank < emulator->block_count; ++rank) {
+        BlockState& block = *emulator->blocks[rank];
         for (uint32_t i = 0; i < block.dim.x / group_threads; ++i) {
             if (block.warpgroups[i].issues.empty()) continue;
             const WgmmaIssue& issue = block.warpgroups[i].issues.front();

@@ -27,7 +27,7 @@ struct WgmmaIssue {
     uint32_t group;
     /// Thread that issued it first, for messages.
     uint32_t first;
-    /// Checksums of both operands when it was issued, where the launch hurries (Runner::early).
+    /// Checksums of both operands when it was issued, where the launch hurries (Emulator::early).
     uint64_t sums[2];
     float* acc[128];
 };

@@ -120,7 +120,7 @@ struct Operand {
     /// That no load under way is to write what this operand, of `size` in m or n, reads.
     void check_loads(uint32_t size) const {
         const uint32_t rows = mn_major ? (size - 1) / 64 * leading + stride + 1024 : (size - 1) / 8 * stride + 1024;
-        for (const PendingLoad& load : runner->loads) {
+        for (const PendingLoad& load : emulator->loads) {
             const bool here = (load.blocks >> block->rank & 1) != 0 && load.to < start + rows && start < load.to + load.bytes;
             if (!here) continue;
             for_each_place(size, [&](uint32_t place) {
@@ -310,7 +310,7 @@ void wgmma_execute(const WgmmaIssue* issues, uint32_t count) {
             const Operand a(next.a, next.shape.a_mn_major, "A"), b(next.b, next.shape.b_mn_major, "B");
             a.check_loads(64);
             b.check_loads(uint32_t(next.shape.n));
-            if (runner->early) {
+            if (emulator->early) {
                 a.check_sum(64, next.sums[0]);
                 b.check_sum(uint32_t(next.shape.n), next.sums[1]);
             }

@@ -3,7 +3,7 @@
 //   dbeta = sum g, dgamma = sum g * xhat, dy = gamma / deviation * (g - dbeta / M - xhat * dgamma / M)
 //
 // (Ioffe and Szegedy, 2015, section 3). Partial sums of fixed blocks of rows come first, then a reduction in a fixed order,
-// then one elementwise pass. g is already masked by the ReLU behind the normalisation.
+// then one elementwise pass. g is already masked by the ReLU after the normalisation.
 //
 // Sets of images that lie one after the other have statistics, and so sums, of their own: the second dimension of the
 // grids. The gradients of gamma and beta are added up over the sets in their order, as by one launch for each.

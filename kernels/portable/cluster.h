@@ -4,7 +4,7 @@
 // blocks; the grid's x must be a multiple. KERNEL_CLUSTER_EARLY is to it what KERNEL_EARLY is to KERNEL. On the host the blocks
 // of a cluster share one scheduler.
 //
-// What one block stores in another's shared memory must find its barrier initialised (cluster_sync behind mbarrier_init) and
+// What one block stores in another's shared memory must find its barrier initialised (cluster_sync after mbarrier_init) and
 // the other block still there: it may leave only when all has come that is on its way to it.
 #pragma once
 

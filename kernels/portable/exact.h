@@ -5,7 +5,7 @@
 
 namespace secateur {
 
-/// a * b, rounded by itself: nvcc would fuse it with an addition behind it. (The host library is compiled without fusing.)
+/// a * b, rounded by itself: nvcc would fuse it with an addition after it. (The host library is compiled without fusing.)
 DEVICE float product(float a, float b) {
 #ifdef __CUDACC__
     return __fmul_rn(a, b);

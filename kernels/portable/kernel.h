@@ -10,7 +10,7 @@
 
 #ifndef __CUDACC__
 #include "host/kernel_entry.h"
-#include "host/runner.h"
+#include "host/emulator.h"
 #endif
 
 namespace secateur {

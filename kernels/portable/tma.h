@@ -1,4 +1,4 @@
-// TMA: bulk copies between device and shared memory by one thread, through tensor maps (cp.async.bulk). For files that say
+// TMA: copies between device and shared memory by one thread, through tensor maps (cp.async.bulk). For files that say
 // `// Targets: sm_90a`.
 //
 // A map is made on the Rust side (driver/tensor_map.rs) and is a member of the kernel's parameter struct. Coordinates name the

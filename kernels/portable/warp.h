@@ -1,6 +1,6 @@
 // Warp collectives over all 32 lanes: shuffles, votes, syncwarp.
 //
-// On the host each is a rendezvous (host/runner.h): the last lane to arrive does the work of all. Lanes that meet at
+// On the host each is a rendezvous (host/emulator.h): the last lane to arrive does the work of all. Lanes that meet at
 // different collectives, or a lane that has left the kernel, are reported.
 #pragma once
 

@@ -6,7 +6,7 @@
 //
 // A process answers one question, so that an illegal access, which ends a process's work on the GPU, or a hang loses no other.
 //
-// a. Does an operand that starts some rows of 128 bytes behind a swizzle atom, and whose groups of 8 rows are 1280 bytes apart (a
+// a. Does an operand that starts some rows of 128 bytes after a swizzle atom, and whose groups of 8 rows are 1280 bytes apart (a
 //    halo tile of 10 pixels a row), read what it should: with base offset 0, and with the base offset (address >> 7) & 7?
 // b. What rate do 2 warpgroups an SM reach with operands that stay in shared memory: m64n256k16 (weights on the M side, pixels on
 //    the N side, as kernels/conv/wgmma) against m64n128k16 and m64n64k16; with transposed weights, as the input gradient has
@@ -122,7 +122,7 @@ static int right_taps(int pitch, bool offset_of_address) {
     int right = 0;
     for (int tap = 0; tap < 9; ++tap) {
         const int shift = tap / 3 * pitch + tap % 3;
-        // Rows of 128 bytes behind a start that is a multiple of 1024: bits 7 to 9 of the address.
+        // Rows of 128 bytes after a start that is a multiple of 1024: bits 7 to 9 of the address.
         const int base_offset = offset_of_address ? shift & 7 : 0;
         CHECK(cudaMemset(device_out, 0xFF, 64 * 64 * sizeof(float)));
         kernel<<<1, 128, sizeof(ShiftShared)>>>(device_pixels, device_other, shift, pitch * 128, base_offset, device_out);

@@ -6,7 +6,7 @@
 //!
 //! With a full attack of one step (FGSM-RS, N-FGSM) the short one is that step too, and only the outliers are spared. A
 //! plain step is two passes an image, forward and backward; here each image costs the clean forward, and each attacked one
-//! the two passes and the forward that tells whether it withstood. So there the attack is cheaper while less than a third
+//! the two passes and the forward that tells whether it is robust. So there the attack is cheaper while less than a third
 //! of the images are attacked, and dearer beyond.
 
 use super::{AccelerateConfig, AccelerationRow, Grouping, Groups, Replays};
@@ -38,11 +38,11 @@ pub struct BulletTrain {
     robust_steps: usize,
     robust_step_size: f32,
     grouping: Grouping,
-    room: Option<Room>,
+    workspace: Option<Workspace>,
 }
 
 /// Memory for one group at a time.
-struct Room {
+struct Workspace {
     /// Places of the group's samples in the batch.
     places: Tensor<u32>,
     group: Batch,
@@ -56,7 +56,7 @@ impl BulletTrain {
             robust_steps: config.robust_steps,
             robust_step_size: config.robust_step_size.as_f32(),
             grouping: Grouping::new(config),
-            room: None,
+            workspace: None,
         }
     }
 
@@ -81,7 +81,7 @@ impl BulletTrain {
     }
 }
 
-impl Room {
+impl Workspace {
     fn alloc(engine: &Engine, len: usize) -> Result<Self> {
         Ok(Self { places: engine.alloc("places of a group", len)?, group: Batch::alloc(engine, len)? })
     }
@@ -131,9 +131,9 @@ impl Adversary for BulletTrain {
         key: Key,
         batch: &Batch,
     ) -> Result<AttackWork> {
-        let room = match self.room.take() {
-            Some(room) if room.places.len() >= batch.len() => room,
-            _ => Room::alloc(engine, batch.len())?,
+        let workspace = match self.workspace.take() {
+            Some(workspace) if workspace.places.len() >= batch.len() => workspace,
+            _ => Workspace::alloc(engine, batch.len())?,
         };
         let groups = self.grouping.divide(engine, batch)?;
         let mut work = groups.work();
@@ -148,12 +148,12 @@ impl Adversary for BulletTrain {
             // One attack for both groups: micro-batches are fuller.
             let mut attacked = [boundary, robust].concat();
             attacked.sort_unstable();
-            room.attack(engine, ascent, &full, key, batch, &attacked)?
+            workspace.attack(engine, ascent, &full, key, batch, &attacked)?
         } else {
-            room.attack(engine, ascent, &full, key, batch, &boundary)?
-                + room.attack(engine, ascent, &short, key, batch, &robust)?
+            workspace.attack(engine, ascent, &full, key, batch, &boundary)?
+                + workspace.attack(engine, ascent, &short, key, batch, &robust)?
         };
-        self.room = Some(room);
+        self.workspace = Some(workspace);
         self.grouping.learn(right, batch.len());
         Ok(work)
     }

@@ -1,7 +1,7 @@
 //! BulletTrain for Free-AT, whose attack steps are the replays of a minibatch.
 //!
 //! One clean forward before the first replay divides the minibatch into [`super::Groups`]. Outliers' x' is x in all of its
-//! replays; boundary samples move behind every replay; robust ones behind the first `robust_steps` of them, and stay where
+//! replays; boundary samples move after every replay; robust ones after the first `robust_steps` of them, and stay where
 //! that brought them. No step changes its size. acc_ref follows the predictions of the last replay.
 //!
 //! This saves sign steps, not passes: the backward pass that moves the images is the one that the weights need anyway, so
@@ -20,15 +20,15 @@ use crate::ops::{GatherRows, ScatterRows};
 #[derive(Clone, Debug)]
 pub struct Replays {
     grouping: Grouping,
-    /// Replays behind which robust samples move.
+    /// Replays after which robust samples move.
     robust_steps: usize,
     groups: Groups,
-    room: Option<Room>,
+    workspace: Option<Workspace>,
 }
 
 /// Memory for the images that stay.
 #[derive(Clone, Debug)]
-struct Room {
+struct Workspace {
     /// Their places in the batch.
     places: Tensor<u32>,
     images: Tensor<f32>,
@@ -40,7 +40,7 @@ impl Replays {
             grouping: Grouping::new(config),
             robust_steps: config.robust_steps,
             groups: Groups::default(),
-            room: None,
+            workspace: None,
         }
     }
 
@@ -60,13 +60,13 @@ impl Replays {
         if self.robust_steps == 0 { &self.groups.robust } else { &[] }
     }
 
-    /// Images that move behind replay `replay`, counted from 0.
+    /// Images that move after replay `replay`, counted from 0.
     pub fn steps(&self, replay: usize) -> u64 {
         let robust = if replay < self.robust_steps { self.groups.robust.len() } else { 0 };
         (self.groups.boundary.len() + robust) as u64
     }
 
-    /// Takes a step that moves all of `batch.perturbed`, and puts back the images that stay behind replay `replay`.
+    /// Takes a step that moves all of `batch.perturbed`, and puts back the images that stay after replay `replay`.
     pub fn step(
         &mut self,
         engine: &mut Engine,
@@ -81,20 +81,20 @@ impl Replays {
         if still.is_empty() {
             return step(engine);
         }
-        let room = match self.room.take() {
-            Some(room) if room.places.len() >= batch.len() => room,
-            _ => Room {
+        let workspace = match self.workspace.take() {
+            Some(workspace) if workspace.places.len() >= batch.len() => workspace,
+            _ => Workspace {
                 places: engine.alloc("places of still images", batch.len())?,
                 images: engine.alloc("still images", batch.len() * IMAGE_LEN)?,
             },
         };
         let (places, images) =
-            (room.places.slice(0..still.len()), room.images.rows(0..still.len(), IMAGE_LEN));
+            (workspace.places.slice(0..still.len()), workspace.images.rows(0..still.len(), IMAGE_LEN));
         engine.write(&places, &still)?;
         engine.run(&GatherRows::new(&batch.perturbed, &places, &images))?;
         step(engine)?;
         engine.run(&ScatterRows::new(&images, &places, &batch.perturbed))?;
-        self.room = Some(room);
+        self.workspace = Some(workspace);
         Ok(())
     }
 

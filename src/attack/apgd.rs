@@ -22,11 +22,11 @@ pub struct Apgd {
     iterations: usize,
     /// Wrong classes to aim at, one after the other; `None` ascends the cross-entropy.
     targets: Option<usize>,
-    room: Option<Room>,
+    workspace: Option<Workspace>,
 }
 
 /// Tensors that outlive a batch.
-struct Room {
+struct Workspace {
     state: ApgdState,
     /// The images still to fool, compacted.
     group: Batch,
@@ -60,7 +60,7 @@ pub fn phases(iterations: usize) -> Vec<ApgdPhase> {
 impl Apgd {
     /// APGD-CE: 100 iterations in the ball of radius `epsilon`.
     pub fn cross_entropy(epsilon: f32) -> Self {
-        Self { epsilon, iterations: ITERATIONS, targets: None, room: None }
+        Self { epsilon, iterations: ITERATIONS, targets: None, workspace: None }
     }
 
     /// APGD-T: 100 iterations for each of 9 targets, or of all wrong classes where there are fewer.
@@ -73,10 +73,10 @@ impl Apgd {
         Self { iterations: iterations.max(1), ..self }
     }
 
-    fn room(&mut self, engine: &Engine, len: usize) -> Result<Room> {
-        match self.room.take() {
-            Some(room) if room.state.len() >= len => Ok(room),
-            _ => Ok(Room {
+    fn workspace(&mut self, engine: &Engine, len: usize) -> Result<Workspace> {
+        match self.workspace.take() {
+            Some(workspace) if workspace.state.len() >= len => Ok(workspace),
+            _ => Ok(Workspace {
                 state: ApgdState::alloc(engine, len)?,
                 group: Batch::alloc(engine, len)?,
                 places: engine.alloc("places of images to fool", len)?,
@@ -151,7 +151,7 @@ impl Apgd {
         key: Key,
         batch: &Batch,
         targets: usize,
-        room: &Room,
+        workspace: &Workspace,
     ) -> Result<Found> {
         // x' = x to begin with: a radius of zero copies.
         engine.run(&batch.perturb(Noise::Uniform { radius: 0.0 }, key))?;
@@ -168,11 +168,11 @@ impl Apgd {
             if left.is_empty() {
                 break;
             }
-            let group = room.group.rows(0..left.len());
-            let places = room.places.slice(0..left.len());
+            let group = workspace.group.rows(0..left.len());
+            let places = workspace.places.slice(0..left.len());
             engine.write(&places, &left)?;
             batch.compact(engine, &places, &group, true)?;
-            let aims = room.targets.slice(0..left.len());
+            let aims = workspace.targets.slice(0..left.len());
             engine.run(&TargetClass {
                 rank,
                 logits: &group.clean_logits,
@@ -181,7 +181,7 @@ impl Apgd {
             })?;
 
             let key = Key { step: key.step * TARGETS as u32 + (rank as u32 - 1), ..key };
-            let broken = self.run(engine, key, &group, Some(&aims), &room.state.rows(0..left.len()))?;
+            let broken = self.run(engine, key, &group, Some(&aims), &workspace.state.rows(0..left.len()))?;
             engine.run(&ScatterRows::new(&group.perturbed, &places, &batch.perturbed))?;
             found.cost += self.cost(left.len());
             for (place, broken) in left.into_iter().zip(broken) {
@@ -194,15 +194,15 @@ impl Apgd {
 
 impl Search for Apgd {
     fn search(&mut self, engine: &mut Engine, key: Key, batch: &Batch) -> Result<Found> {
-        let room = self.room(engine, batch.len())?;
+        let workspace = self.workspace(engine, batch.len())?;
         let found = match self.targets {
             None => Found {
-                broken: self.run(engine, key, batch, None, &room.state.rows(0..batch.len()))?,
+                broken: self.run(engine, key, batch, None, &workspace.state.rows(0..batch.len()))?,
                 cost: self.cost(batch.len()),
             },
-            Some(targets) => self.search_targets(engine, key, batch, targets, &room)?,
+            Some(targets) => self.search_targets(engine, key, batch, targets, &workspace)?,
         };
-        self.room = Some(room);
+        self.workspace = Some(workspace);
         Ok(found)
     }
 }

@@ -74,7 +74,7 @@ pub struct AttackWork {
     pub samples: u64,
     /// Sign steps, counted for each image.
     pub steps: u64,
-    /// Images of each group, where the adversary forms groups: not attacked, attacked in full, attacked briefly.
+    /// Images of each group, where the adversary forms groups: not attacked, attacked in full, with a short attack.
     pub outliers: u64,
     pub boundary: u64,
     pub robust: u64,

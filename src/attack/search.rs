@@ -10,7 +10,7 @@ use crate::batch::Batch;
 use crate::engine::{Engine, Result};
 use crate::philox::Key;
 
-/// An attack that judges a trained network: BatchNorm in eval mode, the weights already folded.
+/// An attack that evaluates a trained network: BatchNorm in eval mode, the weights already folded.
 pub trait Search {
     /// Looks for an adversarial image inside the ball around each image of `batch`.
     ///

@@ -2,7 +2,7 @@
 //!
 //! It looks at logits only, so it also breaks networks whose gradients mislead. Each query of an image sets one random
 //! square to a corner of the ball in every channel, and is kept if the margin falls. Follows the published code with two
-//! differences: every image draws a square of its own (there one square serves the whole batch), so that a verdict does
+//! differences: every image draws a square of its own (there one square serves the whole batch), so that a result does
 //! not depend on the batch; and a tie of logits goes on being attacked unless the prediction is wrong by it.
 
 use super::{Cost, Found, Search};
@@ -16,7 +16,7 @@ use crate::philox::{Key, Purpose};
 /// is carried along without change until the next look.
 const LOOK: u32 = 32;
 
-/// Iterations behind which the square's share of the image halves.
+/// Iterations after which the square's share of the image halves.
 const HALVINGS: [u32; 9] = [10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000];
 
 /// The attack and its budget.

@@ -33,7 +33,7 @@ pub struct Args {
     /// Only kernels whose symbol holds this text
     #[arg(long, value_name = "TEXT", default_value = "")]
     kernel: String,
-    /// Training steps, behind one that warms a GPU up
+    /// Training steps, after one that warms a GPU up
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
     steps: u16,
     /// cuda, cuda:N, emulated, or auto: cuda if there is one, else emulated

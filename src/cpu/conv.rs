@@ -262,7 +262,7 @@ impl Chunk {
     }
 
     /// Words of the sums; tiles may go on after the last line.
-    fn room(&self, rows: usize, block: usize) -> usize {
+    fn workspace(&self, rows: usize, block: usize) -> usize {
         (self.lines * self.pitch + rows) * block
     }
 }
@@ -403,7 +403,7 @@ impl Direction {
     fn run(&self, images: usize, image: usize, x: &[f32], mut sink: impl FnMut(usize, usize, usize, &Sums)) {
         let (Chunk { lines, count, first, step, pitch, .. }, block) = (self.chunk, self.block);
         let products = self.numbers.products();
-        with_scratch(self.chunk.room(products.rows, block), |values| {
+        with_scratch(self.chunk.workspace(products.rows, block), |values| {
             for (at, weights) in self.weights.chunks_exact(self.rows() * block).enumerate() {
                 for n in 0..images {
                     for chunk in 0..count {

@@ -154,7 +154,7 @@ pub(super) fn check_size(layout: &Layout, path: &Path, actual: u64, records: usi
         return Ok(());
     }
     let diagnosis =
-        if actual < expected { "the file is cut short" } else { "there are bytes behind the last record" };
+        if actual < expected { "the file is cut short" } else { "there are bytes after the last record" };
     Err(DataError::Size { path: path.into(), actual, expected, records, record, diagnosis })
 }
 

@@ -91,7 +91,7 @@ pub fn split(
     Ok(Split { train, validation: held, held_out: Vec::new() })
 }
 
-/// Of each class the first so many of `order`.
+/// Of each class the first of `order`, as many as its quota.
 pub fn by_quota(mut order: Vec<u32>, mut quota: Vec<usize>, label: impl Fn(u32) -> u32) -> Vec<u32> {
     order.retain(|&sample| {
         let left = &mut quota[label(sample) as usize];

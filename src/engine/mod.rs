@@ -313,7 +313,7 @@ impl Engine {
     /// The features of one set of the pass's last forward, `batch x features`: what its last layer saw.
     ///
     /// # Errors
-    /// Where the pass has no forward on the present weights, or not so many sets.
+    /// Where the pass has no forward on the present weights, or not as many sets.
     pub fn features(&mut self, pass: Pass, set: usize, features: &Tensor<f32>) -> Result<()> {
         pass.check()?;
         if set >= pass.sets() {
@@ -423,7 +423,7 @@ impl Engine {
     }
 }
 
-/// The tensors of a pass, of which it takes so many.
+/// The tensors of a pass, one a set of images.
 fn expect_sets<'s, 'a>(pass: Pass, sets: &'s Sets<'a>) -> Result<&'s [&'a Tensor<f32>]> {
     let slice = sets.as_slice();
     expect_set_count(pass, slice.len())?;

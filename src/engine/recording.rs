@@ -20,7 +20,7 @@ pub enum Phase {
     Attack,
     /// One step of an attack, counted from 1, of every micro-batch.
     AttackStep(u32),
-    /// Forward and backward passes behind the parameter gradients.
+    /// Forward and backward passes for the parameter gradients.
     Train,
     Optimizer,
     Select,
@@ -76,7 +76,7 @@ pub struct Launch {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Record {
     pub launches: Vec<Launch>,
-    /// From the first to behind the last, gaps included.
+    /// From the first to after the last, gaps included.
     pub seconds: f64,
 }
 

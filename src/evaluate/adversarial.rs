@@ -111,10 +111,10 @@ pub(super) fn to_safetensors(
     adversarial: &mut AdversarialImages,
     clean: &Images,
 ) -> io::Result<Vec<u8>> {
-    let count = progress.verdicts.len();
+    let count = progress.results.len();
     let mut x_adv = Vec::with_capacity(count * IMAGE_BYTES * 4);
-    for (position, verdict) in progress.verdicts.iter().enumerate() {
-        let image = match verdict {
+    for (position, result) in progress.results.iter().enumerate() {
+        let image = match result {
             ImageResult::BrokenBy(_) => to_planes(&adversarial.get(position)?),
             _ => clean.image(position).iter().map(|byte| f32::from(*byte) / 255.0).collect(),
         };
@@ -125,7 +125,7 @@ pub(super) fn to_safetensors(
         classes.iter().flat_map(|value| class(value).to_le_bytes()).collect()
     };
     let robust: Vec<u8> =
-        progress.verdicts.iter().map(|verdict| (*verdict == ImageResult::Robust).into()).collect();
+        progress.results.iter().map(|result| (*result == ImageResult::Robust).into()).collect();
     let labels = classes(&clean.labels[..count]);
     let clean_predictions = classes(&progress.clean_predictions);
     let adversarial_predictions = classes(&progress.adversarial_predictions);

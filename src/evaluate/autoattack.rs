@@ -1,8 +1,8 @@
-//! AutoAttack (Croce and Hein, ICML 2020) and its parts: each attack on the images that withstood all before it.
+//! AutoAttack (Croce and Hein, ICML 2020) and its parts: each attack on the images that are robust to all before it.
 //!
 //! The work goes stage after stage (the clean images, the checks, then the parts), and in each over the surviving
 //! images in order, a full batch at a time. [`Progress`] is all there is to know between two batches, so an evaluation that
-//! goes on from a saved one comes to the same verdicts: an attack's randomness is keyed by the image, never by its batch.
+//! goes on from a saved one comes to the same results: an attack's randomness is keyed by the image, never by its batch.
 //! What an attack claims is not taken on trust: the network, in f32 wherever it is on a CPU, looks at each image once more, and
 //! it must lie in the ball.
 
@@ -22,7 +22,7 @@ use crate::philox::{Key, Purpose};
 /// What is known of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageResult {
-    /// Withstood everything so far.
+    /// Robust to everything so far.
     Robust,
     /// Predicted wrong as it is.
     Misclassified,
@@ -37,7 +37,7 @@ pub struct Stage {
     pub part: Option<Part>,
     /// Images that it has to look at.
     pub entered: usize,
-    /// Of all images, those that are robust behind it.
+    /// Of all images, those that are robust after it.
     pub robust: usize,
     pub seconds: f64,
     pub cost: Cost,
@@ -51,8 +51,8 @@ pub struct Stage {
 #[serde(deny_unknown_fields)]
 pub struct Progress {
     pub parts: Vec<Part>,
-    #[serde(with = "super::state::letters")]
-    pub verdicts: Vec<ImageResult>,
+    #[serde(with = "super::state::letters", rename = "verdicts")]
+    pub results: Vec<ImageResult>,
     /// Of the clean images, and of the adversarial ones where there is one.
     pub clean_predictions: Vec<u32>,
     pub adversarial_predictions: Vec<u32>,
@@ -76,10 +76,10 @@ pub struct Watched<'a>(pub crate::progress::Watch<'a>);
 
 impl Listener for Watched<'_> {
     fn batch(&mut self, progress: &Progress) -> bool {
-        let images = progress.verdicts.len();
-        let behind =
+        let images = progress.results.len();
+        let done =
             (progress.stages.len() - 1) * images + progress.stages.last().map_or(0, |stage| stage.next);
-        (self.0)(behind, (progress.parts.len() + 1) * images)
+        (self.0)(done, (progress.parts.len() + 1) * images)
     }
 }
 
@@ -88,7 +88,7 @@ impl Progress {
     pub fn new(parts: &[Part], images: usize) -> Self {
         Self {
             parts: parts.into(),
-            verdicts: vec![ImageResult::Robust; images],
+            results: vec![ImageResult::Robust; images],
             clean_predictions: vec![0; images],
             adversarial_predictions: vec![0; images],
             stages: Vec::new(),
@@ -99,12 +99,12 @@ impl Progress {
 
     /// Images that are robust so far.
     pub fn robust(&self) -> usize {
-        self.verdicts.iter().filter(|verdict| **verdict == ImageResult::Robust).count()
+        self.results.iter().filter(|result| **result == ImageResult::Robust).count()
     }
 
     /// Images that are predicted right as they are.
     pub fn clean(&self) -> usize {
-        self.verdicts.iter().filter(|verdict| **verdict != ImageResult::Misclassified).count()
+        self.results.iter().filter(|result| **result != ImageResult::Misclassified).count()
     }
 
     pub fn outcome(&self) -> Outcome {
@@ -113,11 +113,11 @@ impl Progress {
             cost += stage.cost;
             seconds += stage.seconds;
         }
-        let withstood = self.verdicts.iter().map(|verdict| *verdict == ImageResult::Robust).collect();
+        let robust = self.results.iter().map(|result| *result == ImageResult::Robust).collect();
         // One image counts once: an attack enters only where the clean logits are finite.
         let non_finite =
             self.adversarial_predictions.iter().filter(|prediction| **prediction == NO_CLASS).count();
-        Outcome { withstood, seconds, cost, non_finite, zero_gradients }
+        Outcome { robust, seconds, cost, non_finite, zero_gradients }
     }
 
     /// The stage to work at, begun where it is new; `None` at the end.
@@ -138,8 +138,8 @@ impl Progress {
 
     /// The next batch of the stage: positions of robust images that it has not seen.
     fn batch(&self, stage: usize, size: usize) -> Vec<usize> {
-        let left = self.stages[stage].next..self.verdicts.len();
-        left.filter(|&at| self.verdicts[at] == ImageResult::Robust).take(size).collect()
+        let left = self.stages[stage].next..self.results.len();
+        left.filter(|&at| self.results[at] == ImageResult::Robust).take(size).collect()
     }
 }
 
@@ -166,9 +166,9 @@ fn stages(
     engine.fold_batch_norm(subject.weights)?;
     let mut search: Option<(Part, Box<dyn Search>)> = None;
     while let Some(at) = progress.stage() {
-        // The checks need the clean verdicts, and are no stage: they run through in about a hundredth of the time.
+        // The checks need the clean results, and are no stage: they run through in about a hundredth of the time.
         if at == 1 && progress.checks.is_none() && progress.parts != [Part::Square] {
-            progress.checks = Some(Checks::run(engine, subject, &progress.verdicts, scratch)?);
+            progress.checks = Some(Checks::run(engine, subject, &progress.results, scratch)?);
         }
         let positions = progress.batch(at, scratch.len());
         if positions.is_empty() {
@@ -186,7 +186,7 @@ fn stages(
                     progress.clean_predictions[position] = prediction;
                     progress.adversarial_predictions[position] = prediction;
                     if prediction != label {
-                        progress.verdicts[position] = ImageResult::Misclassified;
+                        progress.results[position] = ImageResult::Misclassified;
                     }
                 }
                 Cost { forwards: positions.len() as u64, backwards: 0 }
@@ -223,7 +223,7 @@ fn stages(
     Ok(true)
 }
 
-/// One part on one batch: its verdicts, each looked at once more.
+/// One part on one batch: its results, each looked at once more.
 #[allow(clippy::too_many_arguments)]
 fn attacked(
     engine: &mut Engine,
@@ -252,7 +252,7 @@ fn attacked(
         if predictions[n] == labels[n] {
             progress.extent.disagreements += 1;
         } else if inside {
-            progress.verdicts[position] = ImageResult::BrokenBy(part);
+            progress.results[position] = ImageResult::BrokenBy(part);
             progress.adversarial_predictions[position] = predictions[n];
             listener.found(position, moved);
         }

@@ -27,7 +27,7 @@ use crate::progress::Watch;
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     pub set: &'a ImageSet,
-    /// Positions in the set; they key the random starts, so an image's verdict does not depend on the others.
+    /// Positions in the set; they key the random starts, so an image's result does not depend on the others.
     pub samples: &'a [u32],
     /// Live weights or their moving average.
     pub weights: WeightSet,
@@ -41,8 +41,8 @@ pub struct Subject<'a> {
 #[serde(deny_unknown_fields)]
 pub struct Outcome {
     /// For each sample: is every prediction under the protocol the true label?
-    #[serde(with = "state::flags")]
-    pub withstood: Vec<bool>,
+    #[serde(with = "state::flags", rename = "withstood")]
+    pub robust: Vec<bool>,
     pub seconds: f64,
     /// Passes through the network.
     pub cost: Cost,
@@ -55,19 +55,19 @@ pub struct Outcome {
 
 impl Outcome {
     pub fn correct(&self) -> usize {
-        self.withstood.iter().filter(|&&right| right).count()
+        self.robust.iter().filter(|&&right| right).count()
     }
     /// Share of samples, in [0, 1].
     pub fn accuracy(&self) -> f64 {
-        self.correct() as f64 / self.withstood.len().max(1) as f64
+        self.correct() as f64 / self.robust.len().max(1) as f64
     }
 }
 
 /// Runs `protocol` over `subject` in batches of the size of `scratch`; `None` if `watch` asked to stop, or the engine was
 /// ([`Engine::stop_on`]). To `watch` restarts and parts count again.
 ///
-/// An image withstands PGD if the prediction at the end point of every restart is right; later restarts visit only
-/// the images that are still right, which changes no verdict. Replaces the engine's folded weights.
+/// An image is robust to PGD if the prediction at the end point of every restart is right; later restarts visit only
+/// the images that are still right, which changes no result. Replaces the engine's folded weights.
 pub fn evaluate(
     engine: &mut Engine,
     subject: Subject,
@@ -97,10 +97,10 @@ fn end_points(
     let attack = protocol.pgd(subject.epsilon);
     let restarts = protocol.restarts().max(1);
     let mut cost = Cost::default();
-    let mut withstood = vec![true; subject.samples.len()];
+    let mut robust = vec![true; subject.samples.len()];
     let (mut non_finite, mut zero_gradients) = (0, 0);
     for restart in 0..restarts {
-        let left: Vec<usize> = (0..withstood.len()).filter(|&i| withstood[i]).collect();
+        let left: Vec<usize> = (0..robust.len()).filter(|&i| robust[i]).collect();
         let key = Key { seed: subject.seed, purpose: Purpose::EvaluationStart, epoch: 0, step: restart };
         for (number, positions) in left.chunks(scratch.len()).enumerate() {
             let samples: Vec<u32> = positions.iter().map(|&i| subject.samples[i]).collect();
@@ -121,16 +121,16 @@ fn end_points(
                 zero_gradients += still(engine, &batch, &pgd, key, &right)?;
             }
             for (&position, right) in positions.iter().zip(right) {
-                withstood[position] = right;
+                robust[position] = right;
             }
-            let done = restart as usize * withstood.len() + number * scratch.len() + positions.len();
-            if !watch(done, restarts as usize * withstood.len()) {
+            let done = restart as usize * robust.len() + number * scratch.len() + positions.len();
+            if !watch(done, restarts as usize * robust.len()) {
                 return Ok(None);
             }
         }
     }
     let seconds = begin.elapsed().as_secs_f64();
-    Ok(Some(Outcome { withstood, seconds, cost, non_finite, zero_gradients }))
+    Ok(Some(Outcome { robust, seconds, cost, non_finite, zero_gradients }))
 }
 
 /// Predicts the images of a batch, or its perturbed ones, by the folded weights ([`Engine::fold_batch_norm`]); [`NO_CLASS`] where a
@@ -156,8 +156,8 @@ fn right(engine: &mut Engine, batch: &Batch, predictions: &[u32]) -> engine::Res
     Ok(predictions.iter().zip(&labels).map(|(prediction, label)| prediction == label).collect())
 }
 
-/// Whether each image of a gathered batch withstands a sign-step attack, by its end point.
-fn withstands(engine: &mut Engine, batch: &Batch, pgd: &Pgd, key: Key) -> engine::Result<Vec<bool>> {
+/// Whether each image of a gathered batch is robust to a sign-step attack, by its end point.
+fn is_robust(engine: &mut Engine, batch: &Batch, pgd: &Pgd, key: Key) -> engine::Result<Vec<bool>> {
     pgd.perturb(engine, AscentLoss::CrossEntropy, key, batch)?;
     let predictions = predict(engine, batch, true)?;
     right(engine, batch, &predictions)

@@ -5,13 +5,13 @@
 //! | `clean` | none | |
 //! | `fgsm` | one step from the clean image | the radius |
 //! | `pgdN` | PGD, N steps from one uniform start | 2/255 |
-//! | `pgdNxR` | the same from R starts; an image counts only if it withstands all | 2/255 |
+//! | `pgdNxR` | the same from R starts; an image counts only if it is robust to all | 2/255 |
 //! | `pgdN-0.003` | PGD with a step of 0.003, the protocol of the TRADES and MART papers (with `--eps 0.031`) | 0.003 |
 //! | `cw` | PGD on the margin `max wrong z - z_y`, 100 steps from one uniform start | 2/255 |
 //! | `apgd-ce`, `apgd-t`, `fab-t`, `square` | one part of AutoAttack, on the images that are predicted right | |
 //! | `aa` | AutoAttack, standard version: the four parts in this order, each on the survivors | |
 //!
-//! `fgsm`, `pgd` and `cw` judge the end point of each start, as their papers do; the others any point that they meet.
+//! `fgsm`, `pgd` and `cw` evaluate the end point of each start, as their papers do; the others any point that they meet.
 
 use std::fmt;
 use std::str::FromStr;
@@ -206,7 +206,7 @@ impl Protocol {
         }
     }
 
-    /// Starts that an image must withstand.
+    /// Starts that an image must be robust to.
     pub fn restarts(&self) -> u32 {
         match self {
             Self::Pgd(pgd) => pgd.restarts,

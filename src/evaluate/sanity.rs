@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::autoattack::{ImageResult, Progress};
-use super::{Outcome, Part, PgdProtocol, Protocol, StepSize, Subject, predict, withstands};
+use super::{Outcome, Part, PgdProtocol, Protocol, StepSize, Subject, is_robust, predict};
 use crate::attack::Cost;
 use crate::batch::Batch;
 use crate::engine::{self, Engine, GradRequest, Pass};
@@ -40,9 +40,9 @@ pub struct Checks {
     pub probabilities: bool,
     /// Images whose cross-entropy has no gradient at all.
     pub zero_gradients: usize,
-    /// Images that withstand one step of the whole radius.
+    /// Images that are robust to one step of the whole radius.
     pub fgsm: usize,
-    /// Images that withstand ten steps of 2/255.
+    /// Images that are robust to ten steps of 2/255.
     pub pgd10: usize,
     pub seconds: f64,
     pub cost: Cost,
@@ -102,16 +102,16 @@ impl Extent {
 }
 
 impl Checks {
-    /// Looks at the images that `verdicts` calls robust.
+    /// Looks at the images that `results` calls robust.
     pub fn run(
         engine: &mut Engine,
         subject: Subject,
-        verdicts: &[ImageResult],
+        results: &[ImageResult],
         scratch: &Batch,
     ) -> engine::Result<Self> {
         let begin = Instant::now();
         let robust =
-            verdicts.iter().zip(subject.samples).filter(|(verdict, _)| **verdict == ImageResult::Robust);
+            results.iter().zip(subject.samples).filter(|(result, _)| **result == ImageResult::Robust);
         let samples: Vec<u32> = robust.map(|(_, &sample)| sample).collect();
         let mut checks = Self::default();
         let gradient = engine.alloc("gradient of the clean images", scratch.len() * IMAGE_LEN)?;
@@ -140,8 +140,8 @@ impl Checks {
             let gradient = engine.read(&gradient)?;
             let zero = |image: &&[f32]| image.iter().all(|g| *g == 0.0);
             checks.zero_gradients += gradient.chunks(IMAGE_LEN).filter(zero).count();
-            checks.fgsm += count(withstands(engine, &batch, &fgsm, key)?);
-            checks.pgd10 += count(withstands(engine, &batch, &pgd10.pgd(subject.epsilon), key)?);
+            checks.fgsm += count(is_robust(engine, &batch, &fgsm, key)?);
+            checks.pgd10 += count(is_robust(engine, &batch, &pgd10.pgd(subject.epsilon), key)?);
             let images = batch.len() as u64;
             checks.cost += Cost { forwards: 14 * images, backwards: 12 * images };
         }
@@ -193,7 +193,7 @@ impl Checks {
 
 /// Everything that looks wrong in an evaluation by parts of AutoAttack.
 pub fn warnings(progress: &Progress) -> Vec<String> {
-    let images = progress.verdicts.len();
+    let images = progress.results.len();
     let mut warnings = progress.checks.as_ref().map_or(Vec::new(), |checks| checks.warnings(images));
     let square = progress.stages.iter().find(|stage| stage.part == Some(Part::Square));
     if let Some(square) = square.filter(|_| progress.parts.len() > 1) {
@@ -213,7 +213,7 @@ pub fn failure(protocol: &Protocol, outcome: &Outcome) -> Option<String> {
         format!(
             "{protocol}: {} of {} images have a logit that is NaN or infinite; they were counted as wrong",
             outcome.non_finite,
-            outcome.withstood.len()
+            outcome.robust.len()
         )
     })
 }
@@ -225,7 +225,7 @@ pub fn doubts(protocol: &Protocol, outcome: &Outcome) -> Vec<String> {
             "{protocol}: {} of {} images have no gradient at all: an attack that follows gradients cannot evaluate them, and the \
              figure is no robustness",
             outcome.zero_gradients,
-            outcome.withstood.len()
+            outcome.robust.len()
         )
     });
     failure(protocol, outcome).into_iter().chain(without_gradient).collect()
@@ -243,7 +243,7 @@ pub fn alarms(outcomes: &[(&Protocol, &Outcome)]) -> Vec<String> {
                 fgsm.correct(),
                 &protocol.to_string(),
                 pgd.correct(),
-                fgsm.withstood.len(),
+                fgsm.robust.len(),
             ));
         }
     }
@@ -252,7 +252,7 @@ pub fn alarms(outcomes: &[(&Protocol, &Outcome)]) -> Vec<String> {
             alarms.extend(margin_alarm(
                 (margin, lower.correct()),
                 (entropy, higher.correct()),
-                lower.withstood.len(),
+                lower.robust.len(),
             ));
         }
     }
@@ -260,11 +260,11 @@ pub fn alarms(outcomes: &[(&Protocol, &Outcome)]) -> Vec<String> {
         named(|protocol| protocol.follows_gradients() && *protocol != Protocol::Fgsm).collect();
     for (_, square) in named(|protocol| *protocol == Protocol::Part(Part::Square)) {
         let missed =
-            |at: &usize| !square.withstood[*at] && strong.iter().all(|(_, outcome)| outcome.withstood[*at]);
-        let missed = (0..square.withstood.len()).filter(missed).count();
+            |at: &usize| !square.robust[*at] && strong.iter().all(|(_, outcome)| outcome.robust[*at]);
+        let missed = (0..square.robust.len()).filter(missed).count();
         if !strong.is_empty() {
             let names: Vec<String> = strong.iter().map(|(protocol, _)| protocol.to_string()).collect();
-            alarms.extend(square_alarm(missed, &names.join(", "), square.withstood.len()));
+            alarms.extend(square_alarm(missed, &names.join(", "), square.robust.len()));
         }
     }
     alarms
@@ -295,7 +295,7 @@ fn margin_alarm(
 fn square_alarm(missed: usize, missed_by: &str, images: usize) -> Option<String> {
     (missed as f64 > TOLERANCE * images as f64).then(|| {
         format!(
-            "masked gradients? Square, which sees no gradient, breaks {missed} of {images} images that withstood {missed_by}"
+            "masked gradients? Square, which sees no gradient, breaks {missed} of {images} images that are robust to {missed_by}"
         )
     })
 }
@@ -304,9 +304,9 @@ fn square_alarm(missed: usize, missed_by: &str, images: usize) -> Option<String>
 mod tests {
     use super::*;
 
-    fn outcome(withstood: &[bool]) -> Outcome {
+    fn outcome(robust: &[bool]) -> Outcome {
         let (seconds, cost) = (0.0, Cost::default());
-        Outcome { withstood: withstood.into(), seconds, cost, non_finite: 0, zero_gradients: 0 }
+        Outcome { robust: robust.into(), seconds, cost, non_finite: 0, zero_gradients: 0 }
     }
 
     #[test]

@@ -346,7 +346,7 @@ impl<'a> Evaluation<'a> {
             "{protocol}: {:.2} % ({} of {} {split} images of {data}){radius}, {:.1} s",
             100.0 * outcome.accuracy(),
             outcome.correct(),
-            outcome.withstood.len(),
+            outcome.robust.len(),
             outcome.seconds
         )
     }
@@ -397,7 +397,7 @@ struct SearchKeeper<'a> {
 impl SearchKeeper<'_> {
     fn report(&mut self, search: &Progress) {
         let Some(stage) = search.stages.last() else { return };
-        let (name, images) = (stage.part.map_or("clean", |part| part.name()), search.verdicts.len());
+        let (name, images) = (stage.part.map_or("clean", |part| part.name()), search.results.len());
         if self.stage.replace(search.stages.len()) != Some(search.stages.len()) {
             self.progress.event(Event::Begin { task: &format!("{} {name}", self.protocol), total: images });
         }

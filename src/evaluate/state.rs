@@ -17,7 +17,7 @@ use crate::progress::{Event, ProgressSink};
 /// Of the format; another one is refused.
 const VERSION: u32 = 2;
 
-/// Everything on which a verdict depends, and what is kept.
+/// Everything on which a result depends, and what is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
@@ -135,20 +135,14 @@ impl State {
         if !settings.protocols.iter().take(state.finished.len()).eq(protocols) {
             return Err(format("its finished protocols are not the first of the command's".into()));
         }
-        let outcomes = state.finished.iter().map(|finished| finished.outcome.withstood.len());
+        let outcomes = state.finished.iter().map(|finished| finished.outcome.robust.len());
         let progress =
             state.finished.iter().filter_map(|finished| finished.progress.as_ref()).chain(&state.running);
         let progress = progress.flat_map(|progress| {
-            [
-                progress.verdicts.len(),
-                progress.clean_predictions.len(),
-                progress.adversarial_predictions.len(),
-            ]
+            [progress.results.len(), progress.clean_predictions.len(), progress.adversarial_predictions.len()]
         });
         match outcomes.chain(progress).find(|images| *images != settings.samples) {
-            Some(images) => {
-                Err(format(format!("verdicts on {images} images, expected {}", settings.samples)))
-            }
+            Some(images) => Err(format(format!("results on {images} images, expected {}", settings.samples))),
             None => Ok(state),
         }
     }
@@ -197,9 +191,9 @@ impl State {
     pub fn broken(&self) -> impl Iterator<Item = usize> + '_ {
         let finished = self.finished.iter().filter_map(|finished| finished.progress.as_ref());
         finished.chain(&self.running).flat_map(|progress| {
-            let verdicts = progress.verdicts.iter().enumerate();
-            verdicts
-                .filter(|(_, verdict)| matches!(verdict, ImageResult::BrokenBy(_)))
+            let results = progress.results.iter().enumerate();
+            results
+                .filter(|(_, result)| matches!(result, ImageResult::BrokenBy(_)))
                 .map(|(position, _)| position)
         })
     }
@@ -227,14 +221,14 @@ pub mod flags {
     }
 }
 
-/// Verdicts as a word, one letter an image.
+/// Results as a word, one letter an image.
 pub mod letters {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     use crate::evaluate::Part;
     use crate::evaluate::autoattack::ImageResult;
 
-    /// Every verdict, its letter and its name.
+    /// Every result, its letter and its name.
     pub const ALL: [(ImageResult, char, &str); 6] = [
         (ImageResult::Robust, 'r', "robust"),
         (ImageResult::Misclassified, 'm', "misclassified"),
@@ -244,22 +238,22 @@ pub mod letters {
         (ImageResult::BrokenBy(Part::Square), 's', "square"),
     ];
 
-    pub fn text(verdicts: &[ImageResult]) -> String {
-        let letter = |verdict: &ImageResult| {
-            ALL.iter().find(|(of, ..)| of == verdict).map_or('?', |(_, letter, _)| *letter)
+    pub fn text(results: &[ImageResult]) -> String {
+        let letter = |result: &ImageResult| {
+            ALL.iter().find(|(of, ..)| of == result).map_or('?', |(_, letter, _)| *letter)
         };
-        verdicts.iter().map(letter).collect()
+        results.iter().map(letter).collect()
     }
 
-    pub fn serialize<S: Serializer>(verdicts: &[ImageResult], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&text(verdicts))
+    pub fn serialize<S: Serializer>(results: &[ImageResult], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&text(results))
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ImageResult>, D::Error> {
-        let verdict = |letter| {
-            let found = ALL.iter().find(|(_, of, _)| *of == letter).map(|(verdict, ..)| *verdict);
-            found.ok_or_else(|| D::Error::custom(format!("verdict '{letter}'")))
+        let result = |letter| {
+            let found = ALL.iter().find(|(_, of, _)| *of == letter).map(|(result, ..)| *result);
+            found.ok_or_else(|| D::Error::custom(format!("result '{letter}'")))
         };
-        String::deserialize(deserializer)?.chars().map(verdict).collect()
+        String::deserialize(deserializer)?.chars().map(result).collect()
     }
 }

@@ -3,7 +3,7 @@
 //! With r the ratio of the medians, second over first, and [l, h] its 99 % bootstrap interval ([`ratio_interval`]), and t the
 //! tolerance, [`classify`] says:
 //!
-//! | verdict | where |
+//! | result | where |
 //! |---|---|
 //! | SLOWER | l > 1 and r > 1 + t |
 //! | FASTER | h < 1 and r < 1 / (1 + t) |
@@ -134,6 +134,6 @@ pub fn lines<'a>(rows: impl IntoIterator<Item = &'a Compared>) -> Vec<String> {
             row.change.to_string(),
         ]
     };
-    let heading = ["name", "first", "second", "ratio", "99 % interval", "verdict"];
+    let heading = ["name", "first", "second", "ratio", "99 % interval", "result"];
     table::lines(&heading, &rows.into_iter().map(cells).collect::<Vec<_>>())
 }

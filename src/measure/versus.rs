@@ -24,7 +24,7 @@ use super::table::number;
 
 /// The version of [`Record`].
 pub const VERSION: u32 = 1;
-/// Rounds that a verdict needs.
+/// Rounds that a result needs.
 pub const LEAST_ROUNDS: usize = LEAST_FOR_MIDDLE;
 
 /// Whether the second runs first in this round: the sequence of Thue and Morse, AB BA BA AB BA AB AB BA. Over two rounds a drift
@@ -163,7 +163,7 @@ pub struct Record {
     /// [`VERSION`].
     pub secateur_versus: u32,
     pub command: Vec<String>,
-    /// What both were run with, behind `bench`.
+    /// What both were run with, after `bench`.
     pub arguments: Vec<String>,
     pub started_unix_seconds: u64,
     pub first: Build,

@@ -167,7 +167,7 @@ impl Bench {
         Ok(Batch::alloc(engine, samples.len())?.gathered(engine, &self.set, samples, None)?)
     }
 
-    /// [`Bench::run`], behind a flush of every cache where `cache` is cold.
+    /// [`Bench::run`], after a flush of every cache where `cache` is cold.
     pub fn sample(&mut self, work: &Work, times: usize, cache: Cache) -> Result<f64> {
         if cache == Cache::Cold {
             if self.flush.is_none() {

@@ -40,12 +40,12 @@ pub struct Free {
     attack: ScheduledPgd,
     epoch: u32,
     replays: usize,
-    /// Which images move behind which replay, where not all move behind each.
+    /// Which images move after which replay, where not all move after each.
     moving: Option<Replays>,
     loss: Loss,
     /// Replays of the current minibatch that are done.
     done: usize,
-    /// x' - x at each place of the batch, behind the last whole minibatch.
+    /// x' - x at each place of the batch, after the last whole minibatch.
     perturbation: Vec<f32>,
 }
 

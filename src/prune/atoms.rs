@@ -36,8 +36,8 @@ pub struct DeviceAtoms<'a> {
     /// Columns one after the other, `rows` in each block.
     blocks: Vec<Tensor<f64>>,
     rows: usize,
-    /// Room for two vectors of correlations.
-    rooms: [Tensor<f64>; 2],
+    /// Workspace for two vectors of correlations.
+    workspaces: [Tensor<f64>; 2],
 }
 
 impl<'a> DeviceAtoms<'a> {
@@ -92,8 +92,8 @@ impl<'a> DeviceAtoms<'a> {
     ) -> Result<Self> {
         let target = engine.read(target)?;
         let count = products.len();
-        let room = || engine.alloc("correlations with the residual", count);
-        let rooms = [room()?, room()?];
+        let workspace = || engine.alloc("correlations with the residual", count);
+        let workspaces = [workspace()?, workspace()?];
         Ok(Self {
             target_square: dot(&target, &target),
             host_products: engine.read(&products)?,
@@ -102,7 +102,7 @@ impl<'a> DeviceAtoms<'a> {
             source,
             blocks: Vec::new(),
             rows: BLOCK.div_ceil(count.max(1)).min(count),
-            rooms,
+            workspaces,
             engine,
         })
     }
@@ -189,7 +189,7 @@ impl Atoms for DeviceAtoms<'_> {
         for (block, start) in (0..weights.len()).step_by(self.rows).enumerate() {
             let factors = weights.slice(start..weights.len().min(start + self.rows));
             let columns = self.blocks[block].rows(0..factors.len(), count);
-            let to = self.rooms[block % 2].clone();
+            let to = self.workspaces[block % 2].clone();
             self.engine.run(&SubtractRows { rows: &columns, factors: &factors, from: &from, to: &to })?;
             from = to;
         }

@@ -69,7 +69,7 @@ impl Factor {
 
     /// Takes row and column `position` out of the matrix, and its element out of the right-hand side.
     ///
-    /// Without its row L is a lower triangle with one number above the diagonal in each row behind it; plane rotations of
+    /// Without its row L is a lower triangle with one number above the diagonal in each row after it; plane rotations of
     /// neighbouring columns bring those to zero and turn y along (Golub and Van Loan, section 6.5).
     ///
     /// # Panics

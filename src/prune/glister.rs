@@ -185,7 +185,7 @@ struct Search {
     gradients: LastLayerGradients,
     /// The held-out images at the logits of no step.
     held_out: LastLayerView,
-    /// The same at the logits behind the step: its gradients are overwritten with each.
+    /// The same at the logits after the step: its gradients are overwritten with each.
     moved: LastLayerView,
     /// Sum of the gradients of the `picked` candidates.
     sum: Vec<f64>,

@@ -7,7 +7,7 @@
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MeanScores {
     pub means: Vec<f32>,
-    /// Scores behind each mean; 0 where a candidate has none yet.
+    /// Scores after each mean; 0 where a candidate has none yet.
     pub counts: Vec<f32>,
 }
 

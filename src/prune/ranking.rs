@@ -56,7 +56,7 @@ pub(super) const EASY_CORE: SelectionRow = SelectionRow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Score {
     /// The last adversarial loss in training, the largest kept; a sample that was never trained on comes first. Where
-    /// nothing was trained yet, the loss behind an attack now.
+    /// nothing was trained yet, the loss after an attack now.
     LastLoss,
     /// EL2N (Paul et al., NeurIPS 2021) of the adversarial image, `||q - e_y||`, the largest kept.
     El2n,

@@ -170,7 +170,7 @@ impl Plot {
     }
 }
 
-/// One horizontal bar, of one part or of several behind each other.
+/// One horizontal bar, of one part or of several contiguous ones.
 pub struct Bar {
     pub name: String,
     /// Class of the colour, name and length of each part.
@@ -181,7 +181,7 @@ pub struct Bar {
 
 const BAR_ROW: f64 = 40.0;
 const BAR_HEIGHT: f64 = 15.0;
-/// Room for the words behind the longest bar.
+/// Room for the words after the longest bar.
 const BAR_VALUE: f64 = 74.0;
 
 /// Bars over one axis that begins at 0. `mark` draws a line across at a value.

@@ -225,7 +225,7 @@ impl RunRecord {
                     self.epochs.extend(parsed);
                 }
                 Some(epoch) => self.notes.push(format!(
-                    "metrics.jsonl, line {}: epoch {epoch} behind epoch {before}; passed over",
+                    "metrics.jsonl, line {}: epoch {epoch} after epoch {before}; passed over",
                     index + 1
                 )),
                 None if !line.0.ends_with(b"\n") => {

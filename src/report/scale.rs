@@ -139,7 +139,7 @@ fn round_step(step: f64) -> f64 {
         .unwrap_or(step)
 }
 
-/// `value` to so many significant digits, without trailing zeros: 0.0123, 1,234, 1.2e9.
+/// `value` to `digits` significant digits, without trailing zeros: 0.0123, 1,234, 1.2e9.
 pub fn significant(value: f64, digits: usize) -> String {
     if !value.is_finite() {
         return "\u{2013}".into();
@@ -167,7 +167,7 @@ pub fn significant(value: f64, digits: usize) -> String {
     text.replace('-', "\u{2212}")
 }
 
-/// `value` with so many decimals; a large one in its significant digits, and a dash for what is no number.
+/// `value` with `decimals` decimals; a large one in its significant digits, and a dash for what is no number.
 pub fn fixed(value: f64, decimals: usize) -> String {
     match value.abs() < 1e9 {
         true => format!("{value:.decimals$}"),

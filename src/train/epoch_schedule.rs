@@ -13,10 +13,10 @@ use crate::prune::SelectionConfig;
 pub struct EpochSchedule {
     /// Epochs of the schedule.
     schedule: usize,
-    /// The first so many trained epochs are on all samples ...
+    /// The first trained epochs that are on all samples ...
     warm: usize,
-    /// ... and stand for so many of the schedule.
-    span: usize,
+    /// ... and stand for this many of the schedule.
+    covered: usize,
     selects: bool,
     /// Trained epochs from one selection to the next; 0 for one selection.
     every: usize,
@@ -33,35 +33,35 @@ pub enum Stage {
     Subset { select: bool },
 }
 
-/// The pace of an epoch on the schedule.
+/// Where an epoch begins on the schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
-    /// So many trained epochs ...
-    pub epochs: usize,
-    /// ... stand for so many of the schedule ...
-    pub span: usize,
-    /// ... and so many at this pace lie before this one.
+pub struct SchedulePosition {
+    /// This many trained epochs ...
+    pub trained: usize,
+    /// ... stand for this many of the schedule ...
+    pub covered: usize,
+    /// ... and this many like it lie before this one.
     pub before: usize,
 }
 
 impl EpochSchedule {
-    /// Of a schedule of so many epochs.
+    /// Of a schedule of `schedule` epochs.
     pub fn new(schedule: usize, selection: &SelectionConfig) -> Self {
-        let span = (selection.warm_start * schedule as f64).round() as usize;
+        let covered = (selection.warm_start * schedule as f64).round() as usize;
         // A product such as 0.29 * 100 may lie a rounding above its whole number.
-        let warm = (selection.fraction * span as f64 - 1e-9).ceil() as usize;
+        let warm = (selection.fraction * covered as f64 - 1e-9).ceil() as usize;
         // ... and so may 0.875 * 16 lie below its own.
         let tail = ((1.0 - selection.full_share) * schedule as f64 + 1e-9).floor() as usize;
         let mut epoch_schedule = Self {
             schedule,
-            warm: warm.max(usize::from(span > 0)),
-            span,
+            warm: warm.max(usize::from(covered > 0)),
+            covered,
             selects: selection.method.selects(),
             every: selection.every,
             tail: 0,
         };
         if selection.method.row().starts_whole {
-            (epoch_schedule.warm, epoch_schedule.span) = (1, 1);
+            (epoch_schedule.warm, epoch_schedule.covered) = (1, 1);
         }
         epoch_schedule.tail = epoch_schedule.first_at(tail);
         epoch_schedule
@@ -69,7 +69,7 @@ impl EpochSchedule {
 
     /// Epochs that are trained.
     pub fn epochs(&self) -> usize {
-        self.warm + self.schedule - self.span
+        self.warm + self.schedule - self.covered
     }
 
     /// What epoch `epoch` trains on.
@@ -88,35 +88,35 @@ impl EpochSchedule {
     }
 
     /// Where epoch `epoch` lies on the schedule.
-    pub fn pace(&self, epoch: u32) -> Pace {
+    pub fn position(&self, epoch: u32) -> SchedulePosition {
         let epoch = epoch as usize;
         match epoch < self.warm {
-            true => Pace { epochs: self.warm, span: self.span, before: epoch },
-            false => Pace { epochs: 1, span: 1, before: self.span + (epoch - self.warm) },
+            true => SchedulePosition { trained: self.warm, covered: self.covered, before: epoch },
+            false => SchedulePosition { trained: 1, covered: 1, before: self.covered + (epoch - self.warm) },
         }
     }
 
     /// The epoch of the schedule in which epoch `epoch` begins.
     pub fn schedule_epoch(&self, epoch: u32) -> usize {
-        let Pace { epochs, span, before } = self.pace(epoch);
-        before * span / epochs
+        let SchedulePosition { trained, covered, before } = self.position(epoch);
+        before * covered / trained
     }
 
-    /// The first trained epoch that begins at epoch `at` of the schedule or behind it.
+    /// The first trained epoch that begins at epoch `at` of the schedule or after it.
     pub fn first_at(&self, at: usize) -> usize {
-        match at < self.span {
-            true => (at * self.warm).div_ceil(self.span),
-            false => self.warm + (at - self.span),
+        match at < self.covered {
+            true => (at * self.warm).div_ceil(self.covered),
+            false => self.warm + (at - self.covered),
         }
     }
 
-    /// Whether something due every so many epochs of the schedule (0: only behind the last) is due behind `done` trained
+    /// Whether something due every N epochs of the schedule (0: only after the last) is due after `done` trained
     /// epochs.
     pub fn due(&self, every: usize, done: u32) -> bool {
         // How often it was due by then.
         let times = |done: u32| {
-            let Pace { epochs, span, before } = self.pace(done);
-            before * span / (epochs * every)
+            let SchedulePosition { trained, covered, before } = self.position(done);
+            before * covered / (trained * every)
         };
         done as usize == self.epochs() || (every > 0 && done > 0 && times(done) > times(done - 1))
     }
@@ -138,8 +138,8 @@ mod tests {
     /// Schedule epochs at the start of each trained epoch, and at the end.
     fn starts(epoch_schedule: &EpochSchedule) -> Vec<f64> {
         let at = |epoch| {
-            let Pace { epochs, span, before } = epoch_schedule.pace(epoch);
-            (before * span) as f64 / epochs as f64
+            let SchedulePosition { trained, covered, before } = epoch_schedule.position(epoch);
+            (before * covered) as f64 / trained as f64
         };
         (0..=epoch_schedule.epochs() as u32).map(at).collect()
     }
@@ -152,7 +152,10 @@ mod tests {
         assert_eq!(full.first_selection(), None);
         for epoch in 0..7 {
             assert_eq!(full.stage(epoch), Stage::Whole);
-            assert_eq!(full.pace(epoch), Pace { epochs: 1, span: 1, before: epoch as usize });
+            assert_eq!(
+                full.position(epoch),
+                SchedulePosition { trained: 1, covered: 1, before: epoch as usize }
+            );
             assert_eq!(full.first_at(epoch as usize), epoch as usize);
             for every in 0..5 {
                 let done = epoch as usize + 1;
@@ -194,9 +197,9 @@ mod tests {
         let (new, old) = (Stage::Subset { select: true }, Stage::Subset { select: false });
         assert_eq!(stages, [Stage::Whole, Stage::Whole, new, old, old, old, new, old]);
         assert_eq!(epoch_schedule.first_selection(), Some(2));
-        // Phases of the attack begin with the first epoch at their place or behind it.
+        // Phases of the attack begin with the first epoch at their place or after it.
         assert_eq!([0, 1, 3, 4, 6, 7, 12].map(|at| epoch_schedule.first_at(at)), [0, 1, 1, 2, 2, 3, 8]);
-        // Due at 5 and 10 of the schedule: behind the second epoch (at 6) and the sixth (at 10); and at the end.
+        // Due at 5 and 10 of the schedule: after the second epoch (at 6) and the sixth (at 10); and at the end.
         let due: Vec<u32> = (1..=8).filter(|&done| epoch_schedule.due(5, done)).collect();
         assert_eq!(due, [2, 6, 8]);
     }

@@ -95,7 +95,7 @@ pub struct EpochMetrics {
     /// Sign steps an image; NaN where the line has none.
     #[serde(default = "unknown", deserialize_with = "or_unknown")]
     pub attack_steps_per_sample: f64,
-    /// Shares of BulletTrain's groups: not attacked, attacked in full, attacked briefly (standard training attacks none).
+    /// Shares of BulletTrain's groups: not attacked, attacked in full, with a short attack (standard training attacks none).
     pub outlier_share: Option<f64>,
     pub boundary_share: Option<f64>,
     pub robust_share: Option<f64>,

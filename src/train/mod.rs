@@ -22,7 +22,7 @@ mod tensorboard;
 pub mod trained;
 mod trainer;
 
-pub use epoch_schedule::{EpochSchedule, Pace, Stage};
+pub use epoch_schedule::{EpochSchedule, SchedulePosition, Stage};
 pub use recipe::Recipe;
 pub use run::{Protocols, TrainingRun, TrainingSetup};
 pub use trainer::{EpochOutcome, Trainer};

@@ -1,4 +1,4 @@
-//! Catastrophic overfitting: a single-step method suddenly learns to withstand its own step only, and its accuracy
+//! Catastrophic overfitting: a single-step method suddenly becomes robust to its own step only, and its accuracy
 //! under PGD collapses within an epoch or two.
 //!
 //! Watched as in "Fast is better than free" (Wong et al., ICLR 2020): PGD-5 accuracy on one batch of training images

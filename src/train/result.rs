@@ -64,7 +64,7 @@ impl TestAccuracy {
             epoch,
             protocol: finished.protocol.clone(),
             correct: outcome.correct(),
-            total: outcome.withstood.len(),
+            total: outcome.robust.len(),
             accuracy: outcome.accuracy(),
             seconds: outcome.seconds,
             non_finite: outcome.non_finite,

@@ -13,30 +13,30 @@ pub struct Rates {
     pub momentum: f64,
 }
 
-/// Length of a run, seen from the pace that its steps have now.
+/// Length of a run, as its present steps cover it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Horizon {
     /// Epochs of the schedule.
     pub epochs: usize,
-    /// So many steps ...
+    /// This many steps ...
     pub steps: usize,
-    /// ... pass in so many epochs of the schedule: 1 but for a warm start (see [`super::EpochSchedule`]).
-    pub span: usize,
+    /// ... cover this many epochs of the schedule: 1 but for a warm start (see [`super::EpochSchedule`]).
+    pub covered: usize,
 }
 
 impl Horizon {
     /// Steps that an epoch of the schedule takes.
     fn steps_per_epoch(self) -> f64 {
-        self.steps as f64 / self.span as f64
+        self.steps as f64 / self.covered as f64
     }
 
     /// Steps that the whole schedule takes.
     fn end(self) -> f64 {
-        (self.epochs * self.steps) as f64 / self.span as f64
+        (self.epochs * self.steps) as f64 / self.covered as f64
     }
 }
 
-/// The rates of step `step`, counted from 0 over the whole schedule at the pace of `horizon`.
+/// The rates of step `step`, counted from 0 over a whole schedule of `horizon`'s steps.
 pub fn rates(schedule: &Schedule, optimizer: &OptimizerConfig, horizon: Horizon, step: usize) -> Rates {
     let peak = optimizer.learning_rate;
     let fixed = |learning_rate| Rates { learning_rate, momentum: optimizer.momentum };
@@ -44,7 +44,7 @@ pub fn rates(schedule: &Schedule, optimizer: &OptimizerConfig, horizon: Horizon,
         Schedule::Constant { warmup_epochs } => fixed(peak * warm_up(*warmup_epochs, horizon, step)),
         Schedule::Step { drops, factor, position, warmup_epochs } => {
             let at = step + usize::from(*position == Position::End);
-            let epoch = (at * horizon.span) as f64 / horizon.steps as f64;
+            let epoch = (at * horizon.covered) as f64 / horizon.steps as f64;
             let passed = drops.iter().filter(|&&drop| epoch >= drop).count();
             fixed(peak * factor.powi(passed as i32) * warm_up(*warmup_epochs, horizon, step))
         }
@@ -91,7 +91,7 @@ pub fn average_decay(optimizer: &OptimizerConfig, step: u64) -> Option<f64> {
 fn position(update: Update, horizon: Horizon, step: usize) -> (f64, f64) {
     match update {
         Update::Step => (step as f64, horizon.end()),
-        Update::Epoch => ((step * horizon.span / horizon.steps) as f64, horizon.epochs as f64),
+        Update::Epoch => ((step * horizon.covered / horizon.steps) as f64, horizon.epochs as f64),
     }
 }
 
@@ -151,7 +151,7 @@ mod tests {
                 Schedule::OneCycle { .. } => "one-cycle",
                 Schedule::Cyclic { .. } => "cyclic",
             });
-            let horizon = Horizon { epochs: case.epochs, steps: case.steps_per_epoch, span: 1 };
+            let horizon = Horizon { epochs: case.epochs, steps: case.steps_per_epoch, covered: 1 };
             let steps = case.epochs * case.steps_per_epoch;
             assert_eq!((case.learning_rate.len(), case.momentum.len()), (steps, steps), "{}", case.name);
             for step in 0..steps {
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_peak_at_either_end_is_no_division_by_zero() {
-        let horizon = Horizon { epochs: 10, steps: 1, span: 1 };
+        let horizon = Horizon { epochs: 10, steps: 1, covered: 1 };
         for peak_at in [0.0, 1.0] {
             let cyclic = Schedule::Cyclic { peak_at, momentum_range: Some([0.8, 0.9]) };
             let one_cycle = Schedule::OneCycle {
@@ -220,8 +220,8 @@ mod tests {
     /// A warm start of 2 epochs that stand for 6 of 12: its steps have the values of the schedule at their epoch.
     #[test]
     fn a_warm_start_has_the_values_of_the_schedule_at_its_epochs() {
-        let fast = Horizon { epochs: 12, steps: 2 * 5, span: 6 };
-        let slow = Horizon { epochs: 12, steps: 5, span: 1 };
+        let fast = Horizon { epochs: 12, steps: 2 * 5, covered: 6 };
+        let slow = Horizon { epochs: 12, steps: 5, covered: 1 };
         let at_start = "learning_rate = 0.1\n[schedule]\n";
         for schedule in [
             "kind = 'step'\ndrops = [3, 9]",

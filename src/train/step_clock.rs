@@ -20,14 +20,14 @@ pub enum Part {
 pub struct StepClock {
     /// Steps that come round together: of a super-batch, the first alone attacks.
     cycle: usize,
-    /// Every so many cycles are timed.
+    /// One in `interval` cycles is timed.
     interval: usize,
     timed: bool,
     moments: Vec<(Part, Mark)>,
 }
 
 impl StepClock {
-    /// For an epoch of so many steps in cycles of `cycle`.
+    /// For an epoch of `steps` steps in cycles of `cycle`.
     pub fn new(steps: usize, cycle: usize) -> Self {
         Self { cycle, interval: (steps / TIMED_STEPS.max(cycle)).max(1), timed: false, moments: Vec::new() }
     }

@@ -212,7 +212,7 @@ fn read_record(bytes: &[u8], at: usize) -> Option<(&[u8], usize)> {
     (word(end)? == masked_crc(data)).then_some((data, end + 4))
 }
 
-/// The step of one of our events: the field behind the wall time. The first event has none.
+/// The step of one of our events: the field after the wall time. The first event has none.
 fn step_of(event: &[u8]) -> Option<u64> {
     let rest = event.get(9..)?;
     let (&key, digits) = rest.split_first()?;

@@ -207,10 +207,10 @@ impl<'a> Trainer<'a> {
     fn rates(&self, step: usize, replay: usize) -> Rates {
         let replays = self.objective.replays();
         let steps_per_epoch = self.steps_per_epoch() * replays;
-        let pace = self.epoch_schedule().pace(self.progress.epoch);
+        let at = self.epoch_schedule().position(self.progress.epoch);
         let horizon =
-            Horizon { epochs: self.recipe.epochs, steps: pace.epochs * steps_per_epoch, span: pace.span };
-        let step = pace.before * steps_per_epoch + step * replays + replay;
+            Horizon { epochs: self.recipe.epochs, steps: at.trained * steps_per_epoch, covered: at.covered };
+        let step = at.before * steps_per_epoch + step * replays + replay;
         rates(&self.recipe.schedule, &self.recipe.optimizer, horizon, step)
     }
 

@@ -1,4 +1,4 @@
-//! `secateur bench`: statistics and verdicts on planted samples, the stop rule, and the commands on a tiny network.
+//! `secateur bench`: statistics and results on injected samples, the stop rule, and the commands on a tiny network.
 
 use secateur::engine::{DeviceChoice, WeightSet};
 use secateur::measure::ceilings::Ceilings;
@@ -69,7 +69,7 @@ fn sampling_ends_by_its_rule() {
 }
 
 #[test]
-fn planted_changes_are_found() {
+fn injected_changes_are_found() {
     for stream in 0..20 {
         let first = times(2 * stream, 30, 1.0, 0.01);
         let again = times(2 * stream + 1, 30, 1.0, 0.01);
@@ -227,7 +227,7 @@ fn attack_evaluation_and_filter_work() {
     assert_eq!(json(&folder, "a.json")["rows"][0]["flops"].as_f64().unwrap(), (2 * 2 * 4 * all) as f64);
     let args = [&["bench", "eval", "--device=cpu", "--json=e.json"], &TINY[..]].concat();
     assert_eq!(secateur(&folder, &args).0, Some(0));
-    // PGD-20, and the forward pass of the verdict.
+    // PGD-20, and the forward pass of the result.
     assert_eq!(json(&folder, "e.json")["rows"][0]["flops"].as_f64().unwrap(), (41 * 2 * 4 * all) as f64);
     // A filter is a regular expression; a bad one and one that matches nothing are usage errors of one line.
     for (filter, part) in [("trades", "trades: matches no row"), ("step (", "unclosed group")] {
@@ -333,13 +333,13 @@ fn files_are_compared() {
     let args = [&["bench", "attack", "--device=cpu", "--json=a.json"], &TINY[..]].concat();
     assert_eq!(secateur(&folder, &args).0, Some(0));
     let mut write = json(&folder, "a.json");
-    let mut planted = |name: &str, samples: Vec<f64>| {
+    let mut write = |name: &str, samples: Vec<f64>| {
         write["rows"][0]["samples"] = samples.into();
         std::fs::write(folder.path().join(name), write.to_string()).unwrap();
     };
-    planted("a.json", times(0, 30, 1.0, 0.01));
-    planted("b.json", times(1, 30, 1.2, 0.01));
-    planted("c.json", times(2, 30, 1.0, 0.01));
+    write("a.json", times(0, 30, 1.0, 0.01));
+    write("b.json", times(1, 30, 1.2, 0.01));
+    write("c.json", times(2, 30, 1.0, 0.01));
     let (code, stdout, stderr) = secateur(&folder, &["bench", "compare", "a.json", "b.json"]);
     assert_eq!(code, Some(1), "{stderr}");
     assert!(stdout.contains("SLOWER") && stdout.contains("99 % interval"), "{stdout}");

@@ -237,14 +237,14 @@ fn a_table_is_what_its_runs_recorded_and_they_are_made_once() {
             assert_eq!(run.cost.epochs, epochs);
             assert!(run.cost.passes() <= passes && (run.cost.passes() == passes || name == "tiny"), "{name}");
             assert!(near(run.speed_up_by_passes.unwrap(), PASSES[0].2 / run.cost.passes()), "{name}");
-            let verdicts: Vec<(&str, &str, usize)> = run
+            let results: Vec<(&str, &str, usize)> = run
                 .accuracies
                 .iter()
                 .map(|row| (row.weights.as_str(), row.protocol.as_str(), row.total))
                 .collect();
             let expected =
                 [("best", "clean", 4), ("best", "pgd2", 4), ("last", "clean", 4), ("last", "pgd2", 4)];
-            assert_eq!(verdicts, expected);
+            assert_eq!(results, expected);
             let result = json(&path.join("out").join(&run.folder).join("result.json"));
             assert_eq!(result["test"].as_array().unwrap().len(), 4, "every reader of a run finds them");
             assert_eq!(result["best"]["epoch"].as_u64(), run.best_epoch.map(u64::from));
@@ -257,7 +257,7 @@ fn a_table_is_what_its_runs_recorded_and_they_are_made_once() {
         assert!(near(figure("seconds_per_epoch").mean, seconds / epochs as f64));
     }
 
-    // The same runs under another judge: nothing is trained, and what was judged stays.
+    // The same runs under another protocol: nothing is trained, and what was evaluated stays.
     let metrics = fs::read_to_string(path.join("out/tiny-seed-2/metrics.jsonl")).unwrap();
     let more = [&base[..], &["--protocol=clean,apgd-ce"]].concat();
     let (code, stdout, stderr) = speedup(path, &more);

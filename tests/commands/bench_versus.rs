@@ -1,4 +1,4 @@
-//! `secateur bench versus`: the interval by enumeration, verdicts under planted drifts, and the command with stand-ins for builds.
+//! `secateur bench versus`: the interval by enumeration, results under injected drifts, and the command with stand-ins for builds.
 
 use std::path::Path;
 
@@ -82,7 +82,7 @@ fn parsed(document: &Value) -> Document {
 /// How many times longer all work takes at a time, in seconds.
 type Machine<'a> = &'a dyn Fn(f64) -> f64;
 
-/// A session on a machine: `turns` says whose run is next, of eight samples with 2 % of noise behind a second of preparation. A
+/// A session on a machine: `turns` says whose run is next, of eight samples with 2 % of noise after a second of preparation. A
 /// sample takes 0.7 s, by the second `ratio` times as long.
 fn session(stream: u32, ratio: f64, machine: Machine, turns: &[bool]) -> Vec<Vec<f64>> {
     let (mut time, mut draw) = (0.0, 0);
@@ -100,7 +100,7 @@ fn session(stream: u32, ratio: f64, machine: Machine, turns: &[bool]) -> Vec<Vec
     turns.iter().map(&mut run).collect()
 }
 
-/// The verdict on the row of a session, by the rule that ends the command after `most` rounds.
+/// The result of the row of a session, by the rule that ends the command after `most` rounds.
 fn versus(stream: u32, ratio: f64, machine: Machine, most: usize, tolerance: f64) -> RowResult {
     let turns: Vec<bool> = (0..most).flat_map(|round| [second_leads(round), !second_leads(round)]).collect();
     let runs = session(stream, ratio, machine, &turns);
@@ -155,7 +155,7 @@ fn a_drift_that_both_share_cancels() {
 
 #[test]
 fn false_alarms_are_as_rare_as_promised() {
-    // A tolerance far below the noise, so that the interval alone keeps the verdict from being wrong.
+    // A tolerance far below the noise, so that the interval alone keeps the result from being wrong.
     let (trials, mut wrong, mut missed) = (200, 0, 0);
     for trial in 0..trials {
         let machine = neighbour(1_000 + trial);
@@ -236,7 +236,7 @@ fn stand_in(folder: &Path, name: &str, script: &str) {
 
 /// One that writes its document, and its name and arguments into the file `runs`.
 #[cfg(unix)]
-fn planted(folder: &Path, name: &str, document: &Value) {
+fn write_document(folder: &Path, name: &str, document: &Value) {
     std::fs::write(folder.join(format!("{name}.json")), document.to_string()).unwrap();
     let script =
         "echo \"${0##*/} $*\" >> runs\nwhile [ \"$1\" != --json ]; do shift; done\ncp \"$0.json\" \"$2\"";
@@ -245,12 +245,12 @@ fn planted(folder: &Path, name: &str, document: &Value) {
 
 #[test]
 #[cfg(unix)]
-fn builds_are_run_in_turns_and_judged() {
+fn builds_are_run_in_turns_and_compared() {
     let folder = TempDir::new().unwrap();
     let path = folder.path();
-    planted(path, "old", &document(&[1.0, 1.01]));
-    planted(path, "new", &document(&[1.06, 1.07]));
-    planted(path, "like-old", &document(&[1.01, 1.0]));
+    write_document(path, "old", &document(&[1.0, 1.01]));
+    write_document(path, "new", &document(&[1.06, 1.07]));
+    write_document(path, "like-old", &document(&[1.01, 1.0]));
 
     let (code, stdout, stderr) = secateur(path, &["old", "new", "--json=v.json", "--", "step", "--width=16"]);
     assert_eq!((code, stderr.as_str()), (Some(1), "error: 1 of 1 rows SLOWER\n"), "{stdout}");
@@ -298,10 +298,10 @@ fn what_cannot_be_compared_is_one_clear_error() {
         document[key] = value;
         document
     };
-    planted(path, "good", &good);
-    planted(path, "wide", &changed("width", json!(64)));
-    planted(path, "later", &changed("secateur_measure", json!(2)));
-    planted(path, "other", &json!({}));
+    write_document(path, "good", &good);
+    write_document(path, "wide", &changed("width", json!(64)));
+    write_document(path, "later", &changed("secateur_measure", json!(2)));
+    write_document(path, "other", &json!({}));
     std::fs::write(path.join("plain"), "text").unwrap();
     stand_in(path, "silent", "exit 0");
     stand_in(path, "broken", "echo 'error: --width 3: no such width' >&2; exit 2");
@@ -317,7 +317,7 @@ fn what_cannot_be_compared_is_one_clear_error() {
         ),
     );
     let step: &[&str] = &["--", "step"];
-    for (before, behind, code, part) in [
+    for (before, after, code, part) in [
         (&["missing"][..], step, 2, "missing: No such file"),
         (&["."], step, 2, "expected an executable file"),
         (&["plain", "good"], step, 2, "plain bench step: cannot be run: Permission denied"),
@@ -331,15 +331,15 @@ fn what_cannot_be_compared_is_one_clear_error() {
         (&["good", "killed"], step, 2, "killed bench step: signal: 9"),
         (&["good", "rebuilt"], step, 2, "rebuilt: the file changed while it was measured"),
         (&["good"], &["--", "model"], 2, "model: expected one of step, attack"),
-        (&["good"], &["--", "step", "--json=x"], 2, "--json behind --"),
-        (&["good"], &["--", "step", "--csv", "x"], 2, "--csv behind --"),
+        (&["good"], &["--", "step", "--json=x"], 2, "--json after --"),
+        (&["good"], &["--", "step", "--csv", "x"], 2, "--csv after --"),
         (&["good"], &[], 2, "required arguments"),
         (&["good", "--rounds=7"], step, 2, "7 is not in 8..=200"),
         (&["good", "--tolerance=0"], step, 2, "--tolerance 0: expected a number above 0"),
         (&["good", "--timeout=NaN"], step, 2, "--timeout NaN: expected a number of seconds"),
         (&["good", "--json=no/folder/v.json"], step, 2, "no/folder"),
     ] {
-        let (actual, stdout, stderr) = secateur(path, &[before, behind].concat());
+        let (actual, stdout, stderr) = secateur(path, &[before, after].concat());
         assert_eq!((actual, stderr.lines().count()), (Some(code), 1), "{before:?}: {stdout}{stderr}");
         assert!(stderr.contains(part), "no {part} in: {stderr}");
     }
@@ -385,7 +385,7 @@ fn an_interrupt_ends_the_run_and_leaves_nothing() {
     let folder = TempDir::new().unwrap();
     let path = folder.path();
     std::fs::create_dir(path.join("temporary")).unwrap();
-    planted(path, "quick", &document(&[1.0]));
+    write_document(path, "quick", &document(&[1.0]));
     // Answers twice; its third run never ends.
     let script = "echo run >> slow-runs; while [ \"$1\" != --json ]; do shift; done; cp quick.json \"$2\"\n\
                   [ $(wc -l < slow-runs) -lt 3 ] && exit 0\necho $$ > pid.new && mv pid.new pid && exec sleep 100000";

@@ -270,7 +270,7 @@ fn a_signal_that_was_ignored_stays_ignored() {
     assert!(lines.any(|line| line.starts_with("epoch 1/5000")), "the first epoch never ended");
     for ignored in ["-HUP", "-INT", "-INT"] {
         signal(ignored);
-        // One epoch may be behind the signal already in the pipe, and a stop would end the next.
+        // One epoch may be after the signal already in the pipe, and a stop would end the next.
         assert_eq!(lines.by_ref().take(4).filter(|line| line.starts_with("epoch ")).count(), 4, "{ignored}");
     }
     signal("-TERM");

@@ -278,7 +278,7 @@ fn what_is_missing_or_damaged_is_left_out_and_named() {
     let odd = whole.replacen('\n', "\n[1, 2]\n", 1);
     let html = damage("metrics.jsonl", Some(odd.as_bytes()), "line 2: not an object with an epoch");
     assert!(html.contains("run: epoch 2, loss 1.9"));
-    damage("metrics.jsonl", Some(whole.repeat(2).as_bytes()), "line 4: epoch 1 behind epoch 3");
+    damage("metrics.jsonl", Some(whole.repeat(2).as_bytes()), "line 4: epoch 1 after epoch 3");
 
     // What editors and other builds put around the lines is nothing to note.
     let edited = format!("\u{feff}{}\n\n", whole.replace('\n', "\r\n\n"));

@@ -9,15 +9,15 @@ use secateur::cuda::driver::host::{AsyncOrder, HostDriver, HostOptions, WarpOrde
 use secateur::cuda::driver::{Address, Cost, Driver, Image, Kernel, Swizzle, TiledMap, add_code, launch};
 use secateur::engine::Error;
 
-/// The runner with its warps and its asynchronous copies in each order, and a name for messages.
-pub fn runners() -> Vec<(String, Rc<dyn Driver>)> {
-    let mut runners = Vec::new();
+/// The emulator with its warps and its asynchronous copies in each order, and a name for messages.
+pub fn emulators() -> Vec<(String, Rc<dyn Driver>)> {
+    let mut emulators = Vec::new();
     for warp_order in [WarpOrder::Forward, WarpOrder::Reversed] {
         for async_order in [AsyncOrder::Late, AsyncOrder::Early] {
-            runners.push((format!("{warp_order:?}, {async_order:?}"), runner(warp_order, async_order)));
+            emulators.push((format!("{warp_order:?}, {async_order:?}"), emulator(warp_order, async_order)));
         }
     }
-    runners
+    emulators
 }
 
 /// Has a GPU find the kernels of tests and ablations.
@@ -26,10 +26,10 @@ pub fn add_extra_code() {
     add_code(EXTRA);
 }
 
-/// The runners, and the first GPU where it is a Hopper and this build has code for it.
+/// The emulators, and the first GPU where it is a Hopper and this build has code for it.
 pub fn hoppers() -> Vec<(String, Rc<dyn Driver>)> {
     add_extra_code();
-    let mut drivers = runners();
+    let mut drivers = emulators();
     match DeviceDriver::open(0) {
         Ok(driver) if driver.has_wgmma() => drivers.push(("GPU".into(), driver)),
         Ok(_) | Err(Error::Unavailable(_)) => {}
@@ -38,7 +38,7 @@ pub fn hoppers() -> Vec<(String, Rc<dyn Driver>)> {
     drivers
 }
 
-pub fn runner(warp_order: WarpOrder, async_order: AsyncOrder) -> Rc<dyn Driver> {
+pub fn emulator(warp_order: WarpOrder, async_order: AsyncOrder) -> Rc<dyn Driver> {
     HostDriver::with(HostOptions { warp_order, async_order, hopper: true, ..HostOptions::default() })
 }
 

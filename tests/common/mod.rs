@@ -117,7 +117,7 @@ pub fn input<T: bytemuck::Pod>(driver: &Rc<dyn Driver>, name: &'static str, valu
     Buffer::from_slice(driver, name, values).unwrap()
 }
 
-/// Memory for a kernel to write: NaN before, with a guard behind it that must not change.
+/// Memory for a kernel to write: NaN before, with a guard after it that must not change.
 pub struct Output {
     buffer: Buffer,
     bytes: usize,

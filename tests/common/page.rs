@@ -27,7 +27,7 @@ fn tags(html: &str) -> Vec<Tag> {
         let name = rest[..length].to_string();
         assert!(
             !name.is_empty(),
-            "no tag behind <: {:?}",
+            "no tag after <: {:?}",
             &body[start..].chars().take(40).collect::<String>()
         );
         rest = &rest[length..];

@@ -98,7 +98,7 @@ pub fn paired_gradients(
 }
 
 /// Unbiased standard deviation of softmax(z), negative where the largest logit is not the label's.
-pub fn signed_deviation(z: &[f64], y: usize) -> f64 {
+pub fn bullet_train_score(z: &[f64], y: usize) -> f64 {
     let p = exp(&log_softmax(z));
     let mean = p.iter().sum::<f64>() / p.len() as f64;
     let variance = p.iter().map(|p| (p - mean).powi(2)).sum::<f64>() / (p.len() - 1) as f64;

@@ -529,7 +529,7 @@ fn maps_that_a_gpu_would_refuse_are_errors() {
 }
 
 #[test]
-fn only_a_runner_that_was_asked_to_stands_for_a_hopper() {
+fn only_an_emulator_that_was_asked_to_stands_for_a_hopper() {
     assert!(!HostDriver::open().has_wgmma());
     assert!(HostDriver::hopper().has_wgmma());
 }

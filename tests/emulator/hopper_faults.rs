@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use secateur::cuda::driver::host::{AsyncOrder, WarpOrder};
 use secateur::cuda::driver::{Address, Driver, Swizzle, TensorMap, TiledMap};
 
-use crate::common::hopper::{matrix_map, product, run, runner, runners};
+use crate::common::hopper::{emulator, emulators, matrix_map, product, run};
 use crate::common::{Bound, Output, Random, assert_close, input};
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -124,7 +124,7 @@ fn pipeline(driver: &Rc<dyn Driver>, injected: Injected) -> Result<(Vec<f32>, Ve
 
 #[test]
 fn the_pipeline_without_a_fault_is_right_in_every_order() {
-    for (order, driver) in runners() {
+    for (order, driver) in emulators() {
         let (actual, expected) = pipeline(&driver, Injected::Nothing).unwrap();
         assert_close(&order, &actual, &expected, BOUND);
     }
@@ -133,7 +133,7 @@ fn the_pipeline_without_a_fault_is_right_in_every_order() {
 #[test]
 fn a_missing_wait_for_a_load_is_an_error_or_leaves_nan() {
     for order in [WarpOrder::Forward, WarpOrder::Reversed] {
-        match pipeline(&runner(order, LATE), Injected::MissingFullWait) {
+        match pipeline(&emulator(order, LATE), Injected::MissingFullWait) {
             Ok((actual, _)) => assert!(actual.iter().all(|v| v.is_nan()), "{order:?}"),
             // The producer finds its barrier released while the bytes of the phase before have not come.
             Err(message) => {
@@ -148,7 +148,7 @@ fn a_missing_wait_for_a_load_is_an_error_or_leaves_nan() {
 fn a_buffer_released_before_its_products_are_done_is_overwritten() {
     for order in [WarpOrder::Forward, WarpOrder::Reversed] {
         must_fail(
-            pipeline(&runner(order, EARLY), Injected::EarlyRelease),
+            pipeline(&emulator(order, EARLY), Injected::EarlyRelease),
             &["operand A (start 0) changed between the wgmma and its wgmma_wait", "released too early"],
         );
     }
@@ -179,23 +179,23 @@ fn faults_of_the_pipeline_are_errors_in_every_order() {
         (Injected::UnswizzledDescriptor, &["the descriptor of A", "not of the 128-byte swizzle"]),
         (Injected::LoadBeforePrerequisites, &["thread 128", "before wait_for_prerequisites()"]),
     ] {
-        for (order, driver) in runners() {
+        for (order, driver) in emulators() {
             println!("{injected:?}, {order}");
             must_fail(pipeline(&driver, injected), parts);
         }
     }
     for order in [WarpOrder::Forward, WarpOrder::Reversed] {
         must_fail(
-            pipeline(&runner(order, LATE), Injected::TooManyArrivals),
+            pipeline(&emulator(order, LATE), Injected::TooManyArrivals),
             &["more than the 1 arrivals of a phase"],
         );
         must_fail(
-            pipeline(&runner(order, LATE), Injected::LoadLeftBehind),
+            pipeline(&emulator(order, LATE), Injected::LoadLeftBehind),
             &["still under way at the end of the kernel", "nobody waited for it"],
         );
     }
-    // The runner is whole after failed blocks.
-    let (actual, expected) = pipeline(&runner(WarpOrder::Forward, LATE), Injected::Nothing).unwrap();
+    // The emulator is whole after failed blocks.
+    let (actual, expected) = pipeline(&emulator(WarpOrder::Forward, LATE), Injected::Nothing).unwrap();
     assert_close("after failures", &actual, &expected, BOUND);
 }
 
@@ -204,7 +204,7 @@ fn operands_from_ordinary_stores_need_the_fence() {
     let mut random = Random::new(2);
     let (a, b) = (random.bf16s(64 * 64, 1.0), random.bf16s(64 * 64, 1.0));
     let expected = product([64, 64, 64], |i, k| a[i * 64 + k], |k, j| b[j * 64 + k]);
-    for (order, driver) in runners() {
+    for (order, driver) in emulators() {
         let (a, b) = (input(&driver, "a", &a), input(&driver, "b", &b));
         let multiply = |injected| {
             let c = Output::new::<f32>(&driver, "c", 64 * 64);
@@ -239,7 +239,7 @@ fn rows_of_words(address: Address, boxes: u32) -> TiledMap {
 fn stores_need_their_waits_commits_and_fences() {
     let boxes = 6;
     let words: Vec<u32> = (0..128 * boxes).map(|i| i * 0x9E37_79B9).collect();
-    for (order, driver) in runners() {
+    for (order, driver) in emulators() {
         let from = input(&driver, "from", &words);
         let store = |injected| {
             let to = Output::new::<u32>(&driver, "to", words.len());
@@ -259,7 +259,7 @@ fn stores_need_their_waits_commits_and_fences() {
         }
     }
     // A store at once, while other warps have not written yet.
-    let driver = runner(WarpOrder::Forward, EARLY);
+    let driver = emulator(WarpOrder::Forward, EARLY);
     let from = input(&driver, "from", &words);
     let to = Output::new::<u32>(&driver, "to", words.len());
     let map = rows_of_words(to.address(), boxes);
@@ -271,7 +271,7 @@ fn stores_need_their_waits_commits_and_fences() {
 
 #[test]
 fn barriers_that_never_fill_are_errors_that_say_who_waits_where() {
-    for (_, driver) in runners() {
+    for (_, driver) in emulators() {
         let to = Output::new::<u32>(&driver, "to", 64);
         let meet = |injected| {
             run(&driver, "fault_barriers", 1, &BarrierParams { to: to.address(), injected, unused: 0 })
@@ -297,7 +297,7 @@ fn barriers_that_never_fill_are_errors_that_say_who_waits_where() {
 #[test]
 fn whoever_passes_over_a_phase_takes_an_old_one_for_it() {
     let words: Vec<u32> = (0..32 * 8).map(|i| i * 0x9E37_79B9).collect();
-    for (order, driver) in runners() {
+    for (order, driver) in emulators() {
         let from = input(&driver, "from", &words);
         let turns = |injected| {
             let to = Output::new::<u32>(&driver, "to", words.len());
@@ -313,7 +313,7 @@ fn whoever_passes_over_a_phase_takes_an_old_one_for_it() {
 
 #[test]
 fn stores_to_another_block_need_its_barrier_its_wait_and_its_presence() {
-    for (order, driver) in runners() {
+    for (order, driver) in emulators() {
         println!("{order}");
         let swap = |injected, rounds: usize| {
             let of_a_block = 64 * 4 * rounds;
@@ -347,7 +347,7 @@ fn stores_to_another_block_need_its_barrier_its_wait_and_its_presence() {
 
 #[test]
 fn a_kernel_without_its_tensor_map_says_so() {
-    let driver = runner(WarpOrder::Forward, LATE);
+    let driver = emulator(WarpOrder::Forward, LATE);
     let c = Output::new::<f32>(&driver, "c", 64 * 64);
     let params = PipelineParams { c: c.address(), k: 64, ..Zeroable::zeroed() };
     must_fail(run(&driver, "fault_pipeline", 1, &params), &["tma_load: no tensor map", "Driver::tensor_map"]);

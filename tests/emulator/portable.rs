@@ -115,7 +115,7 @@ fn a_kernel_scales_every_element_and_nothing_else() {
         for i in 0..count {
             assert_eq!(y[i], 3.0 * x[i], "seed {SEED}, element {i} of {count}");
         }
-        assert!(y[count..].iter().all(|v| v.is_nan()), "wrote behind {count}");
+        assert!(y[count..].iter().all(|v| v.is_nan()), "wrote after {count}");
     }
 }
 
@@ -457,7 +457,7 @@ fn a_barrier_that_some_threads_never_reach_is_an_error() {
     );
     let left = inject(&driver, "fault_divergent_barrier", 2).map(drop);
     must_fail(left, &["deadlock", "at syncthreads", "at its end"]);
-    // The runner is whole after a failed block.
+    // The emulator is whole after a failed block.
     assert_eq!(inject(&driver, "fault_divergent_barrier", 0).unwrap(), numbers(8, 128));
 }
 

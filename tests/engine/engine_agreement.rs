@@ -259,7 +259,7 @@ fn sign_agreement(actual: &[f32], expected: &[f32]) -> f64 {
     let square = expected.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / expected.len() as f64;
     let large: Vec<_> =
         actual.iter().zip(expected).filter(|(_, w)| f64::from(w.abs()) > 0.1 * square.sqrt()).collect();
-    assert!(large.len() > expected.len() / 2, "most elements are judged");
+    assert!(large.len() > expected.len() / 2, "most elements are compared");
     large.iter().filter(|(actual, expected)| actual.signum() == expected.signum()).count() as f64
         / large.len() as f64
 }

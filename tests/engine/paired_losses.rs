@@ -206,7 +206,7 @@ fn engines_agree_with_the_formulas_on_extreme_logits_and_ties() {
         assert_eq!(engine.read(&outputs.predictions).unwrap(), pairs.predictions(), "{}", what("argmax"));
 
         engine.run(&BulletTrainScore { logits: &clean, labels: &labels, scores: &outputs.losses }).unwrap();
-        let scores: Vec<f64> = pairs.rows().map(|(z, _, y)| pairs::signed_deviation(&z, y)).collect();
+        let scores: Vec<f64> = pairs.rows().map(|(z, _, y)| pairs::bullet_train_score(&z, y)).collect();
         check(&what("signed deviation"), 1, &engine.read(&outputs.losses).unwrap(), &scores);
     }
 }

@@ -202,7 +202,7 @@ fn what_cannot_be_is_refused() {
         invalid("backward before forward", pair_gradient(engine, &batch));
         engine.forward(SLOTS[0], &batch.images, &batch.clean_logits).unwrap();
         engine.forward(SLOTS[1], &batch.perturbed, &batch.logits).unwrap();
-        invalid("backward behind the slots' forward", pair_gradient(engine, &batch));
+        invalid("backward after the slots' forward", pair_gradient(engine, &batch));
 
         as_a_pair(engine, &batch);
         invalid(
@@ -212,10 +212,10 @@ fn what_cannot_be_is_refused() {
         assert!(pair_gradient(engine, &batch.rows(0..2)).is_err(), "{device:?}: backward of another batch");
         let sgd = Sgd { learning_rate: 0.1, momentum: 0.0, weight_decay: 0.0, ..Sgd::ZERO };
         engine.step(&sgd).unwrap();
-        invalid("backward behind a step", pair_gradient(engine, &batch));
+        invalid("backward after a step", pair_gradient(engine, &batch));
         forward_pair(engine, &batch).unwrap();
         engine.load_weights(&weights()).unwrap();
-        invalid("backward behind other weights", pair_gradient(engine, &batch));
+        invalid("backward after other weights", pair_gradient(engine, &batch));
 
         let part = batch.rows(0..3);
         for (images, logits) in [

@@ -380,7 +380,7 @@ fn what_is_found_fools_the_network_and_does_not_depend_on_the_batch() {
     let (mut engine, batch) = network_and_images();
     let engine = &mut engine;
     let count = batch.len();
-    // A ball in which some images withstand.
+    // A ball in which some images are robust.
     let epsilon = 0.5 / 255.0;
     let images = engine.read(&batch.images).unwrap();
     for (name, make) in [("ce", Apgd::cross_entropy as fn(f32) -> Apgd), ("t", Apgd::targeted)] {

@@ -1,4 +1,4 @@
-//! AutoAttack as a whole: verdicts that do not depend on batches or interruptions, its checks, its files, and the command line
+//! AutoAttack as a whole: results that do not depend on batches or interruptions, its checks, its files, and the command line
 //! around it.
 
 use std::fs;
@@ -78,7 +78,7 @@ fn argmax(row: &[f32]) -> usize {
     (0..row.len()).rev().max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap()
 }
 
-/// Keeps what is found and stops behind some batch.
+/// Keeps what is found and stops after some batch.
 #[derive(Default)]
 struct Stopping {
     after: Option<usize>,
@@ -101,7 +101,7 @@ impl Listener for Stopping {
 }
 
 #[test]
-fn a_stopped_evaluation_goes_on_to_the_same_verdicts() {
+fn a_stopped_evaluation_goes_on_to_the_same_results() {
     println!("seed {SEED}");
     let (mut engine, set, samples) = subject(9);
     let engine = &mut engine;
@@ -111,10 +111,10 @@ fn a_stopped_evaluation_goes_on_to_the_same_verdicts() {
     let scratch = Batch::alloc(engine, 9).unwrap();
     let (mut whole, mut all) = (Progress::new(&parts, 9), Stopping::default());
     assert!(run(engine, subject, &mut whole, &scratch, &mut all).unwrap());
-    println!("{:?}", whole.verdicts);
-    assert_eq!(whole.verdicts[8], ImageResult::Misclassified);
+    println!("{:?}", whole.results);
+    assert_eq!(whole.results[8], ImageResult::Misclassified);
     assert_eq!(whole.clean(), 8);
-    let broken = whole.verdicts.iter().filter(|verdict| matches!(verdict, ImageResult::BrokenBy(_))).count();
+    let broken = whole.results.iter().filter(|result| matches!(result, ImageResult::BrokenBy(_))).count();
     assert!((1..8).contains(&broken) && broken == all.found.len(), "{broken} broken: this shows nothing");
     assert_eq!(whole.robust(), 8 - broken);
     let [clean, ce, t] = &whole.stages[..] else { panic!("{:?}", whole.stages) };
@@ -122,7 +122,7 @@ fn a_stopped_evaluation_goes_on_to_the_same_verdicts() {
     assert_eq!((ce.cost.backwards, whole.outcome().correct()), (800, whole.robust()));
     assert!(warnings(&whole).is_empty(), "{:?}", warnings(&whole));
 
-    // In batches of two, stopped behind every second one, through the file format each time.
+    // In batches of two, stopped after every second one, through the file format each time.
     let (mut progress, mut found) = (Progress::new(&parts, 9), Vec::new());
     let scratch = scratch.rows(0..2);
     let mut stops = 0;
@@ -140,7 +140,7 @@ fn a_stopped_evaluation_goes_on_to_the_same_verdicts() {
         assert!(stops < 20);
     }
     assert!(stops >= 4, "{stops} stops");
-    assert_eq!(progress.verdicts, whole.verdicts);
+    assert_eq!(progress.results, whole.results);
     assert_eq!(progress.clean_predictions, whole.clean_predictions);
     assert_eq!(progress.adversarial_predictions, whole.adversarial_predictions);
     assert_eq!(progress.extent, whole.extent);
@@ -151,7 +151,7 @@ fn a_stopped_evaluation_goes_on_to_the_same_verdicts() {
         assert_eq!((now.entered, now.robust, now.cost), (then.entered, then.robust, then.cost));
     }
 
-    // By the general door, a part alone: the same verdicts of that part.
+    // By the general door, a part alone: the same results of that part.
     let mut calls = Vec::new();
     let alone = evaluate(engine, subject, &Protocol::Part(Part::ApgdCe), &scratch, &mut |done, total| {
         calls.push((done, total));
@@ -160,9 +160,9 @@ fn a_stopped_evaluation_goes_on_to_the_same_verdicts() {
     let expected: Vec<bool> = whole
         .verdicts
         .iter()
-        .map(|verdict| !matches!(verdict, ImageResult::Misclassified | ImageResult::BrokenBy(Part::ApgdCe)))
+        .map(|result| !matches!(result, ImageResult::Misclassified | ImageResult::BrokenBy(Part::ApgdCe)))
         .collect();
-    assert_eq!(alone.unwrap().unwrap().withstood, expected);
+    assert_eq!(alone.unwrap().unwrap().robust, expected);
     assert!(
         calls.is_sorted() && calls.iter().all(|(done, total)| done <= total && *total == 18),
         "{calls:?}"
@@ -179,15 +179,15 @@ fn a_cpu_in_bf16_reports_what_f32_predicts() {
     let scratch = Batch::alloc(&engine, 24).unwrap();
     let (mut progress, mut listener) = (Progress::new(&[Part::ApgdCe], 24), Stopping::default());
     assert!(run(&mut engine, subject, &mut progress, &scratch, &mut listener).unwrap());
-    let mut judge = open(DeviceChoice::Cpu, NETWORK, 24).unwrap();
-    judge.load_weights(weights()).unwrap();
-    judge.fold_batch_norm(WeightSet::Live).unwrap();
-    let logits = judge.alloc::<f32>("logits", 240).unwrap();
+    let mut evaluator = open(DeviceChoice::Cpu, NETWORK, 24).unwrap();
+    evaluator.load_weights(weights()).unwrap();
+    evaluator.fold_batch_norm(WeightSet::Live).unwrap();
+    let logits = evaluator.alloc::<f32>("logits", 240).unwrap();
     let mut predict = |images: &[f32]| {
-        let images = judge.upload("images", images).unwrap();
+        let images = evaluator.upload("images", images).unwrap();
         let logits = logits.slice(0..images.len() / IMAGE_LEN * 10);
-        judge.forward(Pass::Eval, &images, &logits).unwrap();
-        judge.read(&logits).unwrap().chunks(10).map(|row| argmax(row) as u32).collect::<Vec<_>>()
+        evaluator.forward(Pass::Eval, &images, &logits).unwrap();
+        evaluator.read(&logits).unwrap().chunks(10).map(|row| argmax(row) as u32).collect::<Vec<_>>()
     };
     engine.write(&scratch.samples, &samples).unwrap();
     engine.run(&scratch.gather(&set, None)).unwrap();
@@ -227,9 +227,9 @@ fn a_network_without_gradients_is_noticed() {
     let scratch = Batch::alloc(engine, 4).unwrap();
     let epsilon = 8.0 / 255.0;
     let subject = Subject { set: &set, samples: &samples, weights: WeightSet::Live, epsilon, seed: SEED };
-    let mut verdicts = vec![ImageResult::Robust; 6];
-    verdicts[2] = ImageResult::Misclassified;
-    let checks = Checks::run(engine, subject, &verdicts, &scratch).unwrap();
+    let mut results = vec![ImageResult::Robust; 6];
+    results[2] = ImageResult::Misclassified;
+    let checks = Checks::run(engine, subject, &results, &scratch).unwrap();
     assert_eq!((checks.zero_gradients, checks.fgsm, checks.pgd10), (5, 5, 5));
     // A row of nine zeros and a one sums to one.
     assert!(checks.probabilities && !checks.randomized);

@@ -16,7 +16,7 @@ const SEED: u64 = 20261121;
 const EPSILON: f32 = 8.0 / 255.0;
 const TESTED: usize = 60;
 
-/// Radius of the protocols: small enough that some images withstand a network that knows nothing.
+/// Radius of the protocols: small enough that some images are robust in a network that knows nothing.
 const RADIUS: f32 = 0.3 / 255.0;
 
 /// An untrained network with BatchNorm statistics that fit, and images labelled as it predicts them, but for every fourth.
@@ -162,7 +162,7 @@ fn counts_are_those_of_a_plain_recomputation() {
     let (_, predictions) = evaluated(engine, &batch, false);
     let labels = engine.read(&batch.labels).unwrap();
     let expected: Vec<bool> = predictions.iter().zip(&labels).map(|(a, b)| a == b).collect();
-    assert_eq!(outcome.withstood, expected);
+    assert_eq!(outcome.robust, expected);
     let right = expected.iter().filter(|&&right| right).count();
     assert_eq!(outcome.correct(), right);
     assert_eq!(outcome.accuracy(), right as f64 / TESTED as f64);
@@ -180,14 +180,14 @@ fn restarts_take_the_worst_case_and_images_do_not_depend_on_each_other() {
     let one = run(engine, &set, &samples, "pgd2", 30);
     let three = run(engine, &set, &samples, "pgd2x3", 30);
     assert!(three.correct() <= one.correct() && one.correct() < clean.correct());
-    for (image, (three, one)) in three.withstood.iter().zip(&one.withstood).enumerate() {
-        assert!(!three | one, "image {image} withstood three starts but not the first of them");
+    for (image, (three, one)) in three.robust.iter().zip(&one.robust).enumerate() {
+        assert!(!three | one, "image {image} is robust to three starts but not the first of them");
     }
-    // Alone, in another order, in another batch size: the same verdicts.
+    // Alone, in another order, in another batch size: the same results.
     let some: Vec<u32> = samples.iter().rev().step_by(4).copied().collect();
     let alone = run(engine, &set, &some, "pgd2x3", 4);
-    let expected: Vec<bool> = some.iter().map(|&sample| three.withstood[sample as usize]).collect();
-    assert_eq!(alone.withstood, expected);
+    let expected: Vec<bool> = some.iter().map(|&sample| three.robust[sample as usize]).collect();
+    assert_eq!(alone.robust, expected);
 }
 
 #[test]
@@ -217,11 +217,11 @@ fn other_ascents_and_single_steps_count_their_passes() {
     assert_eq!((fgsm.cost.forwards, fgsm.cost.backwards), (2 * TESTED as u64, TESTED as u64));
     assert!(fgsm.correct() < clean.correct());
     let right: Vec<u32> =
-        samples.iter().copied().filter(|&sample| clean.withstood[sample as usize]).take(6).collect();
+        samples.iter().copied().filter(|&sample| clean.robust[sample as usize]).take(6).collect();
     let cw = run(engine, &set, &right, "cw", 4);
     let images = right.len() as u64;
     assert_eq!((cw.cost.forwards, cw.cost.backwards), (101 * images, 100 * images));
-    assert!(images == 6 && cw.correct() < 6, "{} of {images} withstand cw", cw.correct());
+    assert!(images == 6 && cw.correct() < 6, "{} of {images} robust to cw", cw.correct());
     let two = run(engine, &set, &samples, "pgd2x2", 30);
     let one = run(engine, &set, &samples, "pgd2", 30);
     assert_eq!(one.cost.backwards, 2 * TESTED as u64);
@@ -254,7 +254,7 @@ fn logits_that_are_not_finite_are_wrong_under_every_protocol() {
             let set = ImageSet::upload(engine, &test.pixels, &[0, 3]).unwrap();
             for protocol in protocols {
                 let outcome = run(engine, &set, &[0, 1], protocol, 2);
-                assert_eq!(outcome.withstood, [false, false], "{device:?}, {what}, {protocol}");
+                assert_eq!(outcome.robust, [false, false], "{device:?}, {what}, {protocol}");
                 assert_eq!(outcome.non_finite, 2, "{device:?}, {what}, {protocol}");
                 let said = alarms(&[(&protocol.parse().unwrap(), &outcome)]);
                 assert!(said[0].contains("2 of 2 images have a logit that is NaN or infinite"), "{said:?}");
@@ -282,7 +282,7 @@ fn a_saturated_softmax_raises_the_alarm_of_every_gradient_protocol() {
     let clean = run(engine, &set, &samples, "clean", 30);
     let outcomes =
         protocols.clone().map(|protocol| run(engine, &set, &samples[..20], &protocol.to_string(), 20));
-    let first = clean.withstood[..20].iter().filter(|right| **right).count();
+    let first = clean.robust[..20].iter().filter(|right| **right).count();
     for (protocol, outcome) in protocols.iter().zip(&outcomes) {
         let said = alarms(&[(protocol, outcome)]).join("; ");
         match protocol {

@@ -12,7 +12,7 @@ use crate::common::{self, Random};
 
 const KEY: Key = Key { seed: common::SEED, purpose: Purpose::EvaluationStart, epoch: 0, step: 0 };
 
-/// The published table: the share is halved behind iterations 10, 50, 200, ...; a square of 0.8 * 1024 pixels is 29 wide.
+/// The published table: the share is halved after iterations 10, 50, 200, ...; a square of 0.8 * 1024 pixels is 29 wide.
 #[test]
 fn squares_shrink_as_published() {
     let table = [

@@ -157,7 +157,7 @@ fn damage_is_named_with_the_value_met_and_wanted() {
     assert!(error().contains(": 0 bytes, expected 30730000"));
     set_len(&path, 30_730_001);
     let expected =
-        "30730001 bytes, expected 30730000 (10000 records of 3073); there are bytes behind the last record";
+        "30730001 bytes, expected 30730000 (10000 records of 3073); there are bytes after the last record";
     assert_eq!(error(), format!("{prefix}: {expected}"));
     set_len(&path, 30_730_000);
     poke(&path, 3073 * 77, 10);
@@ -250,7 +250,7 @@ fn what_python_wrote_is_read_as_the_binary_files_are() {
             result.unwrap_or_else(|error| panic!("{file}: {error}"));
             assert!(images == binary, "{file}");
             read += 1;
-            // The first three, behind those that are there.
+            // The first three, after those that are there.
             python::append(&layout, here, bytes, 5, 3, &mut images).unwrap();
             assert_eq!((images.len(), images.image(7)), (8, binary.image(2)));
             let error = python::append(&layout, here, bytes, 6, 1, &mut images).unwrap_err().to_string();

@@ -395,8 +395,8 @@ fn evaluation_states() {
     let (_folder, path) = one_file("r.json.state");
     let samples = 8;
     let mut running = Progress::new(&Part::ALL, samples);
-    running.verdicts[1] = ImageResult::Misclassified;
-    running.verdicts[2] = ImageResult::BrokenBy(Part::Square);
+    running.results[1] = ImageResult::Misclassified;
+    running.results[2] = ImageResult::BrokenBy(Part::Square);
     let mut state = State::new(settings(samples));
     state.running = Some(running);
     state.save(&path).unwrap();
@@ -410,7 +410,7 @@ fn evaluation_states() {
         for progress in
             state.running.iter().chain(state.finished.iter().filter_map(|of| of.progress.as_ref()))
         {
-            assert_eq!(progress.outcome().withstood.len(), samples);
+            assert_eq!(progress.outcome().robust.len(), samples);
             sanity::warnings(progress);
         }
         true

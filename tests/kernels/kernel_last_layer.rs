@@ -51,7 +51,7 @@ struct Case {
 impl Case {
     fn new([len, classes, width, terms]: [usize; 4]) -> Self {
         let mut random = Random::new((len * 131 + classes * 17 + width + terms) as u32);
-        // Features behind a ReLU and an average are positive; logit gradients are small and of both signs.
+        // Features after a ReLU and an average are positive; logit gradients are small and of both signs.
         let mut term = || (random.normals(len * classes, 0.1), random.uniforms(len * width, 0.0, 2.0));
         let terms: Vec<_> = (0..terms).map(|_| term()).collect();
         let gradient = |i: usize| {
@@ -151,10 +151,10 @@ fn the_sum_of_nothing_is_zero_and_parts_follow_the_shape() {
     // One part needs no room; the largest sums of the two networks stay within a few megabytes.
     assert_eq!(gradient_sum_workspace(64, 10, 512), 0);
     for (classes, width) in [(10, 128), (10, 512), (100, 128), (100, 512)] {
-        let room = gradient_sum_workspace(50_000, classes, width);
+        let workspace = gradient_sum_workspace(50_000, classes, width);
         let vector = classes as usize * (width as usize + 1);
-        let parts = room / vector;
-        assert_eq!(room, parts * vector);
+        let parts = workspace / vector;
+        assert_eq!(workspace, parts * vector);
         let blocks = parts * (width as usize / 128) * (classes as usize).div_ceil(10);
         assert!((264..=528).contains(&blocks), "{classes} classes, {width} features: {blocks} blocks");
     }

@@ -8,7 +8,7 @@ use secateur::ops::sgd::*;
 
 use crate::common::*;
 
-/// An arena with its room: zero behind the last element.
+/// An arena with its room: zero after the last element.
 fn arena(mut values: Vec<f32>) -> Vec<f32> {
     values.resize(arena_room(values.len()), 0.0);
     values

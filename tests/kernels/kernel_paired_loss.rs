@@ -123,7 +123,7 @@ fn paired_losses_and_both_gradients() {
 }
 
 #[test]
-fn the_signed_deviation() {
+fn the_bullet_train_score() {
     on_every_driver("signed deviation", |driver| {
         let mut seen = Vec::new();
         for (classes, batch) in SHAPES {
@@ -148,7 +148,7 @@ fn the_signed_deviation() {
             let expected: Vec<f64> = pairs
                 .rows()
                 .zip(&labels)
-                .map(|((z, _, _), y)| pairs::signed_deviation(&z, *y as usize))
+                .map(|((z, _, _), y)| pairs::bullet_train_score(&z, *y as usize))
                 .collect();
             let scores = scores.read::<f32>();
             let bound = Bound { absolute: 1e-7, relative: 1e-6, whole: 1e-6 };

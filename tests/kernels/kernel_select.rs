@@ -38,11 +38,11 @@ fn kinds(len: usize) -> Vec<(&'static str, Vec<f32>)> {
 fn select(
     driver: &Rc<dyn Driver>,
     values: &[f32],
-    room: usize,
+    capacity: usize,
     launch: impl Fn(&dyn Driver, Selection, usize),
 ) -> (Outcome, Vec<u32>) {
     let values_at = input(driver, "values", values);
-    let positions = Output::new::<u32>(driver, "positions", room);
+    let positions = Output::new::<u32>(driver, "positions", capacity);
     let outcome = Output::new::<Outcome>(driver, "outcome", 1);
     let selection =
         Selection { values: values_at.address(), positions: positions.address(), outcome: outcome.address() };
@@ -83,7 +83,7 @@ fn at_least_keeps_every_position() {
                     assert_eq!(positions[..expected.len()], expected, "seed {SEED}");
                     assert!(
                         positions[expected.len()..].iter().all(|p| *p == u32::MAX),
-                        "wrote behind the last"
+                        "wrote after the last"
                     );
                     [vec![outcome.selected], positions].concat()
                 });

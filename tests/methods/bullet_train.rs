@@ -273,7 +273,7 @@ fn free_replays_move_what_their_groups_allow() {
             "replay {replay}"
         );
     }
-    assert!(engine.read(&batch.perturbed).unwrap() == expected, "behind the last replay: other images");
+    assert!(engine.read(&batch.perturbed).unwrap() == expected, "after the last replay: other images");
 
     // The outliers' places sat out; the others carry on what they have now.
     let kept = free.state();

@@ -301,7 +301,7 @@ fn a_collapse_is_reported_and_stops_the_run_by_option() {
         // Four questions an epoch and five batches of its check at most: stopped in the second epoch.
         let stopped = run(&recipe, folder.path(), Some(7));
         assert!(matches!(stopped, Err(TrainError::Interrupted { .. })), "{stopped:?}");
-        // As if the epoch before had withstood everything: no network does after so few steps.
+        // As if the epoch before had been robust to everything: no network does after so few steps.
         let checkpoints = RunFolder::open(folder.path()).checkpoints();
         let (_, mut saved) =
             checkpoint::load_newest(&checkpoints, &mut |error| panic!("{error}")).unwrap().unwrap();

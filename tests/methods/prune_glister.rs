@@ -21,7 +21,7 @@ const PLAIN: Glister = Glister {
     step: StepSize::Relative(1.0),
 };
 
-/// One outer product of a sample: logits, their gradient, features with a 1 behind them.
+/// One outer product of a sample: logits, their gradient, features with a 1 after them.
 struct Factor {
     logits: Vec<f64>,
     gradient: Vec<f64>,
@@ -68,7 +68,7 @@ fn add(vector: &mut [f64], sample: &[Factor], factor: f64) {
     }
 }
 
-/// The mean held-out loss behind a step of the last layer: TRADES, or the cross-entropy of the adversarial logits.
+/// The mean held-out loss after a step of the last layer: TRADES, or the cross-entropy of the adversarial logits.
 fn held_out_loss(held_out: &[Vec<Factor>], labels: &[u32], step: &[f64]) -> f64 {
     let softmax = |term: &Factor| -> Vec<f64> {
         let logits = term.logits.iter().zip(step.chunks_exact(term.features.len()));
@@ -89,7 +89,7 @@ fn held_out_loss(held_out: &[Vec<Factor>], labels: &[u32], step: &[f64]) -> f64 
     held_out.iter().zip(labels).map(loss).sum::<f64>() / labels.len() as f64
 }
 
-/// The mean of |h'|^2 + 1, the unit of the step: the 1 lies behind the features.
+/// The mean of |h'|^2 + 1, the unit of the step: the 1 lies after the features.
 fn mean_square(candidates: &[Vec<Factor>]) -> f64 {
     let squares = candidates
         .iter()
@@ -148,9 +148,10 @@ fn rounds_pick_what_the_definition_picks() {
             Subject::new(DeviceChoice::Cpu, &[&format!("objective.method={method}"), "attack.steps=2"]);
         let (train, held_out) = (samples(0..60), samples(60..78));
         let labels = subject.labels(&held_out);
-        let (gradients, judges) = (factors(&mut subject, &train), factors(&mut subject, &held_out));
+        let (gradients, held_out_factors) = (factors(&mut subject, &train), factors(&mut subject, &held_out));
         for (rounds, step_size) in [(1, 1.0), (4, 10.0), (9, 40.0)] {
-            let (expected, closest) = brute_force(&gradients, &judges, &labels, 18, rounds, step_size);
+            let (expected, closest) =
+                brute_force(&gradients, &held_out_factors, &labels, 18, rounds, step_size);
             // Otherwise rounding could decide, and this test would mean nothing.
             assert!(closest > 1e-5, "{method}, {rounds} rounds: two gains only {closest:e} apart");
             let glister = Glister { rounds, step: StepSize::Relative(step_size), ..PLAIN };
@@ -169,21 +170,21 @@ fn the_stochastic_search_lowers_the_held_out_loss() {
     let mut subject = Subject::new(DeviceChoice::Cpu, &[]);
     let (train, held_out) = (samples(0..70), samples(70..90));
     let labels = subject.labels(&held_out);
-    let (gradients, judges) = (factors(&mut subject, &train), factors(&mut subject, &held_out));
+    let (gradients, held_out_factors) = (factors(&mut subject, &train), factors(&mut subject, &held_out));
     let step_size = 1.0 / mean_square(&gradients);
     let loss_behind = |chosen: &[u32]| {
         let mut step = vec![0.0; CLASSES * gradients[0][0].features.len()];
         for &sample in chosen {
             add(&mut step, &gradients[sample as usize], step_size / chosen.len() as f64);
         }
-        held_out_loss(&judges, &labels, &step)
+        held_out_loss(&held_out_factors, &labels, &step)
     };
     let glister = Glister { greedy: Greedy::Stochastic, ..PLAIN };
     let actual = subject.select(&glister, &train, &held_out, 14, None).unwrap();
     assert_eq!(actual.len(), 14);
     assert_eq!(actual, subject.select(&glister, &train, &held_out, 14, None).unwrap(), "the same draws");
     let random = loss_behind(&(0..70).step_by(5).collect::<Vec<u32>>());
-    let (best, _) = brute_force(&gradients, &judges, &labels, 14, 14, 1.0);
+    let (best, _) = brute_force(&gradients, &held_out_factors, &labels, 14, 14, 1.0);
     let best = loss_behind(&best.into_iter().map(|place| train[place]).collect::<Vec<_>>());
     let actual = loss_behind(&actual.samples);
     println!("seed {SEED}: held-out loss: random {random}, stochastic {actual}, exhaustive {best}");

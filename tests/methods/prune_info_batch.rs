@@ -101,7 +101,7 @@ fn the_ends_are_defined() {
         matches!(&error, PruneError::Invalid(text) if text.contains("image 9") && text.contains("NaN")),
         "{error}"
     );
-    // Without losses from training, those behind an attack now.
+    // Without losses from training, those after an attack now.
     let actual = subject.select(&InfoBatch { prune_share: 0.5 }, &samples(), &[], 0, None).unwrap();
     assert!(actual.len() < COUNT as usize && actual.len() > COUNT as usize / 2, "{}", actual.len());
 }

@@ -216,17 +216,17 @@ fn equals_scipys_nnls() {
 }
 
 #[test]
-fn planted_sparse_weights_are_recovered() {
+fn known_sparse_weights_are_recovered() {
     println!("seed {SEED}");
     for stream in 0..20 {
         let mut random = Random::new(100 + stream);
-        let (count, length, planted) = (80, 200, 6);
+        let (count, length, known) = (80, 200, 6);
         let atoms: Vec<Vec<f64>> = (0..count)
             .map(|_| random.normals(length, 1.0).into_iter().map(f64::from).collect::<Vec<f64>>())
             .map(|atom| atom.iter().map(|value| value / norm(&atom)).collect())
             .collect();
         let mut weights = vec![0.0; count];
-        while weights.iter().filter(|weight| **weight > 0.0).count() < planted {
+        while weights.iter().filter(|weight| **weight > 0.0).count() < known {
             weights[random.word() as usize % count] = f64::from(random.uniform(1.0, 2.0));
         }
         let mut target = vec![0.0; length];
@@ -243,7 +243,7 @@ fn planted_sparse_weights_are_recovered() {
         }
         let wrong = (0..count).find(|&atom| (actual[atom] - weights[atom]).abs() > 1e-6);
         assert_eq!(wrong, None, "stream {stream}: {:?}", found.atoms);
-        assert_eq!(found.atoms.len(), planted, "stream {stream}");
+        assert_eq!(found.atoms.len(), known, "stream {stream}");
     }
 }
 

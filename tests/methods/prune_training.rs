@@ -317,7 +317,7 @@ fn the_losses_of_training_are_remembered_and_ranked() {
         "selection.class_quotas=false",
     ]);
     let split = split_of(&recipe);
-    // kappa 0.5 of 6 epochs at 0.3: one epoch on all samples. Broken off behind its last step.
+    // kappa 0.5 of 6 epochs at 0.3: one epoch on all samples. Broken off after its last step.
     let error = run(&recipe, folder.path(), Some(5)).unwrap_err();
     assert!(matches!(error, TrainError::Interrupted { .. }), "{error}");
     let state = newest(folder.path());
@@ -565,9 +565,9 @@ fn scores_that_training_does_not_give_are_measured() {
     }
 }
 
-/// A selection on the moving average judges by its weights and statistics, and trains the live ones.
+/// A selection on the moving average uses its weights and statistics, and trains the live ones.
 #[test]
-fn a_selection_may_judge_by_the_moving_average() {
+fn a_selection_may_use_the_moving_average() {
     let set = [
         "epochs=2",
         "attack.steps=0",
@@ -613,7 +613,7 @@ fn a_selection_may_judge_by_the_moving_average() {
         assert_eq!(actual, expected, "{weights}");
         subsets.push(actual);
     }
-    assert_ne!(subsets[0], subsets[1], "both sets of weights judge alike");
+    assert_ne!(subsets[0], subsets[1], "both sets of weights choose alike");
 }
 
 #[test]

@@ -205,7 +205,7 @@ fn a_run_broken_anywhere_resumes_to_the_same_bits() {
         let progress = newest.unwrap().unwrap().1.progress;
         (progress.epoch, progress.step)
     };
-    // In the middle of the first epoch; behind its last step; in a validation of the average, in one of the live weights; in
+    // In the middle of the first epoch; after its last step; in a validation of the average, in one of the live weights; in
     // the test of the end.
     let stops = [
         (3, (0, 3)),

@@ -77,7 +77,7 @@ DEVICE void store_share(TileShared& shared, uint32_t chunk, const double (&share
     }
 }
 
-/// Leaves each warp's part of V h in `shared.sums`, behind a barrier; another barrier is due before the next tile.
+/// Leaves each warp's part of V h in `shared.sums`, after a barrier; another barrier is due before the next tile.
 DEVICE void multiply_tile(const TileOperands& o, TileShared& shared) {
     double sums[2][TILE_CLASSES] = {};
     double share[VECTOR_SHARE];

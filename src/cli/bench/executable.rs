@@ -48,7 +48,7 @@ impl Executable {
         Ok(Self { name, sha256, path, seen: stamp(&seen) })
     }
 
-    /// Runs `bench` with these arguments and answers what it measured. `folder` is one that nobody else writes to.
+    /// Runs `bench` with these arguments and returns what it measured. `folder` is one that nobody else writes to.
     pub fn bench(&self, arguments: &[String], folder: &Path, stop: &StopFlag) -> anyhow::Result<Document> {
         if stamp(&at(&self.path, fs::metadata(&self.path))?) != self.seen {
             bail!("{}: the file changed while it was measured; measure a copy of it", self.name);

@@ -1,7 +1,7 @@
 //! `secateur bench`: how long a training step, an attack, an evaluation or each kernel takes, and whether two measurements,
 //! or two builds, differ.
 //!
-//! The device block first, then a table of medians. `measure` samples, `select` samples selections in parts, `compare` judges two
+//! The device block first, then a table of medians. `measure` samples, `select` samples selections in parts, `compare` compares two
 //! files and `versus` two builds, `selection-error` compares the gradients of subsets, `model` predicts without a device; `speedup` trains whole
 //! recipes and their controls.
 
@@ -47,7 +47,7 @@ enum What {
     Model(model::Args),
     /// Say of each row of two JSON files whether it became faster or slower; exit code 1 where one is slower
     Compare(compare::Args),
-    /// Run two builds in turns on the same bench and judge the second; exit code 1 where a row of it is slower
+    /// Run two builds in turns on the same bench and compare them; exit code 1 where a row of it is slower
     Versus(versus::Args),
 }
 

@@ -28,9 +28,9 @@ const INTERRUPTED: &str = "interrupted";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The executable to judge by, such as a copy made before a change
+    /// The executable to compare with, such as a copy made before a change
     first: PathBuf,
-    /// The executable to judge [default: this one]
+    /// The executable to compare [default: this one]
     second: Option<PathBuf>,
     /// Ratios within 1 + this, and 1 / (1 + this), count as the same; rounds go on until no interval is wider
     #[arg(long, value_name = "SHARE", default_value_t = 0.03)]
@@ -38,13 +38,13 @@ pub struct Args {
     /// Rounds at most, each a run of both
     #[arg(long, value_name = "N", default_value_t = 40, value_parser = clap::value_parser!(u32).range(LEAST_ROUNDS as i64..=200))]
     rounds: u32,
-    /// Seconds behind which no further round begins
+    /// Seconds after which no further round begins
     #[arg(long, value_name = "SECONDS", default_value_t = 900.0)]
     timeout: f64,
     /// Write everything, every round's medians included, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// What both run, behind `--`: a bench and its options, such as step --width 16; 5 seconds a row unless --timeout is there
+    /// What both run, after `--`: a bench and its options, such as step --width 16; 5 seconds a row unless --timeout is there
     #[arg(last = true, required = true, value_name = "BENCH")]
     arguments: Vec<String>,
 }
@@ -99,11 +99,11 @@ fn check(args: &Args) -> anyhow::Result<()> {
         bail!("--timeout {}: expected a number of seconds", args.timeout);
     }
     if !BENCHES.contains(&args.arguments[0].as_str()) {
-        bail!("{}: expected one of {} behind --", args.arguments[0], BENCHES.join(", "));
+        bail!("{}: expected one of {} after --", args.arguments[0], BENCHES.join(", "));
     }
     for option in ["--json", "--csv"] {
         if args.arguments.iter().any(|word| word.split('=').next() == Some(option)) {
-            bail!("{option} behind --: each run writes a file of its own; give --json in front of --");
+            bail!("{option} after --: each run writes a file of its own; give --json in front of --");
         }
     }
     Ok(())

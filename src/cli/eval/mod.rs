@@ -29,7 +29,7 @@ pub struct Args {
     /// its parts apgd-ce, apgd-t, fab-t, square
     #[arg(long, value_delimiter = ',', default_value = "clean,pgd20")]
     protocol: Vec<Protocol>,
-    /// The first so many images [default: all]
+    /// The first N images [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     samples: Option<u32>,
     /// Images of the training set instead of the test set

@@ -133,7 +133,7 @@ fn entry(weights: &Path, settings: &Settings, progress: &Progress) -> Entry {
 }
 
 fn share(count: usize, progress: &Progress) -> f64 {
-    count as f64 / progress.verdicts.len().max(1) as f64
+    count as f64 / progress.results.len().max(1) as f64
 }
 
 fn row(settings: &Settings, protocol: &Protocol, finished: &Finished) -> Row {
@@ -151,14 +151,14 @@ fn row(settings: &Settings, protocol: &Protocol, finished: &Finished) -> Row {
         restarts: protocol.restarts(),
         seed: settings.seed,
         correct: outcome.correct(),
-        total: outcome.withstood.len(),
+        total: outcome.robust.len(),
         accuracy: outcome.accuracy(),
         seconds: outcome.seconds,
         forwards: outcome.cost.forwards,
         backwards: outcome.cost.backwards,
         non_finite: outcome.non_finite,
         zero_gradients: outcome.zero_gradients,
-        flags: flags::text(&outcome.withstood),
+        flags: flags::text(&outcome.robust),
         search: finished.progress.as_ref().map(search),
     }
 }
@@ -177,7 +177,7 @@ fn search(progress: &Progress) -> Search {
     Search {
         clean_correct: progress.clean(),
         parts: progress.stages.iter().map(part).collect(),
-        verdicts: letters::text(&progress.verdicts),
+        verdicts: letters::text(&progress.results),
         verdict_letters: letters::ALL.iter().map(|(_, letter, name)| (*letter, *name)).collect(),
         checks: progress.checks.clone(),
         adversarial_images: progress.extent,

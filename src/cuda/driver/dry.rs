@@ -1,4 +1,4 @@
-//! A driver that runs nothing: memory is addresses without bytes behind them, launches are heard of and forgotten.
+//! A driver that runs nothing: memory is addresses without bytes behind them, launches are ignored.
 //!
 //! Under a [`super::record::Recorder`] it tells what a training step would launch on a GPU, without one and without
 //! the time that the emulator takes. Reads return zeros.

@@ -97,7 +97,7 @@ impl Message {
     fn new() -> Self {
         Self([0; 1024])
     }
-    fn room(&mut self) -> (*mut c_char, usize) {
+    fn capacity(&mut self) -> (*mut c_char, usize) {
         (self.0.as_mut_ptr().cast(), self.0.len())
     }
     fn text(&self) -> String {
@@ -109,9 +109,9 @@ impl Message {
 /// The host memory of `bytes` bytes at `address`; valid while the allocation lives.
 fn memory(call: &'static str, address: Address, bytes: usize) -> Result<*mut u8> {
     let mut message = Message::new();
-    let (text, room) = message.room();
-    // SAFETY: the message buffer is valid for `room` bytes.
-    let memory = unsafe { secateur_host_memory(address.0, bytes as u64, text, room) };
+    let (text, capacity) = message.capacity();
+    // SAFETY: the message buffer is valid for `capacity` bytes.
+    let memory = unsafe { secateur_host_memory(address.0, bytes as u64, text, capacity) };
     if memory.is_null() {
         return Err(Error::Driver { call, message: message.text() });
     }
@@ -133,7 +133,7 @@ fn run_cluster(
     let order = u32::from(options.warp_order == WarpOrder::Reversed)
         + 2 * u32::from(options.async_order == AsyncOrder::Early);
     let mut message = Message::new();
-    let (text, room) = message.room();
+    let (text, capacity) = message.capacity();
     // SAFETY: `params` has the size that the kernel declared (checked by `launch`) and its alignment; grid and block are
     // three words; the kernel's own accesses are checked by the emulator.
     let failed = unsafe {
@@ -144,7 +144,7 @@ fn run_cluster(
             block.as_ptr(),
             order,
             text,
-            room,
+            capacity,
         )
     };
     if failed == 0 { Ok(()) } else { Err(message.text()) }

@@ -30,7 +30,7 @@ const RANGE_POP: usize = 11;
 static SLOTS: [[Slot; MOST_CALLBACKS]; CALLBACKS.len()] =
     [const { [const { Slot::new(null_mut()) }; MOST_CALLBACKS] }; CALLBACKS.len()];
 
-/// Pointers to the slots of a module, by number; null where there is no callback, and behind the last.
+/// Pointers to the slots of a module, by number; null where there is no callback, and after the last.
 struct Table([*const Slot; MOST_CALLBACKS + 1]);
 
 // SAFETY: pointers to a static of atomics, never changed.

@@ -147,7 +147,7 @@ impl MapSpec {
         self.common().address
     }
 
-    /// Bytes from the first element of the tensor to behind its last.
+    /// Bytes from the first element of the tensor to after its last.
     pub fn extent(&self) -> u64 {
         let common = self.common();
         let last: u64 =

@@ -73,7 +73,7 @@ pub fn head_input_gradient(driver: &dyn Driver, batch: usize, params: &HeadBackw
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct HeadAscentParams {
-    /// bf16, batch x 16 pixels x features, behind a ReLU.
+    /// bf16, batch x 16 pixels x features, after a ReLU.
     pub activation: Address,
     /// f32, classes x features.
     pub weight: Address,

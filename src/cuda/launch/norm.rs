@@ -167,7 +167,7 @@ pub fn batch_norm_relu(driver: &dyn Driver, sets: u32, params: &ApplyParams) -> 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct NormSumsParams {
-    /// bf16, sets x rows x channels: the gradient with respect to the normalised output, masked by the ReLU behind it.
+    /// bf16, sets x rows x channels: the gradient with respect to the normalised output, masked by the ReLU after it.
     pub g: Address,
     /// bf16, sets x rows x channels.
     pub y: Address,

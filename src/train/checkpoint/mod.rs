@@ -58,7 +58,7 @@ pub struct Progress {
     pub step: usize,
     /// The best epoch on the validation split so far.
     pub best: Option<Best>,
-    /// PGD-5 accuracy on a training batch behind the last epoch, where overfitting is watched.
+    /// PGD-5 accuracy on a training batch after the last epoch, where overfitting is watched.
     pub pgd5_accuracy: Option<f64>,
     /// Attacks of the unfinished epoch.
     pub epoch_attacks: AttackWork,

@@ -56,10 +56,10 @@ pub struct Args {
     /// Width of the networks [default: each recipe's]
     #[arg(long, value_name = "N")]
     width: Option<usize>,
-    /// What the best and the last weights are judged by on the test images, as in `secateur eval`
+    /// What the best and the last weights are evaluated by on the test images, as in `secateur eval`
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "clean,pgd50x10,aa")]
     protocol: Vec<Protocol>,
-    /// Judge on the first so many test images [default: all]
+    /// Evaluate the first N test images [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     samples: Option<u32>,
     /// Write the table, every run and prediction included, as JSON; --out holds it too, but for a --dry-run
@@ -153,7 +153,7 @@ impl Tables {
     }
 }
 
-/// What decides which images a recipe is trained and judged on.
+/// What decides which images a recipe is trained and evaluated on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Kept {
     set: SetKind,

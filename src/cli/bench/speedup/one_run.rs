@@ -1,4 +1,4 @@
-//! One run of a speed-up table: trained and judged, or what of it is left to do.
+//! One run of a speed-up table: trained and evaluated, or what of it is left to do.
 //!
 //! Its folder says how far it is.
 

@@ -286,7 +286,7 @@ pub fn slot(map: usize, row: i8, column: i8, taps: &[(u32, u32)]) -> Slot {
 fn slots(shape: &ConvShape, direction: Direction) -> Option<(Vec<Vec<Slot>>, usize)> {
     use Direction::{Forward, Gradient};
     match (shape.kernel, shape.stride, direction) {
-        // Rows r = 0, 1, 2 of the kernel lie one plane behind the other, from one above the first pixel on.
+        // Rows r = 0, 1, 2 of the kernel are contiguous planes, from one above the first pixel on.
         (3, 1, Forward) => {
             let column = |s: u32| slot(0, -1, s as i8 - 1, &[(0, s), (1, 3 + s), (2, 6 + s)]);
             Some((vec![(0..3).map(column).collect()], 2))

@@ -1,6 +1,6 @@
 // What every thread may do: meet its warp, wait for its block, copy, fail; and the way in from Rust.
 
-#include "host/runner.h"
+#include "host/emulator.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -19,10 +19,10 @@ struct Fault {
     std::string message;
 };
 
-struct RunnerOwner {
-    std::unique_ptr<Runner> owned;
+struct EmulatorOwner {
+    std::unique_ptr<Emulator> owned;
 };
-thread_local RunnerOwner runner_owner;
+thread_local EmulatorOwner emulator_owner;
 
 const KernelEntry* first_entry;
 
@@ -55,11 +55,11 @@ bool guarded(void (*f)()) {
         f();
         return true;
     } catch (const Fault& fault) {
-        runner->message = fault.message;
+        emulator->message = fault.message;
     } catch (const std::exception& e) {
-        runner->message = e.what();
+        emulator->message = e.what();
     }
-    runner->failed = true;
+    emulator->failed = true;
     return false;
 }
 
@@ -94,7 +94,7 @@ void block_barrier() {
 uint32_t cluster_rank() { return block_of(*current_thread).rank; }
 
 void cluster_barrier() {
-    ++runner->at_cluster_barrier;
+    ++emulator->at_cluster_barrier;
     park(*current_thread, "cluster_sync");
 }
 
@@ -136,11 +136,11 @@ const KernelEntry* secateur_host_kernels() { return first_entry; }
 int secateur_host_run_cluster(const KernelEntry* kernel, const void* params, const uint32_t grid[3],
                               const uint32_t block[3], uint32_t order, char* message, size_t message_bytes) {
     try {
-        if (runner == nullptr) {
-            runner_owner.owned = std::make_unique<Runner>();
-            runner = runner_owner.owned.get();
+        if (emulator == nullptr) {
+            emulator_owner.owned = std::make_unique<Emulator>();
+            emulator = emulator_owner.owned.get();
         }
-        Runner& r = *runner;
+        Emulator& r = *emulator;
         if (kernel->shared_bytes > max_shared) {
             snprintf(message, message_bytes, "%u bytes of shared memory, more than the %zu of any GPU",
                      kernel->shared_bytes, max_shared);

@@ -1,4 +1,4 @@
-// The runner: executes the threads of one block on the calling OS thread.
+// The emulator: executes the threads of one block on the calling OS thread.
 //
 // Threads run one after another, warp by warp, each until it has to wait. Warp collectives are rendezvous of 32 lanes whose
 // last to arrive does the work of all; __syncthreads is a rendezvous of the block. What cannot happen on a correct launch ends
