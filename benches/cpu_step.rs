@@ -3,10 +3,13 @@
 //! `cargo bench --bench cpu_step -- WIDTH BATCH cpu|cpu:bf16 [RECIPE]` reads commands from standard input, one a line: `step`
 //! (train-mode forward, loss, parameter gradients, SGD), `attack` (eval-mode forward, loss, input gradient and sign step) or `whole`
 //! (a training step of the recipe, cifar10-pgd-at by default: gather, attack, train passes, SGD).
-//! For each it returns the seconds of its parts; the first line has their GFLOP (2 x multiply-adds, convolutions alone) and the
+//! For each it returns the seconds of its parts and the most bytes of the heap during it, an image, above those of an opened engine
+//! with its weights and images; the first line has their GFLOP (2 x multiply-adds, convolutions alone) and the
 //! rate that no convolution exceeds.
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::BufRead;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use secateur::engine::{DeviceChoice, GradRequest, Pass, Sgd, SignStep, WeightSet};
@@ -16,6 +19,29 @@ use secateur::model::Conv;
 use secateur::ops::Noise;
 use secateur::philox::{Key, Purpose};
 use secateur::recipe::Recipe;
+
+/// The system's allocator, and what it has given.
+struct Counted;
+
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+#[global_allocator]
+static HEAP: Counted = Counted;
+
+// SAFETY: every call goes to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counted {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let held = HELD.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
+        PEAK.fetch_max(held, Ordering::Relaxed);
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Cargo adds `--bench`.
@@ -34,6 +60,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         (width.parse()?, images.parse()?, device.parse()?);
     let overrides = [format!("model.width={width}"), format!("batch={images}")];
     let mut bench = Bench::open(device, false, &Recipe::load(name, &overrides)?, 1)?;
+    let opened = HELD.load(Ordering::Relaxed);
     let batch = bench.first_batch()?;
     let engine = &mut bench.engine;
     let key = Key { seed: 1, purpose: Purpose::AttackStart, epoch: 0, step: 0 };
@@ -58,6 +85,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         })
     );
     for line in std::io::stdin().lock().lines() {
+        PEAK.store(HELD.load(Ordering::Relaxed), Ordering::Relaxed);
         let start = Instant::now();
         let mut last = start;
         let mut lap = || {
@@ -97,7 +125,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             other => return Err(format!("'{other}': expected step, attack or whole").into()),
         };
         let seconds = start.elapsed().as_secs_f64();
-        println!("{}", serde_json::json!({ "seconds": seconds, "parts": parts }));
+        let bytes = PEAK.load(Ordering::Relaxed).saturating_sub(opened) / images;
+        println!("{}", serde_json::json!({ "seconds": seconds, "parts": parts, "peak_bytes_per_image": bytes }));
     }
     Ok(())
 }

@@ -2,7 +2,8 @@
 
 PGD-AT, TRADES and MART as the recipes cifar10-{pgd-at,trades,mart} state them. The attack's network is ResNet-18 in eval mode
 with BatchNorm folded into bf16 weights once a step; TRADES's target is computed once. The train pass is the module itself in
-train mode under autocast, one pass on x' and, for TRADES and MART, one on x. Measured by gpu_step.py; checked by check_step.py.
+train mode under autocast, one pass on x' and, for TRADES and MART, one on x. `PublishedStep` is the same step as the authors' codes
+have it, with what they compute more than once.
 """
 
 import sys
@@ -180,3 +181,43 @@ class AdversarialStep:
             x.requires_grad_()
             gradients.append(torch.autograd.grad(loss(forward(folded, x), self.y[: len(x)], False), x)[0][:images])
         return float(F.cosine_similarity(*(g.float().flatten(1) for g in gradients)).mean())
+
+
+class PublishedStep(AdversarialStep):
+    """The same step with the work of the published codes: every attack step through the module in eval mode, TRADES with the
+    target computed again in each and x passed twice through the train pass, PGD-AT with the gradients of all weights in each
+    attack step (robust_overfitting calls backward())."""
+
+    def attack(self):
+        recipe, x = self.recipe, self.x
+        self.model.eval()
+        if recipe["start"] == "uniform":
+            x_adv = (x + (2 * torch.rand_like(x) - 1) * recipe["epsilon"]).clamp(0, 1)
+        else:
+            x_adv = x + 0.001 * torch.randn_like(x)
+        for _ in range(ATTACK_STEPS):
+            x_adv = x_adv.detach().requires_grad_()
+            with self.autocast:
+                logits = self.train_forward(x_adv)
+                target = self.train_forward(x).float().softmax(1) if self.method == "trades" else self.y
+            loss = self.ascent(logits.float(), target, self.method == "trades")
+            if self.method == "pgd-at":
+                loss.backward()
+                gradient = x_adv.grad
+            else:
+                gradient = torch.autograd.grad(loss, x_adv)[0]
+            with torch.no_grad():
+                x_adv = self.sign_step(x_adv, gradient, x, recipe["step_size"], recipe["epsilon"])
+        self.model.train()
+        return x_adv.detach()
+
+    def train_pass(self, x_adv):
+        if self.method != "trades":
+            return super().train_pass(x_adv)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast:
+            clean, logits, again = (self.train_forward(images) for images in (self.x, x_adv, self.x))
+        robust = F.kl_div(logits.float().log_softmax(1), again.float().softmax(1), reduction="batchmean")
+        loss = F.cross_entropy(clean.float(), self.y) + self.recipe["beta"] * robust
+        loss.backward()
+        return loss

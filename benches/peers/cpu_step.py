@@ -9,7 +9,8 @@ each in channels-last and in contiguous memory, and with --compile through torch
 its own numbers, and in bf16 with the fastest of all. A step is train-mode forward, loss,
 backward and SGD with momentum; an attack step is eval-mode forward, loss, input gradient, sign and projection, with
 PyTorch's parameters not requiring gradients. A whole step of PGD-AT, TRADES or MART has ten attack steps and the train passes, in
-PyTorch as adversarial_step.py has it: BatchNorm folded once a step, TRADES' target computed once, which the authors' code does not.
+PyTorch as adversarial_step.py has it: BatchNorm folded once a step, TRADES' target computed once. "Published" peers do the work of the
+authors' codes, which do neither; ours is compared with the fastest of them apart.
 """
 
 import argparse
@@ -37,7 +38,7 @@ import torch.nn.functional as F  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
-from adversarial_step import METHODS, AdversarialStep  # noqa: E402
+from adversarial_step import METHODS, AdversarialStep, PublishedStep  # noqa: E402
 from resnet18 import ResNet18  # noqa: E402
 
 
@@ -118,9 +119,9 @@ class PyTorch:
 
 
 class WholeStep:
-    def __init__(self, method, width, numbers, mode):
+    def __init__(self, step, method, width, numbers, mode):
         wrap = torch.compile if mode == "compiled" else lambda f: f
-        self.step = AdversarialStep(method, width, args.batch, "cpu", wrap, autocast=numbers == "bf16")
+        self.step = step(method, width, args.batch, "cpu", wrap, autocast=numbers == "bf16")
 
     def run(self, _):
         start, cpu = time.perf_counter(), time.process_time()
@@ -149,12 +150,13 @@ def turn(run):
 def compare(width, what, ours, peers):
     """Rows of one kind of step: each of ours with the fastest peer."""
     seconds = {name: [] for name in (*ours, *peers)}
-    parts = {name: [] for name in ours}
+    parts, peak_bytes = {name: [] for name in ours}, {}
     for round in range(args.rounds + 1):
         times = {}
         for name, engine in ours.items():
             answer = turn(lambda: engine.run(what if what in ("step", "attack") else "whole"))
             times[name] = (answer["seconds"], answer["cpu_seconds"])
+            peak_bytes[name] = answer["peak_bytes_per_image"]
             if round:  # the first is warm-up
                 parts[name].append(answer["parts"])
         for name, peer in peers.items():
@@ -167,20 +169,28 @@ def compare(width, what, ours, peers):
     for name, engine in ours.items():
         # In bf16 the fastest peer may be one in f32.
         rivals = [peer for peer in peers if name == "bf16" or peer.startswith("f32")]
+        published = [peer for peer in rivals if "published" in peer]
+        rivals = [peer for peer in rivals if peer not in published]
         best = min(rivals, key=wall.get)
         part = {key: statistics.median(p[key] for p in parts[name]) for key in parts[name][0]}
         row = {"width": width, "batch": args.batch, "what": what, "numbers": name, "pytorch": best}
-        row |= {"seconds": {key: seconds[key] for key in (name, *rivals)}, "medians": wall, "cpu_medians": cpu}
+        row |= {"seconds": {key: seconds[key] for key in (name, *rivals, *published)}, "medians": wall, "cpu_medians": cpu}
         row |= {"parts": part, "ratio": wall[best] / wall[name]}
         row["cpu_ratio"] = min(cpu[rival] for rival in rivals) / cpu[name]
-        rate = ""
+        row["peak_bytes_per_image"] = peak_bytes[name]
+        rate = f", {row['peak_bytes_per_image'] / 1e6:.2f} MB an image"
+        if published:
+            fastest = min(published, key=wall.get)
+            row |= {"published": fastest, "published_ratio": wall[fastest] / wall[name]}
+            row["published_cpu_ratio"] = min(cpu[peer] for peer in published) / cpu[name]
+            rate += f", {row['published_ratio']:.2f} x {fastest} ({row['published_cpu_ratio']:.2f} by CPU time)"
         if "backward" in part:
             gflop, peak = engine.about["gflop"], engine.about["peak_gflop_per_s"]
             work = {"forward": gflop, "backward": gflop * (2 if what == "step" else 1)}
             row["gflop_per_s"] = {key: work[key] / part[key] for key in work}
             row["share_of_peak"] = sum(work.values()) / sum(part[key] for key in work) / peak
             each = ", ".join(f"{key} {value:.0f}" for key, value in row["gflop_per_s"].items())
-            rate = f" ({each} GFLOP/s, {100 * row['share_of_peak']:.0f} % of {peak:.0f})"
+            rate += f" ({each} GFLOP/s, {100 * row['share_of_peak']:.0f} % of {peak:.0f})"
         print(
             f"width {width} {what} {name}: ours {args.batch / wall[name]:.1f} images/s{rate}, PyTorch {best} "
             f"{args.batch / wall[best]:.1f} images/s: ours is {row['ratio']:.2f} x PyTorch, "
@@ -213,7 +223,13 @@ def main():
         for method in METHODS:
             recipe = f"cifar10-{method}"
             ours = {numbers: Ours(executable, width, device, recipe) for numbers, device in devices.items()}
-            peers = {f"{n} {mode}": WholeStep(method, width, n, mode) for n in devices for mode in modes}
+            steps = {"": AdversarialStep, "published ": PublishedStep}
+            peers = {
+                f"{n} {kind}{mode}": WholeStep(step, method, width, n, mode)
+                for n in devices
+                for kind, step in steps.items()
+                for mode in modes
+            }
             rows += compare(width, method, ours, peers)
             for engine in ours.values():
                 engine.close()
