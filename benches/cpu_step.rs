@@ -126,7 +126,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         };
         let seconds = start.elapsed().as_secs_f64();
         let bytes = PEAK.load(Ordering::Relaxed).saturating_sub(opened) / images;
-        println!("{}", serde_json::json!({ "seconds": seconds, "parts": parts, "peak_bytes_per_image": bytes }));
+        println!(
+            "{}",
+            serde_json::json!({ "seconds": seconds, "parts": parts, "peak_bytes_per_image": bytes })
+        );
     }
     Ok(())
 }

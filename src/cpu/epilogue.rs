@@ -5,7 +5,7 @@
 use super::conv::Sums;
 use super::maps::Maps;
 use super::norm::relu;
-use super::numbers::Numbers;
+use super::numbers::{Number, Numbers};
 use super::tiles::LANES;
 use super::vectorised::{load, store, vectorised};
 
@@ -68,6 +68,14 @@ impl<'a> Epilogue<'a> {
     }
 }
 
+/// What is added, and the gate: kinds that a loop is compiled for.
+const NOTHING: u8 = 0;
+const MAPS: u8 = 1;
+const PRESENT: u8 = 2;
+const OPEN: u8 = 0;
+const RELU: u8 = 1;
+const MASK: u8 = 2;
+
 vectorised! {
     fn write<E>(
         epilogue: &Epilogue,
@@ -77,61 +85,91 @@ vectorised! {
         sums: &Sums,
         image: &mut [f32],
     ) {
-        for (at, sums_of_line) in sums.values.chunks_exact(sums.pitch * sums.block).take(sums.lines).enumerate()
-        {
-            let y = line + at;
-            let added: Option<&[E]> = match epilogue.added {
-                Added::Maps(added) => Some(maps.line(added, y)),
-                _ => None,
-            };
-            let mask: Option<&[E]> = match epilogue.gate {
-                Gate::Mask(mask) => Some(maps.line(mask, y)),
-                _ => None,
-            };
-            let out: &mut [E] = maps.line_mut(image, y);
-            // What the sums that come next will meet.
-            let ahead = sums.lines * maps.across() * maps.channels;
-            for x in 0..maps.side {
-                let sums = &sums_of_line[x * sums.block..][..sums.block];
-                for (vector, sums) in sums.as_chunks::<LANES>().0.iter().enumerate() {
-                    let channel = channel + vector * LANES;
-                    let at = x * maps.channels + channel;
-                    if let Some(added) = added {
-                        prefetch(added, at + ahead);
+        // A loop for each combination, so that none decides for every vector.
+        match (epilogue.added, epilogue.gate) {
+            (Added::Nothing, Gate::Open) => lines::<E, NOTHING, OPEN>(epilogue, maps, line, channel, sums, image),
+            (Added::Nothing, Gate::Relu) => lines::<E, NOTHING, RELU>(epilogue, maps, line, channel, sums, image),
+            (Added::Nothing, Gate::Mask(_)) => lines::<E, NOTHING, MASK>(epilogue, maps, line, channel, sums, image),
+            (Added::Maps(_), Gate::Open) => lines::<E, MAPS, OPEN>(epilogue, maps, line, channel, sums, image),
+            (Added::Maps(_), Gate::Relu) => lines::<E, MAPS, RELU>(epilogue, maps, line, channel, sums, image),
+            (Added::Maps(_), Gate::Mask(_)) => lines::<E, MAPS, MASK>(epilogue, maps, line, channel, sums, image),
+            (Added::Present, Gate::Open) => lines::<E, PRESENT, OPEN>(epilogue, maps, line, channel, sums, image),
+            (Added::Present, Gate::Relu) => lines::<E, PRESENT, RELU>(epilogue, maps, line, channel, sums, image),
+            (Added::Present, Gate::Mask(_)) => lines::<E, PRESENT, MASK>(epilogue, maps, line, channel, sums, image),
+        }
+    }
+}
+
+#[inline(always)]
+fn lines<E: Number, const ADDED: u8, const GATE: u8>(
+    epilogue: &Epilogue,
+    maps: Maps,
+    line: usize,
+    channel: usize,
+    sums: &Sums,
+    image: &mut [f32],
+) {
+    let Sums { pitch, block, .. } = *sums;
+    // To what the sums that come next will meet.
+    let ahead = sums.lines * maps.across() * maps.channels;
+    for (at, sums) in sums.values.chunks_exact(pitch * block).take(sums.lines).enumerate() {
+        let y = line + at;
+        let added: &[E] = match epilogue.added {
+            Added::Maps(added) => maps.line(added, y),
+            _ => &[],
+        };
+        let mask: &[E] = match epilogue.gate {
+            Gate::Mask(mask) => maps.line(mask, y),
+            _ => &[],
+        };
+        let out: &mut [E] = maps.line_mut(image, y);
+        for vector in (0..block).step_by(LANES) {
+            let channel = channel + vector;
+            if (vector * size_of::<E>()).is_multiple_of(CACHE_LINE) {
+                for x in 0..maps.side {
+                    let at = x * maps.channels + channel + ahead;
+                    if ADDED == MAPS {
+                        prefetch(added, at);
                     }
-                    if let Some(mask) = mask {
-                        prefetch(mask, at + ahead);
+                    if GATE == MASK {
+                        prefetch(mask, at);
                     }
-                    prefetch(out, at + ahead);
-                    let mut values = *sums;
-                    if let Some(bias) = epilogue.bias {
-                        add(&mut values, load(bias, channel));
-                    }
-                    match (epilogue.added, added) {
-                        (Added::Nothing, _) => {}
-                        (Added::Present, _) => add(&mut values, load(out, at)),
-                        (_, added) => add(&mut values, load(added.expect("maps"), at)),
-                    }
-                    match (epilogue.gate, mask) {
-                        (Gate::Open, _) => {}
-                        (Gate::Relu, _) => {
-                            for i in 0..LANES {
-                                values[i] = relu(values[i]);
-                            }
-                        }
-                        (_, mask) => {
-                            let mask = load(mask.expect("a mask"), at);
-                            for i in 0..LANES {
-                                values[i] = if mask[i] > 0.0 { values[i] } else { 0.0 };
-                            }
-                        }
-                    }
-                    store(out, at, &values);
+                    prefetch(out, at);
                 }
+            }
+            // -0 changes no sum.
+            let bias = epilogue.bias.map_or([-0.0; LANES], |bias| load(bias, channel));
+            for x in 0..maps.side {
+                let at = x * maps.channels + channel;
+                let mut values = load(sums, x * block + vector);
+                add(&mut values, bias);
+                match ADDED {
+                    MAPS => add(&mut values, load(added, at)),
+                    PRESENT => add(&mut values, load(out, at)),
+                    _ => {}
+                }
+                match GATE {
+                    RELU => {
+                        for i in 0..LANES {
+                            values[i] = relu(values[i]);
+                        }
+                    }
+                    MASK => {
+                        let mask = load(mask, at);
+                        for i in 0..LANES {
+                            values[i] = if mask[i] > 0.0 { values[i] } else { 0.0 };
+                        }
+                    }
+                    _ => {}
+                }
+                store(out, at, &values);
             }
         }
     }
 }
+
+/// Bytes.
+const CACHE_LINE: usize = 64;
 
 /// Asks for a number that may lie after the slice.
 #[inline(always)]

@@ -58,6 +58,8 @@ pub struct Phase {
     /// Words of a step: of neighbours that are multiplied at once.
     pub words: usize,
     pub steps: Vec<Step>,
+    /// Words of input from the first pixel's on that all taps reach, words of sums, and of weights.
+    reach: (usize, usize, usize),
 }
 
 impl Phase {
@@ -78,18 +80,16 @@ impl Phase {
         };
         let steps =
             runs.iter().flat_map(|run| (0..run.words).step_by(words).map(move |at| step(run, at))).collect();
-        Self { runs, pixels, rows, input_step, output_step, words, steps }
-    }
-
-    /// Words of input from the first pixel's on that its taps and those of all other pixels reach, and words of sums.
-    fn reach(&self, block: usize) -> (usize, usize) {
-        let largest = |of: fn(&Pixel) -> usize| self.pixels.iter().map(of).max().unwrap_or(0);
-        let taps = self.runs.iter().map(|run| run.input + run.words).max().unwrap_or(0);
-        let last = self.rows - 1;
-        (
-            largest(|pixel| pixel.input) + last * self.input_step + taps,
-            largest(|pixel| pixel.output) + last * self.output_step + block,
-        )
+        let largest = |of: fn(&Pixel) -> usize| pixels.iter().map(of).max().unwrap_or(0);
+        let taps = runs.iter().map(|run| run.input + run.words).max().unwrap_or(0);
+        let weights = runs.iter().map(|run| run.row + run.words).max().unwrap_or(0) * block;
+        let last = rows - 1;
+        let reach = (
+            largest(|pixel| pixel.input) + last * input_step + taps,
+            largest(|pixel| pixel.output) + last * output_step + block,
+            weights,
+        );
+        Self { runs, pixels, rows, input_step, output_step, words, steps, reach }
     }
 }
 
@@ -131,11 +131,10 @@ impl Products {
     ///
     /// `weights` are rows of `block` words. Panics where a run or a pixel lies outside of a slice.
     pub fn tile(&self, block: usize, input: &[f32], phase: &Phase, weights: &[f32], sums: &mut [f32]) {
-        let (reach, room) = phase.reach(block);
-        let rows = phase.runs.iter().map(|run| run.row + run.words).max().unwrap_or(0);
+        let (reach, most, held) = phase.reach;
         assert!(reach <= input.len(), "a patch ends at word {reach} of {}", input.len());
-        assert!(room <= sums.len(), "{room} sums, room for {}", sums.len());
-        assert!(rows * block <= weights.len(), "{rows} rows of {block} of {} weights", weights.len());
+        assert!(most <= sums.len(), "{most} sums, memory for {}", sums.len());
+        assert!(held <= weights.len(), "{held} of {} weights", weights.len());
         // SAFETY: every word read and written lies in its slice, as just checked; `Isa::present` found the instructions.
         unsafe {
             self.tile[block / LANES - 1](input.as_ptr(), phase, weights.as_ptr(), sums.as_mut_ptr());
