@@ -158,7 +158,7 @@ fn a_stopped_evaluation_goes_on_to_the_same_results() {
         true
     });
     let expected: Vec<bool> = whole
-        .verdicts
+        .results
         .iter()
         .map(|result| !matches!(result, ImageResult::Misclassified | ImageResult::BrokenBy(Part::ApgdCe)))
         .collect();
