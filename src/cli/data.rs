@@ -1,4 +1,4 @@
-//! `secateur data`: gets and describes data sets.
+//! `secateur data`: gets and describes data sets, and makes the files of extra images.
 
 use std::path::PathBuf;
 
@@ -6,9 +6,16 @@ use anyhow::bail;
 use clap::Subcommand;
 
 use super::console::Console;
-use super::set_kind;
+use super::{CheckFailed, Interrupted, open_interruptible, set_kind, write_by};
+use crate::batch::Batch;
 use crate::data::download::{Archive, BASE_URL, Outcome, fetch};
-use crate::data::{DataSet, IMAGE_BYTES, Images, SetKind, cifar, source};
+use crate::data::{DataSet, IMAGE_BYTES, Images, MAX_GENERATED, SetKind, cifar, extra, generated, source};
+use crate::engine::{DeviceChoice, WeightSet};
+use crate::evaluate::predict;
+use crate::files::{Files, Output};
+use crate::ops::{ImageSet, NO_CLASS};
+use crate::progress::ProgressSink;
+use crate::train::{run_folder, trained};
 
 /// Of files without SHA256SUMS beside them.
 const UNVERIFIED: &str = "sizes are right, content unverified (no SHA256SUMS beside the files)";
@@ -43,6 +50,36 @@ enum DataCommand {
         #[arg(long, value_name = "DIR")]
         data: Option<PathBuf>,
     },
+    /// Write generated images as an .npz file for data.extra, none of them of the generated training or test set
+    Generate {
+        /// How many
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_GENERATED as i64))]
+        count: u32,
+        /// File to write
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Write the images of an .npz file with the labels that a network gives them
+    Label(LabelArgs),
+}
+
+#[derive(clap::Args)]
+struct LabelArgs {
+    /// An .npz file with the array image; an array label is ignored
+    #[arg(value_name = "FILE")]
+    images: PathBuf,
+    /// A safetensors file, a run folder (its best weights) or a checkpoint folder
+    #[arg(long, value_name = "FILE|DIR")]
+    weights: PathBuf,
+    /// File to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Images a batch
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    batch: u32,
+    /// auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
 }
 
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
@@ -85,7 +122,73 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
                 }
             }
         }
+        DataCommand::Generate { count, out } => {
+            let out = Files::default().writes("--out", &out)?;
+            generate(count, &out, console)?;
+            console.line(format!("{}: {count} generated images", out.path().display()));
+        }
+        DataCommand::Label(args) => label(&args, console)?,
     }
+    Ok(())
+}
+
+/// Images that are generated at a time.
+const CHUNK: u32 = 4096;
+
+fn generate(count: u32, out: &Output, console: &Console) -> anyhow::Result<()> {
+    console.catch_interrupts()?;
+    console.bar("images", count as usize);
+    write_by(out, |out| {
+        let mut file = extra::Writer::new(out, count as usize)?;
+        let mut labels = Vec::new();
+        for first in (0..count).step_by(CHUNK as usize) {
+            if console.stop() {
+                bail!(Interrupted(None));
+            }
+            let images = generated::images_in(generated::Part::Extra, first..count.min(first + CHUNK));
+            file.images(&images.pixels)?;
+            labels.extend(images.labels);
+            console.at(labels.len());
+        }
+        Ok(file.finish(&labels)?)
+    })
+}
+
+fn label(args: &LabelArgs, console: &Console) -> anyhow::Result<()> {
+    let mut files = Files::default();
+    files.reads("the images", &args.images)?;
+    let out = files.writes("--out", &args.out)?;
+    let weights = trained::weights(&args.weights, console)?;
+    files.reads("--weights", &weights.path)?;
+    files.reads_folder("--weights", &args.weights, run_folder::is_of_a_run)?;
+    let (images, _) = extra::arrays(&args.images)?;
+    let (count, batch) = (images.images()?, args.batch as usize);
+    let engine = &mut open_interruptible(args.device, weights.network, batch, console)?;
+    engine.load_weights(&weights.weights)?;
+    engine.fold_batch_norm(WeightSet::Live)?;
+    let scratch = Batch::alloc(engine, batch)?;
+    console.bar("images", count);
+    let mut labels = Vec::new();
+    write_by(&out, |out| {
+        let mut file = extra::Writer::new(out, count)?;
+        for pixels in images.chunks(count)? {
+            let pixels = pixels?;
+            let samples: Vec<u32> = (0..(pixels.len() / IMAGE_BYTES) as u32).collect();
+            let set = ImageSet::upload(engine, &pixels, &vec![0; samples.len()])?;
+            for samples in samples.chunks(batch) {
+                let batch = scratch.gathered(engine, &set, samples, None)?;
+                labels.extend(predict(engine, &batch, false)?);
+            }
+            if let Some(image) = labels.iter().position(|&label| label == NO_CLASS) {
+                let path = args.images.display();
+                bail!(CheckFailed(format!("{path}: image {image} has a logit that is NaN or infinite")));
+            }
+            file.images(&pixels)?;
+            console.at(labels.len());
+        }
+        Ok(file.finish(&labels)?)
+    })?;
+    console.line(format!("{}: {count} images, labelled by {}", args.out.display(), weights.path.display()));
     Ok(())
 }
 

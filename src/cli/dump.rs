@@ -60,7 +60,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     args.x_adv.iter().try_for_each(|path| files.reads("--x-adv", path))?;
     let out = files.writes("--out", &args.out)?;
     let file = weights_for(&recipe, &args.weights)?;
-    let data = recipe.data.open(args.data.as_deref()).map_err(or_set)?;
+    let data = recipe.data.open_set(args.data.as_deref()).map_err(or_set)?;
     let range = args.samples.clone();
     if range.end > data.train.len() {
         bail!("--samples {}..{}: there are {} training images", range.start, range.end, data.train.len());

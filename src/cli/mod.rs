@@ -320,6 +320,17 @@ fn write(output: &Output, bytes: &[u8]) -> anyhow::Result<()> {
     at(output.path(), output.write(bytes))
 }
 
+/// Writes an output that is too large to hold.
+fn write_by(
+    output: &Output,
+    write: impl FnOnce(&mut dyn io::Write) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    output.write_by(write).map_err(|error| match error.downcast::<io::Error>() {
+        Ok(error) => anyhow::anyhow!("{}: {error}", output.path().display()),
+        Err(error) => error,
+    })
+}
+
 /// Writes a plain struct as JSON.
 fn write_json(output: &Output, value: &impl serde::Serialize) -> anyhow::Result<()> {
     write(output, &files::json(value))

@@ -105,7 +105,7 @@ fn pictures(args: &Args, run: &RunRecord, console: &Console) -> anyhow::Result<G
     let recipe = Recipe::load(RunFolder::open(&run.path).recipe(), &[])?;
     // A generated set has no files, whatever the other runs of the page are made of.
     let folder = args.data.as_deref().filter(|_| recipe.data.set != SetKind::Generated);
-    let data = recipe.data.open(folder)?;
+    let data = recipe.data.open_set(folder)?;
     let mut gallery = Gallery { run: run.name.clone(), ..Gallery::default() };
     let count = args.images as usize;
     if let Some(chosen) = &run.chosen {

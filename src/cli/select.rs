@@ -66,7 +66,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let out = files.writes("--out", &args.out)?;
     let factors = files.may_write("--factors", args.factors.as_ref())?;
     let file = weights_for(&recipe, &args.weights)?;
-    let data = recipe.data.open(args.data.as_deref()).map_err(or_set)?;
+    let data = recipe.data.open_set(args.data.as_deref()).map_err(or_set)?;
     let mut engine = open_interruptible(args.device, file.network, recipe.batch, console)?;
     let engine = &mut engine;
     let device = engine.device().name.clone();

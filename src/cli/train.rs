@@ -59,11 +59,16 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
             TrainingRun::start(engine, setup, folder)?
         }
     };
+    let extra = match data.extra_count() {
+        0 => String::new(),
+        count => format!(" and {count} extra ones"),
+    };
     console.line(format!(
-        "{} on {name} ({kind}): {} images of {}, {} epochs, into {}",
+        "{} on {name} ({kind}): {} images of {}{}, {} epochs, into {}",
         recipe.name,
         data.train.len(),
         data.name,
+        extra,
         recipe.epoch_schedule().epochs(),
         run.folder().path().display()
     ));

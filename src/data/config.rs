@@ -4,8 +4,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::extra::ExtraImages;
+use super::numpy::MAX_IMAGES;
 use super::{DataError, DataSet, GENERATED_TEST, GENERATED_TRAIN, MAX_GENERATED, SetKind, ValidationSplit};
-use crate::config::{self, ConfigError, Refusal, Section};
+use crate::config::{self, ConfigError, Refusal, Section, above};
 use crate::names::named;
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -24,6 +26,12 @@ pub struct DataConfig {
     pub augment: bool,
     /// Of the crop; unused without.
     pub padding: Padding,
+    /// `.npz` files of images besides those of the set, with labels: see [`ExtraImages`]. Paths are from where the program is
+    /// started.
+    pub extra: Vec<String>,
+    /// The share of every batch that is drawn from them; unused without. An epoch keeps its number of images. No selection and no
+    /// validation looks at them.
+    pub extra_share: f64,
 }
 
 named! {
@@ -53,6 +61,8 @@ impl DataConfig {
             validation_split: section.name("validation_split", Some(ValidationSplit::Stratified))?,
             augment: section.boolean("augment", true)?,
             padding: section.name("padding", Some(Padding::Zero))?,
+            extra: section.texts("extra", &[])?,
+            extra_share: section.number("extra_share", above(0.0, 0.99), Some(0.7))?,
         };
         section.finish(data, Self::validate)
     }
@@ -75,11 +85,25 @@ impl DataConfig {
         Ok(())
     }
 
-    /// The images, from what is at `path` where the set has files.
+    /// All images to train on: those of the set, from what is at `path` where it has files, and the extra ones.
+    ///
+    /// # Errors
+    /// Those of [`DataSet::open`] and of [`ExtraImages::open`]; [`DataError::TooManyExtra`].
+    pub fn open(&self, path: Option<&Path>) -> Result<DataSet, DataError> {
+        let mut data = self.open_set(path)?;
+        let extra = self.extra.iter().map(|path| ExtraImages::open(Path::new(path), data.classes));
+        data.extra = extra.collect::<Result<_, _>>()?;
+        match data.extra_count() {
+            count if count as u64 > MAX_IMAGES => Err(DataError::TooManyExtra { count, most: MAX_IMAGES }),
+            _ => Ok(data),
+        }
+    }
+
+    /// The images of the set alone, from what is at `path` where it has files.
     ///
     /// # Errors
     /// Those of [`DataSet::open`].
-    pub fn open(&self, path: Option<&Path>) -> Result<DataSet, DataError> {
+    pub fn open_set(&self, path: Option<&Path>) -> Result<DataSet, DataError> {
         DataSet::open(self.set, path, self.train_limit, self.test_limit)
     }
 

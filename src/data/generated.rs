@@ -5,6 +5,10 @@
 //! the faintest hues and robust accuracy stays well below clean accuracy. An image is a pure function of (part, index)
 //! by Philox and uses only + - * / and square roots, whose results IEEE 754 fixes: the same bytes on every machine.
 
+use std::ops::Range;
+
+use rayon::prelude::*;
+
 use super::{IMAGE_BYTES, Images};
 use crate::model::layers::IMAGE_SIDE;
 use crate::philox::{Key, Purpose, symmetric, unit};
@@ -42,23 +46,27 @@ const HUES: [[f32; 3]; 5] = [
 /// One seed for all: the images belong to the program, as CIFAR-10's belong to its files, and not to a run.
 const SEED: u64 = 0x5eca_7eb0_0d5e_ed01;
 
-/// Training or test images.
+/// Training or test images, or others besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Part {
     Train = 0,
     Test = 1,
+    Extra = 2,
 }
 
 /// The first `count` images of a part; ten in a row hold one of each class.
 pub fn images(part: Part, count: usize) -> Images {
-    let mut images = Images { pixels: vec![0; count * IMAGE_BYTES], labels: Vec::with_capacity(count) };
-    for (index, pixels) in images.pixels.chunks_exact_mut(IMAGE_BYTES).enumerate() {
-        let label = class_of(part, index as u32);
-        paint(part, index as u32, label, pixels);
-        images.labels.push(label);
-    }
-    images
+    images_in(part, 0..count as u32)
+}
+
+/// The images of a part at these indices.
+pub fn images_in(part: Part, indices: Range<u32>) -> Images {
+    let labels: Vec<u32> = indices.clone().map(|index| class_of(part, index)).collect();
+    let mut pixels = vec![0; labels.len() * IMAGE_BYTES];
+    let painted = pixels.par_chunks_exact_mut(IMAGE_BYTES).zip(indices).zip(&labels);
+    painted.for_each(|((pixels, index), &label)| paint(part, index, label, pixels));
+    Images { pixels, labels }
 }
 
 /// Philox steps: pixels and classes never share a number.
@@ -220,6 +228,8 @@ mod tests {
         head.truncate(50);
         assert_eq!(head, images(Part::Train, 50));
         assert_ne!(train.pixels, images(Part::Test, 120).pixels);
+        assert_ne!(train.pixels, images(Part::Extra, 120).pixels);
+        assert_eq!(images_in(Part::Train, 17..50), train.select(&(17..50).collect::<Vec<_>>()));
         assert_eq!(train.class_counts(10), [12; 10]);
         assert_ne!(train.labels[..10], train.labels[10..20]);
     }

@@ -1,16 +1,20 @@
-//! Labelled 32x32 images: CIFAR files, generated images, their download, splits and order.
+//! Labelled 32x32 images: CIFAR files, generated images, extra and corrupted ones, downloads, splits and order.
 //!
 //! Plain host memory, which [`crate::ops::ImageSet`] takes to a device.
 
 pub mod cifar;
 mod config;
+pub mod corruptions;
 pub mod download;
+pub mod extra;
 pub mod generated;
+pub mod numpy;
 pub mod order;
 pub mod pickle;
 pub mod pixel_order;
 pub mod python;
 pub mod source;
+pub mod zip;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,6 +26,7 @@ pub use order::{Split, ValidationSplit};
 use crate::digest::sha256;
 use crate::names::named;
 use cifar::SUMS;
+use extra::ExtraImages;
 
 /// Bytes of one image: three planes of 32 x 32.
 pub const IMAGE_BYTES: usize = 3 * 32 * 32;
@@ -80,6 +85,8 @@ pub struct DataSet {
     pub class_names: Vec<String>,
     pub train: Images,
     pub test: Images,
+    /// Images besides, of which a share of every training batch is drawn: still in their files.
+    pub extra: Vec<ExtraImages>,
 }
 
 named! {
@@ -164,7 +171,12 @@ impl DataSet {
             (SetKind::Cifar100, Some(path)) => source::read(&cifar::CIFAR100, path, train_limit, test_limit)?,
         };
         let (classes, class_names) = (kind.classes(), kind.class_names());
-        Ok(Self { name: kind.name().into(), classes, class_names, train, test })
+        Ok(Self { name: kind.name().into(), classes, class_names, train, test, extra: Vec::new() })
+    }
+
+    /// How many extra images there are.
+    pub fn extra_count(&self) -> usize {
+        self.extra.iter().map(|extra| extra.labels.len()).sum()
     }
 }
 
@@ -213,6 +225,21 @@ pub enum DataError {
     Sums { path: PathBuf, name: String },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
+    #[error("{array}: {reason}")]
+    Array { array: String, reason: String },
+    #[error(
+        "{path}: holds no label.npy; label its images with `secateur data label {path} --weights FILE --out LABELLED.npz`",
+        path = path.display()
+    )]
+    Unlabelled { path: PathBuf },
+    #[error("data.extra: {count} images, expected at most {most}")]
+    TooManyExtra { count: usize, most: u64 },
+    #[error(
+        "{}: holds no file of a corruption, expected those of CIFAR-10-C or CIFAR-100-C: labels.npy, {files}", folder.display()
+    )]
+    NoCorruptions { folder: PathBuf, files: String },
+    #[error("{}: {count} images, expected a multiple of 5, one of each severity", path.display())]
+    Severities { path: PathBuf, count: usize },
     #[error("{expected} validation images, expected fewer than the {count} training images")]
     Validation { expected: usize, count: usize },
 }

@@ -3,6 +3,8 @@
 //! A sample's key is 64 bits of Philox; sorting by key shuffles. The key depends on the sample alone and not on which
 //! others take part, so a subset is visited in the order it has within the whole.
 
+use std::ops::Range;
+
 use super::{DataError, Images};
 use crate::names::named;
 use crate::philox::{Key, Purpose};
@@ -11,6 +13,7 @@ use crate::philox::{Key, Purpose};
 const EPOCH_STEP: u32 = 0;
 const SPLIT_STEP: u32 = 1;
 const RESERVE_STEP: u32 = 2;
+const EXTRA_STEP: u32 = 3;
 
 named! {
     /// How validation images are taken from the training set.
@@ -29,7 +32,39 @@ pub fn epoch_order(seed: u64, epoch: u32, samples: &[u32]) -> Vec<u32> {
     shuffled(Key { seed, purpose: Purpose::Order, epoch, step: EPOCH_STEP }, samples)
 }
 
-/// Samples by what they are for, each ascending: disjoint, and together all of the training set.
+/// Of `n` images of a batch, how many are extra ones where these are a share of it: floor(share * n), and never all.
+pub fn extra_part(share: f64, n: usize) -> usize {
+    // A product such as 0.29 * 100 may lie a rounding below its whole number.
+    ((share * n as f64 + 1e-9) as usize).min(n.saturating_sub(1))
+}
+
+/// The order of an epoch with a share of every batch drawn from `extra`, with replacement, after as many of `order` as fill the batch;
+/// the rest of `order` is left out.
+pub fn with_extra(
+    order: Vec<u32>,
+    extra: Range<u32>,
+    share: f64,
+    batch: usize,
+    seed: u64,
+    epoch: u32,
+) -> Vec<u32> {
+    if extra.is_empty() {
+        return order;
+    }
+    let key = Key { seed, purpose: Purpose::Order, epoch, step: EXTRA_STEP };
+    let count = u64::from(extra.end - extra.start);
+    let draw = |slot: usize| extra.start + ((u64::from(key.block(slot as u32, 0)[0]) * count) >> 32) as u32;
+    let (mut own, mut mixed) = (order.iter(), Vec::with_capacity(order.len()));
+    while mixed.len() < order.len() {
+        let size = batch.min(order.len() - mixed.len());
+        let drawn = extra_part(share, size);
+        mixed.extend(own.by_ref().take(size - drawn));
+        mixed.extend((mixed.len()..mixed.len() + drawn).map(draw));
+    }
+    mixed
+}
+
+/// Samples by what they are for, each ascending: disjoint, and together all of the training set and the extra images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Split {
     pub train: Vec<u32>,
@@ -37,6 +72,8 @@ pub struct Split {
     pub validation: Vec<u32>,
     /// For selections that choose by held-out images: see [`Split::reserve`].
     pub held_out: Vec<u32>,
+    /// Extra images, which follow the training set: see [`with_extra`].
+    pub extra: Range<u32>,
 }
 
 impl Split {
@@ -88,7 +125,7 @@ pub fn split(
     };
     held.sort_unstable();
     let train = all.into_iter().filter(|sample| held.binary_search(sample).is_err()).collect();
-    Ok(Split { train, validation: held, held_out: Vec::new() })
+    Ok(Split { train, validation: held, ..Split::default() })
 }
 
 /// Of each class the first of `order`, as many as its quota.
@@ -211,6 +248,35 @@ mod tests {
 
     fn images_of(images: &Images, samples: &[u32]) -> Images {
         labelled(samples.iter().map(|&sample| images.labels[sample as usize]).collect())
+    }
+
+    #[test]
+    fn every_batch_has_its_share_of_extra_images() {
+        let (samples, extra) = ((0..1003).collect::<Vec<u32>>(), 2000..2400);
+        let order = epoch_order(7, 3, &samples);
+        let mixed = with_extra(order.clone(), extra.clone(), 0.7, 50, 7, 3);
+        assert_eq!(mixed.len(), 1003);
+        let mut own: Vec<u32> = Vec::new();
+        for batch in mixed.chunks(50) {
+            let (first, drawn) = batch.split_at(batch.len() - extra_part(0.7, batch.len()));
+            own.extend(first);
+            assert!(drawn.iter().all(|sample| extra.contains(sample)));
+            assert_eq!(drawn.len(), if batch.len() == 50 { 35 } else { 2 });
+        }
+        assert_eq!(own, order[..own.len()]);
+        // 702 draws of 400: each is expected 1.755 times, and 1 - exp(-1.755) = 83 % of them come.
+        let mut drawn: Vec<u32> = mixed.iter().copied().filter(|sample| *sample >= 2000).collect();
+        let other = with_extra(order.clone(), extra.clone(), 0.7, 50, 7, 4);
+        assert!(drawn.iter().ne(other.iter().filter(|sample| **sample >= 2000)));
+        assert_eq!(drawn.len(), 702);
+        drawn.sort_unstable();
+        drawn.dedup();
+        assert!((300..365).contains(&drawn.len()), "{} of 400 drawn", drawn.len());
+        assert_eq!(with_extra(order.clone(), 0..0, 0.7, 50, 7, 3), order);
+        assert_eq!(
+            [(0.29, 100), (0.99, 10), (0.7, 512), (0.7, 1)].map(|(s, n)| extra_part(s, n)),
+            [29, 9, 358, 0]
+        );
     }
 
     #[test]

@@ -1,24 +1,33 @@
 //! The two orders of an image's values: plane by plane (CHW, as in files and in PyTorch) and pixel by pixel (HWC, as on a
 //! device).
 
+use rayon::prelude::*;
+
 /// Values of a pixel.
 const CHANNELS: usize = 3;
 /// Values of an image of 32 x 32.
 const IMAGE: usize = super::IMAGE_BYTES;
 
 /// HWC to CHW, image by image.
-pub fn to_planes<T: Copy>(images: &[T]) -> Vec<T> {
+pub fn to_planes<T: Copy + Send + Sync>(images: &[T]) -> Vec<T> {
     reordered(images, |at| at % (IMAGE / CHANNELS) * CHANNELS + at / (IMAGE / CHANNELS))
 }
 
 /// CHW to HWC, image by image.
-pub fn to_pixels<T: Copy>(images: &[T]) -> Vec<T> {
+pub fn to_pixels<T: Copy + Send + Sync>(images: &[T]) -> Vec<T> {
     reordered(images, |at| at % CHANNELS * (IMAGE / CHANNELS) + at / CHANNELS)
 }
 
 /// Images whose value at position p is that at `from(p)` of the original.
-fn reordered<T: Copy>(images: &[T], from: impl Fn(usize) -> usize + Copy) -> Vec<T> {
-    images.chunks_exact(IMAGE).flat_map(|image| (0..IMAGE).map(move |at| image[from(at)])).collect()
+fn reordered<T: Copy + Send + Sync>(images: &[T], from: impl Fn(usize) -> usize + Sync) -> Vec<T> {
+    let mut reordered = images.to_vec();
+    let images = images.par_chunks_exact(IMAGE);
+    reordered.par_chunks_exact_mut(IMAGE).zip(images).for_each(|(to, image)| {
+        for (at, value) in to.iter_mut().enumerate() {
+            *value = image[from(at)];
+        }
+    });
+    reordered
 }
 
 #[cfg(test)]

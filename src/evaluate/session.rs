@@ -43,6 +43,11 @@ impl<'a> EvaluatedImages<'a> {
         Self::new(data, "train", &data.train, count)
     }
 
+    /// All of `images`, split `split` of the set `data`.
+    pub fn all(data: &'a str, split: &'static str, images: &'a Images) -> Self {
+        Self { data, split, images, count: images.len(), sha256: images.sha256(images.len()) }
+    }
+
     fn new(data: &'a DataSet, split: &'static str, images: &'a Images, count: usize) -> Self {
         let count = count.min(images.len());
         Self { data: &data.name, split, images, count, sha256: images.sha256(count) }

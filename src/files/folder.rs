@@ -184,24 +184,35 @@ impl Folder {
     /// Writes a file: under a temporary name, fsync, rename, fsync of the folder. A reader sees the old file, the new one, or
     /// none, never a part; so does the disk after a power cut.
     pub fn write(&self, name: impl AsRef<OsStr>, bytes: &[u8], existing: Existing) -> io::Result<()> {
+        self.write_by(name, existing, |file| file.write_all(bytes))
+    }
+
+    /// [`Folder::write`] of what `write` writes; where it fails, nothing stays.
+    pub fn write_by<E: From<io::Error>>(
+        &self,
+        name: impl AsRef<OsStr>,
+        existing: Existing,
+        write: impl FnOnce(&mut File) -> Result<(), E>,
+    ) -> Result<(), E> {
         let (name, folder) = (name.as_ref(), self.open()?);
         let mut unfinished = Unfinished::create(&folder)?;
         if let Ok(before) = statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)
             && file_type(&before) == FileType::RegularFile
         {
             if existing == Existing::Refuse {
-                return Err(Errno::EXIST.into());
+                return Err(io::Error::from(Errno::EXIST).into());
             }
             unfinished.take_after(&before)?;
         }
-        unfinished.file.write_all(bytes)?;
+        write(&mut unfinished.file)?;
         unfinished.file.sync_all()?;
-        match existing {
-            Existing::Replace => renameat(&folder, &unfinished.name, &folder, name)?,
-            Existing::Refuse => linkat(&folder, &unfinished.name, &folder, name, AtFlags::empty())?,
-        }
+        let named = match existing {
+            Existing::Replace => renameat(&folder, &unfinished.name, &folder, name),
+            Existing::Refuse => linkat(&folder, &unfinished.name, &folder, name, AtFlags::empty()),
+        };
+        named.map_err(io::Error::from)?;
         drop(unfinished);
-        Ok(rustix::fs::fsync(&folder)?)
+        Ok(rustix::fs::fsync(&folder).map_err(io::Error::from)?)
     }
 
     /// Adds to the end of a file and sees it onto the disk: all of `bytes`, or none where that fails.

@@ -10,7 +10,7 @@ pub use folder::{Folder, How, UNFINISHED, is_unfinished};
 pub use lock::Lock;
 pub use outputs::{Files, Output, OutputError};
 pub use place::{LOCK_SUFFIX, Place};
-pub use read::{is_file, limit, read, read_text};
+pub use read::{is_file, limit, open, read, read_text};
 
 /// What was read, `None` where it is not there.
 pub fn if_there<T>(read: std::io::Result<T>) -> std::io::Result<Option<T>> {

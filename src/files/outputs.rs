@@ -243,14 +243,31 @@ impl Output {
     }
 
     fn write_or(&self, bytes: &[u8], existing: Existing) -> io::Result<()> {
-        let all = |mut stream: Box<dyn Write>| stream.write_all(bytes).and_then(|()| stream.flush());
-        match &self.way {
-            Way::Replaced(place) => place.write(bytes, existing),
-            Way::Stdout => all(Box::new(io::stdout())),
-            Way::Stderr => all(Box::new(io::stderr())),
-            Way::Device | Way::Pipe => all(Box::new(OpenOptions::new().write(true).open(&self.path)?)),
-            Way::Folder => Err(io::ErrorKind::IsADirectory.into()),
-        }
+        self.write_or_by(existing, |out| out.write_all(bytes))
+    }
+
+    /// [`Output::write`] of what `write` writes, for what is too large to hold.
+    pub fn write_by<E: From<io::Error>>(
+        &self,
+        write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.write_or_by(Existing::Replace, write)
+    }
+
+    fn write_or_by<E: From<io::Error>>(
+        &self,
+        existing: Existing,
+        write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut stream: Box<dyn Write> = match &self.way {
+            Way::Replaced(place) => return place.write_by(existing, |file| write(file)),
+            Way::Stdout => Box::new(io::stdout()),
+            Way::Stderr => Box::new(io::stderr()),
+            Way::Device | Way::Pipe => Box::new(OpenOptions::new().write(true).open(&self.path)?),
+            Way::Folder => return Err(io::Error::from(io::ErrorKind::IsADirectory).into()),
+        };
+        write(&mut *stream)?;
+        Ok(stream.flush()?)
     }
 }
 

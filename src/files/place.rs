@@ -74,6 +74,15 @@ impl Place {
         self.folder.write(&self.name, bytes, existing)
     }
 
+    /// Writes what `write` writes, whole or not at all.
+    pub fn write_by<E: From<io::Error>>(
+        &self,
+        existing: Existing,
+        write: impl FnOnce(&mut File) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.folder.write_by(&self.name, existing, write)
+    }
+
     pub fn open(&self, how: How) -> io::Result<File> {
         self.folder.file(&self.name, how)
     }

@@ -32,6 +32,17 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     read_open(openat(CWD, path, flags, Mode::empty())?.into(), most, PATIENCE)
 }
 
+/// Opens the regular file at `path`, to read it in pieces. Pipes, devices and folders are refused.
+pub fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file: File = openat(CWD, path, flags, Mode::empty())?.into();
+    match FileType::from_raw_mode(fstat(&file)?.st_mode) {
+        FileType::RegularFile => Ok(file),
+        FileType::Directory => Err(refused("a folder, expected a file")),
+        _ => Err(refused("a pipe or a device, expected a file")),
+    }
+}
+
 /// [`read`] for text.
 pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
     String::from_utf8(read(path, most)?).map_err(|error| {

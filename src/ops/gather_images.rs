@@ -26,11 +26,24 @@ pub struct ImageSet {
 impl ImageSet {
     /// Makes a set resident: `images` is `labels.len()` x 3 x 32 x 32 bytes.
     pub fn upload(engine: &Engine, images: &[u8], labels: &[u32]) -> Result<Self> {
+        let set = Self::alloc(engine, labels)?;
+        engine.write(&set.images, images)?;
+        Ok(set)
+    }
+
+    /// Memory for images with these labels.
+    pub fn alloc(engine: &Engine, labels: &[u32]) -> Result<Self> {
         Ok(Self {
-            images: engine.upload("data set images", images)?,
+            images: engine.alloc("data set images", labels.len() * IMAGE_LEN)?,
             labels: engine.upload("data set labels", labels)?,
             count: labels.len(),
         })
+    }
+
+    /// Writes images from number `first` on.
+    pub fn write(&self, engine: &Engine, first: usize, images: &[u8]) -> Result<()> {
+        let start = first * IMAGE_LEN;
+        engine.write(&self.images.slice(start..start + images.len()), images)
     }
 }
 

@@ -17,6 +17,11 @@ impl Recipe {
             let expected = format!("at most the {samples} training images");
             return Err(Refusal::new("batch", self.batch, expected));
         }
+        let (batch, share) = (self.batch, self.data.extra_share);
+        if !self.data.extra.is_empty() && order::extra_part(share, batch) == 0 {
+            let expected = format!("enough for one of the {batch} images of a batch, and one of the others");
+            return Err(Refusal::new("data.extra_share", share, expected));
+        }
         self.validate_attack()?;
         self.validate_acceleration()?;
         self.validate_selection(samples)

@@ -6,11 +6,12 @@
 use super::read::RunRecord;
 
 /// Keys of the recipe that a run and its control share.
-const SHARED: [&str; 8] = [
+const SHARED: [&str; 9] = [
     "objective.method",
     "data.set",
     "data.train_limit",
     "data.validation",
+    "data.extra",
     "model.width",
     "batch",
     "epochs",
@@ -45,7 +46,12 @@ pub fn speed_ups(runs: &[RunRecord]) -> Vec<Result<SpeedUp, &'static str>> {
             return Err("not finished");
         }
         let shares = |other: &RunRecord| {
-            SHARED.iter().all(|key| other.recipe(key) == run.recipe(key)) && device(other) == device(run)
+            // Runs of older builds have none.
+            let same = |key: &&str| {
+                let [own, there] = [run, other].map(|run| run.recipe(key).filter(|value| *value != "[]"));
+                own == there
+            };
+            SHARED.iter().all(same) && device(other) == device(run)
         };
         let full = |&place: &usize| ended(&runs[place]) && is_full(&runs[place]) && shares(&runs[place]);
         let against: Vec<usize> = (0..runs.len()).filter(full).collect();

@@ -6,6 +6,7 @@ use super::Result;
 use super::run::TrainingSetup;
 use super::run_folder::{RunFolder, RunFolderError};
 use crate::clock;
+use crate::data::extra::ExtraImages;
 use crate::data::{DataSet, Images};
 use crate::digest::sha256;
 use crate::engine::DeviceInfo;
@@ -37,14 +38,17 @@ pub(super) fn add_session(folder: &RunFolder, setup: &TrainingSetup, device: &De
         "data": setup.data_path.map(|path| path.to_string_lossy()),
         "data_sha256": data_sha256,
         "training_images": data.train.len(),
+        "extra_images": data.extra_count(),
         "test_images": data.test.len(),
     }))?;
     Ok(moved)
 }
 
-/// SHA-256 of the pixels and labels of both parts.
+/// SHA-256 of the pixels and labels of both parts, and of the digests of the extra images.
 fn digest(data: &DataSet) -> String {
     let of_part =
         |images: &Images| [sha256(&images.pixels), sha256(bytemuck::cast_slice::<u32, u8>(&images.labels))];
-    sha256([of_part(&data.train), of_part(&data.test)].as_flattened().concat().as_bytes())
+    let parts = [of_part(&data.train), of_part(&data.test)].concat();
+    let extra = data.extra.iter().map(ExtraImages::sha256);
+    sha256(parts.into_iter().chain(extra).collect::<String>().as_bytes())
 }

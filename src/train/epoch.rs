@@ -75,7 +75,7 @@ pub(super) fn epoch(
         state.best = Some(Best { epoch: number, validation_clean, validation_robust });
     }
     let measured = Measured { validated, live, best, watched };
-    let metrics = epoch_report::metrics(trainer, &run.data.train.labels, &outcome, &measured);
+    let metrics = epoch_report::metrics(trainer, run.labels, &outcome, &measured);
     let state = &mut trainer.progress;
     *state.run_images.get_or_insert(0) += metrics.images as u64;
     state.epoch = number;

@@ -1,12 +1,13 @@
 //! Data pruning in the training loop: when a subset is chosen, what it is chosen from, and what a checkpoint keeps of it.
 //!
 //! The candidates are the training split; the last adversarial loss of each stays on the device, in a table that every
-//! step scatters into. Mean scores are kept here, and learn from each finished epoch.
+//! step scatters into. Mean scores are kept here, and learn from each finished epoch. Extra images are no candidates: every batch
+//! takes its share of them, whatever was chosen.
 
 use super::checkpoint::SelectionState;
 use super::{EpochSchedule, Recipe, Stage};
 use crate::batch::Batch;
-use crate::data::order::Split;
+use crate::data::order::{Split, epoch_order, with_extra};
 use crate::engine::{self, Engine, Tensor, WeightSet};
 use crate::objective::Objective;
 use crate::ops::ImageSet;
@@ -55,17 +56,27 @@ impl<'a> Pruning<'a> {
         self.subset.as_ref()
     }
 
-    /// The weights of the samples of an epoch, in its order; `None` where all are 1.
+    /// The samples of an epoch, batch by batch.
+    pub fn order(&self, epoch: u32) -> Vec<u32> {
+        let Recipe { seed, batch, ref data, .. } = *self.recipe;
+        let order = epoch_order(seed, epoch, self.samples());
+        with_extra(order, self.split.extra.clone(), data.extra_share, batch, seed, epoch)
+    }
+
+    /// The weights of the samples of an epoch, in its order: 1 for extra images. `None` where all are 1.
     pub fn weights(&self, order: &[u32]) -> Option<Vec<f32>> {
         let subset =
             self.subset.as_ref().filter(|subset| subset.weights.iter().any(|&weight| weight != 1.0))?;
-        Some(places(&subset.samples, order).map(|place| subset.weights[place as usize]).collect())
+        let weight = |place: Option<usize>| place.map_or(1.0, |place| subset.weights[place]);
+        Some(places(&subset.samples, order).map(weight).collect())
     }
 
-    /// The table of last losses and the row of each sample of an epoch in it, in the epoch's order.
+    /// The table of last losses and the row of each sample of an epoch in it, in the epoch's order; one that no table has for extra
+    /// images.
     pub fn table(&self, order: &[u32]) -> Option<(Tensor<f32>, Vec<u32>)> {
         let losses = self.losses.as_ref()?;
-        Some((losses.clone(), places(&self.split.train, order).collect()))
+        let row = |place: Option<usize>| place.map_or(u32::MAX, |place| place as u32);
+        Some((losses.clone(), places(&self.split.train, order).map(row).collect()))
     }
 
     /// Sees to it that the right samples train in an epoch; returns the figures of those that were chosen anew. `selected` is
@@ -133,7 +144,9 @@ impl<'a> Pruning<'a> {
     pub fn learn(&mut self, order: &[u32], epoch_scores: &[f32]) {
         if let Some(scores) = &mut self.scores {
             for (place, &score) in places(&self.split.train, order).zip(epoch_scores) {
-                scores.add(place as usize, score);
+                if let Some(place) = place {
+                    scores.add(place, score);
+                }
             }
         }
     }
@@ -188,7 +201,7 @@ impl<'a> Pruning<'a> {
     }
 }
 
-/// The places of `expected` among ascending `samples`, which hold them all.
-fn places<'a>(samples: &'a [u32], expected: &'a [u32]) -> impl Iterator<Item = u32> + 'a {
-    expected.iter().map(|sample| samples.binary_search(sample).expect("a sample of the split") as u32)
+/// The place of each of `order` among ascending `samples`; none for extra images.
+fn places<'a>(samples: &'a [u32], order: &'a [u32]) -> impl Iterator<Item = Option<usize>> + 'a {
+    order.iter().map(|sample| samples.binary_search(sample).ok())
 }

@@ -91,7 +91,9 @@ impl Recipe {
     pub fn split_holding_out(&self, data: &DataSet, share: f64) -> Result<Split, DataError> {
         let DataConfig { validation, validation_split, .. } = self.data;
         let split = order::split(&data.train, data.classes, validation, validation_split, self.seed)?;
-        Ok(split.reserve(&data.train.labels, data.classes, share, self.seed))
+        let split = split.reserve(&data.train.labels, data.classes, share, self.seed);
+        let first = data.train.len() as u32;
+        Ok(Split { extra: first..first + data.extra_count() as u32, ..split })
     }
 
     /// The lines in which this resolved recipe differs from `other`: "batch = 64, there batch = 128".

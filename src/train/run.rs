@@ -7,7 +7,7 @@ use super::epoch::epoch;
 use super::result::{self, Summary};
 use super::run_folder::{RunFolder, RunFolderError, State};
 use super::{Result, TrainError, Trainer, environment, network, tensorboard};
-use crate::data::DataSet;
+use crate::data::{DataSet, IMAGE_BYTES};
 use crate::engine::Engine;
 use crate::evaluate::Protocol;
 use crate::model::initialise;
@@ -39,6 +39,8 @@ pub struct TrainingRun<'a> {
 pub(super) struct RunContext<'a> {
     pub recipe: &'a Recipe,
     pub data: &'a DataSet,
+    /// Of the training images and the extra ones.
+    pub labels: &'a [u32],
     pub folder: &'a RunFolder,
     pub progress: &'a dyn ProgressSink,
 }
@@ -116,7 +118,9 @@ impl<'a> TrainingRun<'a> {
     /// recipe.
     pub fn run(&mut self, progress: &dyn ProgressSink) -> Result<Summary> {
         let TrainingSetup { recipe, data, .. } = self.setup;
-        let run = &RunContext { recipe, data, folder: &self.folder, progress };
+        let extra = data.extra.iter().flat_map(|extra| &extra.labels);
+        let labels = &Vec::from_iter(data.train.labels.iter().chain(extra).copied());
+        let run = &RunContext { recipe, data, labels, folder: &self.folder, progress };
         let engine = &mut *self.engine;
         if self.moved {
             progress.event(Event::Warning(
@@ -128,7 +132,7 @@ impl<'a> TrainingRun<'a> {
         };
         let resumed = checkpoint::load_newest(self.folder.checkpoints(), warn)?;
 
-        let set = ImageSet::upload(engine, &data.train.pixels, &data.train.labels)?;
+        let set = upload(engine, run)?;
         let split = recipe.split(data)?;
         engine.load_weights(&initialise(network(recipe), recipe.seed))?;
         let mut trainer = Trainer::new(engine, recipe, &set, &split)?;
@@ -156,6 +160,26 @@ impl<'a> TrainingRun<'a> {
         progress.event(Event::End);
         result::finish(run, trainer, &self.protocols.test)
     }
+}
+
+/// The training images and after them the extra ones, which come from their files in chunks: the host never holds them all.
+fn upload(engine: &Engine, run: &RunContext) -> Result<ImageSet> {
+    let (data, total) = (run.data, run.labels.len());
+    let set = ImageSet::alloc(engine, run.labels)?;
+    set.write(engine, 0, &data.train.pixels)?;
+    let mut done = data.train.len();
+    if !data.extra.is_empty() {
+        run.progress.event(Event::Begin { task: "extra images", total });
+    }
+    for file in &data.extra {
+        for pixels in file.chunks()? {
+            let pixels = pixels?;
+            set.write(engine, done, &pixels)?;
+            done += pixels.len() / IMAGE_BYTES;
+            run.progress.event(Event::Done(done));
+        }
+    }
+    Ok(set)
 }
 
 /// Refuses a run of another recipe.

@@ -15,7 +15,7 @@ use super::{EpochSchedule, Recipe};
 use crate::attack::BatchNorm;
 use crate::batch::Batch;
 use crate::clock::Stopwatch;
-use crate::data::order::{Split, epoch_order};
+use crate::data::order::Split;
 use crate::engine::{Engine, Error, Phase, Result, Sgd, Tensor, WeightSet, unless_stopped};
 use crate::model::layers::IMAGE_LEN;
 use crate::objective::Objective;
@@ -257,7 +257,7 @@ impl<'a> Trainer<'a> {
     /// the engine ([`Engine::stop_on`]) may come during an attack. Either way the result is `None`, and the state is that
     /// between two steps.
     pub fn epoch(&mut self, go_on: &mut dyn FnMut(usize) -> bool) -> Result<Option<EpochOutcome>> {
-        let order = epoch_order(self.recipe.seed, self.progress.epoch, self.pruning.samples());
+        let order = self.pruning.order(self.progress.epoch);
         let weights = self.pruning.weights(&order);
         let upload = |weights: &Vec<f32>| self.engine.upload("epoch weights", weights);
         let table = self.pruning.table(&order);

@@ -10,6 +10,7 @@ pub mod evaluated;
 pub mod grad_pass;
 pub mod hopper;
 pub mod matrix;
+pub mod npz;
 pub mod page;
 pub mod pairs;
 pub mod program;

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use secateur::data::cifar::{self, CIFAR10, CIFAR100, Layout};
+use secateur::data::extra::{ExtraImages, arrays};
+use secateur::data::numpy::ArrayFile;
 use secateur::data::{IMAGE_BYTES, Images, python, source};
 use secateur::digest::sha256;
 use secateur::engine::OptimizerState;
@@ -27,6 +29,8 @@ use secateur::report::read_runs;
 use secateur::train::checkpoint::{self, Checkpoint, SamplesSoFar, SelectionState};
 use secateur::train::metrics::{RolledBack, roll_back};
 use secateur::train::run_folder::RunFolder;
+
+use crate::common::npz;
 
 /// Words from a seed.
 struct Random {
@@ -303,6 +307,55 @@ fn cifar_archives() {
             }
             Err(_) => false,
         }
+    });
+}
+
+#[test]
+fn extra_images() {
+    let (_folder, path) = one_file("x.npz");
+    let images = npz::images(2);
+    npz::write(&path, &images);
+    let written = fs::read(&path).unwrap();
+    let image = npz::array("|u1", &[2, 32, 32, 3], &images.pixels);
+    let label = npz::labels(&[3, 9]);
+    // Bytes that pack, so that damage reaches what is around them.
+    let flat = npz::array("|u1", &[2, 32, 32, 3], &[7; 2 * IMAGE_BYTES]);
+    let members = |image| [("image.npy", image), ("label.npy", &label[..])];
+    let corpus = [
+        written,
+        npz::archive(&members(&image), false),
+        npz::archive(&members(&flat), true),
+        npz::archive(&[("image.npy", &flat)], true),
+    ];
+    fuzz("extra-images", &corpus, |bytes| {
+        fs::write(&path, bytes).unwrap();
+        let Ok((array, labels)) = arrays(&path) else { return false };
+        let count = array.images().unwrap();
+        let read = array.chunks(count).unwrap().collect::<Result<Vec<_>, _>>();
+        let whole = read.is_ok_and(|chunks| chunks.concat().len() == count * IMAGE_BYTES);
+        match ExtraImages::open(&path, 10) {
+            Ok(extra) => {
+                assert!(extra.labels.len() == count && extra.labels.iter().all(|&label| label < 10));
+                whole
+            }
+            Err(_) => whole && labels.is_none(),
+        }
+    });
+}
+
+#[test]
+fn numpy_arrays() {
+    let (_folder, path) = one_file("x.npy");
+    let corpus = [npz::array("|u1", &[2, 32, 32, 3], &[1; 2 * IMAGE_BYTES]), npz::labels(&[3, 9])];
+    fuzz("numpy-arrays", &corpus, |bytes| {
+        fs::write(&path, bytes).unwrap();
+        let Ok(array) = ArrayFile::open(&path) else { return false };
+        if let Ok(count) = array.images() {
+            let read = array.chunks(count).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
+            assert_eq!(read.concat().len(), count * IMAGE_BYTES);
+            return true;
+        }
+        array.labels(2, 10).is_ok_and(|labels| labels.len() == 2 && labels.iter().all(|&label| label < 10))
     });
 }
 

@@ -124,12 +124,15 @@ fn reading_is_bounded() {
         device,
     );
     refused(path, &["train", "--recipe", "/dev/zero"], 2, device);
+    let no_file = "/dev/zero: a pipe or a device, expected a file";
+    refused(path, &["train", "--set=data.extra=['/dev/zero']"], 2, no_file);
     refused(path, &["bench", "compare", "/dev/zero", "/dev/zero"], 2, device);
     refused(path, &["report", "run", "--kernels", "/dev/zero"], 2, device);
     // As large as a disk, and no byte of it is read.
     let sparse = fs::File::create(path.join("sparse")).unwrap();
     sparse.set_len(1 << 40).unwrap();
     refused(path, &["weights", "check", "sparse"], 2, "expected at most");
+    refused(path, &["train", "--set=data.extra=['sparse']"], 2, "sparse: no zip directory at its end");
     refused(path, &["recipes", "sparse"], 2, "1099511627776 bytes, expected at most 1048576");
     // Files of a run that are devices: refused or left out, and said so.
     for name in ["metrics.jsonl", "environment.json", "result.json"] {

@@ -5,6 +5,7 @@ mod common;
 
 mod data_files;
 mod download;
+mod extra_images;
 mod fuzz;
 #[cfg(unix)]
 mod hostile;

@@ -116,6 +116,12 @@ fn recipes_hold_what_their_sources_say() {
         momentum_range: Some([0.85, 0.95]),
     };
     assert_eq!(average.schedule, one_cycle);
+    let extra = load("cifar10-trades-extra");
+    assert_eq!((extra.epochs, extra.batch, &*extra.data.extra), (400, 512, &["1m.npz".to_string()][..]));
+    assert_eq!(
+        (extra.data.extra_share, extra.objective.beta, extra.objective.label_smoothing),
+        (0.7, 5.0, 0.1)
+    );
     let bag = load("cifar10-pgd-at");
     assert_eq!((bag.epochs, bag.attack.steps), (110, 10));
     assert_eq!(bag.attack.epsilon.as_f32(), 8.0 / 255.0);
@@ -843,6 +849,10 @@ fn errors_name_key_value_and_wish() {
         ),
         ("data.padding=mirror", "recipe test: data.padding = \"mirror\", expected \"zero\" or \"reflect\""),
         ("data.augment=yes", "recipe test: data.augment = \"yes\", expected true or false"),
+        ("data.extra=1m.npz", "recipe test: data.extra = \"1m.npz\", expected a list of names, each once"),
+        ("data.extra_share=1", "recipe test: data.extra_share = 1, expected a number in (0, 0.99]"),
+        // Unused without extra images.
+        ("data.extra_share=0.01", ""),
         (
             "evaluation.protocols=[]x",
             "recipe test: evaluation.protocols = \"[]x\", expected a list of names, each once",
@@ -867,6 +877,11 @@ fn errors_name_key_value_and_wish() {
             Err(error) => assert_eq!(error, *expected, "--set {text}"),
         }
     }
+    let few = parse(SMALL, &["data.extra=['1m.npz']", "data.extra_share=0.019"]).unwrap_err();
+    assert_eq!(
+        few,
+        "recipe test: data.extra_share = 0.019, expected enough for one of the 50 images of a batch, and one of the others"
+    );
     let missing = parse("batch = 1", &[]).unwrap_err();
     assert_eq!(missing, "recipe test: epochs is missing, expected an integer from 1 to 100000");
     let error = parse("attack = 3\nepochs = 1\nbatch = 1\ndata.set='generated'", &[]).unwrap_err();

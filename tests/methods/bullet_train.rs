@@ -443,8 +443,7 @@ fn a_super_batch_is_attacked_with_the_weights_at_its_start() {
     let set = [BULLET, &text, "accelerate.robust_steps=1", "schedule.kind=constant"];
     let recipe = of_method(Method::Trades, &set);
     let data = DataSet::open(recipe.data.set, None, recipe.data.train_limit, Some(1)).unwrap();
-    let split =
-        Split { train: (0..data.train.len() as u32).collect(), validation: Vec::new(), held_out: Vec::new() };
+    let split = Split { train: (0..data.train.len() as u32).collect(), ..Split::default() };
     let order = epoch_order(recipe.seed, 0, &split.train);
     let (weights, objective) = trained(&recipe, accuracy);
 

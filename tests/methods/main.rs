@@ -7,6 +7,7 @@ mod awp;
 mod bullet_train;
 mod bullet_train_groups;
 mod checkpoints;
+mod extra_data;
 mod methods;
 mod methods_emulated;
 mod prune_glister;

@@ -116,7 +116,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     if let Some(weights) = &args.weights {
         files.reads("--weights", weights)?;
     }
-    let data = recipe.data.open(args.data.as_deref()).map_err(or_set)?;
+    let data = recipe.data.open_set(args.data.as_deref()).map_err(or_set)?;
     let (out, _lock) = claim(&args.out)?;
     console.catch_interrupts()?;
 

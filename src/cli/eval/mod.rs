@@ -1,7 +1,8 @@
 //! `secateur eval`: accuracy of a weights file or a run under protocols, as lines and as JSON.
 //!
-//! `report` is what `--out` holds.
+//! `report` is what `--out` holds; `corruptions` evaluates on CIFAR-10-C and CIFAR-100-C instead.
 
+mod corruptions;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use crate::config::Fraction;
 use crate::engine::DeviceChoice;
 use crate::evaluate::{EvaluatedImages, Evaluation, EvaluationPlan, IMAGES_SUFFIX, Part, Protocol, sanity};
 use crate::files::{Files, LOCK_SUFFIX, Output, OutputError, Place};
+use crate::model::WeightsFile;
 use crate::train::{run_folder, trained};
 
 /// Measure the accuracy of weights under evaluation protocols
@@ -29,12 +31,16 @@ pub struct Args {
     /// its parts apgd-ce, apgd-t, fab-t, square
     #[arg(long, value_delimiter = ',', default_value = "clean,pgd20")]
     protocol: Vec<Protocol>,
-    /// The first N images [default: all]
+    /// The first N images; with --corruptions, of each severity [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     samples: Option<u32>,
     /// Images of the training set instead of the test set
     #[arg(long)]
     training_images: bool,
+    /// Corrupted test images instead: the folder of the .npy files of CIFAR-10-C or CIFAR-100-C; the mean over severities of each
+    /// corruption, and over corruptions
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["data", "training_images", "dump", "state", "resume"])]
+    corruptions: Option<PathBuf>,
     /// Radius of the L-infinity ball
     #[arg(long, default_value = "8/255", value_parser = radius, allow_hyphen_values = true)]
     eps: Fraction,
@@ -78,6 +84,16 @@ impl Args {
         Ok(state)
     }
 
+    /// Refuses a protocol that needs more classes than the network has.
+    fn check_classes(&self, weights: &WeightsFile) -> anyhow::Result<()> {
+        let (path, classes) = (weights.path.display(), weights.network.classes);
+        let targeted = self.protocol.iter().any(|protocol| protocol.parts().contains(&Part::ApgdT));
+        match targeted && classes < 4 {
+            true => bail!("{path}: {classes} classes, and the targeted DLR loss of apgd-t needs 4 at least"),
+            false => Ok(()),
+        }
+    }
+
     /// The protocol whose adversarial images are dumped.
     fn dumped(&self) -> anyhow::Result<Option<&Protocol>> {
         if self.dump.is_none() {
@@ -106,6 +122,9 @@ fn place_of_state(files: &mut Files, state: &Path) -> Result<Place, OutputError>
 
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     Protocol::check_list(&args.protocol).map_err(|reason| anyhow!("--protocol {reason}"))?;
+    if let Some(folder) = &args.corruptions {
+        return corruptions::run(&args, folder, console);
+    }
     let dumped = args.dumped()?;
     let mut files = inputs([], args.data.as_deref())?;
     let out = files.may_write("--out", args.out.as_ref())?;
@@ -114,12 +133,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
     let weights = trained::weights(&args.weights, console)?;
     files.reads("--weights", &weights.path)?;
     files.reads_folder("--weights", &args.weights, run_folder::is_of_a_run)?;
-    let (path, classes) = (&weights.path, weights.network.classes);
-    let targeted = args.protocol.iter().any(|protocol| protocol.parts().contains(&Part::ApgdT));
-    if targeted && classes < 4 {
-        bail!("{}: {classes} classes, and the targeted DLR loss of apgd-t needs 4 at least", path.display());
-    }
-    let data = trained::images(&args.weights, args.data.as_deref(), classes)?;
+    args.check_classes(&weights)?;
+    let data = trained::images(&args.weights, args.data.as_deref(), weights.network.classes)?;
     let count = args.samples.map_or(usize::MAX, |samples| samples as usize);
     let images = match args.training_images {
         true => EvaluatedImages::train(&data, count),

@@ -94,6 +94,9 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     // Everything that can be wrong, before the first hour of training.
     let mut sets: Vec<(Kept, DataSet)> = Vec::new();
     for entry in &plan.entries {
+        for file in &entry.recipe.data.extra {
+            files.reads("data.extra", file.as_ref())?;
+        }
         let kept = Kept::of_recipe(&entry.recipe);
         if !sets.iter().any(|(known, _)| *known == kept) {
             let data = entry.recipe.data.open(args.data.as_deref()).map_err(or_set)?;
@@ -154,17 +157,19 @@ impl Tables {
 }
 
 /// What decides which images a recipe is trained and evaluated on.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Kept {
     set: SetKind,
     train: Option<usize>,
     test: Option<usize>,
+    extra: Vec<String>,
 }
 
 impl Kept {
     fn of_recipe(recipe: &Recipe) -> Self {
         let data = &recipe.data;
-        Self { set: data.set, train: data.train_limit, test: data.test_limit }
+        let extra = data.extra.clone();
+        Self { set: data.set, train: data.train_limit, test: data.test_limit, extra }
     }
 }
 
