@@ -3,10 +3,10 @@
 //! A run is compared with full training (all samples, the whole attack) of the same objective, on the same images,
 //! width, batch, schedule and device, and with nothing else.
 
-use super::read::RunRecord;
+use super::read::{Clock, RunRecord};
 
 /// Keys of the recipe that a run and its control share.
-const SHARED: [&str; 9] = [
+const SHARED: [&str; 10] = [
     "objective.method",
     "data.set",
     "data.train_limit",
@@ -16,6 +16,7 @@ const SHARED: [&str; 9] = [
     "batch",
     "epochs",
     "objective.replays",
+    "attack.steps",
 ];
 
 /// What a run gains over full training.
@@ -40,7 +41,8 @@ fn device(run: &RunRecord) -> Option<(&serde_json::Value, &serde_json::Value)> {
 
 /// The speed-up of each run, or why there is none.
 pub fn speed_ups(runs: &[RunRecord]) -> Vec<Result<SpeedUp, &'static str>> {
-    let ended = |run: &RunRecord| run.result.is_some() && run.training_seconds() > 0.0;
+    let clock = Clock::of(runs);
+    let ended = |run: &RunRecord| run.result.is_some() && run.training_seconds(clock) > 0.0;
     let of = |run: &RunRecord| {
         if !ended(run) {
             return Err("not finished");
@@ -58,8 +60,8 @@ pub fn speed_ups(runs: &[RunRecord]) -> Vec<Result<SpeedUp, &'static str>> {
         if against.is_empty() {
             return Err("no full run of this objective on the same images, schedule and device");
         }
-        let seconds = against.iter().map(|&place| runs[place].training_seconds()).sum::<f64>();
-        let factor = seconds / against.len() as f64 / run.training_seconds();
+        let seconds = against.iter().map(|&place| runs[place].training_seconds(clock)).sum::<f64>();
+        let factor = seconds / against.len() as f64 / run.training_seconds(clock);
         Ok(SpeedUp { against, factor })
     };
     runs.iter().map(of).collect()

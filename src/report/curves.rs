@@ -5,7 +5,7 @@
 use super::compare::{SpeedUp, front};
 use super::markup::{Style, area_legend, legend};
 use super::plot::{Bar, Plot, Series, bars, stacked};
-use super::read::RunRecord;
+use super::read::{Clock, RunRecord};
 use super::scale::{Axis, duration, fixed, significant};
 
 /// A quantity of the metrics: its field, its words, a factor, and where its axis begins.
@@ -168,14 +168,16 @@ pub fn time_split(runs: &[RunRecord]) -> String {
 
 /// A bar for each run that has a control.
 pub fn speed_ups(runs: &[RunRecord], speed_ups: &[Result<SpeedUp, &str>]) -> String {
+    let clock = Clock::of(runs);
     let gains = runs.iter().zip(speed_ups).enumerate();
     let rows: Vec<Bar> = gains
         .filter_map(|(slot, (run, gain))| {
             let gain = gain.as_ref().ok()?;
             let against: Vec<&str> = gain.against.iter().map(|&place| runs[place].name.as_str()).collect();
             let words = format!(
-                "{} of training, {} times as fast as {}",
-                duration(run.training_seconds()),
+                "{} of training ({}), {} times as fast as {}",
+                duration(run.training_seconds(clock)),
+                clock.name(),
                 fixed(gain.factor, 2),
                 against.join(" and ")
             );
@@ -194,12 +196,12 @@ pub fn speed_ups(runs: &[RunRecord], speed_ups: &[Result<SpeedUp, &str>]) -> Str
 
 /// Test accuracy of the best weights (of the last, where there are no best) over the seconds of training.
 pub fn trade(runs: &[RunRecord], protocol: &str) -> Option<Plot> {
-    let mut series = Vec::new();
+    let (clock, mut series) = (Clock::of(runs), Vec::new());
     for (slot, run) in runs.iter().enumerate() {
         let rows = run.test_accuracies();
         let of = |weights: &str| rows.iter().find(|row| row.0 == weights && row.1 == protocol);
         let Some((weights, _, accuracy, total)) = of("best").or(of("last")) else { continue };
-        let (seconds, accuracy) = (run.training_seconds(), 100.0 * accuracy);
+        let (seconds, accuracy) = (run.training_seconds(clock), 100.0 * accuracy);
         let title = format!(
             "{} ({weights}): {protocol} {} % of {total} test images, {} of training",
             run.name,
@@ -228,7 +230,7 @@ pub fn trade(runs: &[RunRecord], protocol: &str) -> Option<Plot> {
         title: format!("Test accuracy, {protocol}, %"),
         x: Axis::from_zero(points.iter().map(|point| point.0)),
         y: Axis::linear(points.iter().map(|point| point.1)),
-        x_name: "seconds".into(),
+        x_name: clock.name().into(),
         y_name: format!("{protocol} %"),
         guides: vec![stairs],
         series,

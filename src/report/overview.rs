@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::compare::SpeedUp;
 use super::markup::{Style, escape};
-use super::read::RunRecord;
+use super::read::{Clock, RunRecord};
 use super::scale::{duration, fixed, significant};
 use crate::clock::to_the_minute;
 
@@ -60,7 +60,7 @@ pub fn table(head: &[(&str, bool)], rows: &[Vec<String>]) -> String {
 
 /// One row a run: method, epochs, test accuracies of the best weights, training time, speed-up.
 pub fn summary(runs: &[RunRecord], speed_ups: &[Result<SpeedUp, &str>], robust: Option<&str>) -> String {
-    let robust = robust.unwrap_or("robust");
+    let (robust, clock) = (robust.unwrap_or("robust"), Clock::of(runs));
     let [best_robust, last_robust] = ["best", "last"].map(|weights| escape(&format!("{weights}: {robust}")));
     let head = [
         ("run", false),
@@ -69,7 +69,7 @@ pub fn summary(runs: &[RunRecord], speed_ups: &[Result<SpeedUp, &str>], robust: 
         (&best_robust, true),
         ("last: clean", true),
         (&last_robust, true),
-        ("training", true),
+        (clock.name(), true),
         ("images/s", true),
         ("speed-up", true),
         ("method", false),
@@ -93,7 +93,7 @@ pub fn summary(runs: &[RunRecord], speed_ups: &[Result<SpeedUp, &str>], robust: 
             tested("best", robust),
             tested("last", "clean"),
             tested("last", robust),
-            if run.epochs.is_empty() { NONE.into() } else { duration(run.training_seconds()) },
+            if run.epochs.is_empty() { NONE.into() } else { duration(run.training_seconds(clock)) },
             significant(rate, 3),
             speed_ups[slot].as_ref().map_or(NONE.into(), |gain| format!("{}\u{D7}", fixed(gain.factor, 2))),
             escape(&method(run)),

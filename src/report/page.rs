@@ -71,7 +71,7 @@ impl Page {
         let protocols = robust.iter().map(String::as_str).chain(["clean"]);
         let trade = protocols.filter_map(|name| Some(curves::trade(runs, name)?.figure()));
         let trade = plots(&trade.collect::<String>());
-        let words = "<p class=\"note\">Seconds are those of attack, train and selection; the dotted front joins the runs that no \
+        let words = "<p class=\"note\">Seconds are those of attack, train and selection, by the CPU clock where all runs have it; the dotted front joins the runs that no \
                      other beats in both.</p>\n";
         let legend = curves::run_legend(runs);
         body += &section(

@@ -73,6 +73,28 @@ pub struct RunRecord {
     pub notes: Vec<String>,
 }
 
+/// The clock that seconds of training are by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    Wall,
+    /// Of all threads.
+    Cpu,
+}
+
+impl Clock {
+    /// CPU seconds where all of `runs` have them, as other programs change those little; else the wall clock.
+    pub fn of(runs: &[RunRecord]) -> Self {
+        if runs.iter().all(RunRecord::has_cpu_seconds) { Self::Cpu } else { Self::Wall }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Wall => "seconds",
+            Self::Cpu => "CPU seconds",
+        }
+    }
+}
+
 /// Reads runs and gives each a name of its own.
 pub fn read_runs(paths: &[PathBuf]) -> Result<Vec<RunRecord>, ReportError> {
     let mut runs = paths.iter().map(|path| RunRecord::read(path)).collect::<Result<Vec<_>, _>>()?;
@@ -164,8 +186,21 @@ impl RunRecord {
     }
 
     /// Seconds of attack, train and selection over the epochs: what training cost, without its measurement.
-    pub fn training_seconds(&self) -> f64 {
-        ["seconds_attack", "seconds_train", "seconds_select"].iter().map(|key| self.sum(key)).sum()
+    pub fn training_seconds(&self, clock: Clock) -> f64 {
+        match clock {
+            Clock::Wall => {
+                ["seconds_attack", "seconds_train", "seconds_select"].iter().map(|key| self.sum(key)).sum()
+            }
+            Clock::Cpu => self.sum("seconds_cpu"),
+        }
+    }
+
+    /// Whether it ran on a CPU and counted CPU seconds in every epoch.
+    fn has_cpu_seconds(&self) -> bool {
+        let on_cpu =
+            |session: &Value| session["device"]["kind"].as_str().is_some_and(|kind| kind.starts_with("cpu"));
+        let counted = |epoch: &Epoch| epoch.number("seconds_cpu").is_some_and(|seconds| seconds > 0.0);
+        !self.epochs.is_empty() && self.sessions.iter().all(on_cpu) && self.epochs.iter().all(counted)
     }
 
     /// Test accuracies in result.json: weights ("best" or "last"), protocol, accuracy, number of images.

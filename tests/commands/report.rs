@@ -212,9 +212,9 @@ fn a_speed_up_is_that_over_full_training_of_the_same() {
     let html = Made::page(&paths);
     // The control is the mean of the full runs, 100 s; selection counts, evaluation does not.
     for words in [
-        "full-1: 80.0 s of training, 1.25 times as fast as full-1 and full-2",
-        "bullet: 40.0 s of training, 2.50 times as fast as full-1 and full-2",
-        "pruned: 40.0 s of training, 2.50 times as fast as full-1 and full-2",
+        "full-1: 80.0 s of training (seconds), 1.25 times as fast as full-1 and full-2",
+        "bullet: 40.0 s of training (seconds), 2.50 times as fast as full-1 and full-2",
+        "pruned: 40.0 s of training (seconds), 2.50 times as fast as full-1 and full-2",
     ] {
         assert!(texts(&html, "title").contains(&words.to_string()), "{words}");
     }
@@ -229,6 +229,24 @@ fn a_speed_up_is_that_over_full_training_of_the_same() {
     let html = Made::page(&paths);
     assert!(html.contains("2 (under way)") && html.contains("bullet: not finished."));
     assert!(!texts(&html, "title").iter().any(|title| title.starts_with("bullet: 40.0 s")));
+}
+
+#[test]
+fn seconds_are_of_the_cpu_where_all_runs_counted_them() {
+    let made = Made::new();
+    let bullet = format!("{TRADES}[accelerate]\nmethod = 'bullet-train'\n");
+    let mut paths = [("full", TRADES, 30.0), ("bullet", &bullet, 10.0)].map(|(name, recipe, cpu)| {
+        let path = made.run(name, recipe, "A", &[40.0]);
+        let metrics = fs::read_to_string(path.join("metrics.jsonl")).unwrap();
+        let counted = metrics.replace("\"images\"", &format!("\"seconds_cpu\":{cpu},\"images\""));
+        fs::write(path.join("metrics.jsonl"), counted).unwrap();
+        path
+    });
+    let says =
+        |paths: &[PathBuf], words: &str| texts(&Made::page(paths), "title").contains(&words.to_string());
+    assert!(says(&paths, "bullet: 10.0 s of training (CPU seconds), 3.00 times as fast as full"));
+    paths[0] = made.run("older", TRADES, "A", &[40.0]);
+    assert!(says(&paths, "bullet: 40.0 s of training (seconds), 1.00 times as fast as older"));
 }
 
 #[test]
