@@ -139,18 +139,19 @@ fn generate(count: u32, out: &Output, console: &Console) -> anyhow::Result<()> {
     console.catch_interrupts()?;
     console.bar("images", count as usize);
     write_by(out, |out| {
-        let mut file = extra::Writer::new(out, count as usize)?;
-        let mut labels = Vec::new();
-        for first in (0..count).step_by(CHUNK as usize) {
-            if console.stop() {
-                bail!(Interrupted(None));
+        extra::write(out, count as usize, |add| {
+            let mut labels = Vec::new();
+            for first in (0..count).step_by(CHUNK as usize) {
+                if console.stop() {
+                    bail!(Interrupted(None));
+                }
+                let images = generated::images_in(generated::Part::Extra, first..count.min(first + CHUNK));
+                add(&images.pixels)?;
+                labels.extend(images.labels);
+                console.at(labels.len());
             }
-            let images = generated::images_in(generated::Part::Extra, first..count.min(first + CHUNK));
-            file.images(&images.pixels)?;
-            labels.extend(images.labels);
-            console.at(labels.len());
-        }
-        Ok(file.finish(&labels)?)
+            Ok(labels)
+        })
     })
 }
 
@@ -168,25 +169,26 @@ fn label(args: &LabelArgs, console: &Console) -> anyhow::Result<()> {
     engine.fold_batch_norm(WeightSet::Live)?;
     let scratch = Batch::alloc(engine, batch)?;
     console.bar("images", count);
-    let mut labels = Vec::new();
     write_by(&out, |out| {
-        let mut file = extra::Writer::new(out, count)?;
-        for pixels in images.chunks(count)? {
-            let pixels = pixels?;
-            let samples: Vec<u32> = (0..(pixels.len() / IMAGE_BYTES) as u32).collect();
-            let set = ImageSet::upload(engine, &pixels, &vec![0; samples.len()])?;
-            for samples in samples.chunks(batch) {
-                let batch = scratch.gathered(engine, &set, samples, None)?;
-                labels.extend(predict(engine, &batch, false)?);
+        extra::write(out, count, |add| {
+            let mut labels = Vec::new();
+            for pixels in images.chunks(count)? {
+                let pixels = pixels?;
+                let samples: Vec<u32> = (0..(pixels.len() / IMAGE_BYTES) as u32).collect();
+                let set = ImageSet::upload(engine, &pixels, &vec![0; samples.len()])?;
+                for samples in samples.chunks(batch) {
+                    let batch = scratch.gathered(engine, &set, samples, None)?;
+                    labels.extend(predict(engine, &batch, false)?);
+                }
+                if let Some(image) = labels.iter().position(|&label| label == NO_CLASS) {
+                    let path = args.images.display();
+                    bail!(CheckFailed(format!("{path}: image {image} has a logit that is NaN or infinite")));
+                }
+                add(&pixels)?;
+                console.at(labels.len());
             }
-            if let Some(image) = labels.iter().position(|&label| label == NO_CLASS) {
-                let path = args.images.display();
-                bail!(CheckFailed(format!("{path}: image {image} has a logit that is NaN or infinite")));
-            }
-            file.images(&pixels)?;
-            console.at(labels.len());
-        }
-        Ok(file.finish(&labels)?)
+            Ok(labels)
+        })
     })?;
     console.line(format!("{}: {count} images, labelled by {}", args.out.display(), weights.path.display()));
     Ok(())

@@ -4,6 +4,8 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use rawzip::ZipArchiveWriter;
+
 use super::numpy::{ArrayFile, ImageChunks, header_of};
 use super::pixel_order::to_pixels;
 use super::{DataError, zip};
@@ -51,7 +53,7 @@ impl ExtraImages {
 /// # Errors
 /// As [`ExtraImages::open`], but for what is in the labels.
 pub fn arrays(path: &Path) -> Result<(ArrayFile, Option<ArrayFile>), DataError> {
-    let members = files::open(path).and_then(|mut file| zip::members(&mut file));
+    let members = files::open(path).and_then(zip::members);
     let members = members.map_err(|source| DataError::Io { path: path.into(), source })?;
     let array = |name: &str| {
         let member = members.iter().find(|member| member.name == name)?.clone();
@@ -66,28 +68,38 @@ pub fn arrays(path: &Path) -> Result<(ArrayFile, Option<ArrayFile>), DataError> 
     Ok((images, array(LABEL).transpose()?))
 }
 
-/// Writes such a file, the images chunk by chunk.
-pub struct Writer<W: Write>(zip::Writer<W>);
+/// Writes such a file: the `count` images that `images` hands over some at a time, 3,072 bytes by planes each, and the labels that it
+/// returns.
+pub fn write<E: From<io::Error>>(
+    out: impl Write,
+    count: usize,
+    images: impl FnOnce(&mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<Vec<u32>, E>,
+) -> Result<(), E> {
+    let mut archive = ZipArchiveWriter::new(out);
+    let mut labels = Vec::new();
+    member(&mut archive, IMAGE, |out| {
+        out.write_all(&header_of("|u1", &[count, IMAGE_SIDE, IMAGE_SIDE, 3]))?;
+        labels = images(&mut |planes| out.write_all(&to_pixels(planes)))?;
+        Ok::<_, E>(())
+    })?;
+    member(&mut archive, LABEL, |out| {
+        out.write_all(&header_of("<i8", &[labels.len()]))?;
+        out.write_all(&labels.iter().flat_map(|&label| i64::from(label).to_le_bytes()).collect::<Vec<_>>())
+    })?;
+    archive.finish().map_err(zip::io_error)?;
+    Ok(())
+}
 
-impl<W: Write> Writer<W> {
-    /// Begins a file of `count` images.
-    pub fn new(out: W, count: usize) -> io::Result<Self> {
-        let mut archive = zip::Writer::new(out);
-        archive.begin(IMAGE)?;
-        archive.write(&header_of("|u1", &[count, IMAGE_SIDE, IMAGE_SIDE, 3]))?;
-        Ok(Self(archive))
-    }
-
-    /// Adds images, 3,072 bytes by planes each.
-    pub fn images(&mut self, planes: &[u8]) -> io::Result<()> {
-        self.0.write(&to_pixels(planes))
-    }
-
-    /// Writes the labels, of as many images as were added, and ends the file.
-    pub fn finish(mut self, labels: &[u32]) -> io::Result<()> {
-        self.0.begin(LABEL)?;
-        self.0.write(&header_of("<i8", &[labels.len()]))?;
-        self.0.write(&labels.iter().flat_map(|&label| i64::from(label).to_le_bytes()).collect::<Vec<_>>())?;
-        self.0.finish()
-    }
+/// Adds a stored member to an archive.
+fn member<W: Write, E: From<io::Error>>(
+    archive: &mut ZipArchiveWriter<W>,
+    name: &str,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+) -> Result<(), E> {
+    let (mut entry, config) = archive.new_file(name).start().map_err(zip::io_error)?;
+    let mut bytes = config.wrap(&mut entry);
+    write(&mut bytes)?;
+    let (_, descriptor) = bytes.finish().map_err(zip::io_error)?;
+    entry.finish(descriptor).map_err(zip::io_error)?;
+    Ok(())
 }

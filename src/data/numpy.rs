@@ -91,7 +91,7 @@ impl ArrayFile {
     fn bytes(&self) -> io::Result<Box<dyn Read>> {
         let file = files::open(&self.path)?;
         Ok(match &self.member {
-            Some(member) => Box::new(member.open(file)?),
+            Some(member) => member.open(file)?,
             None => Box::new(BufReader::new(file)),
         })
     }

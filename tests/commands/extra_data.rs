@@ -88,7 +88,7 @@ fn generate_label_and_train() {
     refused(
         path,
         &train("cut.npz"),
-        "cut.npz: no zip directory at its end: it is cut short, or no .npz file",
+        "cut.npz: Missing end of central directory; it is cut short or damaged, or no .npz file",
     );
     let floats = array("<f4", &[50, 32, 32, 3], &pixels);
     fs::write(

@@ -6,9 +6,8 @@ use std::path::Path;
 
 use flate2::write::DeflateEncoder;
 use flate2::{Compression, Crc};
-use secateur::data::extra::Writer;
 use secateur::data::numpy::header_of;
-use secateur::data::{Images, generated};
+use secateur::data::{Images, extra, generated};
 
 /// The first `count` generated images that are neither for training nor for testing.
 pub fn images(count: usize) -> Images {
@@ -17,9 +16,8 @@ pub fn images(count: usize) -> Images {
 
 /// Writes images as the program does.
 pub fn write(path: &Path, images: &Images) {
-    let mut file = Writer::new(fs::File::create(path).unwrap(), images.len()).unwrap();
-    file.images(&images.pixels).unwrap();
-    file.finish(&images.labels).unwrap();
+    let file = fs::File::create(path).unwrap();
+    extra::write(file, images.len(), |add| add(&images.pixels).map(|()| images.labels.clone())).unwrap();
 }
 
 /// An array as an `.npy` file, or a member of an `.npz`.

@@ -2,6 +2,7 @@
 //! error that names it.
 
 use std::fs;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use secateur::data::corruptions::{self, SEVERITIES};
@@ -171,7 +172,7 @@ fn every_fault_is_one_clear_error() {
         let mut changed = whole.clone();
         changed[at] ^= 2;
         let error = refused(folder.path(), &changed);
-        assert!(error.contains("the file is damaged"), "byte {at}: {error}");
+        assert!(error.contains(".npy: Invalid checksum: expected "), "byte {at}: {error}");
     }
     // What the directory says: offsets from its start.
     let directory = whole.windows(4).position(|window| window == b"PK\x01\x02").unwrap();
@@ -191,17 +192,31 @@ fn every_fault_is_one_clear_error() {
         (changed(&whole, directory + 20, 1 << 30), "it is cut short"),
         (changed(&whole, directory + 24, 1 << 30), "cannot unpack to 1073741824"),
         (changed(&deflated, of_deflated + 24, 0xffff_fffe), "cannot unpack to 4294967294"),
-        (changed(&whole, directory + 42, 7), "image.npy is not where the zip directory says"),
-        (changed(&whole, directory + 42, u32::MAX), "its zip directory is damaged"),
-        (
-            changed(&whole, whole.len() - 10, u32::MAX),
-            "a zip directory of 4294967295 bytes, expected at most 1048576",
-        ),
-        (changed(&whole, whole.len() - 6, 0xffff_fff0), "beyond its end"),
+        (changed(&whole, directory + 42, 7), "Invalid signature"),
+        (changed(&whole, directory + 42, u32::MAX), "it is cut short or damaged"),
+        (changed(&whole, whole.len() - 6, 0xffff_fff0), "Invalid end of central directory"),
         // More members than there are.
-        (changed(&whole, whole.len() - 12, 9), "its zip directory is damaged"),
+        (changed(&whole, whole.len() - 12, 9), "2 members, expected "),
     ] {
         assert!(error.contains(expected), "{expected}: {error}");
+    }
+
+    // A directory as large as a disk, and a record of its end as large.
+    for (record, directory) in [((1u64 << 40) - 98, 1u64 << 30), (1 << 20, 0)] {
+        let path = folder.path().join("sparse.npz");
+        let mut file = fs::File::create(&path).unwrap();
+        let locator = (1u64 << 40) - 42;
+        file.seek(SeekFrom::Start(record)).unwrap();
+        let fields = [directory / 64, directory / 64, directory, 1 << 20].map(u64::to_le_bytes);
+        let size = (locator - record - 12).to_le_bytes();
+        let record = [b"PK\x06\x06", &size[..], &[45, 0, 45, 0], &[0; 8], fields.as_flattened()].concat();
+        let at = file.stream_position().unwrap().to_le_bytes();
+        file.write_all(&record).unwrap();
+        file.seek(SeekFrom::Start(locator)).unwrap();
+        let end = [b"PK\x05\x06\0\0\0\0", &[0xff; 12][..], &[0, 0]].concat();
+        file.write_all(&[b"PK\x06\x07\0\0\0\0", &at[..], &[1, 0, 0, 0], &end].concat()).unwrap();
+        let error = ExtraImages::open(&path, 10).unwrap_err().to_string();
+        assert!(error.contains("sparse.npz: a zip directory of "), "{error}");
     }
 
     let error = ExtraImages::open(&folder.path().join("none.npz"), 10).unwrap_err().to_string();

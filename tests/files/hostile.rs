@@ -132,7 +132,12 @@ fn reading_is_bounded() {
     let sparse = fs::File::create(path.join("sparse")).unwrap();
     sparse.set_len(1 << 40).unwrap();
     refused(path, &["weights", "check", "sparse"], 2, "expected at most");
-    refused(path, &["train", "--set=data.extra=['sparse']"], 2, "sparse: no zip directory at its end");
+    refused(
+        path,
+        &["train", "--set=data.extra=['sparse']"],
+        2,
+        "sparse: Missing end of central directory; it is cut short",
+    );
     refused(path, &["recipes", "sparse"], 2, "1099511627776 bytes, expected at most 1048576");
     // Files of a run that are devices: refused or left out, and said so.
     for name in ["metrics.jsonl", "environment.json", "result.json"] {
