@@ -1,6 +1,6 @@
 //! Every parser against valid files that were damaged: it returns a value that keeps its promises or an error, and never panics.
 //!
-//! A target runs for FUZZ_SECONDS (3 by default, 60 in CI) on inputs that FUZZ_SEED (printed) decides. An input that fails is
+//! A target runs for FUZZ_SECONDS (1 by default, 60 in CI) on inputs that FUZZ_SEED (printed) decides. An input that fails is
 //! written to a file, whose name the test prints; FUZZ_INPUT=FILE runs a target on that file alone.
 
 use std::fs;
@@ -128,7 +128,7 @@ fn fuzz(name: &str, corpus: &[Vec<u8>], parse: impl Fn(&[u8]) -> bool) {
     }
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
     let seed = from_env("FUZZ_SEED").unwrap_or(clock);
-    let end = Instant::now() + Duration::from_secs(from_env("FUZZ_SECONDS").unwrap_or(3));
+    let end = Instant::now() + Duration::from_secs(from_env("FUZZ_SECONDS").unwrap_or(1));
     println!("{name}: FUZZ_SEED={seed}");
     let (mut cases, mut accepted) = (0u32, 0u32);
     while Instant::now() < end {
