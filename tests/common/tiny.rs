@@ -71,10 +71,20 @@ pub fn of_method(method: Method, overrides: &[&str]) -> Recipe {
     recipe(&all)
 }
 
-/// Starts or resumes the run in `path`; it is asked to stop at its `stop_after`-th check.
+/// Starts or resumes the run in `path` on the CPU in f32; it is asked to stop at its `stop_after`-th check.
 pub fn train_in(recipe: &Recipe, path: &Path, stop_after: Option<usize>) -> Result<Summary, TrainError> {
+    train_on(DeviceChoice::Cpu, recipe, path, stop_after)
+}
+
+/// The same on another device.
+pub fn train_on(
+    device: DeviceChoice,
+    recipe: &Recipe,
+    path: &Path,
+    stop_after: Option<usize>,
+) -> Result<Summary, TrainError> {
     let data = recipe.data.open(None).unwrap();
-    let mut engine = open(DeviceChoice::Cpu, train::network(recipe), recipe.batch).unwrap();
+    let mut engine = open(device, train::network(recipe), recipe.batch).unwrap();
     let asked = Cell::new(0);
     let stop = StopWhen(|| {
         asked.set(asked.get() + 1);

@@ -5,15 +5,16 @@ use std::fs;
 use std::path::Path;
 
 use secateur::attack::Pgd;
-use secateur::engine::{GradRequest, Pass, WeightSet};
+use secateur::engine::{DeviceChoice, GradRequest, Pass, WeightSet};
 use secateur::model::Weights;
 use secateur::model::layers::IMAGE_LEN;
 use secateur::objective::Method;
 use secateur::ops::AscentLoss;
 use secateur::train::run_folder::RunFolder;
 use secateur::train::{TrainError, checkpoint};
+use tempfile::TempDir;
 
-use crate::common::tiny::{BATCH, Bench, METHODS, ROUNDING, of_method, run, softmax, timeless};
+use crate::common::tiny::{BATCH, Bench, METHODS, ROUNDING, of_method, run, softmax, timeless, train_on};
 
 /// Norm of the difference over the norm of what is wanted, and the largest single difference over the largest value.
 fn distances(actual: &Weights, expected: &Weights) -> (f64, f64) {
@@ -217,12 +218,14 @@ fn what_a_method_carries_survives_an_interruption() {
         bullet.map(|method| of_method(method, &[&few[..], &["accelerate.method=bullet-train"]].concat()));
     for recipe in [of_method(Method::Free, &few)].into_iter().chain(bullet) {
         let (whole, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        run(&recipe, whole.path(), None).unwrap();
+        let run =
+            |folder: &TempDir, stop_after| train_on(DeviceChoice::Auto, &recipe, folder.path(), stop_after);
+        run(&whole, None).unwrap();
         for stop_after in [2, 5] {
-            let stopped = run(&recipe, broken.path(), Some(stop_after));
+            let stopped = run(&broken, Some(stop_after));
             assert!(matches!(stopped, Err(TrainError::Interrupted { .. })), "{stopped:?}");
         }
-        run(&recipe, broken.path(), None).unwrap();
+        run(&broken, None).unwrap();
         assert_eq!(timeless(broken.path()), timeless(whole.path()));
         let last = |path: &Path| fs::read(path.join("last.safetensors")).unwrap();
         assert!(last(broken.path()) == last(whole.path()), "{}: other bits", recipe.objective.method);
