@@ -68,6 +68,9 @@ impl<'a> Epilogue<'a> {
     }
 }
 
+/// Bytes that a prefetch brings.
+const CACHE_LINE: usize = 64;
+
 /// What is added, and the gate: kinds that a loop is compiled for.
 const NOTHING: u8 = 0;
 const MAPS: u8 = 1;
@@ -86,16 +89,21 @@ vectorised! {
         image: &mut [f32],
     ) {
         // A loop for each combination, so that none decides for every vector.
+        macro_rules! lines {
+            ($added:ident, $gate:ident) => {
+                lines::<E, $added, $gate>(epilogue, maps, line, channel, sums, image)
+            };
+        }
         match (epilogue.added, epilogue.gate) {
-            (Added::Nothing, Gate::Open) => lines::<E, NOTHING, OPEN>(epilogue, maps, line, channel, sums, image),
-            (Added::Nothing, Gate::Relu) => lines::<E, NOTHING, RELU>(epilogue, maps, line, channel, sums, image),
-            (Added::Nothing, Gate::Mask(_)) => lines::<E, NOTHING, MASK>(epilogue, maps, line, channel, sums, image),
-            (Added::Maps(_), Gate::Open) => lines::<E, MAPS, OPEN>(epilogue, maps, line, channel, sums, image),
-            (Added::Maps(_), Gate::Relu) => lines::<E, MAPS, RELU>(epilogue, maps, line, channel, sums, image),
-            (Added::Maps(_), Gate::Mask(_)) => lines::<E, MAPS, MASK>(epilogue, maps, line, channel, sums, image),
-            (Added::Present, Gate::Open) => lines::<E, PRESENT, OPEN>(epilogue, maps, line, channel, sums, image),
-            (Added::Present, Gate::Relu) => lines::<E, PRESENT, RELU>(epilogue, maps, line, channel, sums, image),
-            (Added::Present, Gate::Mask(_)) => lines::<E, PRESENT, MASK>(epilogue, maps, line, channel, sums, image),
+            (Added::Nothing, Gate::Open) => lines!(NOTHING, OPEN),
+            (Added::Nothing, Gate::Relu) => lines!(NOTHING, RELU),
+            (Added::Nothing, Gate::Mask(_)) => lines!(NOTHING, MASK),
+            (Added::Maps(_), Gate::Open) => lines!(MAPS, OPEN),
+            (Added::Maps(_), Gate::Relu) => lines!(MAPS, RELU),
+            (Added::Maps(_), Gate::Mask(_)) => lines!(MAPS, MASK),
+            (Added::Present, Gate::Open) => lines!(PRESENT, OPEN),
+            (Added::Present, Gate::Relu) => lines!(PRESENT, RELU),
+            (Added::Present, Gate::Mask(_)) => lines!(PRESENT, MASK),
         }
     }
 }
@@ -167,9 +175,6 @@ fn lines<E: Number, const ADDED: u8, const GATE: u8>(
         }
     }
 }
-
-/// Bytes.
-const CACHE_LINE: usize = 64;
 
 /// Asks for a number that may lie after the slice.
 #[inline(always)]

@@ -13,7 +13,7 @@ use crate::prune::SelectionConfig;
 pub struct EpochSchedule {
     /// Epochs of the schedule.
     schedule: usize,
-    /// The first trained epochs that are on all samples ...
+    /// This many trained epochs at the start are on all samples ...
     warm: usize,
     /// ... and stand for this many of the schedule.
     covered: usize,

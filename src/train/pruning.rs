@@ -4,6 +4,8 @@
 //! step scatters into. Mean scores are kept here, and learn from each finished epoch. Extra images are no candidates: every batch
 //! takes its share of them, whatever was chosen.
 
+use std::ops::Range;
+
 use super::checkpoint::SelectionState;
 use super::{EpochSchedule, Recipe, Stage};
 use crate::batch::Batch;
@@ -68,7 +70,7 @@ impl<'a> Pruning<'a> {
         let subset =
             self.subset.as_ref().filter(|subset| subset.weights.iter().any(|&weight| weight != 1.0))?;
         let weight = |place: Option<usize>| place.map_or(1.0, |place| subset.weights[place]);
-        Some(places(&subset.samples, order).map(weight).collect())
+        Some(places(&subset.samples, &self.split.extra, order).map(weight).collect())
     }
 
     /// The table of last losses and the row of each sample of an epoch in it, in the epoch's order; one that no table has for extra
@@ -76,7 +78,7 @@ impl<'a> Pruning<'a> {
     pub fn table(&self, order: &[u32]) -> Option<(Tensor<f32>, Vec<u32>)> {
         let losses = self.losses.as_ref()?;
         let row = |place: Option<usize>| place.map_or(u32::MAX, |place| place as u32);
-        Some((losses.clone(), places(&self.split.train, order).map(row).collect()))
+        Some((losses.clone(), places(&self.split.train, &self.split.extra, order).map(row).collect()))
     }
 
     /// Sees to it that the right samples train in an epoch; returns the figures of those that were chosen anew. `selected` is
@@ -143,7 +145,7 @@ impl<'a> Pruning<'a> {
     /// Adds the scores of a finished epoch, in its order, to the means.
     pub fn learn(&mut self, order: &[u32], epoch_scores: &[f32]) {
         if let Some(scores) = &mut self.scores {
-            for (place, &score) in places(&self.split.train, order).zip(epoch_scores) {
+            for (place, &score) in places(&self.split.train, &self.split.extra, order).zip(epoch_scores) {
                 if let Some(place) = place {
                     scores.add(place, score);
                 }
@@ -201,7 +203,12 @@ impl<'a> Pruning<'a> {
     }
 }
 
-/// The place of each of `order` among ascending `samples`; none for extra images.
-fn places<'a>(samples: &'a [u32], order: &'a [u32]) -> impl Iterator<Item = Option<usize>> + 'a {
-    order.iter().map(|sample| samples.binary_search(sample).ok())
+/// The place of each of `order` among ascending `samples`, which hold all of it but extra images; none for these.
+fn places<'a>(
+    samples: &'a [u32],
+    extra: &'a Range<u32>,
+    order: &'a [u32],
+) -> impl Iterator<Item = Option<usize>> + 'a {
+    let place = move |sample: &u32| samples.binary_search(sample).expect("a sample of the split");
+    order.iter().map(move |sample| (!extra.contains(sample)).then(|| place(sample)))
 }
