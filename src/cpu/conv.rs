@@ -67,17 +67,23 @@ impl PackedConv {
             filters.enumerate().for_each(|(k, (rounded, weights))| {
                 scaled(numbers, weights, scale.map_or(1.0, |scale| scale[k]), rounded);
             });
-            let weight = |k: usize, c: usize, tap: usize| rounded[(k * in_channels + c) * taps + tap];
-            self.forward.pack(kernel, |tap, c, k| weight(k, c, tap));
-            if in_channels < LEAST {
-                self.backward.pack(kernel, |_, k, at| match at {
-                    at if at < filter => weight(k, at % in_channels, at / in_channels),
-                    // After the patch, to the end of its last vector.
-                    _ => 0.0,
-                });
-            } else {
-                self.backward.pack(kernel, |tap, k, c| weight(k, c, tap));
+            self.forward.pack(kernel, rounded, (taps, filter));
+            if in_channels >= LEAST {
+                return self.backward.pack(kernel, rounded, (filter, taps));
             }
+            // (line, column, channel) of a patch as outputs, zeros after them to the end of its last vector.
+            let (outputs, filters) = (self.backward.outputs, self.conv.out_channels);
+            with_scratch(outputs * filters, |patches| {
+                patches.fill(0.0);
+                for (at, patch) in patches.chunks_exact_mut(filters).take(filter).enumerate() {
+                    let (tap, c) = (at / in_channels, at % in_channels);
+                    patch
+                        .iter_mut()
+                        .zip(rounded.chunks_exact(filter))
+                        .for_each(|(w, f)| *w = f[c * taps + tap]);
+                }
+                self.backward.pack(1, patches, (1, filters));
+            });
         });
     }
 
@@ -380,18 +386,21 @@ impl Direction {
         self.taps.len() * self.operands.words(self.inputs)
     }
 
-    /// Packs `weight(tap, input channel, output channel)` of a kernel of `kernel` lines.
-    fn pack(&mut self, kernel: usize, weight: impl Fn(usize, usize, usize) -> f32 + Sync) {
+    /// Packs `weights`, numbers of the format, of a kernel of `kernel` lines: its taps are neighbours, those of the next input and of the
+    /// next output channel `steps` further.
+    fn pack(&mut self, kernel: usize, weights: &[f32], (input, output): (usize, usize)) {
         let (words, block, rows) = (self.operands.words(self.inputs), self.block, self.rows());
         let taps: Vec<usize> = self.taps.iter().map(|(line, column)| line * kernel + column).collect();
         let operands = self.operands;
-        self.weights.par_chunks_exact_mut(rows * block).enumerate().for_each(|(at, weights)| {
-            // The taps of a filter are neighbours in memory.
+        self.weights.par_chunks_exact_mut(rows * block).enumerate().for_each(|(at, packed)| {
             for word in 0..words {
+                let channels = operands.channels(word);
                 for k in 0..block {
-                    for (at_tap, &tap) in taps.iter().enumerate() {
-                        let weight = |c: usize| weight(tap, c, at * block + k);
-                        weights[(at_tap * words + word) * block + k] = operands.weights(word, weight);
+                    let filter = &weights[(at * block + k) * output..];
+                    let [first, second] = channels.map(|c| &filter[c * input..][..kernel * kernel]);
+                    let column = packed[word * block + k..].iter_mut().step_by(words * block);
+                    for (slot, &tap) in column.zip(&taps) {
+                        *slot = operands.word(first[tap], second[tap]);
                     }
                 }
             }
@@ -447,12 +456,19 @@ impl Operands {
         }
     }
 
-    /// The weights that a word meets, of the weights of each channel, which are numbers of the format.
-    fn weights(self, word: usize, weight: impl Fn(usize) -> f32) -> f32 {
+    /// The channels whose weights a word meets.
+    fn channels(self, word: usize) -> [usize; 2] {
         match self {
-            Self::Singles => weight(word),
-            Self::Pairs => pair(weight(2 * word), weight(2 * word + 1)),
-            Self::HighAndLow => pair(weight(word), weight(word)),
+            Self::Singles | Self::HighAndLow => [word, word],
+            Self::Pairs => [2 * word, 2 * word + 1],
+        }
+    }
+
+    /// Their weights, which are numbers of the format, as a word.
+    fn word(self, first: f32, second: f32) -> f32 {
+        match self {
+            Self::Singles => first,
+            Self::Pairs | Self::HighAndLow => pair(first, second),
         }
     }
 
