@@ -38,7 +38,7 @@ pub struct Batch {
     classes: usize,
 }
 
-/// The place of a batch in its minibatch, which ranks may share.
+/// Which part of its minibatch a batch is, where ranks share one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     /// Images before it in the minibatch.

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use anyhow::bail;
 
-use crate::collective::Place;
+use crate::collective::RankInfo;
 use crate::engine::DeviceChoice;
 
 /// What was typed.
@@ -14,7 +14,7 @@ pub enum Devices {
     Count(usize),
     /// GPUs by their numbers.
     Gpus(Vec<usize>),
-    /// One process a device, whose place torchrun or Slurm put into its environment.
+    /// One process a device, whose rank torchrun or Slurm put into its environment.
     Environment,
 }
 
@@ -56,13 +56,13 @@ impl FromStr for Devices {
 /// GPUs of one machine.
 const MOST: usize = 1024;
 
-/// Where the ranks of a run work.
+/// The ranks of a run and their devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ranks {
     /// Ranks of this process, one a device.
     Threads(Vec<DeviceChoice>),
     /// This process is one rank.
-    Process(Place, DeviceChoice),
+    Process(RankInfo, DeviceChoice),
 }
 
 impl Ranks {
@@ -77,14 +77,16 @@ impl Ranks {
         let of = |ordinal| if gpu { DeviceChoice::Cuda(ordinal) } else { device };
         Ok(Some(match devices {
             Devices::Gpus(_) if !gpu => {
-                bail!("--devices names GPUs by their numbers; the CPU and the emulator take a number of engines")
+                bail!(
+                    "--devices names GPUs by their numbers; the CPU and the emulator take a number of engines"
+                )
             }
             Devices::Gpus(gpus) => Self::Threads(gpus.iter().copied().map(of).collect()),
             Devices::Count(count) => Self::Threads((0..*count).map(of).collect()),
             Devices::Environment => {
-                let place = Place::from_environment()?;
-                let device = of(place.local_rank);
-                Self::Process(place, device)
+                let info = RankInfo::from_environment()?;
+                let device = of(info.local_rank);
+                Self::Process(info, device)
             }
         }))
     }

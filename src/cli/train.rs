@@ -62,8 +62,8 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
             let open = |rank: usize| open(devices[rank]);
             Some(ranks::on_threads(devices.len(), &open, setup, folder, first)?)
         }
-        Some(Ranks::Process(place, device)) => {
-            ranks::on_processes(&place, &|_| open(device), setup, folder, console, first)?
+        Some(Ranks::Process(info, device)) => {
+            ranks::on_processes(&info, &|_| open(device), setup, folder, console, first)?
         }
     };
     console.lines(summary.iter().flat_map(summary_lines));

@@ -8,7 +8,7 @@
 mod processes;
 mod threads;
 
-pub use processes::{Place, Processes};
+pub use processes::{Processes, RankInfo};
 pub use threads::Threads;
 
 use std::ops::Range;
@@ -21,7 +21,7 @@ pub enum CollectiveError {
     Ended { rank: usize, ranks: usize, reason: String },
     #[error("rank {rank} exchanges {actual}, expected {expected} as on rank {own}")]
     Mismatch { rank: usize, actual: String, own: usize, expected: String },
-    /// A wrong place in the group, or a connection that cannot be made.
+    /// A rank that means nothing, or a connection that cannot be made.
     #[error("{0}")]
     Link(String),
 }
@@ -44,7 +44,7 @@ pub trait Collective {
     /// [`CollectiveError::Ended`] where a rank has ended, [`CollectiveError::Mismatch`] where one exchanges something else.
     fn all_gather(&self, what: &'static str, own: Vec<u8>) -> Result<Gathered>;
 
-    /// Says why this rank ends, for the others. Without, a rank that is dropped has ended for no known reason.
+    /// Tells the other ranks why this one ends. A rank that is dropped without has ended for no known reason.
     fn leave(&self, reason: &str);
 
     /// The sum over all ranks of each of `values`, which is as long on every rank: `((v0 + v1) + v2) + ...`, the same bits on each.
@@ -147,7 +147,10 @@ mod tests {
     fn shares_cover_a_batch_in_order() {
         for (whole, ranks) in [(0..16, 4), (3..20, 4), (5..8, 3), (7..8, 1), (10..137, 8)] {
             let shares: Vec<_> = (0..ranks).map(|rank| share(whole.clone(), rank, ranks)).collect();
-            assert_eq!(shares.iter().cloned().flatten().collect::<Vec<_>>(), whole.clone().collect::<Vec<_>>());
+            assert_eq!(
+                shares.iter().cloned().flatten().collect::<Vec<_>>(),
+                whole.clone().collect::<Vec<_>>()
+            );
             let lens = shares.iter().map(|share| share.len());
             assert!(lens.clone().max().unwrap() - lens.min().unwrap() <= 1, "{shares:?}");
             assert_eq!(shared_items(whole.len(), ranks), whole.len());

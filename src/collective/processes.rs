@@ -1,7 +1,7 @@
 //! Ranks of several processes, on one machine or many, connected through rank 0 over TCP.
 //!
-//! A message is its kind, the lengths of a name and of a body, and both. Every other rank sends what it gives to rank 0, which answers
-//! with what all gave, or with the rank that has ended. A process that dies closes its connection, and so is found in the next
+//! A message is its kind, the lengths of a name and of a body, and both. Every other rank sends its values to rank 0, which
+//! replies with those of all ranks, or with the rank that has ended. A process that dies closes its connection, and so is found in the next
 //! exchange.
 
 use std::cell::RefCell;
@@ -15,18 +15,18 @@ use rustix::net::sockopt;
 
 use super::{Collective, CollectiveError, Gathered, Result, values as values_of};
 
-/// First bytes of a connection; what else comes to the port is not listened to.
+/// First bytes of a connection; other connections to the port are closed.
 const HELLO: &[u8; 16] = b"secateur ranks 1";
 /// Between two tries to connect.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long one connection may take to say who it is.
+/// How long a connection may take to send its rank.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A machine that answers nothing for so long, and to some probes after that, is gone.
+/// Idle time of a connection after which the system probes whether the other machine is up.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// The place of a process among those of a run.
+/// Which rank of a run a process is, and how it finds the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct RankInfo {
     pub rank: usize,
     pub ranks: usize,
     /// Among the ranks of this machine: the number of its GPU.
@@ -35,7 +35,7 @@ pub struct Place {
     pub address: String,
 }
 
-impl Place {
+impl RankInfo {
     /// What torchrun or Slurm's srun put into the environment of this process.
     ///
     /// # Errors
@@ -66,12 +66,17 @@ impl Place {
         };
         let [rank, ranks, local_rank] = [number(names[0])?, number(names[1])?, number(names[2])?];
         if rank >= ranks {
-            return Err(link(format!("{} = {rank} and {} = {ranks}, expected a smaller rank", names[0], names[1])));
+            return Err(link(format!(
+                "{} = {rank} and {} = {ranks}, expected a smaller rank",
+                names[0], names[1]
+            )));
         }
-        let host = variable("MASTER_ADDR").ok_or_else(|| link("MASTER_ADDR is not set: the host of rank 0".into()))?;
+        let host = variable("MASTER_ADDR")
+            .ok_or_else(|| link("MASTER_ADDR is not set: the host of rank 0".into()))?;
         let agent_listens = variable("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value == "True");
         let port = number("MASTER_PORT")? + usize::from(agent_listens);
-        let port = u16::try_from(port).map_err(|_| link(format!("MASTER_PORT: port {port}, expected 65535 at most")))?;
+        let port = u16::try_from(port)
+            .map_err(|_| link(format!("MASTER_PORT: port {port}, expected 65535 at most")))?;
         let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
         Ok(Self { rank, ranks, local_rank, address })
     }
@@ -83,7 +88,7 @@ pub struct Processes {
     ranks: usize,
     /// On rank 0 those to ranks 1, 2, ...; on any other the one to rank 0.
     links: Vec<TcpStream>,
-    /// Why the group cannot go on, once it cannot.
+    /// Why the group cannot go on, from its first failure on.
     over: RefCell<Option<CollectiveError>>,
 }
 
@@ -98,15 +103,15 @@ enum Kind {
 }
 
 impl Processes {
-    /// Meets the other ranks; all must come within `patience`.
+    /// Connects to the other ranks; all must do so within `patience`.
     ///
     /// # Errors
-    /// [`CollectiveError::Link`], which names who did not come.
-    pub fn meet(place: &Place, patience: Duration) -> Result<Self> {
+    /// [`CollectiveError::Link`], which names the ranks that did not connect.
+    pub fn connect(info: &RankInfo, patience: Duration) -> Result<Self> {
         let until = Instant::now() + patience;
-        let links = match place.rank {
-            0 => accept(place, until)?,
-            _ => vec![connect(place, until)?],
+        let links = match info.rank {
+            0 => accept(info, until)?,
+            _ => vec![connect_to_first(info, until)?],
         };
         for link in &links {
             let prepare = || -> io::Result<()> {
@@ -115,9 +120,9 @@ impl Processes {
                 sockopt::set_socket_keepalive(link, true)?;
                 Ok(sockopt::set_tcp_keepidle(link, SILENCE)?)
             };
-            prepare().map_err(|error| CollectiveError::Link(format!("{}: {error}", place.address)))?;
+            prepare().map_err(|error| CollectiveError::Link(format!("{}: {error}", info.address)))?;
         }
-        Ok(Self { rank: place.rank, ranks: place.ranks, links, over: RefCell::new(None) })
+        Ok(Self { rank: info.rank, ranks: info.ranks, links, over: RefCell::new(None) })
     }
 
     /// The rank at the other end of a link.
@@ -125,7 +130,7 @@ impl Processes {
         if self.rank == 0 { link + 1 } else { 0 }
     }
 
-    /// Keeps why the group is over, and tells the others, which wait for rank 0.
+    /// Keeps the first failure, and tells the other ranks, which wait for rank 0.
     fn fail(&self, error: CollectiveError) -> CollectiveError {
         let mut over = self.over.borrow_mut();
         if let Some(first) = &*over {
@@ -141,7 +146,7 @@ impl Processes {
 
     fn tell_ended(&self, rank: usize, reason: &str) {
         for link in &self.links {
-            // One that is gone hears nothing; the others must.
+            // To a rank that is gone this fails.
             let _ = send(link, Kind::Ended, reason, &(rank as u64).to_le_bytes());
         }
     }
@@ -158,7 +163,8 @@ impl Processes {
                 expected: what.into(),
             }),
             Ok((Kind::Ended, reason, body)) => {
-                let rank = body.try_into().map_or(self.peer(link), |bytes| u64::from_le_bytes(bytes) as usize);
+                let rank =
+                    body.try_into().map_or(self.peer(link), |bytes| u64::from_le_bytes(bytes) as usize);
                 Err(ended(rank, reason))
             }
             Err(error) => Err(ended(self.peer(link), format!("its connection is closed ({error})"))),
@@ -166,19 +172,19 @@ impl Processes {
     }
 
     fn send(&self, link: usize, what: &'static str, body: &[u8]) -> Result<()> {
-        // What a rank said before it closed its connection is worth more than the failure to send.
+        // A message that the rank sent before it closed its connection says more than the failure to send.
         match send(&self.links[link], Kind::Values, what, body) {
             Ok(()) => Ok(()),
             Err(_) => self.receive(link, what).map(|_| ()),
         }
     }
 
-    /// Rank 0 makes one answer of what all give; every rank returns it.
+    /// Rank 0 makes one reply from the values of all ranks; every rank returns it.
     fn through_first(
         &self,
         what: &'static str,
         own: Vec<u8>,
-        answer: impl FnOnce(Vec<u8>, &dyn Fn(usize) -> Result<Vec<u8>>) -> Result<Vec<u8>>,
+        reply: impl FnOnce(Vec<u8>, &dyn Fn(usize) -> Result<Vec<u8>>) -> Result<Vec<u8>>,
     ) -> Result<Vec<u8>> {
         if let Some(error) = &*self.over.borrow() {
             return Err(error.clone());
@@ -188,9 +194,9 @@ impl Processes {
                 self.send(0, what, &own)?;
                 return self.receive(0, what);
             }
-            let answer = answer(own.clone(), &|rank| self.receive(rank - 1, what))?;
-            (0..self.links.len()).try_for_each(|link| self.send(link, what, &answer))?;
-            Ok(answer)
+            let reply = reply(own.clone(), &|rank| self.receive(rank - 1, what))?;
+            (0..self.links.len()).try_for_each(|link| self.send(link, what, &reply))?;
+            Ok(reply)
         };
         exchange().map_err(|error| self.fail(error))
     }
@@ -218,14 +224,16 @@ impl Collective for Processes {
         let mut rest = &all[..];
         let mut given = Vec::with_capacity(self.ranks);
         while let Some((len, after)) = rest.split_first_chunk::<8>() {
-            let Some((body, after)) = after.split_at_checked(u64::from_le_bytes(*len) as usize) else { break };
+            let Some((body, after)) = after.split_at_checked(u64::from_le_bytes(*len) as usize) else {
+                break;
+            };
             given.push(Arc::new(body.to_vec()));
             rest = after;
         }
         match given.len() == self.ranks && rest.is_empty() {
             true => Ok(given),
             false => Err(self.fail(CollectiveError::Link(format!(
-                "{what}: {} of {} parts in the answer of rank 0",
+                "{what}: {} of {} parts in the reply of rank 0",
                 given.len(),
                 self.ranks
             )))),
@@ -244,7 +252,7 @@ impl Collective for Processes {
             }),
         };
         let own = bytemuck::cast_slice(values).to_vec();
-        let answer = self.through_first(what, own, |own, of_rank| {
+        let reply = self.through_first(what, own, |own, of_rank| {
             let mut sums: Vec<f32> = values_of(&own).collect();
             for rank in 1..self.ranks {
                 let theirs = of_rank(rank)?;
@@ -253,8 +261,8 @@ impl Collective for Processes {
             }
             Ok(bytemuck::cast_slice(&sums).to_vec())
         })?;
-        expected(0, &answer).map_err(|error| self.fail(error))?;
-        values.iter_mut().zip(values_of(&answer)).for_each(|(value, sum)| *value = sum);
+        expected(0, &reply).map_err(|error| self.fail(error))?;
+        values.iter_mut().zip(values_of(&reply)).for_each(|(value, sum)| *value = sum);
         Ok(())
     }
 
@@ -274,40 +282,41 @@ impl Drop for Processes {
     }
 }
 
-fn link_error(place: &Place, error: &dyn std::fmt::Display) -> CollectiveError {
-    CollectiveError::Link(format!("{} (MASTER_ADDR and MASTER_PORT): {error}", place.address))
+fn link_error(info: &RankInfo, error: &dyn std::fmt::Display) -> CollectiveError {
+    CollectiveError::Link(format!("{} (MASTER_ADDR and MASTER_PORT): {error}", info.address))
 }
 
 /// The connections of ranks 1, 2, ..., on rank 0.
-fn accept(place: &Place, until: Instant) -> Result<Vec<TcpStream>> {
-    let failed = |error: io::Error| link_error(place, &error);
-    let listener = TcpListener::bind(&place.address).map_err(failed)?;
+fn accept(info: &RankInfo, until: Instant) -> Result<Vec<TcpStream>> {
+    let failed = |error: io::Error| link_error(info, &error);
+    let listener = TcpListener::bind(&info.address).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
-    let mut links: Vec<Option<TcpStream>> = (1..place.ranks).map(|_| None).collect();
+    let mut links: Vec<Option<TcpStream>> = (1..info.ranks).map(|_| None).collect();
     while links.iter().any(Option::is_none) {
         match listener.accept() {
-            // One that says nothing sensible is none of ours.
+            // A connection without our first bytes is of another program.
             Ok((link, _)) => {
-                let Ok((rank, ranks)) = hear_hello(&link) else { continue };
+                let Ok((rank, ranks)) = read_hello(&link) else { continue };
                 let slot = rank.checked_sub(1).and_then(|at| links.get_mut(at));
                 match slot {
-                    Some(slot) if slot.is_none() && ranks == place.ranks => *slot = Some(link),
+                    Some(slot) if slot.is_none() && ranks == info.ranks => *slot = Some(link),
                     _ => {
                         let what = format!(
                             "a process says it is rank {rank} of {ranks}, expected one of 1 to {}, each once, of {}",
-                            place.ranks - 1,
-                            place.ranks
+                            info.ranks - 1,
+                            info.ranks
                         );
-                        return Err(link_error(place, &what));
+                        return Err(link_error(info, &what));
                     }
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if Instant::now() > until {
                     let missing = links.iter().zip(1..).filter(|(link, _)| link.is_none());
-                    let missing: Vec<String> = missing.map(|(_, rank): (_, usize)| rank.to_string()).collect();
-                    let what = format!("no connection from rank {} of {}", missing.join(", "), place.ranks);
-                    return Err(link_error(place, &what));
+                    let missing: Vec<String> =
+                        missing.map(|(_, rank): (_, usize)| rank.to_string()).collect();
+                    let what = format!("no connection from rank {} of {}", missing.join(", "), info.ranks);
+                    return Err(link_error(info, &what));
                 }
                 sleep(PAUSE);
             }
@@ -317,7 +326,7 @@ fn accept(place: &Place, until: Instant) -> Result<Vec<TcpStream>> {
     Ok(links.into_iter().flatten().collect())
 }
 
-fn hear_hello(mut link: &TcpStream) -> io::Result<(usize, usize)> {
+fn read_hello(mut link: &TcpStream) -> io::Result<(usize, usize)> {
     link.set_nonblocking(false)?;
     link.set_read_timeout(Some(PATIENCE))?;
     let mut hello = [0; HELLO.len() + 16];
@@ -326,18 +335,19 @@ fn hear_hello(mut link: &TcpStream) -> io::Result<(usize, usize)> {
     if name != HELLO {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    let number = |at: usize| u64::from_le_bytes(numbers[at..at + 8].try_into().expect("eight bytes")) as usize;
+    let number =
+        |at: usize| u64::from_le_bytes(numbers[at..at + 8].try_into().expect("eight bytes")) as usize;
     Ok((number(0), number(8)))
 }
 
 /// The connection to rank 0, which may not be there yet.
-fn connect(place: &Place, until: Instant) -> Result<TcpStream> {
+fn connect_to_first(info: &RankInfo, until: Instant) -> Result<TcpStream> {
     let hello = || -> io::Result<TcpStream> {
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-        for address in place.address.to_socket_addrs()? {
+        for address in info.address.to_socket_addrs()? {
             match TcpStream::connect_timeout(&address, PATIENCE) {
                 Ok(mut link) => {
-                    let [rank, ranks] = [place.rank, place.ranks].map(|number| (number as u64).to_le_bytes());
+                    let [rank, ranks] = [info.rank, info.ranks].map(|number| (number as u64).to_le_bytes());
                     link.write_all(&[&HELLO[..], &rank, &ranks].concat())?;
                     return Ok(link);
                 }
@@ -350,7 +360,7 @@ fn connect(place: &Place, until: Instant) -> Result<TcpStream> {
         match hello() {
             Ok(link) => return Ok(link),
             Err(error) if Instant::now() > until => {
-                return Err(link_error(place, &format!("rank {} cannot reach rank 0: {error}", place.rank)));
+                return Err(link_error(info, &format!("rank {} cannot reach rank 0: {error}", info.rank)));
             }
             Err(_) => sleep(PAUSE),
         }
@@ -395,18 +405,18 @@ mod tests {
     const SOON: Duration = Duration::from_secs(20);
 
     /// A port that was free a moment ago.
-    fn places(ranks: usize) -> Vec<Place> {
+    fn infos(ranks: usize) -> Vec<RankInfo> {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let place = |rank| Place { rank, ranks, local_rank: rank, address: format!("127.0.0.1:{port}") };
-        (0..ranks).map(place).collect()
+        let info = |rank| RankInfo { rank, ranks, local_rank: rank, address: format!("127.0.0.1:{port}") };
+        (0..ranks).map(info).collect()
     }
 
     fn on_ranks<T: Send>(ranks: usize, work: impl Fn(Processes) -> T + Sync) -> Vec<T> {
         thread::scope(|scope| {
             let work = &work;
-            let start = |place: Place| scope.spawn(move || work(Processes::meet(&place, SOON).unwrap()));
+            let start = |info: RankInfo| scope.spawn(move || work(Processes::connect(&info, SOON).unwrap()));
             // Rank 0 last: the others try again until it is there.
-            let mut started: Vec<_> = places(ranks).into_iter().rev().map(start).collect();
+            let mut started: Vec<_> = infos(ranks).into_iter().rev().map(start).collect();
             started.reverse();
             started.into_iter().map(|rank| rank.join().unwrap()).collect()
         })
@@ -440,7 +450,7 @@ mod tests {
                     group.leave("no memory");
                     return None;
                 }
-                // The connection is closed, and what was said before that counts.
+                // The connection is closed; the message before that counts.
                 let error = group.barrier().unwrap_err();
                 assert_eq!(group.barrier().unwrap_err(), error, "the second time");
                 Some(error)
@@ -453,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_gone_without_a_word_is_named() {
+    fn a_closed_connection_is_a_rank_that_has_ended() {
         let done = on_ranks(3, |group| {
             if group.rank() == 2 {
                 for link in &group.links {
@@ -469,11 +479,11 @@ mod tests {
     }
 
     #[test]
-    fn a_rank_that_does_not_come_is_named_and_strangers_are_not_heard() {
-        let [first, second, _] = &places(3)[..] else { panic!("three places") };
+    fn a_rank_that_does_not_connect_is_named_and_other_programs_are_ignored() {
+        let [first, second, _] = &infos(3)[..] else { panic!("three ranks") };
         let waiting = thread::scope(|scope| {
-            let first = scope.spawn(|| Processes::meet(first, Duration::from_secs(2)).err().unwrap());
-            let joined = scope.spawn(|| Processes::meet(second, SOON).map(|_| ()));
+            let first = scope.spawn(|| Processes::connect(first, Duration::from_secs(2)).err().unwrap());
+            let joined = scope.spawn(|| Processes::connect(second, SOON).map(|_| ()));
             let stranger = scope.spawn(|| {
                 sleep(Duration::from_millis(200));
                 let mut stranger = TcpStream::connect(&second.address).unwrap();
@@ -487,9 +497,9 @@ mod tests {
     }
 
     #[test]
-    fn places_are_those_of_torchrun_and_of_slurm() {
-        let place = |variables: &[(&str, &str)]| {
-            Place::from_variables(|name| {
+    fn ranks_are_those_of_torchrun_and_of_slurm() {
+        let info = |variables: &[(&str, &str)]| {
+            RankInfo::from_variables(|name| {
                 variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_string())
             })
         };
@@ -500,10 +510,10 @@ mod tests {
             ("MASTER_ADDR", "node-1"),
             ("MASTER_PORT", "29500"),
         ];
-        let expected = Place { rank: 5, ranks: 8, local_rank: 1, address: "node-1:29500".into() };
-        assert_eq!(place(&torchrun).unwrap(), expected);
+        let expected = RankInfo { rank: 5, ranks: 8, local_rank: 1, address: "node-1:29500".into() };
+        assert_eq!(info(&torchrun).unwrap(), expected);
         let agent = [&torchrun[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat();
-        assert_eq!(place(&agent).unwrap().address, "node-1:29501");
+        assert_eq!(info(&agent).unwrap().address, "node-1:29501");
         let slurm = [
             ("SLURM_PROCID", "0"),
             ("SLURM_NTASKS", "2"),
@@ -511,8 +521,8 @@ mod tests {
             ("MASTER_ADDR", "fe80::1"),
             ("MASTER_PORT", "1"),
         ];
-        let expected = Place { rank: 0, ranks: 2, local_rank: 0, address: "[fe80::1]:1".into() };
-        assert_eq!(place(&slurm).unwrap(), expected);
+        let expected = RankInfo { rank: 0, ranks: 2, local_rank: 0, address: "[fe80::1]:1".into() };
+        assert_eq!(info(&slurm).unwrap(), expected);
         for (variables, expected) in [
             (&torchrun[1..], "RANK is not set"),
             (&torchrun[..3], "MASTER_ADDR is not set"),
@@ -520,7 +530,7 @@ mod tests {
             (&[&torchrun[..4], &[("MASTER_PORT", "66000")]].concat(), "port 66000"),
             (&[&[("RANK", "two")], &torchrun[1..]].concat(), "RANK = 'two'"),
         ] {
-            let error = place(variables).unwrap_err().to_string();
+            let error = info(variables).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
     }

@@ -122,11 +122,12 @@ mod tests {
             let done = on_ranks(ranks, |group| {
                 let mut values = of_rank(group.rank());
                 // More than once: no round mixes with the next.
-                (0..3).map(|_| {
-                    values = of_rank(group.rank());
-                    group.all_reduce_sum("values", &mut values).map(|()| values.clone())
-                })
-                .collect::<Result<Vec<_>>>()
+                (0..3)
+                    .map(|_| {
+                        values = of_rank(group.rank());
+                        group.all_reduce_sum("values", &mut values).map(|()| values.clone())
+                    })
+                    .collect::<Result<Vec<_>>>()
             });
             for sums in done {
                 assert_eq!(sums.unwrap().unwrap(), vec![expected.clone(); 3], "{ranks} ranks");
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn every_rank_hears_of_one() {
+    fn every_rank_learns_what_one_gives() {
         let done = on_ranks(3, |group| {
             let all = group.all_gather("names", vec![group.rank() as u8; group.rank()]).unwrap();
             let first = group.broadcast("first", vec![7 + group.rank() as u8]).unwrap();
@@ -145,7 +146,10 @@ mod tests {
         });
         for done in done {
             let (all, first, any) = done.unwrap();
-            assert_eq!(all.iter().map(|theirs| theirs.to_vec()).collect::<Vec<_>>(), [vec![], vec![1], vec![2, 2]]);
+            assert_eq!(
+                all.iter().map(|theirs| theirs.to_vec()).collect::<Vec<_>>(),
+                [vec![], vec![1], vec![2, 2]]
+            );
             assert_eq!((first.to_vec(), any), (vec![7], [false, true]));
         }
     }
@@ -194,10 +198,14 @@ mod tests {
             let error = done.unwrap().unwrap_err();
             assert!(matches!(error, CollectiveError::Mismatch { own, .. } if own == rank), "{error}");
         }
-        let done = on_ranks(2, |group| group.all_reduce_sum("sums of parts", &mut vec![0.0; 3 + group.rank()]));
+        let done =
+            on_ranks(2, |group| group.all_reduce_sum("sums of parts", &mut vec![0.0; 3 + group.rank()]));
         for done in done {
             let error = done.unwrap().unwrap_err();
-            assert!(error.to_string().contains("16 bytes") || error.to_string().contains("12 bytes"), "{error}");
+            assert!(
+                error.to_string().contains("16 bytes") || error.to_string().contains("12 bytes"),
+                "{error}"
+            );
         }
     }
 }

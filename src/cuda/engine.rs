@@ -43,7 +43,7 @@ pub struct Cuda {
     passes: Graphs<PassKey>,
     pub(crate) stop: Option<StopFlag>,
     workspace: Option<Buffer>,
-    /// The way from GPU to GPU, where there is one; else values pass through the host.
+    /// Reduces values from GPU to GPU; without it they pass through the host.
     group: Option<Box<dyn DeviceGroup>>,
 }
 

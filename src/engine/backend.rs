@@ -3,7 +3,9 @@
 use std::any::Any;
 use std::rc::Rc;
 
-use super::{DeviceInfo, GradRequest, Pass, Reduced, Result, Sgd, StopFlag, Storage, Tensor, View, WeightSet};
+use super::{
+    DeviceInfo, GradRequest, Pass, Reduced, Result, Sgd, StopFlag, Storage, Tensor, View, WeightSet,
+};
 use crate::collective::Collective;
 use crate::cuda::driver::Driver;
 use crate::model::Weights;

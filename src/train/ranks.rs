@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::run::follow;
 use super::{Result, TrainError, TrainingSetup};
-use crate::collective::{Collective, CollectiveError, Place, Processes, Threads};
+use crate::collective::{Collective, CollectiveError, Processes, RankInfo, Threads};
 use crate::engine::{self, Engine};
 use crate::progress::{ProgressSink, Silent};
 
@@ -39,21 +39,21 @@ pub fn on_threads<T>(
     })
 }
 
-/// Runs `first` where this process is rank 0 of those that `place` names, and trains along elsewhere, which returns `None`.
+/// Runs `first` where this process is rank 0 of those that `info` names, and trains along elsewhere, which returns `None`.
 ///
 /// # Errors
-/// Those of `first`; [`CollectiveError`] where a process does not come or has ended.
+/// Those of `first`; [`CollectiveError`] where a process does not connect or has ended.
 pub fn on_processes<T>(
-    place: &Place,
+    info: &RankInfo,
     open: &dyn Fn(usize) -> engine::Result<Engine>,
     setup: TrainingSetup,
     folder: Option<&Path>,
     progress: &dyn ProgressSink,
     first: impl FnOnce(&mut Engine) -> Result<T>,
 ) -> Result<Option<T>> {
-    expect_batch(setup.recipe.batch, place.ranks)?;
-    let group = Processes::meet(place, PATIENCE).map_err(engine::Error::from)?;
-    match place.rank {
+    expect_batch(setup.recipe.batch, info.ranks)?;
+    let group = Processes::connect(info, PATIENCE).map_err(engine::Error::from)?;
+    match info.rank {
         0 => on_rank(group, open, first).map(Some),
         _ => on_rank(group, open, |engine| follow(engine, setup, folder, progress)).map(|()| None),
     }
@@ -63,7 +63,7 @@ fn expect_batch(batch: usize, ranks: usize) -> Result<()> {
     if batch >= ranks { Ok(()) } else { Err(TrainError::Batch { batch, ranks }) }
 }
 
-/// Does the work of a rank; the others hear why it ends.
+/// Does the work of a rank; tells the others why it fails.
 fn on_rank<T, O: Fn(usize) -> engine::Result<Engine> + ?Sized>(
     group: impl Collective + 'static,
     open: &O,
@@ -78,13 +78,9 @@ fn on_rank<T, O: Fn(usize) -> engine::Result<Engine> + ?Sized>(
     attempt().inspect_err(|error| group.leave(&error.to_string()))
 }
 
-/// What rank 0 has done; where another rank ended it, that rank's own error.
-fn with_origin<T>(
-    done: Result<T>,
-    ranks: usize,
-    others: Vec<ScopedJoinHandle<Result<()>>>,
-) -> Result<T> {
-    // One that panicked has said so where it did, and the error of rank 0 names it.
+/// The result of rank 0; where another rank ended it, that rank's own error.
+fn with_origin<T>(done: Result<T>, ranks: usize, others: Vec<ScopedJoinHandle<Result<()>>>) -> Result<T> {
+    // A panic is printed where it happens, and the error of rank 0 names its rank.
     let errors = others.into_iter().zip(1..).filter_map(|(rank, at)| Some((at, rank.join().ok()?.err()?)));
     let errors: Vec<_> = errors.collect();
     let follows = |error: &TrainError| {

@@ -10,10 +10,10 @@ use super::{Result, TrainError, Trainer, environment, network, tensorboard};
 use crate::data::order::Split;
 use crate::data::{DataSet, IMAGE_BYTES};
 use crate::engine::Engine;
-use crate::progress::watch;
 use crate::evaluate::Protocol;
 use crate::model::initialise;
 use crate::ops::ImageSet;
+use crate::progress::watch;
 use crate::progress::{Event, ProgressSink, Silent};
 use crate::recipe::Recipe;
 
@@ -234,12 +234,7 @@ fn labels(data: &DataSet) -> Vec<u32> {
 }
 
 /// The training images and after them the extra ones, which come from their files in chunks: the host never holds them all.
-fn upload(
-    engine: &Engine,
-    data: &DataSet,
-    labels: &[u32],
-    progress: &dyn ProgressSink,
-) -> Result<ImageSet> {
+fn upload(engine: &Engine, data: &DataSet, labels: &[u32], progress: &dyn ProgressSink) -> Result<ImageSet> {
     let total = labels.len();
     let set = ImageSet::alloc(engine, labels)?;
     set.write(engine, 0, &data.train.pixels)?;

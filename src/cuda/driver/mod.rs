@@ -128,7 +128,7 @@ pub trait Driver {
     fn cache_bytes(&self) -> usize {
         self.info().cache.map_or_else(last_level_cache, |bytes| bytes as usize)
     }
-    /// What reduces its memory with that of the other ranks without a detour by the host; `None` where there is no such way.
+    /// Reduces its memory with that of the other ranks' devices; `None` where that has to pass through the host.
     fn join(&self, _group: &dyn Collective) -> Result<Option<Box<dyn DeviceGroup>>> {
         Ok(None)
     }

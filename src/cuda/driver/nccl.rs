@@ -34,7 +34,7 @@ pub trait DeviceGroup {
     fn abort(&self);
 }
 
-/// The bytes by which the ranks of a communicator find each other.
+/// What the ranks of a communicator connect by.
 pub type UniqueId = [u8; 128];
 
 /// The calls of NCCL that a group makes, so that a test can stand in for the library. Their names are NCCL's, in NCCL's documentation.
@@ -67,12 +67,16 @@ pub struct NcclGroup<N: Nccl> {
 }
 
 impl<N: Nccl> NcclGroup<N> {
-    /// Meets the GPUs of the other ranks; `group` carries the identifier.
+    /// A communicator with the GPUs of the other ranks; `group` carries the identifier.
     pub fn new(nccl: N, group: &dyn Collective) -> Result<Self> {
         let own = if group.rank() == 0 { nccl.get_unique_id()?.to_vec() } else { Vec::new() };
         let id = group.broadcast("the NCCL identifier", own)?;
         let id: UniqueId = id[..].try_into().map_err(|_| {
-            Error::Invalid(format!("NCCL identifier of {} bytes, expected {}", id.len(), size_of::<UniqueId>()))
+            Error::Invalid(format!(
+                "NCCL identifier of {} bytes, expected {}",
+                id.len(),
+                size_of::<UniqueId>()
+            ))
         })?;
         let communicator = nccl.comm_init_rank(group.ranks(), &id, group.rank())?;
         Ok(Self { nccl, communicator: Cell::new(Some(communicator)) })
@@ -277,7 +281,9 @@ mod tests {
         fn comm_get_async_error(&self, communicator: u32) -> Result<()> {
             self.keep(Call::AsyncError, Some(communicator))?;
             match self.fails {
-                true => Err(Error::Driver { call: "an earlier call of NCCL", message: "remote error".into() }),
+                true => {
+                    Err(Error::Driver { call: "an earlier call of NCCL", message: "remote error".into() })
+                }
                 false => Ok(()),
             }
         }
