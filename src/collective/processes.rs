@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -289,7 +289,7 @@ fn link_error(info: &RankInfo, error: &dyn std::fmt::Display) -> CollectiveError
 /// The connections of ranks 1, 2, ..., on rank 0.
 fn accept(info: &RankInfo, until: Instant) -> Result<Vec<TcpStream>> {
     let failed = |error: io::Error| link_error(info, &error);
-    let listener = TcpListener::bind(&info.address).map_err(failed)?;
+    let listener = listen(&info.address).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let mut links: Vec<Option<TcpStream>> = (1..info.ranks).map(|_| None).collect();
     while links.iter().any(Option::is_none) {
@@ -324,6 +324,16 @@ fn accept(info: &RankInfo, until: Instant) -> Result<Vec<TcpStream>> {
         }
     }
     Ok(links.into_iter().flatten().collect())
+}
+
+/// At an address, or on every interface for a name: this machine may know its own as a loopback address.
+fn listen(address: &str) -> io::Result<TcpListener> {
+    let port = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+    match port.filter(|_| address.parse::<SocketAddr>().is_err() && !address.starts_with("localhost:")) {
+        None => TcpListener::bind(address),
+        Some(port) => TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
+            .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))),
+    }
 }
 
 fn read_hello(mut link: &TcpStream) -> io::Result<(usize, usize)> {
@@ -494,6 +504,17 @@ mod tests {
             first.join().unwrap()
         });
         assert!(waiting.to_string().contains("no connection from rank 2 of 3"), "{waiting}");
+    }
+
+    #[test]
+    fn a_name_is_listened_to_on_every_interface() {
+        for (address, all) in
+            [("127.0.0.1:0", false), ("localhost:0", false), ("node-1:0", true), ("[::1]:0", false)]
+        {
+            // A machine may have no IPv6.
+            let Ok(listener) = listen(address) else { continue };
+            assert_eq!(listener.local_addr().unwrap().ip().is_unspecified(), all, "{address}");
+        }
     }
 
     #[test]

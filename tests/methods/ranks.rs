@@ -11,7 +11,7 @@ use std::thread;
 use secateur::batch::{Batch, Share};
 use secateur::collective::{Threads, share, shared_items};
 use secateur::data::order::{Split, epoch_order};
-use secateur::engine::{DeviceChoice, Engine, Error, WeightSet, open};
+use secateur::engine::{DeviceChoice, Engine, Error, Pass, WeightSet, open};
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ParameterKind, Weights, initialise};
 use secateur::objective::Method;
@@ -183,6 +183,11 @@ fn equal_shares_train_as_one(device: DeviceChoice, ranks: usize, whole: f64) {
     let before = initialise(train::network(&recipe), recipe.seed);
 
     let done = on_ranks(device, &recipe, ranks, step);
+    let again = on_ranks(device, &recipe, ranks, step);
+    assert!(
+        again[0].0 == done[0].0 && again[0].1.weights == done[0].1.weights,
+        "{device:?}: other bits once more"
+    );
     for (rank, (actual, checkpoint)) in done.iter().enumerate() {
         let what = format!("{device:?}, rank {rank} of {ranks}");
         let bound = common::Bound { absolute: 1e-6, relative: 4.0 * whole, whole };
@@ -461,6 +466,22 @@ fn a_rank_that_fails_ends_the_run_and_is_named() {
         done.unwrap_err().to_string(),
         "batch = 2: fewer images than 3 ranks, expected one for each at least"
     );
+}
+
+#[test]
+fn an_engine_alone_has_nothing_to_sum() {
+    let recipe = recipe(&[]);
+    let mut engine = open(DeviceChoice::Cpu, train::network(&recipe), recipe.batch).unwrap();
+    assert!(engine.average_statistics().unwrap_err().to_string().contains("no weights"));
+    engine.load_weights(&initialise(train::network(&recipe), recipe.seed)).unwrap();
+    assert!(engine.sum_gradients().unwrap_err().to_string().contains("no parameter gradients"));
+    engine.fold_batch_norm(WeightSet::Live).unwrap();
+    engine.average_statistics().unwrap();
+    // Nothing has changed, so the fold stands.
+    let batch = Batch::alloc(&engine, 1).unwrap();
+    engine.write(&batch.images, &[0.5; IMAGE_LEN]).unwrap();
+    engine.forward(Pass::Eval, &batch.images, &batch.logits).unwrap();
+    assert_eq!((engine.rank(), engine.ranks(), engine.share(3..9)), (0, 1, 3..9));
 }
 
 /// Rows of a tensor that ranks fill and gather, fewer than ranks too.
