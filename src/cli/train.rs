@@ -62,6 +62,9 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
             let open = |rank: usize| open(devices[rank]);
             Some(ranks::on_threads(devices.len(), &open, setup, folder, first)?)
         }
+        Some(Ranks::Process(..)) if folder.is_none() => {
+            bail!("--devices env: no --out, expected the folder of the run, the same for every process")
+        }
         Some(Ranks::Process(info, device)) => {
             ranks::on_processes(&info, &|_| open(device), setup, folder, console, first)?
         }

@@ -15,13 +15,16 @@ struct Shared {
     changed: Condvar,
 }
 
+/// The name of an exchange and what a rank gives in it.
+type Given = (&'static str, Arc<Vec<u8>>);
+
 /// One exchange after another.
 struct Round {
     number: u64,
     /// What each rank gives in this round.
-    given: Vec<Option<(&'static str, Arc<Vec<u8>>)>>,
+    given: Vec<Option<Given>>,
     /// What was given in the last one: no round can end before every rank has taken it.
-    gathered: Vec<(&'static str, Arc<Vec<u8>>)>,
+    gathered: Vec<Given>,
     /// The first rank that ended, and why.
     ended: Option<(usize, String)>,
 }

@@ -34,7 +34,9 @@ impl Engine {
             let mismatch = CollectiveError::Mismatch { rank, actual, own: group.rank(), expected: own };
             return Err(mismatch.into());
         }
-        self.device.backend_mut().join(&*group)?;
+        if group.ranks() > 1 {
+            self.device.backend_mut().join(&*group)?;
+        }
         self.group = Some(group);
         Ok(())
     }
@@ -77,14 +79,14 @@ impl Engine {
     pub fn average_statistics(&mut self) -> Result<()> {
         self.life.expect_weights()?;
         self.reduce(Reduced::RunningStatistics)?;
-        if self.group.is_some() {
+        if self.ranks() > 1 {
             self.life.statistics_changed();
         }
         Ok(())
     }
 
     fn reduce(&mut self, what: Reduced) -> Result<()> {
-        let Some(group) = self.group.clone() else { return Ok(()) };
+        let Some(group) = self.group.clone().filter(|group| group.ranks() > 1) else { return Ok(()) };
         let reduced = self.device.backend_mut().all_reduce(what, &*group);
         reduced.inspect_err(|_| self.device.backend().abandon_group())
     }

@@ -35,10 +35,10 @@ pub trait DeviceGroup {
 }
 
 /// What the ranks of a communicator connect by.
-pub type UniqueId = [u8; 128];
+type UniqueId = [u8; 128];
 
 /// The calls of NCCL that a group makes, so that a test can stand in for the library. Their names are NCCL's, in NCCL's documentation.
-pub trait Nccl {
+pub(super) trait Nccl {
     type Communicator: Copy;
 
     fn get_unique_id(&self) -> Result<UniqueId>;
@@ -61,7 +61,7 @@ pub trait Nccl {
 }
 
 /// A communicator of a group's GPUs.
-pub struct NcclGroup<N: Nccl> {
+pub(super) struct NcclGroup<N: Nccl> {
     nccl: N,
     communicator: Cell<Option<N::Communicator>>,
 }
@@ -113,7 +113,7 @@ impl<N: Nccl> Drop for NcclGroup<N> {
 }
 
 /// The library itself, on a stream of the GPU whose context is current.
-pub struct Library {
+pub(super) struct Library {
     stream: cudaStream_t,
     synchronize: Box<dyn Fn() -> Result<()>>,
 }
