@@ -33,7 +33,25 @@ pub struct Batch {
     pub predictions: Tensor<u32>,
     /// Factor of each sample on what its loss adds to the gradients of a training step; `None` for ones.
     pub weights: Option<Tensor<f32>>,
+    /// What it is of the minibatch that the losses of training are means over.
+    pub share: Share,
     classes: usize,
+}
+
+/// Which part of its minibatch a batch is, where ranks share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Images before it in the minibatch.
+    pub first: usize,
+    /// Images of all ranks' shares together.
+    pub images: usize,
+}
+
+impl Share {
+    /// A minibatch of its own.
+    pub fn whole(images: usize) -> Self {
+        Self { first: 0, images }
+    }
 }
 
 impl Batch {
@@ -52,6 +70,7 @@ impl Batch {
             losses: engine.alloc("batch losses", len)?,
             predictions: engine.alloc("batch predictions", len)?,
             weights: None,
+            share: Share::whole(len),
             classes,
         })
     }
@@ -85,7 +104,8 @@ impl Batch {
             clean_gradient: self.clean_gradient.rows(range.clone(), self.classes),
             losses: self.losses.slice(range.clone()),
             predictions: self.predictions.slice(range.clone()),
-            weights: self.weights.as_ref().map(|weights| weights.slice(range)),
+            weights: self.weights.as_ref().map(|weights| weights.slice(range.clone())),
+            share: Share::whole(range.len()),
             classes: self.classes,
         }
     }

@@ -21,6 +21,7 @@
 //! | [`engine`] | one network on one device: memory, weights, optimizer, passes, and every check |
 //! | [`mod@cpu`] | the CPU as a backend: f32, the oracle, or bf16; our own vector kernels |
 //! | [`mod@cuda`] | our kernels as a backend, through a driver: a GPU, the emulator, or a record of what would run |
+//! | [`collective`] | engines that train together: what ranks of one process, or of several, exchange |
 //! | [`clock`] | the time of day, a moment as a date, and what work takes |
 //! | [`progress`] | what a session reports while it works, and how it is stopped |
 //! | [`model`] | residual networks as data: layers with shapes and offsets, the passes over them, initialisation, weights files |
@@ -40,6 +41,7 @@ pub mod attack;
 pub mod batch;
 pub mod cli;
 pub mod clock;
+pub mod collective;
 pub mod config;
 pub mod cpu;
 pub mod cuda;

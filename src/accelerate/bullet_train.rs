@@ -154,7 +154,7 @@ impl Adversary for BulletTrain {
                 + workspace.attack(engine, ascent, &short, key, batch, &robust)?
         };
         self.workspace = Some(workspace);
-        self.grouping.learn(right, batch.len());
+        self.grouping.learn(engine, right, batch.len())?;
         Ok(work)
     }
 

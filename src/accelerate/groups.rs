@@ -5,6 +5,8 @@
 //! the batch's scores, at least 0, where acc_ref follows the adversarial accuracy of the batches before. Formulas: as in
 //! public descendants of the code of the authors (Hua et al., NeurIPS 2021), which have no warm-up; ours is an option.
 
+use std::ops::Range;
+
 use super::AccelerateConfig;
 use crate::attack::AttackWork;
 use crate::batch::Batch;
@@ -39,6 +41,19 @@ impl Groups {
             group.push(place as u32);
         }
         groups
+    }
+
+    /// The groups of a part of the batch, in indices of that part.
+    fn part(self, part: Range<usize>) -> Self {
+        let of_part = |group: Vec<u32>| -> Vec<u32> {
+            let inside = group.into_iter().filter(|&place| part.contains(&(place as usize)));
+            inside.map(|place| place - part.start as u32).collect()
+        };
+        Self {
+            outliers: of_part(self.outliers),
+            boundary: of_part(self.boundary),
+            robust: of_part(self.robust),
+        }
     }
 
     /// A batch of `len` images that are all attacked in full.
@@ -131,11 +146,15 @@ impl Grouping {
             scores: &of_batch,
         })?;
         self.scores = Some(scores);
-        let scores = engine.read(&of_batch)?;
+        let own = engine.read(&of_batch)?;
+        // The threshold is of the whole batch, which ranks share in their order.
+        let (len, all) = (own.len(), engine.all_gather("sample scores", own)?);
+        let scores = all.concat();
         if self.warms_up(&scores) {
             return Ok(Groups::all_boundary(batch.len()));
         }
-        Ok(Groups::of_scores(&scores, self.accuracy))
+        let before: usize = all[..engine.rank()].iter().map(Vec::len).sum();
+        Ok(Groups::of_scores(&scores, self.accuracy).part(before..before + len))
     }
 
     /// Whether a batch of these scores is still one of the warm-up.
@@ -150,11 +169,17 @@ impl Grouping {
         !warm_up.over
     }
 
-    /// Moves acc_ref: of a batch of `of` images, `right` are predicted right after the attack. An outlier's x' is its x,
-    /// which was predicted wrong: it counts in `of` only.
-    pub fn learn(&mut self, right: usize, of: usize) {
+    /// Moves acc_ref: of a batch of `of` images, or of a rank's share of one, `right` are predicted right after the attack. An
+    /// outlier's x' is its x, which was predicted wrong: it counts in `of` only.
+    ///
+    /// # Errors
+    /// Where another rank has ended.
+    pub fn learn(&mut self, engine: &Engine, right: usize, of: usize) -> Result<()> {
+        let all = engine.all_gather("predictions that are right", vec![[right as u64, of as u64]])?;
+        let [right, of] = [0, 1].map(|at| all.iter().flatten().map(|counts| counts[at]).sum::<u64>());
         let actual = right as f32 / of as f32;
         self.accuracy = self.decay * self.accuracy + (1.0 - self.decay) * (self.factor * actual);
+        Ok(())
     }
 
     /// acc_ref, for checkpoints.

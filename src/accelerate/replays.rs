@@ -103,8 +103,7 @@ impl Replays {
         let (predictions, labels) = (engine.read(&batch.predictions)?, engine.read(&batch.labels)?);
         let Groups { boundary, robust, .. } = &self.groups;
         let right = |&&place: &&u32| predictions[place as usize] == labels[place as usize];
-        self.grouping.learn(boundary.iter().chain(robust).filter(right).count(), batch.len());
-        Ok(())
+        self.grouping.learn(engine, boundary.iter().chain(robust).filter(right).count(), batch.len())
     }
 
     /// acc_ref, for checkpoints, which are taken between minibatches.

@@ -67,8 +67,11 @@ pub trait Adversary {
 }
 
 /// What attacks in training cost and whom they met.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, bytemuck::Pod, bytemuck::Zeroable,
+)]
 #[serde(deny_unknown_fields)]
+#[repr(C)]
 pub struct AttackWork {
     /// Images that training asked to attack.
     pub samples: u64,

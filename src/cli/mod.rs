@@ -6,6 +6,7 @@
 mod bench;
 mod console;
 mod data;
+mod devices;
 mod dump;
 mod eval;
 mod interrupt;
@@ -126,7 +127,10 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             _ => 3,
         };
     }
-    if let Some(error) = error.downcast_ref::<TrainError>() {
+    if let Some(mut error) = error.downcast_ref::<TrainError>() {
+        while let TrainError::Rank { source, .. } = error {
+            error = source;
+        }
         return match error {
             TrainError::Diverged { .. }
             | TrainError::NonFinite { .. }

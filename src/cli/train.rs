@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 
 use super::console::Console;
-use super::{open_interruptible, or_set};
-use crate::engine::DeviceChoice;
+use super::devices::{Devices, Ranks};
+use super::or_set;
+use crate::engine::{self, DeviceChoice, Engine};
 use crate::recipe::Recipe;
 use crate::train::metrics::Seconds;
 use crate::train::result::Summary;
 use crate::train::run_folder::{RunFolder, RunFolderError, State};
-use crate::train::{self, TrainingRun, TrainingSetup};
+use crate::train::{self, TrainError, TrainingRun, TrainingSetup, ranks};
 
 const DEFAULT_RECIPE: &str = "quick";
 const DEFAULT_PARENT: &str = "runs";
@@ -29,6 +30,9 @@ pub struct Args {
     /// auto, cpu, cpu:bf16, cuda, cuda:N, emulated or emulated:sm_90a
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
+    /// Engines that share every batch: a number, GPUs (0-7 or 0,2,3), or env for one process each under torchrun or srun
+    #[arg(long, value_name = "N|LIST|env")]
+    devices: Option<Devices>,
     /// Folder of the run; must be empty or absent [default: the next runs/RECIPE-N]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -41,18 +45,51 @@ pub struct Args {
 }
 
 pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
+    let ranks = Ranks::new(args.device, args.devices.as_ref())?;
     let recipe = recipe(&args)?;
     train::Protocols::of_recipe(&recipe)?;
     let data = recipe.data.open(args.data.as_deref()).map_err(or_set)?;
-    let mut engine = open_interruptible(args.device, train::network(&recipe), recipe.batch, console)?;
-    let engine = &mut engine;
     let setup = TrainingSetup { recipe: &recipe, data: &data, data_path: args.data.as_deref() };
-    let name = engine.device().name.clone();
-    let kind = engine.device().kind;
+    let (folder, stop) = (args.out.as_deref(), console.catch_interrupts()?.clone());
+    let open = |device| engine::open(device, train::network(&recipe), recipe.batch);
+    let first = |engine: &mut Engine| {
+        engine.stop_on(Some(stop));
+        train(engine, setup, folder, args.resume, console)
+    };
+    let summary = match ranks {
+        None => Some(first(&mut open(args.device)?)?),
+        Some(Ranks::Threads(devices)) => {
+            let open = |rank: usize| open(devices[rank]);
+            Some(ranks::on_threads(devices.len(), &open, setup, folder, first)?)
+        }
+        Some(Ranks::Process(..)) if folder.is_none() => {
+            bail!("--devices env: no --out, expected the folder of the run, the same for every process")
+        }
+        Some(Ranks::Process(info, device)) => {
+            ranks::on_processes(&info, &|_| open(device), setup, folder, console, first)?
+        }
+    };
+    console.lines(summary.iter().flat_map(summary_lines));
+    Ok(())
+}
 
+/// Starts or resumes a run, and trains to its end.
+fn train(
+    engine: &mut Engine,
+    setup: TrainingSetup,
+    folder: Option<&Path>,
+    resume: bool,
+    console: &Console,
+) -> Result<Summary, TrainError> {
+    let TrainingSetup { recipe, data, .. } = setup;
+    let device = engine.device();
+    let mut device = format!("{} ({})", device.name, device.kind);
+    if engine.ranks() > 1 {
+        device = format!("{} engines, each {device}", engine.ranks());
+    }
     // Only now: a mistake above leaves no folder.
-    let mut run = match &args.out {
-        Some(path) if args.resume => TrainingRun::start_or_resume(engine, setup, path)?,
+    let mut run = match folder {
+        Some(path) if resume => TrainingRun::start_or_resume(engine, setup, path)?,
         Some(path) => TrainingRun::start(engine, setup, RunFolder::create(path)?)?,
         None => {
             let folder = RunFolder::create_numbered(Path::new(DEFAULT_PARENT), &recipe.name)?;
@@ -64,7 +101,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         count => format!(" and {count} extra ones"),
     };
     console.line(format!(
-        "{} on {name} ({kind}): {} images of {}{}, {} epochs, into {}",
+        "{} on {device}: {} images of {}{}, {} epochs, into {}",
         recipe.name,
         data.train.len(),
         data.name,
@@ -72,9 +109,7 @@ pub fn run(args: Args, console: &Console) -> anyhow::Result<()> {
         recipe.epoch_schedule().epochs(),
         run.folder().path().display()
     ));
-    let summary = run.run(console)?;
-    console.lines(summary_lines(&summary));
-    Ok(())
+    run.run(console)
 }
 
 /// The recipe of the run that is continued, else the one that was asked for.

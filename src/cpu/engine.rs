@@ -11,11 +11,12 @@ use super::numbers::{Format, Numbers};
 use super::sign_step::sign_step;
 use super::tiles::Isa;
 use super::train::{PAIR, TrainPass, Wanted};
+use crate::collective::Collective;
 use crate::cuda::driver::Driver;
 use crate::engine::backend::Backend;
 use crate::engine::{
-    DeviceInfo, Element, Error, GradRequest, ImageGradient, ParameterGradient, Pass, Result, Sgd, StopFlag,
-    Storage, Tensor, View, WeightSet,
+    DeviceInfo, Element, Error, GradRequest, ImageGradient, ParameterGradient, Pass, Reduced, Result, Sgd,
+    StopFlag, Storage, Tensor, View, WeightSet,
 };
 use crate::model::layers::IMAGE_LEN;
 use crate::model::{ResNet, Weights};
@@ -300,6 +301,23 @@ impl Backend for Cpu {
         self.heap.output(features)?.copy_from_slice(kept);
         Ok(())
     }
+
+    fn join(&mut self, _group: &dyn Collective) -> Result<()> {
+        Ok(())
+    }
+    fn all_reduce(&mut self, what: Reduced, group: &dyn Collective) -> Result<()> {
+        match what {
+            Reduced::Gradients => {
+                group.all_reduce_sum("gradients", self.gradients.as_mut().ok_or_else(missing)?)?;
+            }
+            Reduced::RunningStatistics => {
+                let live = &mut self.model.as_mut().ok_or_else(missing)?.live;
+                group.all_reduce_mean("running statistics", &mut live[self.layout.trainable..])?;
+            }
+        }
+        Ok(())
+    }
+    fn abandon_group(&self) {}
 
     fn stop_on(&mut self, stop: Option<StopFlag>) {
         self.stop = stop;

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use super::driver::nccl::{DeviceGroup, Reduction};
 use super::driver::{Address, Buffer, Driver};
 use super::eval::{self, EvalPass, Start};
 use super::graphs::Graphs;
@@ -13,10 +14,11 @@ use super::layout::{self, Layout};
 use super::parameters::Parameters;
 use super::scratch::Scratch;
 use super::train::{BackwardRequest, PassKey, TrainPass};
+use crate::collective::Collective;
 use crate::engine::backend::Backend;
 use crate::engine::{
-    DeviceInfo, Element, Error, GradRequest, ImageGradient, ParameterGradient, Pass, Result, Sgd, StopFlag,
-    Storage, Tensor, View, WeightSet,
+    DeviceInfo, Element, Error, GradRequest, ImageGradient, ParameterGradient, Pass, Reduced, Result, Sgd,
+    StopFlag, Storage, Tensor, View, WeightSet,
 };
 use crate::model::layers::IMAGE_LEN;
 use crate::model::{ResNet, Weights};
@@ -41,6 +43,8 @@ pub struct Cuda {
     passes: Graphs<PassKey>,
     pub(crate) stop: Option<StopFlag>,
     workspace: Option<Buffer>,
+    /// Reduces values from GPU to GPU; without it they pass through the host.
+    group: Option<Box<dyn DeviceGroup>>,
 }
 
 impl Cuda {
@@ -60,6 +64,7 @@ impl Cuda {
             passes: Graphs::new(graphs),
             stop: None,
             workspace: None,
+            group: None,
             parameters,
             driver,
         })
@@ -255,6 +260,34 @@ impl Backend for Cuda {
         let from = kept.ok_or_else(|| missing(pass))?.address();
         let (from, to) = (from.offset::<f32>(set * features.len()), self.address(features)?);
         self.driver.copy(from, to, features.len() * size_of::<f32>())
+    }
+
+    fn join(&mut self, group: &dyn Collective) -> Result<()> {
+        self.group = self.driver.join(group)?;
+        Ok(())
+    }
+    fn all_reduce(&mut self, what: Reduced, group: &dyn Collective) -> Result<()> {
+        let (parameters, layout) = (&self.parameters, &self.parameters.layout);
+        let (address, len, reduction) = match what {
+            Reduced::Gradients => (parameters.gradients.address(), layout.trainable, Reduction::Sum),
+            Reduced::RunningStatistics => {
+                let first = parameters.live.address().offset::<f32>(layout.trainable);
+                (first, layout.total - layout.trainable, Reduction::Mean)
+            }
+        };
+        if let Some(device) = &self.group {
+            return device.all_reduce(address, len, reduction);
+        }
+        let mut values = vec![0.0f32; len];
+        self.driver.read(address, bytemuck::cast_slice_mut(&mut values))?;
+        match reduction {
+            Reduction::Sum => group.all_reduce_sum("gradients", &mut values)?,
+            Reduction::Mean => group.all_reduce_mean("running statistics", &mut values)?,
+        }
+        self.driver.write(address, bytemuck::cast_slice(&values))
+    }
+    fn abandon_group(&self) {
+        self.group.iter().for_each(|group| group.abort());
     }
 
     fn stop_on(&mut self, stop: Option<StopFlag>) {

@@ -3,7 +3,10 @@
 use std::any::Any;
 use std::rc::Rc;
 
-use super::{DeviceInfo, GradRequest, Pass, Result, Sgd, StopFlag, Storage, Tensor, View, WeightSet};
+use super::{
+    DeviceInfo, GradRequest, Pass, Reduced, Result, Sgd, StopFlag, Storage, Tensor, View, WeightSet,
+};
+use crate::collective::Collective;
 use crate::cuda::driver::Driver;
 use crate::model::Weights;
 
@@ -36,6 +39,12 @@ pub(crate) trait Backend {
     fn backward(&mut self, pass: Pass, logit_gradients: &[&Tensor<f32>], request: &GradRequest)
     -> Result<()>;
     fn features(&mut self, pass: Pass, set: usize, features: &Tensor<f32>) -> Result<()>;
+    /// Called when the engine becomes a rank, before it is one.
+    fn join(&mut self, group: &dyn Collective) -> Result<()>;
+    /// Reduces values of the parameters over all ranks.
+    fn all_reduce(&mut self, what: Reduced, group: &dyn Collective) -> Result<()>;
+    /// Called where the group has failed: gives up reductions that are under way.
+    fn abandon_group(&self);
     /// A request that attacks of many passes check between two of them.
     fn stop_on(&mut self, stop: Option<StopFlag>);
     /// What launches are made through; `None` for the CPU.

@@ -32,6 +32,9 @@ pub enum Error {
     /// A setting of the environment that means nothing.
     #[error("{0}")]
     Setting(String),
+    /// Another rank of the group has ended, or the group does not come about.
+    #[error(transparent)]
+    Collective(#[from] crate::collective::CollectiveError),
     #[error(transparent)]
     Model(#[from] crate::model::WeightsError),
 }

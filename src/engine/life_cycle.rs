@@ -33,6 +33,9 @@ impl LifeCycle {
         self.folded = false;
         self.forward = Default::default();
     }
+    pub fn statistics_changed(&mut self) {
+        self.folded = false;
+    }
     pub fn folded(&mut self) {
         self.unfold();
         self.folded = true;

@@ -7,6 +7,7 @@
 pub(crate) mod backend;
 
 mod error;
+mod group;
 mod life_cycle;
 mod open;
 mod operands;
@@ -18,6 +19,7 @@ mod tensor;
 
 pub use crate::cuda::driver::{DeviceOptions, WgmmaOff, WgmmaSwitch};
 pub use error::{Error, Result};
+pub use group::Reduced;
 pub use open::{DeviceChoice, open, open_dry, open_recorded, open_recorded_with, open_with};
 pub use operands::Operands;
 pub use passes::{AscentLoss, GradRequest, ImageGradient, ParameterGradient, Pass, Sets, SignStep};
@@ -28,6 +30,7 @@ pub use tensor::{Element, Storage, Tensor, View, Word};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::collective::Collective;
 use crate::cuda::driver::Driver;
 use backend::Backend;
 use life_cycle::LifeCycle;
@@ -90,6 +93,7 @@ pub struct Engine {
     device: Device,
     life: LifeCycle,
     stop: Option<StopFlag>,
+    group: Option<Rc<dyn Collective>>,
 }
 
 /// The backends.
@@ -123,6 +127,7 @@ impl Engine {
             device,
             life: LifeCycle::default(),
             stop: None,
+            group: None,
         }
     }
 

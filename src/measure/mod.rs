@@ -21,6 +21,7 @@ pub mod probes;
 pub mod profile;
 pub mod replay;
 mod rows;
+pub mod scaling;
 pub mod selection;
 pub mod selection_error;
 pub mod speedup;

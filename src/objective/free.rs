@@ -3,7 +3,8 @@
 //!
 //! As in the published code the perturbation belongs to the place in the batch: the next minibatch starts from it, and
 //! checkpoints save it. In the first replay the sum is not clipped to [0, 1], as the first gradient is taken there; the
-//! step after it returns to [0, 1]. It crosses to the host once a minibatch, so once in m optimizer steps.
+//! step after it returns to [0, 1]. It crosses to the host once a minibatch, so once in m optimizer steps; there ranks exchange it, so
+//! that each knows the perturbation of every place.
 //!
 //! With BulletTrain (`accelerate::Replays`) the place of an outlier sits the minibatch out: its perturbation is neither
 //! added nor moved, and waits for the next minibatch.
@@ -68,6 +69,16 @@ impl Free {
         let places = (0..len as u32).filter(|place| !sits_out(place)).map(|place| place as usize);
         places.map(|place| place * IMAGE_LEN..(place + 1) * IMAGE_LEN).collect()
     }
+
+    /// Takes the perturbations of the other ranks' shares; `own` are the pixels of this rank's.
+    fn exchange(&mut self, engine: &Engine, own: Range<usize>) -> Result<()> {
+        let starts = engine.all_gather("first pixels", vec![own.start as u64])?;
+        let all = engine.all_gather(PERTURBATION, self.perturbation[own].to_vec())?;
+        for (start, pixels) in starts.concat().into_iter().zip(all) {
+            self.perturbation[start as usize..][..pixels.len()].copy_from_slice(&pixels);
+        }
+        Ok(())
+    }
 }
 
 impl Objective for Free {
@@ -89,8 +100,9 @@ impl Objective for Free {
                 None => AttackWork { samples: batch.len() as u64, ..work },
             };
             let mut images = engine.read(&batch.images)?;
+            let perturbation = &self.perturbation[batch.share.first * IMAGE_LEN..];
             for place in self.carrying(batch.len()) {
-                for (pixel, moved) in images[place.clone()].iter_mut().zip(&self.perturbation[place]) {
+                for (pixel, moved) in images[place.clone()].iter_mut().zip(&perturbation[place]) {
                     *pixel += moved;
                 }
             }
@@ -120,15 +132,20 @@ impl Objective for Free {
             Some(moving) => moving.step(engine, batch, self.done, move_on)?,
             None => move_on(engine)?,
         }
+        engine.sum_gradients()?;
         self.done = (self.done + 1) % self.replays;
         if self.done == 0 {
             let (clean, moved) = (engine.read(images)?, engine.read(perturbed)?);
-            for place in self.carrying(batch.len()) {
+            let own = batch.share.first * IMAGE_LEN..(batch.share.first + batch.len()) * IMAGE_LEN;
+            let places = self.carrying(batch.len());
+            let perturbation = &mut self.perturbation[own.clone()];
+            for place in places {
                 let pixels = moved[place.clone()].iter().zip(&clean[place.clone()]);
-                for (kept, (moved, clean)) in self.perturbation[place].iter_mut().zip(pixels) {
+                for (kept, (moved, clean)) in perturbation[place].iter_mut().zip(pixels) {
                     *kept = moved - clean;
                 }
             }
+            self.exchange(engine, own)?;
             if let Some(moving) = &mut self.moving {
                 moving.learn(engine, batch)?;
             }

@@ -23,23 +23,24 @@ impl Loss {
         matches!(self, Self::Paired { .. })
     }
 
-    /// Train passes forward, the losses, and the gradient of their mean with respect to the logits.
+    /// Train passes forward, the losses, and the gradient of their mean over the whole minibatch with respect to the logits.
     pub fn forward(self, engine: &mut Engine, batch: &Batch) -> Result<()> {
         let (images, logits) = ([&batch.images, &batch.perturbed], [&batch.clean_logits, &batch.logits]);
         match self.is_paired() {
             true => engine.forward(Pass::Pair, images, logits)?,
             false => engine.forward(ONLY, images[1], logits[1])?,
         }
-        self.of_logits(engine, batch, 1.0 / batch.len() as f32)
+        self.of_logits(engine, batch, 1.0 / batch.share.images as f32)
     }
 
-    /// From the gradient of the logits, after [`Loss::forward`], to that of the parameters.
+    /// From the gradient of the logits, after [`Loss::forward`], to that of the parameters, over the shares of all ranks.
     pub fn backward(self, engine: &mut Engine, batch: &Batch) -> Result<()> {
         let (clean, adversarial) = (&batch.clean_gradient, &batch.logit_gradient);
         match self.is_paired() {
-            true => engine.backward(Pass::Pair, [clean, adversarial], GradRequest::PARAMETERS),
-            false => engine.backward(ONLY, adversarial, GradRequest::PARAMETERS),
+            true => engine.backward(Pass::Pair, [clean, adversarial], GradRequest::PARAMETERS)?,
+            false => engine.backward(ONLY, adversarial, GradRequest::PARAMETERS)?,
         }
+        engine.sum_gradients()
     }
 
     /// The losses of the logits that the batch holds, and the gradients of these logits times `scale`.

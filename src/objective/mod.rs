@@ -73,7 +73,7 @@ pub trait Objective {
     /// Makes `batch.perturbed` from `batch.images`.
     fn attack(&mut self, engine: &mut Engine, key: Key, batch: &Batch) -> Result<AttackWork>;
 
-    /// Train passes, losses and backward: leaves the gradient of the mean loss in the engine, the loss and the
+    /// Train passes, losses and backward: leaves the gradient of the mean loss, over the shares of all ranks, in the engine, the loss and the
     /// prediction of each adversarial image in the batch, whose weights are factors on the samples. Where the weights of the
     /// network were moved for that, they still are: returns the displacement that the optimizer step takes back.
     fn gradient(&mut self, engine: &mut Engine, batch: &Batch) -> Result<Option<Tensor<f32>>>;

@@ -1,7 +1,8 @@
 //! What a selection can learn about samples: the training attack on each, one forward pass, and what follows from them.
 //!
 //! Images pass as they are, or cropped and flipped where asked for, and attacked afresh, so no perturbation ever
-//! meets another image than its own. BatchNorm is in eval mode.
+//! meets another image than its own. BatchNorm is in eval mode. Ranks of a group pass a share of the samples each, and gather what all
+//! have found.
 
 use std::ops::Range;
 use std::time::Instant;
@@ -118,11 +119,10 @@ impl<'a> GradPass<'a> {
     fn fill(&mut self, engine: &mut Engine, samples: &[u32], view: &LastLayerView) -> Result<()> {
         let features = engine.network().features();
         engine.fold_batch_norm(self.weights)?;
-        let mut done = 0;
-        for chunk in samples.chunks(self.scratch.len()) {
-            let range = done..done + chunk.len();
+        for whole in chunks(engine, samples.len(), self.scratch.len()) {
+            let range = engine.share(whole.clone());
             let batch = view.batch(self.scratch, range.clone());
-            engine.write(&batch.samples, chunk)?;
+            engine.write(&batch.samples, &samples[range.clone()])?;
             engine.run(&batch.gather(self.set, self.augment))?;
             self.timed(
                 engine,
@@ -130,7 +130,7 @@ impl<'a> GradPass<'a> {
                 |pass, engine| Ok(pass.objective.attack(engine, pass.key, &batch)?),
             )?;
             engine.phase(Phase::Select);
-            let mut start = done;
+            let mut start = range.start;
             for part in batch.parts(engine.micro_batch()) {
                 let rows = start..start + part.len();
                 let (clean, adversarial) = view.terms();
@@ -143,8 +143,8 @@ impl<'a> GradPass<'a> {
                 start = rows.end;
             }
             self.objective.loss(engine, &batch, 1.0)?;
-            done = range.end;
-            if !(self.watch)(done, samples.len()) {
+            view.exchange(engine, whole.clone())?;
+            if !(self.watch)(whole.end, samples.len()) {
                 return Err(PruneError::Stopped);
             }
         }
@@ -178,16 +178,16 @@ impl<'a> GradPass<'a> {
 
     fn fill_norms(&mut self, engine: &mut Engine, samples: &[u32], norms: &Tensor<f32>) -> Result<()> {
         engine.fold_batch_norm(self.weights)?;
-        let mut done = 0;
-        for chunk in samples.chunks(self.scratch.len().min(engine.micro_batch())) {
-            let batch = self.scratch.gathered(engine, self.set, chunk, None)?;
+        for whole in chunks(engine, samples.len(), self.scratch.len().min(engine.micro_batch())) {
+            let range = engine.share(whole.clone());
+            let batch = self.scratch.gathered(engine, self.set, &samples[range.clone()], None)?;
             engine.forward(Pass::Eval, &batch.images, &batch.logits)?;
             engine.run(&batch.cross_entropy(1.0))?;
             engine.backward(Pass::Eval, &batch.logit_gradient, GradRequest::images(&batch.perturbed))?;
-            let norms = norms.slice(done..done + chunk.len());
-            engine.run(&RowNorms { values: &batch.perturbed, row_len: IMAGE_LEN, norms: &norms })?;
-            done += chunk.len();
-            if !(self.watch)(done, samples.len()) {
+            let own = norms.slice(range);
+            engine.run(&RowNorms { values: &batch.perturbed, row_len: IMAGE_LEN, norms: &own })?;
+            engine.gather_rows(&norms.slice(whole.clone()), 1)?;
+            if !(self.watch)(whole.end, samples.len()) {
                 return Err(PruneError::Stopped);
             }
         }
@@ -195,7 +195,26 @@ impl<'a> GradPass<'a> {
     }
 }
 
+/// What ranks pass at a time of `len` samples, each at most `size`.
+fn chunks(engine: &Engine, len: usize, size: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let size = size * engine.ranks();
+    (0..len).step_by(size).map(move |start| start..len.min(start + size))
+}
+
 impl LastLayerView {
+    /// Takes what other ranks have found of the samples at `range`.
+    fn exchange(&self, engine: &Engine, range: Range<usize>) -> Result<(), Error> {
+        let rows = |tensor: &Tensor<f32>| {
+            let row_len = tensor.len() / self.gradients.len;
+            engine.gather_rows(&tensor.rows(range.clone(), row_len), row_len)
+        };
+        for (term, logits) in self.gradients.terms.iter().zip(&self.logits) {
+            [&term.logit_gradient, &term.features, logits].into_iter().try_for_each(rows)?;
+        }
+        engine.gather_rows(&self.labels.slice(range.clone()), 1)?;
+        rows(&self.losses)
+    }
+
     /// The clean term, where there is one, and the adversarial one.
     pub fn terms(&self) -> (Option<&Term>, &Term) {
         match self.gradients.terms.as_slice() {

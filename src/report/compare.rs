@@ -34,9 +34,10 @@ fn is_full(run: &RunRecord) -> bool {
     is("selection.method", "full") && is("accelerate.method", "none")
 }
 
-fn device(run: &RunRecord) -> Option<(&serde_json::Value, &serde_json::Value)> {
+fn device(run: &RunRecord) -> Option<(&serde_json::Value, &serde_json::Value, u64)> {
     let session = run.sessions.first()?;
-    Some((&session["device"], &session["threads"]))
+    // Runs of older builds had one engine.
+    Some((&session["device"], &session["threads"], session["ranks"].as_u64().unwrap_or(1)))
 }
 
 /// The speed-up of each run, or why there is none.

@@ -200,12 +200,13 @@ fn side_by_side(runs: &[RunRecord], rows: &[Row]) -> String {
 /// The machine, the build and the images of each run, by its last session.
 pub fn environments(runs: &[RunRecord]) -> String {
     type Field = fn(&Value) -> String;
-    let fields: [(&str, bool, bool, Field); 11] = [
+    let fields: [(&str, bool, bool, Field); 12] = [
         ("device", true, false, |s| {
             format!("{} ({})", text(&s["device"]["name"]), text(&s["device"]["kind"]))
         }),
         ("code", true, false, |s| text(&s["device"]["code"])),
         ("driver", true, false, |s| text(&s["device"]["driver"])),
+        ("ranks", true, false, |s| text(&s["ranks"])),
         ("threads", true, false, |s| text(&s["threads"])),
         ("system", true, false, |s| text(&s["system"])),
         ("secateur", true, false, |s| text(&s["secateur"])),

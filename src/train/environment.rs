@@ -9,15 +9,15 @@ use crate::clock;
 use crate::data::extra::ExtraImages;
 use crate::data::{DataSet, Images};
 use crate::digest::sha256;
-use crate::engine::DeviceInfo;
+use crate::engine::Engine;
 use crate::text::command_line;
 
 /// Adds this session of a run; returns whether the first one had another device or build.
 ///
 /// # Errors
 /// [`RunFolderError::OtherImages`] where the run was started on other ones.
-pub(super) fn add_session(folder: &RunFolder, setup: &TrainingSetup, device: &DeviceInfo) -> Result<bool> {
-    let data = setup.data;
+pub(super) fn add_session(folder: &RunFolder, setup: &TrainingSetup, engine: &Engine) -> Result<bool> {
+    let (data, device) = (setup.data, engine.device());
     let data_sha256 = digest(data);
     let mut moved = false;
     if let Some(first) = folder.sessions()?.first() {
@@ -33,6 +33,7 @@ pub(super) fn add_session(folder: &RunFolder, setup: &TrainingSetup, device: &De
         "started_unix_seconds": clock::now().as_secs(),
         "command": command_line(),
         "device": device,
+        "ranks": engine.ranks(),
         "threads": rayon::current_num_threads(),
         "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         "data": setup.data_path.map(|path| path.to_string_lossy()),

@@ -8,11 +8,10 @@ use super::overfitting;
 use super::run::RunContext;
 use super::tensorboard;
 use super::{Result, TrainError, Trainer, checkpoint};
-use crate::attack::AttackWork;
 use crate::engine::{self, WeightSet};
 use crate::evaluate::{Outcome, Protocol, Subject, evaluate};
 use crate::progress::{Event, watch};
-use crate::prune::PruneError;
+use crate::prune::{self, PruneError};
 use crate::recipe::Recipe;
 
 /// The weights that are evaluated: their moving average where the recipe keeps one.
@@ -76,14 +75,8 @@ pub(super) fn epoch(
     }
     let measured = Measured { validated, live, best, watched };
     let metrics = epoch_report::metrics(trainer, run.labels, &outcome, &measured);
-    let state = &mut trainer.progress;
-    *state.run_images.get_or_insert(0) += metrics.images as u64;
-    state.epoch = number;
-    state.step = 0;
-    state.pgd5_accuracy = watched.accuracy;
-    state.epoch_attacks = AttackWork::default();
-    state.epoch_seconds = Seconds::default();
-    trainer.pruning.learn(&outcome.order, &outcome.samples.scores);
+    trainer.progress.pgd5_accuracy = watched.accuracy;
+    trainer.end_epoch(&outcome);
 
     run.folder.append_metrics(&metrics)?;
     if recipe.metrics.tensorboard {
@@ -112,8 +105,9 @@ pub(super) fn epoch(
 /// user asked to stop.
 fn select(run: &RunContext, trainer: &mut Trainer) -> Result<bool> {
     let number = trainer.progress.epoch + 1;
-    match trainer.begin_epoch(&mut watch(run.progress, format!("selection for epoch {number}"))) {
-        Ok(chosen) => {
+    let chosen = trainer.begin_epoch(&mut watch(run.progress, format!("selection for epoch {number}")));
+    match selected(chosen, number)? {
+        Some(chosen) => {
             let diagnosis = trainer.progress.selection.and_then(|last| last.diagnosis);
             if let (true, Some(subset), Some(diagnosis)) = (chosen, trainer.subset(), diagnosis) {
                 run.folder.write_selection(number, subset, &diagnosis)?;
@@ -124,10 +118,18 @@ fn select(run: &RunContext, trainer: &mut Trainer) -> Result<bool> {
             }
             Ok(true)
         }
-        Err(PruneError::Stopped) => Ok(false),
+        None => Ok(false),
+    }
+}
+
+/// What a selection for an epoch returned; `None` where the user asked to stop.
+pub(super) fn selected<T>(done: prune::Result<T>, epoch: u32) -> Result<Option<T>> {
+    match done {
+        Ok(done) => Ok(Some(done)),
+        Err(PruneError::Stopped) => Ok(None),
         Err(PruneError::Engine(error)) => Err(error.into()),
         Err(PruneError::Data(error)) => Err(error.into()),
-        Err(PruneError::Invalid(reason)) => Err(TrainError::Selection { epoch: number, reason }),
+        Err(PruneError::Invalid(reason)) => Err(TrainError::Selection { epoch, reason }),
     }
 }
 

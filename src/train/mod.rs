@@ -9,6 +9,7 @@ mod epoch_schedule;
 pub mod metrics;
 mod overfitting;
 mod pruning;
+pub mod ranks;
 mod recipe;
 pub mod result;
 mod run;
@@ -79,6 +80,10 @@ pub enum TrainError {
     Selection { epoch: u32, reason: String },
     #[error("{path}: {reason}")]
     Mismatch { path: PathBuf, reason: String },
+    #[error("batch = {batch}: fewer images than {ranks} ranks, expected one for each at least")]
+    Batch { batch: usize, ranks: usize },
+    #[error("rank {rank} of {ranks}: {source}")]
+    Rank { rank: usize, ranks: usize, source: Box<TrainError> },
     #[error("interrupted; continue with --resume --out {}", folder.display())]
     Interrupted { folder: PathBuf },
 }

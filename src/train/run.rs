@@ -1,18 +1,20 @@
 //! A training run as a session: started or resumed in its folder, trained to the end of its recipe, saved on the way.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::checkpoint::{self, CheckpointError};
-use super::epoch::epoch;
+use super::checkpoint::{self, Checkpoint, CheckpointError};
+use super::epoch::{epoch, selected};
 use super::result::{self, Summary};
 use super::run_folder::{RunFolder, RunFolderError, State};
 use super::{Result, TrainError, Trainer, environment, network, tensorboard};
+use crate::data::order::Split;
 use crate::data::{DataSet, IMAGE_BYTES};
 use crate::engine::Engine;
 use crate::evaluate::Protocol;
 use crate::model::initialise;
 use crate::ops::ImageSet;
-use crate::progress::{Event, ProgressSink};
+use crate::progress::watch;
+use crate::progress::{Event, ProgressSink, Silent};
 use crate::recipe::Recipe;
 
 /// What a run is made of, its device and its folder apart.
@@ -97,7 +99,7 @@ impl<'a> TrainingRun<'a> {
         folder: RunFolder,
         protocols: Protocols,
     ) -> Result<Self> {
-        let moved = environment::add_session(&folder, &setup, engine.device())?;
+        let moved = environment::add_session(&folder, &setup, engine)?;
         Ok(Self { engine, setup, folder, protocols, moved })
     }
 
@@ -118,8 +120,7 @@ impl<'a> TrainingRun<'a> {
     /// recipe.
     pub fn run(&mut self, progress: &dyn ProgressSink) -> Result<Summary> {
         let TrainingSetup { recipe, data, .. } = self.setup;
-        let extra = data.extra.iter().flat_map(|extra| &extra.labels);
-        let labels = &Vec::from_iter(data.train.labels.iter().chain(extra).copied());
+        let labels = &labels(data);
         let run = &RunContext { recipe, data, labels, folder: &self.folder, progress };
         let engine = &mut *self.engine;
         if self.moved {
@@ -131,17 +132,24 @@ impl<'a> TrainingRun<'a> {
             progress.event(Event::Warning(&format!("checkpoint passed over: {error}")));
         };
         let resumed = checkpoint::load_newest(self.folder.checkpoints(), warn)?;
+        // Every rank goes on from the same one.
+        let name = resumed.iter().filter_map(|(path, _)| path.file_name()).next().unwrap_or_default();
+        engine.all_gather(CHECKPOINT, name.as_encoded_bytes().to_vec())?;
 
-        let set = upload(engine, run)?;
+        let set = upload(engine, data, labels, progress)?;
         let split = recipe.split(data)?;
-        engine.load_weights(&initialise(network(recipe), recipe.seed))?;
-        let mut trainer = Trainer::new(engine, recipe, &set, &split)?;
-        if let Some((path, checkpoint)) = &resumed {
-            let mismatch = |reason| TrainError::Mismatch { path: path.clone(), reason };
-            trainer.accepts(checkpoint).map_err(mismatch)?;
-            trainer.restore(checkpoint)?;
+        let mut trainer = begin(engine, recipe, &set, &split, resumed.as_ref())?;
+        if let Some((_, checkpoint)) = &resumed {
             let done = &checkpoint.progress;
             progress.event(Event::Note(&format!("resumed after epoch {}, step {}", done.epoch, done.step)));
+            let (before, now) = (done.ranks.unwrap_or(1), trainer.engine.ranks());
+            if before != now {
+                progress.event(Event::Warning(&format!(
+                    "the checkpoint is of {before} rank{}, this run of {now}: batches are shared otherwise, so its bits \
+                     will differ",
+                    if before == 1 { "" } else { "s" }
+                )));
+            }
         }
         let mut damaged = vec![self.folder.roll_back_metrics(trainer.progress.epoch)?];
         if recipe.metrics.tensorboard {
@@ -162,21 +170,84 @@ impl<'a> TrainingRun<'a> {
     }
 }
 
+/// What ranks call the name of the checkpoint that they go on from.
+const CHECKPOINT: &str = "the checkpoint";
+
+/// Trains as a rank other than the first, whose run in `folder` says what to train from and writes all there is to write; it evaluates
+/// while this rank waits. `progress` may ask every rank to stop.
+///
+/// # Errors
+/// [`TrainError::Interrupted`] where a rank was asked to stop; those of training, and of a rank that has ended.
+pub fn follow(
+    engine: &mut Engine,
+    setup: TrainingSetup,
+    folder: Option<&Path>,
+    progress: &dyn ProgressSink,
+) -> Result<()> {
+    let TrainingSetup { recipe, data, .. } = setup;
+    let folder = folder.unwrap_or(Path::new(""));
+    let name = engine.all_gather(CHECKPOINT, Vec::new())?.swap_remove(0);
+    let name = String::from_utf8_lossy(&name).into_owned();
+    let resumed = match name.is_empty() {
+        true => None,
+        false => {
+            let place = RunFolder::open(folder).checkpoints().folder(&name);
+            Some((place.path().to_path_buf(), checkpoint::load(place)?))
+        }
+    };
+    let set = upload(engine, data, &labels(data), &Silent)?;
+    let split = recipe.split(data)?;
+    let mut trainer = begin(engine, recipe, &set, &split, resumed.as_ref())?;
+    let interrupted = || TrainError::Interrupted { folder: folder.into() };
+    while (trainer.progress.epoch as usize) < trainer.epoch_schedule().epochs() {
+        let number = trainer.progress.epoch + 1;
+        let chosen = trainer.begin_epoch(&mut watch(progress, String::new()));
+        selected(chosen, number)?.ok_or_else(interrupted)?;
+        let outcome = trainer.epoch(&mut |_| !progress.stop())?.ok_or_else(interrupted)?;
+        trainer.end_epoch(&outcome);
+    }
+    Ok(())
+}
+
+/// Training at its first step, or where a checkpoint was taken.
+fn begin<'a>(
+    engine: &'a mut Engine,
+    recipe: &'a Recipe,
+    set: &'a ImageSet,
+    split: &'a Split,
+    resumed: Option<&(PathBuf, Checkpoint)>,
+) -> Result<Trainer<'a>> {
+    engine.load_weights(&initialise(network(recipe), recipe.seed))?;
+    let mut trainer = Trainer::new(engine, recipe, set, split)?;
+    if let Some((path, checkpoint)) = resumed {
+        let mismatch = |reason| TrainError::Mismatch { path: path.clone(), reason };
+        trainer.accepts(checkpoint).map_err(mismatch)?;
+        trainer.restore(checkpoint)?;
+    }
+    Ok(trainer)
+}
+
+/// Of the training images and the extra ones.
+fn labels(data: &DataSet) -> Vec<u32> {
+    let extra = data.extra.iter().flat_map(|extra| &extra.labels);
+    data.train.labels.iter().chain(extra).copied().collect()
+}
+
 /// The training images and after them the extra ones, which come from their files in chunks: the host never holds them all.
-fn upload(engine: &Engine, run: &RunContext) -> Result<ImageSet> {
-    let (data, total) = (run.data, run.labels.len());
-    let set = ImageSet::alloc(engine, run.labels)?;
+fn upload(engine: &Engine, data: &DataSet, labels: &[u32], progress: &dyn ProgressSink) -> Result<ImageSet> {
+    let total = labels.len();
+    let set = ImageSet::alloc(engine, labels)?;
     set.write(engine, 0, &data.train.pixels)?;
     let mut done = data.train.len();
     if !data.extra.is_empty() {
-        run.progress.event(Event::Begin { task: "extra images", total });
+        progress.event(Event::Begin { task: "extra images", total });
     }
     for file in &data.extra {
         for pixels in file.chunks()? {
             let pixels = pixels?;
             set.write(engine, done, &pixels)?;
             done += pixels.len() / IMAGE_BYTES;
-            run.progress.event(Event::Done(done));
+            progress.event(Event::Done(done));
         }
     }
     Ok(set)

@@ -47,9 +47,9 @@ impl SuperBatch {
         batch.keeping(samples, losses, predictions)
     }
 
-    /// Copies the adversarial images of step `step` to its minibatch.
+    /// Copies the adversarial images of step `step` to its minibatch, or to a rank's share of it.
     pub fn hand_over(&self, engine: &mut Engine, step: usize, minibatch: &Batch) -> Result<()> {
-        let start = self.place(step) * self.minibatch;
+        let start = self.place(step) * self.minibatch + minibatch.share.first;
         let places = self.places.slice(start..start + minibatch.len());
         engine.run(&GatherRows::new(&self.batch.perturbed, &places, &minibatch.perturbed))
     }

@@ -3,6 +3,9 @@
 //! One step is the data flow of the design: gather and augment, fold BatchNorm, attack in micro-batches, train pass,
 //! optimizer; an objective may ask for the last four several times on each minibatch. Losses and predictions stay on the
 //! device until the end of the epoch. Which samples an epoch visits is decided at its start by [`Pruning`].
+//!
+//! Where the engine is a rank of a group, each step is its share of every minibatch, and what only the other ranks know is gathered at
+//! the end of the epoch, or where it is interrupted: between two calls of the trainer all ranks have the same state.
 
 use super::checkpoint::{Checkpoint, LastSelection, Progress, SamplesSoFar};
 use super::metrics::Seconds;
@@ -12,11 +15,12 @@ use super::scores::EpochScores;
 use super::step_clock::{Part, StepClock};
 use super::super_batch::SuperBatch;
 use super::{EpochSchedule, Recipe};
-use crate::attack::BatchNorm;
-use crate::batch::Batch;
+use crate::attack::{AttackWork, BatchNorm};
+use crate::batch::{Batch, Share};
 use crate::clock::Stopwatch;
+use crate::collective::share;
 use crate::data::order::Split;
-use crate::engine::{Engine, Error, Phase, Result, Sgd, Tensor, WeightSet, unless_stopped};
+use crate::engine::{Engine, Error, Phase, Result, Sgd, StopFlag, Tensor, WeightSet, unless_stopped};
 use crate::model::layers::IMAGE_LEN;
 use crate::objective::Objective;
 use crate::ops::{ImageSet, ScatterRows};
@@ -90,6 +94,7 @@ impl<'a> Trainer<'a> {
         let scores = score.map(|score| EpochScores::new(engine, recipe, score, split.train.len()));
         let ahead = recipe.accelerate.super_batch;
         let super_batch = (ahead > 1).then(|| SuperBatch::new(engine, ahead, recipe.batch));
+        let progress = Progress { ranks: Some(engine.ranks()), ..Progress::default() };
         Ok(Self {
             engine,
             recipe,
@@ -101,7 +106,7 @@ impl<'a> Trainer<'a> {
             predictions,
             scores: scores.transpose()?,
             super_batch: super_batch.transpose()?,
-            progress: Progress::default(),
+            progress,
         })
     }
 
@@ -151,16 +156,11 @@ impl<'a> Trainer<'a> {
         self.engine.load_optimizer(&checkpoint.optimizer)?;
         self.objective.restore(&checkpoint.objective).map_err(Error::Invalid)?;
         self.pruning.restore(self.engine, &checkpoint.selection)?;
-        let SamplesSoFar { losses, predictions, scores, adversarial } = &checkpoint.samples;
-        if let Some(kept) = &self.scores {
-            kept.restore(self.engine, scores)?;
-        }
+        self.restore_samples(&checkpoint.samples)?;
         if let Some(ahead) = &self.super_batch {
-            ahead.restore(self.engine, checkpoint.progress.step, adversarial)?;
+            ahead.restore(self.engine, checkpoint.progress.step, &checkpoint.samples.adversarial)?;
         }
-        self.engine.write(&self.losses.slice(0..losses.len()), losses)?;
-        self.engine.write(&self.predictions.slice(0..predictions.len()), predictions)?;
-        self.progress = checkpoint.progress.clone();
+        self.progress = Progress { ranks: self.progress.ranks, ..checkpoint.progress.clone() };
         let whole_epochs = u64::from(self.progress.epoch) * self.pruning.candidates().len() as u64;
         // Checkpoints from before there was data pruning counted nothing: each epoch had all samples.
         self.progress.run_images.get_or_insert(whole_epochs);
@@ -169,6 +169,16 @@ impl<'a> Trainer<'a> {
         let steps = images.div_ceil(self.recipe.batch as u64) * self.objective.replays() as u64;
         self.progress.optimizer_steps.get_or_insert(steps);
         Ok(())
+    }
+
+    /// Takes what the samples of the unfinished epoch have given.
+    fn restore_samples(&self, samples: &SamplesSoFar) -> Result<()> {
+        let SamplesSoFar { losses, predictions, scores, .. } = samples;
+        if let Some(kept) = &self.scores {
+            kept.restore(self.engine, scores)?;
+        }
+        self.engine.write(&self.losses.slice(0..losses.len()), losses)?;
+        self.engine.write(&self.predictions.slice(0..predictions.len()), predictions)
     }
 
     /// All that [`Trainer::restore`] needs.
@@ -219,8 +229,25 @@ impl<'a> Trainer<'a> {
     /// done, and returns whether to go on.
     ///
     /// # Errors
-    /// [`PruneError::Stopped`] where it does not: the state is that before the call.
+    /// [`PruneError::Stopped`] where it does not, on any rank: the state is that before the call.
     pub fn begin_epoch(&mut self, watch: Watch) -> prune::Result<bool> {
+        let Some(group) = self.engine.group().cloned() else { return self.select(watch) };
+        // No rank stops within a pass, and every rank asks as often as the others: all stop at the same question.
+        let stop = self.engine.stop_on(None);
+        let mut failed = None;
+        let done = self.select(&mut |done, total| {
+            let requested = !watch(done, total) || stop.as_ref().is_some_and(StopFlag::requested);
+            let any = group.any(requested);
+            any.map_err(|error| failed = Some(error)).is_ok_and(|any| !any)
+        });
+        self.engine.stop_on(stop);
+        match failed {
+            Some(error) => Err(PruneError::Engine(error.into())),
+            None => done,
+        }
+    }
+
+    fn select(&mut self, watch: Watch) -> prune::Result<bool> {
         let stopwatch = Stopwatch::start();
         let epoch = self.progress.epoch;
         let last = self.progress.selection.map(|last| last.epoch);
@@ -253,8 +280,50 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Runs the rest of the current epoch. `go_on` is called after each finished step and returns `false` to stop there; a stop of
-    /// the engine ([`Engine::stop_on`]) may come during an attack. Either way the result is `None`, and the state is that
+    /// Gathers what only the ranks know that trained on a sample, and keeps the last losses of all.
+    fn gather(&mut self, visit: &Visit) -> Result<()> {
+        if self.engine.group().is_some() {
+            let own = self.samples_so_far()?;
+            let samples = SamplesSoFar {
+                losses: self.of_all_ranks("losses", own.losses)?,
+                predictions: self.of_all_ranks("predictions", own.predictions)?,
+                scores: self.of_all_ranks("scores", own.scores)?,
+                adversarial: Vec::new(),
+            };
+            self.restore_samples(&samples)?;
+        }
+        let work = self.engine.all_gather("attack work", vec![self.progress.epoch_attacks])?;
+        self.progress.epoch_attacks = AttackWork::default();
+        work.concat().into_iter().for_each(|theirs| self.progress.epoch_attacks += theirs);
+        let done = self.images_after(self.progress.step);
+        match &visit.table {
+            Some((table, rows)) if done > 0 => {
+                let (losses, rows) = (self.losses.slice(0..done), rows.slice(0..done));
+                self.engine.run(&ScatterRows::new(&losses, &rows, table))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Values of the samples done in the current epoch, each from a rank that trained on it.
+    fn of_all_ranks<T: bytemuck::Pod>(&self, what: &'static str, own: Vec<T>) -> Result<Vec<T>> {
+        let mut values = own.clone();
+        let all = self.engine.all_gather(what, own)?;
+        for (rank, theirs) in all.iter().enumerate() {
+            for step in 0..self.progress.step {
+                let minibatch = self.images_after(step)..self.images_after(step + 1);
+                let range = share(minibatch, rank, all.len());
+                // None where there are no scores.
+                if let Some(theirs) = theirs.get(range.clone()) {
+                    values[range].copy_from_slice(theirs);
+                }
+            }
+        }
+        Ok(values)
+    }
+
+    /// Runs the rest of the current epoch. `go_on` is called after each finished step and returns `false` to stop there, on any rank;
+    /// a stop of the engine ([`Engine::stop_on`]) may come during an attack. Either way the result is `None`, and the state is that
     /// between two steps.
     pub fn epoch(&mut self, go_on: &mut dyn FnMut(usize) -> bool) -> Result<Option<EpochOutcome>> {
         let order = self.pruning.order(self.progress.epoch);
@@ -274,17 +343,21 @@ impl<'a> Trainer<'a> {
         let mut clock = StepClock::new(steps, self.recipe.accelerate.super_batch);
         let stopwatch = Stopwatch::start();
         let mut finished = true;
+        let attacks_before = std::mem::take(&mut self.progress.epoch_attacks);
         while self.progress.step < steps {
             finished = unless_stopped(self.step(&visit, &mut clock))?.is_some();
             if finished {
                 self.progress.step += 1;
-                finished = go_on(self.progress.step);
+                let stop = !go_on(self.progress.step);
+                finished = !self.engine.on_any_rank(stop)?;
             }
             if !finished {
                 break;
             }
         }
         self.engine.phase(Phase::Other);
+        self.gather(&visit)?;
+        self.progress.epoch_attacks += attacks_before;
         self.engine.synchronize()?;
         let seconds = clock.divide(stopwatch.wall(), self.engine)?;
         self.progress.spend(Seconds { cpu: stopwatch.cpu(), ..seconds });
@@ -296,10 +369,23 @@ impl<'a> Trainer<'a> {
         Ok(Some(EpochOutcome { order, weights, samples: self.samples_so_far()?, learning_rate }))
     }
 
+    /// Goes to the next epoch, after what [`Trainer::epoch`] gave and whatever was measured of it.
+    pub fn end_epoch(&mut self, outcome: &EpochOutcome) {
+        let state = &mut self.progress;
+        *state.run_images.get_or_insert(0) += outcome.order.len() as u64;
+        state.epoch += 1;
+        state.step = 0;
+        state.epoch_attacks = AttackWork::default();
+        state.epoch_seconds = Seconds::default();
+        self.pruning.learn(&outcome.order, &outcome.samples.scores);
+    }
+
     /// One minibatch: one training step, or as many as the objective replays it. A stop is heard while nothing has changed that
-    /// a checkpoint keeps: in the attack of a step without replays, on folded weights.
+    /// a checkpoint keeps: in the attack of a step without replays, on folded weights; among ranks only between two steps.
     fn step(&mut self, visit: &Visit, clock: &mut StepClock) -> Result<()> {
-        let repeatable = self.objective.replays() == 1 && self.recipe.attack.batch_norm == BatchNorm::Eval;
+        let repeatable = self.objective.replays() == 1
+            && self.recipe.attack.batch_norm == BatchNorm::Eval
+            && self.engine.group().is_none();
         let held = if repeatable { None } else { self.engine.stop_on(None) };
         self.whole_step(visit, clock)?;
         if held.is_some() {
@@ -310,18 +396,21 @@ impl<'a> Trainer<'a> {
 
     fn whole_step(&mut self, visit: &Visit, clock: &mut StepClock) -> Result<()> {
         let step = self.progress.step;
-        let range = self.images_after(step)..self.images_after(step + 1);
+        let minibatch = self.images_after(step)..self.images_after(step + 1);
+        let range = self.engine.share(minibatch.clone());
         let mut batch = self.batch.rows(0..range.len()).keeping(
             visit.order.slice(range.clone()),
             self.losses.slice(range.clone()),
             self.predictions.slice(range.clone()),
         );
         batch.weights = visit.weights.as_ref().map(|weights| weights.slice(range.clone()));
+        batch.share =
+            Share { first: range.start - minibatch.start, images: self.engine.shared_items(minibatch.len()) };
 
         self.engine.phase(Phase::Step);
         clock.begin(step, self.engine)?;
         self.engine.phase(Phase::Gather);
-        self.gather(&batch)?;
+        self.gather_images(&batch)?;
         clock.ended(Part::Train, self.engine)?;
 
         for replay in 0..self.objective.replays() {
@@ -334,6 +423,7 @@ impl<'a> Trainer<'a> {
             if let Some(scores) = &self.scores {
                 scores.measure(self.engine, &batch, self.objective.has_clean_pass(), range.clone())?;
             }
+            self.engine.average_statistics()?;
             let rates = self.rates(step, replay);
             let optimizer = &self.recipe.optimizer;
             let done = self.progress.optimizer_steps.get_or_insert(0);
@@ -348,14 +438,11 @@ impl<'a> Trainer<'a> {
             *done += 1;
             clock.ended(Part::Train, self.engine)?;
         }
-        if let Some((losses, rows)) = &visit.table {
-            self.engine.run(&ScatterRows::new(&batch.losses, &rows.slice(range), losses))?;
-        }
         Ok(())
     }
 
     /// The images of a batch as the current epoch crops and flips them, and their labels.
-    fn gather(&mut self, batch: &Batch) -> Result<()> {
+    fn gather_images(&mut self, batch: &Batch) -> Result<()> {
         let (seed, epoch) = (self.recipe.seed, self.progress.epoch);
         let augment = self.recipe.augmentation(seed, epoch);
         self.engine.run(&batch.gather(self.set, augment))
@@ -368,10 +455,15 @@ impl<'a> Trainer<'a> {
         if ahead.begins(step) {
             let range = self.images_after(step)..self.images_after(step + ahead.steps);
             let all = ahead.of(visit.order.slice(range));
+            let range = self.engine.share(0..all.len());
+            let mut own = all.rows(range.clone());
+            own.share = Share { first: range.start, images: self.engine.shared_items(all.len()) };
             self.engine.phase(Phase::Gather);
-            self.gather(&all)?;
+            self.gather_images(&own)?;
             self.engine.phase(Phase::Attack);
-            self.attack_now(&all)?;
+            self.attack_now(&own)?;
+            // Shares of its minibatches are others than those of the whole.
+            self.engine.gather_rows(&all.perturbed, IMAGE_LEN)?;
         }
         if let Some(ahead) = &self.super_batch {
             ahead.hand_over(self.engine, step, minibatch)?;

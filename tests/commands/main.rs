@@ -7,6 +7,7 @@ mod bench;
 mod bench_speedup;
 mod bench_versus;
 mod cli;
+mod devices;
 mod extra_data;
 
 mod model_prediction;

@@ -175,9 +175,33 @@ fn the_command_prints_layers_and_steps() {
     let steps = read["steps"].as_array().unwrap();
     assert_eq!((steps.len(), &steps[0]["recipe"]), (3, &"cifar10-pgd-at".into()));
     assert!((steps[0]["units"].as_f64().unwrap() - 23.0).abs() < 1.0, "{}", steps[0]["units"]);
-    for (wrong, part) in
-        [("--flops=0", "above 0"), ("--recipe=cifar10-trades-bullet", "accelerate.method=none")]
+    let (code, stdout, stderr) =
+        run(&[&model[..], &["--recipe=cifar10-pgd-at", "--gpus=12", "--json=m.json"]].concat());
+    assert_eq!(code, Some(0), "{stderr}");
+    for part in
+        ["not measured", "NVLink 450 GB/s and network 50 GB/s", "the batch divided", "12 GPUs", "efficiency"]
     {
+        assert!(stdout.contains(part), "no {part} in:\n{stdout}");
+    }
+    let read: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.path().join("m.json")).unwrap()).unwrap();
+    let scaling = &read["scaling"]["cifar10-pgd-at"];
+    let gpus = |at: usize| -> Vec<u64> {
+        scaling[at].as_array().unwrap().iter().map(|step| step["gpus"].as_u64().unwrap()).collect()
+    };
+    // Eight images are no share of twelve.
+    assert_eq!((gpus(0), gpus(1)), (vec![1, 2, 4, 8], vec![1, 2, 4, 8, 12]));
+    for step in scaling[1].as_array().unwrap() {
+        let of = |key: &str| step[key].as_f64().unwrap();
+        assert_eq!(of("batch"), 8.0 * of("gpus"));
+        assert!((of("share_seconds") + of("all_reduce_seconds") - of("seconds")).abs() < 1e-12);
+        assert!(of("efficiency") <= 1.0 && of("efficiency") > 0.5, "{step}");
+    }
+    for (wrong, part) in [
+        ("--flops=0", "above 0"),
+        ("--recipe=cifar10-trades-bullet", "accelerate.method=none"),
+        ("--gpus=0", "0 is not in 1..=1024"),
+    ] {
         let (code, _, stderr) = run(&[&model[..], &[wrong]].concat());
         assert_eq!((code, stderr.lines().count()), (Some(2), 1), "{stderr}");
         assert!(stderr.contains(part), "{stderr}");

@@ -76,6 +76,7 @@ fn checkpoint(epoch: u32, step: usize) -> Checkpoint {
             optimizer_steps: Some(35),
             run_images: Some(70),
             selection: Some(LastSelection { epoch, diagnosis: Some(diagnosis) }),
+            ranks: Some(3),
         },
         samples: SamplesSoFar {
             predictions: (0..losses.len() as u32).map(|i| i % 10).collect(),

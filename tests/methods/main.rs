@@ -17,4 +17,5 @@ mod prune_info_batch;
 mod prune_pursuit;
 mod prune_simple;
 mod prune_training;
+mod ranks;
 mod training_run;

@@ -1,4 +1,5 @@
-//! `secateur bench model`: the roofline prediction of a training step, layer by layer; no device is needed.
+//! `secateur bench model`: the roofline prediction of a training step, layer by layer, and its time on several GPUs; no device is
+//! needed.
 //!
 //! The step is launched on a driver that runs nothing, so the launches are those of a GPU.
 
@@ -11,6 +12,7 @@ use super::super::console::Console;
 use super::super::{inputs, recipes_for, write_json};
 use crate::measure::document::VERSION;
 use crate::measure::model::{Prediction, Roof, part_lines, predict, total_lines};
+use crate::measure::scaling::{assumptions, scaled_steps, scaling_lines};
 use crate::measure::workload::{Bench, Work};
 use crate::recipe::Recipe;
 use crate::text::command_line;
@@ -43,6 +45,9 @@ pub struct Args {
     /// Bytes a second in place of the device's: 4.8e12, or inf
     #[arg(long, value_name = "RATE", value_parser = rate)]
     bytes: Option<f64>,
+    /// Model the step on 1 to N H200s that share the batch
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    gpus: Option<u32>,
     /// Write everything as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -85,6 +90,19 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     }
     console.line("");
     console.lines(total_lines(&predictions));
+    let mut scaling = serde_json::Map::new();
+    if let Some(gpus) = args.gpus {
+        console.line("");
+        console.lines(assumptions());
+        for recipe in &recipes {
+            let [divided, grown] = scaled_steps(recipe, gpus as usize)?;
+            for (what, steps) in [("the batch divided", &divided), ("the batch a GPU", &grown)] {
+                console.line("");
+                console.lines(scaling_lines(&format!("{}, {what}", recipe.name), steps));
+            }
+            scaling.insert(recipe.name.clone(), serde_json::json!([divided, grown]));
+        }
+    }
     if let Some(file) = &json_file {
         let json = serde_json::json!({
             "secateur_measure": VERSION,
@@ -95,6 +113,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             "ceiling_flops": roof.flops,
             "ceiling_bytes": roof.bytes,
             "steps": predictions,
+            "scaling": scaling,
         });
         write_json(file, &json)?;
     }

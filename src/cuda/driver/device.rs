@@ -20,8 +20,10 @@ use super::encode::encode;
 use super::failure::{described, failed, of_a_kernel};
 use super::gpu::Gpu;
 use super::graph::Capture;
+use super::nccl::{DeviceGroup, Library, NcclGroup};
 use super::nvtx::PhaseRanges;
 use super::{Address, Cost, DeviceOptions, Driver, Graph, Kernel, MapSpec, Mark, TensorMap, aligned};
+use crate::collective::Collective;
 use crate::engine::{DeviceInfo, Error, Phase, Result};
 
 /// A GPU and the stream of its work.
@@ -292,6 +294,14 @@ impl Driver for DeviceDriver {
         };
         self.last.set(last.call.kernel.name());
         native.launch().map_err(self.late("cuGraphLaunch"))
+    }
+
+    fn join(&self, group: &dyn Collective) -> Result<Option<Box<dyn DeviceGroup>>> {
+        self.bind()?;
+        let stream = self.stream.clone();
+        let synchronize = move || stream.synchronize().map_err(failed("cuStreamSynchronize"));
+        let nccl = Library::load(self.stream.cu_stream(), synchronize)?;
+        Ok(Some(Box::new(NcclGroup::new(nccl, group)?)))
     }
 
     fn phase(&self, phase: Phase) {

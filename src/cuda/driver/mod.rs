@@ -19,6 +19,7 @@ mod graph;
 pub mod host;
 mod kernel;
 mod loader;
+pub mod nccl;
 pub mod nvtx;
 mod occupancy;
 mod options;
@@ -42,7 +43,9 @@ use std::time::Instant;
 
 use cudarc::driver::CudaEvent;
 
+use crate::collective::Collective;
 use crate::engine::{DeviceInfo, Error, Phase, Result};
+use nccl::DeviceGroup;
 
 /// A place in device memory: eight bytes in parameter structs, `Global<T>` in kernels. On the emulator it is a handle,
 /// not a host address; only the driver that made it can follow it.
@@ -124,6 +127,10 @@ pub trait Driver {
     /// Bytes of the largest cache between the kernels and their memory.
     fn cache_bytes(&self) -> usize {
         self.info().cache.map_or_else(last_level_cache, |bytes| bytes as usize)
+    }
+    /// Reduces its memory with that of the other ranks' devices; `None` where that has to pass through the host.
+    fn join(&self, _group: &dyn Collective) -> Result<Option<Box<dyn DeviceGroup>>> {
+        Ok(None)
     }
     /// Work of this kind begins, for drivers that keep account and for tools that watch.
     fn phase(&self, _phase: Phase) {}

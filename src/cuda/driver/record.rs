@@ -9,9 +9,11 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use super::nccl::DeviceGroup;
 use super::{
     Address, Buffer, Call, Cost, DeviceOptions, Driver, FLUSH_FACTOR, Graph, Kernel, MapSpec, Mark, TensorMap,
 };
+use crate::collective::Collective;
 use crate::engine::{DeviceInfo, Error, Launch, Phase, Record, Result};
 
 /// One launch, its times still to be asked for.
@@ -258,6 +260,9 @@ impl Driver for Recorder {
     fn layer(&self, layer: Option<usize>) {
         self.log.layer.set(layer);
         self.inner.layer(layer);
+    }
+    fn join(&self, group: &dyn Collective) -> Result<Option<Box<dyn DeviceGroup>>> {
+        self.inner.join(group)
     }
     fn profiler(&self, on: bool) -> Result<()> {
         self.inner.profiler(on)

@@ -72,6 +72,8 @@ pub struct Progress {
     pub run_images: Option<u64>,
     /// The last selection of samples, where there was one.
     pub selection: Option<LastSelection>,
+    /// Engines that shared the batches; absent in checkpoints from before there could be several.
+    pub ranks: Option<usize>,
 }
 
 impl Progress {
