@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use secateur::cuda::driver::{Buffer, Driver};
 use secateur::cuda::launch::conv::wgmma::{self, BLOCKS, Block, Direction, Planned};
-use secateur::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Product};
+use secateur::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Mask, Product};
 use secateur::engine::{Error, Result};
 use secateur::measure::predict::wgmma::{Epilogue, Prediction, predict};
 use secateur::measure::probes::random_halves;
@@ -99,7 +99,7 @@ impl Operands {
         match direction {
             Direction::Forward => {
                 let (bias, mask) = (self.bias.address(), self.mask.address());
-                let epilogue = ForwardEpilogue::Relu { bias, residual: None, mask };
+                let epilogue = ForwardEpilogue::Relu { bias, residual: None, mask: Mask::plain(mask) };
                 let product = product(&self.input, &self.output);
                 match planned {
                     Some(planned) if in_im2col => {

@@ -16,58 +16,75 @@ struct WgmmaForwardParams {
     TensorMap output;
     TensorMap residual;             // like output
     Global<const float> bias;       // K
-    Global<uint32_t> mask;          // bit c % 32 of word (pixel * K + c) / 32: the output is positive
+    Global<uint32_t> mask;          // the output is positive
     Global<float> statistics;       // [pixel group][mean, M2][K]
     uint32_t has_residual;
     uint32_t log2_out_channels;
+    MaskOrder mask_order;
     WgmmaPlan plan;
 };
 
-/// Where the mask bits of this thread's share of a sub-tile go, and whether its pixel exists.
-struct MaskPlace {
-    uint32_t word;
-    bool valid;
+/// The biases of a thread's two channels, loaded before the products.
+struct Biases {
+    float of[2];
+
+    DEVICE void load(const WgmmaForwardParams& p, const GroupTile& tile) {
+        const uint32_t channel = own_channel(tile);
+        of[0] = p.bias[channel];
+        of[1] = p.bias[channel + 8];
+    }
 };
+
+/// Stores the mask of a tile.
 template <class T>
-DEVICE MaskPlace mask_place(const WgmmaForwardParams& p, const GroupTile& tile, uint32_t stage) {
-    const GridPixel pixel = T::Pixels::pixel(p.plan, tile, stage * STAGE_PIXELS + share_pixel());
-    const uint32_t index = (((pixel.image << p.plan.log2_side) + pixel.row) << p.plan.log2_side) + pixel.column;
-    return {(index << (p.log2_out_channels - 5)) + (tile.channel >> 5) + share_half(), pixel.valid};
+DEVICE void store_mask(const WgmmaForwardParams& p, const GroupTile& tile, const MaskWords<T>& words) {
+    if (p.mask_order == MaskOrder::Fragments) {
+        MaskFragment<T> fragment;
+#pragma unroll
+        for (int stage = 0; stage < STAGES<T>; ++stage) fragment.word[stage] = words[stage];
+        // A tile of two groups may have none of the second.
+        if (tile.at.image < p.plan.batch) store_vector(p.mask, mask_fragment_at<T>(tile, p.log2_out_channels), fragment);
+        return;
+    }
+    const Global<uint16_t> sixteen = p.mask.as<uint16_t>();
+#pragma unroll
+    for (uint32_t stage = 0; stage < STAGES<T>; ++stage) {
+        const uint32_t word = transposed(words[stage]);
+        const MaskPlace place = mask_place<T>(p.plan, tile, stage, p.log2_out_channels);
+        if (place.valid) {
+            sixteen[place.at] = uint16_t(word);
+            sixteen[place.at + (1 << (p.log2_out_channels - 4))] = uint16_t(word >> 16);
+        }
+    }
 }
+
+/// The word of a pair of sums as they are.
+DEVICE uint32_t pack_sums(int, int, int, float low, float high) { return pack_bf16(low, high); }
 
 template <class T>
 DEVICE void conv_forward_relu(const WgmmaForwardParams& p, WgmmaShared<T>& shared, uint32_t kernel) {
     prefetch_output_maps(p.plan, &p.output, p.residual, p.has_residual != 0);
     Stager<T> stager(p.residual, p.plan, shared, kernel);
+    Biases bias;
     convolve<T, Direction::Forward>(
         p.operands, p.plan, shared, kernel,
         [&](const Work& work, uint32_t consumer) {
-            if (p.has_residual) stager.begin(group_tile<T>(p.plan, work, consumer));
+            const GroupTile tile = group_tile<T>(p.plan, work, consumer);
+            bias.load(p, tile);
+            if (p.has_residual) stager.begin(tile);
         },
         [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
-            const float bias[2] = {p.bias[own_channel(tile)], p.bias[own_channel(tile) + 8]};
-            stager.template finish_all<false>(
-                p.output, tile, p.has_residual != 0, sums,
-                [&](float sum, int half, float residual) {
-                    const float y = sum + bias[half] + residual;
-                    // Written so that a NaN passes: a broken step must show in the loss, not vanish in a ReLU.
-                    return y <= 0.0f ? 0.0f : y;
-                },
-                [&](uint32_t stage, uint8_t* staged) {
-                    uint32_t bits = 0;
-#pragma unroll
-                    for (uint32_t chunk = 0; chunk < 4; ++chunk) {
-                        const Bytes16 eight = share_chunk(staged, chunk);
-#pragma unroll
-                        for (uint32_t i = 0; i < 4; ++i) {
-                            bits |= uint32_t((eight.word[i] & 0xFFFFu) != 0) << (8 * chunk + 2 * i);
-                            bits |= uint32_t((eight.word[i] >> 16) != 0) << (8 * chunk + 2 * i + 1);
-                        }
-                    }
-                    const MaskPlace place = mask_place<T>(p, tile, stage);
-                    if (place.valid) p.mask[place.word] = bits;
+            MaskWords<T> words = {};
+            stager.finish_all(
+                p.output, tile, p.has_residual != 0, sums, [&](float sum, int half) { return sum + bias.of[half]; },
+                [&](int stage, int j, int half, float low, float high) {
+                    // A NaN passes: a broken step must show in the loss, not vanish in a ReLU.
+                    const uint32_t pair = pack_bf16_relu(low, high);
+                    words[stage] += passed_bits(pair, j, half);
+                    return pair;
                 });
+            store_mask<T>(p, tile, words);
         });
 }
 
@@ -75,14 +92,14 @@ template <class T>
 DEVICE void conv_forward_bias(const WgmmaForwardParams& p, WgmmaShared<T>& shared, uint32_t kernel) {
     prefetch_output_maps(p.plan, &p.output, p.residual, p.has_residual != 0);
     Stager<T> stager(p.residual, p.plan, shared, kernel);
+    Biases bias;
     convolve<T, Direction::Forward>(
-        p.operands, p.plan, shared, kernel, [](const Work&, uint32_t) {},
+        p.operands, p.plan, shared, kernel,
+        [&](const Work& work, uint32_t consumer) { bias.load(p, group_tile<T>(p.plan, work, consumer)); },
         [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
-            const GroupTile tile = group_tile<T>(p.plan, work, consumer);
-            const float bias[2] = {p.bias[own_channel(tile)], p.bias[own_channel(tile) + 8]};
             stager.template finish_all<false>(
-                p.output, tile, false, sums, [&](float sum, int half, float) { return sum + bias[half]; },
-                [](uint32_t, uint8_t*) {});
+                p.output, group_tile<T>(p.plan, work, consumer), sums,
+                [&](float sum, int half) { return sum + bias.of[half]; }, pack_sums);
         });
 }
 
@@ -144,8 +161,7 @@ DEVICE void conv_forward_statistics(const WgmmaForwardParams& p, WgmmaShared<T>&
                     }
                 }
             }
-            stager.template finish_all<false>(
-                p.output, tile, false, sums, [](float sum, int, float) { return sum; }, [](uint32_t, uint8_t*) {});
+            stager.template finish_all<false>(p.output, tile, sums, [](float sum, int) { return sum; }, pack_sums);
             if constexpr (T::PARTS == 2) {
                 if (block_part<T>() == 1) return;
                 // They were sent before the other block staged its sub-tiles: a short wait.

@@ -289,7 +289,8 @@ DEVICE void convolve(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShar
     }
     prepare_barriers(shared);
     launch_dependents();
-    const uint32_t warpgroup = threadIdx.x / 128;
+    // By a shuffle, so that the compiler knows it, and what follows from it, to be the same in a warp.
+    const uint32_t warpgroup = shfl(threadIdx.x / 128, 0);
     if (warpgroup == 0) {
         if constexpr (T::CONSUMERS == 2) lower_registers<40>();
         if (threadIdx.x == 0) {

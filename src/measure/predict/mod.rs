@@ -9,7 +9,7 @@ pub mod wgmma;
 use crate::cuda::driver::Address;
 use crate::cuda::launch::conv::wgmma::{BLOCKS, Block, Direction, plan};
 use crate::cuda::launch::conv::{
-    ConvShape, ForwardEpilogue, InputGradientEpilogue, flops, forward_cost, input_gradient_cost,
+    ConvShape, ForwardEpilogue, InputGradientEpilogue, Mask, flops, forward_cost, input_gradient_cost,
 };
 use crate::engine::{Engine, Launch};
 use crate::model::Conv;
@@ -65,7 +65,8 @@ fn on_wgmma(launch: &Launch, shape: &ConvShape, operation: &str, block: &str) ->
         "conv_forward_bias" => (Direction::Forward, Epilogue::Bias),
         "conv_forward_statistics" => (Direction::Forward, Epilogue::Statistics),
         "conv_forward_relu" => {
-            let plain = ForwardEpilogue::Relu { bias: Address::NULL, residual: None, mask: Address::NULL };
+            let mask = Mask::plain(Address::NULL);
+            let plain = ForwardEpilogue::Relu { bias: Address::NULL, residual: None, mask };
             let residual = launch.bytes > forward_cost(shape, &plain).bytes;
             (Direction::Forward, Epilogue::Relu { residual })
         }

@@ -211,6 +211,11 @@ fn group(side: usize) -> (usize, usize) {
     }
 }
 
+/// Images of a group of pixels of this side.
+pub fn images_of_a_group(side: usize) -> usize {
+    group(side).1
+}
+
 /// Plans a convolution in the block that should be fastest of those allowed; `None` where none of these kernels serves it.
 pub fn plan(shape: &ConvShape, direction: Direction, allowed: impl Fn(Block) -> bool) -> Option<Planned> {
     let (columns, reduction) = match direction {
