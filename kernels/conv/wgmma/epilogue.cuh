@@ -74,7 +74,8 @@ struct Stager {
     const uint32_t kernel;
     uint32_t consumer;
     bool leader;  // the thread that issues TMA
-    uint32_t residual_parity = 0;  // of the first phases of this work's residual
+    uint32_t residual_parity = 0;  // of this work, where each buffer takes one residual; two leave it as it is
+    StageWords held[2];            // the residual of the first two sub-tiles of four
 
     DEVICE Stager(const TensorMap& residual, const WgmmaPlan& plan, WgmmaShared<T>& shared, uint32_t kernel)
         : residual(residual), plan(plan), shared(shared), kernel(kernel), consumer(shfl(threadIdx.x / 128, 0) - 1),
@@ -86,8 +87,8 @@ struct Stager {
         tma_load<4>(shared.staged[consumer][stage % 2], residual, full, T::Pixels::box(plan, tile, stage).at);
     }
 
-    /// Before the products of a work: asks for the residual of its first two sub-tiles. Nobody reads the buffers any more: a fence
-    /// and a barrier have followed the last reads.
+    /// While the first products of a work are under way: asks for the residual of its first two sub-tiles. Nobody reads the buffers
+    /// any more: a fence and a barrier have followed the last reads.
     DEVICE void begin(const GroupTile& tile) {
         if (leader) {
             tma_store_wait_read<0>();
@@ -96,19 +97,38 @@ struct Stager {
         }
     }
 
+    /// While the last are: where there are four sub-tiles, takes that residual into registers and asks for that of the others, which
+    /// are then finished first, in the buffers that hold it.
+    DEVICE void prepare(const GroupTile& tile) {
+        if constexpr (STAGES<T> == 4) {
+#pragma unroll
+            for (uint32_t stage = 0; stage < 2; ++stage) read_residual(stage, 0, held[stage]);
+            fence_async_proxy(shared.staged[consumer], sizeof shared.staged[consumer]);
+            group_barrier(consumer);
+            if (leader) {
+                load_residual(tile, 2);
+                load_residual(tile, 3);
+            }
+        }
+    }
+
+    DEVICE void read_residual(uint32_t stage, uint32_t parity, StageWords& words) {
+        const StageRows rows = stage_rows(shared.staged[consumer][stage % 2]);
+        mbarrier_wait(shared.residual_full[consumer][stage % 2], parity, {kernel, "residual_full"});
+        ldmatrix_x4<4, true>(words.word, {rows.row[0], rows.row[1], rows.row[2], rows.row[3]});
+    }
+
     /// Sub-tile STAGE: `value(sum, half)` is each sum before the residual, `half` telling the lower channel (0) from the upper;
     /// `pack(stage, j, half, low, high)` is the word that is stored of its pixels 8 j + 2 (lane % 4) and the next.
     template <int STAGE, bool RESIDUAL, class Value, class Pack>
     DEVICE void finish(const TensorMap& output, const GroupTile& tile, const FinishedSums<T>& sums, const Value& value,
                        const Pack& pack) {
         uint8_t* const staged = shared.staged[consumer][STAGE % 2];
-        const StageRows rows = stage_rows(staged);
+        constexpr bool HELD = RESIDUAL && STAGES<T> == 4 && STAGE < 2;
+        constexpr bool IN_PLACE = RESIDUAL && !HELD;
         StageWords more;
-        if constexpr (RESIDUAL) {
-            mbarrier_wait(shared.residual_full[consumer][STAGE % 2], residual_parity ^ (STAGE / 2),
-                          {kernel, "residual_full"});
-            ldmatrix_x4<4, true>(more.word, {rows.row[0], rows.row[1], rows.row[2], rows.row[3]});
-        }
+        if constexpr (HELD) more = held[STAGE];
+        if constexpr (IN_PLACE) read_residual(STAGE, STAGES<T> == 4 ? 1 : residual_parity, more);
         StageWords words;
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
@@ -123,37 +143,35 @@ struct Stager {
                 words.word[j / 2][word] = pack(STAGE, j, half, low, high);
             }
         }
-        // A buffer is free when the store before the newest has read it, and both at the first sub-tile of a work.
-        if constexpr (!RESIDUAL && STAGE != 1) {
-            if (leader) tma_store_wait_read<STAGE == 0 ? 0 : 1>();
+        // A buffer is free when the store before the newest has read it; without a residual both are at the first sub-tile.
+        if constexpr (!IN_PLACE && (RESIDUAL || STAGE != 1)) {
+            if (leader) tma_store_wait_read<STAGE == 0 && !RESIDUAL ? 0 : 1>();
             group_barrier(consumer);
         }
+        const StageRows rows = stage_rows(staged);
         stmatrix_x4<4, true>(words.word, rows.row);
         fence_async_proxy(staged, STAGE_BYTES);
         group_barrier(consumer);
         if (leader) {
             tma_store<4>(output, staged, T::Pixels::box(plan, tile, STAGE).at);
             tma_store_commit();
-            // The buffer of the sub-tile before is free for the residual of the one after.
-            if (RESIDUAL && STAGE >= 1 && STAGE + 1 < STAGES<T>) {
-                tma_store_wait_read<1>();
-                load_residual(tile, STAGE + 1);
-            }
         }
     }
 
     template <bool RESIDUAL, class Value, class Pack>
     DEVICE void finish_all(const TensorMap& output, const GroupTile& tile, const FinishedSums<T>& sums, const Value& value,
                            const Pack& pack) {
-        finish<0, RESIDUAL>(output, tile, sums, value, pack);
-        finish<1, RESIDUAL>(output, tile, sums, value, pack);
-        if constexpr (STAGES<T> == 4) {
+        if constexpr (RESIDUAL && STAGES<T> == 4) {
             finish<2, RESIDUAL>(output, tile, sums, value, pack);
             finish<3, RESIDUAL>(output, tile, sums, value, pack);
-        } else if constexpr (RESIDUAL) {
-            // Each buffer took one residual, not two.
-            residual_parity ^= 1;
         }
+        finish<0, RESIDUAL>(output, tile, sums, value, pack);
+        finish<1, RESIDUAL>(output, tile, sums, value, pack);
+        if constexpr (!RESIDUAL && STAGES<T> == 4) {
+            finish<2, RESIDUAL>(output, tile, sums, value, pack);
+            finish<3, RESIDUAL>(output, tile, sums, value, pack);
+        }
+        if constexpr (RESIDUAL && STAGES<T> == 2) residual_parity ^= 1;
     }
 
     /// The same, with the residual that `begin` has asked for where there is one.

@@ -24,7 +24,7 @@ struct WgmmaForwardParams {
     WgmmaPlan plan;
 };
 
-/// The biases of a thread's two channels, loaded before the products.
+/// The biases of a thread's two channels.
 struct Biases {
     float of[2];
 
@@ -58,6 +58,9 @@ DEVICE void store_mask(const WgmmaForwardParams& p, const GroupTile& tile, const
     }
 }
 
+/// Where products hide nothing.
+DEVICE void nothing_to_do(const Work&, uint32_t) {}
+
 /// The word of a pair of sums as they are.
 DEVICE uint32_t pack_sums(int, int, int, float low, float high) { return pack_bf16(low, high); }
 
@@ -72,6 +75,9 @@ DEVICE void conv_forward_relu(const WgmmaForwardParams& p, WgmmaShared<T>& share
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
             bias.load(p, tile);
             if (p.has_residual) stager.begin(tile);
+        },
+        [&](const Work& work, uint32_t consumer) {
+            if (p.has_residual) stager.prepare(group_tile<T>(p.plan, work, consumer));
         },
         [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
@@ -95,7 +101,7 @@ DEVICE void conv_forward_bias(const WgmmaForwardParams& p, WgmmaShared<T>& share
     Biases bias;
     convolve<T, Direction::Forward>(
         p.operands, p.plan, shared, kernel,
-        [&](const Work& work, uint32_t consumer) { bias.load(p, group_tile<T>(p.plan, work, consumer)); },
+        [&](const Work& work, uint32_t consumer) { bias.load(p, group_tile<T>(p.plan, work, consumer)); }, nothing_to_do,
         [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
             stager.template finish_all<false>(
                 p.output, group_tile<T>(p.plan, work, consumer), sums,
@@ -142,7 +148,7 @@ DEVICE void conv_forward_statistics(const WgmmaForwardParams& p, WgmmaShared<T>&
     Stager<T> stager(p.residual, p.plan, shared, kernel);
     uint32_t parity = 0;
     convolve<T, Direction::Forward>(
-        p.operands, p.plan, shared, kernel, [](const Work&, uint32_t) {},
+        p.operands, p.plan, shared, kernel, nothing_to_do, nothing_to_do,
         [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
             const uint32_t pixels = p.plan.batch << (2 * p.plan.log2_side), first = tile.group * GROUP_PIXELS;

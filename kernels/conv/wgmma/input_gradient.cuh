@@ -61,8 +61,10 @@ DEVICE void conv_input_gradient(const WgmmaGradientParams& p, WgmmaShared<T>& sh
         [&](const Work& work, uint32_t consumer) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
             if (work.phase_index == p.residual_phase) stager.begin(tile);
-            // Before the products, so that it is there after them.
             load_mask<T>(p, tile, work.phase_index, mask, second);
+        },
+        [&](const Work& work, uint32_t consumer) {
+            if (work.phase_index == p.residual_phase) stager.prepare(group_tile<T>(p.plan, work, consumer));
         },
         [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
             if (p.mask_order == MaskOrder::Plain) {

@@ -223,10 +223,11 @@ struct ConsumerPlaces {
     }
 };
 
-/// sums = weights x pixels of one work, or of this block's part of its reduction, by one warpgroup.
-template <class T, Direction DIRECTION>
+/// sums = weights x pixels of one work, or of this block's part of its reduction, by one warpgroup. What `begin` and then `prepare`
+/// do is hidden behind products: those of the first tap, and those of the last slot.
+template <class T, Direction DIRECTION, class Begin, class Prepare>
 DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t consumer, WgmmaShared<T>& shared,
-                          ConsumerPlaces<T>& places, WgmmaSums& sums) {
+                          ConsumerPlaces<T>& places, WgmmaSums& sums, const Begin& begin, const Prepare& prepare) {
     const uint32_t channel_group = T::RESIDENT ? 0 : consumer % T::CHANNEL_GROUPS;
     const uint32_t pixel_group = T::RESIDENT ? 0 : consumer / T::CHANNEL_GROUPS;
     constexpr Major WEIGHTS = DIRECTION == Direction::Forward ? Major::K : Major::MN;
@@ -267,6 +268,8 @@ DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t cons
                 used_weights = T::RESIDENT ? nullptr : &shared.weights_empty[places.weights.slot];
                 used_pixels = t + 1 == slot.taps ? &shared.pixels_empty[places.pixels.slot] : nullptr;
                 places.weights.advance(T::WEIGHT_SLOTS);
+                if (first) begin();
+                if (t == 0 && s + 1 == work.phase.slots && chunk + 1 == chunks.end) prepare();
                 first = false;
             }
             places.pixels.advance(T::PIXEL_SLOTS);
@@ -278,10 +281,11 @@ DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t cons
 }
 
 /// The body of a kernel: warpgroup 0 loads, the others multiply and hand their sums to `finish(work, consumer, sums)`, those of
-/// 256 pixels or of this block's part of them; `begin(work, consumer)` comes before the products of a work.
-template <class T, Direction DIRECTION, class Begin, class Finish>
+/// 256 pixels or of this block's part of them. `begin(work, consumer)` comes while the first products of a work are under way, and
+/// `prepare(work, consumer)` while the last are.
+template <class T, Direction DIRECTION, class Begin, class Prepare, class Finish>
 DEVICE void convolve(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShared<T>& shared, uint32_t kernel,
-                     const Begin& begin, const Finish& finish) {
+                     const Begin& begin, const Prepare& prepare, const Finish& finish) {
     // A thread with nothing else to do.
     if (plan.prefetched > 0 && threadIdx.x == 32) {
         prefetch_maps(maps.pixels, plan.prefetched);
@@ -311,8 +315,8 @@ DEVICE void convolve(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShar
                 places.skip(plan.chunks * work.phase.slots);
                 continue;
             }
-            begin(work, consumer);
-            multiply_work<T, DIRECTION>(plan, work, consumer, shared, places, sums);
+            multiply_work<T, DIRECTION>(
+                plan, work, consumer, shared, places, sums, [&] { begin(work, consumer); }, [&] { prepare(work, consumer); });
             if constexpr (T::PARTS == 1) {
                 finish(work, consumer, sums);
             } else {
