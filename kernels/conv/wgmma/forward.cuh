@@ -109,30 +109,39 @@ DEVICE void conv_forward_bias(const WgmmaForwardParams& p, WgmmaShared<T>& share
         });
 }
 
-/// Moments of the rounded outputs of the thread's lower or upper channel, over the tile that it finishes.
+/// The sum of what the four threads have that share a channel.
+DEVICE float sum_over_pixels(float part) {
+    part += shfl_xor(part, 1);
+    return part + shfl_xor(part, 2);
+}
+
+/// Bit j: pixel 8 j + 2 (lane % 4) of each sub-tile exists, and so does its neighbour of the same row. Rows of planes have all
+/// images of a group, and sub-tiles are whole rows.
 template <class T>
-DEVICE Moments tile_statistics(const WgmmaForwardParams& p, const GroupTile& tile, uint32_t count, int half,
-                                  const FinishedSums<T>& sums) {
-    constexpr int COLUMNS = T::FINISHED_PIXELS / 8;
-    const auto rounded = [&](int j, int e) { return to_float(to_bf16(sums[4 * j + 2 * half + e])); };
-    // Pixels that do not exist have sums of zero: they add nothing.
-    float total = 0.0f;
-#pragma unroll
-    for (int j = 0; j < COLUMNS; ++j) total += rounded(j, 0) + rounded(j, 1);
-    total += shfl_xor(total, 1);
-    total += shfl_xor(total, 2);
-    const float mean = count == 0 ? 0.0f : total / float(count);
-    float squares = 0.0f;
-#pragma unroll
-    for (int j = 0; j < COLUMNS; ++j) {
-        // Two neighbours are of one row, so of one image.
-        const float low = rounded(j, 0) - mean, high = rounded(j, 1) - mean;
-        const bool valid = T::Pixels::pixel(p.plan, tile, 8 * j + lane_index() % 4 * 2).valid;
-        squares += valid ? low * low + high * high : 0.0f;
+DEVICE uint32_t existing_pixels(const WgmmaPlan& plan, const GroupTile& tile) {
+    uint32_t exist = 0;
+#pragma unroll 1
+    for (uint32_t j = 0; j < 8; ++j) {
+        exist |= uint32_t(T::Pixels::pixel(plan, tile, 8 * j + lane_index() % 4 * 2).valid) << j;
     }
-    squares += shfl_xor(squares, 1);
-    squares += shfl_xor(squares, 2);
-    return {float(count), mean, squares};
+    return exist;
+}
+
+/// The rounded outputs of a thread, two of a channel a word: [j][half].
+template <class T>
+using RoundedSums = uint32_t[T::FINISHED_PIXELS / 8][2];
+
+/// Sums of squared differences from the means of the rounded outputs of the thread's channels, over the pixels that `exist`.
+template <class T>
+DEVICE void square_differences(const RoundedSums<T>& rounded, const float (&means)[2], uint32_t exist, float (&squares)[2]) {
+#pragma unroll
+    for (int j = 0; j < T::FINISHED_PIXELS / 8; ++j) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float low = low_float(rounded[j][half]) - means[half], high = high_float(rounded[j][half]) - means[half];
+            if ((exist >> (j % 8) & 1) != 0) squares[half] = fmaf(high, high, fmaf(low, low, squares[half]));
+        }
+    }
 }
 
 DEVICE void store_statistics(const WgmmaForwardParams& p, const GroupTile& tile, int half, const Moments& of) {
@@ -151,15 +160,34 @@ DEVICE void conv_forward_statistics(const WgmmaForwardParams& p, WgmmaShared<T>&
         p.operands, p.plan, shared, kernel, nothing_to_do, nothing_to_do,
         [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
+            // Pixels that do not exist have sums of zero: they add nothing.
+            RoundedSums<T> rounded;
+            float totals[2] = {};
+            stager.template finish_all<false>(
+                p.output, tile, sums, [](float sum, int) { return sum; },
+                [&](int stage, int j, int half, float low, float high) {
+                    const uint32_t pair = pack_bf16(low, high);
+                    rounded[8 * stage + j][half] = pair;
+                    totals[half] += low_float(pair) + high_float(pair);
+                    keep_in_register(totals[half]);
+                    keep_in_register(rounded[8 * stage + j][half]);
+                    return pair;
+                });
             const uint32_t pixels = p.plan.batch << (2 * p.plan.log2_side), first = tile.group * GROUP_PIXELS;
             // A tile of two groups may have none of the second.
             const uint32_t left = first < pixels ? pixels - first : 0, count = left < GROUP_PIXELS ? left : GROUP_PIXELS;
             // The halves of a group have the same images.
             const uint32_t own_count = count / T::PARTS;
+            const bool whole = count == GROUP_PIXELS;
+            const float share = whole ? 1.0f / float(T::FINISHED_PIXELS) : count == 0 ? 0.0f : 1.0f / float(own_count);
+            const uint32_t exist = whole ? 0xFF : existing_pixels<T>(p.plan, tile);
+            const float means[2] = {sum_over_pixels(totals[0]) * share, sum_over_pixels(totals[1]) * share};
+            float squares[2] = {};
+            square_differences<T>(rounded, means, exist, squares);
             Moments own[2];
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                own[half] = tile_statistics<T>(p, tile, own_count, half, sums);
+                own[half] = {float(own_count), means[half], sum_over_pixels(squares[half])};
                 if (T::PARTS == 1 && count > 0) store_statistics(p, tile, half, own[half]);
                 if constexpr (T::PARTS == 2) {
                     if (block_part<T>() == 1 && lane_index() % 4 == 0) {
@@ -167,10 +195,8 @@ DEVICE void conv_forward_statistics(const WgmmaForwardParams& p, WgmmaShared<T>&
                     }
                 }
             }
-            stager.template finish_all<false>(p.output, tile, sums, [](float sum, int) { return sum; }, pack_sums);
             if constexpr (T::PARTS == 2) {
                 if (block_part<T>() == 1) return;
-                // They were sent before the other block staged its sub-tiles: a short wait.
                 await_statistics(shared.exchange, parity, kernel);
                 parity ^= 1;
 #pragma unroll

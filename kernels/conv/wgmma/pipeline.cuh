@@ -246,11 +246,14 @@ DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t cons
     };
     const Chunks chunks = block_chunks<T>(plan);
     for (uint32_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
-        for (uint32_t s = 0; s < work.phase.slots; ++s) {
+        // A phase has at least one slot, and a slot one tap.
+        uint32_t s = 0;
+        do {
             const Slot slot = plan.slots[work.phase.first_slot + s];
             places.await_pixels(shared, consumer);
             const uint8_t* const pixels = shared.pixels[places.pixels.slot][pixel_group];
-            for (uint32_t t = 0; t < slot.taps; ++t) {
+            uint32_t t = 0;
+            do {
                 const uint8_t* const weights = places.await_weights(shared, byte_of(slot.weights, t), channel_group);
                 const uint8_t* const planes = pixels + byte_of(slot.planes, t) * plan.plane_bytes;
                 wgmma_pin(sums);
@@ -271,9 +274,9 @@ DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t cons
                 if (first) begin();
                 if (t == 0 && s + 1 == work.phase.slots && chunk + 1 == chunks.end) prepare();
                 first = false;
-            }
+            } while (++t < slot.taps);
             places.pixels.advance(T::PIXEL_SLOTS);
-        }
+        } while (++s < work.phase.slots);
     }
     wgmma_wait<0>();
     wgmma_pin(sums);
