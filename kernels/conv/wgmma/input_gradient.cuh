@@ -67,7 +67,7 @@ DEVICE void conv_input_gradient(const WgmmaGradientParams& p, WgmmaShared<T>& sh
             if (work.phase_index == p.residual_phase) stager.prepare(group_tile<T>(p.plan, work, consumer));
         },
         [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
-            if (p.mask_order == MaskOrder::Plain) {
+            if (p.mask_order == MaskOrder::Plain && p.mask.present()) {
 #pragma unroll
                 for (uint32_t stage = 0; stage < STAGES<T>; ++stage) mask[stage] = transposed(mask[stage] | second[stage] << 16);
             }

@@ -217,6 +217,11 @@ struct ConsumerPlaces {
         mbarrier_wait(shared.weights_full[slot], T::RESIDENT ? 0 : weights.parity, {kernel, "weights_full"});
         return shared.weights[slot][channel_group];
     }
+    /// Where a second tap follows the first: waits for its weights, without taking them.
+    DEVICE void await_second_tap(WgmmaShared<T>& shared) const {
+        static_assert(!T::RESIDENT && T::WEIGHT_SLOTS > 1, "a ring of weights");
+        mbarrier_wait(shared.weights_full[1], 0, {kernel, "weights_full"});
+    }
     /// Passes over the pixels of a work that the other consumer has.
     DEVICE void skip(uint32_t slots) {
         for (uint32_t s = 0; s < slots; ++s) pixels.advance(T::PIXEL_SLOTS);
@@ -312,6 +317,12 @@ DEVICE void convolve(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShar
         WgmmaSums sums;
         Partner<T::PARTS> partner(shared.exchange, kernel);
         uint32_t turn = 0;
+        if constexpr (T::CHANNEL_GROUPS == 2) {
+            // Of two that share their pixels the second begins about a tap later and stays so far behind: it still multiplies when
+            // the first comes to its epilogue. More would keep the slots of their pixels from being filled in time.
+            const bool waits = consumer == 1 && first_work<T>() < work_count(plan);
+            if (waits && plan.chunks * work_at(plan, first_work<T>()).phase.slots > 1) places.await_second_tap(shared);
+        }
         for (uint32_t tile = first_work<T>(); tile < work_count(plan); tile += work_stride<T>()) {
             const Work work = work_at(plan, tile);
             if (T::RESIDENT && turn++ % 2 != consumer) {
