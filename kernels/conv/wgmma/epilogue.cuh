@@ -65,6 +65,17 @@ DEVICE void prefetch_output_maps(const WgmmaPlan& plan, const TensorMap* outputs
     if (has_residual) prefetch_tensor_map(residual);
 }
 
+/// What becomes of the sums: as they are. Others have members of the same names in their place. `half` tells the thread's lower
+/// channel (0) from its upper one; pairs are pixels 8 j + 2 (lane % 4) of a sub-tile and the next.
+struct Epilogue {
+    /// A sum before the residual.
+    DEVICE float value(float sum, int) const { return sum; }
+    /// The word that is stored of a pair.
+    DEVICE uint32_t pack(int, int, int, float low, float high) const { return pack_bf16(low, high); }
+    /// Is told that word when the sub-tile is on its way.
+    DEVICE void stored(int, int, int, uint32_t) {}
+};
+
 /// A warpgroup's way through its staging buffers.
 template <class T>
 struct Stager {
@@ -118,11 +129,9 @@ struct Stager {
         ldmatrix_x4<4, true>(words.word, {rows.row[0], rows.row[1], rows.row[2], rows.row[3]});
     }
 
-    /// Sub-tile STAGE: `value(sum, half)` is each sum before the residual, `half` telling the lower channel (0) from the upper;
-    /// `pack(stage, j, half, low, high)` is the word that is stored of its pixels 8 j + 2 (lane % 4) and the next.
-    template <int STAGE, bool RESIDUAL, class Value, class Pack>
-    DEVICE void finish(const TensorMap& output, const GroupTile& tile, const FinishedSums<T>& sums, const Value& value,
-                       const Pack& pack) {
+    /// Adds the residual to sub-tile STAGE, and stores it.
+    template <int STAGE, bool RESIDUAL, class E>
+    DEVICE void finish(const TensorMap& output, const GroupTile& tile, const FinishedSums<T>& sums, E& epilogue) {
         uint8_t* const staged = shared.staged[consumer][STAGE % 2];
         constexpr bool HELD = RESIDUAL && STAGES<T> == 4 && STAGE < 2;
         constexpr bool IN_PLACE = RESIDUAL && !HELD;
@@ -135,12 +144,12 @@ struct Stager {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int at = 4 * (8 * STAGE + j) + 2 * half, word = 2 * (j % 2) + half;
-                float low = value(sums[at], half), high = value(sums[at + 1], half);
+                float low = epilogue.value(sums[at], half), high = epilogue.value(sums[at + 1], half);
                 if constexpr (RESIDUAL) {
                     low += low_float(more.word[j / 2][word]);
                     high += high_float(more.word[j / 2][word]);
                 }
-                words.word[j / 2][word] = pack(STAGE, j, half, low, high);
+                words.word[j / 2][word] = epilogue.pack(STAGE, j, half, low, high);
             }
         }
         // A buffer is free when the store before the newest has read it; without a residual both are at the first sub-tile.
@@ -156,32 +165,36 @@ struct Stager {
             tma_store<4>(output, staged, T::Pixels::box(plan, tile, STAGE).at);
             tma_store_commit();
         }
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) epilogue.stored(STAGE, j, half, words.word[j / 2][2 * (j % 2) + half]);
+        }
     }
 
-    template <bool RESIDUAL, class Value, class Pack>
-    DEVICE void finish_all(const TensorMap& output, const GroupTile& tile, const FinishedSums<T>& sums, const Value& value,
-                           const Pack& pack) {
+    template <bool RESIDUAL, class E>
+    DEVICE void finish_all(const TensorMap& output, const GroupTile& tile, const FinishedSums<T>& sums, E& epilogue) {
         if constexpr (RESIDUAL && STAGES<T> == 4) {
-            finish<2, RESIDUAL>(output, tile, sums, value, pack);
-            finish<3, RESIDUAL>(output, tile, sums, value, pack);
+            finish<2, RESIDUAL>(output, tile, sums, epilogue);
+            finish<3, RESIDUAL>(output, tile, sums, epilogue);
         }
-        finish<0, RESIDUAL>(output, tile, sums, value, pack);
-        finish<1, RESIDUAL>(output, tile, sums, value, pack);
+        finish<0, RESIDUAL>(output, tile, sums, epilogue);
+        finish<1, RESIDUAL>(output, tile, sums, epilogue);
         if constexpr (!RESIDUAL && STAGES<T> == 4) {
-            finish<2, RESIDUAL>(output, tile, sums, value, pack);
-            finish<3, RESIDUAL>(output, tile, sums, value, pack);
+            finish<2, RESIDUAL>(output, tile, sums, epilogue);
+            finish<3, RESIDUAL>(output, tile, sums, epilogue);
         }
         if constexpr (RESIDUAL && STAGES<T> == 2) residual_parity ^= 1;
     }
 
-    /// The same, with the residual that `begin` has asked for where there is one.
-    template <class Value, class Pack>
+    /// All sub-tiles of a work, with the residual that `begin` has asked for where there is one.
+    template <class E>
     DEVICE void finish_all(const TensorMap& output, const GroupTile& tile, bool has_residual, const FinishedSums<T>& sums,
-                           const Value& value, const Pack& pack) {
+                           E& epilogue) {
         if (has_residual) {
-            finish_all<true>(output, tile, sums, value, pack);
+            finish_all<true>(output, tile, sums, epilogue);
         } else {
-            finish_all<false>(output, tile, sums, value, pack);
+            finish_all<false>(output, tile, sums, epilogue);
         }
     }
 };

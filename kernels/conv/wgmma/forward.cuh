@@ -24,14 +24,28 @@ struct WgmmaForwardParams {
     WgmmaPlan plan;
 };
 
-/// The biases of a thread's two channels.
-struct Biases {
-    float of[2];
+/// Adds the biases of the thread's two channels.
+struct BiasEpilogue : Epilogue {
+    float bias[2];
 
     DEVICE void load(const WgmmaForwardParams& p, const GroupTile& tile) {
         const uint32_t channel = own_channel(tile);
-        of[0] = p.bias[channel];
-        of[1] = p.bias[channel + 8];
+        bias[0] = p.bias[channel];
+        bias[1] = p.bias[channel + 8];
+    }
+    DEVICE float value(float sum, int half) const { return sum + bias[half]; }
+};
+
+/// The same, then ReLU, and the mask of what passed.
+template <class T>
+struct ReluEpilogue : BiasEpilogue {
+    MaskWords<T> mask;
+
+    // A NaN passes: a broken step must show in the loss, not vanish in a ReLU.
+    DEVICE uint32_t pack(int, int, int, float low, float high) const { return pack_bf16_relu(low, high); }
+    DEVICE void stored(int stage, int j, int half, uint32_t pair) {
+        const uint32_t bits = passed_bits(pair, j, half);
+        mask[stage] = j + half == 0 ? bits : mask[stage] + bits;
     }
 };
 
@@ -61,19 +75,16 @@ DEVICE void store_mask(const WgmmaForwardParams& p, const GroupTile& tile, const
 /// Where products hide nothing.
 DEVICE void nothing_to_do(const Work&, uint32_t) {}
 
-/// The word of a pair of sums as they are.
-DEVICE uint32_t pack_sums(int, int, int, float low, float high) { return pack_bf16(low, high); }
-
 template <class T>
 DEVICE void conv_forward_relu(const WgmmaForwardParams& p, WgmmaShared<T>& shared, uint32_t kernel) {
     prefetch_output_maps(p.plan, &p.output, p.residual, p.has_residual != 0);
     Stager<T> stager(p.residual, p.plan, shared, kernel);
-    Biases bias;
+    ReluEpilogue<T> epilogue;
     convolve<T, Direction::Forward>(
         p.operands, p.plan, shared, kernel,
         [&](const Work& work, uint32_t consumer) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
-            bias.load(p, tile);
+            epilogue.load(p, tile);
             if (p.has_residual) stager.begin(tile);
         },
         [&](const Work& work, uint32_t consumer) {
@@ -81,16 +92,8 @@ DEVICE void conv_forward_relu(const WgmmaForwardParams& p, WgmmaShared<T>& share
         },
         [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
-            MaskWords<T> words = {};
-            stager.finish_all(
-                p.output, tile, p.has_residual != 0, sums, [&](float sum, int half) { return sum + bias.of[half]; },
-                [&](int stage, int j, int half, float low, float high) {
-                    // A NaN passes: a broken step must show in the loss, not vanish in a ReLU.
-                    const uint32_t pair = pack_bf16_relu(low, high);
-                    words[stage] += passed_bits(pair, j, half);
-                    return pair;
-                });
-            store_mask<T>(p, tile, words);
+            stager.finish_all(p.output, tile, p.has_residual != 0, sums, epilogue);
+            store_mask<T>(p, tile, epilogue.mask);
         });
 }
 
@@ -98,14 +101,12 @@ template <class T>
 DEVICE void conv_forward_bias(const WgmmaForwardParams& p, WgmmaShared<T>& shared, uint32_t kernel) {
     prefetch_output_maps(p.plan, &p.output, p.residual, p.has_residual != 0);
     Stager<T> stager(p.residual, p.plan, shared, kernel);
-    Biases bias;
+    BiasEpilogue epilogue;
     convolve<T, Direction::Forward>(
         p.operands, p.plan, shared, kernel,
-        [&](const Work& work, uint32_t consumer) { bias.load(p, group_tile<T>(p.plan, work, consumer)); }, nothing_to_do,
+        [&](const Work& work, uint32_t consumer) { epilogue.load(p, group_tile<T>(p.plan, work, consumer)); }, nothing_to_do,
         [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
-            stager.template finish_all<false>(
-                p.output, group_tile<T>(p.plan, work, consumer), sums,
-                [&](float sum, int half) { return sum + bias.of[half]; }, pack_sums);
+            stager.template finish_all<false>(p.output, group_tile<T>(p.plan, work, consumer), sums, epilogue);
         });
 }
 
@@ -130,6 +131,21 @@ DEVICE uint32_t existing_pixels(const WgmmaPlan& plan, const GroupTile& tile) {
 /// The rounded outputs of a thread, two of a channel a word: [j][half].
 template <class T>
 using RoundedSums = uint32_t[T::FINISHED_PIXELS / 8][2];
+
+/// Keeps the rounded outputs, and adds them up for each channel. Pixels that do not exist have sums of zero: they add nothing.
+template <class T>
+struct StatisticsEpilogue : Epilogue {
+    RoundedSums<T> rounded;
+    float totals[2] = {};
+
+    DEVICE void stored(int stage, int j, int half, uint32_t pair) {
+        uint32_t& word = rounded[8 * stage + j][half] = pair;
+        totals[half] += low_float(pair) + high_float(pair);
+        // In registers for 64 words, not for 128 floats.
+        keep_in_register(totals[half]);
+        keep_in_register(word);
+    }
+};
 
 /// Sums of squared differences from the means of the rounded outputs of the thread's channels, over the pixels that `exist`.
 template <class T>
@@ -160,19 +176,8 @@ DEVICE void conv_forward_statistics(const WgmmaForwardParams& p, WgmmaShared<T>&
         p.operands, p.plan, shared, kernel, nothing_to_do, nothing_to_do,
         [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
-            // Pixels that do not exist have sums of zero: they add nothing.
-            RoundedSums<T> rounded;
-            float totals[2] = {};
-            stager.template finish_all<false>(
-                p.output, tile, sums, [](float sum, int) { return sum; },
-                [&](int stage, int j, int half, float low, float high) {
-                    const uint32_t pair = pack_bf16(low, high);
-                    rounded[8 * stage + j][half] = pair;
-                    totals[half] += low_float(pair) + high_float(pair);
-                    keep_in_register(totals[half]);
-                    keep_in_register(rounded[8 * stage + j][half]);
-                    return pair;
-                });
+            StatisticsEpilogue<T> epilogue;
+            stager.template finish_all<false>(p.output, tile, sums, epilogue);
             const uint32_t pixels = p.plan.batch << (2 * p.plan.log2_side), first = tile.group * GROUP_PIXELS;
             // A tile of two groups may have none of the second.
             const uint32_t left = first < pixels ? pixels - first : 0, count = left < GROUP_PIXELS ? left : GROUP_PIXELS;
@@ -181,9 +186,9 @@ DEVICE void conv_forward_statistics(const WgmmaForwardParams& p, WgmmaShared<T>&
             const bool whole = count == GROUP_PIXELS;
             const float share = whole ? 1.0f / float(T::FINISHED_PIXELS) : count == 0 ? 0.0f : 1.0f / float(own_count);
             const uint32_t exist = whole ? 0xFF : existing_pixels<T>(p.plan, tile);
-            const float means[2] = {sum_over_pixels(totals[0]) * share, sum_over_pixels(totals[1]) * share};
+            const float means[2] = {sum_over_pixels(epilogue.totals[0]) * share, sum_over_pixels(epilogue.totals[1]) * share};
             float squares[2] = {};
-            square_differences<T>(rounded, means, exist, squares);
+            square_differences<T>(epilogue.rounded, means, exist, squares);
             Moments own[2];
 #pragma unroll
             for (int half = 0; half < 2; ++half) {

@@ -51,17 +51,28 @@ DEVICE void load_mask(const WgmmaGradientParams& p, const GroupTile& tile, uint3
     }
 }
 
+/// Passes on what the mask lets through.
+template <class T>
+struct MaskEpilogue : Epilogue {
+    MaskWords<T> mask = {}, second = {};  // see load_mask
+
+    DEVICE uint32_t pack(int stage, int j, int half, float low, float high) const {
+        const uint32_t pair = pack_bf16(low, high);
+        return half == 0 ? masked_pair<0>(pair, mask[stage], j) : masked_pair<1>(pair, mask[stage], j);
+    }
+};
+
 template <class T>
 DEVICE void conv_input_gradient(const WgmmaGradientParams& p, WgmmaShared<T>& shared, uint32_t kernel) {
     prefetch_output_maps(p.plan, p.output, p.residual, p.residual_phase < p.plan.phase_count);
     Stager<T> stager(p.residual, p.plan, shared, kernel);
-    MaskWords<T> mask = {}, second = {};
+    MaskEpilogue<T> epilogue;
     convolve<T, Direction::Gradient>(
         p.operands, p.plan, shared, kernel,
         [&](const Work& work, uint32_t consumer) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
             if (work.phase_index == p.residual_phase) stager.begin(tile);
-            load_mask<T>(p, tile, work.phase_index, mask, second);
+            load_mask<T>(p, tile, work.phase_index, epilogue.mask, epilogue.second);
         },
         [&](const Work& work, uint32_t consumer) {
             if (work.phase_index == p.residual_phase) stager.prepare(group_tile<T>(p.plan, work, consumer));
@@ -69,15 +80,12 @@ DEVICE void conv_input_gradient(const WgmmaGradientParams& p, WgmmaShared<T>& sh
         [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
             if (p.mask_order == MaskOrder::Plain && p.mask.present()) {
 #pragma unroll
-                for (uint32_t stage = 0; stage < STAGES<T>; ++stage) mask[stage] = transposed(mask[stage] | second[stage] << 16);
+                for (int stage = 0; stage < STAGES<T>; ++stage) {
+                    epilogue.mask[stage] = transposed(epilogue.mask[stage] | epilogue.second[stage] << 16);
+                }
             }
-            stager.finish_all(
-                p.output[work.phase_index], group_tile<T>(p.plan, work, consumer), work.phase_index == p.residual_phase, sums,
-                [](float sum, int) { return sum; },
-                [&](int stage, int j, int half, float low, float high) {
-                    const uint32_t pair = pack_bf16(low, high);
-                    return half == 0 ? masked_pair<0>(pair, mask[stage], j) : masked_pair<1>(pair, mask[stage], j);
-                });
+            stager.finish_all(p.output[work.phase_index], group_tile<T>(p.plan, work, consumer),
+                              work.phase_index == p.residual_phase, sums, epilogue);
         });
 }
 

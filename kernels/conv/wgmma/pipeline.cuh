@@ -250,8 +250,9 @@ DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t cons
         if (used_pixels != nullptr) mbarrier_arrive(*used_pixels);
     };
     const Chunks chunks = block_chunks<T>(plan);
-    for (uint32_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
-        // A phase has at least one slot, and a slot one tap.
+    // There is a chunk, a phase has a slot, and a slot a tap: no loop asks before its first turn.
+    uint32_t chunk = chunks.begin;
+    do {
         uint32_t s = 0;
         do {
             const Slot slot = plan.slots[work.phase.first_slot + s];
@@ -282,7 +283,7 @@ DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t cons
             } while (++t < slot.taps);
             places.pixels.advance(T::PIXEL_SLOTS);
         } while (++s < work.phase.slots);
-    }
+    } while (++chunk < chunks.end);
     wgmma_wait<0>();
     wgmma_pin(sums);
     release();
