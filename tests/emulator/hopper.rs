@@ -432,7 +432,8 @@ fn bulk_loads_matrices_and_named_barriers_move_every_word() {
 #[test]
 fn halves_are_rectified_counted_and_spread() {
     println!("seed {SEED}");
-    let special = [0.0, 1.0, f32::INFINITY, f32::NAN, f32::MIN_POSITIVE, 1e-45, 1.0 + 2f32.powi(-9), f32::MAX];
+    let special =
+        [0.0, 1.0, f32::INFINITY, f32::NAN, f32::MIN_POSITIVE, 1e-45, 1.0 + 2f32.powi(-9), f32::MAX];
     let mut words: Vec<u32> = special.iter().flat_map(|v| [v.to_bits(), (-v).to_bits()]).collect();
     let mut random = Random::new(31);
     words.resize_with(256, || random.word());
@@ -446,10 +447,9 @@ fn halves_are_rectified_counted_and_spread() {
         .chunks(2)
         .flat_map(|pair| {
             let halves = [rounded(pair[0]), rounded(pair[1])];
-            let [relu, ones] = [|half| if half & 0x8000 == 0 { half } else { 0 }, |half| {
-                u16::from(half as i16 > 0)
-            }]
-            .map(|of: fn(u16) -> u16| both(of(halves[0]), of(halves[1])));
+            let [relu, ones] =
+                [|half| if half & 0x8000 == 0 { half } else { 0 }, |half| u16::from(half as i16 > 0)]
+                    .map(|of: fn(u16) -> u16| both(of(halves[0]), of(halves[1])));
             let signs = |low: u32, high: u32| {
                 let spread = |byte: u32| if pair[0] >> (8 * byte + 7) & 1 == 1 { u16::MAX } else { 0 };
                 both(spread(low), spread(high))

@@ -112,7 +112,8 @@ impl OnChunk<'_> {
     /// The chunk's bits in the mask of a layer, in the best order for the convolution that reads it; the head reads a plain one.
     fn mask(&self, layer: usize) -> Mask {
         let layout = self.all.layout();
-        let address = self.all.pass.masks[layer].address() + self.chunk.first * layout.activation_len(layer) / 8;
+        let address =
+            self.all.pass.masks[layer].address() + self.chunk.first * layout.activation_len(layer) / 8;
         let reader = layout.layers.iter().find(|reader| reader.input == Some(layer));
         let order = reader.map_or(MaskOrder::Plain, |reader| {
             MaskOrder::between(self.driver(), &self.shape(self.layer(layer).conv), &self.shape(reader.conv))

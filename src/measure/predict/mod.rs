@@ -9,7 +9,8 @@ pub mod wgmma;
 use crate::cuda::driver::Address;
 use crate::cuda::launch::conv::wgmma::{BLOCKS, Block, Direction, plan};
 use crate::cuda::launch::conv::{
-    ConvShape, ForwardEpilogue, InputGradientEpilogue, Mask, MaskOrder, flops, forward_cost, input_gradient_cost,
+    ConvShape, ForwardEpilogue, InputGradientEpilogue, Mask, MaskOrder, flops, forward_cost,
+    input_gradient_cost,
 };
 use crate::engine::{Engine, Launch};
 use crate::model::{Conv, Layer};
@@ -46,9 +47,9 @@ fn launch_seconds(launch: &Launch, convs: &[Conv], layers: &[Layer]) -> Option<f
     }
     let shape = conv_shape(launch, convs)?;
     let computed = match (launch.kernel.split_once("_wgmma_"), launch.kernel.split_once("_mma_")) {
-        (Some((operation, block)), _) => {
-            on_wgmma(launch, &shape, operation, block, |direction| mask_order(launch, convs, layers, direction))
-        }
+        (Some((operation, block)), _) => on_wgmma(launch, &shape, operation, block, |direction| {
+            mask_order(launch, convs, layers, direction)
+        }),
         (_, Some((_, tile))) => on_mma(launch, &shape, tile),
         _ => None,
     };
@@ -67,7 +68,9 @@ fn mask_order(launch: &Launch, convs: &[Conv], layers: &[Layer], direction: Dire
     let of_conv = |at| layers.iter().find(|layer| layer.conv == at);
     let layer = launch.layer.and_then(of_conv);
     let reader = match direction {
-        Direction::Forward => layer.and_then(|of| layers.iter().find(|reader| reader.input == Some(of.index))),
+        Direction::Forward => {
+            layer.and_then(|of| layers.iter().find(|reader| reader.input == Some(of.index)))
+        }
         Direction::Gradient => layer.filter(|layer| layer.input != Some(0)),
     };
     match reader {

@@ -5,11 +5,11 @@
 //! follows them was read in the machine code; what no code tells is a guess and says so. A measurement that beats this is a
 //! finding about these numbers.
 
-use crate::cuda::launch::conv::{ConvShape, MaskOrder};
 use crate::cuda::launch::conv::wgmma::WeightParts;
 use crate::cuda::launch::conv::wgmma::plan::{
     BLOCKS, Block, DEPTH_CHANNELS, EXCHANGE_CLOCKS, GROUP_CHANNELS, GROUP_PIXELS, Planned, TAP_CLOCKS,
 };
+use crate::cuda::launch::conv::{ConvShape, MaskOrder};
 
 /// Of a multiprocessor: operations and bytes a clock.
 const FLOPS_A_CLOCK: f64 = 4096.0;
@@ -69,7 +69,9 @@ impl Epilogue {
             (if residual { residuals } else { 0.0 }) + if mask == MaskOrder::Plain { masks } else { 0.0 }
         };
         match self {
-            Self::Relu { residual, mask } => of(815.0, 1_070.0) + more(residual, of(320.0, 205.0), mask, of(415.0, 210.0)),
+            Self::Relu { residual, mask } => {
+                of(815.0, 1_070.0) + more(residual, of(320.0, 205.0), mask, of(415.0, 210.0))
+            }
             Self::Bias => of(570.0, 820.0),
             Self::Statistics => of(1_520.0, 1_690.0),
             Self::Gradient { residual, mask } => {
@@ -219,7 +221,8 @@ mod tests {
         let seconds = [Epilogue::Bias, RELU, Epilogue::Statistics].map(of);
         assert!(seconds.is_sorted_by(|a, b| a < b), "{seconds:?}");
         // Four rounds, each with a residual, and with a plain mask.
-        for (residual, mask, more) in [(true, MaskOrder::Fragments, 320.0), (false, MaskOrder::Plain, 415.0)] {
+        for (residual, mask, more) in [(true, MaskOrder::Fragments, 320.0), (false, MaskOrder::Plain, 415.0)]
+        {
             let added = (of(Epilogue::Relu { residual, mask }) - of(RELU)) * CLOCK;
             assert!((added - 4.0 * WAITS * more).abs() < 1.0, "{added}");
         }

@@ -2,9 +2,9 @@
 
 use bytemuck::Zeroable;
 
+use super::mask::plain;
 use super::params::ForwardParams;
 use super::wgmma::{self, Direction};
-use super::mask::plain;
 use super::{ConvShape, Mask, Product, Reduction, Tile, forward_cost};
 use crate::cuda::driver::{Address, Driver, launch};
 use crate::engine::Result;

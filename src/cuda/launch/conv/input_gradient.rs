@@ -1,8 +1,8 @@
 //! Launch of the input gradient: `kernels/conv/input_gradient.cu`.
 
+use super::mask::plain;
 use super::params::InputGradientParams;
 use super::wgmma::{self, Direction};
-use super::mask::plain;
 use super::{ConvShape, Mask, Product, Reduction, Tile, input_gradient_cost};
 use crate::cuda::driver::{Address, Driver, launch};
 use crate::engine::{Error, Result};

@@ -20,8 +20,11 @@ impl MaskOrder {
     /// The best one that both the convolution `writer` of an activation and the input gradient of `reader`, which takes it, know.
     pub fn between(driver: &dyn Driver, writer: &ConvShape, reader: &ConvShape) -> Self {
         // What serves whole sums serves split ones, so the order holds in every pass.
-        let on_wgmma = |shape, direction| wgmma::product(driver, Reduction::Whole, shape, direction).is_some();
-        let both = reader.stride == 1 && on_wgmma(writer, Direction::Forward) && on_wgmma(reader, Direction::Gradient);
+        let on_wgmma =
+            |shape, direction| wgmma::product(driver, Reduction::Whole, shape, direction).is_some();
+        let both = reader.stride == 1
+            && on_wgmma(writer, Direction::Forward)
+            && on_wgmma(reader, Direction::Gradient);
         if both { Self::Fragments } else { Self::Plain }
     }
 }
