@@ -11,7 +11,7 @@ use secateur::cuda::launch::conv::wgmma::plan::{
 };
 use secateur::cuda::launch::conv::wgmma::{self, Block, Direction, Planned, launched};
 use secateur::cuda::launch::conv::{
-    ConvShape, ForwardEpilogue, InputGradientEpilogue, Product, forward_cost, input_gradient_cost,
+    ConvShape, ForwardEpilogue, InputGradientEpilogue, Mask, Product, forward_cost, input_gradient_cost,
 };
 use secateur::engine::Result;
 
@@ -106,7 +106,7 @@ pub fn forward(
     };
     let stride = if shape.stride == 2 { "stride2_" } else { "" };
     let kernel = Kernel::named(&format!("conv_forward_relu_wgmma_im2col_{stride}{}", planned.block.name()))?;
-    let cost = forward_cost(shape, &ForwardEpilogue::Relu { bias, residual, mask });
+    let cost = forward_cost(shape, &ForwardEpilogue::Relu { bias, residual, mask: Mask::plain(mask) });
     launch(driver, &kernel, [planned.grid_blocks(), 1, 1], &params, cost)
 }
 
@@ -126,7 +126,7 @@ pub fn input_gradient(
         },
         residual: epilogue.residual.map_or(Ok(TensorMap::zeroed()), like_input)?,
         residual_phase: if epilogue.residual.is_some() { 0 } else { 4 },
-        mask: epilogue.mask.unwrap_or(Address::NULL),
+        mask: epilogue.mask.map_or(Address::NULL, |mask| mask.address),
         log2_in_channels: shape.in_channels.ilog2(),
         plan: launched(driver, planned, 1),
         ..Zeroable::zeroed()

@@ -10,7 +10,9 @@ use std::time::Instant;
 
 use secateur::cuda::driver::{Buffer, Driver};
 use secateur::cuda::launch::conv::wgmma::{self, BLOCKS, Block, Direction, Planned};
-use secateur::cuda::launch::conv::{self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Product};
+use secateur::cuda::launch::conv::{
+    self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Mask, MaskOrder, Product, mask_bytes,
+};
 use secateur::engine::{Error, Result};
 use secateur::measure::predict::wgmma::{Epilogue, Prediction, predict};
 use secateur::measure::probes::random_halves;
@@ -61,6 +63,14 @@ impl Variant {
         };
         Some(Planned { most_blocks: if persistent { BLOCKS } else { usize::MAX }, ..planned })
     }
+
+    /// In which order the forward convolution leaves its mask.
+    fn mask_order(self) -> MaskOrder {
+        match self {
+            Self::Mma | Self::Im2col { .. } => MaskOrder::Plain,
+            Self::Planes { .. } | Self::Block(_) => MaskOrder::Fragments,
+        }
+    }
 }
 
 /// What the variants of one layer share.
@@ -82,7 +92,7 @@ impl Operands {
             input: halves("input", 0, shape.input_len())?,
             weights: halves("weights", 1, shape.weight_len())?,
             bias: Buffer::from_slice(driver, "bias", &vec![0f32; shape.out_channels])?,
-            mask: Buffer::new(driver, "mask", shape.output_len() / 8)?,
+            mask: Buffer::new(driver, "mask", mask_bytes(&shape))?,
             output: halves("output", 2, shape.output_len())?,
             input_gradient: Buffer::new(driver, "input gradient", shape.input_len() * 2)?,
             driver: driver.clone(),
@@ -99,7 +109,8 @@ impl Operands {
         match direction {
             Direction::Forward => {
                 let (bias, mask) = (self.bias.address(), self.mask.address());
-                let epilogue = ForwardEpilogue::Relu { bias, residual: None, mask };
+                let ordered = Mask { address: mask, order: variant.mask_order() };
+                let epilogue = ForwardEpilogue::Relu { bias, residual: None, mask: ordered };
                 let product = product(&self.input, &self.output);
                 match planned {
                     Some(planned) if in_im2col => {
@@ -172,13 +183,14 @@ pub fn steps(driver: &Rc<dyn Driver>, network: ResNet, batch: usize) -> Result<V
         }
         seen.push(shape);
         let shared: Rc<OnceCell<Operands>> = Rc::default();
-        // The epilogues of `Operands::launch`.
-        let passes = [
-            (Direction::Forward, "forward", Epilogue::Relu { residual: false }),
-            (Direction::Gradient, "input gradient", Epilogue::Gradient { residual: false }),
-        ];
-        for (direction, pass, epilogue) in passes {
+        // The epilogues are those of `Operands::launch`.
+        for (direction, pass) in [(Direction::Forward, "forward"), (Direction::Gradient, "input gradient")] {
             for (name, variant) in VARIANTS {
+                let epilogue = match direction {
+                    Direction::Forward => Epilogue::Relu { residual: false, mask: variant.mask_order() },
+                    // No mask costs what one in fragments does.
+                    Direction::Gradient => Epilogue::Gradient { residual: false, mask: MaskOrder::Fragments },
+                };
                 let planned = variant.plan(&shape, direction, |block| !off.has(block.switch()));
                 let planned = planned.filter(|_| !off.has(direction.switch()));
                 if planned.is_none() && variant != Variant::Mma {

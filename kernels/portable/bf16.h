@@ -55,6 +55,16 @@ DEVICE uint32_t pack_bf16(float low, float high) {
     return uint32_t(to_bf16(high).bits) << 16 | to_bf16(low).bits;
 #endif
 }
+/// The same of what is above zero, else +0; a NaN stays one.
+DEVICE uint32_t pack_bf16_relu(float low, float high) {
+#ifdef __CUDACC__
+    uint32_t word;
+    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+#else
+    return pack_bf16(low <= 0.0f ? 0.0f : low, high <= 0.0f ? 0.0f : high);
+#endif
+}
 DEVICE float low_float(uint32_t pair) { return bits_float(pair << 16); }
 DEVICE float high_float(uint32_t pair) { return bits_float(pair & 0xFFFF0000u); }
 

@@ -87,6 +87,18 @@ DEVICE uint32_t lane_index() { return threadIdx.x % 32; }
 /// Position of the warp in its block.
 DEVICE uint32_t warp_index() { return threadIdx.x / 32; }
 
+/// Has the compiler compute `value` here and keep it, not later and not again from what it came from.
+DEVICE void keep_in_register([[maybe_unused]] float& value) {
+#ifdef __CUDACC__
+    asm volatile("" : "+f"(value));
+#endif
+}
+DEVICE void keep_in_register([[maybe_unused]] uint32_t& value) {
+#ifdef __CUDACC__
+    asm volatile("" : "+r"(value));
+#endif
+}
+
 /// Waits for every thread of the block; what they wrote to memory before is visible after.
 DEVICE void syncthreads() {
 #ifdef __CUDACC__

@@ -199,6 +199,42 @@ fn exact(values: &[bf16]) -> Vec<f64> {
     values.iter().map(|v| v.to_f64()).collect()
 }
 
+/// Byte and bit of an element in a mask of images of this side and so many channels, in the order of fragments that
+/// `kernels/conv/wgmma/mask.cuh` describes.
+fn fragment_bit(side: usize, channels: usize, element: usize) -> (usize, usize) {
+    let (pixel, c) = (element / channels, element % channels);
+    let (image, row, column) = place(pixel, side);
+    // A group is rows of one image, or whole images, and has its pixels row by row, in a row image by image.
+    let (rows, images) = if side * side >= 256 { (256 / side, 1) } else { (side, 256 / (side * side)) };
+    let group = image / images * (side / rows) + row / rows;
+    let within = (row % rows * images + image % images) * side + column;
+    let (sub_tile, j, t, e) = (within / 64, within % 64 / 8, within % 8 / 2, within % 2);
+    let (warp, half, g) = (c % 64 / 16, c % 16 / 8, c % 8);
+    let word = ((group * channels / 64 + c / 64) * 128 + 32 * warp + 4 * g + t) * 4 + sub_tile;
+    let bit = 16 * e + 8 * half + j;
+    (4 * word + bit / 8, bit % 8)
+}
+
+/// A plain mask in the order of fragments, with room for whole groups.
+pub fn in_fragments(side: usize, channels: usize, plain: &[u8]) -> Vec<u8> {
+    let groups = plain.len().div_ceil(256 * channels / 8);
+    let mut fragments = vec![0; groups * 256 * channels / 8];
+    for element in 0..8 * plain.len() {
+        let (byte, bit) = fragment_bit(side, channels, element);
+        fragments[byte] |= (plain[element / 8] >> (element % 8) & 1) << bit;
+    }
+    fragments
+}
+
+/// The first `len` elements of a mask in the order of fragments, plain.
+pub fn in_plain(side: usize, channels: usize, len: usize, fragments: &[u8]) -> Vec<u8> {
+    let bit_of = |element| {
+        let (byte, bit) = fragment_bit(side, channels, element);
+        (fragments[byte] >> bit & 1) << (element % 8)
+    };
+    (0..len / 8).map(|byte| (8 * byte..8 * byte + 8).map(bit_of).sum()).collect()
+}
+
 /// Image, row and column of a pixel.
 fn place(pixel: usize, side: usize) -> (usize, usize, usize) {
     (pixel / (side * side), pixel / side % side, pixel % side)

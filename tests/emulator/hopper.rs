@@ -430,6 +430,43 @@ fn bulk_loads_matrices_and_named_barriers_move_every_word() {
 }
 
 #[test]
+fn halves_are_rectified_counted_and_spread() {
+    println!("seed {SEED}");
+    let special =
+        [0.0, 1.0, f32::INFINITY, f32::NAN, f32::MIN_POSITIVE, 1e-45, 1.0 + 2f32.powi(-9), f32::MAX];
+    let mut words: Vec<u32> = special.iter().flat_map(|v| [v.to_bits(), (-v).to_bits()]).collect();
+    let mut random = Random::new(31);
+    words.resize_with(256, || random.word());
+    // Rounded to nearest even; a NaN loses its sign.
+    let rounded = |bits: u32| match f32::from_bits(bits) {
+        value if value.is_nan() => 0x7FFF,
+        value => bf16::from_f32(value).to_bits(),
+    };
+    let both = |low: u16, high: u16| u32::from(high) << 16 | u32::from(low);
+    let expected: Vec<u32> = words
+        .chunks(2)
+        .flat_map(|pair| {
+            let halves = [rounded(pair[0]), rounded(pair[1])];
+            let [relu, ones] =
+                [|half| if half & 0x8000 == 0 { half } else { 0 }, |half| u16::from(half as i16 > 0)]
+                    .map(|of: fn(u16) -> u16| both(of(halves[0]), of(halves[1])));
+            let signs = |low: u32, high: u32| {
+                let spread = |byte: u32| if pair[0] >> (8 * byte + 7) & 1 == 1 { u16::MAX } else { 0 };
+                both(spread(low), spread(high))
+            };
+            [relu, ones, signs(0, 2), signs(1, 3)]
+        })
+        .collect();
+    for (order, driver) in hoppers() {
+        let from = input(&driver, "from", &words);
+        let to = Output::new::<u32>(&driver, "to", 512);
+        let params = WordsParams { from: from.address(), to: to.address(), index: 0, unused: 0 };
+        run(&driver, "test_halves", 1, &params).unwrap();
+        assert_eq!(to.read::<u32>(), expected, "{order}");
+    }
+}
+
+#[test]
 fn a_cluster_shares_what_each_of_its_blocks_loads() {
     let tiles = 5;
     let words: Vec<u32> = (0..512 * tiles as u32).map(|i| i * 0x9E37_79B9).collect();

@@ -11,7 +11,7 @@ use bench::variants::{VARIANTS, Variant};
 use clap::Parser;
 use half::bf16;
 use secateur::cuda::launch::conv::wgmma::{Block, Direction, Planned};
-use secateur::cuda::launch::conv::{ConvShape, InputGradientEpilogue, Product};
+use secateur::cuda::launch::conv::{ConvShape, InputGradientEpilogue, MaskOrder, Product};
 use secateur::engine::Error;
 use secateur::measure::predict::wgmma::{Epilogue, predict};
 
@@ -53,7 +53,7 @@ fn im2col_is_bound_by_the_cache_and_planes_by_the_tensor_cores() {
         };
         let of = |(_, variant): &(&str, Variant)| {
             let planned = variant.plan(&shape, Direction::Forward, |_| true).unwrap();
-            predict(&planned, Epilogue::Relu { residual: false })
+            predict(&planned, Epilogue::Relu { residual: false, mask: MaskOrder::Plain })
         };
         // Im2col and planes, each without and with a persistent grid.
         let predictions: Vec<_> = VARIANTS[1..5].iter().map(of).collect();

@@ -7,8 +7,8 @@ use secateur::cuda::driver::host::HostDriver;
 use secateur::cuda::driver::{Address, Driver};
 use secateur::cuda::launch::conv::wgmma::{self, Block, Direction, Planned};
 use secateur::cuda::launch::conv::{
-    ConvShape, ForwardEpilogue, Product, Reduction, Tile, forward as launch_forward, forward_tiled,
-    statistics_partials, statistics_tile_rows,
+    ConvShape, ForwardEpilogue, Mask, MaskOrder, Product, Reduction, Tile, forward as launch_forward,
+    forward_tiled, mask_bytes, statistics_partials, statistics_tile_rows,
 };
 use secateur::engine::{Error, WgmmaOff};
 
@@ -35,6 +35,8 @@ impl Outputs {
 enum Ending {
     Relu,
     ReluResidual,
+    /// With a residual, its mask in the order of fragments.
+    ReluFragments,
     Bias,
     Statistics,
 }
@@ -85,12 +87,16 @@ impl Case {
         let bias = upload(driver, "bias", &self.bias);
         let residual = upload(driver, "residual", &self.residual);
         let output = poisoned::<bf16>(driver, "output", shape.output_len());
-        let mask = poisoned::<u8>(driver, "mask", shape.output_len() / 8);
+        let mask = poisoned::<u8>(driver, "mask", mask_bytes(shape));
         let partials = poisoned::<f32>(driver, "partials", statistics_partials(shape));
-        let relu = |residual| ForwardEpilogue::Relu { bias: bias.address(), residual, mask: mask.address() };
+        let relu = |residual, order| {
+            let mask = Mask { address: mask.address(), order };
+            ForwardEpilogue::Relu { bias: bias.address(), residual, mask }
+        };
         let epilogue = match ending {
-            Ending::Relu => relu(None),
-            Ending::ReluResidual => relu(Some(residual.address())),
+            Ending::Relu => relu(None, MaskOrder::Plain),
+            Ending::ReluResidual => relu(Some(residual.address()), MaskOrder::Plain),
+            Ending::ReluFragments => relu(Some(residual.address()), MaskOrder::Fragments),
             Ending::Bias => ForwardEpilogue::Bias { bias: bias.address() },
             Ending::Statistics => ForwardEpilogue::Statistics { partials: partials.address() },
         };
@@ -101,7 +107,11 @@ impl Case {
             Kernel::Planned(planned) => wgmma::forward(&**driver, &planned, product, &epilogue)?,
             Kernel::Chosen => launch_forward(&**driver, Reduction::Whole, product, &epilogue)?,
         }
-        Ok(Outputs { output: output.to_vec()?, mask: mask.to_vec()?, partials: partials.to_vec()? })
+        let mut mask = mask.to_vec()?;
+        if ending == Ending::ReluFragments {
+            mask = in_plain(shape.out_side(), shape.out_channels, shape.output_len(), &mask);
+        }
+        Ok(Outputs { output: output.to_vec()?, mask, partials: partials.to_vec()? })
     }
 
     /// `tile_rows` is what one partial result of the statistics covers.
@@ -111,13 +121,14 @@ impl Case {
         let before: Vec<(f64, f64)> = (0..self.shape.output_len())
             .map(|i| {
                 let bias = if ending == Ending::Statistics { 0.0 } else { self.bias[i % channels].into() };
-                let residual = if ending == Ending::ReluResidual { self.residual[i].to_f64() } else { 0.0 };
+                let added = matches!(ending, Ending::ReluResidual | Ending::ReluFragments);
+                let residual = if added { self.residual[i].to_f64() } else { 0.0 };
                 let value = self.sums.value[i] + bias + residual;
                 let added = 2f64.powi(-22) * (self.sums.value[i].abs() + bias.abs() + residual.abs());
                 (value, self.sums.error(i) + added)
             })
             .collect();
-        let relu = matches!(ending, Ending::Relu | Ending::ReluResidual);
+        let relu = matches!(ending, Ending::Relu | Ending::ReluResidual | Ending::ReluFragments);
         let expected: Vec<f64> = before.iter().map(|(v, _)| if relu { v.max(0.0) } else { *v }).collect();
         let bound = |i: usize| half_ulp(expected[i]) + 1.01 * before[i].1;
         check(what, &from_halves(&outputs.values()), &expected, bound, WHOLE_BF16);
@@ -209,7 +220,7 @@ fn no_block_and_no_grid_changes_a_result() {
     {
         let shape = ConvShape { batch: if shape.out_side() == 4 { 17 } else { 5 }, ..shape };
         let case = Case::new(shape);
-        for ending in [Ending::ReluResidual, Ending::Statistics] {
+        for ending in [Ending::ReluResidual, Ending::ReluFragments, Ending::Statistics] {
             let mut families = Families::new();
             for planned in
                 Block::ALL.into_iter().filter_map(|block| in_block(&shape, Direction::Forward, block))
@@ -227,7 +238,7 @@ fn no_block_and_no_grid_changes_a_result() {
             }
         }
     }
-    assert!(tried > 80 || switched_off() != WgmmaOff::NONE, "{tried}");
+    assert!(tried > 120 || switched_off() != WgmmaOff::NONE, "{tried}");
 }
 
 #[test]
@@ -241,9 +252,8 @@ fn every_block_goes_from_work_to_work_and_gives_the_same_bits_in_every_order() {
         let case = Case::new(shape);
         for planned in plans {
             let split = planned.block == Block::Split;
-            let endings: &[Ending] =
-                if split { &ENDINGS } else { &[Ending::ReluResidual, Ending::Statistics] };
-            for &ending in endings {
+            let endings = if split { &ENDINGS[..] } else { &[Ending::ReluResidual, Ending::Statistics] };
+            for &ending in endings.iter().chain(&[Ending::ReluFragments]) {
                 let mut families = Families::new();
                 for (name, driver) in wgmma_drivers() {
                     let what = format!("{shape:?}, {ending:?}, {:?}, {name}", planned.block);
@@ -346,4 +356,8 @@ fn a_shape_that_the_kernels_cannot_do_is_refused() {
     }
     let error = forward_tiled(&*driver, Tile::Columns64, product(&good, memory), &epilogue).unwrap_err();
     assert!(error.to_string().contains("narrower tile"), "{error}");
+    let mask = Mask { address: memory, order: MaskOrder::Fragments };
+    let relu = ForwardEpilogue::Relu { bias: memory, residual: None, mask };
+    let error = launch_forward(&*driver, Reduction::Whole, product(&good, memory), &relu).unwrap_err();
+    assert!(error.to_string().contains("expected a plain one"), "{error}");
 }

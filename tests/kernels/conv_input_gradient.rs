@@ -7,8 +7,8 @@ use secateur::cuda::driver::Driver;
 use secateur::cuda::driver::host::HostDriver;
 use secateur::cuda::launch::conv::wgmma::{self, Block, Direction, Planned};
 use secateur::cuda::launch::conv::{
-    ConvShape, InputGradientEpilogue, Product, Reduction, Tile, input_gradient as launch_input_gradient,
-    input_gradient_tiled,
+    ConvShape, InputGradientEpilogue, Mask, MaskOrder, Product, Reduction, Tile,
+    input_gradient as launch_input_gradient, input_gradient_tiled,
 };
 use secateur::engine::{Error, WgmmaOff};
 
@@ -17,15 +17,17 @@ use crate::common::conv::*;
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Ending {
     residual: bool,
-    mask: bool,
+    mask: Option<MaskOrder>,
 }
 
 const ENDINGS: [Ending; 4] = [
-    Ending { residual: false, mask: false },
-    Ending { residual: false, mask: true },
-    Ending { residual: true, mask: true },
-    Ending { residual: true, mask: false },
+    Ending { residual: false, mask: None },
+    Ending { residual: false, mask: Some(MaskOrder::Plain) },
+    Ending { residual: true, mask: Some(MaskOrder::Plain) },
+    Ending { residual: true, mask: None },
 ];
+/// For stride 1 on wgmma alone.
+const FRAGMENTS: Ending = Ending { residual: true, mask: Some(MaskOrder::Fragments) };
 
 /// Which of the kernels runs.
 #[derive(Clone, Copy)]
@@ -89,12 +91,16 @@ impl Case {
         let output_gradient = upload(driver, "output gradient", &self.output_gradient);
         let weights = upload(driver, "weights", &self.weights);
         let residual = upload(driver, "residual", &self.residual);
-        let mask = upload(driver, "mask", &self.mask);
+        let mask = match ending.mask {
+            Some(MaskOrder::Fragments) => in_fragments(shape.in_side, shape.in_channels, &self.mask),
+            _ => self.mask.clone(),
+        };
+        let mask = upload(driver, "mask", &mask);
         let len = if shape.kernel == 1 { self.residual.len() } else { shape.input_len() };
         let target = poisoned::<bf16>(driver, "input gradient", len);
         let epilogue = InputGradientEpilogue {
             residual: ending.residual.then(|| residual.address()),
-            mask: ending.mask.then(|| mask.address()),
+            mask: ending.mask.map(|order| Mask { address: mask.address(), order }),
         };
         let (from, weights, to) = (output_gradient.address(), weights.address(), target.address());
         let product = Product { shape, from, weights, to };
@@ -116,7 +122,7 @@ impl Case {
         let (mut expected, mut errors) = (Vec::new(), Vec::new());
         for (i, compact) in held {
             let added = compact.filter(|_| ending.residual).map_or(0.0, |at| self.residual[at].to_f64());
-            let passes = !ending.mask || self.mask[i / 8] >> (i % 8) & 1 == 1;
+            let passes = ending.mask.is_none() || self.mask[i / 8] >> (i % 8) & 1 == 1;
             let error = self.sums.error(i) + 2f64.powi(-22) * (self.sums.value[i].abs() + added.abs());
             expected.push(if passes { self.sums.value[i] + added } else { 0.0 });
             errors.push(if passes { error } else { 0.0 });
@@ -128,6 +134,15 @@ impl Case {
             |i| half_ulp(expected[i]) + 1.01 * errors[i],
             WHOLE_BF16,
         );
+    }
+}
+
+/// What every block of wgmma is tried with.
+fn on_wgmma(shape: &ConvShape) -> Vec<Ending> {
+    match (shape.kernel, shape.stride) {
+        (1, _) => vec![ENDINGS[0]],
+        (_, 1) => vec![ENDINGS[2], FRAGMENTS],
+        _ => vec![ENDINGS[2]],
     }
 }
 
@@ -176,22 +191,24 @@ fn no_block_and_no_grid_changes_a_result() {
     {
         let shape = ConvShape { batch: if shape.out_side() == 4 { 17 } else { 5 }, ..shape };
         let case = Case::new(shape);
-        let ending = *case.endings().last().unwrap();
-        let mut families = Families::new();
-        for planned in Block::ALL.into_iter().filter_map(|block| in_block(&shape, Direction::Gradient, block))
-        {
-            let block = planned.block;
-            for most_blocks in [2 * block.parts(), usize::MAX] {
-                let bits = case.run(&driver, ending, Kernel::Planned(Planned { most_blocks, ..planned }));
-                let what = format!("{shape:?}, {ending:?}, {block:?}, at most {most_blocks} blocks");
-                case.check(&what, ending, &bits);
-                let family = if block.splits() { "split" } else { "whole" };
-                assert!(families.agree(family, bits), "{what}: another block, other bits");
-                tried += 1;
+        for ending in on_wgmma(&shape) {
+            let mut families = Families::new();
+            for planned in
+                Block::ALL.into_iter().filter_map(|block| in_block(&shape, Direction::Gradient, block))
+            {
+                let block = planned.block;
+                for most_blocks in [2 * block.parts(), usize::MAX] {
+                    let bits = case.run(&driver, ending, Kernel::Planned(Planned { most_blocks, ..planned }));
+                    let what = format!("{shape:?}, {ending:?}, {block:?}, at most {most_blocks} blocks");
+                    case.check(&what, ending, &bits);
+                    let family = if block.splits() { "split" } else { "whole" };
+                    assert!(families.agree(family, bits), "{what}: another block, other bits");
+                    tried += 1;
+                }
             }
         }
     }
-    assert!(tried > 40 || switched_off() != WgmmaOff::NONE, "{tried}");
+    assert!(tried > 80 || switched_off() != WgmmaOff::NONE, "{tried}");
 }
 
 #[test]
@@ -203,14 +220,15 @@ fn every_block_goes_from_work_to_work_and_gives_the_same_bits_in_every_order() {
             continue;
         }
         let case = Case::new(shape);
-        let ending = if shape.kernel == 1 { ENDINGS[0] } else { Ending { residual: true, mask: true } };
-        for planned in plans {
-            let mut families = Families::new();
-            for (name, driver) in wgmma_drivers() {
-                let what = format!("{shape:?}, {ending:?}, {:?}, {name}", planned.block);
-                let bits = case.run(&driver, ending, Kernel::Planned(planned));
-                case.check(&what, ending, &bits);
-                assert!(families.agree(name, bits), "{what}: other bits than in the first order");
+        for ending in on_wgmma(&shape) {
+            for &planned in &plans {
+                let mut families = Families::new();
+                for (name, driver) in wgmma_drivers() {
+                    let what = format!("{shape:?}, {ending:?}, {:?}, {name}", planned.block);
+                    let bits = case.run(&driver, ending, Kernel::Planned(planned));
+                    case.check(&what, ending, &bits);
+                    assert!(families.agree(name, bits), "{what}: other bits than in the first order");
+                }
             }
         }
     }
@@ -245,7 +263,17 @@ fn what_has_no_gradient_of_this_kind_is_refused() {
     assert!(error.to_string().contains("image_gradient"), "{error}");
 
     let shortcut = shapes(16, 1).into_iter().find(|shape| shape.kernel == 1).unwrap();
-    let masked = InputGradientEpilogue { residual: None, mask: Some(memory) };
+    let masked = InputGradientEpilogue { residual: None, mask: Some(Mask::plain(memory)) };
     let error = launch_input_gradient(&*driver, Reduction::Whole, product(&shortcut), &masked).unwrap_err();
     assert!(error.to_string().contains("compact"), "{error}");
+
+    // Neither mma.sync nor a strided gradient takes a mask in fragments.
+    let fragments = Mask { address: memory, order: MaskOrder::Fragments };
+    let masked = InputGradientEpilogue { residual: None, mask: Some(fragments) };
+    let plain = shapes(16, 1)[1];
+    let strided = shapes(64, 1).into_iter().find(|shape| shape.stride == 2 && shape.kernel == 3).unwrap();
+    for (driver, shape) in [(&driver, &plain), (&HostDriver::hopper(), &strided)] {
+        let error = launch_input_gradient(&**driver, Reduction::Whole, product(shape), &masked).unwrap_err();
+        assert!(error.to_string().contains("expected a plain one"), "{error}");
+    }
 }

@@ -4,17 +4,15 @@
 // A thread holds two channels of many pixels; memory wants eight channels of one pixel. Transposed stmatrix turns one into the
 // other on the way to a staging buffer of 64 pixels x 128 bytes, swizzled as TMA reads it, and TMA stores
 // the buffer (it clips what lies outside the tensor). Two buffers a warpgroup: one is filled while the other is stored. A
-// residual comes the same way back: loaded into the buffer, read by transposed ldmatrix, added in f32. Masks hold a bit for
-// every element and are made and applied on the staged sub-tile, by threads that see 32 channels of one pixel.
+// residual comes the same way back: loaded into the buffer, read by transposed ldmatrix, added in f32.
 #pragma once
 
+#include "conv/wgmma/mask.cuh"
 #include "conv/wgmma/pipeline.cuh"
 
 namespace secateur {
 
-/// Sub-tiles that a consumer finishes, and its sums of them.
-template <class T>
-constexpr int STAGES = T::FINISHED_PIXELS / int(STAGE_PIXELS);
+/// The sums that a consumer finishes.
 template <class T>
 using FinishedSums = float[T::FINISHED_PIXELS / 2];
 
@@ -52,14 +50,6 @@ struct StageWords {
     uint32_t word[4][4];
 };
 
-/// A thread's share of a staged sub-tile: 32 channels of one pixel.
-DEVICE uint32_t share_pixel() { return threadIdx.x % 128 / 2; }
-DEVICE uint32_t share_half() { return threadIdx.x % 2; }
-/// Chunk 0..3 of the share.
-DEVICE Bytes16& share_chunk(uint8_t* staged, uint32_t chunk) {
-    return *reinterpret_cast<Bytes16*>(staged_chunk(staged, share_pixel(), 4 * share_half() + chunk));
-}
-
 /// Channel of the tile of this thread's sums: the lower one, or the upper.
 DEVICE uint32_t tile_channel(int half) { return 16 * (warp_index() % 4) + lane_index() / 4 + 8 * uint32_t(half); }
 /// The lower one in the tensor.
@@ -75,6 +65,17 @@ DEVICE void prefetch_output_maps(const WgmmaPlan& plan, const TensorMap* outputs
     if (has_residual) prefetch_tensor_map(residual);
 }
 
+/// What becomes of the sums: as they are. Others have members of the same names in their place. `half` tells the thread's lower
+/// channel (0) from its upper one; pairs are pixels 8 j + 2 (lane % 4) of a sub-tile and the next.
+struct Epilogue {
+    /// A sum before the residual.
+    DEVICE float value(float sum, int) const { return sum; }
+    /// The word that is stored of a pair.
+    DEVICE uint32_t pack(int, int, int, float low, float high) const { return pack_bf16(low, high); }
+    /// Is told that word when the sub-tile is on its way.
+    DEVICE void stored(int, int, int, uint32_t) {}
+};
+
 /// A warpgroup's way through its staging buffers.
 template <class T>
 struct Stager {
@@ -84,10 +85,11 @@ struct Stager {
     const uint32_t kernel;
     uint32_t consumer;
     bool leader;  // the thread that issues TMA
-    uint32_t residual_parity = 0;  // of the first phases of this work's residual
+    uint32_t residual_parity = 0;  // of this work, where each buffer takes one residual; two leave it as it is
+    StageWords held[2];            // the residual of the first two sub-tiles of four
 
     DEVICE Stager(const TensorMap& residual, const WgmmaPlan& plan, WgmmaShared<T>& shared, uint32_t kernel)
-        : residual(residual), plan(plan), shared(shared), kernel(kernel), consumer(threadIdx.x / 128 - 1),
+        : residual(residual), plan(plan), shared(shared), kernel(kernel), consumer(shfl(threadIdx.x / 128, 0) - 1),
           leader(threadIdx.x % 128 == 0) {}
 
     DEVICE void load_residual(const GroupTile& tile, uint32_t stage) {
@@ -96,11 +98,9 @@ struct Stager {
         tma_load<4>(shared.staged[consumer][stage % 2], residual, full, T::Pixels::box(plan, tile, stage).at);
     }
 
-    /// Before the products of a work: asks for the residual of its first two sub-tiles.
+    /// While the first products of a work are under way: asks for the residual of its first two sub-tiles. Nobody reads the buffers
+    /// any more: a fence and a barrier have followed the last reads.
     DEVICE void begin(const GroupTile& tile) {
-        // Nobody reads the last sub-tiles any more, and TMA writes after those reads.
-        fence_async_proxy(shared.staged[consumer], sizeof shared.staged[consumer]);
-        group_barrier(consumer);
         if (leader) {
             tma_store_wait_read<0>();
             load_residual(tile, 0);
@@ -108,65 +108,93 @@ struct Stager {
         }
     }
 
-    /// Sub-tile STAGE: `value(sum, half, residual)` makes of each sum what is stored, `half` telling the lower channel (0) from
-    /// the upper. `visit(stage, staged)` sees the staged sub-tile, and where WRITES may change its share of it before it is stored.
-    template <int STAGE, bool WRITES, class Value, class Visit>
-    DEVICE void finish(const TensorMap& output, const GroupTile& tile, bool has_residual, const FinishedSums<T>& sums,
-                       const Value& value, const Visit& visit) {
-        uint8_t* const staged = shared.staged[consumer][STAGE % 2];
-        const StageRows rows = stage_rows(staged);
-        StageWords more{};
-        if (has_residual) {
-            mbarrier_wait(shared.residual_full[consumer][STAGE % 2], residual_parity ^ (STAGE / 2),
-                          {kernel, "residual_full"});
-            ldmatrix_x4<4, true>(more.word, {rows.row[0], rows.row[1], rows.row[2], rows.row[3]});
-        } else {
-            if (leader) tma_store_wait_read<1>();
+    /// While the last are: where there are four sub-tiles, takes that residual into registers and asks for that of the others, which
+    /// are then finished first, in the buffers that hold it.
+    DEVICE void prepare(const GroupTile& tile) {
+        if constexpr (STAGES<T> == 4) {
+#pragma unroll
+            for (uint32_t stage = 0; stage < 2; ++stage) read_residual(stage, 0, held[stage]);
+            fence_async_proxy(shared.staged[consumer], sizeof shared.staged[consumer]);
             group_barrier(consumer);
+            if (leader) {
+                load_residual(tile, 2);
+                load_residual(tile, 3);
+            }
         }
+    }
+
+    DEVICE void read_residual(uint32_t stage, uint32_t parity, StageWords& words) {
+        const StageRows rows = stage_rows(shared.staged[consumer][stage % 2]);
+        mbarrier_wait(shared.residual_full[consumer][stage % 2], parity, {kernel, "residual_full"});
+        ldmatrix_x4<4, true>(words.word, {rows.row[0], rows.row[1], rows.row[2], rows.row[3]});
+    }
+
+    /// Adds the residual to sub-tile STAGE, and stores it.
+    template <int STAGE, bool RESIDUAL, class E>
+    DEVICE void finish(const TensorMap& output, const GroupTile& tile, const FinishedSums<T>& sums, E& epilogue) {
+        uint8_t* const staged = shared.staged[consumer][STAGE % 2];
+        constexpr bool HELD = RESIDUAL && STAGES<T> == 4 && STAGE < 2;
+        constexpr bool IN_PLACE = RESIDUAL && !HELD;
+        StageWords more;
+        if constexpr (HELD) more = held[STAGE];
+        if constexpr (IN_PLACE) read_residual(STAGE, STAGES<T> == 4 ? 1 : residual_parity, more);
         StageWords words;
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const int at = 4 * (8 * STAGE + j) + 2 * half;
-                const uint32_t pair = more.word[j / 2][2 * (j % 2) + half];
-                words.word[j / 2][2 * (j % 2) + half] =
-                    pack_bf16(value(sums[at], half, low_float(pair)), value(sums[at + 1], half, high_float(pair)));
+                const int at = 4 * (8 * STAGE + j) + 2 * half, word = 2 * (j % 2) + half;
+                float low = epilogue.value(sums[at], half), high = epilogue.value(sums[at + 1], half);
+                if constexpr (RESIDUAL) {
+                    low += low_float(more.word[j / 2][word]);
+                    high += high_float(more.word[j / 2][word]);
+                }
+                words.word[j / 2][word] = epilogue.pack(STAGE, j, half, low, high);
             }
         }
-        stmatrix_x4<4, true>(words.word, rows.row);
-        if constexpr (WRITES) {
+        // A buffer is free when the store before the newest has read it; without a residual both are at the first sub-tile.
+        if constexpr (!IN_PLACE && (RESIDUAL || STAGE != 1)) {
+            if (leader) tma_store_wait_read<STAGE == 0 && !RESIDUAL ? 0 : 1>();
             group_barrier(consumer);
-            visit(STAGE, staged);
         }
+        const StageRows rows = stage_rows(staged);
+        stmatrix_x4<4, true>(words.word, rows.row);
         fence_async_proxy(staged, STAGE_BYTES);
         group_barrier(consumer);
         if (leader) {
             tma_store<4>(output, staged, T::Pixels::box(plan, tile, STAGE).at);
             tma_store_commit();
         }
-        if constexpr (!WRITES) visit(STAGE, staged);
-        // The buffer of the sub-tile before is free for the residual of the one after.
-        if (STAGE >= 1 && STAGE + 1 < STAGES<T>) {
-            if (has_residual && leader) {
-                tma_store_wait_read<1>();
-                load_residual(tile, STAGE + 1);
-            }
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) epilogue.stored(STAGE, j, half, words.word[j / 2][2 * (j % 2) + half]);
         }
     }
 
-    template <bool WRITES, class Value, class Visit>
-    DEVICE void finish_all(const TensorMap& output, const GroupTile& tile, bool has_residual,
-                           const FinishedSums<T>& sums, const Value& value, const Visit& visit) {
-        finish<0, WRITES>(output, tile, has_residual, sums, value, visit);
-        finish<1, WRITES>(output, tile, has_residual, sums, value, visit);
-        if constexpr (STAGES<T> == 4) {
-            finish<2, WRITES>(output, tile, has_residual, sums, value, visit);
-            finish<3, WRITES>(output, tile, has_residual, sums, value, visit);
+    template <bool RESIDUAL, class E>
+    DEVICE void finish_all(const TensorMap& output, const GroupTile& tile, const FinishedSums<T>& sums, E& epilogue) {
+        if constexpr (RESIDUAL && STAGES<T> == 4) {
+            finish<2, RESIDUAL>(output, tile, sums, epilogue);
+            finish<3, RESIDUAL>(output, tile, sums, epilogue);
+        }
+        finish<0, RESIDUAL>(output, tile, sums, epilogue);
+        finish<1, RESIDUAL>(output, tile, sums, epilogue);
+        if constexpr (!RESIDUAL && STAGES<T> == 4) {
+            finish<2, RESIDUAL>(output, tile, sums, epilogue);
+            finish<3, RESIDUAL>(output, tile, sums, epilogue);
+        }
+        if constexpr (RESIDUAL && STAGES<T> == 2) residual_parity ^= 1;
+    }
+
+    /// All sub-tiles of a work, with the residual that `begin` has asked for where there is one.
+    template <class E>
+    DEVICE void finish_all(const TensorMap& output, const GroupTile& tile, bool has_residual, const FinishedSums<T>& sums,
+                           E& epilogue) {
+        if (has_residual) {
+            finish_all<true>(output, tile, sums, epilogue);
         } else {
-            // Each buffer took one residual, not two.
-            if (has_residual) residual_parity ^= 1;
+            finish_all<false>(output, tile, sums, epilogue);
         }
     }
 };

@@ -16,58 +16,84 @@ struct WgmmaForwardParams {
     TensorMap output;
     TensorMap residual;             // like output
     Global<const float> bias;       // K
-    Global<uint32_t> mask;          // bit c % 32 of word (pixel * K + c) / 32: the output is positive
+    Global<uint32_t> mask;          // the output is positive
     Global<float> statistics;       // [pixel group][mean, M2][K]
     uint32_t has_residual;
     uint32_t log2_out_channels;
+    MaskOrder mask_order;
     WgmmaPlan plan;
 };
 
-/// Where the mask bits of this thread's share of a sub-tile go, and whether its pixel exists.
-struct MaskPlace {
-    uint32_t word;
-    bool valid;
+/// Adds the biases of the thread's two channels.
+struct BiasEpilogue : Epilogue {
+    float bias[2];
+
+    DEVICE void load(const WgmmaForwardParams& p, const GroupTile& tile) {
+        const uint32_t channel = own_channel(tile);
+        bias[0] = p.bias[channel];
+        bias[1] = p.bias[channel + 8];
+    }
+    DEVICE float value(float sum, int half) const { return sum + bias[half]; }
 };
+
+/// The same, then ReLU, and the mask of what passed.
 template <class T>
-DEVICE MaskPlace mask_place(const WgmmaForwardParams& p, const GroupTile& tile, uint32_t stage) {
-    const GridPixel pixel = T::Pixels::pixel(p.plan, tile, stage * STAGE_PIXELS + share_pixel());
-    const uint32_t index = (((pixel.image << p.plan.log2_side) + pixel.row) << p.plan.log2_side) + pixel.column;
-    return {(index << (p.log2_out_channels - 5)) + (tile.channel >> 5) + share_half(), pixel.valid};
+struct ReluEpilogue : BiasEpilogue {
+    MaskWords<T> mask;
+
+    // A NaN passes: a broken step must show in the loss, not vanish in a ReLU.
+    DEVICE uint32_t pack(int, int, int, float low, float high) const { return pack_bf16_relu(low, high); }
+    DEVICE void stored(int stage, int j, int half, uint32_t pair) {
+        const uint32_t bits = passed_bits(pair, j, half);
+        mask[stage] = j + half == 0 ? bits : mask[stage] + bits;
+    }
+};
+
+/// Stores the mask of a tile.
+template <class T>
+DEVICE void store_mask(const WgmmaForwardParams& p, const GroupTile& tile, const MaskWords<T>& words) {
+    if (p.mask_order == MaskOrder::Fragments) {
+        MaskFragment<T> fragment;
+#pragma unroll
+        for (int stage = 0; stage < STAGES<T>; ++stage) fragment.word[stage] = words[stage];
+        // A tile of two groups may have none of the second.
+        if (tile.at.image < p.plan.batch) store_vector(p.mask, mask_fragment_at<T>(tile, p.log2_out_channels), fragment);
+        return;
+    }
+    const Global<uint16_t> sixteen = p.mask.as<uint16_t>();
+#pragma unroll
+    for (uint32_t stage = 0; stage < STAGES<T>; ++stage) {
+        const uint32_t word = transposed(words[stage]);
+        const MaskPlace place = mask_place<T>(p.plan, tile, stage, p.log2_out_channels);
+        if (place.valid) {
+            sixteen[place.at] = uint16_t(word);
+            sixteen[place.at + (1 << (p.log2_out_channels - 4))] = uint16_t(word >> 16);
+        }
+    }
 }
+
+/// Where products hide nothing.
+DEVICE void nothing_to_do(const Work&, uint32_t) {}
 
 template <class T>
 DEVICE void conv_forward_relu(const WgmmaForwardParams& p, WgmmaShared<T>& shared, uint32_t kernel) {
     prefetch_output_maps(p.plan, &p.output, p.residual, p.has_residual != 0);
     Stager<T> stager(p.residual, p.plan, shared, kernel);
+    ReluEpilogue<T> epilogue;
     convolve<T, Direction::Forward>(
         p.operands, p.plan, shared, kernel,
         [&](const Work& work, uint32_t consumer) {
-            if (p.has_residual) stager.begin(group_tile<T>(p.plan, work, consumer));
+            const GroupTile tile = group_tile<T>(p.plan, work, consumer);
+            epilogue.load(p, tile);
+            if (p.has_residual) stager.begin(tile);
+        },
+        [&](const Work& work, uint32_t consumer) {
+            if (p.has_residual) stager.prepare(group_tile<T>(p.plan, work, consumer));
         },
         [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
-            const float bias[2] = {p.bias[own_channel(tile)], p.bias[own_channel(tile) + 8]};
-            stager.template finish_all<false>(
-                p.output, tile, p.has_residual != 0, sums,
-                [&](float sum, int half, float residual) {
-                    const float y = sum + bias[half] + residual;
-                    // Written so that a NaN passes: a broken step must show in the loss, not vanish in a ReLU.
-                    return y <= 0.0f ? 0.0f : y;
-                },
-                [&](uint32_t stage, uint8_t* staged) {
-                    uint32_t bits = 0;
-#pragma unroll
-                    for (uint32_t chunk = 0; chunk < 4; ++chunk) {
-                        const Bytes16 eight = share_chunk(staged, chunk);
-#pragma unroll
-                        for (uint32_t i = 0; i < 4; ++i) {
-                            bits |= uint32_t((eight.word[i] & 0xFFFFu) != 0) << (8 * chunk + 2 * i);
-                            bits |= uint32_t((eight.word[i] >> 16) != 0) << (8 * chunk + 2 * i + 1);
-                        }
-                    }
-                    const MaskPlace place = mask_place<T>(p, tile, stage);
-                    if (place.valid) p.mask[place.word] = bits;
-                });
+            stager.finish_all(p.output, tile, p.has_residual != 0, sums, epilogue);
+            store_mask<T>(p, tile, epilogue.mask);
         });
 }
 
@@ -75,41 +101,63 @@ template <class T>
 DEVICE void conv_forward_bias(const WgmmaForwardParams& p, WgmmaShared<T>& shared, uint32_t kernel) {
     prefetch_output_maps(p.plan, &p.output, p.residual, p.has_residual != 0);
     Stager<T> stager(p.residual, p.plan, shared, kernel);
+    BiasEpilogue epilogue;
     convolve<T, Direction::Forward>(
-        p.operands, p.plan, shared, kernel, [](const Work&, uint32_t) {},
+        p.operands, p.plan, shared, kernel,
+        [&](const Work& work, uint32_t consumer) { epilogue.load(p, group_tile<T>(p.plan, work, consumer)); }, nothing_to_do,
         [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
-            const GroupTile tile = group_tile<T>(p.plan, work, consumer);
-            const float bias[2] = {p.bias[own_channel(tile)], p.bias[own_channel(tile) + 8]};
-            stager.template finish_all<false>(
-                p.output, tile, false, sums, [&](float sum, int half, float) { return sum + bias[half]; },
-                [](uint32_t, uint8_t*) {});
+            stager.template finish_all<false>(p.output, group_tile<T>(p.plan, work, consumer), sums, epilogue);
         });
 }
 
-/// Moments of the rounded outputs of the thread's lower or upper channel, over the tile that it finishes.
+/// The sum of what the four threads have that share a channel.
+DEVICE float sum_over_pixels(float part) {
+    part += shfl_xor(part, 1);
+    return part + shfl_xor(part, 2);
+}
+
+/// Bit j: pixel 8 j + 2 (lane % 4) of each sub-tile exists, and so does its neighbour of the same row. Rows of planes have all
+/// images of a group, and sub-tiles are whole rows.
 template <class T>
-DEVICE Moments tile_statistics(const WgmmaForwardParams& p, const GroupTile& tile, uint32_t count, int half,
-                                  const FinishedSums<T>& sums) {
-    constexpr int COLUMNS = T::FINISHED_PIXELS / 8;
-    const auto rounded = [&](int j, int e) { return to_float(to_bf16(sums[4 * j + 2 * half + e])); };
-    // Pixels that do not exist have sums of zero: they add nothing.
-    float total = 0.0f;
-#pragma unroll
-    for (int j = 0; j < COLUMNS; ++j) total += rounded(j, 0) + rounded(j, 1);
-    total += shfl_xor(total, 1);
-    total += shfl_xor(total, 2);
-    const float mean = count == 0 ? 0.0f : total / float(count);
-    float squares = 0.0f;
-#pragma unroll
-    for (int j = 0; j < COLUMNS; ++j) {
-        // Two neighbours are of one row, so of one image.
-        const float low = rounded(j, 0) - mean, high = rounded(j, 1) - mean;
-        const bool valid = T::Pixels::pixel(p.plan, tile, 8 * j + lane_index() % 4 * 2).valid;
-        squares += valid ? low * low + high * high : 0.0f;
+DEVICE uint32_t existing_pixels(const WgmmaPlan& plan, const GroupTile& tile) {
+    uint32_t exist = 0;
+#pragma unroll 1
+    for (uint32_t j = 0; j < 8; ++j) {
+        exist |= uint32_t(T::Pixels::pixel(plan, tile, 8 * j + lane_index() % 4 * 2).valid) << j;
     }
-    squares += shfl_xor(squares, 1);
-    squares += shfl_xor(squares, 2);
-    return {float(count), mean, squares};
+    return exist;
+}
+
+/// The rounded outputs of a thread, two of a channel a word: [j][half].
+template <class T>
+using RoundedSums = uint32_t[T::FINISHED_PIXELS / 8][2];
+
+/// Keeps the rounded outputs, and adds them up for each channel. Pixels that do not exist have sums of zero: they add nothing.
+template <class T>
+struct StatisticsEpilogue : Epilogue {
+    RoundedSums<T> rounded;
+    float totals[2] = {};
+
+    DEVICE void stored(int stage, int j, int half, uint32_t pair) {
+        uint32_t& word = rounded[8 * stage + j][half] = pair;
+        totals[half] += low_float(pair) + high_float(pair);
+        // In registers for 64 words, not for 128 floats.
+        keep_in_register(totals[half]);
+        keep_in_register(word);
+    }
+};
+
+/// Sums of squared differences from the means of the rounded outputs of the thread's channels, over the pixels that `exist`.
+template <class T>
+DEVICE void square_differences(const RoundedSums<T>& rounded, const float (&means)[2], uint32_t exist, float (&squares)[2]) {
+#pragma unroll
+    for (int j = 0; j < T::FINISHED_PIXELS / 8; ++j) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float low = low_float(rounded[j][half]) - means[half], high = high_float(rounded[j][half]) - means[half];
+            if ((exist >> (j % 8) & 1) != 0) squares[half] = fmaf(high, high, fmaf(low, low, squares[half]));
+        }
+    }
 }
 
 DEVICE void store_statistics(const WgmmaForwardParams& p, const GroupTile& tile, int half, const Moments& of) {
@@ -125,18 +173,26 @@ DEVICE void conv_forward_statistics(const WgmmaForwardParams& p, WgmmaShared<T>&
     Stager<T> stager(p.residual, p.plan, shared, kernel);
     uint32_t parity = 0;
     convolve<T, Direction::Forward>(
-        p.operands, p.plan, shared, kernel, [](const Work&, uint32_t) {},
+        p.operands, p.plan, shared, kernel, nothing_to_do, nothing_to_do,
         [&](const Work& work, uint32_t consumer, const FinishedSums<T>& sums) {
             const GroupTile tile = group_tile<T>(p.plan, work, consumer);
+            StatisticsEpilogue<T> epilogue;
+            stager.template finish_all<false>(p.output, tile, sums, epilogue);
             const uint32_t pixels = p.plan.batch << (2 * p.plan.log2_side), first = tile.group * GROUP_PIXELS;
             // A tile of two groups may have none of the second.
             const uint32_t left = first < pixels ? pixels - first : 0, count = left < GROUP_PIXELS ? left : GROUP_PIXELS;
             // The halves of a group have the same images.
             const uint32_t own_count = count / T::PARTS;
+            const bool whole = count == GROUP_PIXELS;
+            const float share = whole ? 1.0f / float(T::FINISHED_PIXELS) : count == 0 ? 0.0f : 1.0f / float(own_count);
+            const uint32_t exist = whole ? 0xFF : existing_pixels<T>(p.plan, tile);
+            const float means[2] = {sum_over_pixels(epilogue.totals[0]) * share, sum_over_pixels(epilogue.totals[1]) * share};
+            float squares[2] = {};
+            square_differences<T>(epilogue.rounded, means, exist, squares);
             Moments own[2];
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                own[half] = tile_statistics<T>(p, tile, own_count, half, sums);
+                own[half] = {float(own_count), means[half], sum_over_pixels(squares[half])};
                 if (T::PARTS == 1 && count > 0) store_statistics(p, tile, half, own[half]);
                 if constexpr (T::PARTS == 2) {
                     if (block_part<T>() == 1 && lane_index() % 4 == 0) {
@@ -144,11 +200,8 @@ DEVICE void conv_forward_statistics(const WgmmaForwardParams& p, WgmmaShared<T>&
                     }
                 }
             }
-            stager.template finish_all<false>(
-                p.output, tile, false, sums, [](float sum, int, float) { return sum; }, [](uint32_t, uint8_t*) {});
             if constexpr (T::PARTS == 2) {
                 if (block_part<T>() == 1) return;
-                // They were sent before the other block staged its sub-tiles: a short wait.
                 await_statistics(shared.exchange, parity, kernel);
                 parity ^= 1;
 #pragma unroll

@@ -217,16 +217,22 @@ struct ConsumerPlaces {
         mbarrier_wait(shared.weights_full[slot], T::RESIDENT ? 0 : weights.parity, {kernel, "weights_full"});
         return shared.weights[slot][channel_group];
     }
+    /// Where a second tap follows the first: waits for its weights, without taking them.
+    DEVICE void await_second_tap(WgmmaShared<T>& shared) const {
+        static_assert(!T::RESIDENT && T::WEIGHT_SLOTS > 1, "a ring of weights");
+        mbarrier_wait(shared.weights_full[1], 0, {kernel, "weights_full"});
+    }
     /// Passes over the pixels of a work that the other consumer has.
     DEVICE void skip(uint32_t slots) {
         for (uint32_t s = 0; s < slots; ++s) pixels.advance(T::PIXEL_SLOTS);
     }
 };
 
-/// sums = weights x pixels of one work, or of this block's part of its reduction, by one warpgroup.
-template <class T, Direction DIRECTION>
+/// sums = weights x pixels of one work, or of this block's part of its reduction, by one warpgroup. What `begin` and then `prepare`
+/// do is hidden behind products: those of the first tap, and those of the last slot.
+template <class T, Direction DIRECTION, class Begin, class Prepare>
 DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t consumer, WgmmaShared<T>& shared,
-                          ConsumerPlaces<T>& places, WgmmaSums& sums) {
+                          ConsumerPlaces<T>& places, WgmmaSums& sums, const Begin& begin, const Prepare& prepare) {
     const uint32_t channel_group = T::RESIDENT ? 0 : consumer % T::CHANNEL_GROUPS;
     const uint32_t pixel_group = T::RESIDENT ? 0 : consumer / T::CHANNEL_GROUPS;
     constexpr Major WEIGHTS = DIRECTION == Direction::Forward ? Major::K : Major::MN;
@@ -244,12 +250,16 @@ DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t cons
         if (used_pixels != nullptr) mbarrier_arrive(*used_pixels);
     };
     const Chunks chunks = block_chunks<T>(plan);
-    for (uint32_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
-        for (uint32_t s = 0; s < work.phase.slots; ++s) {
+    // There is a chunk, a phase has a slot, and a slot a tap: no loop asks before its first turn.
+    uint32_t chunk = chunks.begin;
+    do {
+        uint32_t s = 0;
+        do {
             const Slot slot = plan.slots[work.phase.first_slot + s];
             places.await_pixels(shared, consumer);
             const uint8_t* const pixels = shared.pixels[places.pixels.slot][pixel_group];
-            for (uint32_t t = 0; t < slot.taps; ++t) {
+            uint32_t t = 0;
+            do {
                 const uint8_t* const weights = places.await_weights(shared, byte_of(slot.weights, t), channel_group);
                 const uint8_t* const planes = pixels + byte_of(slot.planes, t) * plan.plane_bytes;
                 wgmma_pin(sums);
@@ -267,21 +277,24 @@ DEVICE void multiply_work(const WgmmaPlan& plan, const Work& work, uint32_t cons
                 used_weights = T::RESIDENT ? nullptr : &shared.weights_empty[places.weights.slot];
                 used_pixels = t + 1 == slot.taps ? &shared.pixels_empty[places.pixels.slot] : nullptr;
                 places.weights.advance(T::WEIGHT_SLOTS);
+                if (first) begin();
+                if (t == 0 && s + 1 == work.phase.slots && chunk + 1 == chunks.end) prepare();
                 first = false;
-            }
+            } while (++t < slot.taps);
             places.pixels.advance(T::PIXEL_SLOTS);
-        }
-    }
+        } while (++s < work.phase.slots);
+    } while (++chunk < chunks.end);
     wgmma_wait<0>();
     wgmma_pin(sums);
     release();
 }
 
 /// The body of a kernel: warpgroup 0 loads, the others multiply and hand their sums to `finish(work, consumer, sums)`, those of
-/// 256 pixels or of this block's part of them; `begin(work, consumer)` comes before the products of a work.
-template <class T, Direction DIRECTION, class Begin, class Finish>
+/// 256 pixels or of this block's part of them. `begin(work, consumer)` comes while the first products of a work are under way, and
+/// `prepare(work, consumer)` while the last are.
+template <class T, Direction DIRECTION, class Begin, class Prepare, class Finish>
 DEVICE void convolve(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShared<T>& shared, uint32_t kernel,
-                     const Begin& begin, const Finish& finish) {
+                     const Begin& begin, const Prepare& prepare, const Finish& finish) {
     // A thread with nothing else to do.
     if (plan.prefetched > 0 && threadIdx.x == 32) {
         prefetch_maps(maps.pixels, plan.prefetched);
@@ -289,7 +302,8 @@ DEVICE void convolve(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShar
     }
     prepare_barriers(shared);
     launch_dependents();
-    const uint32_t warpgroup = threadIdx.x / 128;
+    // By a shuffle, so that the compiler knows it, and what follows from it, to be the same in a warp.
+    const uint32_t warpgroup = shfl(threadIdx.x / 128, 0);
     if (warpgroup == 0) {
         if constexpr (T::CONSUMERS == 2) lower_registers<40>();
         if (threadIdx.x == 0) {
@@ -304,14 +318,20 @@ DEVICE void convolve(const WgmmaOperands& maps, const WgmmaPlan& plan, WgmmaShar
         WgmmaSums sums;
         Partner<T::PARTS> partner(shared.exchange, kernel);
         uint32_t turn = 0;
+        if constexpr (T::CHANNEL_GROUPS == 2) {
+            // Of two that share their pixels the second begins about a tap later and stays so far behind: it still multiplies when
+            // the first comes to its epilogue. More would keep the slots of their pixels from being filled in time.
+            const bool waits = consumer == 1 && first_work<T>() < work_count(plan);
+            if (waits && plan.chunks * work_at(plan, first_work<T>()).phase.slots > 1) places.await_second_tap(shared);
+        }
         for (uint32_t tile = first_work<T>(); tile < work_count(plan); tile += work_stride<T>()) {
             const Work work = work_at(plan, tile);
             if (T::RESIDENT && turn++ % 2 != consumer) {
                 places.skip(plan.chunks * work.phase.slots);
                 continue;
             }
-            begin(work, consumer);
-            multiply_work<T, DIRECTION>(plan, work, consumer, shared, places, sums);
+            multiply_work<T, DIRECTION>(
+                plan, work, consumer, shared, places, sums, [&] { begin(work, consumer); }, [&] { prepare(work, consumer); });
             if constexpr (T::PARTS == 1) {
                 finish(work, consumer, sums);
             } else {

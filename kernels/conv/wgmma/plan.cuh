@@ -54,7 +54,7 @@ struct WgmmaPlan {
     Phase phases[4];
     uint32_t phase_count;
     uint32_t phase_tiles;       // tiles of one phase
-    uint32_t channel_tiles;     // of which so many share their pixels
+    uint32_t log2_channel_tiles;  // of which so many share their pixels
     uint32_t chunks;            // of 64 channels of the reduction
     uint32_t log2_side;         // of an image of the output grid
     uint32_t log2_images;       // of one group of pixels
@@ -140,7 +140,7 @@ DEVICE Work work_at(const WgmmaPlan& plan, uint32_t tile) {
         tile -= plan.phase_tiles;
         ++phase;
     }
-    return {plan.phases[phase], phase, tile % plan.channel_tiles, tile / plan.channel_tiles};
+    return {plan.phases[phase], phase, tile & ((1u << plan.log2_channel_tiles) - 1), tile >> plan.log2_channel_tiles};
 }
 
 }  // namespace secateur

@@ -6,6 +6,7 @@
 #include "portable/portable.h"
 
 #include "portable/cluster.h"
+#include "portable/halves.h"
 #include "portable/matrix_store.h"
 #include "portable/mbarrier.h"
 #include "portable/tma.h"
@@ -262,6 +263,15 @@ KERNEL(test_named_barrier, WordsParams, 128, WordsShared) {
     shared.word[64 * (1 - half) + i] = neighbour;
     named_barrier_sync(3, 128);
     p.to[threadIdx.x] = shared.word[threadIdx.x];
+}
+
+// Each thread makes four words of the bits of two floats.
+KERNEL(test_halves, WordsParams, 128, NoShared) {
+    const uint32_t first = p.from[2 * threadIdx.x], second = p.from[2 * threadIdx.x + 1];
+    const float low = bits_float(first), high = bits_float(second);
+    const uint32_t words[4] = {pack_bf16_relu(low, high), positive_halves(pack_bf16(low, high)), halves_of_signs<0, 2>(first),
+                               halves_of_signs<1, 3>(first)};
+    for (uint32_t i = 0; i < 4; ++i) p.to[4 * threadIdx.x + i] = words[i];
 }
 
 // ---- clusters: each of two blocks loads half of a tile for both, then tells the other that it has read it ----

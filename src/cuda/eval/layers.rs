@@ -8,7 +8,8 @@ use super::{Ascent, EvalPass};
 use crate::cuda::driver::nvtx::Range;
 use crate::cuda::driver::{Address, Driver};
 use crate::cuda::launch::conv::{
-    self, ConvShape, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue, Product, Reduction,
+    self, ConvShape, ForwardEpilogue, ImageEpilogue, InputGradientEpilogue, Mask, MaskOrder, Product,
+    Reduction,
 };
 use crate::cuda::launch::head::{self, HeadAscentParams, HeadBackwardParams, HeadForwardParams};
 use crate::cuda::layout::{self, Layout};
@@ -108,9 +109,16 @@ impl OnChunk<'_> {
     fn bias(&self, at: usize) -> Address {
         self.all.parameters.bias.address().offset::<f32>(self.all.layout().convs[at].channel)
     }
-    /// The chunk's bits in the mask of a layer.
-    fn mask(&self, layer: usize) -> Address {
-        self.all.pass.masks[layer].address() + self.chunk.first * self.all.layout().activation_len(layer) / 8
+    /// The chunk's bits in the mask of a layer, in the best order for the convolution that reads it; the head reads a plain one.
+    fn mask(&self, layer: usize) -> Mask {
+        let layout = self.all.layout();
+        let address =
+            self.all.pass.masks[layer].address() + self.chunk.first * layout.activation_len(layer) / 8;
+        let reader = layout.layers.iter().find(|reader| reader.input == Some(layer));
+        let order = reader.map_or(MaskOrder::Plain, |reader| {
+            MaskOrder::between(self.driver(), &self.shape(self.layer(layer).conv), &self.shape(reader.conv))
+        });
+        Mask { address, order }
     }
 
     /// The chunk's activation of a layer, or its gradient. The buffer in which the first stage ends holds all chunks, one after the
@@ -216,7 +224,7 @@ impl Backward for EvalBackward<'_> {
         let gradient = of.activation(last);
         match self.start {
             Start::LogitGradient(logit_gradient) => {
-                let mask = of.mask(last);
+                let mask = of.mask(last).address;
                 let params = HeadBackwardParams { logit_gradient, weight, mask, gradient, features, classes };
                 head::head_input_gradient(of.driver(), of.chunk.images, &params)
             }

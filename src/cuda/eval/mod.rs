@@ -14,10 +14,12 @@ pub use layers::{EvalLaunches, Start};
 pub use micro_batch::{in_cache, micro_batch};
 
 use super::driver::{Address, Buffer, Driver};
+use super::launch::conv::mask_bytes;
 use super::layout;
 use super::parameters::Parameters;
 use super::scratch::Scratch;
 use crate::engine::{AscentLoss, Pass, Result};
+use crate::model::Layer;
 
 /// What the evaluation pass keeps of a batch: a mask for every ReLU, and the features. Activations lie where the gradients will:
 /// on the way back only masks are asked for, so what an attack touches is no larger than one of its passes.
@@ -45,9 +47,11 @@ impl EvalPass {
     /// For batches of up to `max_batch` images, of which the first stage takes [`in_cache`] at a time.
     pub fn new(driver: &Rc<dyn Driver>, parameters: &Parameters, max_batch: usize) -> Result<Self> {
         let layout = &parameters.layout;
-        let mask = |layer| Buffer::new(driver, "eval mask", max_batch * layout.activation_len(layer) / 8);
+        let mask = |layer: &Layer| {
+            Buffer::new(driver, "eval mask", mask_bytes(&layout::shape(layout, layer.conv, max_batch)))
+        };
         Ok(Self {
-            masks: (0..layout.layers.len()).map(mask).collect::<Result<_>>()?,
+            masks: layout.layers.iter().map(mask).collect::<Result<_>>()?,
             features: Buffer::new(driver, "eval features", max_batch * layout.network.features() * 4)?,
             packed: Buffer::new(
                 driver,

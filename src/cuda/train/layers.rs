@@ -3,7 +3,7 @@
 use super::{BackwardRequest, TrainPass};
 use crate::cuda::driver::{Address, Buffer, Driver};
 use crate::cuda::launch::conv::{
-    self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Product, Reduction, SetStatistics,
+    self, ConvShape, ForwardEpilogue, InputGradientEpilogue, Mask, Product, Reduction, SetStatistics,
 };
 use crate::cuda::launch::head::{self, HeadBackwardParams, HeadForwardParams, HeadWeightGradientParams};
 use crate::cuda::launch::norm::{
@@ -272,7 +272,7 @@ impl Backward for TrainBackward<'_> {
             Residual::Projection { .. } => with.scratch.compact.address(),
             _ => with.scratch.layer(&layers[join]).address(),
         });
-        let mask = Some(with.pass.activations[input].mask.address());
+        let mask = Some(Mask::plain(with.pass.activations[input].mask.address()));
         let epilogue = InputGradientEpilogue { residual, mask };
         with.input_gradient(layer.conv, &epilogue, with.scratch.layer(&layers[input]))
     }

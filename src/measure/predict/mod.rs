@@ -9,10 +9,11 @@ pub mod wgmma;
 use crate::cuda::driver::Address;
 use crate::cuda::launch::conv::wgmma::{BLOCKS, Block, Direction, plan};
 use crate::cuda::launch::conv::{
-    ConvShape, ForwardEpilogue, InputGradientEpilogue, flops, forward_cost, input_gradient_cost,
+    ConvShape, ForwardEpilogue, InputGradientEpilogue, Mask, MaskOrder, flops, forward_cost,
+    input_gradient_cost,
 };
 use crate::engine::{Engine, Launch};
-use crate::model::Conv;
+use crate::model::{Conv, Layer};
 use wgmma::{CACHE_BYTES_A_CLOCK, CLOCK, Epilogue, LAUNCH, predict, predict_weight_gradient};
 
 /// Bytes a clock of all multiprocessors that copies of 16 bytes gather (cp.async): so many that the stem and the image gradient of a
@@ -26,16 +27,18 @@ const MEMORY_RATE: f64 = 4.3e12;
 /// Bytes a second of the second-level cache.
 const CACHE_RATE: f64 = CACHE_BYTES_A_CLOCK * BLOCKS as f64 * CLOCK;
 
-/// Seconds of all of them; `None` where the engine's device is no Hopper and stands for none, for no launch, and where one has no
-/// model.
+/// Seconds of all of them, as launches of an attack; `None` where the engine's device is no Hopper and stands for none, for no launch,
+/// and where one has no model.
 pub fn predicted_seconds(engine: &Engine, launches: &[Launch]) -> Option<f64> {
     engine.driver().filter(|driver| driver.has_wgmma())?;
-    let convs = engine.network().convs();
-    let seconds: Option<Vec<f64>> = launches.iter().map(|launch| launch_seconds(launch, &convs)).collect();
+    let network = engine.network();
+    let (convs, layers) = (network.convs(), network.layers());
+    let seconds: Option<Vec<f64>> =
+        launches.iter().map(|launch| launch_seconds(launch, &convs, &layers)).collect();
     seconds.filter(|seconds| !seconds.is_empty()).map(|seconds| seconds.iter().sum())
 }
 
-fn launch_seconds(launch: &Launch, convs: &[Conv]) -> Option<f64> {
+fn launch_seconds(launch: &Launch, convs: &[Conv], layers: &[Layer]) -> Option<f64> {
     // What does not fit in the cache comes from memory, and goes there.
     let bytes = launch.bytes as f64;
     let moved = bytes / if bytes > CACHE { MEMORY_RATE } else { CACHE_RATE } + LAUNCH / CLOCK;
@@ -44,7 +47,9 @@ fn launch_seconds(launch: &Launch, convs: &[Conv]) -> Option<f64> {
     }
     let shape = conv_shape(launch, convs)?;
     let computed = match (launch.kernel.split_once("_wgmma_"), launch.kernel.split_once("_mma_")) {
-        (Some((operation, block)), _) => on_wgmma(launch, &shape, operation, block),
+        (Some((operation, block)), _) => on_wgmma(launch, &shape, operation, block, |direction| {
+            mask_order(launch, convs, layers, direction)
+        }),
         (_, Some((_, tile))) => on_mma(launch, &shape, tile),
         _ => None,
     };
@@ -57,7 +62,30 @@ fn conv_shape(launch: &Launch, convs: &[Conv]) -> Option<ConvShape> {
     Some(ConvShape { batch: (launch.flops / flops(&one)) as usize, ..one })
 }
 
-fn on_wgmma(launch: &Launch, shape: &ConvShape, operation: &str, block: &str) -> Option<f64> {
+/// In which order a launch writes or reads the mask of an activation, where wgmma serves all that it serves: plain for the head and
+/// where the convolution that reads the activation has a stride, or the stem writes it.
+fn mask_order(launch: &Launch, convs: &[Conv], layers: &[Layer], direction: Direction) -> MaskOrder {
+    let of_conv = |at| layers.iter().find(|layer| layer.conv == at);
+    let layer = launch.layer.and_then(of_conv);
+    let reader = match direction {
+        Direction::Forward => {
+            layer.and_then(|of| layers.iter().find(|reader| reader.input == Some(of.index)))
+        }
+        Direction::Gradient => layer.filter(|layer| layer.input != Some(0)),
+    };
+    match reader {
+        Some(reader) if convs[reader.conv].stride == 1 => MaskOrder::Fragments,
+        _ => MaskOrder::Plain,
+    }
+}
+
+fn on_wgmma(
+    launch: &Launch,
+    shape: &ConvShape,
+    operation: &str,
+    block: &str,
+    mask_order: impl Fn(Direction) -> MaskOrder,
+) -> Option<f64> {
     if operation == "conv_weight_gradient" {
         return Some(predict_weight_gradient(shape, &plan(shape, Direction::Forward, |_| true)?));
     }
@@ -65,15 +93,17 @@ fn on_wgmma(launch: &Launch, shape: &ConvShape, operation: &str, block: &str) ->
         "conv_forward_bias" => (Direction::Forward, Epilogue::Bias),
         "conv_forward_statistics" => (Direction::Forward, Epilogue::Statistics),
         "conv_forward_relu" => {
-            let plain = ForwardEpilogue::Relu { bias: Address::NULL, residual: None, mask: Address::NULL };
+            let mask = Mask::plain(Address::NULL);
+            let plain = ForwardEpilogue::Relu { bias: Address::NULL, residual: None, mask };
             let residual = launch.bytes > forward_cost(shape, &plain).bytes;
-            (Direction::Forward, Epilogue::Relu { residual })
+            (Direction::Forward, Epilogue::Relu { residual, mask: mask_order(Direction::Forward) })
         }
         "conv_input_gradient" => {
             // A mask is a sixteenth of what is written, a residual at least a quarter.
             let plain = input_gradient_cost(shape, &InputGradientEpilogue::default()).bytes;
             let written = 2 * (shape.input_len() as u64);
-            (Direction::Gradient, Epilogue::Gradient { residual: launch.bytes > plain + written / 8 })
+            let residual = launch.bytes > plain + written / 8;
+            (Direction::Gradient, Epilogue::Gradient { residual, mask: mask_order(Direction::Gradient) })
         }
         _ => return None,
     };

@@ -5,11 +5,11 @@
 //! follows them was read in the machine code; what no code tells is a guess and says so. A measurement that beats this is a
 //! finding about these numbers.
 
-use crate::cuda::launch::conv::ConvShape;
 use crate::cuda::launch::conv::wgmma::WeightParts;
 use crate::cuda::launch::conv::wgmma::plan::{
     BLOCKS, Block, DEPTH_CHANNELS, EXCHANGE_CLOCKS, GROUP_CHANNELS, GROUP_PIXELS, Planned, TAP_CLOCKS,
 };
+use crate::cuda::launch::conv::{ConvShape, MaskOrder};
 
 /// Of a multiprocessor: operations and bytes a clock.
 const FLOPS_A_CLOCK: f64 = 4096.0;
@@ -29,11 +29,9 @@ const LOOP_SHARE: f64 = 0.965;
 const LONE_LOOP_SHARE: f64 = 0.9;
 /// Clocks that an epilogue takes for each clock of its stall sum: 3,450 to 3,900 where that is 2,700 (the same audit).
 const WAITS: f64 = 1.37;
-/// Clocks in which the residual of the second half of a tile, asked for one sub-tile too late, is not there yet: 1,200 to 1,400
-/// (the same audit).
-const LATE_RESIDUAL: f64 = 1_300.0;
-/// Clocks of an input gradient before its first product, in which it asks for its masks (the same audit).
-const MASKS: f64 = 577.0;
+/// Stall sum between an epilogue and the first product of the next tile: 165 to 270 (read like those of [`Epilogue`]). The residual
+/// and the mask of a tile are asked for after that.
+const PROLOGUE: f64 = 210.0;
 /// Bytes that m64n256k16 reads: 64 and 256 rows of 16 bf16.
 const PRODUCT_BYTES: usize = (64 + 256) * 16 * 2;
 /// Bytes of 64 channels of 256 pixels in bf16.
@@ -50,40 +48,42 @@ pub struct Prediction {
 /// What a kernel does with the sums of a tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Epilogue {
-    Relu { residual: bool },
+    Relu { residual: bool, mask: MaskOrder },
     Bias,
     Statistics,
-    Gradient { residual: bool },
+    Gradient { residual: bool, mask: MaskOrder },
 }
 
 impl Epilogue {
     fn residual(self) -> bool {
-        matches!(self, Self::Relu { residual: true } | Self::Gradient { residual: true })
+        matches!(self, Self::Relu { residual: true, .. } | Self::Gradient { residual: true, .. })
     }
 
     /// Stall sum of what follows the last product of a tile: the clocks that ptxas wrote into the control words of those instructions
-    /// that run where no wait is a long one (cuobjdump 13.2.86 on the sm_90a cubins of CUDA 13.0.88, 2026-12-01). The blocks
-    /// differ by less than 3 %, the resident one's bias by 10 %, but for the split one, which finishes half a tile and adds up sums.
+    /// that run where no wait is a long one, on the way of the thread that issues the stores (cuobjdump 13.2.86 on the sm_90a cubins of
+    /// CUDA 13.0.88, 2026-12-01). The blocks differ by less than 3 %, the resident one's bias and gradient by 9 %, but for the split
+    /// one, which finishes half a tile and adds up sums. A plain mask and a residual add `more`.
     fn stall_sum(self, block: Block) -> f64 {
-        match (self, block) {
-            (Self::Relu { .. }, Block::Split) => 1_750.0,
-            (Self::Bias, Block::Split) => 1_110.0,
-            (Self::Statistics, Block::Split) => 2_870.0,
-            (Self::Gradient { .. }, Block::Split) => 1_620.0,
-            (Self::Relu { .. }, _) => 2_460.0,
-            (Self::Bias, _) => 950.0,
-            (Self::Statistics, _) => 3_380.0,
-            (Self::Gradient { .. }, _) => 2_140.0,
+        let of = |whole: f64, split: f64| if block == Block::Split { split } else { whole };
+        let more = |residual, residuals: f64, mask, masks: f64| {
+            (if residual { residuals } else { 0.0 }) + if mask == MaskOrder::Plain { masks } else { 0.0 }
+        };
+        match self {
+            Self::Relu { residual, mask } => {
+                of(815.0, 1_070.0) + more(residual, of(320.0, 205.0), mask, of(415.0, 210.0))
+            }
+            Self::Bias => of(570.0, 820.0),
+            Self::Statistics => of(1_520.0, 1_690.0),
+            Self::Gradient { residual, mask } => {
+                of(770.0, 1_015.0) + more(residual, of(275.0, 150.0), mask, of(160.0, 125.0))
+            }
         }
     }
 
-    /// Clocks around the products of a tile in which its warpgroup multiplies nothing; `residuals` of its sub-tiles have one.
-    fn around(self, block: Block, residuals: f64) -> f64 {
-        let masks = if matches!(self, Self::Gradient { .. }) { MASKS } else { 0.0 };
-        // The two sub-tiles of a split tile are both asked for before the products.
-        let late = if block == Block::Split { 0.0 } else { residuals * LATE_RESIDUAL };
+    /// Clocks around the products of a tile in which its warpgroup multiplies nothing.
+    fn around(self, block: Block) -> f64 {
         let exchange = if block == Block::Split { EXCHANGE_CLOCKS } else { 0.0 };
-        masks + WAITS * self.stall_sum(block) + late + exchange
+        PROLOGUE + WAITS * self.stall_sum(block) + exchange
     }
 }
 
@@ -132,7 +132,7 @@ pub fn predict(planned: &Planned, epilogue: Epilogue) -> Prediction {
     // The residual of a strided gradient belongs to one of its phases.
     let residuals = if epilogue.residual() { 1.0 / phases as f64 } else { 0.0 };
     let persistent = planned.most_blocks <= BLOCKS;
-    let around = epilogue.around(block, residuals) + if persistent { 0.0 } else { FILL };
+    let around = epilogue.around(block) + if persistent { 0.0 } else { FILL };
     // Two warpgroups of a persistent block take turns, and the products of one hide what is around those of the other, but for the
     // last.
     let takes_turns = block == Block::Resident && persistent;
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
     use crate::cuda::launch::conv::wgmma::{Direction, plan};
 
-    const RELU: Epilogue = Epilogue::Relu { residual: false };
+    const RELU: Epilogue = Epilogue::Relu { residual: false, mask: MaskOrder::Fragments };
 
     fn layer(side: usize, channels: usize) -> ConvShape {
         ConvShape {
@@ -220,14 +220,17 @@ mod tests {
         let of = |epilogue| predict(&planned, epilogue).seconds;
         let seconds = [Epilogue::Bias, RELU, Epilogue::Statistics].map(of);
         assert!(seconds.is_sorted_by(|a, b| a < b), "{seconds:?}");
-        // Four rounds, in each of which a residual is late.
-        let late = (of(Epilogue::Relu { residual: true }) - of(RELU)) * CLOCK;
-        assert!((late - 4.0 * LATE_RESIDUAL).abs() < 1.0, "{late}");
+        // Four rounds, each with a residual, and with a plain mask.
+        for (residual, mask, more) in [(true, MaskOrder::Fragments, 320.0), (false, MaskOrder::Plain, 415.0)]
+        {
+            let added = (of(Epilogue::Relu { residual, mask }) - of(RELU)) * CLOCK;
+            assert!((added - 4.0 * WAITS * more).abs() < 1.0, "{added}");
+        }
         // The products of one warpgroup of the first stage hide what follows those of the other, but the last time.
         let planned = plan(&layer(32, 64), Direction::Forward, |_| true).unwrap();
         let [bias, relu, statistics] = [Epilogue::Bias, RELU, Epilogue::Statistics]
             .map(|epilogue| predict(&planned, epilogue).seconds * CLOCK);
-        assert!((relu - bias - WAITS * (2_460.0 - 950.0)).abs() < 1.0, "{bias} {relu}");
-        assert!((statistics - relu - WAITS * (3_380.0 - 2_460.0)).abs() < 1.0, "{relu} {statistics}");
+        assert!((relu - bias - WAITS * (815.0 - 570.0)).abs() < 1.0, "{bias} {relu}");
+        assert!((statistics - relu - WAITS * (1_520.0 - 815.0)).abs() < 1.0, "{relu} {statistics}");
     }
 }

@@ -2,18 +2,19 @@
 
 use bytemuck::Zeroable;
 
+use super::mask::plain;
 use super::params::ForwardParams;
 use super::wgmma::{self, Direction};
-use super::{ConvShape, Product, Reduction, Tile, forward_cost};
+use super::{ConvShape, Mask, Product, Reduction, Tile, forward_cost};
 use crate::cuda::driver::{Address, Driver, launch};
 use crate::engine::Result;
 
 /// What happens to the sums before they are stored as bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForwardEpilogue {
-    /// `relu(sum + bias + residual)`; bit `c % 8` of byte `(pixel * channels + c) / 8` of `mask` is 1 where it is positive.
-    /// `bias` is f32, `residual` bf16 of the output's shape. A NaN passes.
-    Relu { bias: Address, residual: Option<Address>, mask: Address },
+    /// `relu(sum + bias + residual)`; `mask` is 1 where it is positive. `bias` is f32, `residual` bf16 of the output's shape. A NaN
+    /// passes.
+    Relu { bias: Address, residual: Option<Address>, mask: Mask },
     /// `sum + bias`.
     Bias { bias: Address },
     /// The sums as they are. For tile `t` of [`statistics_tile_rows`] pixels and channel `k`, over the rounded outputs `y` of
@@ -109,7 +110,7 @@ pub fn forward_tiled(
     };
     match *epilogue {
         ForwardEpilogue::Relu { bias, residual, mask } => {
-            (params.bias, params.mask) = (bias, mask);
+            (params.bias, params.mask) = (bias, plain(shape, mask)?);
             params.residual = residual.unwrap_or(Address::NULL);
         }
         ForwardEpilogue::Bias { bias } => params.bias = bias,

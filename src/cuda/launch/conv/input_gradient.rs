@@ -1,8 +1,9 @@
 //! Launch of the input gradient: `kernels/conv/input_gradient.cu`.
 
+use super::mask::plain;
 use super::params::InputGradientParams;
 use super::wgmma::{self, Direction};
-use super::{ConvShape, Product, Reduction, Tile, input_gradient_cost};
+use super::{ConvShape, Mask, Product, Reduction, Tile, input_gradient_cost};
 use crate::cuda::driver::{Address, Driver, launch};
 use crate::engine::{Error, Result};
 
@@ -13,7 +14,7 @@ pub struct InputGradientEpilogue {
     /// `output_rows x in_channels`, which belongs to the input pixels with even coordinates.
     pub residual: Option<Address>,
     /// ReLU mask of the input, as the forward convolution writes it.
-    pub mask: Option<Address>,
+    pub mask: Option<Mask>,
 }
 
 fn check(shape: &ConvShape, epilogue: &InputGradientEpilogue) -> Result<()> {
@@ -79,7 +80,7 @@ pub fn input_gradient_tiled(
         output_gradient: from,
         weights,
         residual: epilogue.residual.unwrap_or(Address::NULL),
-        mask: epilogue.mask.unwrap_or(Address::NULL),
+        mask: epilogue.mask.map_or(Ok(Address::NULL), |mask| plain(shape, mask))?,
         input_gradient: to,
         gather: shape.output_gather(),
         kernel_taps: shape.taps() as u32,

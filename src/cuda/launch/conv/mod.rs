@@ -11,6 +11,7 @@ mod cost;
 mod forward;
 mod image_gradient;
 mod input_gradient;
+mod mask;
 mod params;
 mod shape;
 mod tile;
@@ -55,6 +56,7 @@ pub use image_gradient::{ImageEpilogue, image_gradient};
 pub use input_gradient::{
     InputGradientEpilogue, input_gradient, input_gradient_on_mma, input_gradient_tiled,
 };
+pub use mask::{Mask, MaskOrder, mask_bytes};
 pub use shape::ConvShape;
 pub use tile::Tile;
 pub use weight_gradient::{weight_gradient, weight_gradient_workspace};

@@ -8,10 +8,11 @@ mod weight_gradient;
 
 use bytemuck::Zeroable;
 
+use super::mask::plain;
 use super::{
     ConvShape, ForwardEpilogue, InputGradientEpilogue, Product, Reduction, forward_cost, input_gradient_cost,
 };
-use crate::cuda::driver::{Address, Driver, Kernel, WgmmaSwitch, launch};
+use crate::cuda::driver::{Driver, Kernel, WgmmaSwitch, launch};
 use crate::engine::Result;
 use maps::Images;
 use params::{ForwardParams, GradientParams, Operands};
@@ -77,7 +78,7 @@ pub fn forward(
     };
     match *epilogue {
         ForwardEpilogue::Relu { bias, residual, mask } => {
-            (params.bias, params.mask) = (bias, mask);
+            (params.bias, params.mask, params.mask_order) = (bias, mask.address, mask.order as u32);
             if let Some(residual) = residual {
                 params.residual = like_output(residual)?;
                 params.has_residual = 1;
@@ -98,6 +99,9 @@ pub fn input_gradient(
     epilogue: &InputGradientEpilogue,
 ) -> Result<()> {
     shape.check()?;
+    if let (Some(mask), 2) = (epilogue.mask, shape.stride) {
+        plain(shape, mask)?;
+    }
     let (batch, grid, channels) = (shape.batch, shape.out_side(), shape.in_channels);
     let gathered = Images { address: from, batch, side: grid, channels: shape.out_channels };
     // A strided gradient is written parity by parity, but for the compact one of a 1 x 1 kernel.
@@ -113,7 +117,6 @@ pub fn input_gradient(
             pixels: gathered.slots(driver, 1, planned)?,
             weights: maps::weights(driver, weights, channels, shape.taps(), shape.out_channels)?,
         },
-        mask: epilogue.mask.unwrap_or(Address::NULL),
         residual_phase: 4,
         log2_in_channels: channels.ilog2(),
         log2_stride: every as u32 - 1,
@@ -123,6 +126,9 @@ pub fn input_gradient(
     for (phase, parity) in parities.into_iter().enumerate().take(phases) {
         params.output[phase] = stage(target, parity, every)?;
         params.parities |= ((2 * parity.0 + parity.1) << (2 * phase)) as u32;
+    }
+    if let Some(mask) = epilogue.mask {
+        (params.mask, params.mask_order) = (mask.address, mask.order as u32);
     }
     if let Some(address) = epilogue.residual {
         // Like the gradient, or compact and of the even pixels: in both cases on the grid, in the last phase.

@@ -23,8 +23,10 @@ pub struct ForwardParams {
     pub statistics: Address,
     pub has_residual: u32,
     pub log2_out_channels: u32,
+    /// A `MaskOrder`.
+    pub mask_order: u32,
     pub plan: Plan,
-    pub unused: [u32; 2],
+    pub unused: u32,
 }
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -40,8 +42,10 @@ pub struct GradientParams {
     pub log2_stride: u32,
     /// Bits 2 phase + 1 and 2 phase: parity of row and column.
     pub parities: u32,
+    /// A `MaskOrder`.
+    pub mask_order: u32,
     pub plan: Plan,
-    pub unused: [u32; 4],
+    pub unused: [u32; 3],
 }
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]

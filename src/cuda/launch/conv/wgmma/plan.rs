@@ -53,7 +53,7 @@ pub struct Plan {
     pub phases: [Phase; 4],
     pub phase_count: u32,
     pub phase_tiles: u32,
-    pub channel_tiles: u32,
+    pub log2_channel_tiles: u32,
     pub chunks: u32,
     pub log2_side: u32,
     pub log2_images: u32,
@@ -211,6 +211,11 @@ fn group(side: usize) -> (usize, usize) {
     }
 }
 
+/// Images of a group of pixels of this side.
+pub fn images_of_a_group(side: usize) -> usize {
+    group(side).1
+}
+
 /// Plans a convolution in the block that should be fastest of those allowed; `None` where none of these kernels serves it.
 pub fn plan(shape: &ConvShape, direction: Direction, allowed: impl Fn(Block) -> bool) -> Option<Planned> {
     let (columns, reduction) = match direction {
@@ -242,7 +247,7 @@ pub fn plan(shape: &ConvShape, direction: Direction, allowed: impl Fn(Block) -> 
     let mut plan = Plan {
         phase_count: phases.len() as u32,
         phase_tiles: phase_tiles as u32,
-        channel_tiles: channel_tiles as u32,
+        log2_channel_tiles: channel_tiles.ilog2(),
         chunks: chunks as u32,
         log2_side: side.ilog2(),
         log2_images: images.ilog2(),
