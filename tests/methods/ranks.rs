@@ -401,6 +401,13 @@ fn groups_are_those_of_the_whole_batch() {
     let mut alone = grouping();
     let expected = alone.divide(&mut bench.engine, &bench.batch).unwrap();
     alone.learn(&bench.engine, 3, BATCH).unwrap();
+    let mut of_shares = Vec::new();
+    for rank in 0..3 {
+        let own = share(0..BATCH, rank, 3);
+        let groups = grouping().divide(&mut bench.engine, &bench.batch.rows(own.clone())).unwrap();
+        of_shares.extend(groups.robust.into_iter().map(|place| place + own.start as u32));
+    }
+    assert_ne!(of_shares, expected.robust, "each share has the threshold of all: the test would see nothing");
     assert!(!expected.robust.is_empty() && !expected.boundary.is_empty(), "{expected:?}");
 
     let data = recipe.data.open(None).unwrap();
