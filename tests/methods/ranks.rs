@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Mutex;
 use std::thread;
 
+use secateur::accelerate::Grouping;
 use secateur::batch::{Batch, Share};
 use secateur::collective::{Threads, share, shared_items};
 use secateur::data::order::{Split, epoch_order};
@@ -25,7 +26,7 @@ use secateur::train::{self, TrainError, Trainer, TrainingRun, TrainingSetup, ran
 
 use crate::common;
 use crate::common::Random;
-use crate::common::tiny::{METHODS, metrics, newest, of_method, recipe, timeless, train_in};
+use crate::common::tiny::{BATCH, Bench, METHODS, metrics, newest, of_method, recipe, timeless, train_in};
 
 /// What `work` returns on each rank, which has an engine of the network of the recipe that is a rank of the group.
 fn on_ranks<T: Send>(
@@ -386,20 +387,51 @@ fn selections_are_those_of_one_engine() {
     }
 }
 
-/// BulletTrain's threshold is of the whole batch: the same images are attacked, as hard.
+/// BulletTrain's threshold is of the whole batch, and what it learns of all shares.
 #[test]
 fn groups_are_those_of_the_whole_batch() {
-    let recipe =
-        recipe(&["epochs=1", "data.train_limit=16", "attack.steps=3", "accelerate.method=bullet-train"]);
-    let shares = |folder: &Path| {
-        let line = metrics(folder).remove(0);
-        (line.attack_steps_per_sample, line.outlier_share, line.boundary_share, line.robust_share)
+    let recipe = recipe(&["accelerate.method=bullet-train"]);
+    let mut bench = Bench::new(&recipe);
+    let weights = bench.engine.weights(WeightSet::Live).unwrap();
+    let grouping = || {
+        let mut grouping = Grouping::new(&recipe.accelerate);
+        grouping.set_accuracy(0.3);
+        grouping
     };
-    let [alone, shared] = [(); 2].map(|()| tempfile::tempdir().unwrap());
-    train_in(&recipe, alone.path(), None).unwrap();
-    train_on(3, &recipe, shared.path(), &Stopping::after(None)).unwrap();
-    assert_eq!(shares(shared.path()), shares(alone.path()));
-    assert!(shares(alone.path()).1.is_some_and(|outliers| outliers > 0.0));
+    let mut alone = grouping();
+    let expected = alone.divide(&mut bench.engine, &bench.batch).unwrap();
+    alone.learn(&bench.engine, 3, BATCH).unwrap();
+    let mut of_shares = Vec::new();
+    for rank in 0..3 {
+        let own = share(0..BATCH, rank, 3);
+        let groups = grouping().divide(&mut bench.engine, &bench.batch.rows(own.clone())).unwrap();
+        of_shares.extend(groups.robust.into_iter().map(|place| place + own.start as u32));
+    }
+    assert_ne!(of_shares, expected.robust, "each share has the threshold of all: the test would see nothing");
+    assert!(!expected.robust.is_empty() && !expected.boundary.is_empty(), "{expected:?}");
+
+    let data = recipe.data.open(None).unwrap();
+    let done = on_ranks(DeviceChoice::Cpu, &recipe, 3, |engine| {
+        let set = ImageSet::upload(engine, &data.train.pixels, &data.train.labels).unwrap();
+        engine.load_weights(&weights).unwrap();
+        engine.fold_batch_norm(WeightSet::Live).unwrap();
+        let own = engine.share(0..BATCH);
+        let samples: Vec<u32> = own.clone().map(|sample| sample as u32).collect();
+        let batch =
+            Batch::alloc(engine, samples.len()).unwrap().gathered(engine, &set, &samples, None).unwrap();
+        let mut grouping = grouping();
+        let groups = grouping.divide(engine, &batch).unwrap();
+        // 0, 1 and 2 are right of the shares' images.
+        grouping.learn(engine, engine.rank(), batch.len()).unwrap();
+        let first = own.start as u32;
+        let groups = [groups.outliers, groups.boundary, groups.robust]
+            .map(|group| group.into_iter().map(|place| place + first).collect::<Vec<u32>>());
+        (groups, grouping.accuracy())
+    });
+    let all =
+        [0, 1, 2].map(|at| done.iter().flat_map(|(groups, _)| groups[at].clone()).collect::<Vec<u32>>());
+    assert_eq!(all, [expected.outliers, expected.boundary, expected.robust]);
+    assert!(done.iter().all(|(_, accuracy)| *accuracy == alone.accuracy()), "acc_ref");
 }
 
 #[test]
