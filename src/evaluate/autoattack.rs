@@ -60,6 +60,10 @@ pub struct Progress {
     pub checks: Option<Checks>,
     /// Of the adversarial images.
     pub extent: Extent,
+    /// Positions of images that the network mispredicts in the numbers of the search and predicts right in f32: not counted as broken.
+    /// No search goes on from there.
+    #[serde(default)]
+    pub unconfirmed: Vec<usize>,
 }
 
 /// Hears of each batch.
@@ -94,7 +98,13 @@ impl Progress {
             stages: Vec::new(),
             checks: None,
             extent: Extent::default(),
+            unconfirmed: Vec::new(),
         }
+    }
+
+    /// Images that count as robust and are mispredicted in the numbers of the search.
+    pub fn unconfirmed_robust(&self) -> usize {
+        self.unconfirmed.iter().filter(|&&position| self.results[position] == ImageResult::Robust).count()
     }
 
     /// Images that are robust so far.
@@ -244,13 +254,25 @@ fn attacked(
     let predictions = predict_by(Pass::EvalF32, engine, batch, true)?;
     // One more look for each image that was claimed, so that costs do not depend on batches.
     cost.forwards += found.broken.iter().filter(|broken| **broken).count() as u64;
+    let unconfirmed = |n: usize| found.broken[n] && predictions[n] == labels[n];
+    let looked_again = (0..positions.len()).filter(|&n| unconfirmed(n)).count();
+    // In the numbers of the search, which no fault makes right and wrong at once.
+    let searched = match looked_again {
+        0 => Vec::new(),
+        _ => predict_by(Pass::Eval, engine, batch, true)?,
+    };
+    cost.forwards += looked_again as u64;
     let (images, perturbed) = (engine.read(&batch.images)?, engine.read(&batch.perturbed)?);
     for (n, &position) in positions.iter().enumerate().filter(|(n, _)| found.broken[*n]) {
         let image = n * IMAGE_LEN..(n + 1) * IMAGE_LEN;
         let moved = &perturbed[image.clone()];
         let inside = progress.extent.take(subject.epsilon, &images[image], moved);
-        if predictions[n] == labels[n] {
-            progress.extent.disagreements += 1;
+        if unconfirmed(n) {
+            if searched[n] == labels[n] {
+                progress.extent.disagreements += 1;
+            } else if !progress.unconfirmed.contains(&position) {
+                progress.unconfirmed.push(position);
+            }
         } else if inside {
             progress.results[position] = ImageResult::BrokenBy(part);
             progress.adversarial_predictions[position] = predictions[n];
@@ -258,4 +280,119 @@ fn attacked(
         }
     }
     Ok(cost)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attack::Found;
+    use crate::engine::{DeviceChoice, WeightSet, open};
+    use crate::model::{ResNet, initialise};
+    use crate::ops::ImageSet;
+
+    const NETWORK: ResNet = ResNet::resnet18(16, 10);
+    const LEN: usize = 64;
+
+    /// Claims that images are broken as they are.
+    struct Claims;
+
+    impl Search for Claims {
+        fn search(&mut self, engine: &mut Engine, _: Key, batch: &Batch) -> engine::Result<Found> {
+            let images = engine.read(&batch.images)?;
+            engine.write(&batch.perturbed, &images)?;
+            Ok(Found { broken: vec![true; batch.len()], cost: Cost::default() })
+        }
+    }
+
+    struct Nobody;
+
+    impl Listener for Nobody {
+        fn batch(&mut self, _: &Progress) -> bool {
+            true
+        }
+    }
+
+    fn predictions(engine: &mut Engine, batch: &Batch, images: &[f32], pass: Pass) -> Vec<u32> {
+        engine.write(&batch.perturbed, images).unwrap();
+        predict_by(pass, engine, batch, true).unwrap()
+    }
+
+    /// Images on the way between two of them, nearer and nearer to a boundary in f32, until bf16 has some on its other side. The biases
+    /// of the last layer put the boundary of two classes between them.
+    fn near_the_boundary(engine: &mut Engine, batch: &Batch) -> Vec<f32> {
+        let ends: Vec<f32> = (0..LEN * IMAGE_LEN)
+            .map(|i| (((i * 7 + i / IMAGE_LEN * 131) % (17 + i / IMAGE_LEN)) as f32 / 80.0).min(1.0))
+            .collect();
+        let other = LEN - 1;
+        predictions(engine, batch, &ends, Pass::EvalF32);
+        let logits = engine.read(&batch.logits).unwrap();
+        let margin = |n: usize| logits[n * NETWORK.classes] - logits[n * NETWORK.classes + 1];
+        assert!((margin(0) - margin(other)).abs() > 1e-4, "two images alike");
+        let mut weights = engine.weights(WeightSet::Live).unwrap();
+        let mut biases = vec![-1000.0; NETWORK.classes];
+        biases[..2].copy_from_slice(&weights.tensors["linear.bias"].values[..2]);
+        biases[1] += (margin(0) + margin(other)) / 2.0;
+        weights.insert("linear.bias", &[NETWORK.classes], biases);
+        engine.load_weights(&weights).unwrap();
+        engine.fold_batch_norm(WeightSet::Live).unwrap();
+        let at = |t: f32| (0..IMAGE_LEN).map(move |i| (i, t));
+        let mix = |(i, t): (usize, f32)| ends[i] + t * (ends[other * IMAGE_LEN + i] - ends[i]);
+        let (mut low, mut high) = (0.0f32, 1.0f32);
+        for _ in 0..6 {
+            let between = |n: usize| low + (high - low) * n as f32 / (LEN - 1) as f32;
+            let images: Vec<f32> = (0..LEN).flat_map(|n| at(between(n))).map(mix).collect();
+            let [f32, bf16] =
+                [Pass::EvalF32, Pass::Eval].map(|pass| predictions(engine, batch, &images, pass));
+            if f32 != bf16 {
+                return images;
+            }
+            let step = (1..LEN).find(|&n| f32[n] != f32[0]).expect("a boundary");
+            (low, high) = (between(step - 1), between(step));
+        }
+        panic!("bf16 and f32 agree on both sides of the boundary");
+    }
+
+    /// What the network predicts right in f32 is not counted as broken. Where the search's own numbers say otherwise that is rounding,
+    /// and where they do not it is a fault of the search.
+    #[test]
+    fn rounding_of_the_search_breaks_no_image_and_is_no_fault() {
+        for device in [DeviceChoice::CpuBf16, DeviceChoice::Cpu] {
+            let mut engine = open(device, NETWORK, LEN).unwrap();
+            let engine = &mut engine;
+            engine.load_weights(&initialise(NETWORK, 3)).unwrap();
+            engine.fold_batch_norm(WeightSet::Live).unwrap();
+            let batch = Batch::alloc(engine, LEN).unwrap();
+            let images = match device {
+                DeviceChoice::CpuBf16 => near_the_boundary(engine, &batch),
+                _ => vec![0.5; LEN * IMAGE_LEN],
+            };
+            let labels = predictions(engine, &batch, &images, Pass::EvalF32);
+            let searched = predictions(engine, &batch, &images, Pass::Eval);
+            engine.write(&batch.images, &images).unwrap();
+            engine.write(&batch.labels, &labels).unwrap();
+            let set = ImageSet::alloc(engine, &labels).unwrap();
+            let samples: Vec<u32> = (0..LEN as u32).collect();
+            let subject =
+                Subject { set: &set, samples: &samples, weights: WeightSet::Live, epsilon: 0.03, seed: 0 };
+            let positions: Vec<usize> = (0..LEN).collect();
+            let mut progress = Progress::new(&[Part::ApgdCe], LEN);
+            let cost = attacked(
+                engine,
+                subject,
+                Part::ApgdCe,
+                &mut Claims,
+                (&positions, &labels),
+                &batch,
+                &mut progress,
+                &mut Nobody,
+            );
+            assert_eq!(cost.unwrap().forwards, 2 * LEN as u64);
+            assert_eq!(progress.robust(), LEN, "{device:?}");
+            let rounded: Vec<usize> = (0..LEN).filter(|&n| searched[n] != labels[n]).collect();
+            assert_eq!(rounded.is_empty(), device == DeviceChoice::Cpu, "{device:?}");
+            assert_eq!(progress.unconfirmed, rounded);
+            assert_eq!(progress.unconfirmed_robust(), rounded.len());
+            assert_eq!(progress.extent.disagreements, LEN - rounded.len());
+        }
+    }
 }

@@ -60,7 +60,7 @@ pub struct Extent {
     pub nan: usize,
     /// Images outside of the ball or of [0, 1]: not counted as broken.
     pub outside: usize,
-    /// Images that an attack called broken and the network predicts right: not counted either.
+    /// Images that an attack called broken and the network predicts right, in the numbers of the attack too: not counted either.
     pub disagreements: usize,
 }
 
@@ -201,6 +201,13 @@ pub fn warnings(progress: &Progress) -> Vec<String> {
             square.entered - square.robust,
             "the gradient attacks of AutoAttack",
             images,
+        ));
+    }
+    let unconfirmed = progress.unconfirmed_robust();
+    if unconfirmed > 0 {
+        warnings.push(format!(
+            "{unconfirmed} of {images} images are mispredicted in bf16, so the search ended there, and predicted right in f32, so they \
+             count as robust: the figure is too high by that at most; --device cpu searches in f32"
         ));
     }
     warnings.extend(progress.extent.failures());
