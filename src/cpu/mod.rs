@@ -11,6 +11,7 @@ mod conv;
 #[cfg(test)]
 mod conv_oracle;
 mod conv_weight;
+pub mod doubles;
 mod engine;
 mod epilogue;
 mod eval;
@@ -24,6 +25,7 @@ mod tiles;
 mod train;
 mod vector;
 mod vectorised;
+mod wide;
 
 use crate::engine::{Device, Engine, Result};
 use crate::model::ResNet;

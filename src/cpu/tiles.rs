@@ -18,6 +18,19 @@ use crate::engine::{Error, Result};
 /// Lanes of a vector: output channels that are summed at once.
 pub const LANES: usize = 16;
 
+/// Columns and rows of a matrix product that [`Isa::columns`] makes at once.
+pub const COLUMNS: usize = 2 * LANES;
+pub const ROWS: usize = 10;
+
+/// A number of each column, where a vector is one load.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Lanes(pub [f32; COLUMNS]);
+
+impl Lanes {
+    pub const ZERO: Self = Self([0.0; COLUMNS]);
+}
+
 /// Neighbouring words of an input, and where the weights lie that they meet.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
@@ -98,6 +111,9 @@ type Tile = unsafe fn(*const f32, &Phase, *const f32, *mut f32);
 
 /// `outer(input, pixels, gradient, rows, sums, words between two rows of sums)`.
 type Outer = unsafe fn(*const f32, &[Pixel], *const f32, usize, *mut f32, usize);
+
+/// `columns(matrix, values, terms, sums)`.
+type Columns = unsafe fn(*const f32, *const f32, usize, *mut f32);
 
 /// `registers(rounds)`: what a tile's sums are after N products each that touch no memory.
 type Registers = unsafe fn(usize) -> f32;
@@ -186,6 +202,7 @@ pub struct Isa {
     pub singles: Products,
     /// Words are pairs of bf16.
     pub pairs: Products,
+    columns: Columns,
     /// Of loops over numbers.
     pub level: Level,
     /// Whether bf16 is multiplied by instructions of its own, and so faster than f32.
@@ -229,6 +246,19 @@ impl Isa {
                     None => format!("SECATEUR_CPU={name}: expected one of {}", known(&mut ISAS.iter())),
                 })
             }),
+        }
+    }
+
+    /// `sums[c][i] = sum_j matrix[j][c] values[j][i]` in f32, each sum in the order of j.
+    ///
+    /// # Panics
+    /// If the matrix and the values have not as many rows.
+    pub fn columns(&self, matrix: &[[f32; ROWS]], values: &[Lanes], sums: &mut [Lanes; ROWS]) {
+        assert_eq!(matrix.len(), values.len(), "rows of a matrix and of what it multiplies");
+        // SAFETY: the slices hold what is read and written; `Isa::present` found the instructions.
+        unsafe {
+            let (terms, sums) = (matrix.len(), sums.as_mut_ptr().cast());
+            (self.columns)(matrix.as_ptr().cast(), values.as_ptr().cast(), terms, sums);
         }
     }
 
@@ -344,6 +374,38 @@ unsafe fn outer<V: Vector, W: Words, const P: usize, const N: usize>(
 }
 
 #[inline(always)]
+unsafe fn columns<V: Vector, const P: usize, const N: usize>(
+    matrix: *const f32,
+    values: *const f32,
+    terms: usize,
+    out: *mut f32,
+) {
+    // SAFETY: the caller's pointers reach `terms` rows, and every sum.
+    unsafe {
+        for first in (0..ROWS).step_by(P) {
+            for lane in (0..COLUMNS).step_by(N * LANES) {
+                let (matrix, values) = (matrix.add(first), values.add(lane));
+                let mut sums = [[V::zero(); N]; P];
+                for term in 0..terms {
+                    let row: [V; N] = std::array::from_fn(|n| V::load(values.add(term * COLUMNS + n * LANES)));
+                    for p in 0..P {
+                        let x = V::splat(matrix.add(term * ROWS + p));
+                        for n in 0..N {
+                            sums[p][n] = sums[p][n].add_product(x, row[n]);
+                        }
+                    }
+                }
+                for p in 0..P {
+                    for n in 0..N {
+                        sums[p][n].store(out.add((first + p) * COLUMNS + lane + n * LANES));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
 unsafe fn registers<V: Vector, W: Words, const P: usize>(rounds: usize) -> f32 {
     let ones = std::hint::black_box([1.0f32; LANES]);
     // SAFETY: the caller has the instructions; the pointers are to sixteen f32.
@@ -402,6 +464,19 @@ macro_rules! products {
     }};
 }
 
+/// The loop [`Isa::columns`] of an instruction set.
+macro_rules! columns {
+    ($vector:ty, [$($features:literal)?], wide: $wide:literal) => {{
+        $(#[target_feature(enable = $features)])?
+        unsafe fn columns_of(matrix: *const f32, values: *const f32, terms: usize, sums: *mut f32) {
+            const VECTORS: usize = 1 + $wide as usize;
+            // SAFETY: the caller's.
+            unsafe { columns::<$vector, { ROWS * VECTORS / 2 }, VECTORS>(matrix, values, terms, sums) }
+        }
+        columns_of
+    }};
+}
+
 /// The loops of AMX, for pairs of bf16.
 #[cfg(target_arch = "x86_64")]
 const AMX: Products = Products {
@@ -422,6 +497,7 @@ macro_rules! isa {
             present: || $present,
             level: Level::$level,
             native_bf16: $native,
+            columns: columns!($vector, [$($features)?], wide: $wide),
             singles: products!($vector, Singles, [$($features)?], pixels: $pixels, wide: $wide),
             pairs: products!($vector, Pairs, [$($features)?], pixels: $pixels, wide: $wide),
         }
@@ -445,6 +521,7 @@ static ISAS: &[Isa] = &[
         present: || has_avx512() && amx::present(),
         level: Level::Avx512,
         native_bf16: true,
+        columns: columns!(Avx512, ["avx512f"], wide: true),
         singles: products!(Avx512, Singles, ["avx512f"], pixels: 8, wide: true),
         pairs: AMX,
     },

@@ -71,7 +71,7 @@ mod tests {
     use super::super::driver::{Address, Buffer, Cost, Kernel, MapSpec, TensorMap};
     use super::*;
     use crate::engine::{DeviceInfo, Error};
-    use crate::ops::last_layer::{CombineRowsParams, subtract_rows};
+    use crate::ops::last_layer::{StepLogitsParams, step_logits};
 
     /// The host driver, and how often it recorded and replayed.
     struct Counting {
@@ -135,8 +135,8 @@ mod tests {
         driver: Rc<Counting>,
         graphs: Graphs<u32>,
         number: Buffer,
-        one: Buffer,
-        less: Buffer,
+        features: Buffer,
+        vector: Buffer,
         calls: Cell<usize>,
     }
 
@@ -145,22 +145,35 @@ mod tests {
             let (recorded, replayed) = (Cell::new(0), Cell::new(0));
             let driver = Rc::new(Counting { host: HostDriver::open(), recorded, replayed });
             let shared: Rc<dyn Driver> = driver.clone();
-            let [number, one, less] =
-                [0.0f64, 1.0, -1.0].map(|value| Buffer::from_slice(&shared, "number", &[value]).unwrap());
-            Self { driver, graphs: Graphs::new(true), number, one, less, calls: Cell::new(0) }
+            let number = Buffer::from_slice(&shared, "number", &[0.0f32]).unwrap();
+            let features = Buffer::from_slice(&shared, "features", &[0.0f32; 128]).unwrap();
+            let mut vector = [0.0f64; 129];
+            vector[128] = -1.0;
+            let vector = Buffer::from_slice(&shared, "vector", &vector).unwrap();
+            Self { driver, graphs: Graphs::new(true), number, features, vector, calls: Cell::new(0) }
         }
         fn run(&mut self, key: u32) {
-            let [rows, factors, from] = [&self.one, &self.less, &self.number].map(Buffer::address);
-            let params = CombineRowsParams { rows, factors, from, to: from, count: 1, len: 1 };
+            let [features, vector, number] = [&self.features, &self.vector, &self.number].map(Buffer::address);
+            let params = StepLogitsParams {
+                features,
+                vector,
+                logits: number,
+                moved: number,
+                rate: 1.0,
+                len: 1,
+                classes: 1,
+                width: 128,
+                padding: 0,
+            };
             let work = || {
                 self.calls.set(self.calls.get() + 1);
-                subtract_rows(&*self.driver, &params)
+                step_logits(&*self.driver, &params)
             };
             self.graphs.run(&*self.driver, key, work).unwrap();
         }
         /// How often work was called, recorded and replayed, and what the number says of how often it was done.
         fn counts(&self) -> [usize; 4] {
-            let done = self.number.to_vec::<f64>().unwrap()[0];
+            let done = self.number.to_vec::<f32>().unwrap()[0];
             [self.calls.get(), self.driver.recorded.get(), self.driver.replayed.get(), done as usize]
         }
     }

@@ -32,10 +32,7 @@ pub use cross_entropy::CrossEntropy;
 pub use divergence::Divergence;
 pub use fab::{ClassDifference, FabKeep, FabState, FabStep};
 pub use gather_images::{Augment, GatherImages, ImageSet, Padding};
-pub use last_layer::{
-    GradientColumn, GradientProducts, GradientSquares, GradientSum, LastLayerGradients, RowNorms,
-    RowProducts, StepLogits, SubtractRows, Term,
-};
+pub use last_layer::{GradientProducts, GradientSum, LastLayerGradients, RowNorms, StepLogits, Term};
 pub use margin_loss::{Margin, MarginLoss};
 pub use paired_loss::{PairedForm, PairedLoss, PairedLossOutputs};
 pub use perturb::{Noise, Perturb};

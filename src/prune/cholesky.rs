@@ -1,24 +1,55 @@
-//! The Cholesky factor of a matrix that grows by a row at a time and may lose any of them.
+//! The inverse of the Cholesky factor of a matrix that grows by a row at a time and may lose any of them.
 //!
-//! Besides the factor L of `M = L L^T` it keeps the forward-substituted right-hand side `y = L^-1 c`, so that the
-//! solution of `M w = c` costs one back-substitution, and what it explains, `c . w = |y|^2`, is a sum. All in f64,
-//! every sum in a fixed order.
+//! With `M = L L^T` it keeps the rows of `L^-1`, `y = L^-1 c` and the solution `w = L^-T y` of `M w = c`. A new row of M needs the products
+//! of `L^-1` and of `L^-T` with one vector each, which takes one pass over the rows, for any number of new rows at once; with L itself there are
+//! two substitutions, the second for each solution anew. What the solution explains, `c . w = |y|^2`, is a sum. All in f64, every
+//! sum in a fixed order.
 
-use crate::ops::last_layer::dot;
+use rayon::prelude::*;
+
+use crate::cpu::doubles::Doubles;
 
 /// A row is dependent on those before it where less than this share of its diagonal is left as the pivot's square.
 ///
 /// The square of the sine of the angle between an atom and the span of the others: 1e-10 leaves their weights five to six
 /// digits.
 const DEPENDENT: f64 = 1e-10;
+/// Pending rows that are one task: each row of the factor is read once for all of them.
+const TASK: usize = 4;
 
-/// Lower triangle and forward-substituted right-hand side.
-#[derive(Clone, Debug, Default)]
+/// Lower triangle of the inverse, forward-substituted right-hand side and solution.
+#[derive(Clone)]
 pub struct Factor {
-    /// The rows of L one after the other, row i with i + 1 numbers.
+    doubles: Doubles,
+    /// The rows of `L^-1` one after the other, row i with i + 1 numbers; up to a sign each.
     rows: Vec<f64>,
     /// `L^-1 c`.
     forward: Vec<f64>,
+    solution: Vec<f64>,
+    /// Whether `solution` is that of the present rows.
+    solved: bool,
+}
+
+/// A row that may be appended, and what it makes of the first rows of a factor.
+#[derive(Clone, Debug, Default)]
+pub struct Pending {
+    /// Its elements with the rows of the matrix.
+    pub cross: Vec<f64>,
+    /// Its row of L: `L^-1 cross`.
+    row: Vec<f64>,
+    /// `L^-T row`.
+    sums: Vec<f64>,
+}
+
+impl Pending {
+    /// Rows of the factor that it knows.
+    pub fn len(&self) -> usize {
+        self.row.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.row.is_empty()
+    }
 }
 
 /// Where row `i` starts.
@@ -27,6 +58,11 @@ fn start(i: usize) -> usize {
 }
 
 impl Factor {
+    /// Of no rows.
+    pub fn new(doubles: Doubles) -> Self {
+        Self { doubles, rows: Vec::new(), forward: Vec::new(), solution: Vec::new(), solved: true }
+    }
+
     /// Rows of the matrix.
     pub fn len(&self) -> usize {
         self.forward.len()
@@ -36,81 +72,111 @@ impl Factor {
         self.forward.is_empty()
     }
 
+    /// Makes pending rows, which know as many rows of the factor, know every one; `cross` of each is complete.
+    ///
+    /// # Panics
+    /// If it is shorter.
+    pub fn prepare(&self, pending: &mut [Pending]) {
+        let len = self.len();
+        pending.par_chunks_mut(TASK).for_each(|pending| {
+            let mut known = pending[0].len();
+            pending.iter_mut().for_each(|pending| pending.sums.resize(len, 0.0));
+            while known + 4 <= len {
+                let rows = std::array::from_fn(|n| self.row(known + n));
+                for pending in &mut *pending {
+                    pending.row.extend(self.doubles.project(rows, &pending.cross, &mut pending.sums));
+                }
+                known += 4;
+            }
+            for row in (known..len).map(|i| self.row(i)) {
+                for pending in &mut *pending {
+                    let element = self.doubles.dot(row, &pending.cross);
+                    self.doubles.add(&mut pending.sums, element, row);
+                    pending.row.push(element);
+                }
+            }
+        });
+    }
+
     fn row(&self, i: usize) -> &[f64] {
         &self.rows[start(i)..start(i + 1)]
     }
 
-    /// Adds a row to the matrix, its elements `cross` with the rows there are and its `diagonal`, and the element
-    /// `right` to the right-hand side. Returns whether it did: a row that depends on the others is refused.
+    /// Adds a prepared row to the matrix, with its `diagonal`, and the element `right` to the right-hand side. Returns whether it did: a row
+    /// that depends on the others is refused.
     ///
     /// # Panics
-    /// If `cross` does not have [`Factor::len`] elements.
-    pub fn append(&mut self, cross: &[f64], diagonal: f64, right: f64) -> bool {
-        let len = self.len();
-        assert_eq!(cross.len(), len, "a row of the matrix");
-        let begin = self.rows.len();
-        for (i, cross) in cross.iter().enumerate() {
-            let (before, new) = self.rows.split_at(begin);
-            let row = &before[start(i)..start(i + 1)];
-            let value = (cross - dot(&row[..i], new)) / row[i];
-            self.rows.push(value);
-        }
-        let new = &self.rows[begin..];
-        let square = diagonal - dot(new, new);
+    /// If the row is not prepared.
+    pub fn append(&mut self, pending: &Pending, diagonal: f64, right: f64) -> bool {
+        let (len, doubles) = (self.len(), self.doubles);
+        assert_eq!(pending.len(), len, "a row of the matrix");
+        let square = diagonal - doubles.dot(&pending.row, &pending.row);
         if square.is_nan() || square <= DEPENDENT * diagonal {
-            self.rows.truncate(begin);
             return false;
         }
         let pivot = square.sqrt();
-        self.forward.push((right - dot(new, &self.forward)) / pivot);
-        self.rows.push(pivot);
+        let forward = (right - doubles.dot(&pending.row, &self.forward)) / pivot;
+        self.rows.extend(pending.sums.iter().map(|sum| -sum / pivot).chain([1.0 / pivot]));
+        self.forward.push(forward);
+        if self.solved {
+            self.solution.push(0.0);
+            doubles.add(&mut self.solution, forward, &self.rows[start(len)..]);
+        }
         true
     }
 
-    /// Takes row and column `position` out of the matrix, and its element out of the right-hand side.
+    /// Takes row and column `position` out of the matrix, its element out of the right-hand side, and what pending rows know of it.
     ///
-    /// Without its row L is a lower triangle with one number above the diagonal in each row after it; plane rotations of
-    /// neighbouring columns bring those to zero and turn y along (Golub and Van Loan, section 6.5).
+    /// Rotations of neighbouring rows of L^-1, which turn y along, gather column `position` in the last row; without that row and that
+    /// column a lower triangle is left (Golub and Van Loan, section 6.5, on the inverse).
     ///
     /// # Panics
     /// If there is no such row.
-    pub fn remove(&mut self, position: usize) {
-        let len = self.len();
+    pub fn remove(&mut self, position: usize, pending: &mut [Pending]) {
+        let (len, doubles) = (self.len(), self.doubles);
         assert!(position < len, "row {position} of {len}");
-        let mut rotations: Vec<(f64, f64)> = Vec::with_capacity(len - position);
-        for i in position + 1..len {
-            // One place up: its last number lies where the next row will be put.
-            self.rows.copy_within(start(i)..start(i + 1), start(i - 1));
-            let row = &mut self.rows[start(i - 1)..start(i - 1) + i + 1];
-            let tail = &mut row[position..];
-            for (at, &rotation) in rotations.iter().enumerate() {
-                (tail[at], tail[at + 1]) = rotate(rotation, tail[at], tail[at + 1]);
+        for i in position..len {
+            let (before, after) = self.rows.split_at_mut(start(i + 1));
+            let row = &mut before[start(i)..];
+            // What meets a row that it does not know forgets the row that would be turned with it.
+            for pending in pending.iter_mut().filter(|pending| pending.len() == i + 1) {
+                let element = pending.row.pop().expect("a row that is known");
+                doubles.add(&mut pending.sums, -element, row);
+                pending.sums.remove(position);
+                pending.cross.remove(position);
             }
-            let at = rotations.len();
-            let radius = tail[at].hypot(tail[at + 1]);
-            rotations.push((tail[at] / radius, tail[at + 1] / radius));
-            tail[at] = radius;
-        }
-        let tail = &mut self.forward[position..];
-        for (at, &rotation) in rotations.iter().enumerate() {
-            (tail[at], tail[at + 1]) = rotate(rotation, tail[at], tail[at + 1]);
+            if i + 1 == len {
+                break;
+            }
+            let next = &mut after[..i + 2];
+            let radius = row[position].hypot(next[position]);
+            let (cosine, sine) = (next[position] / radius, row[position] / radius);
+            let last = next[i + 1];
+            doubles.rotate(cosine, sine, row, &mut next[..=i]);
+            row.copy_within(position + 1.., position);
+            (row[i], next[i + 1]) = (-sine * last, cosine * last);
+            let pending = pending.iter_mut().filter(|pending| pending.len() > i + 1);
+            for turned in pending.map(|pending| &mut pending.row).chain([&mut self.forward]) {
+                let (row, next) = turned.split_at_mut(i + 1);
+                doubles.rotate(cosine, sine, &mut row[i..], &mut next[..1]);
+            }
         }
         self.forward.pop();
         self.rows.truncate(start(len - 1));
+        self.solved = false;
     }
 
     /// The solution w of `M w = c`.
-    pub fn solve(&self) -> Vec<f64> {
-        let mut solution = self.forward.clone();
-        for i in (0..self.len()).rev() {
-            let row = self.row(i);
-            let value = solution[i] / row[i];
-            solution[i] = value;
-            for (sum, element) in solution[..i].iter_mut().zip(row) {
-                *sum -= value * element;
+    pub fn solution(&mut self) -> &[f64] {
+        if !self.solved {
+            self.solution.clear();
+            self.solution.resize(self.forward.len(), 0.0);
+            for (i, &y) in self.forward.iter().enumerate() {
+                self.doubles.add(&mut self.solution, y, &self.rows[start(i)..start(i + 1)]);
             }
+            self.solved = true;
         }
-        solution
+        &self.solution
     }
 
     /// `c . w` of the solution.
@@ -119,14 +185,10 @@ impl Factor {
     }
 }
 
-/// A pair of numbers turned by the angle of this cosine and sine.
-fn rotate((cosine, sine): (f64, f64), left: f64, right: f64) -> (f64, f64) {
-    (cosine * left + sine * right, cosine * right - sine * left)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::last_layer::dot;
 
     const SIZE: usize = 14;
 
@@ -140,14 +202,20 @@ mod tests {
         (matrix, (0..SIZE).map(|i| value(i, 5)).collect())
     }
 
+    fn add(factor: &mut Factor, cross: &[f64], diagonal: f64, right: f64) -> bool {
+        let mut pending = [Pending { cross: cross.to_vec(), ..Pending::default() }];
+        factor.prepare(&mut pending);
+        factor.append(&pending[0], diagonal, right)
+    }
+
     fn append(factor: &mut Factor, matrix: &[Vec<f64>], right: &[f64], kept: &[usize], next: usize) -> bool {
         let cross: Vec<f64> = kept.iter().map(|&i| matrix[next][i]).collect();
-        factor.append(&cross, matrix[next][next], right[next])
+        add(factor, &cross, matrix[next][next], right[next])
     }
 
     /// The largest error of `M w - c` over the rows of `kept`, and of `c . w`.
-    fn check(factor: &Factor, matrix: &[Vec<f64>], right: &[f64], kept: &[usize]) {
-        let solution = factor.solve();
+    fn check(factor: &mut Factor, matrix: &[Vec<f64>], right: &[f64], kept: &[usize]) {
+        let solution = factor.solution().to_vec();
         assert_eq!(solution.len(), kept.len());
         for &i in kept {
             let product: f64 = kept.iter().zip(&solution).map(|(&j, w)| matrix[i][j] * w).sum();
@@ -160,8 +228,8 @@ mod tests {
     #[test]
     fn grown_and_shrunk_it_solves_the_matrix_that_is_left() {
         let (matrix, right) = problem();
-        let (mut factor, mut kept) = (Factor::default(), Vec::new());
-        check(&factor, &matrix, &right, &kept);
+        let (mut factor, mut kept) = (Factor::new(Doubles::new().unwrap()), Vec::new());
+        check(&mut factor, &matrix, &right, &kept);
         // The removals take the first row, the last, one in between, and rows that came back.
         for (round, remove) in [None, None, None, Some(0), None, Some(2), None, None, Some(4), Some(1), None]
             .into_iter()
@@ -171,7 +239,7 @@ mod tests {
         {
             match remove {
                 Some(position) if position < kept.len() => {
-                    factor.remove(position);
+                    factor.remove(position, &mut []);
                     kept.remove(position);
                 }
                 _ => {
@@ -182,27 +250,27 @@ mod tests {
                             kept.push(next);
                         }
                         None => {
-                            factor.remove(SIZE - 1);
+                            factor.remove(SIZE - 1, &mut []);
                             kept.pop();
                         }
                     }
                 }
             }
-            check(&factor, &matrix, &right, &kept);
+            check(&mut factor, &matrix, &right, &kept);
         }
         assert!(kept.len() > 4);
     }
 
     #[test]
     fn a_dependent_row_is_refused_and_leaves_no_trace() {
-        let mut factor = Factor::default();
-        assert!(factor.append(&[], 4.0, 1.0) && factor.append(&[2.0], 5.0, 2.0));
-        let before = (factor.solve(), factor.explained());
+        let mut factor = Factor::new(Doubles::new().unwrap());
+        assert!(add(&mut factor, &[], 4.0, 1.0) && add(&mut factor, &[2.0], 5.0, 2.0));
+        let before = (factor.solution().to_vec(), factor.explained());
         // The sum of the two rows; then nothing at all, and no number.
-        assert!(!factor.append(&[6.0, 7.0], 13.0, 3.0));
-        assert!(!factor.append(&[0.0, 0.0], 0.0, 0.0));
-        assert!(!factor.append(&[0.0, f64::NAN], 1.0, 0.0));
-        assert_eq!((factor.solve(), factor.explained(), factor.len()), (before.0, before.1, 2));
-        assert!(factor.append(&[6.0, 7.0], 13.1, 3.0));
+        assert!(!add(&mut factor, &[6.0, 7.0], 13.0, 3.0));
+        assert!(!add(&mut factor, &[0.0, 0.0], 0.0, 0.0));
+        assert!(!add(&mut factor, &[0.0, f64::NAN], 1.0, 0.0));
+        assert_eq!((factor.solution().to_vec(), factor.explained(), factor.len()), (before.0, before.1, 2));
+        assert!(add(&mut factor, &[6.0, 7.0], 13.1, 3.0));
     }
 }

@@ -19,7 +19,10 @@
 //! | **0.05** | 0.059 | 0.189 |
 //! | 0 | 0.041 | 0.198 |
 
-use super::atoms::{DeviceAtoms, squares};
+use rayon::prelude::*;
+
+use super::atoms::{Factors, mean_sum};
+use super::gram::Gram;
 use super::pursuit::{Atoms, Limits, Pursuit, pursue};
 use super::{
     Candidates, Coverage, GradPass, Knowledge, PruneError, Result, Selection, SelectionRow, Subset, part,
@@ -125,7 +128,7 @@ impl Selection for GradMatch {
 
 impl GradMatch {
     /// Chooses by the gradients of the candidates, in their order; the target is the mean of their sum and those of `further`
-    /// draws of the same candidates. `go_on` is asked before each step of a pursuit.
+    /// draws of the same candidates. `go_on` is asked before each round of the pursuits: see [`pursue`].
     ///
     /// A pursuit may end with fewer atoms than its budget, where its residual is within the tolerance or no nonnegative
     /// weights are better; nothing is filled up. Per batch, a budget of k samples pays for floor(k / batch) batches, of all
@@ -153,7 +156,8 @@ impl GradMatch {
         if budget == 0 {
             return Ok(Subset::default());
         }
-        if let Some(place) = squares(engine, gradients)?.iter().position(|square| !square.is_finite()) {
+        let factors = Factors::read(engine, gradients)?;
+        if let Some(place) = factors.squares().iter().position(|square| !square.is_finite()) {
             return Err(PruneError::Invalid(format!(
                 "training image {}: its last-layer gradient is not finite: training has diverged",
                 samples[place]
@@ -161,39 +165,49 @@ impl GradMatch {
         }
         let mut chosen: Vec<(u32, f64)> = Vec::with_capacity(budget);
         let mut traces = Traces::default();
+        let all: Vec<u32> = (0..samples.len() as u32).collect();
         match self.mode {
             AtomMode::PerSample => {
-                let mut atoms = DeviceAtoms::of_samples(engine, gradients, further)?;
-                let found = self.pursue(&mut atoms, budget, go_on, &mut traces)?;
-                chosen.extend(found.atoms.iter().map(|&atom| samples[atom]).zip(found.weights));
+                let target = mean_sum(engine, gradients, further)?;
+                let found = self.pursue(vec![(factors.atoms(&all, &target), budget)], go_on, &mut traces)?;
+                chosen.extend(found.iter().flat_map(Pursuit::weighted).map(|(atom, weight)| (samples[atom], weight)));
             }
             AtomMode::PerClass => {
+                let mut classes = Vec::new();
                 for (class, most) in candidates.class_budgets().into_iter().enumerate() {
-                    let places: Vec<u32> = (0..samples.len() as u32)
-                        .filter(|&place| candidates.labels[place as usize] == class as u32)
-                        .collect();
+                    let of_class = |&place: &u32| candidates.labels[place as usize] == class as u32;
+                    let places: Vec<u32> = all.iter().copied().filter(of_class).collect();
                     if places.is_empty() {
                         continue;
                     }
+                    let mut part = |gradients| part(engine, gradients, &places);
+                    let further = further.iter().map(&mut part).collect::<Result<Vec<_>, _>>()?;
+                    let gradients = part(gradients)?;
                     // A class without budget is not matched, and its residual says so.
-                    let mut of_class = |gradients| part(engine, gradients, &places);
-                    let further = further.iter().map(&mut of_class).collect::<Result<Vec<_>, _>>()?;
-                    let gradients = of_class(gradients)?;
-                    let mut atoms = DeviceAtoms::of_samples(engine, &gradients, &further)?;
-                    let found = self.pursue(&mut atoms, most, go_on, &mut traces)?;
-                    let names = found.atoms.iter().map(|&atom| samples[places[atom] as usize]);
-                    chosen.extend(names.zip(found.weights));
+                    classes.push((mean_sum(engine, &gradients, &further)?, places, most));
+                }
+                // As many at once as keep every thread busy: more would only take memory.
+                for classes in classes.chunks(rayon::current_num_threads()) {
+                    let of_class = classes.par_iter().map(|(target, places, most)| {
+                        (factors.atoms(places, target), *most)
+                    });
+                    let found = self.pursue(of_class.collect(), go_on, &mut traces)?;
+                    for ((_, places, _), found) in classes.iter().zip(found) {
+                        let named = found.weighted().map(|(atom, weight)| (samples[places[atom] as usize], weight));
+                        chosen.extend(named);
+                    }
                 }
             }
             AtomMode::PerBatch => {
-                let places: Vec<u32> = (0..samples.len() as u32).collect();
-                let places = shuffled(candidates.key, &places);
+                let places = shuffled(candidates.key, &all);
                 let batches: Vec<&[u32]> = places.chunks(self.batch).collect();
                 let most = if budget == samples.len() { batches.len() } else { budget / self.batch };
-                let mut atoms = DeviceAtoms::of_batches(engine, gradients, further, &batches)?;
-                let found = self.pursue(&mut atoms, most, go_on, &mut traces)?;
-                for (&atom, &weight) in found.atoms.iter().zip(&found.weights) {
-                    chosen.extend(batches[atom].iter().map(|&place| (samples[place as usize], weight)));
+                let target = mean_sum(engine, gradients, further)?;
+                let atoms = Box::new(Gram::of_batches(&factors, &batches, &target));
+                for found in self.pursue(vec![(atoms, most)], go_on, &mut traces)? {
+                    for (atom, weight) in found.weighted() {
+                        chosen.extend(batches[atom].iter().map(|&place| (samples[place as usize], weight)));
+                    }
                 }
             }
         }
@@ -232,24 +246,30 @@ impl GradMatch {
         Ok(())
     }
 
-    /// One pursuit of at most `most` atoms; of none where the target is zero.
+    /// A pursuit for each of these atoms, with so many at most; it chooses none where the target is zero.
     fn pursue(
         &self,
-        atoms: &mut DeviceAtoms,
-        most: usize,
+        problems: Vec<(Box<dyn Atoms + '_>, usize)>,
         go_on: &mut dyn FnMut() -> bool,
         traces: &mut Traces,
-    ) -> Result<Pursuit> {
-        if atoms.target_is_zero() {
-            return Ok(Pursuit::default());
+    ) -> Result<Vec<Pursuit>> {
+        let mut targets = Vec::new();
+        let mut limited = Vec::new();
+        for (atoms, most) in problems {
+            let squares = atoms.squares();
+            let unit = match self.ridge_unit {
+                RidgeUnit::Relative => squares.iter().sum::<f64>() / squares.len().max(1) as f64,
+                RidgeUnit::Absolute => 1.0,
+            };
+            // Zero up to the rounding errors of a sum of the atoms.
+            let lengths: f64 = squares.iter().map(|square| square.sqrt()).sum();
+            let zero = atoms.target_square().sqrt() <= 1e-14 * lengths;
+            targets.push(if zero { 0.0 } else { atoms.target_square() });
+            let most = if zero { 0 } else { most };
+            limited.push((atoms, Limits { atoms: most, ridge: self.ridge * unit, tolerance: self.tolerance }));
         }
-        let unit = match self.ridge_unit {
-            RidgeUnit::Relative => atoms.squares().iter().sum::<f64>() / atoms.count().max(1) as f64,
-            RidgeUnit::Absolute => 1.0,
-        };
-        let limits = Limits { atoms: most, ridge: self.ridge * unit, tolerance: self.tolerance };
-        let found = pursue(atoms, &limits, go_on)?;
-        traces.add(atoms.target_square(), &found.residuals);
+        let found = pursue(limited, go_on)?;
+        targets.into_iter().zip(&found).for_each(|(square, found)| traces.add(square, &found.residuals));
         Ok(found)
     }
 }

@@ -6,22 +6,28 @@
 //! the normal equations are not solved from scratch but a Cholesky factor is updated, and where a weight would fall below
 //! zero the solution moves only as far as nonnegativity allows, rather than losing the smallest weight.
 //!
-//! It needs inner products alone, so atoms can be gradients that no one ever writes out. All norms come from them, in
-//! f64: a residual is exact to about 1e-8 of the target.
+//! The residual is found anew from the weights at each step; norms come from the factor, in f64: a residual is exact to about 1e-8 of the
+//! target. Pursuits are independent of each other and run side by side; no bit depends on the number of threads.
 
-use super::cholesky::Factor;
+use rayon::prelude::*;
+
+use super::cholesky::{Factor, Pending};
 use super::{PruneError, Result};
+use crate::cpu::doubles::Doubles;
 
 /// Correlations up to this share of `|a| |b|` are rounding errors.
 const NOISE: f64 = 1e-12;
 /// Steps allowed for each atom there is to choose from, as in the published algorithm.
 const STEPS_PER_ATOM: usize = 3;
+/// Steps of each pursuit between two questions whether to go on.
+const ROUND: usize = 16;
+/// Atoms whose products with those in use are made at once, the best and likely next ones: what is in use is read once for all.
+const BATCH: usize = 8;
+/// Atoms whose products are kept until they enter.
+const POOL: usize = 64;
 
-/// Atoms and a target, known by their inner products.
-pub trait Atoms {
-    /// Atoms to choose from.
-    fn count(&self) -> usize;
-
+/// Atoms and a target, and what is left of it at some weights: the residual, which is the target at first.
+pub trait Atoms: Send {
     /// `<b, b>`.
     fn target_square(&self) -> f64;
 
@@ -31,12 +37,25 @@ pub trait Atoms {
     /// `<a_i, a_i>` of every atom.
     fn squares(&self) -> &[f64];
 
-    /// `<a_i, a_atom>` of every atom, kept as column `slot` as well. Slots are taken in order, and again when they are
-    /// free: `slot` is at most the number of slots ever used.
-    fn keep_column(&mut self, atom: usize, slot: usize) -> Result<Vec<f64>>;
+    /// Whether [`Atoms::best`] may name this atom; it may name any at first.
+    fn set_open(&mut self, atom: usize, open: bool);
 
-    /// `<a_i, b> - sum_s weights[s] column_s[i]` of every atom, over the slots used so far.
-    fn residual_products(&mut self, weights: &[f64]) -> Result<Vec<f64>>;
+    /// Makes `b - sum_s weights[s] a_{atoms[s]}` the residual; these are its atoms.
+    ///
+    /// # Errors
+    /// [`PruneError::Invalid`] where that is not finite.
+    fn set_residual(&mut self, atoms: &[usize], weights: &[f64]) -> Result<()>;
+
+    /// Of the open atoms whose inner product with the residual is above their floor, the one with the largest, of equals the first.
+    fn best(&self, floors: &[f64]) -> Option<usize>;
+
+    /// Up to so many open atoms that may be the best after some more steps; none where their products cost little.
+    fn likely(&self, _most: usize) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// For each atom of the residual, from position `first` on, its inner product with each of `atoms`.
+    fn cross(&mut self, atoms: &[usize], first: usize, products: &mut [f64]);
 }
 
 /// When a pursuit ends.
@@ -86,53 +105,31 @@ pub struct Pursuit {
     pub passed_over: usize,
 }
 
+impl Pursuit {
+    /// The chosen atoms with their weights.
+    pub fn weighted(&self) -> impl Iterator<Item = (usize, f64)> {
+        self.atoms.iter().copied().zip(self.weights.iter().copied())
+    }
+}
+
 /// The atoms in use.
-#[derive(Default)]
 struct Active {
     atoms: Vec<usize>,
-    /// Where the column of each is kept.
-    slots: Vec<usize>,
     weights: Vec<f64>,
     factor: Factor,
-    /// Slots of atoms that were given up; the last is taken first.
-    free: Vec<usize>,
-    /// Slots ever used.
-    used: usize,
 }
 
 impl Active {
-    fn take_slot(&mut self) -> usize {
-        self.free.pop().unwrap_or_else(|| {
-            self.used += 1;
-            self.used - 1
-        })
-    }
-
-    fn remove(&mut self, position: usize) -> usize {
-        self.factor.remove(position);
-        self.weights.remove(position);
-        self.free.push(self.slots.remove(position));
-        self.atoms.remove(position)
-    }
-
-    fn weights_by_slot(&self) -> Vec<f64> {
-        let mut by_slot = vec![0.0; self.used];
-        for (&slot, &weight) in self.slots.iter().zip(&self.weights) {
-            by_slot[slot] = weight;
-        }
-        by_slot
-    }
-
     /// Moves to the best nonnegative weights of these atoms, and gives up those whose weight meets zero on the way.
     /// Returns those.
-    fn solve(&mut self) -> Vec<usize> {
+    fn solve(&mut self, pool: &mut [Pending]) -> Vec<usize> {
         let mut removed = Vec::new();
         loop {
-            let expected = self.factor.solve();
+            let expected = self.factor.solution();
             // How far the weights can move before the first meets zero.
             let mut share = 1.0;
             let mut first = None;
-            for (position, (&weight, &expected)) in self.weights.iter().zip(&expected).enumerate() {
+            for (position, (&weight, &expected)) in self.weights.iter().zip(expected).enumerate() {
                 if expected <= 0.0 {
                     let actual = weight / (weight - expected);
                     // 0 / 0 where both are zero.
@@ -143,146 +140,221 @@ impl Active {
                 }
             }
             let Some(first) = first else {
-                self.weights = expected;
+                self.weights.copy_from_slice(expected);
                 return removed;
             };
-            for (weight, expected) in self.weights.iter_mut().zip(&expected) {
+            for (weight, expected) in self.weights.iter_mut().zip(expected) {
                 *weight += share * (expected - *weight);
             }
             self.weights[first] = 0.0;
             for position in (0..self.weights.len()).rev() {
                 if self.weights[position] <= 0.0 {
-                    removed.push(self.remove(position));
+                    self.factor.remove(position, pool);
+                    self.weights.remove(position);
+                    removed.push(self.atoms.remove(position));
                 }
             }
         }
     }
 }
 
-/// Chooses atoms. `go_on` is asked before each step.
+/// Chooses atoms, in one pursuit for each of `problems`. `go_on` is asked before each round of 16 steps of every pursuit.
 ///
 /// Ties go to the atom with the lowest index. An atom that was given up is a candidate again; one that depends on chosen
 /// atoms is not. A target of length zero is met by no atoms.
 ///
 /// # Errors
-/// [`PruneError::Invalid`] for an inner product that is no finite number; [`PruneError::Stopped`] if `go_on` says so; and
-/// the errors of the atoms.
-pub fn pursue(source: &mut dyn Atoms, limits: &Limits, go_on: &mut dyn FnMut() -> bool) -> Result<Pursuit> {
-    let target_square = source.target_square();
-    if !target_square.is_finite() {
-        return Err(PruneError::Invalid(format!(
-            "target of a pursuit: its squared norm is {target_square}, expected a finite number"
-        )));
-    }
-    let mut found = Pursuit::default();
-    if target_square == 0.0 {
-        return Ok(found);
-    }
-    let count = source.count();
-    all_finite(source.squares())?;
-    let noise: Vec<f64> =
-        source.squares().iter().map(|square| NOISE * (square * target_square).sqrt()).collect();
-    let right = source.target_products().to_vec();
-    all_finite(&right)?;
-    let mut products = right.clone();
-    let mut active = Active::default();
-    // Neither in use nor passed over.
-    let mut open = vec![true; count];
-    let mut objective = target_square;
-    let mut residual = 1.0;
-    found.end = loop {
-        if residual <= limits.tolerance {
-            break End::Reached;
-        }
-        if active.atoms.len() >= limits.atoms {
-            break End::Full;
-        }
-        if found.objectives.len() >= STEPS_PER_ATOM * count.max(1) {
-            break End::Steps;
-        }
+/// [`PruneError::Invalid`] for an inner product that is no finite number; [`PruneError::Stopped`] if `go_on` says so.
+pub fn pursue(
+    problems: Vec<(Box<dyn Atoms + '_>, Limits)>,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Vec<Pursuit>> {
+    let doubles = Doubles::new()?;
+    let problems = problems.into_iter().map(|(atoms, limits)| Search::new(doubles, atoms, limits));
+    let mut searches = problems.collect::<Result<Vec<_>>>()?;
+    while searches.iter().any(|search| search.end.is_none()) {
         if !go_on() {
             return Err(PruneError::Stopped);
         }
-        if active.used > 0 {
-            products = source.residual_products(&active.weights_by_slot())?;
-            all_finite(&products)?;
-        }
-        let before = (active.atoms.clone(), active.weights.clone());
-        let Some(atom) = enter(source, limits.ridge, &right, &products, &noise, &mut open, &mut active)?
-        else {
-            break End::Optimal;
-        };
-        found.peak = found.peak.max(active.atoms.len());
-        let removed = active.solve();
-        if active.atoms == before.0 {
-            // It was given up at once: its correlation was a rounding error.
-            active.weights = before.1;
-            continue;
-        }
-        found.removals += removed.len();
-        for atom in removed {
-            open[atom] = true;
-        }
-        let reached = target_square - active.factor.explained();
-        if reached.is_nan() || reached >= objective {
-            open[atom] = true;
-            (active.atoms, active.weights) = before;
-            break End::Stalled;
-        }
-        objective = reached;
-        let penalty = limits.ridge * active.weights.iter().map(|weight| weight * weight).sum::<f64>();
-        residual = ((objective - penalty).max(0.0) / target_square).sqrt();
-        found.residuals.push(residual);
-        found.objectives.push(objective.max(0.0) / target_square);
-    };
-    for &atom in &active.atoms {
-        open[atom] = true;
+        // Collected in their order: of several errors the first is reported.
+        let rounds: Vec<Result<()>> = searches.par_iter_mut().map(Search::round).collect();
+        rounds.into_iter().collect::<Result<()>>()?;
     }
-    found.passed_over = open.iter().filter(|open| !**open).count();
-    (found.atoms, found.weights) = (active.atoms, active.weights);
-    Ok(found)
+    Ok(searches.into_iter().map(Search::finish).collect())
 }
 
-/// Takes in the atom that correlates best with the residual, at weight zero; `None` if none does.
-fn enter(
-    source: &mut dyn Atoms,
-    ridge: f64,
-    right: &[f64],
-    products: &[f64],
-    noise: &[f64],
-    open: &mut [bool],
-    active: &mut Active,
-) -> Result<Option<usize>> {
-    loop {
-        let mut best: Option<usize> = None;
-        for (atom, &product) in products.iter().enumerate() {
-            if open[atom] && product > noise[atom] && best.is_none_or(|best| product > products[best]) {
-                best = Some(atom);
+/// A pursuit between two steps.
+struct Search<'a> {
+    source: Box<dyn Atoms + 'a>,
+    limits: Limits,
+    /// Of each atom, the correlation that may be a rounding error.
+    noise: Vec<f64>,
+    active: Active,
+    /// Atoms and weights before the present step.
+    before: (Vec<usize>, Vec<f64>),
+    /// Whether the residual of the source is that of the weights.
+    current: bool,
+    /// Atoms that may enter next, and their rows.
+    pool: (Vec<usize>, Vec<Pending>),
+    /// Workspace.
+    products: Vec<f64>,
+    objective: f64,
+    residual: f64,
+    found: Pursuit,
+    end: Option<End>,
+}
+
+impl<'a> Search<'a> {
+    fn new(doubles: Doubles, source: Box<dyn Atoms + 'a>, limits: Limits) -> Result<Self> {
+        let target_square = source.target_square();
+        if !target_square.is_finite() {
+            return Err(PruneError::Invalid(format!(
+                "target of a pursuit: its squared norm is {target_square}, expected a finite number"
+            )));
+        }
+        all_finite(source.squares(), |atom| atom)?;
+        all_finite(source.target_products(), |atom| atom)?;
+        let noise = |square: &f64| NOISE * (square * target_square).sqrt();
+        Ok(Self {
+            noise: source.squares().iter().map(noise).collect(),
+            source,
+            limits,
+            active: Active { atoms: Vec::new(), weights: Vec::new(), factor: Factor::new(doubles) },
+            before: Default::default(),
+            current: true,
+            pool: Default::default(),
+            products: Vec::new(),
+            objective: target_square,
+            residual: 1.0,
+            found: Pursuit::default(),
+            end: (target_square == 0.0).then_some(End::Optimal),
+        })
+    }
+
+    fn round(&mut self) -> Result<()> {
+        for _ in 0..ROUND {
+            if self.end.is_none() {
+                self.end = self.step()?;
             }
         }
-        let Some(atom) = best else { return Ok(None) };
-        open[atom] = false;
-        let slot = active.take_slot();
-        let column = source.keep_column(atom, slot)?;
-        all_finite(&column)?;
-        let cross: Vec<f64> = active.atoms.iter().map(|&atom| column[atom]).collect();
-        if active.factor.append(&cross, column[atom] + ridge, right[atom]) {
-            active.atoms.push(atom);
-            active.slots.push(slot);
-            active.weights.push(0.0);
-            return Ok(Some(atom));
+        Ok(())
+    }
+
+    /// Takes in one atom; returns why there is none to take in.
+    fn step(&mut self) -> Result<Option<End>> {
+        if self.residual <= self.limits.tolerance {
+            return Ok(Some(End::Reached));
         }
-        active.free.push(slot);
+        if self.active.atoms.len() >= self.limits.atoms {
+            return Ok(Some(End::Full));
+        }
+        if self.found.objectives.len() >= STEPS_PER_ATOM * self.noise.len().max(1) {
+            return Ok(Some(End::Steps));
+        }
+        if !self.current {
+            self.source.set_residual(&self.active.atoms, &self.active.weights)?;
+            self.current = true;
+        }
+        self.before.0.clone_from(&self.active.atoms);
+        self.before.1.clone_from(&self.active.weights);
+        if !self.enter()? {
+            return Ok(Some(End::Optimal));
+        }
+        self.found.peak = self.found.peak.max(self.active.atoms.len());
+        let removed = self.active.solve(&mut self.pool.1);
+        if self.active.atoms == self.before.0 {
+            // It was given up at once: its correlation was a rounding error.
+            self.active.weights.clone_from(&self.before.1);
+            self.found.passed_over += 1;
+            return Ok(None);
+        }
+        let (target_square, objective) = (self.source.target_square(), self.objective);
+        self.objective = target_square - self.active.factor.explained();
+        if self.objective.is_nan() || self.objective >= objective {
+            (self.active.atoms, self.active.weights) = std::mem::take(&mut self.before);
+            return Ok(Some(End::Stalled));
+        }
+        self.found.removals += removed.len();
+        removed.iter().for_each(|&atom| self.source.set_open(atom, true));
+        self.current = false;
+        let penalty = self.limits.ridge * self.active.weights.iter().map(|weight| weight * weight).sum::<f64>();
+        self.residual = ((self.objective - penalty).max(0.0) / target_square).sqrt();
+        self.found.residuals.push(self.residual);
+        self.found.objectives.push(self.objective.max(0.0) / target_square);
+        Ok(None)
+    }
+
+    /// Takes in the atom that correlates best with the residual, at weight zero; returns whether one does.
+    fn enter(&mut self) -> Result<bool> {
+        while let Some(atom) = self.source.best(&self.noise) {
+            let pending = self.pending(atom)?;
+            self.source.set_open(atom, false);
+            let diagonal = self.source.squares()[atom] + self.limits.ridge;
+            let active = &mut self.active;
+            if active.factor.append(&pending, diagonal, self.source.target_products()[atom]) {
+                active.atoms.push(atom);
+                active.weights.push(0.0);
+                return Ok(true);
+            }
+            self.found.passed_over += 1;
+        }
+        Ok(false)
+    }
+
+    /// The row of an atom, prepared for the factor.
+    fn pending(&mut self, atom: usize) -> Result<Pending> {
+        let (pooled, rows) = &mut self.pool;
+        if let Some(at) = pooled.iter().position(|&pooled| pooled == atom) {
+            pooled.remove(at);
+            let mut pending = rows.remove(at);
+            self.prepare(&[atom], std::slice::from_mut(&mut pending))?;
+            return Ok(pending);
+        }
+        let most = BATCH.min(self.limits.atoms - self.active.atoms.len());
+        let mut likely = self.source.likely(pooled.len() + most);
+        likely.retain(|other| *other != atom && !pooled.contains(other));
+        let atoms: Vec<usize> = [atom].into_iter().chain(likely).take(most).collect();
+        let mut pending = vec![Pending::default(); atoms.len()];
+        self.prepare(&atoms, &mut pending)?;
+        let best = pending.remove(0);
+        let (pooled, rows) = &mut self.pool;
+        pooled.extend(&atoms[1..]);
+        rows.extend(pending);
+        let excess = pooled.len().saturating_sub(POOL);
+        pooled.drain(..excess);
+        rows.drain(..excess);
+        Ok(best)
+    }
+
+    /// Prepares the rows of some atoms, which all know as many rows of the factor.
+    fn prepare(&mut self, atoms: &[usize], pending: &mut [Pending]) -> Result<()> {
+        let first = pending[0].len();
+        let new = &self.active.atoms[first..];
+        self.products.clear();
+        self.products.resize(new.len() * atoms.len(), 0.0);
+        self.source.cross(atoms, first, &mut self.products);
+        all_finite(&self.products, |position| new[position / atoms.len()])?;
+        for (at, pending) in pending.iter_mut().enumerate() {
+            pending.cross.extend(self.products.iter().skip(at).step_by(atoms.len()));
+        }
+        self.active.factor.prepare(pending);
+        Ok(())
+    }
+
+    fn finish(self) -> Pursuit {
+        let Active { atoms, weights, .. } = self.active;
+        Pursuit { atoms, weights, end: self.end.unwrap_or_default(), ..self.found }
     }
 }
 
-/// Refuses inner products that are no numbers, by the atom.
-fn all_finite(products: &[f64]) -> Result<()> {
+/// Refuses inner products that are no numbers, by the atom of their position.
+pub(super) fn all_finite(products: &[f64], atom: impl Fn(usize) -> usize) -> Result<()> {
     match products.iter().position(|product| !product.is_finite()) {
         None => Ok(()),
-        Some(atom) => Err(PruneError::Invalid(format!(
-            "atom {atom}: an inner product is {}, expected a finite number",
-            products[atom]
+        Some(position) => Err(PruneError::Invalid(format!(
+            "atom {}: an inner product is {}, expected a finite number",
+            atom(position),
+            products[position]
         ))),
     }
 }

@@ -3,13 +3,12 @@
 //! As published the k best are kept, whatever their class: [`TopK::PLAIN`], ranked on the device. The default draws them with
 //! noise and quotas: see `top_k` for why.
 
-use super::atoms::squares;
 use super::top_k::Draw;
 use super::{
     Candidates, Coverage, GradPass, Knowledge, PruneError, Result, Selection, SelectionRow, Subset, TopK,
 };
 use crate::engine::{Engine, Error, Tensor};
-use crate::ops::{LastLayerGradients, RowNorms, SelectTopK, Term};
+use crate::ops::{RowNorms, SelectTopK, Term};
 
 pub(super) const LOSS_RANK: SelectionRow = SelectionRow {
     name: "loss-rank",
@@ -128,16 +127,20 @@ impl Ranking {
                 for batch in view.batches(pass.scratch) {
                     engine.run(&batch.cross_entropy(1.0))?;
                 }
-                let Term { logit_gradient, features } = view.terms().1.clone();
+                let Term { logit_gradient, features } = view.terms().1;
+                let norms = |values: &Tensor<f32>, row_len, engine: &mut Engine| -> Result<Tensor<f32>> {
+                    let norms = engine.alloc("row norms", samples.len())?;
+                    engine.run(&RowNorms { values, row_len, norms: &norms })?;
+                    Ok(norms)
+                };
+                let slopes = norms(logit_gradient, classes, engine)?;
                 if self.score == Score::El2n {
-                    let norms = engine.alloc("EL2N scores", samples.len())?;
-                    engine.run(&RowNorms { values: &logit_gradient, row_len: classes, norms: &norms })?;
-                    return Ok(norms);
+                    return Ok(slopes);
                 }
-                let gradients =
-                    LastLayerGradients { terms: vec![Term { logit_gradient, features }], len: samples.len() };
-                let squares = squares(engine, &gradients)?;
-                let norms: Vec<f32> = squares.iter().map(|square| square.sqrt() as f32).collect();
+                // |dz (x) [h, 1]| = |dz| |[h, 1]|.
+                let inputs = norms(features, engine.network().features(), engine)?;
+                let pairs = engine.read(&slopes)?.into_iter().zip(engine.read(&inputs)?);
+                let norms: Vec<f32> = pairs.map(|(slope, input)| slope * input.hypot(1.0)).collect();
                 Ok(engine.upload("GraNd scores", &norms)?)
             }
         }

@@ -1,6 +1,6 @@
 //! Explicit atoms: the columns of a matrix, with every inner product written out.
 
-use secateur::prune::PruneError;
+use secateur::prune::gram::Gram;
 use secateur::prune::pursuit::{Atoms, Limits, Pursuit, pursue};
 
 /// Atoms and a target as vectors.
@@ -8,9 +8,6 @@ use secateur::prune::pursuit::{Atoms, Limits, Pursuit, pursue};
 pub struct Matrix {
     pub atoms: Vec<Vec<f64>>,
     pub target: Vec<f64>,
-    squares: Vec<f64>,
-    products: Vec<f64>,
-    kept: Vec<Vec<f64>>,
 }
 
 pub fn dot(a: &[f64], b: &[f64]) -> f64 {
@@ -19,15 +16,19 @@ pub fn dot(a: &[f64], b: &[f64]) -> f64 {
 
 impl Matrix {
     pub fn new(atoms: Vec<Vec<f64>>, target: Vec<f64>) -> Self {
-        let squares = atoms.iter().map(|atom| dot(atom, atom)).collect();
-        let products = atoms.iter().map(|atom| dot(atom, &target)).collect();
-        Self { atoms, target, squares, products, kept: Vec::new() }
+        Self { atoms, target }
+    }
+
+    /// The atoms by their inner products.
+    pub fn gram(&self) -> Gram {
+        let products = self.atoms.iter().map(|atom| dot(atom, &self.target)).collect();
+        let matrix = self.atoms.iter().flat_map(|a| self.atoms.iter().map(|b| dot(a, b)));
+        Gram::new(dot(&self.target, &self.target), products, matrix.collect()).unwrap()
     }
 
     /// The pursuit of at most `most` atoms.
     pub fn pursue(&self, most: usize, ridge: f64, tolerance: f64) -> Pursuit {
-        let limits = Limits { atoms: most, ridge, tolerance };
-        pursue(&mut self.clone(), &limits, &mut || true).unwrap()
+        pursue_one(Box::new(self.gram()), Limits { atoms: most, ridge, tolerance })
     }
 
     /// `A w - b`, negated.
@@ -42,34 +43,7 @@ impl Matrix {
     }
 }
 
-impl Atoms for Matrix {
-    fn count(&self) -> usize {
-        self.atoms.len()
-    }
-    fn target_square(&self) -> f64 {
-        dot(&self.target, &self.target)
-    }
-    fn target_products(&self) -> &[f64] {
-        &self.products
-    }
-    fn squares(&self) -> &[f64] {
-        &self.squares
-    }
-    fn keep_column(&mut self, atom: usize, slot: usize) -> Result<Vec<f64>, PruneError> {
-        let column: Vec<f64> = self.atoms.iter().map(|other| dot(other, &self.atoms[atom])).collect();
-        assert!(slot <= self.kept.len(), "slot {slot} of {}", self.kept.len());
-        self.kept.resize(self.kept.len().max(slot + 1), Vec::new());
-        self.kept[slot] = column.clone();
-        Ok(column)
-    }
-    fn residual_products(&mut self, weights: &[f64]) -> Result<Vec<f64>, PruneError> {
-        assert_eq!(weights.len(), self.kept.len(), "a weight for each slot");
-        let mut products = self.products.clone();
-        for (column, weight) in self.kept.iter().zip(weights) {
-            for (product, element) in products.iter_mut().zip(column) {
-                *product -= weight * element;
-            }
-        }
-        Ok(products)
-    }
+/// The pursuit of one problem.
+pub fn pursue_one(atoms: Box<dyn Atoms + '_>, limits: Limits) -> Pursuit {
+    pursue(vec![(atoms, limits)], &mut || true).unwrap().remove(0)
 }

@@ -5,8 +5,7 @@ use secateur::engine::{DeviceChoice, Engine, Error, GradRequest, Pass, Sgd, Tens
 use secateur::model::layers::IMAGE_LEN;
 use secateur::model::{ResNet, initialise};
 use secateur::ops::{
-    CrossEntropy, GradientColumn, GradientProducts, GradientSquares, GradientSum, LastLayerGradients,
-    LossOutputs, RowNorms, RowProducts, StepLogits, SubtractRows, Term,
+    CrossEntropy, GradientProducts, GradientSum, LastLayerGradients, LossOutputs, RowNorms, StepLogits, Term,
 };
 
 use crate::common::{self, Bound, F32, Random, SEED, assert_close};
@@ -110,8 +109,6 @@ fn the_algebra_equals_explicit_gradients() {
                 ("sum", sum(&|_| 1.0)),
                 ("weighted sum", sum(&|i| weights[i])),
                 ("products", factors.explicit.iter().map(|g| dot(g, &vector)).collect()),
-                ("column", factors.explicit.iter().map(|g| dot(g, &factors.explicit[len / 2])).collect()),
-                ("squares", factors.explicit.iter().map(|g| dot(g, g)).collect()),
             ];
             let actual = engines(network, 1).map(|(name, mut engine)| {
                 let gradients = factors.upload(&engine);
@@ -126,10 +123,6 @@ fn the_algebra_equals_explicit_gradients() {
                 engine
                     .run(&GradientProducts { gradients: &gradients, vector: &vector, products: &out[2] })
                     .unwrap();
-                engine
-                    .run(&GradientColumn { gradients: &gradients, sample: len / 2, column: &out[3] })
-                    .unwrap();
-                engine.run(&GradientSquares { gradients: &gradients, squares: &out[4] }).unwrap();
                 let actual: Vec<Vec<f64>> = out.iter().map(|out| engine.read(out).unwrap()).collect();
                 for (actual, (what, expected)) in actual.iter().zip(&expected) {
                     near(
@@ -150,46 +143,29 @@ fn the_algebra_equals_explicit_gradients() {
 #[test]
 fn a_part_of_the_samples_is_a_view() {
     let factors = Factors::new(SMALL, 20, 2);
-    let (part, expected) = (5..12, factors.explicit[5..12].iter().map(|g| dot(g, g)).collect::<Vec<_>>());
+    let vector = numbers(2, factors.vector_len());
+    let expected: Vec<f64> = factors.explicit[5..12].iter().map(|g| dot(g, &vector)).collect();
     for (name, mut engine) in engines(SMALL, 1) {
-        let gradients = factors.upload(&engine).rows(part.clone());
-        let squares = engine.alloc("squares", 7).unwrap();
-        engine.run(&GradientSquares { gradients: &gradients, squares: &squares }).unwrap();
-        near(&format!("{name}: squares of a part"), &engine.read(&squares).unwrap(), &expected);
+        let gradients = factors.upload(&engine).rows(5..12);
+        let vector = engine.upload("vector", &vector).unwrap();
+        let products = engine.alloc("products", 7).unwrap();
+        engine.run(&GradientProducts { gradients: &gradients, vector: &vector, products: &products }).unwrap();
+        near(&format!("{name}: products of a part"), &engine.read(&products).unwrap(), &expected);
     }
 }
 
 #[test]
-fn explicit_rows_equal_plain_loops() {
+fn norms_of_rows_equal_plain_loops() {
     for (count, len) in [(1, 1), (5, 33), (40, 1_290), (17, 16_400), (9, 16_401)] {
-        let (rows, factors) = (numbers(1, count * len), numbers(2, count));
-        let from = numbers(3, len);
-        let row = |s: usize| &rows[s * len..][..len];
-        let products: Vec<f64> = (0..count).map(|s| dot(row(s), &from)).collect();
-        let combined = |i: usize| from[i] - (0..count).map(|s| factors[s] * row(s)[i]).sum::<f64>();
-        let combined: Vec<f64> = (0..len).map(combined).collect();
         let values = Random::new(4).normals(count * len, 1.0);
         let norm = |row: &[f32]| row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
         let norms: Vec<f64> = values.chunks_exact(len).map(norm).collect();
         for (name, mut engine) in engines(SMALL, 1) {
-            let what = |operation| format!("{name}, {count} rows of {len}: {operation}");
-            let rows = engine.upload("rows", &rows).unwrap();
-            let factors = engine.upload("factors", &factors).unwrap();
-            let from = engine.upload("from", &from).unwrap();
-            let out = engine.alloc("products", count).unwrap();
-            engine.run(&RowProducts { rows: &rows, vector: &from, products: &out }).unwrap();
-            near(&what("products"), &engine.read(&out).unwrap(), &products);
-
-            let to = engine.alloc("to", len).unwrap();
-            engine.run(&SubtractRows { rows: &rows, factors: &factors, from: &from, to: &to }).unwrap();
-            near(&what("combined"), &engine.read(&to).unwrap(), &combined);
-            engine.run(&SubtractRows { rows: &rows, factors: &factors, from: &from, to: &from }).unwrap();
-            assert_eq!(engine.read(&from).unwrap(), engine.read(&to).unwrap(), "{}", what("in place"));
-
             let values = engine.upload("values", &values).unwrap();
             let out = engine.alloc("norms", count).unwrap();
             engine.run(&RowNorms { values: &values, row_len: len, norms: &out }).unwrap();
-            assert_close(&what("norms"), &engine.read(&out).unwrap(), &norms, ROUNDED_TO_F32);
+            let what = format!("{name}, {count} rows of {len}");
+            assert_close(&what, &engine.read(&out).unwrap(), &norms, ROUNDED_TO_F32);
         }
     }
 }
@@ -344,7 +320,6 @@ fn nothing_has_a_defined_answer() {
         engine.run(&GradientSum { gradients: &none, weights: Some(&empty), sum: &sum }).unwrap();
         assert!(engine.read(&sum).unwrap().iter().all(|v| *v == 0.0), "{name}: the sum of nothing");
         engine.run(&GradientProducts { gradients: &none, vector: &sum, products: &empty }).unwrap();
-        engine.run(&GradientSquares { gradients: &none, squares: &empty }).unwrap();
         let no_floats = engine.alloc("no floats", 0).unwrap();
         engine
             .run(&StepLogits {
@@ -358,21 +333,6 @@ fn nothing_has_a_defined_answer() {
         engine
             .run(&RowNorms { values: &no_floats, row_len: 3, norms: &engine.alloc("norms", 0).unwrap() })
             .unwrap();
-
-        let from = engine.upload("from", &[1.5, -0.0, 3.0]).unwrap();
-        let to = engine.alloc("to", 3).unwrap();
-        engine.run(&SubtractRows { rows: &empty, factors: &empty, from: &from, to: &to }).unwrap();
-        assert_eq!(engine.read(&to).unwrap(), [1.5, -0.0, 3.0], "{name}: no rows to subtract");
-        let none = engine.alloc("no products", 0).unwrap();
-        engine.run(&RowProducts { rows: &empty, vector: &from, products: &none }).unwrap();
-        engine
-            .run(&RowProducts {
-                rows: &empty,
-                vector: &engine.alloc("empty vector", 0).unwrap(),
-                products: &to,
-            })
-            .unwrap();
-        assert_eq!(engine.read(&to).unwrap(), [0.0; 3], "{name}: products of rows of nothing");
     }
 }
 
@@ -396,15 +356,9 @@ fn refusals(engine: &mut Engine, foreign: &Engine) -> Vec<String> {
     refused(engine.run(&GradientSum { gradients: &good, weights: None, sum: &short }));
     refused(engine.run(&GradientSum { gradients: &good, weights: Some(&three), sum: &vector }));
     refused(engine.run(&GradientSum { gradients: &shorter, weights: None, sum: &vector }));
-    refused(engine.run(&GradientSquares { gradients: &no_terms, squares: &four }));
     refused(engine.run(&GradientProducts { gradients: &good, vector: &short, products: &four }));
     refused(engine.run(&GradientProducts { gradients: &good, vector: &vector, products: &three }));
-    refused(engine.run(&GradientColumn { gradients: &good, sample: 0, column: &three }));
-    refused(engine.run(&GradientColumn { gradients: &good, sample: 4, column: &four }));
-    refused(engine.run(&GradientSquares { gradients: &good, squares: &three }));
-    refused(engine.run(&RowProducts { rows: &vector, vector: &three, products: &four }));
-    refused(engine.run(&SubtractRows { rows: &vector, factors: &three, from: &four, to: &three }));
-    refused(engine.run(&SubtractRows { rows: &vector, factors: &three, from: &four, to: &four }));
+    refused(engine.run(&GradientProducts { gradients: &no_terms, vector: &vector, products: &four }));
     let (logits, features) = (&good.terms[0].logit_gradient, &good.terms[0].features);
     let moved = engine.alloc("moved", logits.len()).unwrap();
     refused(engine.run(&StepLogits { features, vector: &short, rate: 1.0, logits, moved: &moved }));
@@ -431,15 +385,6 @@ fn refusals(engine: &mut Engine, foreign: &Engine) -> Vec<String> {
     refused(engine.run(&GradientSum { gradients: &good, weights: None, sum: &other_vector }));
     refused(engine.run(&GradientSum { gradients: &good, weights: Some(&other_four), sum: &vector }));
     refused(engine.run(&GradientProducts { gradients: &good, vector: &other_vector, products: &four }));
-    refused(engine.run(&GradientColumn { gradients: &good, sample: 0, column: &other_four }));
-    refused(engine.run(&GradientSquares { gradients: &strange, squares: &four }));
-    refused(engine.run(&RowProducts { rows: &other_vector, vector: &vector, products: &four.slice(0..1) }));
-    refused(engine.run(&SubtractRows {
-        rows: &vector,
-        factors: &other_four.slice(0..1),
-        from: &vector,
-        to: &vector,
-    }));
     refused(engine.run(&StepLogits { features, vector: &other_vector, rate: 1.0, logits, moved: &moved }));
     refused(engine.run(&RowNorms {
         values: logits,
@@ -448,13 +393,6 @@ fn refusals(engine: &mut Engine, foreign: &Engine) -> Vec<String> {
     }));
 
     // Read and written by one call.
-    refused(engine.run(&RowProducts { rows: &vector, vector: &vector, products: &vector.slice(0..1) }));
-    refused(engine.run(&SubtractRows {
-        rows: &vector,
-        factors: &four.slice(0..1),
-        from: &vector,
-        to: &vector,
-    }));
     refused(engine.run(&RowNorms { values: &moved, row_len: 10, norms: &moved.slice(0..4) }));
     said
 }

@@ -1,5 +1,4 @@
-//! Last-layer gradients and explicit rows against explicit gradients in f64 (`kernels/ops/last_layer/`: `sum.cu`, `products.cu`,
-//! `inner_products.cu`, `rows.cu`): the shapes of ResNet-18 at width 16 and 64, CIFAR-10 and -100, and sizes around the edges
+//! Last-layer gradients against explicit gradients in f64, and norms of rows (`kernels/ops/last_layer/`): the shapes of ResNet-18 at width 16 and 64, CIFAR-10 and -100, and sizes around the edges
 //! of blocks. Bounds are near the rounding of f64.
 
 use std::rc::Rc;
@@ -179,38 +178,6 @@ fn products_with_a_vector() {
 }
 
 #[test]
-fn columns_of_the_gram_matrix_and_its_diagonal() {
-    for shape in SHAPES {
-        let case = Case::new(shape);
-        let squares: Vec<f64> = case.explicit.iter().map(|g| dot(g, g)).collect();
-        let samples = [0, case.len / 2, case.len - 1];
-        let columns =
-            samples.map(|j| case.explicit.iter().map(|g| dot(g, &case.explicit[j])).collect::<Vec<f64>>());
-        on_every_driver(&format!("Gram matrix of {shape:?}"), |driver| {
-            let (_factors, gradients) = case.upload(driver);
-            let diagonal = Output::new::<f64>(driver, "squares", case.len);
-            gradient_squares(&**driver, &gradients, diagonal.address()).unwrap();
-            let diagonal = diagonal.read::<f64>();
-            assert_close(&format!("squares of {shape:?}"), &diagonal, &squares, f64_bound(&squares));
-            let mut seen = words(&diagonal);
-            for (sample, expected) in samples.iter().zip(&columns) {
-                let column = Output::new::<f64>(driver, "column", case.len);
-                gradient_column(&**driver, &gradients, *sample as u32, column.address()).unwrap();
-                let actual = column.read::<f64>();
-                let what = format!("column {sample} of {shape:?}");
-                assert_close(&what, &actual, expected, f64_bound(expected));
-                assert_eq!(
-                    actual[*sample], diagonal[*sample],
-                    "{what}: its own place is the square, to the bit"
-                );
-                seen.extend(words(&actual));
-            }
-            seen
-        });
-    }
-}
-
-#[test]
 fn steps_of_the_last_layer() {
     for [len, classes, width, _] in SHAPES {
         let mut case = Case::new([len, classes, width, 1]);
@@ -252,92 +219,6 @@ fn steps_of_the_last_layer() {
     }
 }
 
-/// (rows, row length) of sums of rows: around warps and rounds of rows, around blocks of columns, narrow and wide.
-const ROWS: [(usize, usize); 12] = [
-    (0, 5_000),
-    (1, 1),
-    (15, 31),
-    (16, 32),
-    (17, 33),
-    (127, 64),
-    (129, 5_003),
-    (300, 257),
-    (0, 16_384),
-    (129, 16_386),
-    (5, 16_387),
-    (3, 51_300),
-];
-
-#[test]
-fn rows_are_subtracted() {
-    for (count, len) in ROWS {
-        let mut random = Random::new((count * 7 + len) as u32);
-        // One number more than needed: a second run starts beside 16 bytes.
-        let rows = widened(random.uniforms(count * len + 1, -1.0, 1.0));
-        let factors = widened(random.uniforms(count, -2.0, 2.0));
-        let from = widened(random.uniforms(len, -1.0, 1.0));
-        for skipped in [0, 1] {
-            let rows = &rows[skipped..][..count * len];
-            let at = |i: usize| from[i] - (0..count).map(|s| factors[s] * rows[s * len + i]).sum::<f64>();
-            let expected: Vec<f64> = (0..len).map(at).collect();
-            for in_place in [false, true] {
-                let what = format!("{count} rows of {len}, {skipped} skipped, in place: {in_place}");
-                on_every_driver(&what, |driver| {
-                    let all = input(driver, "rows", &[&vec![f64::NAN; skipped], rows].concat());
-                    let factors = input(driver, "factors", &factors);
-                    let from = Output::holding(driver, "from", &from);
-                    let other = Output::new::<f64>(driver, "to", len);
-                    let to = if in_place { &from } else { &other };
-                    let params = CombineRowsParams {
-                        rows: all.address() + skipped * 8,
-                        factors: factors.address(),
-                        from: from.address(),
-                        to: to.address(),
-                        count: count as u32,
-                        len: len as u32,
-                    };
-                    subtract_rows(&**driver, &params).unwrap();
-                    let actual = to.read::<f64>();
-                    if count == 0 {
-                        assert_eq!(actual, expected, "{what}: a copy");
-                    }
-                    assert_close(&what, &actual, &expected, f64_bound(&expected));
-                    words(&actual)
-                });
-            }
-        }
-    }
-}
-
-#[test]
-fn products_of_rows() {
-    for (count, len) in [(1, 1), (3, 2), (4, 255), (2, 513), (391, 514), (7, 5_130), (2, 51_300), (3, 0)] {
-        let mut random = Random::new((count * 7 + len) as u32);
-        let rows = widened(random.normals(count * len, 1.0));
-        let vector = widened(random.normals(len, 1.0));
-        let expected: Vec<f64> = (0..count).map(|i| dot(&rows[i * len..][..len], &vector)).collect();
-        for skipped in [0, 1] {
-            let what = format!("products of {count} rows of {len}, {skipped} skipped");
-            on_every_driver(&what, |driver| {
-                let all = input(driver, "rows", &[&vec![f64::NAN; skipped], &rows[..]].concat());
-                let vector = input(driver, "vector", &vector);
-                let products = Output::new::<f64>(driver, "products", count);
-                let params = RowProductsParams {
-                    rows: all.address() + skipped * 8,
-                    vector: vector.address(),
-                    products: products.address(),
-                    len: len as u32,
-                    padding: 0,
-                };
-                row_products(&**driver, count as u32, &params).unwrap();
-                let actual = products.read::<f64>();
-                assert_close(&what, &actual, &expected, f64_bound(&expected));
-                words(&actual)
-            });
-        }
-    }
-}
-
 #[test]
 fn norms_of_rows() {
     for (count, len) in [(1, 1), (7, 3), (8, 10), (9, 100), (50, 128), (17, 512), (5, 3_072), (3, 3_073)] {
@@ -372,17 +253,18 @@ fn what_the_kernels_cannot_do_is_refused() {
     let case = Case::new([4, 10, 128, 1]);
     for (kind, driver) in drivers() {
         let (_factors, gradients) = case.upload(&driver);
-        let out = Output::new::<f64>(&driver, "out", case.vector_len());
+        let out = Output::new::<f64>(&driver, "vector", case.vector_len());
+        let products = Output::new::<f64>(&driver, "products", case.len);
         let refused = |what: &str, result: Result<(), Error>| match result {
             Err(Error::Kernel { message, .. }) => assert!(message.contains(what), "{kind}: {message}"),
             other => panic!("{kind}, {what}: {other:?}"),
         };
-        let squares = |gradients| gradient_squares(&*driver, &gradients, out.address());
-        refused("terms", squares(Gradients { terms: 3, ..gradients }));
-        refused("terms", squares(Gradients { terms: 0, ..gradients }));
-        refused("multiple of 128", squares(Gradients { width: 64, ..gradients }));
+        let vector = out.address();
+        let products = |gradients| gradient_products(&*driver, &gradients, vector, products.address());
+        refused("terms", products(Gradients { terms: 3, ..gradients }));
+        refused("terms", products(Gradients { terms: 0, ..gradients }));
+        refused("multiple of 128", products(Gradients { width: 64, ..gradients }));
         let beside = [gradients.features[0] + 4, Address::NULL];
-        refused("16 bytes", squares(Gradients { features: beside, ..gradients }));
-        refused("sample", gradient_column(&*driver, &gradients, 4, out.address()));
+        refused("16 bytes", products(Gradients { features: beside, ..gradients }));
     }
 }

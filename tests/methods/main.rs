@@ -10,6 +10,7 @@ mod checkpoints;
 mod extra_data;
 mod methods;
 mod methods_emulated;
+mod prune_factored;
 mod prune_glister;
 mod prune_grad_match;
 mod prune_grad_pass;

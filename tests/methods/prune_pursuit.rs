@@ -3,21 +3,24 @@
 //!
 //! The fixture is written by `scripts/make-pursuit-fixtures.py`.
 
+use std::sync::Mutex;
+
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
 use safetensors::SafeTensors;
 use secateur::prune::PruneError;
-use secateur::prune::pursuit::{End, Limits, Pursuit, pursue};
+use secateur::prune::gram::Gram;
+use secateur::prune::pursuit::{Atoms, End, Limits, Pursuit, pursue};
 
-use crate::common::matrix::{Matrix, dot};
+use crate::common::matrix::{Matrix, dot, pursue_one};
 use crate::common::{Random, SEED};
 
-fn norm(vector: &[f64]) -> f64 {
+pub fn norm(vector: &[f64]) -> f64 {
     dot(vector, vector).sqrt()
 }
 
 /// Solves `matrix x = right` by Gaussian elimination with pivoting.
-fn eliminate(mut matrix: Vec<Vec<f64>>, mut right: Vec<f64>) -> Vec<f64> {
+pub fn eliminate(mut matrix: Vec<Vec<f64>>, mut right: Vec<f64>) -> Vec<f64> {
     let len = right.len();
     for column in 0..len {
         let pivot = (column..len)
@@ -264,27 +267,25 @@ fn an_atom_that_was_given_up_is_a_candidate_again() {
     let mut came_back = 0;
     for stream in 0..40 {
         let problem = random(200 + stream, 30, 34, 2.0);
-        let mut watched = Watched { inner: problem.clone(), columns: vec![0; 30] };
+        let entered = Mutex::new(vec![0; 30]);
+        let watched = Watched { inner: problem.gram(), entered: &entered };
         let limits = Limits { atoms: 30, ridge: 0.0, tolerance: 0.0 };
-        let found = pursue(&mut watched, &limits, &mut || true).unwrap();
+        let found = pursue_one(Box::new(watched), limits);
         check_optimum(&problem, 0.0, &found);
         assert_eq!(found.objectives.len(), found.atoms.len() + found.removals, "each step takes one atom in");
-        came_back += watched.columns.iter().filter(|count| **count > 1).count();
+        came_back += entered.into_inner().unwrap().iter().filter(|count| **count > 1).count();
     }
     println!("seed {SEED}: {came_back} atoms came back");
     assert!(came_back > 0);
 }
 
-/// Counts how often the column of each atom is asked for.
-struct Watched {
-    inner: Matrix,
-    columns: Vec<usize>,
+/// Counts how often each atom enters.
+struct Watched<'a> {
+    inner: Gram,
+    entered: &'a Mutex<Vec<usize>>,
 }
 
-impl secateur::prune::pursuit::Atoms for Watched {
-    fn count(&self) -> usize {
-        self.inner.count()
-    }
+impl Atoms for Watched<'_> {
     fn target_square(&self) -> f64 {
         self.inner.target_square()
     }
@@ -294,12 +295,18 @@ impl secateur::prune::pursuit::Atoms for Watched {
     fn squares(&self) -> &[f64] {
         self.inner.squares()
     }
-    fn keep_column(&mut self, atom: usize, slot: usize) -> Result<Vec<f64>, PruneError> {
-        self.columns[atom] += 1;
-        self.inner.keep_column(atom, slot)
+    fn set_open(&mut self, atom: usize, open: bool) {
+        self.entered.lock().unwrap()[atom] += usize::from(!open);
+        self.inner.set_open(atom, open);
     }
-    fn residual_products(&mut self, weights: &[f64]) -> Result<Vec<f64>, PruneError> {
-        self.inner.residual_products(weights)
+    fn set_residual(&mut self, atoms: &[usize], weights: &[f64]) -> Result<(), PruneError> {
+        self.inner.set_residual(atoms, weights)
+    }
+    fn best(&self, floors: &[f64]) -> Option<usize> {
+        self.inner.best(floors)
+    }
+    fn cross(&mut self, atoms: &[usize], first: usize, products: &mut [f64]) {
+        self.inner.cross(atoms, first, products);
     }
 }
 
@@ -371,20 +378,40 @@ fn ends_are_defined() {
     assert_eq!(Matrix::new(Vec::new(), vec![1.0]).pursue(5, 0.0, 0.0), Pursuit::default());
     let away = Matrix::new(vec![vec![-1.0, 0.0], vec![0.0, 1.0], vec![0.0, 0.0]], vec![1.0, 0.0]);
     assert_eq!(away.pursue(3, 0.0, 0.0), Pursuit::default());
-    let mut steps = 0;
-    let limits = Limits { atoms: 12, ridge: 0.0, tolerance: 0.0 };
-    let mut stop = || {
-        steps += 1;
-        steps <= 3
+}
+
+#[test]
+fn pursuits_can_be_stopped_between_rounds() {
+    let problems = [510, 511].map(|stream| random(stream, 60, 80, 1.0));
+    let limits = Limits { atoms: 60, ridge: 0.0, tolerance: 0.0 };
+    let mut asked = 0;
+    let mut pursue_until = |last| {
+        asked = 0;
+        let atoms = problems.iter().map(|problem| (Box::new(problem.gram()) as Box<dyn Atoms>, limits));
+        let found = pursue(atoms.collect(), &mut || {
+            asked += 1;
+            asked < last
+        });
+        (found, asked)
     };
-    assert!(matches!(pursue(&mut problem.clone(), &limits, &mut stop), Err(PruneError::Stopped)));
+    let (stopped, asked) = pursue_until(3);
+    assert!(matches!(stopped, Err(PruneError::Stopped)) && asked == 3);
+    // Rounds of 16 steps for both, and in the end each is what it is alone.
+    let (found, asked) = pursue_until(100);
+    let found = found.unwrap();
+    let steps = found.iter().map(|found| found.objectives.len()).max().unwrap();
+    assert!((steps / 16..=steps / 16 + 1).contains(&asked), "asked {asked} times in {steps} steps");
+    for (problem, found) in problems.iter().zip(found) {
+        assert_eq!(problem.pursue(60, 0.0, 0.0), found);
+    }
 }
 
 #[test]
 fn numbers_that_are_not_finite_are_refused() {
     let limits = Limits { atoms: 2, ridge: 0.0, tolerance: 0.0 };
     let refuse = |atoms: Vec<Vec<f64>>, target: Vec<f64>, expected: &str| {
-        let error = pursue(&mut Matrix::new(atoms, target), &limits, &mut || true).unwrap_err().to_string();
+        let atoms: Box<dyn Atoms> = Box::new(Matrix::new(atoms, target).gram());
+        let error = pursue(vec![(atoms, limits)], &mut || true).unwrap_err().to_string();
         assert!(error.contains(expected) && error.contains("expected a finite number"), "{error}");
     };
     refuse(vec![vec![1.0], vec![f64::NAN]], vec![1.0], "atom 1: an inner product is NaN");

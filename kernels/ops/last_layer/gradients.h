@@ -20,16 +20,6 @@ struct Gradients {
 /// Features that a warp reads in one access, four a lane.
 constexpr uint32_t WARP_FEATURES = 128;
 
-struct Double4 {
-    double value[4];
-};
-
-/// Four f32 from element `i`, a multiple of 4, exactly.
-DEVICE Double4 load_widened(Global<const float> g, int64_t i) {
-    const Float4 v = load_vector<Float4>(g, i);
-    return {{double(v.value[0]), double(v.value[1]), double(v.value[2]), double(v.value[3])}};
-}
-
 /// sum + a * b, rounded once.
 DEVICE double fused(double a, double b, double sum) { return fma(a, b, sum); }
 

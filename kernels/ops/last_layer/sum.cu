@@ -4,7 +4,8 @@
 //
 // A block takes ten classes, 128 features and one part; its warps take every eighth sample. A lane holds 4 features x 10
 // classes in registers, so that a feature, read once, serves ten classes; the factors w dz are spread by shared memory.
-// `sum_rows` of rows.cu adds the parts up. How many there are depends on the shape alone.
+// `sum_rows` adds the parts up: a block takes 32 neighbouring columns and its sixteen warps every sixteenth part, whose sums are added
+// in the order of the warps. How many parts there are depends on the shape alone.
 
 #include "ops/last_layer/gradients.h"
 
@@ -107,6 +108,46 @@ KERNEL_OCCUPANCY(gradient_sum, GradientSumParams, SUM_WARPS * 32, 2, GradientSum
         double total = shared.sums[0][0][threadIdx.x];
         for (uint32_t warp = 1; warp < SUM_WARPS; ++warp) total += shared.sums[warp][0][threadIdx.x];
         p.partials[part + c * row + g.width] = total;
+    }
+}
+
+constexpr uint32_t COLUMN_WARPS = 16;
+/// Parts whose loads a thread has under way at once.
+constexpr uint32_t AHEAD = 8;
+
+struct SumRowsParams {
+    Global<const double> rows;  // count x len
+    Global<double> to;          // len
+    uint32_t count;
+    uint32_t len;
+};
+
+struct SumRowsShared {
+    double sums[COLUMN_WARPS][32];
+};
+
+KERNEL(sum_rows, SumRowsParams, COLUMN_WARPS * 32, SumRowsShared) {
+    const uint32_t column = blockIdx.x * 32 + lane_index();
+    double sum = 0.0;
+    if (column < p.len) {
+        const auto load = [&](uint32_t row) { return p.rows[int64_t(row) * p.len + column]; };
+        uint32_t row = warp_index();
+#pragma unroll 1
+        for (; row + (AHEAD - 1) * COLUMN_WARPS < p.count; row += AHEAD * COLUMN_WARPS) {
+            double values[AHEAD];
+#pragma unroll
+            for (uint32_t k = 0; k < AHEAD; ++k) values[k] = load(row + k * COLUMN_WARPS);
+#pragma unroll
+            for (uint32_t k = 0; k < AHEAD; ++k) sum += values[k];
+        }
+        for (; row < p.count; row += COLUMN_WARPS) sum += load(row);
+    }
+    shared.sums[warp_index()][lane_index()] = sum;
+    syncthreads();
+    if (warp_index() == 0 && column < p.len) {
+#pragma unroll
+        for (uint32_t warp = 1; warp < COLUMN_WARPS; ++warp) sum += shared.sums[warp][lane_index()];
+        p.to[column] = sum;
     }
 }
 

@@ -5,17 +5,12 @@
 //! products of two f32 are exact there, and what is left of a residual late in a pursuit is small against what it began with. No
 //! gradients, no rows: sums are 0. Formulas: methods of GRAD-MATCH (Killamsetty et al., ICML 2021) on the adversarial losses.
 
-mod inner_products;
+mod norms;
 mod products;
-mod rows;
 mod sum;
 
-pub use inner_products::{GradientColumn, GradientSquares, gradient_column, gradient_squares};
+pub use norms::{RowNorms, RowNormsParams, row_norms};
 pub use products::{GradientProducts, StepLogits, StepLogitsParams, gradient_products, step_logits};
-pub use rows::{
-    CombineRowsParams, RowNorms, RowNormsParams, RowProducts, RowProductsParams, SubtractRows, row_norms,
-    row_products, subtract_rows,
-};
 pub use sum::{GradientSum, gradient_sum, gradient_sum_workspace};
 
 use std::ops::Range;
@@ -202,9 +197,4 @@ const F64: usize = 8;
 /// Elements of a matrix, and of the vector of a gradient: classes x (width + 1).
 fn elements(rows: u32, columns: u32) -> usize {
     rows as usize * columns as usize
-}
-
-/// Whether a place is fit for accesses of 16 bytes.
-fn on_16_bytes(address: Address) -> bool {
-    address.0.is_multiple_of(16)
 }

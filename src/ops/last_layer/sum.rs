@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{CombineRowsParams, F64, Gradients, LastLayerGradients, TILE_CLASSES, WARP_FEATURES, vector_len};
+use super::{F64, Gradients, LastLayerGradients, TILE_CLASSES, WARP_FEATURES, vector_len};
 use crate::cpu::Cpu;
 use crate::cuda::Cuda;
 use crate::cuda::driver::{Address, Driver};
@@ -74,6 +74,15 @@ struct GradientSumParams {
     padding: u32,
 }
 
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct SumRowsParams {
+    rows: Address,
+    to: Address,
+    count: u32,
+    len: u32,
+}
+
 /// Samples of a part of the sum, by shape alone.
 fn part_len(len: u32, classes: u32, width: u32) -> u32 {
     let tiles = width / WARP_FEATURES * classes.div_ceil(TILE_CLASSES);
@@ -115,8 +124,7 @@ pub fn gradient_sum(
     if parts == 1 {
         return Ok(());
     }
-    let (factors, from) = (Address::NULL, Address::NULL);
-    let rows = CombineRowsParams { rows: partials, factors, from, to: sum, count: parts, len: vector as u32 };
+    let rows = SumRowsParams { rows: partials, to: sum, count: parts, len: vector as u32 };
     let summed = parts as usize * vector;
     let cost = Cost::new(summed - vector, (summed + vector) * F64);
     run(driver, "sum_rows", [rows.len.div_ceil(32), 1, 1], &rows, cost)
