@@ -5,15 +5,15 @@
 
 #![allow(clippy::needless_range_loop)] // indices stand for lanes
 
-use super::tiles::{Isa, Level};
 pub use super::tiles::{COLUMNS, Lanes, ROWS};
+use super::tiles::{Isa, Level};
 #[cfg(target_arch = "aarch64")]
 use super::wide::Neon;
 #[cfg(not(target_arch = "aarch64"))]
 use super::wide::Portable;
-use super::wide::{Number, Wide};
 #[cfg(target_arch = "x86_64")]
 use super::wide::{Avx2, Avx512};
+use super::wide::{Number, Wide};
 use crate::engine::Result;
 
 /// Lanes of a vector.
@@ -367,7 +367,9 @@ mod tests {
                 near(&what("add"), &sum, &expected, 1e-15);
                 let (mut x, mut y) = (a.clone(), b.clone());
                 doubles.rotate(0.6, 0.8, &mut x, &mut y);
-                let turned = |f: fn(f64, f64) -> f64| -> Vec<f64> { a.iter().zip(&b).map(|(&a, &b)| f(a, b)).collect() };
+                let turned = |f: fn(f64, f64) -> f64| -> Vec<f64> {
+                    a.iter().zip(&b).map(|(&a, &b)| f(a, b)).collect()
+                };
                 near(&what("rotate"), &x, &turned(|a, b| 0.6 * a - 0.8 * b), 1e-15);
                 near(&what("rotate"), &y, &turned(|a, b| 0.8 * a + 0.6 * b), 1e-15);
 
@@ -446,7 +448,8 @@ mod tests {
                     .map(|i| {
                         let of_class = |c: usize| {
                             let products = matrix.iter().zip(&values);
-                            let sum: f64 = products.map(|(row, v)| f64::from(row[c]) * f64::from(v.0[i])).sum();
+                            let sum: f64 =
+                                products.map(|(row, v)| f64::from(row[c]) * f64::from(v.0[i])).sum();
                             f64::from(factors[c].0[i]) * (sum + bias[c])
                         };
                         0.5 + (0..classes).map(of_class).sum::<f64>()

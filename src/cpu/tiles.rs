@@ -387,7 +387,8 @@ unsafe fn columns<V: Vector, const P: usize, const N: usize>(
                 let (matrix, values) = (matrix.add(first), values.add(lane));
                 let mut sums = [[V::zero(); N]; P];
                 for term in 0..terms {
-                    let row: [V; N] = std::array::from_fn(|n| V::load(values.add(term * COLUMNS + n * LANES)));
+                    let row: [V; N] =
+                        std::array::from_fn(|n| V::load(values.add(term * COLUMNS + n * LANES)));
                     for p in 0..P {
                         let x = V::splat(matrix.add(term * ROWS + p));
                         for n in 0..N {

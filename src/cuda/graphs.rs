@@ -153,7 +153,8 @@ mod tests {
             Self { driver, graphs: Graphs::new(true), number, features, vector, calls: Cell::new(0) }
         }
         fn run(&mut self, key: u32) {
-            let [features, vector, number] = [&self.features, &self.vector, &self.number].map(Buffer::address);
+            let [features, vector, number] =
+                [&self.features, &self.vector, &self.number].map(Buffer::address);
             let params = StepLogitsParams {
                 features,
                 vector,

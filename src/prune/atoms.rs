@@ -51,7 +51,8 @@ impl Factors {
             Ok(Term { slopes, features: engine.read(&term.features)? })
         };
         let terms = gradients.terms.iter().map(term).collect::<Result<_>>()?;
-        let mut factors = Self { doubles: Doubles::new()?, classes, features, row, terms, squares: Vec::new() };
+        let mut factors =
+            Self { doubles: Doubles::new()?, classes, features, row, terms, squares: Vec::new() };
         let square = |sample: usize| {
             let mut one = Used::new(&factors);
             one.push(&factors, sample);
@@ -84,7 +85,10 @@ impl Factors {
 
     /// Slopes and features of a sample.
     pub(super) fn rows<'a>(&self, term: &'a Term, sample: usize) -> (&'a [f32], &'a [f32]) {
-        (&term.slopes[sample * self.row..][..self.row], &term.features[sample * self.features..][..self.features])
+        (
+            &term.slopes[sample * self.row..][..self.row],
+            &term.features[sample * self.features..][..self.features],
+        )
     }
 
     /// The samples at `places` as atoms, whose target is `target` as one vector, in the form that is faster for so many.
@@ -145,7 +149,9 @@ impl Used {
         let (row, doubles) = (factors.row, factors.doubles);
         // Of equal and of unequal terms.
         let mut products = [0.0; 2];
-        for (a, (slopes, parts)) in self.slopes.iter().zip(self.features.chunks_exact(factors.parts())).enumerate() {
+        for (a, (slopes, parts)) in
+            self.slopes.iter().zip(self.features.chunks_exact(factors.parts())).enumerate()
+        {
             let slopes = &slopes[position * row..][..row];
             for (b, own) in own.chunks_exact(row + factors.parts() * TILE).enumerate() {
                 let (own_slopes, own_features) = own.split_at(row);

@@ -131,7 +131,8 @@ impl Open {
         let size = |&place: &u32| {
             let of_term = |term| {
                 let (slopes, features) = factors.rows(term, place as usize);
-                let square = |values: &[f32]| values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>();
+                let square =
+                    |values: &[f32]| values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>();
                 (square(slopes) * (square(features) + 1.0)).sqrt()
             };
             factors.terms.iter().map(of_term).sum()
@@ -216,7 +217,9 @@ impl Atoms for Factored<'_> {
         self.estimate();
         match self.open.error.is_finite() {
             true => Ok(()),
-            false => Err(PruneError::Invalid("residual of a pursuit: its norm is not a finite number".into())),
+            false => {
+                Err(PruneError::Invalid("residual of a pursuit: its norm is not a finite number".into()))
+            }
         }
     }
 
@@ -240,8 +243,7 @@ impl Atoms for Factored<'_> {
             }
             let place = self.places[atom] as usize;
             let product: f64 = self.residual.iter().map(|rows| rows.product(self.factors, place)).sum();
-            let better =
-                |(most, first): (f64, usize)| product > most || (product == most && atom < first);
+            let better = |(most, first): (f64, usize)| product > most || (product == most && atom < first);
             if product > floors[atom] && best.is_none_or(better) {
                 best = Some((product, atom));
             }
@@ -263,7 +265,8 @@ impl Atoms for Factored<'_> {
 
     fn cross(&mut self, atoms: &[usize], first: usize, products: &mut [f64]) {
         let (factors, samples) = (self.factors, &self.samples);
-        let own: Vec<Vec<f64>> = atoms.iter().map(|&atom| factors.widen(self.places[atom] as usize)).collect();
+        let own: Vec<Vec<f64>> =
+            atoms.iter().map(|&atom| factors.widen(self.places[atom] as usize)).collect();
         products.par_chunks_mut(CROSS * atoms.len()).enumerate().for_each(|(chunk, products)| {
             for (at, own) in own.iter().enumerate() {
                 let positions = first + chunk * CROSS..;
@@ -299,8 +302,12 @@ mod tests {
             let network = ResNet::resnet18(16, classes);
             let engine = open(DeviceChoice::Cpu, network, 1).unwrap();
             let term = |term: u32| Term {
-                logit_gradient: engine.upload("slopes", &numbers(20 * stream + term, SAMPLES * classes)).unwrap(),
-                features: engine.upload("features", &numbers(20 * stream + 10 + term, SAMPLES * 128)).unwrap(),
+                logit_gradient: engine
+                    .upload("slopes", &numbers(20 * stream + term, SAMPLES * classes))
+                    .unwrap(),
+                features: engine
+                    .upload("features", &numbers(20 * stream + 10 + term, SAMPLES * 128))
+                    .unwrap(),
             };
             let gradients = LastLayerGradients { terms: (0..terms).map(term).collect(), len: SAMPLES };
             let factors = Factors::read(&engine, &gradients).unwrap();

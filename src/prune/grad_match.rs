@@ -170,7 +170,9 @@ impl GradMatch {
             AtomMode::PerSample => {
                 let target = mean_sum(engine, gradients, further)?;
                 let found = self.pursue(vec![(factors.atoms(&all, &target), budget)], go_on, &mut traces)?;
-                chosen.extend(found.iter().flat_map(Pursuit::weighted).map(|(atom, weight)| (samples[atom], weight)));
+                chosen.extend(
+                    found.iter().flat_map(Pursuit::weighted).map(|(atom, weight)| (samples[atom], weight)),
+                );
             }
             AtomMode::PerClass => {
                 let mut classes = Vec::new();
@@ -188,12 +190,13 @@ impl GradMatch {
                 }
                 // As many at once as keep every thread busy: more would only take memory.
                 for classes in classes.chunks(rayon::current_num_threads()) {
-                    let of_class = classes.par_iter().map(|(target, places, most)| {
-                        (factors.atoms(places, target), *most)
-                    });
+                    let of_class = classes
+                        .par_iter()
+                        .map(|(target, places, most)| (factors.atoms(places, target), *most));
                     let found = self.pursue(of_class.collect(), go_on, &mut traces)?;
                     for ((_, places, _), found) in classes.iter().zip(found) {
-                        let named = found.weighted().map(|(atom, weight)| (samples[places[atom] as usize], weight));
+                        let named =
+                            found.weighted().map(|(atom, weight)| (samples[places[atom] as usize], weight));
                         chosen.extend(named);
                     }
                 }
@@ -266,7 +269,8 @@ impl GradMatch {
             let zero = atoms.target_square().sqrt() <= 1e-14 * lengths;
             targets.push(if zero { 0.0 } else { atoms.target_square() });
             let most = if zero { 0 } else { most };
-            limited.push((atoms, Limits { atoms: most, ridge: self.ridge * unit, tolerance: self.tolerance }));
+            limited
+                .push((atoms, Limits { atoms: most, ridge: self.ridge * unit, tolerance: self.tolerance }));
         }
         let found = pursue(limited, go_on)?;
         targets.into_iter().zip(&found).for_each(|(square, found)| traces.add(square, &found.residuals));

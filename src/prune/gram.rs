@@ -83,7 +83,10 @@ impl Gram {
                 sum
             };
             let atoms: Vec<Rows> = batches.par_iter().map(sum).collect();
-            products.par_iter_mut().zip(&atoms).for_each(|(product, atom)| *product += atom.dot(doubles, target));
+            products
+                .par_iter_mut()
+                .zip(&atoms)
+                .for_each(|(product, atom)| *product += atom.dot(doubles, target));
             matrix.par_chunks_exact_mut(count.max(1)).enumerate().for_each(|(i, row)| {
                 for (product, other) in row.iter_mut().zip(&atoms[..=i]) {
                     *product += atoms[i].dot(doubles, other);

@@ -277,7 +277,8 @@ impl<'a> Search<'a> {
         self.found.removals += removed.len();
         removed.iter().for_each(|&atom| self.source.set_open(atom, true));
         self.current = false;
-        let penalty = self.limits.ridge * self.active.weights.iter().map(|weight| weight * weight).sum::<f64>();
+        let penalty =
+            self.limits.ridge * self.active.weights.iter().map(|weight| weight * weight).sum::<f64>();
         self.residual = ((self.objective - penalty).max(0.0) / target_square).sqrt();
         self.found.residuals.push(self.residual);
         self.found.objectives.push(self.objective.max(0.0) / target_square);

@@ -149,7 +149,9 @@ fn a_part_of_the_samples_is_a_view() {
         let gradients = factors.upload(&engine).rows(5..12);
         let vector = engine.upload("vector", &vector).unwrap();
         let products = engine.alloc("products", 7).unwrap();
-        engine.run(&GradientProducts { gradients: &gradients, vector: &vector, products: &products }).unwrap();
+        engine
+            .run(&GradientProducts { gradients: &gradients, vector: &vector, products: &products })
+            .unwrap();
         near(&format!("{name}: products of a part"), &engine.read(&products).unwrap(), &expected);
     }
 }

@@ -63,7 +63,8 @@ impl Samples {
     fn with_dependent_ones(mut self) -> Self {
         for term in 0..self.terms.len() {
             for sample in (0..self.len).step_by(10) {
-                let (slopes, features) = (self.slopes(term, sample).to_vec(), self.features(term, sample).to_vec());
+                let (slopes, features) =
+                    (self.slopes(term, sample).to_vec(), self.features(term, sample).to_vec());
                 let coarse: Vec<f32> = features.iter().map(|value| (value * 64.0).round() / 64.0).collect();
                 self.features(term, sample).copy_from_slice(&coarse);
                 // A copy, and nothing.
@@ -73,8 +74,11 @@ impl Samples {
                 // One with the same slopes, and the mean of the two.
                 self.slopes(term, sample + 3).copy_from_slice(&slopes);
                 self.slopes(term, sample + 4).copy_from_slice(&slopes);
-                let other: Vec<f32> =
-                    self.features(term, sample + 3).iter().map(|value| (value * 64.0).round() / 64.0).collect();
+                let other: Vec<f32> = self
+                    .features(term, sample + 3)
+                    .iter()
+                    .map(|value| (value * 64.0).round() / 64.0)
+                    .collect();
                 let mut mean: Vec<f32> = coarse.iter().zip(&other).map(|(a, b)| (a + b) / 2.0).collect();
                 // Nearly, so that what is left of it may pull.
                 mean.iter_mut().step_by(3).for_each(|value| *value += 2f32.powi(-17));
@@ -153,7 +157,8 @@ fn plain(problem: &Matrix, most: usize, ridge: f64) -> Plain {
     while active.len() < most {
         let best = (0..atoms.len()).filter(|atom| !active.contains(atom) && !dependent[*atom]);
         let products = best.map(|atom| (dot(&atoms[atom], &residual), atom));
-        let products = products.filter(|(product, atom)| *product > 1e-12 * norm(&atoms[*atom]) * norm(target));
+        let products =
+            products.filter(|(product, atom)| *product > 1e-12 * norm(&atoms[*atom]) * norm(target));
         let Some((_, best)) = products.reduce(|a, b| if b.0 > a.0 { b } else { a }) else { break };
         // What the span of the others leaves of it.
         let share = solve(&active, &|other| gram[other][best]);
@@ -219,7 +224,11 @@ fn both_forms_equal_the_plain_pursuit() {
                         assert!(error < 1e-9, "{what}: {actual}, expected {wanted}");
                     }
                     let residual = found.residuals.last().unwrap();
-                    assert!((residual - expected.residual).abs() < 1e-10, "{what}: {residual}, {}", expected.residual);
+                    assert!(
+                        (residual - expected.residual).abs() < 1e-10,
+                        "{what}: {residual}, {}",
+                        expected.residual
+                    );
                 }
                 removals += expected.removals;
                 dependent += expected.dependent;
@@ -321,7 +330,8 @@ fn no_bit_depends_on_the_number_of_threads() {
         let modes = [AtomMode::PerBatch, AtomMode::PerClass, AtomMode::PerSample];
         (pursuits, modes.map(|mode| choose(&mut engine, &samples, mode, 240, 0.0)).to_vec())
     };
-    let in_a_pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run);
+    let in_a_pool =
+        |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run);
     let expected = in_a_pool(1);
     for (found, other) in expected.0.iter().zip(&expected.0[1..]) {
         assert_eq!((found.atoms.len(), &found.atoms), (200, &other.atoms));
