@@ -54,7 +54,7 @@ impl Engine {
         self.group.as_ref().map_or(1, |group| group.ranks())
     }
 
-    /// The items of `whole` that are this rank's: see [`share`](crate::collective::share).
+    /// The items of `whole` that are this rank's: see [`share`].
     pub fn share(&self, whole: Range<usize>) -> Range<usize> {
         share(whole, self.rank(), self.ranks())
     }
