@@ -51,10 +51,12 @@ impl Number for f64 {
     }
 }
 
-/// Plain Rust, for any CPU: a product is rounded before it is added.
+/// Plain Rust, for any CPU without vectors of its own here: a product is rounded before it is added.
+#[cfg(not(target_arch = "aarch64"))]
 #[derive(Clone, Copy)]
 pub struct Portable([f64; 8]);
 
+#[cfg(not(target_arch = "aarch64"))]
 impl Wide for Portable {
     #[inline(always)]
     unsafe fn splat(value: f64) -> Self {
