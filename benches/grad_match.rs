@@ -7,8 +7,7 @@
 //! that lean to the label, and nonnegative features around a mean of their class. Prints one line of JSON. Memory is that of
 //! the process before the selection, which is little more than the factors, and its high-water mark during it (Linux only).
 
-use std::time::Instant;
-
+use secateur::clock::Stopwatch;
 use secateur::engine::{DeviceChoice, open};
 use secateur::model::ResNet;
 use secateur::names::Named;
@@ -130,18 +129,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Sets the high-water mark to what is held now; where that fails the mark covers the drawing of the factors too.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
     let before = memory_mib("VmRSS:");
-    let mut steps = 0usize;
-    let start = Instant::now();
-    let subset = method.choose(engine, &candidates, &gradients, &[], &mut || {
-        steps += 1;
-        true
-    })?;
-    let seconds = start.elapsed().as_secs_f64();
+    let watch = Stopwatch::start();
+    let subset = method.choose(engine, &candidates, &gradients, &[], &mut || true)?;
+    let (seconds, cpu_seconds) = (watch.wall(), watch.cpu());
     let line = serde_json::json!({
         "device": engine.device(), "samples": samples, "classes": classes, "width": network.width, "mode": mode,
         "terms": gradients.terms.len(), "ridge": ridge, "tolerance": tolerance, "budget": candidates.budget,
-        "seconds": seconds, "mib_before": before, "peak_mib": memory_mib("VmHWM:"), "chosen": subset.len(),
-        "steps": steps, "residual": subset.residuals.last(),
+        "seconds": seconds, "cpu_seconds": cpu_seconds, "mib_before": before, "peak_mib": memory_mib("VmHWM:"), "chosen": subset.len(),
+        "residual": subset.residuals.last(),
         "largest_weight": subset.weights.iter().copied().fold(0.0, f32::max),
     });
     println!("{line}");

@@ -20,6 +20,8 @@ use crate::engine::Result;
 const LANES: usize = 8;
 /// Vectors of a sum: enough to wait for no product.
 const SUMS: usize = 4;
+/// Rows of [`Doubles::project`].
+pub const PROJECTED: usize = 8;
 /// Vectors of a row that [`Doubles::add_products`] holds for all rows of a tile.
 const HELD: usize = 2;
 /// Rows that it takes at once: they stay in the nearest cache for all vectors of a tile.
@@ -151,44 +153,44 @@ impl Doubles {
     }
 
     doubles! {
-        /// The products `f[n]` of four rows with `values`; `sums += f[0] rows[0] + .. + f[3] rows[3]`.
+        /// The products `f[n]` of some rows of a triangle with `values`; `sums += f[0] rows[0] + f[1] rows[1] + ..`.
         ///
         /// # Panics
         /// If a row is shorter than the one before it, or `values` or `sums` shorter than the last.
-        pub fn project<V>[][](rows: [&[f64]; 4], values: &[f64], sums: &mut [f64]) -> [f64; 4] {
+        pub fn project<V>[][](rows: [&[f64]; PROJECTED], values: &[f64], sums: &mut [f64]) -> [f64; PROJECTED] {
             let len = rows[0].len();
             let whole = len / LANES * LANES;
-            let (values, sums) = (&values[..rows[3].len()], &mut sums[..rows[3].len()]);
+            let last = rows[PROJECTED - 1].len();
+            let (values, sums) = (&values[..last], &mut sums[..last]);
             assert!(rows.is_sorted_by_key(|row| row.len()), "rows of a triangle");
-            let mut factors = [0.0; 4];
+            let mut factors = [0.0; PROJECTED];
             // SAFETY: the vectors lie in the slices; the caller has the instructions.
             unsafe {
-                let mut products = [[V::splat(0.0); 2]; 4];
+                let mut products = [V::splat(0.0); PROJECTED];
                 for at in (0..whole).step_by(LANES) {
                     let value = V::load(values.as_ptr().add(at));
-                    for n in 0..4 {
-                        let product = &mut products[n][at / LANES % 2];
-                        *product = product.add_product(V::load(rows[n].as_ptr().add(at)), value);
+                    for n in 0..PROJECTED {
+                        products[n] = products[n].add_product(V::load(rows[n].as_ptr().add(at)), value);
                     }
                 }
-                for n in 0..4 {
+                for n in 0..PROJECTED {
                     let mut lanes = [0.0; LANES];
-                    products[n][0].add_product(products[n][1], V::splat(1.0)).store(lanes.as_mut_ptr());
+                    products[n].store(lanes.as_mut_ptr());
                     factors[n] = of_lanes(lanes);
                     for i in whole..rows[n].len() {
                         factors[n] = V::one(factors[n], rows[n][i], values[i]);
                     }
                 }
-                let splat: [V; 4] = std::array::from_fn(|n| V::splat(factors[n]));
+                let splat: [V; PROJECTED] = std::array::from_fn(|n| V::splat(factors[n]));
                 for at in (0..whole).step_by(LANES) {
                     let mut sum = V::load(sums.as_ptr().add(at));
-                    for n in 0..4 {
+                    for n in 0..PROJECTED {
                         sum = sum.add_product(V::load(rows[n].as_ptr().add(at)), splat[n]);
                     }
                     sum.store(sums.as_mut_ptr().add(at));
                 }
             }
-            for n in 0..4 {
+            for n in 0..PROJECTED {
                 for i in whole..rows[n].len() {
                     sums[i] = V::one(sums[i], factors[n], rows[n][i]);
                 }
@@ -220,26 +222,31 @@ impl Doubles {
     }
 
     doubles! {
-        /// `sum_i a_i b_i`, where the numbers of b are row `at` of each of `parts`.
+        /// `sum_i a[n][i] b_i` of each n, where the numbers of b are row `at` of each of `parts`.
         ///
         /// # Panics
-        /// If a part has no such row, or `a` is not as long as those rows together.
-        pub fn dot_parts<V>[][](a: &[f64], parts: &[Vec<Part>], at: usize) -> f64 {
-            assert_eq!(a.len(), parts.len() * TILE, "numbers of a row in parts");
-            let mut lanes = [0.0; LANES];
+        /// If a part has no such row, or a slice of `a` is not as long as those rows together.
+        pub fn dots<V>[const N: usize][N](a: [&[f64]; N], parts: &[Vec<Part>], at: usize) -> [f64; N] {
+            assert!(a.iter().all(|a| a.len() == parts.len() * TILE), "numbers of a row in parts");
+            let mut lanes = [[0.0; LANES]; N];
             // SAFETY: the vectors lie in the slices; the caller has the instructions.
             unsafe {
-                let mut sums = [V::splat(0.0); SUMS];
-                for (n, part) in parts.iter().enumerate() {
-                    let (a, b) = (a.as_ptr().add(n * TILE), part[at].as_ptr());
+                let mut sums = [[V::splat(0.0); SUMS]; N];
+                for (part, rows) in parts.iter().enumerate() {
+                    let b = rows[at].as_ptr();
                     for i in 0..TILE / LANES {
-                        let (a, b) = (V::load(a.add(i * LANES)), V::widen(b.add(i * LANES)));
-                        sums[i % SUMS] = sums[i % SUMS].add_product(a, b);
+                        let b = V::widen(b.add(i * LANES));
+                        for n in 0..N {
+                            let sum = &mut sums[n][i % SUMS];
+                            *sum = sum.add_product(V::load(a[n].as_ptr().add(part * TILE + i * LANES)), b);
+                        }
                     }
                 }
-                total(sums).store(lanes.as_mut_ptr());
+                for n in 0..N {
+                    total(sums[n]).store(lanes[n].as_mut_ptr());
+                }
             }
-            of_lanes(lanes)
+            lanes.map(of_lanes)
         }
     }
 
@@ -374,15 +381,15 @@ mod tests {
                 near(&what("rotate"), &y, &turned(|a, b| 0.8 * a + 0.6 * b), 1e-15);
 
                 // Rows of a triangle; what lies after the last stays.
-                let rows: [Vec<f64>; 4] = std::array::from_fn(|n| numbers(10 + n as u32, len + n));
-                let (values, mut sums) = (numbers(3, len + 5), numbers(4, len + 5));
+                let rows: [Vec<f64>; PROJECTED] = std::array::from_fn(|n| numbers(10 + n as u32, len + n));
+                let (values, mut sums) = (numbers(3, len + 9), numbers(4, len + 9));
                 let mut expected = sums.clone();
                 let factors = doubles.project(rows.each_ref().map(Vec::as_slice), &values, &mut sums);
                 for (row, factor) in rows.iter().zip(factors) {
                     near(&what("project"), &[factor], &[plain(row, &values)], bound + 1e-14);
                     expected.iter_mut().zip(row).for_each(|(sum, value)| *sum += factor * value);
                 }
-                near(&what("sums of project"), &sums, &expected, 1e-15 * (len + 20) as f64);
+                near(&what("sums of project"), &sums, &expected, 1e-15 * (len + 40) as f64);
             }
         });
     }
@@ -420,11 +427,11 @@ mod tests {
                 near(&what, tile.as_flattened(), &expected, 1e-15 * (samples + 1) as f64);
 
                 let parts = vec![rows.to_vec(), rows.iter().rev().copied().collect()];
-                let a = numbers(8, 2 * TILE);
+                let (a, b) = (numbers(8, 2 * TILE), numbers(9, 2 * TILE));
                 for at in 0..samples {
-                    let b = parts[0][at].iter().chain(&parts[1][at]);
-                    let expected: f64 = a.iter().zip(b).map(|(a, &b)| a * f64::from(b)).sum();
-                    near(&what, &[doubles.dot_parts(&a, &parts, at)], &[expected], 1e-13);
+                    let row = || parts[0][at].iter().chain(&parts[1][at]).map(|&value| f64::from(value));
+                    let expected = [&a, &b].map(|a| a.iter().zip(row()).map(|(a, b)| a * b).sum::<f64>());
+                    near(&what, &doubles.dots([&a, &b], &parts, at), &expected, 1e-13);
                 }
             }
         });

@@ -67,15 +67,21 @@ impl Factors {
         &self.squares
     }
 
-    /// The factors of a sample in f64, for [`Used::cross`].
-    pub(super) fn widen(&self, sample: usize) -> Vec<f64> {
-        let padding = self.parts() * TILE - self.features;
+    /// The slopes and the features of a sample in f64, those in whole parts, for [`Used::cross`].
+    pub(super) fn widen(&self, sample: usize) -> Vec<[Vec<f64>; 2]> {
         let of_term = |term| {
             let (slopes, features) = self.rows(term, sample);
-            let values = slopes.iter().chain(features).map(|&value| f64::from(value));
-            values.chain(std::iter::repeat_n(0.0, padding))
+            let wide = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<f64>>();
+            let (slopes, mut features) = (wide(slopes), wide(features));
+            features.resize(self.parts() * TILE, 0.0);
+            [slopes, features]
         };
-        self.terms.iter().flat_map(of_term).collect()
+        self.terms.iter().map(of_term).collect()
+    }
+
+    /// Bytes of the factors of a sample.
+    pub fn bytes(&self) -> usize {
+        self.terms.len() * (self.row + self.features) * size_of::<f32>()
     }
 
     /// Parts of the features of a sample.
@@ -145,17 +151,18 @@ impl Used {
 
     /// The product of a gradient, widened, with that of the sample at `position`: for each pair of terms `(dz . dz') (h . h' + 1)`. It has the
     /// same bits as that of the other with the one.
-    pub fn cross(&self, factors: &Factors, own: &[f64], position: usize) -> f64 {
+    pub fn cross(&self, factors: &Factors, own: &[[Vec<f64>; 2]], position: usize) -> f64 {
         let (row, doubles) = (factors.row, factors.doubles);
         // Of equal and of unequal terms.
         let mut products = [0.0; 2];
-        for (a, (slopes, parts)) in
-            self.slopes.iter().zip(self.features.chunks_exact(factors.parts())).enumerate()
-        {
+        let parts = self.features.chunks_exact(factors.parts());
+        for (a, (slopes, parts)) in self.slopes.iter().zip(parts).enumerate() {
             let slopes = &slopes[position * row..][..row];
-            for (b, own) in own.chunks_exact(row + factors.parts() * TILE).enumerate() {
-                let (own_slopes, own_features) = own.split_at(row);
-                let features = doubles.dot_parts(own_features, parts, position);
+            let features = match own {
+                [[_, first], [_, second]] => doubles.dots([first, second], parts, position),
+                _ => [doubles.dots([&own[0][1]], parts, position)[0], 0.0],
+            };
+            for (b, ([own_slopes, _], features)) in own.iter().zip(features).enumerate() {
                 products[usize::from(a != b)] += doubles.dot(own_slopes, slopes) * (features + 1.0);
             }
         }

@@ -7,7 +7,7 @@
 
 use rayon::prelude::*;
 
-use crate::cpu::doubles::Doubles;
+use crate::cpu::doubles::{Doubles, PROJECTED};
 
 /// A row is dependent on those before it where less than this share of its diagonal is left as the pivot's square.
 ///
@@ -81,12 +81,12 @@ impl Factor {
         pending.par_chunks_mut(TASK).for_each(|pending| {
             let mut known = pending[0].len();
             pending.iter_mut().for_each(|pending| pending.sums.resize(len, 0.0));
-            while known + 4 <= len {
+            while known + PROJECTED <= len {
                 let rows = std::array::from_fn(|n| self.row(known + n));
                 for pending in &mut *pending {
                     pending.row.extend(self.doubles.project(rows, &pending.cross, &mut pending.sums));
                 }
-                known += 4;
+                known += PROJECTED;
             }
             for row in (known..len).map(|i| self.row(i)) {
                 for pending in &mut *pending {
@@ -259,6 +259,39 @@ mod tests {
             check(&mut factor, &matrix, &right, &kept);
         }
         assert!(kept.len() > 4);
+    }
+
+    /// Rows that are prepared early and kept while others come and go are what they are when prepared late.
+    #[test]
+    fn pending_rows_outlast_removals() {
+        let (matrix, right) = problem();
+        let mut factor = Factor::new(Doubles::new().unwrap());
+        let (mut kept, mut pooled) = ((1..10).collect::<Vec<usize>>(), Vec::new());
+        let cross = |kept: &[usize]| kept.iter().map(|&i| matrix[0][i]).collect::<Vec<f64>>();
+        for at in 0..kept.len() {
+            // One that knows nothing, one that knows a row, and so on.
+            pooled.push(Pending { cross: cross(&kept[..at]), ..Pending::default() });
+            factor.prepare(&mut pooled[at..]);
+            assert!(append(&mut factor, &matrix, &right, &kept[..at], kept[at]));
+        }
+        pooled.push(Pending { cross: cross(&kept), ..Pending::default() });
+        factor.prepare(&mut pooled[kept.len()..]);
+        for position in [4, 0, 6, 3] {
+            factor.remove(position, &mut pooled);
+            kept.remove(position);
+        }
+        let mut late = [Pending { cross: cross(&kept), ..Pending::default() }];
+        factor.prepare(&mut late);
+        for early in &mut pooled {
+            let known = early.len();
+            assert_eq!(early.cross, cross(&kept[..known]));
+            early.cross = cross(&kept);
+            factor.prepare(std::slice::from_mut(early));
+            for (early, late) in [(&early.row, &late[0].row), (&early.sums, &late[0].sums)] {
+                let error = early.iter().zip(late).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                assert!(early.len() == kept.len() && error < 1e-12, "{known} known: {early:?} and {late:?}");
+            }
+        }
     }
 
     #[test]

@@ -11,8 +11,8 @@ use super::pursuit::Atoms;
 use super::{PruneError, Result};
 use crate::cpu::doubles::{COLUMNS, Lanes, ROWS, TILE};
 
-/// Blocks of atoms whose estimates are a task.
-const BLOCKS: usize = 2;
+/// Products of the estimates that are a task, at least.
+const PRODUCTS: usize = 1 << 20;
 /// Atoms of the residual whose products are a task: their factors stay in a near cache for all that they are multiplied with.
 const CROSS: usize = 32;
 /// The slot of an atom that is not open.
@@ -102,7 +102,8 @@ impl<'a> Factored<'a> {
         let open = &mut self.open;
         open.error = norm * (width + 8) as f64 * 2f64.powi(-24);
         let blocks = open.estimates.par_chunks_mut(COLUMNS).zip(open.blocks.par_chunks_exact(open.rows));
-        blocks.with_min_len(BLOCKS).for_each(|(estimates, block)| {
+        let products = COLUMNS * factors.terms.len() * row * width;
+        blocks.with_min_len(PRODUCTS.div_ceil(products)).for_each(|(estimates, block)| {
             let mut sums = [0.0; COLUMNS];
             for term in block.chunks_exact(row + width) {
                 let (slopes, features) = term.split_at(row);
@@ -265,8 +266,7 @@ impl Atoms for Factored<'_> {
 
     fn cross(&mut self, atoms: &[usize], first: usize, products: &mut [f64]) {
         let (factors, samples) = (self.factors, &self.samples);
-        let own: Vec<Vec<f64>> =
-            atoms.iter().map(|&atom| factors.widen(self.places[atom] as usize)).collect();
+        let own: Vec<_> = atoms.iter().map(|&atom| factors.widen(self.places[atom] as usize)).collect();
         products.par_chunks_mut(CROSS * atoms.len()).enumerate().for_each(|(chunk, products)| {
             for (at, own) in own.iter().enumerate() {
                 let positions = first + chunk * CROSS..;

@@ -34,6 +34,9 @@ use crate::names::named;
 use crate::ops::{Augment, LastLayerGradients};
 use crate::philox::Key;
 
+/// Bytes of factors for each thread that stay in a shared cache.
+const CACHE: usize = 8 << 20;
+
 pub(super) const ROW: SelectionRow = SelectionRow {
     name: "adv-grad-match",
     title: "Adv-GRAD-MATCH",
@@ -188,8 +191,11 @@ impl GradMatch {
                     // A class without budget is not matched, and its residual says so.
                     classes.push((mean_sum(engine, &gradients, &further)?, places, most));
                 }
-                // As many at once as keep every thread busy: more would only take memory.
-                for classes in classes.chunks(rayon::current_num_threads()) {
+                // As many at once as there are threads, and fewer where their factors would not stay in a shared cache.
+                let threads = rayon::current_num_threads();
+                let largest = classes.iter().map(|(_, places, _)| places.len()).max().unwrap_or(0);
+                let fit = threads * CACHE / (largest * factors.bytes()).max(1);
+                for classes in classes.chunks(fit.clamp(1, threads)) {
                     let of_class = classes
                         .par_iter()
                         .map(|(target, places, most)| (factors.atoms(places, target), *most));

@@ -4,12 +4,15 @@ use rayon::prelude::*;
 
 use super::{F64, Gradients, LastLayerGradients, TILE_CLASSES, WARP_FEATURES, vector_len};
 use crate::cpu::Cpu;
+use crate::cpu::doubles::Doubles;
 use crate::cuda::Cuda;
 use crate::cuda::driver::{Address, Driver};
 use crate::cuda::launch::{Cost, run};
 use crate::engine::{Operands, Result, Tensor};
 use crate::ops::Op;
 
+/// Tasks of the sum on the CPU.
+const TASKS: usize = 10;
 /// Blocks at which samples are cut no further: four a multiprocessor of a big GPU.
 const SUM_BLOCKS: u32 = 528;
 /// Samples that a part of the sum has at least, and of which it is a multiple.
@@ -36,18 +39,22 @@ impl Op for GradientSum<'_> {
         let (classes, row) = (cpu.classes(), cpu.network().features() + 1);
         let weights = self.weights.map(|weights| cpu.input(weights)).transpose()?;
         let (weights, mut total) = (weights.as_deref(), cpu.output(self.sum)?);
+        let doubles = Doubles::new()?;
         total.fill(0.0);
+        // Classes that are a task: where there are many, a row of features is read once for ten.
+        let together = classes.div_ceil(TASKS);
         self.gradients.with_factors(cpu, |terms| {
-            total.par_chunks_exact_mut(row).enumerate().for_each(|(class, total)| {
+            total.par_chunks_mut(together * row).enumerate().for_each(|(task, totals)| {
                 for term in terms {
                     let samples = term.logit_gradient.chunks_exact(classes);
                     let samples = samples.zip(term.features.chunks_exact(row - 1)).enumerate();
                     for (sample, (gradient, features)) in samples {
                         let weight = weights.map_or(1.0, |weights| weights[sample]);
-                        let factor = weight * f64::from(gradient[class]);
-                        total[row - 1] += factor;
-                        for (sum, &feature) in total.iter_mut().zip(features) {
-                            *sum += factor * f64::from(feature);
+                        for (total, &slope) in totals.chunks_exact_mut(row).zip(&gradient[task * together..])
+                        {
+                            let factor = weight * f64::from(slope);
+                            total[row - 1] += factor;
+                            doubles.add(total, factor, features);
                         }
                     }
                 }
