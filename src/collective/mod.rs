@@ -6,9 +6,12 @@
 //! others fail with its number.
 
 mod processes;
+mod rank_info;
+mod rendezvous;
 mod threads;
 
-pub use processes::{Processes, RankInfo};
+pub use processes::Processes;
+pub use rank_info::RankInfo;
 pub use threads::Threads;
 
 use std::ops::Range;
@@ -57,14 +60,7 @@ pub trait Collective {
         let own = cut(0..values.len(), self.rank(), self.ranks());
         let mut sums = vec![0.0; own.len()];
         for (rank, theirs) in all.iter().enumerate() {
-            if theirs.len() != size_of_val(values) {
-                return Err(CollectiveError::Mismatch {
-                    rank,
-                    actual: format!("{what} of {} bytes", theirs.len()),
-                    own: self.rank(),
-                    expected: format!("{} bytes", size_of_val(values)),
-                });
-            }
+            expect_len(what, (rank, theirs.len()), (self.rank(), size_of_val(values)))?;
             let theirs = self::values::<f32>(&theirs[own.start * 4..own.end * 4]);
             match rank {
                 0 => sums.iter_mut().zip(theirs).for_each(|(sum, value)| *sum = value),
@@ -113,6 +109,19 @@ pub trait Collective {
     fn any(&self, flag: bool) -> Result<bool> {
         let all = self.all_gather("a request to stop", vec![flag.into()])?;
         Ok(all.iter().any(|theirs| theirs.contains(&1)))
+    }
+}
+
+/// Refuses values of a rank that are not as many bytes as those of this one: (rank, bytes) of each.
+fn expect_len(what: &str, (rank, actual): (usize, usize), (own, expected): (usize, usize)) -> Result<()> {
+    match actual == expected {
+        true => Ok(()),
+        false => Err(CollectiveError::Mismatch {
+            rank,
+            actual: format!("{what} of {actual} bytes"),
+            own,
+            expected: format!("{expected} bytes"),
+        }),
     }
 }
 

@@ -6,81 +6,13 @@
 
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::sync::Arc;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::net::sockopt;
-
-use super::{Collective, CollectiveError, Gathered, Result, values as values_of};
-
-/// First bytes of a connection; other connections to the port are closed.
-const HELLO: &[u8; 16] = b"secateur ranks 1";
-/// Between two tries to connect.
-const PAUSE: Duration = Duration::from_millis(50);
-/// How long a connection may take to send its rank.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Idle time of a connection after which the system probes whether the other machine is up.
-const SILENCE: Duration = Duration::from_secs(60);
-
-/// Which rank of a run a process is, and how it finds the others.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RankInfo {
-    pub rank: usize,
-    pub ranks: usize,
-    /// Among the ranks of this machine: the number of its GPU.
-    pub local_rank: usize,
-    /// Where rank 0 is reached: `host:port`.
-    pub address: String,
-}
-
-impl RankInfo {
-    /// What torchrun or Slurm's srun put into the environment of this process.
-    ///
-    /// # Errors
-    /// [`CollectiveError::Link`] for what is missing or means nothing.
-    pub fn from_environment() -> Result<Self> {
-        Self::from_variables(|name| std::env::var(name).ok())
-    }
-
-    /// From RANK, WORLD_SIZE and LOCAL_RANK, or else from SLURM_PROCID, SLURM_NTASKS and SLURM_LOCALID; MASTER_ADDR and MASTER_PORT
-    /// name rank 0 for both. An agent of torchrun that listens on that port itself leaves the next one to its ranks.
-    ///
-    /// # Errors
-    /// [`CollectiveError::Link`] for what is missing or means nothing.
-    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        let link = |text: String| CollectiveError::Link(format!("--devices env: {text}"));
-        let number = |name: &str| -> Result<usize> {
-            let text = variable(name).ok_or_else(|| {
-                link(format!(
-                    "{name} is not set; start the ranks with torchrun or srun, or set RANK, WORLD_SIZE, LOCAL_RANK, \
-                     MASTER_ADDR and MASTER_PORT"
-                ))
-            })?;
-            text.parse().map_err(|_| link(format!("{name} = '{text}', expected a whole number")))
-        };
-        let names = match variable("RANK").is_none() && variable("SLURM_PROCID").is_some() {
-            true => ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"],
-            false => ["RANK", "WORLD_SIZE", "LOCAL_RANK"],
-        };
-        let [rank, ranks, local_rank] = [number(names[0])?, number(names[1])?, number(names[2])?];
-        if rank >= ranks {
-            return Err(link(format!(
-                "{} = {rank} and {} = {ranks}, expected a smaller rank",
-                names[0], names[1]
-            )));
-        }
-        let host = variable("MASTER_ADDR")
-            .ok_or_else(|| link("MASTER_ADDR is not set: the host of rank 0".into()))?;
-        let agent_listens = variable("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value == "True");
-        let port = number("MASTER_PORT")? + usize::from(agent_listens);
-        let port = u16::try_from(port)
-            .map_err(|_| link(format!("MASTER_PORT: port {port}, expected 65535 at most")))?;
-        let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-        Ok(Self { rank, ranks, local_rank, address })
-    }
-}
+use super::{
+    Collective, CollectiveError, Gathered, RankInfo, Result, expect_len, rendezvous, values as values_of,
+};
 
 /// One rank of a group of processes. It ends when it is dropped.
 pub struct Processes {
@@ -108,20 +40,7 @@ impl Processes {
     /// # Errors
     /// [`CollectiveError::Link`], which names the ranks that did not connect.
     pub fn connect(info: &RankInfo, patience: Duration) -> Result<Self> {
-        let until = Instant::now() + patience;
-        let links = match info.rank {
-            0 => accept(info, until)?,
-            _ => vec![connect_to_first(info, until)?],
-        };
-        for link in &links {
-            let prepare = || -> io::Result<()> {
-                link.set_nodelay(true)?;
-                link.set_read_timeout(None)?;
-                sockopt::set_socket_keepalive(link, true)?;
-                Ok(sockopt::set_tcp_keepidle(link, SILENCE)?)
-            };
-            prepare().map_err(|error| CollectiveError::Link(format!("{}: {error}", info.address)))?;
-        }
+        let links = rendezvous::links(info, patience)?;
         Ok(Self { rank: info.rank, ranks: info.ranks, links, over: RefCell::new(None) })
     }
 
@@ -242,26 +161,17 @@ impl Collective for Processes {
 
     fn all_reduce_sum(&self, what: &'static str, values: &mut [f32]) -> Result<()> {
         let bytes = size_of_val(values);
-        let expected = |rank: usize, theirs: &[u8]| match theirs.len() == bytes {
-            true => Ok(()),
-            false => Err(CollectiveError::Mismatch {
-                rank,
-                actual: format!("{what} of {} bytes", theirs.len()),
-                own: self.rank,
-                expected: format!("{bytes} bytes"),
-            }),
-        };
         let own = bytemuck::cast_slice(values).to_vec();
         let reply = self.through_first(what, own, |own, of_rank| {
             let mut sums: Vec<f32> = values_of(&own).collect();
             for rank in 1..self.ranks {
                 let theirs = of_rank(rank)?;
-                expected(rank, &theirs)?;
+                expect_len(what, (rank, theirs.len()), (self.rank, bytes))?;
                 sums.iter_mut().zip(values_of::<f32>(&theirs)).for_each(|(sum, value)| *sum += value);
             }
             Ok(bytemuck::cast_slice(&sums).to_vec())
         })?;
-        expected(0, &reply).map_err(|error| self.fail(error))?;
+        expect_len(what, (0, reply.len()), (self.rank, bytes)).map_err(|error| self.fail(error))?;
         values.iter_mut().zip(values_of(&reply)).for_each(|(value, sum)| *value = sum);
         Ok(())
     }
@@ -279,101 +189,6 @@ impl Collective for Processes {
 impl Drop for Processes {
     fn drop(&mut self) {
         self.leave(if std::thread::panicking() { "it panicked" } else { "its work is over" });
-    }
-}
-
-fn link_error(info: &RankInfo, error: &dyn std::fmt::Display) -> CollectiveError {
-    CollectiveError::Link(format!("{} (MASTER_ADDR and MASTER_PORT): {error}", info.address))
-}
-
-/// The connections of ranks 1, 2, ..., on rank 0.
-fn accept(info: &RankInfo, until: Instant) -> Result<Vec<TcpStream>> {
-    let failed = |error: io::Error| link_error(info, &error);
-    let listener = listen(&info.address).map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    let mut links: Vec<Option<TcpStream>> = (1..info.ranks).map(|_| None).collect();
-    while links.iter().any(Option::is_none) {
-        match listener.accept() {
-            // A connection without our first bytes is of another program.
-            Ok((link, _)) => {
-                let Ok((rank, ranks)) = read_hello(&link) else { continue };
-                let slot = rank.checked_sub(1).and_then(|at| links.get_mut(at));
-                match slot {
-                    Some(slot) if slot.is_none() && ranks == info.ranks => *slot = Some(link),
-                    _ => {
-                        let what = format!(
-                            "a process says it is rank {rank} of {ranks}, expected one of 1 to {}, each once, of {}",
-                            info.ranks - 1,
-                            info.ranks
-                        );
-                        return Err(link_error(info, &what));
-                    }
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if Instant::now() > until {
-                    let missing = links.iter().zip(1..).filter(|(link, _)| link.is_none());
-                    let missing: Vec<String> =
-                        missing.map(|(_, rank): (_, usize)| rank.to_string()).collect();
-                    let what = format!("no connection from rank {} of {}", missing.join(", "), info.ranks);
-                    return Err(link_error(info, &what));
-                }
-                sleep(PAUSE);
-            }
-            Err(error) => return Err(failed(error)),
-        }
-    }
-    Ok(links.into_iter().flatten().collect())
-}
-
-/// At an address, or on every interface for a name: this machine may know its own as a loopback address.
-fn listen(address: &str) -> io::Result<TcpListener> {
-    let port = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-    match port.filter(|_| address.parse::<SocketAddr>().is_err() && !address.starts_with("localhost:")) {
-        None => TcpListener::bind(address),
-        Some(port) => TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
-            .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))),
-    }
-}
-
-fn read_hello(mut link: &TcpStream) -> io::Result<(usize, usize)> {
-    link.set_nonblocking(false)?;
-    link.set_read_timeout(Some(PATIENCE))?;
-    let mut hello = [0; HELLO.len() + 16];
-    link.read_exact(&mut hello)?;
-    let (name, numbers) = hello.split_at(HELLO.len());
-    if name != HELLO {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    let number =
-        |at: usize| u64::from_le_bytes(numbers[at..at + 8].try_into().expect("eight bytes")) as usize;
-    Ok((number(0), number(8)))
-}
-
-/// The connection to rank 0, which may not be there yet.
-fn connect_to_first(info: &RankInfo, until: Instant) -> Result<TcpStream> {
-    let hello = || -> io::Result<TcpStream> {
-        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-        for address in info.address.to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, PATIENCE) {
-                Ok(mut link) => {
-                    let [rank, ranks] = [info.rank, info.ranks].map(|number| (number as u64).to_le_bytes());
-                    link.write_all(&[&HELLO[..], &rank, &ranks].concat())?;
-                    return Ok(link);
-                }
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    };
-    loop {
-        match hello() {
-            Ok(link) => return Ok(link),
-            Err(error) if Instant::now() > until => {
-                return Err(link_error(info, &format!("rank {} cannot reach rank 0: {error}", info.rank)));
-            }
-            Err(_) => sleep(PAUSE),
-        }
     }
 }
 
@@ -414,19 +229,12 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(20);
 
-    /// A port that was free a moment ago.
-    fn infos(ranks: usize) -> Vec<RankInfo> {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let info = |rank| RankInfo { rank, ranks, local_rank: rank, address: format!("127.0.0.1:{port}") };
-        (0..ranks).map(info).collect()
-    }
-
     fn on_ranks<T: Send>(ranks: usize, work: impl Fn(Processes) -> T + Sync) -> Vec<T> {
         thread::scope(|scope| {
             let work = &work;
             let start = |info: RankInfo| scope.spawn(move || work(Processes::connect(&info, SOON).unwrap()));
             // Rank 0 last: the others try again until it is there.
-            let mut started: Vec<_> = infos(ranks).into_iter().rev().map(start).collect();
+            let mut started: Vec<_> = RankInfo::local(ranks).into_iter().rev().map(start).collect();
             started.reverse();
             started.into_iter().map(|rank| rank.join().unwrap()).collect()
         })
@@ -485,74 +293,6 @@ mod tests {
         });
         for error in done.into_iter().flatten() {
             assert!(matches!(error, CollectiveError::Ended { rank: 2, .. }), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_rank_that_does_not_connect_is_named_and_other_programs_are_ignored() {
-        let [first, second, _] = &infos(3)[..] else { panic!("three ranks") };
-        let waiting = thread::scope(|scope| {
-            let first = scope.spawn(|| Processes::connect(first, Duration::from_secs(2)).err().unwrap());
-            let joined = scope.spawn(|| Processes::connect(second, SOON).map(|_| ()));
-            let stranger = scope.spawn(|| {
-                sleep(Duration::from_millis(200));
-                let mut stranger = TcpStream::connect(&second.address).unwrap();
-                stranger.write_all(b"GET / HTTP/1.1\r\nHost: nobody at all\r\n\r\n").unwrap();
-            });
-            stranger.join().unwrap();
-            joined.join().unwrap().unwrap();
-            first.join().unwrap()
-        });
-        assert!(waiting.to_string().contains("no connection from rank 2 of 3"), "{waiting}");
-    }
-
-    #[test]
-    fn a_name_is_listened_to_on_every_interface() {
-        for (address, all) in
-            [("127.0.0.1:0", false), ("localhost:0", false), ("node-1:0", true), ("[::1]:0", false)]
-        {
-            // A machine may have no IPv6.
-            let Ok(listener) = listen(address) else { continue };
-            assert_eq!(listener.local_addr().unwrap().ip().is_unspecified(), all, "{address}");
-        }
-    }
-
-    #[test]
-    fn ranks_are_those_of_torchrun_and_of_slurm() {
-        let info = |variables: &[(&str, &str)]| {
-            RankInfo::from_variables(|name| {
-                variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_string())
-            })
-        };
-        let torchrun = [
-            ("RANK", "5"),
-            ("WORLD_SIZE", "8"),
-            ("LOCAL_RANK", "1"),
-            ("MASTER_ADDR", "node-1"),
-            ("MASTER_PORT", "29500"),
-        ];
-        let expected = RankInfo { rank: 5, ranks: 8, local_rank: 1, address: "node-1:29500".into() };
-        assert_eq!(info(&torchrun).unwrap(), expected);
-        let agent = [&torchrun[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat();
-        assert_eq!(info(&agent).unwrap().address, "node-1:29501");
-        let slurm = [
-            ("SLURM_PROCID", "0"),
-            ("SLURM_NTASKS", "2"),
-            ("SLURM_LOCALID", "0"),
-            ("MASTER_ADDR", "fe80::1"),
-            ("MASTER_PORT", "1"),
-        ];
-        let expected = RankInfo { rank: 0, ranks: 2, local_rank: 0, address: "[fe80::1]:1".into() };
-        assert_eq!(info(&slurm).unwrap(), expected);
-        for (variables, expected) in [
-            (&torchrun[1..], "RANK is not set"),
-            (&torchrun[..3], "MASTER_ADDR is not set"),
-            (&[&[("RANK", "8")], &torchrun[1..]].concat(), "RANK = 8 and WORLD_SIZE = 8"),
-            (&[&torchrun[..4], &[("MASTER_PORT", "66000")]].concat(), "port 66000"),
-            (&[&[("RANK", "two")], &torchrun[1..]].concat(), "RANK = 'two'"),
-        ] {
-            let error = info(variables).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
         }
     }
 }
