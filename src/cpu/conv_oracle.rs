@@ -3,10 +3,10 @@
 use super::conv::{LEAST, PackedConv};
 use super::conv_weight::weight_gradient;
 use super::epilogue::{Added, Epilogue};
+use super::isa::Isa;
 use super::maps::{BORDER, Maps};
 use super::memory::Aligned;
 use super::numbers::{Format, Number, Numbers, high_and_low};
-use super::tiles::Isa;
 use crate::model::{Conv, ResNet};
 use crate::philox::{Key, Purpose, symmetric};
 

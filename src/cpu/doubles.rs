@@ -5,8 +5,8 @@
 
 #![allow(clippy::needless_range_loop)] // indices stand for lanes
 
-pub use super::tiles::{COLUMNS, Lanes, ROWS};
-use super::tiles::{Isa, Level};
+pub use super::columns::{COLUMNS, Lanes, ROWS};
+use super::isa::{Isa, Level};
 #[cfg(target_arch = "aarch64")]
 use super::wide::Neon;
 #[cfg(not(target_arch = "aarch64"))]
@@ -319,7 +319,7 @@ impl Doubles {
         values: &[Lanes],
     ) {
         let mut sums = [Lanes::ZERO; ROWS];
-        self.isa.columns(matrix, values, &mut sums);
+        self.isa.multiply_columns(matrix, values, &mut sums);
         self.weigh(to, factors, &sums, bias);
     }
 }

@@ -6,10 +6,10 @@ use std::rc::Rc;
 
 use super::arena::{Layout, Model};
 use super::eval::EvalPass;
+use super::isa::Isa;
 use super::memory::{Heap, Input};
 use super::numbers::{Format, Numbers};
 use super::sign_step::sign_step;
-use super::tiles::Isa;
 use super::train::{PAIR, TrainPass, Wanted};
 use crate::collective::Collective;
 use crate::cuda::driver::Driver;

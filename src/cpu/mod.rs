@@ -7,6 +7,7 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod arena;
+mod columns;
 mod conv;
 #[cfg(test)]
 mod conv_oracle;
@@ -16,6 +17,7 @@ mod engine;
 mod epilogue;
 mod eval;
 mod head;
+mod isa;
 mod maps;
 mod memory;
 mod norm;
@@ -50,7 +52,7 @@ pub fn open(network: ResNet, max_batch: usize, format: Format) -> Result<Engine>
 /// # Errors
 /// [`Error::Setting`](crate::engine::Error) where `SECATEUR_CPU` names instructions that this CPU lacks.
 pub fn native_format() -> Result<Format> {
-    Ok(if tiles::Isa::chosen()?.native_bf16 { Format::Bf16 } else { Format::F32 })
+    Ok(if isa::Isa::chosen()?.native_bf16 { Format::Bf16 } else { Format::F32 })
 }
 
 /// Numbers of this format, and the instructions that multiply them here.
@@ -58,5 +60,5 @@ pub fn native_format() -> Result<Format> {
 /// # Errors
 /// [`Error::Setting`](crate::engine::Error) where `SECATEUR_CPU` names instructions that this CPU lacks.
 pub fn numbers(format: Format) -> Result<Numbers> {
-    Ok(Numbers { format, isa: tiles::Isa::chosen()? })
+    Ok(Numbers { format, isa: isa::Isa::chosen()? })
 }

@@ -2,7 +2,8 @@
 //!
 //! Activations and gradients lie in memory as *words* of 32 bits: one f32, or two neighbouring bf16.
 
-use super::tiles::{Isa, Products};
+use super::isa::Isa;
+use super::tiles::Products;
 
 /// A number of an activation or a gradient.
 pub trait Number: bytemuck::Pod + Send + Sync {

@@ -1,7 +1,7 @@
 //! The two inner loops of every convolution, over a vector type or AMX: sums for a tile of pixels, and sums over pixels.
 //!
-//! [`Products`] holds both for one instruction set and one kind of words; the best that the CPU has is found once, and
-//! `SECATEUR_CPU` names another. Sums stay in registers over all products; each adds them in the order of its runs.
+//! [`Products`] holds both for one instruction set and one kind of words. Sums stay in registers over all products; each adds them in the
+//! order of its runs.
 
 // Indices stand for registers: every loop over them unrolls.
 #![allow(clippy::needless_range_loop)]
@@ -13,23 +13,9 @@ use super::vector::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512, Avx512Bf16};
 use super::vector::{Pairs, Portable, Singles, Vector, Words};
-use crate::engine::{Error, Result};
 
 /// Lanes of a vector: output channels that are summed at once.
 pub const LANES: usize = 16;
-
-/// Columns and rows of a matrix product that [`Isa::columns`] makes at once.
-pub const COLUMNS: usize = 2 * LANES;
-pub const ROWS: usize = 10;
-
-/// A number of each column, where a vector is one load.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-pub struct Lanes(pub [f32; COLUMNS]);
-
-impl Lanes {
-    pub const ZERO: Self = Self([0.0; COLUMNS]);
-}
 
 /// Neighbouring words of an input, and where the weights lie that they meet.
 #[derive(Clone, Copy, Debug)]
@@ -112,9 +98,6 @@ type Tile = unsafe fn(*const f32, &Phase, *const f32, *mut f32);
 /// `outer(input, pixels, gradient, rows, sums, words between two rows of sums)`.
 type Outer = unsafe fn(*const f32, &[Pixel], *const f32, usize, *mut f32, usize);
 
-/// `columns(matrix, values, terms, sums)`.
-type Columns = unsafe fn(*const f32, *const f32, usize, *mut f32);
-
 /// `registers(rounds)`: what a tile's sums are after N products each that touch no memory.
 type Registers = unsafe fn(usize) -> f32;
 
@@ -190,83 +173,6 @@ impl Products {
         // SAFETY: `Isa::present` found the instructions.
         std::hint::black_box(unsafe { (self.registers)(rounds) });
         (rounds * self.products) as u64
-    }
-}
-
-/// An instruction set that convolutions are built for.
-pub struct Isa {
-    /// As `SECATEUR_CPU` has it.
-    pub name: &'static str,
-    present: fn() -> bool,
-    /// Words are single f32.
-    pub singles: Products,
-    /// Words are pairs of bf16.
-    pub pairs: Products,
-    columns: Columns,
-    /// Of loops over numbers.
-    pub level: Level,
-    /// Whether bf16 is multiplied by instructions of its own, and so faster than f32.
-    pub native_bf16: bool,
-}
-
-/// What the compiler may use in [`vectorised`](super::vectorised).
-#[derive(Clone, Copy)]
-pub enum Level {
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    /// What the build is for.
-    Build,
-}
-
-impl Isa {
-    /// The fastest that this CPU has, or the one that `SECATEUR_CPU` names.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] for a name that is unknown or an instruction set that this CPU lacks.
-    pub fn chosen() -> Result<&'static Self> {
-        match std::env::var("SECATEUR_CPU") {
-            Ok(name) => Self::named(Some(&name)),
-            Err(std::env::VarError::NotPresent) => Self::named(None),
-            Err(std::env::VarError::NotUnicode(name)) => Self::named(Some(&name.to_string_lossy())),
-        }
-    }
-
-    pub fn named(name: Option<&str>) -> Result<&'static Self> {
-        let present = || ISAS.iter().filter(|isa| (isa.present)());
-        let known = |isas: &mut dyn Iterator<Item = &'static Isa>| {
-            isas.map(|isa| isa.name).collect::<Vec<_>>().join(", ")
-        };
-        match name {
-            None => Ok(present().next().expect("portable code runs anywhere")),
-            Some(name) => present().find(|isa| isa.name == name).ok_or_else(|| {
-                Error::Setting(match ISAS.iter().find(|isa| isa.name == name) {
-                    Some(_) => format!("SECATEUR_CPU={name}: this CPU has {}", known(&mut present())),
-                    None => format!("SECATEUR_CPU={name}: expected one of {}", known(&mut ISAS.iter())),
-                })
-            }),
-        }
-    }
-
-    /// `sums[c][i] = sum_j matrix[j][c] values[j][i]` in f32, each sum in the order of j.
-    ///
-    /// # Panics
-    /// If the matrix and the values have not as many rows.
-    pub fn columns(&self, matrix: &[[f32; ROWS]], values: &[Lanes], sums: &mut [Lanes; ROWS]) {
-        assert_eq!(matrix.len(), values.len(), "rows of a matrix and of what it multiplies");
-        // SAFETY: the slices hold what is read and written; `Isa::present` found the instructions.
-        unsafe {
-            let (terms, sums) = (matrix.len(), sums.as_mut_ptr().cast());
-            (self.columns)(matrix.as_ptr().cast(), values.as_ptr().cast(), terms, sums);
-        }
-    }
-
-    /// Every instruction set of this build that the CPU has, and the names of those that it lacks.
-    #[cfg(test)]
-    pub fn present() -> (Vec<&'static Self>, Vec<&'static str>) {
-        let (present, lacking): (Vec<_>, Vec<_>) = ISAS.iter().partition(|isa| (isa.present)());
-        (present, lacking.iter().map(|isa| isa.name).collect())
     }
 }
 
@@ -374,39 +280,6 @@ unsafe fn outer<V: Vector, W: Words, const P: usize, const N: usize>(
 }
 
 #[inline(always)]
-unsafe fn columns<V: Vector, const P: usize, const N: usize>(
-    matrix: *const f32,
-    values: *const f32,
-    terms: usize,
-    out: *mut f32,
-) {
-    // SAFETY: the caller's pointers reach `terms` rows, and every sum.
-    unsafe {
-        for first in (0..ROWS).step_by(P) {
-            for lane in (0..COLUMNS).step_by(N * LANES) {
-                let (matrix, values) = (matrix.add(first), values.add(lane));
-                let mut sums = [[V::zero(); N]; P];
-                for term in 0..terms {
-                    let row: [V; N] =
-                        std::array::from_fn(|n| V::load(values.add(term * COLUMNS + n * LANES)));
-                    for p in 0..P {
-                        let x = V::splat(matrix.add(term * ROWS + p));
-                        for n in 0..N {
-                            sums[p][n] = sums[p][n].add_product(x, row[n]);
-                        }
-                    }
-                }
-                for p in 0..P {
-                    for n in 0..N {
-                        sums[p][n].store(out.add((first + p) * COLUMNS + lane + n * LANES));
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[inline(always)]
 unsafe fn registers<V: Vector, W: Words, const P: usize>(rounds: usize) -> f32 {
     let ones = std::hint::black_box([1.0f32; LANES]);
     // SAFETY: the caller has the instructions; the pointers are to sixteen f32.
@@ -465,22 +338,26 @@ macro_rules! products {
     }};
 }
 
-/// The loop [`Isa::columns`] of an instruction set.
-macro_rules! columns {
-    ($vector:ty, [$($features:literal)?], wide: $wide:literal) => {{
-        $(#[target_feature(enable = $features)])?
-        unsafe fn columns_of(matrix: *const f32, values: *const f32, terms: usize, sums: *mut f32) {
-            const VECTORS: usize = 1 + $wide as usize;
-            // SAFETY: the caller's.
-            unsafe { columns::<$vector, { ROWS * VECTORS / 2 }, VECTORS>(matrix, values, terms, sums) }
-        }
-        columns_of
-    }};
-}
-
-/// The loops of AMX, for pairs of bf16.
 #[cfg(target_arch = "x86_64")]
-const AMX: Products = Products {
+pub const AVX512_SINGLES: Products = products!(Avx512, Singles, ["avx512f"], pixels: 8, wide: true);
+#[cfg(target_arch = "x86_64")]
+pub const AVX512_PAIRS: Products = products!(Avx512, Pairs, ["avx512f"], pixels: 8, wide: true);
+#[cfg(target_arch = "x86_64")]
+pub const AVX512_BF16_PAIRS: Products =
+    products!(Avx512Bf16, Pairs, ["avx512f,avx512bf16"], pixels: 8, wide: true);
+#[cfg(target_arch = "x86_64")]
+pub const AVX2_SINGLES: Products = products!(Avx2, Singles, ["avx2,fma"], pixels: 4, wide: false);
+#[cfg(target_arch = "x86_64")]
+pub const AVX2_PAIRS: Products = products!(Avx2, Pairs, ["avx2,fma"], pixels: 4, wide: false);
+#[cfg(target_arch = "aarch64")]
+pub const NEON_SINGLES: Products = products!(Neon, Singles, [], pixels: 4, wide: false);
+#[cfg(target_arch = "aarch64")]
+pub const NEON_PAIRS: Products = products!(Neon, Pairs, [], pixels: 4, wide: false);
+pub const PORTABLE_SINGLES: Products = products!(Portable, Singles, [], pixels: 2, wide: false);
+pub const PORTABLE_PAIRS: Products = products!(Portable, Pairs, [], pixels: 2, wide: false);
+
+#[cfg(target_arch = "x86_64")]
+pub const AMX_PAIRS: Products = Products {
     registers: amx::registers,
     products: 2 * amx::ROWS * LANES * 2 * amx::ROWS,
     tile: [amx::tile::<1>, amx::tile::<2>],
@@ -488,53 +365,3 @@ const AMX: Products = Products {
     wide: true,
     rows: amx::ROWS,
 };
-
-/// An [`Isa`]: its name, whether the CPU has it, its vector and features, and how many pixels a tile has.
-macro_rules! isa {
-    ($name:literal, $present:expr, $level:ident, $vector:ty, [$($features:literal)?],
-     pixels: $pixels:literal, wide: $wide:literal, native_bf16: $native:literal) => {
-        Isa {
-            name: $name,
-            present: || $present,
-            level: Level::$level,
-            native_bf16: $native,
-            columns: columns!($vector, [$($features)?], wide: $wide),
-            singles: products!($vector, Singles, [$($features)?], pixels: $pixels, wide: $wide),
-            pairs: products!($vector, Pairs, [$($features)?], pixels: $pixels, wide: $wide),
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-fn has_avx512() -> bool {
-    // With those that every server CPU since 2017 also has.
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512dq")
-}
-
-/// All of this build, the fastest first.
-static ISAS: &[Isa] = &[
-    #[cfg(target_arch = "x86_64")]
-    Isa {
-        name: "amx",
-        present: || has_avx512() && amx::present(),
-        level: Level::Avx512,
-        native_bf16: true,
-        columns: columns!(Avx512, ["avx512f"], wide: true),
-        singles: products!(Avx512, Singles, ["avx512f"], pixels: 8, wide: true),
-        pairs: AMX,
-    },
-    #[cfg(target_arch = "x86_64")]
-    isa!("avx512-bf16", has_avx512() && is_x86_feature_detected!("avx512bf16"),
-        Avx512, Avx512Bf16, ["avx512f,avx512bf16"], pixels: 8, wide: true, native_bf16: true),
-    #[cfg(target_arch = "x86_64")]
-    isa!("avx512", has_avx512(), Avx512, Avx512, ["avx512f"], pixels: 8, wide: true, native_bf16: false),
-    #[cfg(target_arch = "x86_64")]
-    isa!("avx2", is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"), Avx2, Avx2, ["avx2,fma"],
-        pixels: 4, wide: false, native_bf16: false),
-    #[cfg(target_arch = "aarch64")]
-    isa!("neon", true, Build, Neon, [], pixels: 4, wide: false, native_bf16: false),
-    isa!("portable", true, Build, Portable, [], pixels: 2, wide: false, native_bf16: false),
-];

@@ -12,7 +12,7 @@ macro_rules! vectorised {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
         $visible fn $name(numbers: $crate::cpu::Numbers, $($argument: $type),*) {
-            use $crate::cpu::{numbers::{Format, Number}, tiles::Level};
+            use $crate::cpu::{isa::Level, numbers::{Format, Number}};
 
             #[inline(always)]
             fn body<$number: Number>($($argument: $type),*) $body
